@@ -1,0 +1,173 @@
+"""The catalogue: what each resource is called, keyed by, fetched from and made of. Loads and checks catalogue.toml."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+Kind = Literal["summary", "stream", "device", "timeseries"]
+FieldType = Literal["text", "integer", "number", "boolean", "date", "datetime"]
+Dates = Literal["moment", "day", "none"]
+
+FIELD_TYPES = frozenset({"text", "integer", "number", "boolean", "date", "datetime"})
+KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
+RESERVED = frozenset(
+    {"user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"}
+)
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+DATA_EVENT = re.compile(r"(daily|historical)\.(?:data|timeseries)\.([a-z0-9_]+)\.(created|updated)")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One scalar of a public schema: a typed column of the resource's view."""
+
+    name: str
+    type: FieldType
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name) or self.name in RESERVED:
+            raise ValueError(f"{self.name!r} cannot be a column")
+        if self.type not in FIELD_TYPES:
+            raise ValueError(f"{self.name}: {self.type!r} is no field type")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One row of the catalogue. Contradictions are refused when it is made."""
+
+    name: str
+    kind: Kind
+    path: str
+    rows: str | None = None
+    dates: Dates = "moment"
+    fields: tuple[Field, ...] = ()
+    identifier: str = "id"
+    key: tuple[str, ...] = ()
+    unit: str | None = None
+    interval: bool = False
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no resource name")
+        if not self.path.startswith("/v2/") or "{" not in self.path:
+            raise ValueError(f"{self.name}: {self.path!r} is no fetch path")
+        if self.dates not in ("moment", "day", "none"):
+            raise ValueError(f"{self.name}: dates cannot be {self.dates!r}")
+        if self.kind != "timeseries" and (self.key or self.unit or self.interval):
+            raise ValueError(f"{self.name}: key, unit and interval belong to timeseries")
+        if unknown := set(self.key) - KEY_PARTS:
+            raise ValueError(f"{self.name}: no such key part: {', '.join(sorted(unknown))}")
+        if len({field.name for field in self.fields}) != len(self.fields):
+            raise ValueError(f"{self.name}: a field is named twice")
+
+    @property
+    def paged(self) -> bool:
+        """Only the grouped timeseries endpoints page; a summary's size is bounded by its window."""
+        return self.kind == "timeseries"
+
+    @property
+    def has_version(self) -> bool:
+        """Whether a record says itself when it was last changed."""
+        return any(field.name == "updated_at" for field in self.fields)
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What an event's name says: what is to be done, and with which resource if with one."""
+
+    name: str
+    does: Literal["data", "historical", "connection", "device", "query", "lab", "unknown"]
+    resource: Resource | None = None
+
+
+class Catalogue(Mapping[str, Resource]):
+    """All resources by name, in the order of the file, and what every event type means."""
+
+    def __init__(self, resources: list[Resource], other_events: dict[str, str]) -> None:
+        self._resources = {resource.name: resource for resource in resources}
+        if len(self._resources) != len(resources):
+            raise ValueError("a resource stands in the catalogue twice")
+        self._events: dict[str, EventType] = {}
+        for resource in resources:
+            if resource.kind in ("summary", "stream", "timeseries"):
+                self._add_data_events(resource)
+        for name, does in other_events.items():
+            device = self._resources["device"] if does == "device" else None
+            self._events[name] = EventType(name, does, device)  # type: ignore[arg-type]
+
+    def _add_data_events(self, resource: Resource) -> None:
+        for suffix in ("created", "updated"):
+            name = f"daily.data.{resource.name}.{suffix}"
+            self._events[name] = EventType(name, "data", resource)
+        name = f"historical.data.{resource.name}.created"
+        self._events[name] = EventType(name, "historical", resource)
+
+    def __getitem__(self, name: str) -> Resource:
+        return self._resources[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._resources)
+
+    def __len__(self) -> int:
+        return len(self._resources)
+
+    def of_kind(self, *kinds: Kind) -> list[Resource]:
+        """The resources of these kinds, in the order of the file."""
+        return [resource for resource in self.values() if resource.kind in kinds]
+
+    @property
+    def event_names(self) -> list[str]:
+        """The event types of the public catalogue, without the legacy ones."""
+        return [name for name, event in self._events.items() if not (event.resource and event.resource.legacy)]
+
+    def event(self, name: str) -> EventType:
+        """What an event type means; tolerant of the old spelling `daily.timeseries.NAME`."""
+        if known := self._events.get(name):
+            return known
+        if match := DATA_EVENT.fullmatch(name):
+            era, resource, suffix = match.groups()
+            if known := self._events.get(f"{era}.data.{resource}.{suffix}"):
+                return EventType(name, known.does, known.resource)
+        return EventType(name, "unknown")
+
+
+def _fields(texts: list[str]) -> tuple[Field, ...]:
+    return tuple(Field(*text.split()) for text in texts)  # type: ignore[arg-type]
+
+
+def _timeseries(name: str, row: dict[str, Any]) -> Resource:
+    row = dict(row)
+    return Resource(
+        name=name,
+        kind="timeseries",
+        path=f"/v2/timeseries/{{user_id}}/{row.pop('segment', name)}/grouped",
+        rows="groups",
+        fields=_fields(row.pop("values", [])),
+        key=tuple(row.pop("key", ())),
+        **row,
+    )
+
+
+def _other(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
+    row = dict(row)
+    return Resource(name=name, kind=kind, fields=_fields(row.pop("fields", [])), **row)
+
+
+def parse(text: str) -> Catalogue:
+    """Reads a catalogue. Raises ValueError or TypeError, naming the row, if one contradicts itself."""
+    document = tomllib.loads(text)
+    kinds: tuple[Kind, ...] = ("summary", "stream", "device")
+    resources = [_other(kind, name, row) for kind in kinds for name, row in document.get(kind, {}).items()]
+    resources += [_timeseries(name, row) for name, row in document.get("timeseries", {}).items()]
+    return Catalogue(resources, document.get("events", {}))
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The catalogue that ships with Headrace."""
+    return parse(files("app").joinpath("catalogue.toml").read_text(encoding="utf-8"))

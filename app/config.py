@@ -1,0 +1,262 @@
+"""Settings: the only reader of the environment. Everything else is handed a Settings."""
+
+import base64
+import binascii
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from app.errors import Misconfigured
+
+JUNCTION_HOSTS = {
+    "pk_us_": "https://api.us.junction.com",
+    "pk_eu_": "https://api.eu.junction.com",
+    "sk_us_": "https://api.sandbox.us.junction.com",
+    "sk_eu_": "https://api.sandbox.eu.junction.com",
+}
+SHORTEST_SECRET_BYTES = 16
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _number(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number < 1e9:
+        raise ValueError
+    return number
+
+
+def _yes(value: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.hostname or parts.path):
+            raise ValueError
+        return value
+
+    return check
+
+
+def _database_url(value: str) -> str:
+    checked = _url("postgresql", "postgres", "postgresql+psycopg")(value)
+    return "postgresql+psycopg://" + checked.split("://", 1)[1]
+
+
+def _junction_secrets(value: str) -> tuple[str, ...]:
+    """Svix signing secrets: base64 behind `whsec_`. Strictly decoded, because a lenient reader takes typing errors."""
+    for secret in _list(value):
+        raw = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        if not secret.startswith("whsec_") or len(raw) < SHORTEST_SECRET_BYTES:
+            raise ValueError
+    return _list(value)
+
+
+def _terra_secrets(value: str) -> tuple[str, ...]:
+    if any(len(secret) < SHORTEST_SECRET_BYTES for secret in _list(value)):
+        raise ValueError
+    return _list(value)
+
+
+def _keys(value: str) -> tuple[bytes, ...]:
+    keys = tuple(base64.b64decode(part, validate=True) for part in _list(value))
+    if any(len(key) != 32 for key in keys):
+        raise ValueError
+    return keys
+
+
+def _setting(
+    name: str, default: Any, read: Callable[[str], Any], meaning: str, *, want: str = "", secret: bool = False
+) -> Any:
+    about = {"name": name, "read": read, "meaning": meaning, "want": want or meaning, "secret": secret}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process was told. Secrets are left out of its repr."""
+
+    database_url: str | None = _setting(
+        "DATABASE_URL", None, _database_url, "PostgreSQL", want="postgresql://user:password@host/database", secret=True
+    )
+    broker_url: str | None = _setting(
+        "BROKER_URL",
+        None,
+        _url("redis", "rediss", "amqp", "amqps"),
+        "the broker; falls back to REDIS_URL",
+        want="redis://, rediss://, amqp:// or amqps:// and a host",
+        secret=True,
+    )
+    redis_url: str | None = _setting(
+        "REDIS_URL",
+        None,
+        _url("redis", "rediss"),
+        "shared rate limits; needed beside an AMQP broker",
+        want="redis:// or rediss:// and a host",
+        secret=True,
+    )
+    junction_api_key: str | None = _setting(
+        "JUNCTION_API_KEY", None, _text, "reads history from Junction's API", secret=True
+    )
+    junction_base_url: str | None = _setting(
+        "JUNCTION_BASE_URL", None, _url("http", "https"), "derived from the key's prefix unless set", want="a URL"
+    )
+    junction_webhook_secrets: tuple[str, ...] = _setting(
+        "JUNCTION_WEBHOOK_SECRET",
+        (),
+        _junction_secrets,
+        "one or several signing secrets, comma-separated",
+        want="whsec_ and at least 16 bytes in base64, as the dashboard shows it",
+        secret=True,
+    )
+    terra_dev_id: str | None = _setting("TERRA_DEV_ID", None, _text, "the developer id of a Terra account")
+    terra_api_key: str | None = _setting("TERRA_API_KEY", None, _text, "reads history from Terra's API", secret=True)
+    terra_base_url: str = _setting(
+        "TERRA_BASE_URL", "https://access.tryterra.co/api/v2", _url("http", "https"), "Terra's API", want="a URL"
+    )
+    terra_signing_secrets: tuple[str, ...] = _setting(
+        "TERRA_SIGNING_SECRET",
+        (),
+        _terra_secrets,
+        "one or several signing secrets, comma-separated",
+        want="at least 16 characters each",
+        secret=True,
+    )
+    terra_tolerance_seconds: int = _setting(
+        "TERRA_SIGNATURE_TOLERANCE_SECONDS", 300, _number, "how old a signature of Terra's may be", want="seconds"
+    )
+    encryption_keys: tuple[bytes, ...] = _setting(
+        "HEADRACE_ENCRYPTION_KEY",
+        (),
+        _keys,
+        "seals bodies on the queue; several, comma-separated: the first seals, all open",
+        want="32 bytes in base64 (python3 -c 'import base64,os; print(base64.b64encode(os.urandom(32)).decode())')",
+        secret=True,
+    )
+    max_body_bytes: int = _setting(
+        "HEADRACE_MAX_BODY_BYTES", 16 * 1024 * 1024, _number, "a larger body is answered 413", want="a number of bytes"
+    )
+    resources: tuple[str, ...] = _setting(
+        "HEADRACE_RESOURCES", (), _list, "keep only these resources, comma-separated; all if empty"
+    )
+    providers: tuple[str, ...] = _setting(
+        "HEADRACE_PROVIDERS", (), _list, "keep only these providers (garmin, oura ...); all if empty"
+    )
+    enqueue_deadline_seconds: float = _setting(
+        "HEADRACE_ENQUEUE_DEADLINE_SECONDS", 4.0, _seconds, "no confirmation by then is 503", want="seconds, 4 or less"
+    )
+    message_deliveries: int = _setting(
+        "HEADRACE_MESSAGE_DELIVERIES", 200, _number, "deliveries that may share one message", want="a number"
+    )
+    message_bytes: int = _setting(
+        "HEADRACE_MESSAGE_BYTES", 4 * 1024 * 1024, _number, "bytes of sealed bodies that may share one message"
+    )
+    visibility_timeout_seconds: int = _setting(
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS",
+        60,
+        _number,
+        "after this a killed worker's message is given to another (Redis)",
+        want="seconds",
+    )
+    broker_durability_asserted: bool = _setting(
+        "HEADRACE_BROKER_DURABILITY_ASSERTED",
+        False,
+        _yes,
+        "true: the operator vouches that a broker which cannot be inspected keeps what it confirmed",
+        want="true or false",
+    )
+    host: str = _setting("HEADRACE_HOST", "127.0.0.1", _text, "the address that web and Flower listen on")
+    port: int = _setting("HEADRACE_PORT", 8000, _number, "the port that web listens on", want="a port")
+    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, _number, "processes of the endpoint", want="a number")
+    web_threads: int = _setting(
+        "HEADRACE_WEB_THREADS", 64, _number, "requests that one process may hold while a message is in flight"
+    )
+    flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _number, "the port that Flower listens on", want="a port")
+    flower_auth: str | None = _setting(
+        "HEADRACE_FLOWER_AUTH", None, _text, "user:password of Flower, which never starts without", secret=True
+    )
+    data_dir: str = _setting("HEADRACE_DATA_DIR", ".headrace", _text, "where `headrace up` keeps everything")
+    ready_file: str | None = _setting(
+        "HEADRACE_READY_FILE", None, _text, "a worker makes this file when it is ready; `headrace up` sets it"
+    )
+    log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", str.upper, "DEBUG, INFO, WARNING or ERROR")
+
+    def __repr__(self) -> str:
+        shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if not one.metadata["secret"])
+        return f"Settings({', '.join(shown)})"
+
+    def keeps(self, resource: str, provider: str) -> bool:
+        """Whether the operator wants this resource from this provider."""
+        return (not self.resources or resource in self.resources) and (not self.providers or provider in self.providers)
+
+    @property
+    def junction_api_url(self) -> str:
+        """The base of Junction's API, from the setting or the key's prefix. Raises Misconfigured."""
+        if self.junction_base_url:
+            return self.junction_base_url.rstrip("/")
+        for prefix, host in JUNCTION_HOSTS.items():
+            if (self.junction_api_key or "").startswith(prefix):
+                return host
+        raise Misconfigured("JUNCTION_BASE_URL: not set, and the prefix of JUNCTION_API_KEY does not tell the region")
+
+    def need_database(self) -> str:
+        """The database's URL. Raises Misconfigured if there is none."""
+        return self.database_url or _missing("DATABASE_URL", "postgresql://user:password@host/database")
+
+    def need_broker(self) -> str:
+        """The broker's URL. Raises Misconfigured if there is none."""
+        return self.broker_url or self.redis_url or _missing("BROKER_URL", "redis://host:6379/0 or amqp://host")
+
+    def need_webhook_secret(self) -> None:
+        """Raises Misconfigured if no provider's signatures could be verified: there is no way to switch that off."""
+        if not (self.junction_webhook_secrets or self.terra_signing_secrets):
+            _missing("JUNCTION_WEBHOOK_SECRET", "the endpoint's signing secret (or TERRA_SIGNING_SECRET)")
+
+    def need_flower_auth(self) -> str:
+        """Flower's user:password. Raises Misconfigured: without, anybody could read and end tasks."""
+        user, _, password = (self.flower_auth or "").partition(":")
+        if not user or len(password) < 8:
+            _missing("HEADRACE_FLOWER_AUTH", "user:password with at least 8 characters of password")
+        return f"{user}:{password}"
+
+
+def inherited() -> dict[str, str]:
+    """The whole environment, for a process that starts others."""
+    return dict(os.environ)
+
+
+def _missing(name: str, want: str) -> str:
+    raise Misconfigured(f"{name}: not set; set it to {want}, or run `headrace up` for a complete stack")
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Reads the settings from the environment. Raises Misconfigured, naming the variable and never its value."""
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for one in fields(Settings):
+        text = environment.get(one.metadata["name"], "").strip()
+        if not text:
+            continue
+        try:
+            values[one.name] = one.metadata["read"](text)
+        except (ValueError, KeyError, binascii.Error):
+            # `from None`: the cause's text would quote the value.
+            raise Misconfigured(f"{one.metadata['name']}: not usable; it should be {one.metadata['want']}") from None
+    return Settings(**values)

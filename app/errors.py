@@ -1,0 +1,37 @@
+"""Every error Headrace raises, named by what must happen next. Anybody may import this.
+
+HeadraceError
+├── Misconfigured        stop: the operator must change a setting
+├── Refused              401: the request is not from who it claims to be
+├── NotTaken             503: the broker did not confirm; the sender will send again
+├── DeadLetter           set aside: trying again cannot mend it
+└── TryLater             put back: something we depend on is away
+"""
+
+
+class HeadraceError(Exception):
+    """The root: `except HeadraceError` at a process edge prints one line and ends with status 1."""
+
+
+class Misconfigured(HeadraceError):
+    """A setting is missing or unsafe. The text names the setting and how to mend it, never its value."""
+
+
+class Refused(HeadraceError):
+    """A signature is missing, wrong or stale. `reason` is one of a fixed set, fit for a metric label."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotTaken(HeadraceError):
+    """The broker has not confirmed a delivery in time, so it must not be answered with 2xx."""
+
+
+class DeadLetter(HeadraceError):
+    """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
+
+
+class TryLater(HeadraceError):
+    """The database, the broker or a provider is away; the same work will do later."""

@@ -1,0 +1,126 @@
+"""The queue: lanes, task names, the Celery object, and publishing deliveries so that they survive a power cut."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from celery import Celery
+from kombu.entity import Exchange, Queue
+from kombu.exceptions import KombuError, OperationalError
+
+from app.config import Settings
+from app.delivery import Delivery, pack
+from app.errors import NotTaken
+
+LANES = ("live", "backfill", "maintenance")
+APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
+SWEEP = "headrace.sweep"  # beat's: looks for work that is due
+
+Role = Literal["publisher", "worker"]
+
+
+def is_amqp(url: str) -> bool:
+    """Whether the broker speaks AMQP (RabbitMQ) rather than Redis."""
+    return urlsplit(url).scheme in ("amqp", "amqps")
+
+
+def make_celery(settings: Settings, role: Role) -> Celery:
+    """The Celery application of one process. Publishers give up quickly; workers wait for their broker."""
+    url = settings.need_broker()
+    celery = Celery("headrace", broker=url, set_as_current=role == "worker")
+    celery.conf.update(
+        task_queues=[_queue(lane, url) for lane in LANES],
+        task_default_queue="maintenance",
+        task_create_missing_queues=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_publish_retry=role == "worker",
+        worker_prefetch_multiplier=1,  # a batch is work enough; what is prefetched waits for its visibility timeout
+        worker_send_task_events=True,  # Flower's
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(settings, role),
+        broker_pool_limit=2,
+        event_queue_ttl=60,
+        event_queue_expires=60,
+        timezone="UTC",
+        enable_utc=True,
+    )
+    return celery
+
+
+def _queue(lane: str, url: str) -> Queue:
+    arguments = {"x-queue-type": "quorum"} if is_amqp(url) else None
+    return Queue(lane, Exchange(lane, type="direct", durable=True), lane, durable=True, queue_arguments=arguments)
+
+
+def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
+    url = settings.need_broker()
+    if is_amqp(url):
+        options: dict[str, Any] = {"confirm_publish": True}
+        return options | ({"read_timeout": 2, "write_timeout": 2} if role == "publisher" else {})
+    options = {
+        "visibility_timeout": settings.visibility_timeout_seconds,
+        # Without these two a killed worker's message comes back after ten times ten seconds more.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "socket_keepalive": True,
+    }
+    if role == "publisher":
+        # A frozen broker spends the socket's timeout twice (measured: 4.0 s with 2 s), and 5 s are all there is.
+        options |= {"socket_timeout": 1.5, "socket_connect_timeout": 1, "max_retries": 1, "interval_start": 0}
+    return options
+
+
+class Publisher:
+    """Puts messages of deliveries on the live lane over one connection, for one thread."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+        self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "live")
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def publish(self, deliveries: Sequence[Delivery]) -> None:
+        """Returns once the broker has the message on disk. Raises NotTaken if that is not certain."""
+        try:
+            if self._producer is None:
+                self._connection = self._celery.connection_for_write()
+                self._producer = self._celery.amqp.Producer(self._connection)
+            self._celery.send_task(
+                APPLY,
+                args=(pack(deliveries),),
+                queue=self._lane,  # declared with every first publish: an unbound key would swallow the message
+                producer=self._producer,
+                retry=False,
+                argsrepr=f"({len(deliveries)} deliveries)",  # what Flower and logs may show
+                kwargsrepr="{}",
+            )
+        except self._errors() as error:
+            self.close()
+            raise NotTaken(f"the broker did not confirm ({type(error).__name__})") from error
+
+    def ping(self) -> None:
+        """Raises NotTaken if the broker cannot be reached now."""
+        try:
+            with self._celery.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
+        except self._errors() as error:
+            raise NotTaken(f"the broker cannot be reached ({type(error).__name__})") from error
+
+    def close(self) -> None:
+        """Forgets the connection, so that the next publish makes another."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            connection.collapse()
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What a broker that is away, full or broken raises, which differs by transport."""
+        transport = self._celery.connection_for_write()
+        return (KombuError, OperationalError, OSError, *transport.connection_errors, *transport.channel_errors)

@@ -1,0 +1,62 @@
+"""Sealing: what a body looks like on the queue and at rest. Compressed, and encrypted when there is a key."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from app.errors import DeadLetter
+
+PLAIN, DEFLATED, ENCRYPTED = 0, 1, 2  # bits of the first byte
+# A workout of 1.1 kB shrinks by 450 bytes for 20 us; a thousand samples shrink tenfold.
+COMPRESS_FROM = 2048
+LARGEST = 256 * 1024 * 1024
+KEY_ID_BYTES, NONCE_BYTES = 4, 12
+
+
+class Sealer:
+    """Seals with the first key and opens with any; without keys it only compresses.
+
+    A sealed body is one byte of flags, then, when encrypted, 4 bytes that name the key, a 12-byte nonce and the
+    AES-256-GCM text with its tag (NIST SP 800-38D). `about` is bound to it: a body cannot be passed off as another's.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._ciphers = {hashlib.sha256(key).digest()[:KEY_ID_BYTES]: AESGCM(key) for key in keys}
+        self._first = next(iter(self._ciphers), None)
+
+    def seal(self, body: bytes, about: str) -> bytes:
+        """Makes `body` unreadable for whoever has no key."""
+        flags = PLAIN
+        if len(body) >= COMPRESS_FROM:
+            flags, body = DEFLATED, zlib.compress(body, 1)
+        if self._first is None:
+            return bytes([flags]) + body
+        nonce = os.urandom(NONCE_BYTES)
+        text = self._ciphers[self._first].encrypt(nonce, body, about.encode())
+        return bytes([flags | ENCRYPTED]) + self._first + nonce + text
+
+    def open(self, sealed: bytes, about: str) -> bytes:
+        """The body again. Raises DeadLetter if it was damaged, is about something else, or its key is not here."""
+        flags, body = sealed[0], sealed[1:]
+        if flags & ENCRYPTED:
+            body = self._decrypt(body, about)
+        if flags & DEFLATED:
+            inflater = zlib.decompressobj()
+            body = inflater.decompress(body, LARGEST)
+            if inflater.unconsumed_tail:
+                raise DeadLetter("the sealed body is larger than 256 MiB")
+        return body
+
+    def _decrypt(self, text: bytes, about: str) -> bytes:
+        key_id, rest = text[:KEY_ID_BYTES], text[KEY_ID_BYTES:]
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise DeadLetter(f"sealed with a key (id {key_id.hex()}) that HEADRACE_ENCRYPTION_KEY does not hold")
+        try:
+            return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], about.encode())
+        except InvalidTag:
+            raise DeadLetter("the sealed body was damaged or belongs to another delivery") from None

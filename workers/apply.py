@@ -1,0 +1,156 @@
+"""Applies messages: opens every delivery, merges what they say and settles them, all in one transaction."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+
+from app import metrics
+from app.actions import Notice, Parsed
+from app.config import Settings
+from app.delivery import Delivery, unpack
+from app.errors import DeadLetter, TryLater
+from app.providers import PROVIDERS
+from app.sealing import Sealer
+from workers.store.backfills import open_backfill
+from workers.store.engine import transaction
+from workers.store.ledger import Outcome, Settled, bury, settle
+from workers.store.series import SeriesNumbers
+from workers.store.writer import Numbered, Written, touch_users, write
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A delivery and what it means, or why it cannot be used."""
+
+    delivery: Delivery
+    attempts: int
+    parsed: Parsed | None = None
+    reason: str | None = None
+
+
+class Applier:
+    """Turns messages into rows. One for the life of a worker process."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+        self._sealer = Sealer(settings.encryption_keys)
+        self._series = SeriesNumbers(engine)
+
+    def apply(self, packed: str) -> Counter[Outcome]:
+        """Applies a message; what became of its deliveries. Raises TryLater, having changed nothing.
+
+        All deliveries go in one transaction. If PostgreSQL refuses the data of one of them, each goes in its own, so
+        that the others land and only that one is set aside.
+        """
+        opened = [self._open(delivery, attempts) for delivery, attempts in _once_each(unpack(packed))]
+        try:
+            settled = self._commit(opened)
+        except TryLater:
+            raise
+        except Exception as error:  # noqa: BLE001 - one of them is at fault; which one, each alone will tell
+            log.info("a message of %d deliveries is taken apart: %s", len(opened), _reason(error))
+            settled = [one for delivery in opened for one in self._commit_alone(delivery)]
+        for one in settled:
+            metrics.OUTCOMES.labels(one.aggregator, one.outcome).inc()
+        return Counter(one.outcome for one in settled)
+
+    def _open(self, delivery: Delivery, attempts: int) -> Opened:
+        provider = PROVIDERS.get(delivery.aggregator)
+        if provider is None:
+            return Opened(delivery, attempts, reason="from an aggregator that this worker does not know")
+        try:
+            body = self._sealer.open(delivery.sealed, delivery.about)
+            parsed = provider.parse(delivery, body, self._settings)
+        except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
+            return Opened(delivery, attempts, reason=_reason(error))
+        if parsed.collapsed:
+            metrics.COLLAPSED.inc(parsed.collapsed)
+        return Opened(delivery, attempts, parsed)
+
+    def _commit_alone(self, opened: Opened) -> list[Settled]:
+        try:
+            return self._commit([opened])
+        except TryLater:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
+            return self._commit([Opened(opened.delivery, opened.attempts, reason=_reason(error))])
+
+    def _commit(self, opened: Sequence[Opened]) -> list[Settled]:
+        batch = [
+            Numbered(n, action)
+            for n, one in enumerate(opened)
+            if one.parsed is not None
+            for action in one.parsed.actions
+        ]
+        with transaction(self._engine) as connection:
+            touch_users(connection, _users(opened))
+            written = write(connection, batch, "webhook", self._series)
+            for one in batch:
+                if isinstance(one.action, Notice) and open_backfill(connection, opened[one.n].delivery, one.action):
+                    written.changed[one.n] += 1
+            settled = [_settled(n, one, written) for n, one in enumerate(opened)]
+            settle(connection, settled)
+            _bury_dead(connection, opened)
+        return settled
+
+
+def _reason(error: Exception) -> str:
+    """Why a delivery is set aside. An error that is not ours may quote a value, so only its kind is told."""
+    if isinstance(error, DeadLetter):
+        return str(error)
+    where = error.__traceback__
+    while where and where.tb_next:
+        where = where.tb_next
+    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
+    return f"unforeseen {type(error).__name__}{line}"
+
+
+def _once_each(deliveries: Iterable[Delivery]) -> list[tuple[Delivery, int]]:
+    """A delivery id may stand in a message more than once: the first one is taken, all are counted."""
+    first: dict[str, Delivery] = {}
+    for delivery in deliveries:
+        first.setdefault(delivery.about, delivery)
+    count = Counter(delivery.about for delivery in deliveries)
+    return [(delivery, count[about]) for about, delivery in first.items()]
+
+
+def _users(opened: Sequence[Opened]) -> dict[str, str | None]:
+    """Who the deliveries that do something are about, with their client_user_id where one of them names it."""
+    users: dict[str, str | None] = {}
+    for one in opened:
+        if one.parsed and one.parsed.user_id and one.parsed.actions:
+            users[one.parsed.user_id] = one.parsed.client_user_id or users.get(one.parsed.user_id)
+    return users
+
+
+def _settled(n: int, opened: Opened, written: Written) -> Settled:
+    delivery, parsed = opened.delivery, opened.parsed
+    if parsed is None:
+        outcome: Outcome = "dead"
+    elif parsed.ignored:
+        outcome = "ignored"
+    elif written.changed[n]:
+        outcome = "applied"
+    else:
+        outcome = "stale" if n in written.stale else "duplicate"
+    return Settled(
+        delivery.aggregator,
+        delivery.message_id,
+        parsed.event_type if parsed else None,
+        parsed.user_id if parsed else None,
+        delivery.received,
+        outcome,
+        opened.attempts,
+        opened.reason or (parsed.ignored if parsed else None),
+    )
+
+
+def _bury_dead(connection: Connection, opened: Sequence[Opened]) -> None:
+    for one in opened:
+        if one.reason:
+            bury(connection, one.delivery, None, one.reason)

@@ -1,0 +1,87 @@
+"""What is asked of the broker beside messages: whether it keeps what it confirms, and how much waits in it."""
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from app.config import Settings
+from app.delivery import unpack
+from app.errors import DeadLetter, Misconfigured, TryLater
+from app.queue import is_amqp
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+WHY = {
+    "appendonly": "without it a restart loses every event that was answered 202",
+    "appendfsync": "with anything but always a power cut loses the last second of events that were answered 202",
+    "maxmemory-policy": "any other policy throws events away when memory is short",
+}
+
+
+def redis_client(url: str) -> "redis.Redis":
+    """A client that gives up quickly."""
+    return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2)
+
+
+def need_durable(settings: Settings) -> None:
+    """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached."""
+    url = settings.need_broker()
+    if settings.broker_durability_asserted or is_amqp(url):
+        return
+    try:
+        with redis_client(url) as client:
+            found = {name: str(client.config_get(name).get(name)) for name in DURABLE}
+    except redis.ResponseError:
+        raise Misconfigured(
+            "BROKER_URL: the broker does not show its configuration, so it cannot be seen whether it keeps events; "
+            "if you know that it does (appendfsync always, noeviction), set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+        ) from None
+    except redis.RedisError as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+    for name, wanted in DURABLE.items():
+        if found[name] != wanted:
+            raise Misconfigured(
+                f"BROKER_URL: the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
+                f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+            )
+
+
+@dataclass(frozen=True)
+class Lane:
+    """How much waits in a lane."""
+
+    name: str
+    messages: int
+    oldest: timedelta | None  # how long the oldest message has waited, where the broker lets us look
+
+
+def lanes(celery: Celery, settings: Settings) -> list[Lane]:
+    """Every lane with what waits in it. Raises TryLater if the broker cannot be reached."""
+    url = settings.need_broker()
+    try:
+        with celery.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            # Declared, not only asked for: on Redis an empty queue does not exist.
+            bound = [queue.bind(connection.default_channel) for queue in celery.conf.task_queues]
+            depths = {queue.name: queue.queue_declare().message_count for queue in bound}
+    except (OperationalError, OSError, *celery.connection_for_read().channel_errors) as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+    return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
+
+
+def _oldest(url: str, lane: str) -> timedelta | None:
+    """The age of the message that is taken next; kombu pushes on the left and pops on the right."""
+    with redis_client(url) as client:
+        raw = client.lindex(lane, -1)
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        (packed,), *_ = json.loads(base64.b64decode(json.loads(raw)["body"]))
+        received = unpack(packed)[0].received
+    except (ValueError, KeyError, TypeError, DeadLetter):
+        return None  # another task than ours to apply, or no message at all: nothing to tell its age by
+    return datetime.now(UTC) - received

@@ -1,0 +1,34 @@
+"""What `celery -A workers.celery_app` and Flower load: the Celery application of a worker, its tasks and its log."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+
+from app.config import load
+from app.queue import SWEEP, make_celery
+from workers.tasks import register
+
+settings = load()
+celery = make_celery(settings, "worker")
+celery.conf.beat_schedule = {
+    "sweep": {"task": SWEEP, "schedule": 10.0, "options": {"queue": "maintenance", "expires": 30}},
+}
+register(celery, settings)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _plain_log(**_: Any) -> None:
+    """Our format instead of Celery's, whose messages quote task arguments."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+@signals.beat_init.connect  # type: ignore[untyped-decorator]
+def _tell_ready(**_: Any) -> None:
+    """Tells the supervisor that this process takes work."""
+    if settings.ready_file:
+        Path(settings.ready_file).touch()

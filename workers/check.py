@@ -1,0 +1,117 @@
+"""`headrace check`: reads the configuration, connects to everything, says what is wrong and how to mend it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from app.catalogue import catalogue
+from app.config import Settings
+from app.errors import HeadraceError, Misconfigured
+from workers.broker import need_durable, redis_client
+from workers.store.engine import make_engine, transaction
+
+OLDEST_POSTGRES = 140000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    fine: bool
+    text: str
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """Looks at everything, each by itself, so that the first fault does not hide the second."""
+    looks: list[tuple[str, Callable[[Settings], str]]] = [
+        ("webhook secrets", _secrets),
+        ("encryption", _encryption),
+        ("what is kept", _kept),
+        ("Junction's API", _junction),
+        ("broker", _broker),
+        ("rate limits", _limits),
+        ("database", _database),
+        ("Flower", _flower),
+    ]
+    for what, look in looks:
+        try:
+            yield Finding(what, fine=True, text=look(settings))
+        except HeadraceError as error:
+            yield Finding(what, fine=False, text=str(error))
+
+
+def explain() -> list[dict[str, str]]:
+    """Every setting: its name, its default and what it means."""
+    return [
+        {"setting": one.metadata["name"], "default": _default(one.default), "meaning": one.metadata["meaning"]}
+        for one in fields(Settings)
+    ]
+
+
+def _default(value: Any) -> str:
+    return "" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _secrets(settings: Settings) -> str:
+    settings.need_webhook_secret()
+    counts = {"Junction": settings.junction_webhook_secrets, "Terra": settings.terra_signing_secrets}
+    return ", ".join(f"{len(secrets)} for {name}" for name, secrets in counts.items() if secrets)
+
+
+def _encryption(settings: Settings) -> str:
+    if not settings.encryption_keys:
+        return "bodies on the queue are compressed, not encrypted; set HEADRACE_ENCRYPTION_KEY to encrypt them"
+    return f"AES-256-GCM, {len(settings.encryption_keys)} key(s)"
+
+
+def _kept(settings: Settings) -> str:
+    if unknown := set(settings.resources) - set(catalogue()):
+        raise Misconfigured(f"HEADRACE_RESOURCES: no such resource: {', '.join(sorted(unknown))}")
+    resources = f"{len(settings.resources) or len(catalogue())} resources"
+    return f"{resources}, {'all' if not settings.providers else ', '.join(settings.providers)} providers"
+
+
+def _junction(settings: Settings) -> str:
+    if not settings.junction_api_key:
+        return "JUNCTION_API_KEY is not set: events are stored, history is not fetched"
+    return f"history is read from {settings.junction_api_url}"
+
+
+def _broker(settings: Settings) -> str:
+    need_durable(settings)
+    return "keeps what it confirms" if not settings.broker_durability_asserted else "its durability is asserted by you"
+
+
+def _limits(settings: Settings) -> str:
+    url = settings.redis_url or settings.need_broker()
+    if not url.startswith("redis"):
+        raise Misconfigured("REDIS_URL: not set; beside an AMQP broker it is needed for shared rate limits")
+    try:
+        with redis_client(url) as client:
+            client.ping()
+    except OSError as error:
+        raise Misconfigured(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
+    return "shared by all workers through Redis"
+
+
+def _database(settings: Settings) -> str:
+    engine: Engine = make_engine(settings, "headrace-check")
+    try:
+        with transaction(engine) as connection:
+            number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
+            migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
+    finally:
+        engine.dispose()
+    if number < OLDEST_POSTGRES:
+        raise Misconfigured(f"DATABASE_URL: PostgreSQL {number // 10000} is too old; 14 or newer is needed")
+    if migrated is None:
+        raise Misconfigured("DATABASE_URL: the schema is missing; run `headrace migrate`")
+    return f"PostgreSQL {number // 10000}, migrated"
+
+
+def _flower(settings: Settings) -> str:
+    settings.need_flower_auth()
+    return "has a password"

@@ -1,0 +1,21 @@
+"""Flower as Headrace runs it: every page behind the password, /metrics too, and a bounded history."""
+
+from flower.views.monitor import Metrics
+from tornado.web import authenticated
+
+from workers.celery_app import celery, settings
+
+OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
+
+
+def main() -> None:
+    """Runs Flower until it is told to end."""
+    # Flower 2.2 shows its metrics, worker and task names included, to anybody; only /healthcheck may be open.
+    Metrics.get = authenticated(Metrics.get)
+    celery.start(
+        argv=["flower", f"--address={settings.host}", f"--port={settings.flower_port}", *OPTIONS, "--logging=warning"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The first schema: users, connections, the ledger, samples, backfills, and the views over them."""
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+FIRST_YEAR, LAST_YEAR = 2010, 2030
+
+TABLES = """
+CREATE SCHEMA IF NOT EXISTS health;
+
+CREATE TYPE headrace.origin AS ENUM ('webhook', 'backfill', 'replay', 'reconcile');
+
+CREATE TABLE headrace.users (
+    user_id text PRIMARY KEY,
+    client_user_id text,
+    first_seen timestamptz NOT NULL DEFAULT now(),
+    erased_at timestamptz
+);
+
+CREATE TABLE headrace.connections (
+    user_id text NOT NULL,
+    provider text NOT NULL,
+    status text NOT NULL,
+    error text,
+    version timestamptz NOT NULL,
+    origin headrace.origin NOT NULL,
+    stored_at timestamptz NOT NULL,
+    PRIMARY KEY (user_id, provider)
+);
+
+-- One row per delivery id: what became of it.
+CREATE TABLE headrace.deliveries (
+    aggregator text NOT NULL,
+    message_id text NOT NULL,
+    event_type text,
+    user_id text,
+    received_at timestamptz NOT NULL,
+    applied_at timestamptz NOT NULL,
+    outcome text NOT NULL,
+    attempts int NOT NULL DEFAULT 1,
+    error text,
+    PRIMARY KEY (aggregator, message_id)
+);
+CREATE INDEX ON headrace.deliveries USING brin (received_at);
+
+-- What cannot be applied, sealed as it came.
+CREATE TABLE headrace.dead_letters (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    aggregator text NOT NULL,
+    message_id text NOT NULL,
+    event_type text,
+    received_at timestamptz NOT NULL,
+    died_at timestamptz NOT NULL DEFAULT now(),
+    reason text NOT NULL,
+    ordering_ms bigint,
+    reference text,
+    sealed bytea NOT NULL,
+    UNIQUE (aggregator, message_id)
+);
+
+-- A series is named once; its samples carry a number instead of five texts.
+CREATE TABLE headrace.series (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    user_id text NOT NULL,
+    resource text NOT NULL,
+    provider text NOT NULL,
+    source_type text NOT NULL,
+    subtype text NOT NULL,
+    UNIQUE (user_id, resource, provider, source_type, subtype)
+);
+
+-- Wide types first: no padding between columns.
+CREATE TABLE headrace.samples (
+    ts timestamptz NOT NULL,
+    ts_end timestamptz,
+    value double precision,
+    version timestamptz NOT NULL,
+    stored_at timestamptz NOT NULL,
+    series_id int NOT NULL,
+    timezone_offset int,
+    origin headrace.origin NOT NULL,
+    unit text NOT NULL,
+    extra jsonb,
+    PRIMARY KEY (series_id, ts)
+) PARTITION BY RANGE (ts);
+CREATE TABLE headrace.samples_other PARTITION OF headrace.samples DEFAULT;
+
+CREATE TABLE headrace.backfills (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    user_id text NOT NULL,
+    provider text NOT NULL,
+    resource text NOT NULL,
+    status text NOT NULL DEFAULT 'pending',
+    window_start timestamptz,
+    window_end timestamptz,
+    is_final_seen boolean NOT NULL DEFAULT false,
+    records bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,
+    finished_at timestamptz,
+    error text
+);
+-- A person's history of one resource is pulled once at a time; the next notice extends the pull that is open.
+CREATE UNIQUE INDEX one_open_backfill ON headrace.backfills (user_id, provider, resource)
+    WHERE status IN ('pending', 'running', 'paused');
+
+CREATE TABLE headrace.chunks (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    backfill_id bigint NOT NULL REFERENCES headrace.backfills ON DELETE CASCADE,
+    aggregator text NOT NULL,
+    message_id text NOT NULL,
+    window_start timestamptz,
+    window_end timestamptz,
+    is_final boolean NOT NULL,
+    status text NOT NULL DEFAULT 'pending',
+    UNIQUE (aggregator, message_id)
+);
+CREATE INDEX ON headrace.chunks (backfill_id);
+"""
+
+VIEWS = """
+CREATE VIEW health.users AS SELECT user_id, client_user_id, first_seen, erased_at FROM headrace.users;
+
+CREATE VIEW health.connections AS
+SELECT user_id, provider, status, stored_at AS since, error FROM headrace.connections;
+
+CREATE VIEW health.deliveries AS
+SELECT aggregator AS provider, message_id, event_type, received_at, applied_at, outcome, attempts, error
+FROM headrace.deliveries;
+
+CREATE VIEW health.backfills AS
+SELECT b.user_id, b.provider, b.resource, b.status, b.window_start, b.window_end, b.is_final_seen,
+       count(c.id) AS chunks_total, count(c.id) FILTER (WHERE c.status = 'done') AS chunks_done,
+       b.records, b.started_at, b.finished_at, b.error
+FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
+GROUP BY b.id;
+"""
+
+
+def upgrade() -> None:
+    op.execute(TABLES)
+    for year in range(FIRST_YEAR, LAST_YEAR + 1):
+        op.execute(
+            f"CREATE TABLE headrace.samples_{year} PARTITION OF headrace.samples "
+            f"FOR VALUES FROM ('{year}-01-01 00:00:00+00') TO ('{year + 1}-01-01 00:00:00+00')"
+        )
+    op.execute(VIEWS)

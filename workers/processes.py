@@ -1,0 +1,63 @@
+"""Turns this process into one of the Procfile's: the web server, a worker, beat or Flower. None of these returns."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import NoReturn
+
+from app.config import Settings, inherited
+
+CELERY = [sys.executable, "-m", "celery", "--app", "workers.celery_app"]
+
+
+def web(settings: Settings) -> NoReturn:
+    """The endpoint on granian: threads that wait for the courier are cheap, so there are many."""
+    settings.need_webhook_secret()
+    settings.need_broker()
+    options = {
+        "--interface": "wsgi",
+        "--http": "1",
+        "--host": settings.host,
+        "--port": str(settings.port),
+        "--workers": str(settings.web_processes),
+        "--blocking-threads": str(settings.web_threads),
+        "--backlog": "2048",
+        "--log-level": "warning",
+        "--workers-kill-timeout": "10",
+    }
+    flags = ["--factory", "--no-ws", "--respawn-failed-workers"]
+    command = [sys.executable, "-m", "granian", *(part for pair in options.items() for part in pair), *flags]
+    _become([*command, "app:from_environment"], _with_metrics_folder())
+
+
+def worker(settings: Settings, lane: str) -> NoReturn:
+    """A worker of one lane. One process takes one message at a time: there is no pool, more processes are started."""
+    settings.need_broker()
+    settings.need_database()
+    name = f"{lane}.{os.getpid()}@%h"
+    options = ["--queues", lane, "--pool", "solo", "--hostname", name, "--without-gossip", "--without-mingle"]
+    _become([*CELERY, "worker", *options, "--loglevel", settings.log_level], {})
+
+
+def beat(settings: Settings) -> NoReturn:
+    """The clock. Its schedule is in memory: every job looks for what is due, so the next makes up a missed tick."""
+    settings.need_broker()
+    _become([*CELERY, "beat", "--scheduler", "celery.beat:Scheduler", "--loglevel", settings.log_level], {})
+
+
+def flower(settings: Settings) -> NoReturn:
+    """Flower, never without a password, which goes by the environment because anybody can read a command line."""
+    settings.need_broker()
+    _become([sys.executable, "-m", "workers.dashboard"], {"FLOWER_BASIC_AUTH": settings.need_flower_auth()})
+
+
+def _with_metrics_folder() -> dict[str, str]:
+    """Several web processes count together through files; without a folder given they get one of their own."""
+    if inherited().get("PROMETHEUS_MULTIPROC_DIR"):
+        return {}
+    return {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(prefix="headrace-metrics-")}
+
+
+def _become(command: list[str], more: Mapping[str, str]) -> NoReturn:
+    os.execve(command[0], command, inherited() | dict(more))  # noqa: S606 - a program of ours, no shell

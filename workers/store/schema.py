@@ -1,0 +1,136 @@
+"""Tables and views that follow from the catalogue: one table per kind of record, one view per resource."""
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import Catalogue, Field, Resource
+from workers.store.merge import Target
+
+COLUMN_TYPES = {
+    "text": "text",
+    "integer": "bigint",
+    "number": "double precision",
+    "boolean": "boolean",
+    "date": "date",
+    "datetime": "timestamptz",
+}
+# How a scalar is read out of the payload. An integer may come as 146.0, which is one; 146.5 is refused, not rounded.
+READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
+RECORD_KINDS = ("summary", "stream", "device")
+
+
+def quoted(name: str) -> str:
+    """A name of the catalogue as an SQL identifier; the catalogue has checked that it is a plain word."""
+    return f'"{name}"'
+
+
+def record_table(resource: Resource) -> str:
+    """Where the records of a resource are."""
+    return f"headrace.{quoted(resource.name)}"
+
+
+def record_target(resource: Resource) -> Target:
+    """The table of a resource, as the guarded upsert wants it: the payload says all, the columns follow from it."""
+    scalars = (quoted(field.name) for field in resource.fields)
+    content = ("provider", "source_type", *scalars, "payload")
+    return Target(record_table(resource), ("user_id", "id"), content, (("payload", ""),))
+
+
+def record_source(resource: Resource, parameter: str) -> str:
+    """A FROM item over one JSON parameter: an array of records, their scalars read out of their payloads.
+
+    One parameter and not an array per column, because building thirty arrays in Python costs more than PostgreSQL
+    takes to read the columns out of the document.
+    """
+    scalars = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in resource.fields)
+    read_types = ", ".join(f"{quoted(field.name)} {READ_TYPES[field.type]}" for field in resource.fields)
+    fields = f", jsonb_to_record(given.payload) AS field({read_types})" if read_types else ""
+    return f"""(
+    SELECT given.n, given.user_id, given.id, given.provider, given.source_type{scalars},
+           given.payload, given.version, given.origin
+    FROM jsonb_to_recordset(CAST({parameter} AS jsonb)) AS given(n int, user_id text, id text, provider text,
+         source_type text, payload jsonb, version timestamptz, origin headrace.origin){fields}
+) AS incoming"""
+
+
+def _read(field: Field) -> str:
+    name = f"field.{quoted(field.name)}"
+    return f"CAST(CAST(trim_scale({name}) AS text) AS bigint)" if field.type == "integer" else name
+
+
+SAMPLES = Target(
+    table="headrace.samples",
+    key=("series_id", "ts"),
+    content=("ts_end", "value", "unit", "timezone_offset", "extra"),
+    rank=(
+        ("value", "'-Infinity'::float8"),
+        ("ts_end", "'-infinity'::timestamptz"),
+        ("unit", ""),
+        ("timezone_offset", "-2147483648"),
+        ("extra", "'null'::jsonb"),
+    ),
+)
+CONNECTIONS = Target(
+    table="headrace.connections",
+    key=("user_id", "provider"),
+    content=("status", "error"),
+    rank=(("status", ""), ("error", "''")),
+)
+
+
+def sync(connection: Connection, catalogue: Catalogue) -> None:
+    """Brings tables and views in line with the catalogue: makes what is missing, adds columns, takes nothing away.
+
+    Views are replaced, not dropped: a dashboard may stand on them. A new field therefore comes last.
+    """
+    for resource in catalogue.values():
+        if resource.kind in RECORD_KINDS:
+            for statement in _record_ddl(resource):
+                connection.execute(text(statement))
+        view = _samples_view(resource) if resource.kind == "timeseries" else _records_view(resource)
+        connection.execute(text(view))
+
+
+def _record_ddl(resource: Resource) -> list[str]:
+    table = record_table(resource)
+    columns = "".join(f"    {quoted(field.name)} {COLUMN_TYPES[field.type]},\n" for field in resource.fields)
+    create = f"""
+CREATE TABLE IF NOT EXISTS {table} (
+    user_id text NOT NULL,
+    id text NOT NULL,
+    provider text NOT NULL,
+    source_type text NOT NULL,
+{columns}    payload jsonb NOT NULL,
+    version timestamptz NOT NULL,
+    origin headrace.origin NOT NULL,
+    stored_at timestamptz NOT NULL,
+    PRIMARY KEY (user_id, id)
+)"""
+    adds = [
+        f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quoted(field.name)} {COLUMN_TYPES[field.type]}"
+        for field in resource.fields
+    ]
+    return [create, *adds]
+
+
+def _records_view(resource: Resource) -> str:
+    scalars = "".join(f"r.{quoted(field.name)}, " for field in resource.fields)
+    return f"""
+CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS
+SELECT r.user_id, u.client_user_id, r.provider, r.source_type, r.id, {scalars}
+       r.payload, r.version, CAST(r.origin AS text) AS origin, r.stored_at
+FROM {record_table(resource)} r LEFT JOIN headrace.users u USING (user_id)"""
+
+
+def _samples_view(resource: Resource) -> str:
+    own = "".join(
+        f", CAST(s.extra ->> '{field.name}' AS {COLUMN_TYPES[field.type]}) AS {quoted(field.name)}"
+        for field in resource.fields
+    )
+    return f"""
+CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS
+SELECT n.user_id, u.client_user_id, n.provider, n.source_type, s.ts, s.ts_end, s.value, s.unit, n.subtype,
+       s.timezone_offset, s.extra, s.version, CAST(s.origin AS text) AS origin, s.stored_at{own}
+FROM headrace.series n
+JOIN headrace.samples s ON s.series_id = n.id
+LEFT JOIN headrace.users u ON u.user_id = n.user_id
+WHERE n.resource = '{resource.name}'"""

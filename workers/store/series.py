@@ -1,0 +1,47 @@
+"""Series numbers: the int that stands for (user, resource, provider, source type, subtype) in a sample."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Engine, text
+
+from workers.store.engine import transaction
+
+Key = tuple[str, str, str, str, str]
+COLUMNS = "user_id, resource, provider, source_type, subtype"
+GIVEN = "unnest(CAST(:u AS text[]), CAST(:r AS text[]), CAST(:p AS text[]), CAST(:s AS text[]), CAST(:d AS text[]))"
+REGISTER = text(f"""
+INSERT INTO headrace.series ({COLUMNS})
+SELECT * FROM {GIVEN} AS given({COLUMNS}) ORDER BY {COLUMNS} ON CONFLICT DO NOTHING""")
+LOOK_UP = text(f"""
+SELECT id, {COLUMNS} FROM headrace.series JOIN {GIVEN} AS given({COLUMNS}) USING ({COLUMNS})""")
+MOST_CACHED = 200_000
+
+
+class SeriesNumbers:
+    """Gives every series its number, and remembers it for the life of the process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[Key, int] = {}
+
+    def of(self, keys: Iterable[Key]) -> dict[Key, int]:
+        """The number of each key. New ones are committed at once: a number must never be remembered and rolled back."""
+        wanted = set(keys)
+        if missing := wanted - self._known.keys():
+            if len(self._known) + len(missing) > MOST_CACHED:
+                self._known.clear()
+            self._register(sorted(wanted - self._known.keys()))
+        return {key: self._known[key] for key in wanted}
+
+    def forget(self) -> None:
+        """After a series may have gone from the table."""
+        self._known.clear()
+
+    def _register(self, keys: list[Key]) -> None:
+        columns = dict(zip("urpsd", (list(column) for column in zip(*keys, strict=True)), strict=True))
+        with transaction(self._engine) as connection:
+            rows = connection.execute(LOOK_UP, columns).all()
+            if len(rows) < len(keys):
+                connection.execute(REGISTER, columns)
+                rows = connection.execute(LOOK_UP, columns).all()
+        self._known |= {(row[1], row[2], row[3], row[4], row[5]): row[0] for row in rows}

@@ -1,0 +1,174 @@
+"""Writes actions: one statement per table and batch, all through the guarded upsert, in one order of tables."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+import psycopg
+from sqlalchemy import Connection, Row, text
+
+from app import actions
+from app.actions import Action, Origin, Record, Samples
+from app.catalogue import Resource, catalogue
+from workers.store.merge import Target, outdone, upsert
+from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
+from workers.store.series import SeriesNumbers
+
+USERS = text("""
+INSERT INTO headrace.users AS stored (user_id, client_user_id)
+SELECT user_id, given.client_user_id
+FROM unnest(CAST(:users AS text[]), CAST(:clients AS text[])) AS given(user_id, client_user_id)
+LEFT JOIN headrace.users AS known USING (user_id)
+WHERE known.user_id IS NULL OR given.client_user_id <> coalesce(known.client_user_id, '')
+ORDER BY user_id
+ON CONFLICT (user_id) DO UPDATE SET client_user_id = coalesce(excluded.client_user_id, stored.client_user_id)""")
+CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
+    status text, error text, version timestamptz, origin headrace.origin)"""
+MERGE_CONNECTIONS = text(upsert(CONNECTIONS, CONNECTION_SOURCE))
+STAGED = "staged_samples AS incoming"
+COPY_SAMPLES = """COPY staged_samples (n, series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin)
+FROM STDIN (FORMAT BINARY)"""
+# `extra` is copied as what jsonb looks like on the wire: a version byte and the text. Declared as jsonb, psycopg would
+# want the object and encode it once more.
+JSONB_VERSION = b"\x01"
+COPY_TYPES = ["int4", "int4", "timestamptz", "timestamptz", "float8", "text", "int4", "bytea", "timestamptz", "text"]
+# A row for each series and version, not for each sample: the version tells the deliveries of one series apart.
+MERGE_SAMPLES = text(f"""
+WITH merged AS ({upsert(SAMPLES, STAGED)})
+SELECT series_id, version, count(*) AS rows FROM merged WHERE changed GROUP BY series_id, version""")
+OUTDONE_SAMPLES = text(outdone(SAMPLES, STAGED))
+
+
+class RecordRow(msgspec.Struct):
+    """A record on its way into its table; `n` says which delivery it came with."""
+
+    n: int
+    user_id: str
+    id: str
+    provider: str
+    source_type: str
+    payload: msgspec.Raw
+    version: datetime
+    origin: str
+
+
+class ConnectionRow(msgspec.Struct):
+    """A connection on its way into its table."""
+
+    n: int
+    user_id: str
+    provider: str
+    status: str
+    error: str | None
+    version: datetime
+    origin: str
+
+
+@dataclass
+class Written:
+    """What came of a batch: how many rows each delivery changed, and which deliveries came too late for one."""
+
+    changed: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    stale: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """An action, and which delivery of the batch it belongs to."""
+
+    n: int
+    action: Action
+
+
+def touch_users(connection: Connection, users: dict[str, str | None]) -> None:
+    """Makes users known, and their client_user_id where it came; reads only, where nothing is new."""
+    if users:
+        connection.execute(USERS, {"users": list(users), "clients": list(users.values())})
+
+
+def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, series: SeriesNumbers) -> Written:
+    """Merges every record, sample and connection of a batch. Tables are taken in the order of the catalogue."""
+    written = Written()
+    records: dict[str, list[RecordRow]] = {}
+    for one in batch:
+        if isinstance(one.action, Record):
+            records.setdefault(one.action.resource, []).append(_record_row(one.n, one.action, origin))
+    for name, resource in catalogue().items():
+        if name in records:
+            _write_records(connection, resource, records[name], written)
+    samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
+    if samples:
+        _write_samples(connection, samples, origin, series, written)
+    connections = [
+        ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
+        for one in batch
+        if isinstance(a := one.action, actions.Connection)
+    ]
+    if connections:
+        rows = {"rows": _json(connections)}
+        for row in connection.execute(MERGE_CONNECTIONS, rows):
+            _count(written, connections, row, CONNECTIONS)
+    return written
+
+
+def _record_row(n: int, record: Record, origin: Origin) -> RecordRow:
+    payload = msgspec.Raw(record.payload)
+    return RecordRow(n, record.user_id, record.id, record.provider, record.source_type, payload, record.version, origin)
+
+
+def _json(rows: Iterable[msgspec.Struct]) -> str:
+    return msgspec.json.encode(list(rows)).decode()
+
+
+@cache
+def _record_statements(resource: Resource) -> tuple[Target, Any, Any]:
+    target, source = record_target(resource), record_source(resource, ":rows")
+    return target, text(upsert(target, source)), text(outdone(target, source))
+
+
+def _write_records(connection: Connection, resource: Resource, rows: list[RecordRow], written: Written) -> None:
+    target, merge, late = _record_statements(resource)
+    parameters = {"rows": _json(rows)}
+    for row in connection.execute(merge, parameters):
+        _count(written, rows, row, target)
+    if any(row.n not in written.changed for row in rows):
+        written.stale.update(connection.scalars(late, parameters))
+
+
+def _count(written: Written, rows: Sequence[Any], merged: Row[Any], target: Target) -> None:
+    """Gives a merged row to the delivery that brought it: of one key's rows, the one whose version was taken."""
+    if not merged.changed:
+        return
+    for row in rows:
+        if row.version == merged.version and all(getattr(row, key) == getattr(merged, key) for key in target.key):
+            written.changed[row.n] += 1
+            return
+
+
+def _write_samples(
+    connection: Connection,
+    samples: Sequence[tuple[int, Samples]],
+    origin: Origin,
+    series: SeriesNumbers,
+    written: Written,
+) -> None:
+    numbers = series.of(action.series for _, action in samples)
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, psycopg.Connection):
+        raise TypeError("the engine does not use psycopg")
+    with driver.cursor() as cursor, cursor.copy(COPY_SAMPLES) as copy:
+        copy.set_types(COPY_TYPES)
+        for n, action in samples:
+            number, version = numbers[action.series], action.version
+            for row in action.rows:
+                extra = JSONB_VERSION + row.extra if row.extra else None
+                copy.write_row((n, number, *row[:5], extra, version, origin))
+    owners = {(numbers[action.series], action.version): n for n, action in samples}
+    for number, version, rows in connection.execute(MERGE_SAMPLES):
+        written.changed[owners[number, version]] += rows
+    if any(n not in written.changed for n, _ in samples):
+        written.stale.update(connection.scalars(OUTDONE_SAMPLES))

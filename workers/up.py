@@ -1,0 +1,318 @@
+"""`headrace up`: everything on one machine, with the missing services and secrets; and how other commands find it."""
+
+import base64
+import contextlib
+import fcntl
+import functools
+import http.client
+import json
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from app import config
+from app.config import Settings
+from app.errors import Misconfigured
+from workers import embedded
+from workers.embedded import write_secret
+from workers.supervisor import Pids, Program, Supervisor
+
+LANES = ("live", "backfill", "maintenance")
+STACK, SECRETS, LOCK, PGPASS = "stack.json", "secrets.json", "lock", "pgpass"
+LOCK_SECONDS = 40.0  # what servers of a stack that was killed may need to end
+EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to reach such a server
+
+_log = logging.getLogger(__name__)
+
+# What is made up once if the operator has not set it: the name in secrets.json, the variable, and the maker.
+MADE_UP: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
+    ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
+    ("broker_password", None, lambda: secrets.token_urlsafe(24)),
+    ("flower_auth", "HEADRACE_FLOWER_AUTH", lambda: f"headrace:{secrets.token_urlsafe(24)}"),
+    ("junction_webhook_secret", "JUNCTION_WEBHOOK_SECRET", lambda: f"whsec_{_random_base64(24)}"),
+    ("terra_signing_secret", "TERRA_SIGNING_SECRET", lambda: secrets.token_urlsafe(32)),
+    ("encryption_key", "HEADRACE_ENCRYPTION_KEY", lambda: _random_base64(32)),
+)
+
+
+def _random_base64(size: int) -> str:
+    return base64.b64encode(secrets.token_bytes(size)).decode()
+
+
+def up(
+    settings: Settings, environment: Mapping[str, str], data_dir: Path, port: int | None, workers: int | None
+) -> None:
+    """Runs everything until SIGTERM or SIGINT. Raises Misconfigured or NotStarted."""
+    data_dir = data_dir.absolute()
+    _make_data_dir(data_dir)
+    # The lock is the last to go: whoever gets it finds no process of ours.
+    with contextlib.suppress(KeyboardInterrupt), _locked(data_dir) as lock, Supervisor() as supervisor:
+        (data_dir / STACK).unlink(missing_ok=True)  # of a stack that was killed
+        stack = _Stack(settings, environment, data_dir, supervisor)
+        try:
+            stack.start_services(lock)
+            stack.migrate()
+            stack.start_programs(port, workers or os.cpu_count() or 1)
+            stack.write(supervisor.pids())
+            stack.greet()
+            supervisor.run(stack.write)
+        finally:
+            (data_dir / STACK).unlink(missing_ok=True)
+
+
+def attach(settings: Settings, data_dir: Path) -> Settings:
+    """Fills what is not set from the stack that runs in the folder. Raises Misconfigured if it is needed and missing."""
+    wanted_broker = not (settings.broker_url or settings.redis_url)
+    if settings.database_url and not wanted_broker:
+        return settings
+    stack, kept = _running_stack(data_dir.absolute()), _read(data_dir / SECRETS)
+    values = {variable: kept[name] for name, variable, _ in MADE_UP if variable and name in kept}
+    values |= {variable: stack[name] for name, variable, _ in MADE_UP if variable and name in stack}
+    values["DATABASE_URL"] = stack["database_url"]
+    if wanted_broker:
+        values["BROKER_URL"] = stack["broker_url"]
+    found = config.load(values)
+    names = ("database_url", "broker_url", "flower_auth", "junction_webhook_secrets", "terra_signing_secrets")
+    more = {name: getattr(found, name) for name in (*names, "encryption_keys") if not getattr(settings, name)}
+    return replace(settings, **more)
+
+
+def kept_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The secrets by their names: the operator's, or those of secrets.json, or new ones which are then kept there."""
+    kept = _read(data_dir / SECRETS)
+    if "postgres_password" not in kept and os.path.lexists(data_dir / "postgres"):
+        raise Misconfigured(
+            f"{data_dir / SECRETS} is missing, and with it the password of the data in {data_dir / 'postgres'}; "
+            "bring it back, or choose another --data-dir"
+        )
+    given = {name: environment.get(variable or "", "").strip() for name, variable, _ in MADE_UP}
+    new = {name: make() for name, _, make in MADE_UP if not given[name] and name not in kept}
+    if new:
+        write_secret(data_dir / SECRETS, json.dumps({**kept, **new}, indent=1))
+    return {**kept, **new, **{name: value for name, value in given.items() if value}}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object of ours; empty if there is no such file."""
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except PermissionError:
+        raise Misconfigured(f"{file} belongs to somebody else; run this as the user who ran `headrace up`") from None
+    except ValueError:
+        raise Misconfigured(f"{file} is damaged; bring it back from a copy") from None
+
+
+def _running_stack(data_dir: Path) -> dict[str, Any]:
+    stack = _read(data_dir / STACK)
+    if not stack or not _is_locked(data_dir):
+        raise Misconfigured(
+            f"no stack runs in {data_dir}; start one with `headrace up --data-dir {shlex.quote(str(data_dir))}`, "
+            "or set DATABASE_URL and BROKER_URL"
+        )
+    return stack
+
+
+def _make_data_dir(data_dir: Path) -> None:
+    try:
+        if not data_dir.is_dir():
+            data_dir.mkdir(parents=True)
+            # Of root's, PostgreSQL's user must reach its own folder. What is secret is in files of mode 0600.
+            data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
+        for name in ("log", "run", "metrics"):
+            (data_dir / name).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"HEADRACE_DATA_DIR: {data_dir} cannot be used: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[int]:
+    """Holds the folder. The servers hold it too: while those of a killed stack write, no others must start."""
+    lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    began = time.monotonic()
+    try:
+        while not _try_lock(lock):
+            holder, waited = os.pread(lock, 20, 0).decode(), time.monotonic() - began
+            # A second, because `attach` holds the lock for a moment.
+            if waited > LOCK_SECONDS or (waited > 1 and holder and _lives(int(holder))):
+                raise Misconfigured(f"another `headrace up` (pid {holder or 'unknown'}) runs in {data_dir}")
+            time.sleep(0.1)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(data_dir: Path) -> bool:
+    """Whether a stack runs there, whatever a killed one left behind."""
+    try:
+        lock = os.open(data_dir / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(lock)
+    finally:
+        os.close(lock)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _answers(netloc: str, path: str) -> bool:
+    connection = http.client.HTTPConnection(netloc, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@dataclass
+class _Stack:
+    """What `up` knows of what it runs."""
+
+    settings: Settings
+    given: Mapping[str, str]
+    data_dir: Path
+    supervisor: Supervisor
+
+    def __post_init__(self) -> None:
+        self.secrets = kept_secrets(self.data_dir, self.given)
+        metrics = self.data_dir / "metrics"
+        shutil.rmtree(metrics)  # numbers of processes that are gone
+        metrics.mkdir(mode=0o700)
+        own = {variable: self.secrets[name] for name, variable, _ in MADE_UP if variable}
+        self.environment = {**self.given, **own, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
+        self.psql = 'psql "$DATABASE_URL"'
+        self.web = self.flower = ""
+
+    def start_services(self, lock: int) -> None:
+        """The services that the operator has not, each on a free port. They inherit the lock on the data."""
+        services: list[Program] = []
+        database, broker = self.settings.database_url, self.settings.broker_url or self.settings.redis_url
+        if database is None:
+            program, database = embedded.postgres(
+                self.data_dir / "postgres", self.secrets["postgres_password"], self._log_of("postgres")
+            )
+            services.append(program)
+            self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
+        if broker is None:
+            program, broker = embedded.valkey(
+                self.data_dir / "broker", self.secrets["broker_password"], self._log_of("broker")
+            )
+            services.append(program)
+        self.database_url, self.broker_url = database, broker
+        self.environment |= {"DATABASE_URL": database, "BROKER_URL": broker}
+        self.supervisor.start([replace(program, pass_fds=(lock,)) for program in services])
+
+    def migrate(self) -> None:
+        self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
+
+    def start_programs(self, port: int | None, workers: int) -> None:
+        """The endpoint, the workers of every lane, beat and Flower, all at once."""
+        host = self.settings.host
+        web = self._port(port, self.settings.port)
+        flower = embedded.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
+        self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
+        self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
+        lanes = [(lane, number) for lane in LANES for number in range(1, workers + 1 if lane != "maintenance" else 2)]
+        self.supervisor.start(
+            [
+                self._program(
+                    "web", "web", ("web",), functools.partial(_answers, urlsplit(self.web).netloc, "/readyz")
+                ),
+                *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
+                self._marking("beat", "beat", ("beat",)),
+                self._program(
+                    "flower",
+                    "flower",
+                    ("flower",),
+                    functools.partial(_answers, urlsplit(self.flower).netloc, "/healthcheck"),
+                ),
+            ]
+        )
+
+    def write(self, pids: Pids) -> None:
+        """Writes stack.json, by which everything else finds this stack."""
+        stack = {
+            "web": self.web,
+            "flower": self.flower,
+            "flower_auth": self.secrets["flower_auth"],
+            "database_url": self.database_url,
+            "broker_url": self.broker_url,
+            # Where there are several, for rotation, whoever signs needs one.
+            "junction_webhook_secret": self.secrets["junction_webhook_secret"].split(",")[0].strip(),
+            "terra_signing_secret": self.secrets["terra_signing_secret"].split(",")[0].strip(),
+            "processes": pids,
+        }
+        write_secret(self.data_dir / STACK, json.dumps(stack, indent=1))
+
+    def greet(self) -> None:
+        click.echo(
+            f"Headrace is ready.\n"
+            f"  webhooks  {self.web}/webhooks/junction and {self.web}/webhooks/terra\n"
+            f"            (their signing secrets are in {self.data_dir / STACK})\n"
+            f"  Flower    {self.flower} (user and password: flower_auth in {self.data_dir / STACK})\n"
+            f"  database  {self.psql}\n"
+            f"  logs      {self.data_dir / 'log'}\n"
+            f"Ctrl-C ends everything."
+        )
+
+    def _port(self, asked: int | None, default: int) -> int:
+        port = embedded.free_port(self.settings.host, asked or default)
+        if asked and port != asked:
+            raise Misconfigured(f"--port: {asked} is taken on {self.settings.host}; choose another, or leave it out")
+        return port
+
+    def _log_of(self, name: str) -> Path:
+        return self.data_dir / "log" / f"{name}.log"
+
+    def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
+        command = (sys.executable, "-m", "workers.cli", *arguments)
+        return Program(group, name, command, self.environment, self._log_of(name), ready)
+
+    def _marking(self, group: str, name: str, arguments: tuple[str, ...]) -> Program:
+        """A program that says by a file that it is ready."""
+        file = self.data_dir / "run" / f"{name}.ready"
+        program = self._program(group, name, arguments, file.exists)
+        environment = {**self.environment, "HEADRACE_READY_FILE": str(file)}
+        return replace(program, environment=environment, before_start=functools.partial(file.unlink, missing_ok=True))
+
+    def _write_pgpass(self, database_url: str, psql: Path) -> None:
+        """A password file for psql, so that the password stands on no command line."""
+        url, file = urlsplit(database_url), self.data_dir / PGPASS
+        name = url.path.lstrip("/")
+        write_secret(file, f"{url.hostname}:{url.port}:{name}:{url.username}:{url.password}\n")
+        command = shlex.join((str(psql), "-h", url.hostname or "", "-p", str(url.port), "-U", url.username or "", name))
+        self.psql = f"PGPASSFILE={shlex.quote(str(file))} {command}"
