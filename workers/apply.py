@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine
 
 from app import metrics
-from app.actions import Notice, Parsed
+from app.actions import Notice, Parsed, Samples
 from app.config import Settings
 from app.delivery import Delivery, unpack
 from app.errors import DeadLetter, TryLater
@@ -87,9 +87,10 @@ class Applier:
             if one.parsed is not None
             for action in one.parsed.actions
         ]
+        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
         with transaction(self._engine) as connection:
             touch_users(connection, _users(opened))
-            written = write(connection, batch, "webhook", self._series)
+            written = write(connection, batch, "webhook", numbers)
             for one in batch:
                 if isinstance(one.action, Notice) and open_backfill(connection, opened[one.n].delivery, one.action):
                     written.changed[one.n] += 1

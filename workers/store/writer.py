@@ -1,7 +1,7 @@
 """Writes actions: one statement per table and batch, all through the guarded upsert, in one order of tables."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -16,7 +16,7 @@ from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
 from workers.store.merge import Target, outdone, upsert
 from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
-from workers.store.series import SeriesNumbers
+from workers.store.series import Key
 
 USERS = text("""
 INSERT INTO headrace.users AS stored (user_id, client_user_id)
@@ -90,8 +90,12 @@ def touch_users(connection: Connection, users: dict[str, str | None]) -> None:
         connection.execute(USERS, {"users": list(users), "clients": list(users.values())})
 
 
-def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, series: SeriesNumbers) -> Written:
-    """Merges every record, sample and connection of a batch. Tables are taken in the order of the catalogue."""
+def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, numbers: Mapping[Key, int]) -> Written:
+    """Merges every record, sample and connection of a batch. Tables are taken in the order of the catalogue.
+
+    `numbers` has the number of every series of the batch; it is asked for before the transaction, because a new one
+    is committed by itself.
+    """
     written = Written()
     records: dict[str, list[RecordRow]] = {}
     for one in batch:
@@ -102,7 +106,7 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, ser
             _write_records(connection, resource, records[name], written)
     samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
     if samples:
-        _write_samples(connection, samples, origin, series, written)
+        _write_samples(connection, samples, origin, numbers, written)
     connections = [
         ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
         for one in batch
@@ -153,10 +157,9 @@ def _write_samples(
     connection: Connection,
     samples: Sequence[tuple[int, Samples]],
     origin: Origin,
-    series: SeriesNumbers,
+    numbers: Mapping[Key, int],
     written: Written,
 ) -> None:
-    numbers = series.of(action.series for _, action in samples)
     driver = connection.connection.driver_connection
     if not isinstance(driver, psycopg.Connection):
         raise TypeError("the engine does not use psycopg")

@@ -1,0 +1,103 @@
+"""The real services for the tests that need them: one PostgreSQL and one Valkey a run, a fresh database a test."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import Engine
+
+from app.config import Settings
+from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
+from workers import embedded
+from workers.store.engine import make_engine, make_writer, migrate
+from workers.supervisor import running
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the services of this run are. `template` is a migrated database that each test gets a copy of."""
+
+    database_url: str
+    broker_url: str
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whoever asks for a server is marked, so that `-m "not services"` runs what needs none."""
+    for item in items:
+        if {"servers", "settings", "engine", "broker_url"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """A real PostgreSQL, migrated, and a real Valkey, both durable as in production."""
+    if not embedded.available():
+        pytest.skip("no PostgreSQL and Valkey wheels for this platform")
+    folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
+    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    try:
+        postgres, database_url = embedded.postgres(folder / "postgres", "tests", folder / "postgres.log")
+        valkey, broker_url = embedded.valkey(folder / "broker", "tests", folder / "broker.log")
+        with running(postgres), running(valkey):
+            engine = make_engine(Settings(database_url="postgresql+psycopg" + database_url[10:]))
+            migrate(engine)
+            engine.dispose()
+            yield Servers(database_url, broker_url)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def broker_url(servers: Servers) -> str:
+    """An empty broker."""
+    with redis.Redis.from_url(servers.broker_url) as client:
+        client.flushall()
+    return servers.broker_url
+
+
+@pytest.fixture
+def settings(servers: Servers) -> Iterator[Settings]:
+    """Settings of a complete deployment, its database fresh and migrated."""
+    name = f"test_{next(_numbers)}"
+    where = urlsplit(servers.database_url)
+    maintenance = urlunsplit(where._replace(path="/postgres"))
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE headrace")
+        yield Settings(
+            database_url=urlunsplit(where._replace(scheme="postgresql+psycopg", path=f"/{name}")),
+            broker_url=servers.broker_url,
+            junction_webhook_secrets=(JUNCTION_SECRET,),
+            terra_signing_secrets=(TERRA_SECRET,),
+            encryption_keys=(ENCRYPTION_KEY,),
+            flower_auth="tests:tests-password",
+        )
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    """A writer's engine on the test's own database."""
+    engine = make_writer(settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def plain_settings() -> Settings:
+    """Settings for what needs no server."""
+    return replace(
+        Settings(),
+        broker_url="memory://",
+        junction_webhook_secrets=(JUNCTION_SECRET,),
+        terra_signing_secrets=(TERRA_SECRET,),
+        encryption_keys=(ENCRYPTION_KEY,),
+    )

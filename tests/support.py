@@ -1,0 +1,96 @@
+"""What tests share: secrets, events and deliveries, and reading a view."""
+
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine, text
+from standardwebhooks.webhooks import Webhook
+
+from app.config import Settings
+from app.delivery import Delivery, Receipt, pack, seal
+from app.providers.ksuid import ALPHABET, EPOCH
+from app.sealing import Sealer
+from workers.apply import Applier
+
+JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
+TERRA_SECRET = "terra-secret-for-tests"
+ENCRYPTION_KEY = bytes(range(32))
+START = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
+
+
+def message_id(created_at: datetime, tail: int | None = None) -> str:
+    """A Svix message id made at a moment."""
+    elapsed = created_at - EPOCH
+    seconds, rest = divmod(elapsed, timedelta(seconds=1))
+    tail = uuid.uuid4().int >> 8 if tail is None else tail
+    number = (seconds << 128) | (rest // timedelta(milliseconds=4) << 120) | tail
+    digits = ""
+    for _ in range(27):
+        number, digit = divmod(number, 62)
+        digits = ALPHABET[digit] + digits
+    return "msg_" + digits
+
+
+def workout(user_id: str, workout_id: str = "w1", **changes: Any) -> dict[str, Any]:
+    """A `daily.data.workouts.created` event in today's shape."""
+    data = {
+        "id": workout_id,
+        "user_id": user_id,
+        "average_hr": 120,
+        "distance": 8000.5,
+        "calendar_date": "2026-03-14",
+        "time_start": "2026-03-14T06:30:00+00:00",
+        "time_end": "2026-03-14T07:15:00+00:00",
+        "sport": {"id": 1, "name": "Running", "slug": "running"},
+        "provider_id": "p1",
+        "source": {"provider": "garmin", "type": "watch"},
+        "created_at": "2026-03-14T09:30:00+00:00",
+        "updated_at": "2026-03-14T09:30:00+00:00",
+    }
+    return event("daily.data.workouts.created", user_id, data | changes)
+
+
+def heartrate(user_id: str, values: Mapping[int, float], **source: Any) -> dict[str, Any]:
+    """A `daily.data.heartrate.created` event: minute after START -> value."""
+    samples = [
+        {"timestamp": (START + timedelta(minutes=minute)).isoformat(), "value": value, "unit": "bpm"}
+        for minute, value in values.items()
+    ]
+    data = {"source": {"provider": "garmin", "type": "watch"} | source, "data": samples}
+    return event("daily.data.heartrate.created", user_id, data)
+
+
+def event(event_type: str, user_id: str, data: Any, client_user_id: str = "member-1") -> dict[str, Any]:
+    """An envelope in today's shape."""
+    return {"event_type": event_type, "user_id": user_id, "client_user_id": client_user_id, "data": data}
+
+
+def delivery(
+    body: dict[str, Any] | bytes, created_at: datetime = START, *, aggregator: str = "junction", name: str | None = None
+) -> Delivery:
+    """A delivery as the endpoint would have sealed it."""
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return seal(aggregator, Receipt(name or message_id(created_at)), raw, Sealer([ENCRYPTION_KEY]))
+
+
+def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
+    """Applies one message of these deliveries with a worker that has seen nothing before."""
+    return dict(Applier(engine, settings).apply(pack(deliveries)))
+
+
+def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:
+    """What a reader sees."""
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(query), parameters).mappings()]
+
+
+def signed(
+    body: bytes, *, name: str = "msg_1", at: datetime | None = None, secret: str = JUNCTION_SECRET
+) -> dict[str, str]:
+    """Svix headers over a body."""
+    at = at or datetime.now(UTC)
+    signature = Webhook(secret).sign(name, at, body.decode())
+    return {"svix-id": name, "svix-timestamp": str(int(at.timestamp())), "svix-signature": signature}
