@@ -35,9 +35,9 @@ class Field:
             raise ValueError(f"{self.name}: {self.type!r} is no field type")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Resource:
-    """One row of the catalogue. Contradictions are refused when it is made."""
+    """One row of the catalogue. Contradictions are refused when it is made. There is one of each, equal to itself."""
 
     name: str
     kind: Kind

@@ -57,7 +57,7 @@ def make_writer(settings: Settings, name: str = "headrace-worker") -> Engine:
 
 def migrate(engine: Engine) -> str:
     """Brings the schema to the newest version and returns its name. May run twice, and at the same time."""
-    with engine.begin() as connection:
+    with transaction(engine) as connection:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS headrace"))

@@ -1,5 +1,6 @@
 """Writes actions: one statement per table and batch, all through the guarded upsert, in one order of tables."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,9 +114,8 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
         if isinstance(a := one.action, actions.Connection)
     ]
     if connections:
-        rows = {"rows": _json(connections)}
-        for row in connection.execute(MERGE_CONNECTIONS, rows):
-            _count(written, connections, row, CONNECTIONS)
+        merged = connection.execute(MERGE_CONNECTIONS, {"rows": _json(connections)})
+        _count(written, connections, merged, CONNECTIONS)
     return written
 
 
@@ -137,20 +137,18 @@ def _record_statements(resource: Resource) -> tuple[Target, Any, Any]:
 def _write_records(connection: Connection, resource: Resource, rows: list[RecordRow], written: Written) -> None:
     target, merge, late = _record_statements(resource)
     parameters = {"rows": _json(rows)}
-    for row in connection.execute(merge, parameters):
-        _count(written, rows, row, target)
+    _count(written, rows, connection.execute(merge, parameters), target)
     if any(row.n not in written.changed for row in rows):
         written.stale.update(connection.scalars(late, parameters))
 
 
-def _count(written: Written, rows: Sequence[Any], merged: Row[Any], target: Target) -> None:
-    """Gives a merged row to the delivery that brought it: of one key's rows, the one whose version was taken."""
-    if not merged.changed:
-        return
-    for row in rows:
-        if row.version == merged.version and all(getattr(row, key) == getattr(merged, key) for key in target.key):
-            written.changed[row.n] += 1
-            return
+def _count(written: Written, rows: Sequence[Any], merged: Iterable[Row[Any]], target: Target) -> None:
+    """Gives each merged row to the delivery that brought it: of one key's rows, the one whose version was taken."""
+    identity = operator.attrgetter(*target.key, "version")
+    owners = {identity(row): row.n for row in rows}
+    for row in merged:
+        if row.changed:
+            written.changed[owners[identity(row)]] += 1
 
 
 def _write_samples(
