@@ -1,0 +1,209 @@
+"""Signing and sending: what arrives is what a Svix endpoint would get, through failures too."""
+
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from flask import Flask, request
+from svix.webhooks import Webhook, WebhookVerificationError
+from werkzeug.serving import make_server
+
+from workers.simulator import live_events, run
+from workers.simulator.data import World
+from workers.simulator.events import every_type
+from workers.simulator.sender import NO_ANSWER, Sender, new_message_id, sign
+
+SECRET = "whsec_c2ltdWxhdGVkLXNlY3JldC0wMDAx"
+UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+class Endpoint:
+    """A webhook endpoint that checks signatures and answers as it is told to, 202 when nothing is left."""
+
+    def __init__(self):
+        self.received = []
+        self.answers = []
+        app = Flask("endpoint")
+        app.add_url_rule("/webhooks", "webhooks", self._take, methods=["POST"])
+        self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.port}/webhooks"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def _take(self):
+        Webhook(SECRET).verify(request.get_data(), dict(request.headers))
+        self.received.append((request.headers["svix-id"], json.loads(request.get_data())))
+        return "", self.answers.pop(0) if self.answers else 202
+
+    def close(self):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def endpoint():
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.close()
+
+
+def some_events(number):
+    return [{"event_type": "test", "data": {"number": each}} for each in range(number)]
+
+
+def test_a_signature_is_one_that_the_svix_library_accepts():
+    body = '{"name": "Zoë"}'.encode()
+
+    for zone in (UTC, timezone(timedelta(hours=-5))):
+        headers = sign(SECRET, "msg_1", datetime.now(zone), body)
+        Webhook(SECRET).verify(body, headers)
+        with pytest.raises(WebhookVerificationError):
+            Webhook(SECRET).verify(body + b" ", headers)
+
+
+def test_a_message_id_holds_its_moment_and_sorts_by_it():
+    moments = [UNTIL + timedelta(milliseconds=4 * step) for step in range(600)]
+
+    names = [new_message_id(moment) for moment in moments]
+
+    assert names == sorted(names)
+    assert all(len(name) == 31 and name.startswith("msg_") and name[4:].isalnum() for name in names)
+    assert len({new_message_id(UNTIL) for _ in range(100)}) == 100
+
+
+def test_a_message_id_decodes_to_its_moment():
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    number = 0
+    for digit in new_message_id(UNTIL + timedelta(milliseconds=500)).removeprefix("msg_"):
+        number = number * 62 + digits.index(digit)
+
+    raw = number.to_bytes(20)
+
+    assert int.from_bytes(raw[:4]) + 1_400_000_000 == UNTIL.timestamp()
+    assert raw[4] == 125
+
+
+def test_every_event_type_arrives_signed(endpoint):
+    events = list(every_type(World(1, 1, UNTIL, 30)))
+
+    with Sender(endpoint.url, SECRET) as sender:
+        assert sender.send_all(events) == {202: 194}
+
+    assert sorted(event["event_type"] for _, event in endpoint.received) == sorted(
+        event["event_type"] for event in events
+    )
+
+
+@pytest.mark.parametrize("failure", [503, 500, 401, 301, 404])
+def test_whatever_is_not_2xx_is_sent_again_under_the_same_id(endpoint, failure):
+    endpoint.answers = [failure, failure]
+
+    with Sender(endpoint.url, SECRET, waits=(0.01, 0.01, 0.01)) as sender:
+        assert sender.send(some_events(1)[0]) == 202
+        assert sender.counts == {202: 1}
+
+    assert len(endpoint.received) == 3
+    assert len({message_id for message_id, _ in endpoint.received}) == 1
+
+
+def test_after_the_last_attempt_the_last_status_counts(endpoint):
+    endpoint.answers = [503] * 3
+
+    with Sender(endpoint.url, SECRET, waits=(0.01, 0.01)) as sender:
+        assert sender.send(some_events(1)[0]) == 503
+        assert sender.counts == {503: 1}
+
+
+def test_an_endpoint_that_is_away_is_no_answer():
+    with Sender("http://127.0.0.1:9/webhooks", SECRET, waits=(0.01,)) as sender:
+        assert sender.send(some_events(1)[0]) == NO_ANSWER
+
+
+def test_a_stopped_sender_waits_for_no_further_attempt(endpoint):
+    endpoint.answers = [503]
+    stop = threading.Event()
+    stop.set()
+
+    with Sender(endpoint.url, SECRET, waits=(60,), stop=stop) as sender:
+        assert sender.send(some_events(1)[0]) == 503
+
+
+def test_the_id_carries_the_moment_the_event_was_created(endpoint):
+    with Sender(endpoint.url, SECRET) as sender:
+        sender.send(some_events(1)[0], created_at=UNTIL)
+
+    assert endpoint.received[0][0][:9] == new_message_id(UNTIL)[:9]
+
+
+def test_a_duplicate_has_the_id_of_the_first(endpoint):
+    with Sender(endpoint.url, SECRET, duplicates=1.0) as sender:
+        assert sender.send_all(some_events(5)) == {202: 10}
+
+    assert len({message_id for message_id, _ in endpoint.received}) == 5
+
+
+def test_reordering_loses_nothing_and_is_the_same_for_the_same_seed(endpoint):
+    def order(seed):
+        endpoint.received.clear()
+        with Sender(endpoint.url, SECRET, connections=1, reordering=0.4, seed=seed) as sender:
+            sender.send_all(some_events(30))
+        return [event["data"]["number"] for _, event in endpoint.received]
+
+    first = order(3)
+
+    assert sorted(first) == list(range(30)) != first
+    assert order(3) == first
+
+
+def test_a_rate_is_kept_to(endpoint):
+    started = time.monotonic()
+
+    with Sender(endpoint.url, SECRET) as sender:
+        sender.send_all(some_events(6), rate=20)
+
+    assert time.monotonic() - started >= 0.25
+
+
+def test_endless_events_are_taken_only_as_they_are_sent(endpoint):
+    stop = threading.Event()
+    taken = []
+
+    def events():
+        for event in live_events(World(1, 1, UNTIL, 3)):
+            taken.append(event)
+            if len(taken) == 40:
+                stop.set()
+            yield event
+
+    with Sender(endpoint.url, SECRET, connections=2, stop=stop) as sender:
+        sent = sender.send_all(events()).total()
+
+    assert sent <= len(taken) < 60
+
+
+def test_run_serves_sends_what_comes_first_then_live_events_and_stops(endpoint, capsys):
+    stop = threading.Event()
+    options = {"users": 1, "days": 3, "to": endpoint.url, "secret": SECRET, "rate": 200, "stop": stop}
+    running = threading.Thread(target=run, kwargs=options)
+    running.start()
+    deadline = time.monotonic() + 8
+    while not any(event["event_type"].startswith("daily") for _, event in endpoint.received):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    stop.set()
+    running.join(5)
+
+    assert not running.is_alive()
+    kinds = {event["event_type"].split(".")[0] for _, event in endpoint.received}
+    assert kinds == {"provider", "historical", "daily"}
+    printed = capsys.readouterr().out
+    assert "JUNCTION_BASE_URL=http://127.0.0.1:" in printed
+    assert "JUNCTION_API_KEY=sk_us_simulated" in printed
+
+
+def test_sending_without_a_secret_is_refused():
+    with pytest.raises(ValueError, match="secret"):
+        run(to="http://127.0.0.1:9")

@@ -1,0 +1,107 @@
+"""The simulated provider: generated people whose data it serves and sends, for tests, the demo and a first look."""
+
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import count
+from random import Random
+from threading import Event as Flag
+from threading import current_thread, main_thread
+
+import click
+
+from workers.simulator.data import World
+from workers.simulator.events import Event, connected, daily, historical, supplied
+from workers.simulator.sender import Sender
+from workers.simulator.server import API_KEY, Simulator
+
+__all__ = ["Simulator", "World", "first_events", "live_events", "run"]
+
+SHARE_OF_UPDATES = 0.3
+
+
+def run(
+    *,
+    port: int = 0,
+    users: int = 3,
+    days: int = 30,
+    seed: int = 1,
+    to: str | None = None,
+    secret: str | None = None,
+    api_key: str = API_KEY,
+    rate: float = 5.0,
+    stop: Flag | None = None,
+) -> None:
+    """Serves the read API until Ctrl-C, SIGTERM or `stop`, and sends events to the endpoint `to` if there is one.
+
+    First come all connections and the notices that history can be fetched, as fast as they are taken, then live events
+    at `rate` a second. `secret` is the one that the endpoint checks signatures with. Raises ValueError without it.
+    """
+    if to is not None and secret is None:
+        raise ValueError("sending needs the secret that the endpoint checks signatures with")
+    stop = stop or Flag()
+    _stop_at_signals(stop)
+    with Simulator(users, days, seed, port=port, api_key=api_key) as simulator:
+        _explain(simulator)
+        if to is None or secret is None:
+            stop.wait()
+        else:
+            _send(simulator.world, to, secret, rate, stop)
+
+
+def first_events(world: World) -> Iterator[Event]:
+    """What comes when people connect: for each connection the event itself, then one notice for each resource."""
+    for user in world.members:
+        for connection in user.connections:
+            yield connected(world, user, connection)
+            yield from (historical(world, user, connection, resource) for resource in supplied(connection))
+
+
+def live_events(world: World, seed: int = 0) -> Iterator[Event]:
+    """Events without end about what is newest, of anybody and any resource; some of them correct what was sent.
+
+    The world's end moves on to the present with each.
+    """
+    dice = Random(seed)  # noqa: S311 - repeatable on purpose
+    for _ in count():
+        world.until = max(world.until, datetime.now(UTC))
+        user = dice.choice(world.members)
+        connection = dice.choice(user.connections)
+        resource = dice.choice([each for each in supplied(connection) if world.has(connection, each)])
+        yield daily(world, user, connection, resource, updated=dice.random() < SHARE_OF_UPDATES)
+
+
+def _send(world: World, to: str, secret: str, rate: float, stop: Flag) -> None:
+    with Sender(to, secret, stop=stop) as sender:
+        started = time.monotonic()
+        ended = sender.send_all(first_events(world))
+        click.echo(
+            f"Sent {ended.total()} connections and notices in {time.monotonic() - started:.1f} s: {_told(ended)}"
+        )
+        if not stop.is_set():
+            click.echo(f"Sending live events, {rate:g} a second, until Ctrl-C.")
+            click.echo(f"Sent live events: {_told(sender.send_all(live_events(world), rate))}")
+
+
+def _told(counts: dict[int, int]) -> str:
+    told = (f"{number} x {status or 'no answer'}" for status, number in sorted(counts.items()))
+    return ", ".join(told) or "none"
+
+
+def _explain(simulator: Simulator) -> None:
+    world = simulator.world
+    click.echo(f"Simulated provider at {simulator.url}: {len(world.members)} users, {world.days} days of history.")
+    click.echo("To fetch from it, set")
+    click.echo(f"    JUNCTION_BASE_URL={simulator.url}")
+    click.echo(f"    JUNCTION_API_KEY={simulator.api_key}")
+    click.echo(
+        f"What was asked of it: {simulator.url}/simulate/requests   Faults: POST {simulator.url}/simulate/faults"
+    )
+
+
+def _stop_at_signals(stop: Flag) -> None:
+    # Only the main thread may; elsewhere whoever runs this has the flag.
+    if current_thread() is main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda _number, _frame: stop.set())

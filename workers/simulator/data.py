@@ -1,0 +1,256 @@
+"""The simulated world: users, their connections, and every record and sample they have, made when asked for.
+
+Nothing is stored. A record's moment, id and values follow from (seed, user, provider, resource, slot) alone, a slot
+being one of the equal stretches of time of the resource's schedule; so a window costs only its own slots, and the same
+arguments give the same world on every machine. The one thing remembered is what was revised, so that the read API
+answers with the same version of a record as the newest event about it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from random import Random
+from uuid import UUID, uuid5
+
+from app.catalogue import Resource, catalogue
+from workers.simulator.people import NARROW, WIDE, Connection, User
+from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
+from workers.simulator.series import Series, schedule_of, series_of, timing_of
+from workers.simulator.shapes import Place, Sum, fill, later
+from workers.simulator.summaries import EXTRAS, KNOWN_AFTER, NOTICES, STREAMS, shape_of
+
+NAMESPACE = UUID("6f1c2f0e-2d3a-5b57-9a44-0f4f3b1c7a10")
+TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/Tokyo", 32400), (None, None))
+
+
+@dataclass
+class World:
+    """All simulated users and what they measured from `until - days` to `until`.
+
+    `until` may be moved on while the world is in use: there is then more of the same world.
+    """
+
+    seed: int
+    users: int
+    until: datetime
+    days: int
+    team_id: str = field(init=False)
+    members: tuple[User, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.until = self.until.astimezone(UTC)
+        self.start = (self.until - timedelta(days=self.days)).replace(hour=0, minute=0, second=0, microsecond=0)
+        self.team_id = self._uuid("team")
+        self.members = tuple(self._member(number) for number in range(1, self.users + 1))
+        self._by_id = {member.user_id: member for member in self.members}
+        self._revisions: dict[Slot, int] = {}
+        self._found: dict[str, Slot] = {}
+        self._searched_until: dict[str, datetime] = {}
+
+    def user(self, user_id: str) -> User | None:
+        """The user of this id, if there is one."""
+        return self._by_id.get(user_id)
+
+    def connections(self, user: User, resource: Resource, provider: str | None = None) -> list[Connection]:
+        """The user's connections that supply a resource, of one provider or of all."""
+        return [
+            connection
+            for connection in user.connections
+            if provider in (None, connection.provider.slug) and connection.provider.has(resource)
+        ]
+
+    def slots(
+        self, connection: Connection, resource: Resource, start: datetime, end: datetime, begin: int = 0
+    ) -> Iterator[Slot]:
+        """The slots that can have anything in a window, oldest first; none before the one numbered `begin`."""
+        if _standing(resource):
+            yield self._slot(connection, resource)
+            return
+        every = schedule_of(resource).every
+        first = max(start, self.start).timestamp() // every
+        last = min(end, self._newest(resource)).timestamp() // every
+        for number in range(max(int(first) - 1, begin), int(last) + 1):
+            yield self._slot(connection, resource, number)
+
+    def latest(self, connection: Connection, resource: Resource, at: datetime | None = None) -> Slot:
+        """The newest slot that is known at a moment, by default at the end of the world."""
+        end = min(at or self.until, self._newest(resource))
+        slot = self._slot(connection, resource, int(end.timestamp() // schedule_of(resource).every))
+        return slot if self.moment(slot) <= end else replace(slot, number=slot.number - 1)
+
+    def has(self, connection: Connection, resource: Resource) -> bool:
+        """Whether there is any record yet: a short world may hold none of what is rare."""
+        return self.moment(self.latest(connection, resource)) >= self.start
+
+    def summaries(self, query: Query) -> list[Record]:
+        """The records of a window, connection by connection and oldest first."""
+        low, high = max(query.start, self.start), min(query.end, self._newest(query.resource))
+        return [
+            self.record(slot)
+            for connection in self.connections(query.user, query.resource, query.provider)
+            for slot in self.slots(connection, query.resource, low, high)
+            if low <= self.moment(slot) <= high
+        ]
+
+    def samples(self, query: Query, begin: Position | None = None) -> Iterator[Sample]:
+        """The samples of a window in their fixed order, from a position on."""
+        low, high = max(query.start, self.start), min(query.end, self.until)
+        begin = begin or Position()
+        connections = self.connections(query.user, query.resource, query.provider)
+        for number, connection in enumerate(connections[begin.connection :], begin.connection):
+            first = begin.slot if number == begin.connection else 0
+            for slot in self.slots(connection, query.resource, low, high, first):
+                for place, sample in enumerate(self.burst(slot)):
+                    position = Position(number, slot.number, place)
+                    if position >= begin and low <= datetime.fromisoformat(sample["timestamp"]) <= high:
+                        yield Sample(position, self.source(slot), sample)
+
+    def groups(self, query: Query) -> list[Record]:
+        """The samples of a window as the read API gives them: {"source": ..., "data": [...]} for each source."""
+        return grouped(self.samples(query))
+
+    def record(self, slot: Slot) -> Record:
+        """The object of a slot, in its newest revision."""
+        place = self._place(slot)
+        record: Record = {"id": self.identify(slot), "user_id": slot.connection.user_id}
+        sums = []
+        for column in slot.resource.fields:
+            shape = shape_of(slot.resource, column)
+            if isinstance(shape, Sum):
+                sums.append((column.name, shape))
+            record[column.name] = fill(shape, place)
+        for name, shape in sums:
+            record[name] = sum(record[part] for part in shape.fields)
+        return {**record, **fill(EXTRAS.get(slot.resource.name, {}), place), **self._origin(slot)}
+
+    def burst(self, slot: Slot) -> list[Record]:
+        """The samples of a slot: several where a moment has subtypes or a record has a course."""
+        series = series_of(slot.resource)
+        place = self._place(slot)
+        subtypes: tuple[str | None, ...] = series.subtypes or (None,)
+        moments = [later(place, number * series.step) for number in range(series.count)]
+        return [_sample(slot.resource, series, moment, subtype) for moment in moments for subtype in subtypes]
+
+    def source(self, slot: Slot) -> Record:
+        """The source that a slot's record or samples name."""
+        provider = slot.connection.provider
+        extra = series_of(slot.resource).source
+        source = {"provider": provider.slug, "type": provider.source_type}
+        return {**source, **fill(extra, self._place(slot))} if extra else source
+
+    def notice(self, slot: Slot) -> Record:
+        """What an event about a stream says: whose it is, but not the stream."""
+        record = {
+            "user_id": slot.connection.user_id,
+            slot.resource.identifier: self.link(slot, timing_of(slot.resource)),
+        }
+        extra = fill(NOTICES.get(slot.resource.name, {}), self._place(slot))
+        return {**record, **extra, "source": self.source(slot)}
+
+    def stream(self, resource: Resource, identifier: str) -> Record | None:
+        """The stream of the record with this id, if there is such a record."""
+        slot = self._find(catalogue()[timing_of(resource)], identifier)
+        if slot is None:
+            return None
+        stream = fill(STREAMS[resource.name], self._place(replace(slot, resource=resource)))
+        return dict(stream)
+
+    def devices(self, user: User, resource: Resource) -> list[Record]:
+        """What the user measures with, one for each connection."""
+        return [self.record(self._slot(connection, resource)) for connection in self.connections(user, resource)]
+
+    def revise(self, slot: Slot) -> None:
+        """From now on the slot's record is a newer one: other values, and a later `updated_at` where it has one."""
+        self._revisions[slot] = self._revisions.get(slot, 0) + 1
+
+    def moment(self, slot: Slot) -> datetime:
+        """When a slot's record happened, or the first of its samples was taken."""
+        if _standing(slot.resource):
+            return self.start
+        schedule = schedule_of(slot.resource)
+        late = schedule.offset
+        if schedule.jitter:
+            late += self._dice(slot, "moment", timing_of(slot.resource)).randrange(schedule.jitter)
+        return datetime.fromtimestamp(slot.number * schedule.every + late, UTC)
+
+    def identify(self, slot: Slot) -> str:
+        """A record's id, the same for good."""
+        return self._uuid(slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number)
+
+    def link(self, slot: Slot, resource: str) -> str:
+        """The id of the record of another resource that shares the slot's schedule."""
+        return self.identify(self._slot(slot.connection, catalogue()[resource], slot.number))
+
+    def _slot(self, connection: Connection, resource: Resource, number: int = 0) -> Slot:
+        return Slot(connection, resource, 0 if _standing(resource) else number)
+
+    def _find(self, resource: Resource, identifier: str) -> Slot | None:
+        # An id cannot be turned back into its slot, so all of them are made once, and again when the world has grown.
+        if identifier not in self._found and self._searched_until.get(resource.name) != self.until:
+            self._searched_until[resource.name] = self.until
+            for user in self.members:
+                for connection in self.connections(user, resource):
+                    for slot in self.slots(connection, resource, self.start, self.until):
+                        self._found[self.identify(slot)] = slot
+        found = self._found.get(identifier)
+        return found if found and found.resource == resource else None
+
+    def _newest(self, resource: Resource) -> datetime:
+        return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=KNOWN_AFTER)
+
+    def _place(self, slot: Slot) -> Place:
+        connection = slot.connection
+        zone, offset = TIME_ZONES[connection.user_number % len(TIME_ZONES)]
+        known = {
+            "provider": connection.provider.slug,
+            "source_type": connection.provider.source_type,
+            "device_id": connection.device_id,
+            "device_model": connection.provider.device,
+            "device_manufacturer": connection.provider.name,
+            "time_zone": zone,
+            "timezone_offset": offset,
+        }
+        dice = self._dice(slot, "values", slot.resource.name)
+        return Place(dice, self.moment(slot), known, partial(self.link, slot), self._revisions.get(slot, 0))
+
+    def _origin(self, slot: Slot) -> Record:
+        # A device is one of the few objects whose provider is no `source` but stands beside the other fields.
+        if slot.resource.kind == "device":
+            provider = slot.connection.provider
+            return {"provider": provider.slug, "source_type": provider.source_type}
+        return {"source_type": slot.connection.provider.source_type, "source": self.source(slot)}
+
+    def _dice(self, slot: Slot, purpose: str, name: str) -> Random:
+        connection = slot.connection
+        seed = f"{self.seed}/{connection.user_number}/{connection.provider.slug}/{name}/{slot.number}/{purpose}"
+        return Random(seed)  # noqa: S311 - repeatable on purpose, and nothing is kept secret with it
+
+    def _uuid(self, *parts: object) -> str:
+        return str(uuid5(NAMESPACE, "/".join(str(part) for part in (self.seed, *parts))))
+
+    def _member(self, number: int) -> User:
+        dice = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
+        user_id = self._uuid("user", number)
+        providers = [WIDE[number % len(WIDE)], *dice.sample(NARROW, dice.randrange(1, 3))]
+        connections = (
+            Connection(number, user_id, provider, self._uuid("device", number, provider.slug), self.start)
+            for provider in providers
+        )
+        return User(number, user_id, f"member-{number:04d}", tuple(connections))
+
+
+def _standing(resource: Resource) -> bool:
+    """Whether there is one such record for good, and not one for every so often."""
+    return resource.kind == "device" or resource.dates == "none"
+
+
+def _sample(resource: Resource, series: Series, place: Place, subtype: str | None) -> Record:
+    timestamp = place.instant.isoformat()
+    unit = resource.unit or series.unit
+    sample = {"timestamp": timestamp, "unit": unit, "timezone_offset": place.known["timezone_offset"], "type": None}
+    if resource.interval:
+        end = place.instant + timedelta(seconds=series.step or series.lasts)
+        sample |= {"start": timestamp, "end": end.isoformat()}
+    sample |= fill(series.body, place)
+    return sample | {resource.key[0]: subtype} if subtype else sample

@@ -1,0 +1,168 @@
+"""The events that the simulated provider sends: envelopes around the world's records."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from random import Random
+from typing import Any
+
+from app.catalogue import EventType, Resource, catalogue
+from workers.simulator.data import World
+from workers.simulator.labs import BODIES, WITHOUT_USER
+from workers.simulator.people import Connection, User
+from workers.simulator.query import Record, Slot
+from workers.simulator.series import schedule_of
+from workers.simulator.shapes import Place, fill
+
+Event = dict[str, Any]
+
+# How many slots of a timeseries one event carries the samples of.
+BATCH = 12
+
+
+def envelope(world: World, user: User | None, event_type: str, data: Any) -> Event:
+    """What stands around every event's data."""
+    event = {"event_type": event_type, "team_id": world.team_id, "data": data}
+    return event if user is None else event | {"user_id": user.user_id, "client_user_id": user.client_user_id}
+
+
+def daily(
+    world: World,
+    user: User,
+    connection: Connection,
+    resource: Resource,
+    *,
+    at: datetime | None = None,
+    updated: bool = False,
+) -> Event:
+    """The newest record of a resource, or its newest few samples, as an event.
+
+    `at` asks for what was newest then. With `updated` the records are revised first: the event carries other values
+    than before, a summary's `updated_at` is later, and the read API gives the new version from now on.
+    """
+    slot = world.latest(connection, resource, at)
+    slots = _batch(world, slot) if resource.kind == "timeseries" else [slot]
+    if updated:
+        for each in slots:
+            world.revise(each)
+    event_type = f"daily.data.{resource.name}.{'updated' if updated else 'created'}"
+    return envelope(world, user, event_type, _data(world, slot, slots))
+
+
+def historical(
+    world: World,
+    user: User,
+    connection: Connection,
+    resource: Resource,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    is_final: bool = True,
+) -> Event:
+    """The notice that a resource's past can be fetched, by default all of the world's."""
+    data = {
+        "user_id": user.user_id,
+        "start_date": (start or world.start).isoformat(),
+        "end_date": (end or world.until).isoformat(),
+        "is_final": is_final,
+        "provider": connection.provider.slug,
+    }
+    return envelope(world, user, f"historical.data.{resource.name}.created", data)
+
+
+def connected(world: World, user: User, connection: Connection) -> Event:
+    """The event that a user has connected a provider."""
+    described = connection.provider.described()
+    data = {
+        "user_id": user.user_id,
+        "provider": described,
+        "source": described,
+        "external_user_id": connection.external_user_id,
+        "resource_availability": {resource.name: {"status": "available"} for resource in supplied(connection)},
+    }
+    return envelope(world, user, "provider.connection.created", data)
+
+
+def connection_error(world: World, user: User, connection: Connection) -> Event:
+    """The event that a provider no longer lets the account be read. Here the provider is plain text."""
+    data = {
+        "user_id": user.user_id,
+        "provider": connection.provider.slug,
+        "error_type": "token_refresh_failed",
+        "error_details": "the refresh token was rejected",
+        "message": "The connection needs the user's consent again.",
+    }
+    return envelope(world, user, "provider.connection.error", data)
+
+
+def device(world: World, user: User, connection: Connection, *, updated: bool = False) -> Event:
+    """The event about what a user measures with."""
+    slot = world.latest(connection, catalogue()["device"])
+    return envelope(world, user, f"provider.device.{'updated' if updated else 'created'}", world.record(slot))
+
+
+def supplied(connection: Connection) -> list[Resource]:
+    """The resources that a connection brings and whose events are in the public catalogue."""
+    kinds = catalogue().of_kind("summary", "stream", "timeseries")
+    return [resource for resource in kinds if not resource.legacy and connection.provider.has(resource)]
+
+
+def every_type(world: World) -> Iterator[Event]:
+    """One event of every type in the catalogue, all of the first user."""
+    user = world.members[0]
+    for name in catalogue().event_names:
+        event_type = catalogue().event(name)
+        yield _MAKERS[event_type.does](world, user, event_type)
+
+
+def _batch(world: World, slot: Slot) -> list[Slot]:
+    source = world.source(slot)
+    start = world.moment(slot).timestamp() - BATCH * schedule_of(slot.resource).every
+    earliest = max(datetime.fromtimestamp(start, world.until.tzinfo), world.start)
+    near = world.slots(slot.connection, slot.resource, earliest, world.moment(slot))
+    same = [each for each in near if each.number < slot.number and world.source(each) == source]
+    return [*(each for each in same if world.moment(each) >= world.start), slot][-BATCH:]
+
+
+def _data(world: World, slot: Slot, slots: list[Slot]) -> Record:
+    if slot.resource.kind == "stream":
+        return world.notice(slot)
+    if slot.resource.kind != "timeseries":
+        return world.record(slot)
+    samples = [sample for each in slots for sample in world.burst(each)]
+    known = [sample for sample in samples if datetime.fromisoformat(sample["timestamp"]) <= world.until]
+    return {"source": world.source(slot), "data": known}
+
+
+def _lab(world: World, user: User, event_type: EventType) -> Event:
+    name = event_type.name.rpartition(".")[0]
+    known = {"user_id": user.user_id, "team_id": world.team_id}
+    dice = Random(world.seed)  # noqa: S311 - repeatable on purpose
+    data = fill(BODIES[name], Place(dice, world.until, known, lambda _resource: world.team_id))
+    return envelope(world, None if name in WITHOUT_USER else user, event_type.name, data)
+
+
+def _of_connection(world: World, user: User, event_type: EventType) -> Event:
+    make = connected if event_type.name.endswith(".created") else connection_error
+    return make(world, user, user.connections[0])
+
+
+def _of_device(world: World, user: User, event_type: EventType) -> Event:
+    return device(world, user, user.connections[0], updated=event_type.name.endswith(".updated"))
+
+
+def _of_resource(world: World, user: User, event_type: EventType) -> Event:
+    assert event_type.resource is not None
+    connection = world.connections(user, event_type.resource)[0]
+    if event_type.does == "historical":
+        return historical(world, user, connection, event_type.resource)
+    return daily(world, user, connection, event_type.resource, updated=event_type.name.endswith(".updated"))
+
+
+_MAKERS: dict[str, Callable[[World, User, EventType], Event]] = {
+    "data": _of_resource,
+    "historical": _of_resource,
+    "connection": _of_connection,
+    "device": _of_device,
+    "query": _lab,
+    "lab": _lab,
+}

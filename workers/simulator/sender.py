@@ -1,0 +1,168 @@
+"""Signs events as Svix does and sends them to a webhook endpoint, again and again until they are taken."""
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from random import Random
+from threading import Event as Flag
+from threading import Lock, Semaphore
+from types import TracebackType
+from typing import Self
+
+import httpx
+import msgspec
+from standardwebhooks.webhooks import Webhook
+
+from workers.simulator.events import Event
+
+# Svix waits 5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h; this keeps the growth and leaves out the days.
+WAITS = (0.05, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
+TIMEOUT = 15
+KSUID_EPOCH = 1_400_000_000
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+KSUID_LENGTH = 27
+# How many events later one that is held back arrives.
+HELD_BACK = 5
+NO_ANSWER = 0
+
+
+def new_message_id(at: datetime) -> str:
+    """A message id as Svix makes them: `msg_` and a KSUID, which begins with the moment and so sorts by it."""
+    seconds = int(at.timestamp()) - KSUID_EPOCH
+    # From the microseconds, because a fraction of a float timestamp can fall just below the step it means.
+    steps = at.microsecond // 4000
+    number = int.from_bytes(seconds.to_bytes(4) + steps.to_bytes(1) + secrets.token_bytes(15))
+    digits = []
+    for _ in range(KSUID_LENGTH):
+        number, digit = divmod(number, len(BASE62))
+        digits.append(BASE62[digit])
+    return "msg_" + "".join(reversed(digits))
+
+
+def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
+    """The headers that prove where a body comes from. `timestamp` is that of the attempt, not of the event."""
+    # The library takes any timestamp for UTC, so one of another zone has to be converted first.
+    moment = timestamp.astimezone(UTC)
+    signature = Webhook(secret).sign(message_id, moment, body.decode())
+    return {
+        "svix-id": message_id,
+        "svix-timestamp": str(int(moment.timestamp())),
+        "svix-signature": signature,
+    }
+
+
+class Sender:
+    """Sends events to one endpoint. Safe to use from several threads; close it, or use it in a `with`.
+
+    duplicates   the part of the events, from 0 to 1, that `send_all` sends twice under one message id
+    reordering   the part that it sends a few events later than it was given them
+    waits        the seconds between attempts; there is one attempt more than there are waits
+    stop         once set, nothing more is sent and no further attempt made
+    counts       how often each status was the last one of a message; 0 stands for no answer
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        connections: int = 8,
+        *,
+        duplicates: float = 0.0,
+        reordering: float = 0.0,
+        seed: int = 0,
+        waits: tuple[float, ...] = WAITS,
+        stop: Flag | None = None,
+    ) -> None:
+        self.counts: Counter[int] = Counter()
+        self._url = url
+        self._secret = secret
+        self._connections = connections
+        self._duplicates = duplicates
+        self._reordering = reordering
+        self._dice = Random(seed)  # noqa: S311 - repeatable on purpose
+        self._waits = waits
+        self._lock = Lock()
+        self._stop = stop or Flag()
+        self._client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_connections=connections))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up what is waiting for another attempt, and closes the connections."""
+        self._stop.set()
+        self._client.close()
+
+    def send(self, event: Event, created_at: datetime | None = None, message_id: str | None = None) -> int:
+        """Sends one event until it is taken or the attempts are used up. Returns the last status; 0 is no answer.
+
+        `created_at` is the moment that the message's id carries, by default now. Whoever sends something a second time
+        gives the `message_id` of the first.
+        """
+        name = message_id or new_message_id(created_at or datetime.now(UTC))
+        body = msgspec.json.encode(event)
+        status = self._attempt(name, body)
+        for wait in self._waits:
+            if 200 <= status < 300 or self._stop.wait(wait):
+                break
+            status = self._attempt(name, body)
+        with self._lock:
+            self.counts[status] += 1
+        return status
+
+    def send_all(self, events: Iterable[Event], rate: float | None = None) -> Counter[int]:
+        """Sends many events side by side, at most `rate` a second if one is given. Returns how each ended.
+
+        Events are taken as they are sent, so they may be endless.
+        """
+        with self._lock:
+            before = self.counts.copy()
+        # Without it, an endless series of events would be read into the pool's own queue.
+        room = Semaphore(2 * self._connections)
+        with ThreadPoolExecutor(self._connections) as pool:
+            for event, message_id in self._disturbed(self._paced(events, rate)):
+                room.acquire()
+                future = pool.submit(self.send, event, message_id=message_id)
+                future.add_done_callback(lambda _done: room.release())
+        return self.counts - before
+
+    def _attempt(self, message_id: str, body: bytes) -> int:
+        headers = {"content-type": "application/json", **sign(self._secret, message_id, datetime.now(UTC), body)}
+        try:
+            return self._client.post(self._url, content=body, headers=headers).status_code
+        except httpx.TransportError:
+            return NO_ANSWER
+
+    def _paced(self, events: Iterable[Event], rate: float | None) -> Iterator[Event]:
+        started = time.monotonic()
+        for number, event in enumerate(events):
+            wait = started + number / rate - time.monotonic() if rate else 0
+            if self._stop.wait(max(wait, 0)):
+                return
+            yield event
+
+    def _disturbed(self, events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
+        held: list[tuple[int, tuple[Event, str]]] = []
+        for number, event in enumerate(events):
+            message = event, new_message_id(datetime.now(UTC))
+            if self._dice.random() < self._reordering:
+                held.append((number + self._dice.randint(1, HELD_BACK), message))
+            else:
+                yield from self._once_or_twice(message)
+            while held and held[0][0] <= number:
+                yield from self._once_or_twice(held.pop(0)[1])
+        for _, message in held:
+            yield from self._once_or_twice(message)
+
+    def _once_or_twice(self, message: tuple[Event, str]) -> Iterator[tuple[Event, str]]:
+        yield message
+        if self._dice.random() < self._duplicates:
+            yield message
