@@ -16,7 +16,7 @@ from rich.table import Table
 from app.config import Settings, inherited, load
 from app.errors import HeadraceError, Misconfigured
 from app.queue import LANES, make_celery
-from workers import broker, check, processes, status, up
+from workers import broker, check, processes, simulator, status, up
 from workers.store.engine import make_engine, migrate
 
 Command = Callable[..., Any]
@@ -59,7 +59,7 @@ def attached(data_dir: Path | None) -> Settings:
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headrace")
 @click.option("--debug", is_flag=True, help="show the traceback of an error")
-def main(debug: bool) -> None:  # noqa: FBT001 - a flag of the command line
+def main(*, debug: bool) -> None:
     """Headrace takes wearable-health webhooks and keeps them in your PostgreSQL: once, in the newest version."""
     logging.basicConfig(level="DEBUG" if debug else "WARNING", format="%(levelname)s %(name)s %(message)s")
 
@@ -114,7 +114,7 @@ def migrate_command(data_dir: Path | None) -> None:
 @data_dir_option
 @json_option
 @click.option("--explain", is_flag=True, help="list every setting with its default")
-def check_command(data_dir: Path | None, as_json: bool, explain: bool) -> None:  # noqa: FBT001
+def check_command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
     """Say what is wrong with the configuration, and how to mend it."""
     if explain:
         _print_rows(check.explain(), as_json=as_json)
@@ -138,7 +138,7 @@ def check_command(data_dir: Path | None, as_json: bool, explain: bool) -> None: 
 @json_option
 @click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
 @click.option("--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="seconds between two looks")
-def status_command(data_dir: Path | None, as_json: bool, watch: bool, every: float) -> None:  # noqa: FBT001
+def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: float) -> None:
     """Show what waits, what became of what came, and what needs a hand."""
     settings = attached(data_dir)
     engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
@@ -155,6 +155,29 @@ def status_command(data_dir: Path | None, as_json: bool, watch: bool, every: flo
             while True:
                 time.sleep(every)
                 live.update(status.picture(look()))
+
+
+@main.command("simulate")
+@click.option("--port", type=int, default=0, help="the port of the simulated API (default: a free one)")
+@click.option("--users", type=click.IntRange(1), default=3, show_default=True, help="how many people")
+@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="how much history each has")
+@click.option("--seed", type=int, default=1, show_default=True, help="the same seed makes the same people and data")
+@click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
+@click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
+@data_dir_option
+def simulate(
+    *, port: int, users: int, days: int, seed: int, to: str | None, rate: float, data_dir: Path | None
+) -> None:
+    """Run the simulated provider alone, for your own tests, until Ctrl-C.
+
+    With --to, events are signed with JUNCTION_WEBHOOK_SECRET, or the secret of the stack in --data-dir.
+    """
+    secret = None
+    if to:
+        settings = load()
+        secrets = settings.junction_webhook_secrets or attached(data_dir).junction_webhook_secrets
+        secret = secrets[0]
+    simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, rate=rate)
 
 
 def _print_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:

