@@ -1,5 +1,6 @@
 """The queue: lanes, task names, the Celery object, and publishing deliveries so that they survive a power cut."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ def make_celery(settings: Settings, role: Role) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options=_transport_options(settings, role),
-        broker_pool_limit=2,
+        broker_pool_limit=10,
         event_queue_ttl=60,
         event_queue_expires=60,
         timezone="UTC",
@@ -118,7 +119,8 @@ class Publisher:
         """Forgets the connection, so that the next publish makes another."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            connection.collapse()
+            with contextlib.suppress(*self._errors()):  # saying goodbye to a broker that has gone may fail as well
+                connection.release()
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """What a broker that is away, full or broken raises, which differs by transport."""
