@@ -13,7 +13,8 @@ from app.webhooks import make_blueprint, on_error
 def create_app(settings: Settings, publish: Publish, ready: Callable[[], None]) -> Flask:
     """The endpoint, with whatever takes its messages and tells whether it could."""
     flask = Flask("headrace", static_folder=None)
-    flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # One more, because of a body sent in chunks werkzeug reads so much and no further, and says nothing.
+    flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     courier = Courier(
         publish,
         deadline=settings.enqueue_deadline_seconds,

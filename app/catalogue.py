@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ RESERVED = frozenset(
     {"user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"}
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+OTHER_EVENTS = frozenset({"connection", "device", "query", "lab"})
 DATA_EVENT = re.compile(r"(daily|historical)\.(?:data|timeseries)\.([a-z0-9_]+)\.(created|updated)")
 
 
@@ -91,12 +93,15 @@ class Catalogue(Mapping[str, Resource]):
     def __init__(self, resources: list[Resource], other_events: dict[str, str]) -> None:
         self._resources = {resource.name: resource for resource in resources}
         if len(self._resources) != len(resources):
-            raise ValueError("a resource stands in the catalogue twice")
+            twice = [name for name, count in Counter(one.name for one in resources).items() if count > 1]
+            raise ValueError(f"in the catalogue twice: {', '.join(twice)}")
         self._events: dict[str, EventType] = {}
         for resource in resources:
             if resource.kind in ("summary", "stream", "timeseries"):
                 self._add_data_events(resource)
         for name, does in other_events.items():
+            if does not in OTHER_EVENTS:
+                raise ValueError(f"events: {name}: {does!r} is nothing that can be done")
             device = self._resources["device"] if does == "device" else None
             self._events[name] = EventType(name, does, device)  # type: ignore[arg-type]
 
@@ -161,10 +166,16 @@ def _other(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
 def parse(text: str) -> Catalogue:
     """Reads a catalogue. Raises ValueError or TypeError, naming the row, if one contradicts itself."""
     document = tomllib.loads(text)
-    kinds: tuple[Kind, ...] = ("summary", "stream", "device")
-    resources = [_other(kind, name, row) for kind in kinds for name, row in document.get(kind, {}).items()]
-    resources += [_timeseries(name, row) for name, row in document.get("timeseries", {}).items()]
+    kinds: tuple[Kind, ...] = ("summary", "stream", "device", "timeseries")
+    resources = [_resource(kind, name, row) for kind in kinds for name, row in document.get(kind, {}).items()]
     return Catalogue(resources, document.get("events", {}))
+
+
+def _resource(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
+    try:
+        return _timeseries(name, row) if kind == "timeseries" else _other(kind, name, row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{kind}.{name}: {error}") from error
 
 
 @cache

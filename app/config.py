@@ -1,13 +1,14 @@
 """Settings: the only reader of the environment. Everything else is handed a Settings."""
 
 import base64
-import binascii
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from app.catalogue import catalogue
 from app.errors import Misconfigured
 
 JUNCTION_HOSTS = {
@@ -17,6 +18,8 @@ JUNCTION_HOSTS = {
     "sk_eu_": "https://api.sandbox.eu.junction.com",
 }
 SHORTEST_SECRET_BYTES = 16
+LONGEST_DEADLINE_SECONDS = 4.0  # every request is answered within five
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def _text(value: str) -> str:
@@ -34,11 +37,36 @@ def _number(value: str) -> int:
     return number
 
 
-def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 < number < 1e9:
+def _port(value: str) -> int:
+    number = int(value)
+    if not 0 < number < 65_536:
         raise ValueError
     return number
+
+
+def _level(value: str) -> str:
+    return LOG_LEVELS[LOG_LEVELS.index(value.upper())]
+
+
+def _resources(value: str) -> tuple[str, ...]:
+    return tuple(catalogue()[name].name for name in _list(value.lower()))
+
+
+def _providers(value: str) -> tuple[str, ...]:
+    return _list(value.lower())
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= LONGEST_DEADLINE_SECONDS:
+        raise ValueError
+    return number
+
+
+def _rate(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*/(second|minute|hour)", value):
+        raise ValueError
+    return value
 
 
 def _yes(value: str) -> bool:
@@ -48,7 +76,7 @@ def _yes(value: str) -> bool:
 def _url(*schemes: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in schemes or not (parts.hostname or parts.path):
+        if parts.scheme not in schemes or not parts.hostname or parts.port == 0:  # `port` checks itself
             raise ValueError
         return value
 
@@ -56,8 +84,12 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 def _database_url(value: str) -> str:
-    checked = _url("postgresql", "postgres", "postgresql+psycopg")(value)
-    return "postgresql+psycopg://" + checked.split("://", 1)[1]
+    parts = urlsplit(value)
+    if parts.scheme not in ("postgresql", "postgres", "postgresql+psycopg") or parts.port == 0:
+        raise ValueError
+    if not parts.hostname and "host=" not in parts.query:  # a socket's folder stands in the query
+        raise ValueError
+    return "postgresql+psycopg://" + value.partition("://")[2]
 
 
 def _junction_secrets(value: str) -> tuple[str, ...]:
@@ -77,7 +109,7 @@ def _terra_secrets(value: str) -> tuple[str, ...]:
 
 def _keys(value: str) -> tuple[bytes, ...]:
     keys = tuple(base64.b64decode(part, validate=True) for part in _list(value))
-    if any(len(key) != 32 for key in keys):
+    if not keys or any(len(key) != 32 for key in keys):
         raise ValueError
     return keys
 
@@ -154,10 +186,14 @@ class Settings:
         "HEADRACE_MAX_BODY_BYTES", 16 * 1024 * 1024, _number, "a larger body is answered 413", want="a number of bytes"
     )
     resources: tuple[str, ...] = _setting(
-        "HEADRACE_RESOURCES", (), _list, "keep only these resources, comma-separated; all if empty"
+        "HEADRACE_RESOURCES",
+        (),
+        _resources,
+        "keep only these resources, comma-separated; all if empty",
+        want="names of the catalogue, such as workouts,sleep,heartrate",
     )
     providers: tuple[str, ...] = _setting(
-        "HEADRACE_PROVIDERS", (), _list, "keep only these providers (garmin, oura ...); all if empty"
+        "HEADRACE_PROVIDERS", (), _providers, "keep only these providers (garmin, oura ...); all if empty"
     )
     enqueue_deadline_seconds: float = _setting(
         "HEADRACE_ENQUEUE_DEADLINE_SECONDS", 4.0, _seconds, "no confirmation by then is 503", want="seconds, 4 or less"
@@ -175,6 +211,23 @@ class Settings:
         "after this a killed worker's message is given to another (Redis)",
         want="seconds",
     )
+    fetch_history: bool = _setting(
+        "HEADRACE_FETCH_HISTORY",
+        True,
+        _yes,
+        "false: history comes by another way (an ETL pipeline), announcements are only recorded",
+        want="true or false",
+    )
+    request_rate: str = _setting(
+        "HEADRACE_REQUEST_RATE",
+        "50/second",
+        _rate,
+        "requests to one provider account, by all workers",
+        want="a rate such as 50/second",
+    )
+    backfills_per_user: int = _setting(
+        "HEADRACE_BACKFILLS_PER_USER", 4, _number, "backfills of one person that may run side by side", want="a number"
+    )
     broker_durability_asserted: bool = _setting(
         "HEADRACE_BROKER_DURABILITY_ASSERTED",
         False,
@@ -183,12 +236,12 @@ class Settings:
         want="true or false",
     )
     host: str = _setting("HEADRACE_HOST", "127.0.0.1", _text, "the address that web and Flower listen on")
-    port: int = _setting("HEADRACE_PORT", 8000, _number, "the port that web listens on", want="a port")
+    port: int = _setting("HEADRACE_PORT", 8000, _port, "the port that web listens on", want="a port")
     web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, _number, "processes of the endpoint", want="a number")
     web_threads: int = _setting(
         "HEADRACE_WEB_THREADS", 64, _number, "requests that one process may hold while a message is in flight"
     )
-    flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _number, "the port that Flower listens on", want="a port")
+    flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _port, "the port that Flower listens on", want="a port")
     flower_auth: str | None = _setting(
         "HEADRACE_FLOWER_AUTH", None, _text, "user:password of Flower, which never starts without", secret=True
     )
@@ -196,7 +249,7 @@ class Settings:
     ready_file: str | None = _setting(
         "HEADRACE_READY_FILE", None, _text, "a worker makes this file when it is ready; `headrace up` sets it"
     )
-    log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", str.upper, "DEBUG, INFO, WARNING or ERROR")
+    log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", _level, "DEBUG, INFO, WARNING or ERROR")
 
     def __repr__(self) -> str:
         shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if not one.metadata["secret"])
@@ -256,7 +309,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             continue
         try:
             values[one.name] = one.metadata["read"](text)
-        except (ValueError, KeyError, binascii.Error):
+        except (ValueError, LookupError):
             # `from None`: the cause's text would quote the value.
             raise Misconfigured(f"{one.metadata['name']}: not usable; it should be {one.metadata['want']}") from None
     return Settings(**values)

@@ -1,5 +1,6 @@
 """The courier: requests that arrive while a publish is in flight leave together, as one message (group commit)."""
 
+import logging
 import queue
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from app.delivery import Delivery
 from app.errors import NotTaken
 
+log = logging.getLogger(__name__)
 Publish = Callable[[Sequence[Delivery]], None]
 
 
@@ -37,6 +39,7 @@ class Courier:
         self._publish = publish
         self._deadline, self._most, self._most_bytes = deadline, most, most_bytes
         self._parcels: queue.SimpleQueue[_Parcel] = queue.SimpleQueue()
+        self._next: _Parcel | None = None  # what did not fit into the last message
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._in_flight_since: float | None = None
@@ -73,12 +76,15 @@ class Courier:
 
     def _together(self) -> list[_Parcel]:
         """Waits for one parcel and takes along what came meanwhile, up to the size of a message."""
-        parcels = [self._parcels.get()]
+        parcels, self._next = [self._next or self._parcels.get()], None
         size = len(parcels[0].delivery.sealed)
         while len(parcels) < self._most and size < self._most_bytes:
             try:
                 parcel = self._parcels.get_nowait()
             except queue.Empty:
+                break
+            if size + len(parcel.delivery.sealed) > self._most_bytes:
+                self._next = parcel
                 break
             parcels.append(parcel)
             size += len(parcel.delivery.sealed)
@@ -92,8 +98,9 @@ class Courier:
             error = None
         except NotTaken as reason:
             error = reason
+        except Exception as unforeseen:  # noqa: BLE001 - the edge of the thread: it must live on, for those who wait
+            log.error("unforeseen %s while publishing", type(unforeseen).__name__)  # noqa: TRY400 - its text may tell
         finally:
-            # Also when the thread dies of the unforeseen: nobody is left waiting, the next request starts another.
             self._in_flight_since = None
             for parcel in parcels:
                 parcel.error = error

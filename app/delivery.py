@@ -81,5 +81,5 @@ def unpack(packed: str) -> list[Delivery]:
         if version != MESSAGE_VERSION:
             raise DeadLetter(f"a message of version {version}; this worker reads version {MESSAGE_VERSION}")
         return _decoder.decode(raw).deliveries
-    except (binascii.Error, msgspec.DecodeError, LookupError, TypeError, ValueError):
+    except (binascii.Error, msgspec.DecodeError, LookupError, TypeError, ValueError, RecursionError):
         raise DeadLetter("not a message of deliveries") from None

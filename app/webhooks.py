@@ -56,7 +56,7 @@ def _webhook(
     def webhook() -> Response:
         began = time.perf_counter()
         try:
-            body = request.get_data(cache=False)
+            body = _body(settings.max_body_bytes)
             receipt = provider.verify(request.headers, body, settings, datetime.now(UTC))
             courier.take(seal(name, receipt, body, sealer))
             answer = Response(status=202)
@@ -72,6 +72,14 @@ def _webhook(
         return answer
 
     return webhook
+
+
+def _body(most: int) -> bytes:
+    """The raw bytes. Raises RequestEntityTooLarge."""
+    body = request.get_data(cache=False)
+    if len(body) > most:
+        raise RequestEntityTooLarge
+    return body
 
 
 def unavailable() -> Response:

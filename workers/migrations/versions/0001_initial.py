@@ -102,8 +102,13 @@ CREATE TABLE headrace.backfills (
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,
     finished_at timestamptz,
-    error text
+    error text,
+    due_at timestamptz NOT NULL DEFAULT now(),  -- not before this
+    lease_until timestamptz NOT NULL DEFAULT '-infinity',  -- a worker is at it
+    attempts int NOT NULL DEFAULT 0  -- that failed since the last page
 );
+CREATE INDEX ON headrace.backfills (due_at) WHERE status IN ('pending', 'running');
+CREATE INDEX ON headrace.backfills (user_id);
 -- A person's history of one resource is pulled once at a time; the next notice extends the pull that is open.
 CREATE UNIQUE INDEX one_open_backfill ON headrace.backfills (user_id, provider, resource)
     WHERE status IN ('pending', 'running', 'paused');
@@ -117,6 +122,10 @@ CREATE TABLE headrace.chunks (
     window_end timestamptz,
     is_final boolean NOT NULL,
     status text NOT NULL DEFAULT 'pending',
+    slice_end timestamptz,  -- what is later has been fetched; the window is walked from its newest end
+    slice_days int,
+    cursor text,  -- of the page that comes next in this slice
+    pages int NOT NULL DEFAULT 0,
     UNIQUE (aggregator, message_id)
 );
 CREATE INDEX ON headrace.chunks (backfill_id);

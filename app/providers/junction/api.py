@@ -1,0 +1,86 @@
+"""Junction's read API: the next request for a piece of history, and what its answer holds."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from app.actions import Action, Record
+from app.catalogue import Resource
+from app.config import Settings
+from app.errors import DeadLetter
+from app.providers.junction.shapes import Group, decode, record, samples
+from app.providers.request import Page, Request, Slice
+
+
+class _Groups(msgspec.Struct):
+    groups: dict[str, list[Group]] = {}
+    next_cursor: str | None = None
+    next: str | None = None  # the older name of the cursor
+
+
+def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
+    """The base URL and the headers that every request carries. Raises Misconfigured."""
+    return settings.junction_api_url, {"X-Vital-API-Key": settings.junction_api_key or ""}
+
+
+def request(resource: Resource, user_id: str, provider: str, part: Slice, cursor: str | None = None) -> Request:
+    """The request for a slice of a resource, or for its next page.
+
+    Instants are sent as such, because a bare end date means 23:59:59 and loses the last second's fractions; three
+    summaries take days only. A cursor goes with the same window as the page before.
+    """
+    query = {"provider": provider} if provider else {}
+    if resource.dates == "day":
+        query |= {"start_date": part.start.date().isoformat(), "end_date": part.end.date().isoformat()}
+    elif resource.dates == "moment":
+        query |= {"start_date": part.start.isoformat(), "end_date": part.end.isoformat()}
+    if cursor:
+        query["next_cursor"] = cursor
+    return Request(resource.path.format(user_id=user_id), tuple(query.items()))
+
+
+def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
+    """What an answer holds; a record that cannot be used is named and left out. Raises DeadLetter if it is no page."""
+    if resource.kind == "timeseries":
+        return _read_groups(resource, user_id, body, asked_at)
+    if resource.rows is None:
+        rows = [msgspec.Raw(body)]
+    else:
+        document = decode(body, dict[str, msgspec.Raw], f"{resource.name}: a page")
+        rows = decode(bytes(document.get(resource.rows, b"[]")), list[msgspec.Raw], f"{resource.name}: a page")
+    found: list[Action] = []
+    refused: list[str] = []
+    for row in rows:
+        try:
+            found.append(record(resource, user_id, bytes(row), asked_at))
+        except DeadLetter as reason:
+            refused.append(str(reason))
+    return Page(tuple(found), len(found), refused=tuple(refused))
+
+
+def _read_groups(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
+    page: Any = decode(body, _Groups, f"{resource.name}: a page")
+    found: list[Action] = []
+    refused: list[str] = []
+    count = 0
+    for group in (group for groups in page.groups.values() for group in groups):
+        try:
+            found += samples(resource, user_id, group, asked_at, [])
+            count += len(group.data)
+        except DeadLetter as reason:
+            refused.append(str(reason))
+    return Page(tuple(found), count, page.next_cursor or page.next or None, tuple(refused))
+
+
+def stream_request(resource: Resource, identifier: str) -> Request:
+    """The request for the stream of one workout."""
+    return Request(resource.path.format(**{resource.identifier: identifier}))
+
+
+def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: datetime) -> Page:
+    """A stream is stored as it came, under its workout's id and source; it has neither itself."""
+    decode(body, dict[str, msgspec.Raw], resource.name)
+    found = Record(resource.name, owner.user_id, owner.id, owner.provider, owner.source_type, body, asked_at)
+    return Page((found,), 1)

@@ -1,0 +1,124 @@
+"""What Junction's events mean."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from app.actions import Action, Connection, Notice, Parsed
+from app.catalogue import EventType, Resource, catalogue
+from app.config import Settings
+from app.delivery import Delivery
+from app.errors import DeadLetter
+from app.providers import ksuid
+from app.providers.junction.shapes import Group, Source, decode, moment, record, samples
+
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+class _Envelope(msgspec.Struct):
+    event_type: str | None = None
+    type: str | None = None  # Svix's own operational events have this instead
+    user_id: str | None = None
+    client_user_id: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Owner(msgspec.Struct):
+    user_id: str | None = None
+
+
+class _Connected(msgspec.Struct):
+    provider: Source | str | None = None
+    source: Source | None = None
+    error_type: str | None = None
+    error_details: str | None = None
+
+
+class _Historical(msgspec.Struct):
+    start_date: Any = None  # what cannot be read is as good as absent
+    end_date: Any = None
+    is_final: bool | None = None
+    provider: Source | str | None = None
+
+
+def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
+    """What an event means. Raises DeadLetter, without a value of the body, if it cannot be used."""
+    envelope = decode(body, _Envelope, "not a Junction event")
+    name = envelope.event_type or envelope.type
+    if not name:
+        raise DeadLetter("not a Junction event: it has no event_type")
+    event = catalogue().event(name)
+    if event.does in ("unknown", "query", "lab"):
+        reason = "an unknown event type" if event.does == "unknown" else "not data of a wearable"
+        return Parsed(name, envelope.user_id, envelope.client_user_id, ignored=reason)
+    user_id = envelope.user_id or _owner(envelope.data)
+    if not user_id:
+        raise DeadLetter("no user: neither user_id nor data.user_id")
+    # An id from the future would win over everything that comes after it.
+    version = min(ksuid.created_at(delivery.message_id) or delivery.received, delivery.received + CLOCK_SKEW)
+    collapsed: list[int] = []
+    found = list(_actions(event, user_id, bytes(envelope.data), version, collapsed))
+    kept = tuple(action for action in found if _is_kept(event, action, settings))
+    ignored = "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
+    return Parsed(name, user_id, envelope.client_user_id, kept, ignored, sum(collapsed))
+
+
+def _is_kept(event: EventType, action: Action, settings: Settings) -> bool:
+    """Whether the operator wants it; who is connected with what is always of interest."""
+    if isinstance(action, Connection) or event.resource is None:
+        return True
+    return settings.keeps(event.resource.name, action.provider)
+
+
+def _actions(event: EventType, user_id: str, data: bytes, version: datetime, collapsed: list[int]) -> Iterator[Action]:
+    resource = event.resource
+    if event.does == "connection":
+        yield _connection(event.name, user_id, data, version)
+    elif event.does == "historical" and resource:
+        yield _notice(resource, user_id, data)
+    elif resource and resource.kind == "timeseries":
+        group = decode(data, Group, f"{resource.name}: data is not a group of samples")
+        yield from samples(resource, user_id, group, version, collapsed)
+    elif resource:
+        yield record(resource, user_id, data, version)
+
+
+def _connection(name: str, user_id: str, data: bytes, version: datetime) -> Connection:
+    """Four shapes: provider or source, as an object (`slug`, or `source_slug` in the oldest), or provider as text."""
+    known = decode(data, _Connected, "connection")
+    provider = _slug(known.provider) or _slug(known.source)
+    if not provider:
+        raise DeadLetter("connection: neither provider nor source has a slug")
+    if not name.endswith(".error"):
+        return Connection(user_id, provider, "connected", None, version)
+    error = ": ".join(part for part in (known.error_type, known.error_details) if part)
+    return Connection(user_id, provider, "error", error or "unknown", version)
+
+
+def _slug(given: Source | str | None) -> str:
+    return given.lower() if isinstance(given, str) else given.slug_of_provider if given else ""
+
+
+def _notice(resource: Resource, user_id: str, data: bytes) -> Notice:
+    """A chunk of history. An absent `is_final` means final; an inverted window is turned round."""
+    known = decode(data, _Historical, f"{resource.name}: history")
+    edges = [edge for edge in (_edge(known.start_date), _edge(known.end_date)) if edge]
+    start, end = sorted(edges) if len(edges) == 2 else (None, None)
+    return Notice(user_id, _slug(known.provider), resource.name, start, end, known.is_final is not False)
+
+
+def _edge(given: Any) -> datetime | None:
+    """One end of a window; an absurd one must not cost the history, so it counts as absent."""
+    try:
+        return moment(given, "window")
+    except DeadLetter:
+        return None
+
+
+def _owner(data: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(data, type=_Owner).user_id
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,199 @@
+"""What Junction's objects look like, in every shape since 2022, and the records and samples they become."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+
+from app.actions import Record, Sample, Samples
+from app.catalogue import Field, Resource
+from app.errors import DeadLetter
+
+# These give local time and call it UTC (Junction: "floating time"); it is kept as it came and marked.
+FLOATING_TIME = frozenset({"freestyle_libre", "abbott_libreview"})
+SAMPLE_COLUMNS = frozenset({"timestamp", "start", "end", "unit", "timezone_offset", "id"})
+
+DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL reads the rest, strictly
+_TYPES: dict[str, Any] = {
+    "text": str | None,
+    "integer": int | float | None,
+    "number": int | float | None,
+    "boolean": bool | None,
+    "date": DateText | None,
+    "datetime": DateText | None,
+}
+
+
+class Source(msgspec.Struct):
+    """Where data came from, in every shape since 2022. An empty string counts as absent."""
+
+    provider: str | None = None
+    slug: str | None = None
+    source_slug: str | None = None
+    type: str | None = None
+    app_id: str | None = None
+    device_id: str | None = None
+    sport: str | None = None
+    workout_id: str | None = None
+
+    @property
+    def slug_of_provider(self) -> str:
+        return (self.provider or self.slug or self.source_slug or "").lower()
+
+    @property
+    def kind(self) -> str:
+        return self.type or "unknown"
+
+
+class Group(msgspec.Struct):
+    """Samples of one source: an event's `data`, or one group of a page."""
+
+    source: Source | None = None
+    data: list[dict[str, Any]] = []
+
+
+def record(resource: Resource, user_id: str, data: bytes, version: datetime) -> Record:
+    """One object of a summary, a stream's notice or a device. Its own `updated_at` goes before `version`."""
+    known = decode(data, _record_type(resource), resource.name)
+    source = known.source or Source()
+    provider = (source.slug_of_provider or known.source_provider or known.provider or "").lower()
+    kind = source.type or known.source_type or "unknown"
+    updated_at = getattr(known, "updated_at", None)
+    version = moment(updated_at, "updated_at") if updated_at else version
+    return Record(resource.name, user_id, getattr(known, resource.identifier), provider, kind, data, version)
+
+
+@cache
+def _record_type(resource: Resource) -> Any:
+    """A type that checks every scalar of the public schema while it is decoded, and passes over the rest."""
+    fixed: dict[str, Any] = {
+        "source": Source | None,
+        "source_provider": str | None,
+        "source_type": str | None,
+        "provider": str | None,
+    }
+    scalars = {field.name: _TYPES[field.type] for field in resource.fields}
+    fields = [(resource.identifier, Annotated[str, msgspec.Meta(min_length=1, max_length=256)])]
+    fields += [(name, kind, None) for name, kind in (fixed | scalars).items()]  # type: ignore[misc]
+    return msgspec.defstruct(resource.name, fields)
+
+
+def samples(
+    resource: Resource, user_id: str, group: Group, version: datetime, collapsed: list[int]
+) -> Iterator[Samples]:
+    """The samples of a group, by series. Where a key stands twice in one group the last one wins; that is counted."""
+    source = group.source or Source()
+    provider = source.slug_of_provider
+    attributes = _attributes(source, floating=provider in FLOATING_TIME)
+    series: dict[str, dict[datetime, Sample]] = {}
+    for item in group.data:
+        subtype = "/".join(_discriminator(part, item, source) for part in resource.key)
+        sample = _sample(resource, item, attributes)
+        rows = series.setdefault(subtype, {})
+        if (other := rows.get(sample.ts)) and other != sample:
+            collapsed.append(1)
+        rows[sample.ts] = sample
+    for subtype, rows in series.items():
+        yield Samples(resource.name, user_id, provider, source.kind, subtype, list(rows.values()), version)
+
+
+def _attributes(source: Source, *, floating: bool) -> dict[str, Any]:
+    """What is true of every sample of a source but no part of its key: devices come and go for the same data."""
+    found: dict[str, Any] = {}
+    if source.app_id:
+        found["app_id"] = source.app_id
+    if source.device_id:
+        found["device_id"] = source.device_id
+    if floating:
+        found["is_floating"] = True
+    return found
+
+
+def _discriminator(part: str, item: dict[str, Any], source: Source) -> str:
+    owner, _, name = part.rpartition(".")
+    value = getattr(source, name) if owner else item.get(name)
+    if value is not None and not isinstance(value, str):
+        raise DeadLetter(f"{part}: expected text")
+    return value or ""
+
+
+def _sample(resource: Resource, item: dict[str, Any], attributes: dict[str, Any]) -> Sample:
+    at = item.get("timestamp") or item.get("start")  # interval samples often have no timestamp
+    if not at:
+        raise DeadLetter(f"{resource.name}: a sample has neither timestamp nor start")
+    end = item.get("end")
+    offset = item.get("timezone_offset")
+    if offset is not None and (type(offset) is not int or abs(offset) > 86_400):
+        raise DeadLetter(f"{resource.name}: timezone_offset: expected seconds")
+    unit = item.get("unit") or ""
+    if not isinstance(unit, str):
+        raise DeadLetter(f"{resource.name}: unit: expected text")
+    value = None if resource.fields else _number(item.get("value"), resource.name)
+    return Sample(
+        moment(at, "timestamp"),
+        moment(end, "end") if end else None,
+        value,
+        unit,
+        offset,
+        _extra(resource, item, attributes),
+    )
+
+
+def _extra(resource: Resource, item: dict[str, Any], attributes: dict[str, Any]) -> bytes | None:
+    extra = dict(attributes)
+    if resource.fields:
+        extra |= {field.name: _own_value(resource, field, item) for field in resource.fields}
+        known = SAMPLE_COLUMNS | {"value"}
+    else:
+        known = _PLAIN_COLUMNS
+    for name, value in item.items():
+        if value is not None and name not in known and name not in resource.key:
+            extra.setdefault(name, value)
+    return msgspec.json.encode(extra) if extra else None
+
+
+_PLAIN_COLUMNS = SAMPLE_COLUMNS | {"value"}
+
+
+def _own_value(resource: Resource, field: Field, item: dict[str, Any]) -> float | str:
+    """A value that has a column of its own: systolic and diastolic, or a note's text, which stands under `value`."""
+    if field.type == "number":
+        return _number(item.get(field.name), f"{resource.name}: {field.name}")
+    value = item.get("value")
+    if not isinstance(value, str):
+        raise DeadLetter(f"{resource.name}: value: expected text")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if type(value) is float:
+        return value
+    try:
+        return float(value) if type(value) is int else _not_a_number(what)
+    except OverflowError:
+        return _not_a_number(what)
+
+
+def _not_a_number(what: str) -> float:
+    raise DeadLetter(f"{what}: expected a number")
+
+
+def moment(text: Any, what: str) -> datetime:
+    """An instant; without an offset it is taken as UTC, which is what Junction means."""
+    try:
+        given = datetime.fromisoformat(text)
+        return given if given.tzinfo else given.replace(tzinfo=UTC)
+    except (ValueError, TypeError):
+        raise DeadLetter(f"{what}: expected an ISO 8601 date and time") from None
+
+
+def decode(body: bytes, kind: Any, what: str) -> Any:
+    """Raises DeadLetter; msgspec's text names the field and the types, never the value."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DeadLetter(f"{what}: {error}") from None
+    except RecursionError:
+        raise DeadLetter(f"{what}: nested too deep") from None

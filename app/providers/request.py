@@ -1,0 +1,32 @@
+"""What a provider module says of its read API: the next request, and what a page holds. Values only."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.actions import Action
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a window that one request, or one request a page, can answer. Both edges belong to it."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Request:
+    """A GET."""
+
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an answer holds. A cursor means that more of the slice is to come."""
+
+    actions: tuple[Action, ...]
+    records: int
+    cursor: str | None = None
+    refused: tuple[str, ...] = ()  # why some of its records cannot be used

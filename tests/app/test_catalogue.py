@@ -1,0 +1,212 @@
+"""The catalogue: what it holds, what it makes of event names, and what it refuses."""
+
+from collections import Counter
+
+import pytest
+
+from app.catalogue import catalogue, parse
+
+SUMMARIES = ["activity", "sleep", "sleep_cycle", "workouts", "body", "profile", "meal", "menstrual_cycle"]
+SUMMARIES += ["electrocardiogram"]
+KEYS = {
+    "cholesterol": ("type",),
+    "ige": ("type",),
+    "igg": ("type",),
+    "electrocardiogram_voltage": ("type",),
+    "heart_rate_alert": ("type",),
+    "insulin_injection": ("type",),
+    "distance": ("source.sport",),
+    "workout_duration": ("intensity",),
+    "workout_distance": ("source.workout_id", "source.sport"),
+    "workout_swimming_stroke": ("source.workout_id", "source.sport"),
+}
+PATH = 'path = "/v2/summary/x/{user_id}"'
+
+
+def test_it_holds_sixty_resources_and_three_legacy_ones() -> None:
+    """Breaks if a resource is lost, added or changes its kind."""
+    found = Counter((resource.kind, resource.legacy) for resource in catalogue().values() if resource.name != "device")
+    assert found == {
+        ("summary", False): 9,
+        ("stream", False): 1,
+        ("timeseries", False): 50,
+        ("stream", True): 1,
+        ("timeseries", True): 1,
+    }
+    assert len(catalogue()) == 63
+    assert {name for name, resource in catalogue().items() if resource.legacy} == {"sleep_stream", "hypnogram"}
+    assert [resource.name for resource in catalogue().of_kind("device")] == ["device"]
+    assert [resource.name for resource in catalogue().of_kind("summary")] == SUMMARIES
+
+
+@pytest.mark.parametrize(
+    ("does", "kind", "count"),
+    [
+        ("data", "summary", 18),
+        ("data", "stream", 2),
+        ("data", "timeseries", 100),
+        ("historical", "summary", 9),
+        ("historical", "stream", 1),
+        ("historical", "timeseries", 50),
+        ("connection", None, 2),
+        ("device", "device", 2),
+        ("query", None, 1),
+        ("lab", None, 9),
+    ],
+)
+def test_event_names_by_kind(does: str, kind: str | None, count: int) -> None:
+    """Breaks if an event of the public catalogue is lost, or is taken for something else."""
+    events = [catalogue().event(name) for name in catalogue().event_names]
+    assert sum(event.does == does and getattr(event.resource, "kind", None) == kind for event in events) == count
+
+
+def test_there_are_194_event_names() -> None:
+    """Breaks if the catalogue has names that the public one has not, or names one twice."""
+    names = catalogue().event_names
+    assert len(names) == len(set(names)) == 194
+    assert "message.attempt.exhausted" not in names
+    assert not any("hypnogram" in name or "sleep_stream" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "rows", "dates", "paged"),
+    [
+        ("activity", "/v2/summary/activity/{user_id}", "activity", "moment", False),
+        ("workouts", "/v2/summary/workouts/{user_id}", "workouts", "moment", False),
+        ("meal", "/v2/summary/meal/{user_id}", "meals", "moment", False),
+        ("profile", "/v2/summary/profile/{user_id}", None, "none", False),
+        ("sleep_cycle", "/v2/summary/sleep_cycle/{user_id}", "sleep_cycle", "day", False),
+        ("menstrual_cycle", "/v2/summary/menstrual_cycle/{user_id}", "menstrual_cycle", "day", False),
+        ("electrocardiogram", "/v2/summary/electrocardiogram/{user_id}", "electrocardiogram", "day", False),
+        ("workout_stream", "/v2/timeseries/workouts/{workout_id}/stream", None, "moment", False),
+        ("sleep_stream", "/v2/timeseries/sleep/{sleep_id}/stream", None, "moment", False),
+        ("weight", "/v2/timeseries/{user_id}/body_weight/grouped", "groups", "moment", True),
+        ("fat", "/v2/timeseries/{user_id}/body_fat/grouped", "groups", "moment", True),
+        ("heartrate", "/v2/timeseries/{user_id}/heartrate/grouped", "groups", "moment", True),
+        ("body_temperature", "/v2/timeseries/{user_id}/body_temperature/grouped", "groups", "moment", True),
+    ],
+)
+def test_where_a_resource_is_fetched(name: str, path: str, rows: str | None, dates: str, *, paged: bool) -> None:
+    """Breaks if history is asked for at a wrong place, in a wrong date format, or read from a wrong key of the page."""
+    resource = catalogue()[name]
+    assert (resource.path, resource.rows, resource.dates, resource.paged) == (path, rows, dates, paged)
+
+
+def test_only_weight_and_fat_are_fetched_under_another_name() -> None:
+    """Breaks if a timeseries is fetched under a path that does not carry its name."""
+    series = catalogue().of_kind("timeseries")
+    assert {one.name for one in series if f"/{one.name}/grouped" not in one.path} == {"weight", "fat"}
+
+
+@pytest.mark.parametrize("name", [resource.name for resource in catalogue().of_kind("timeseries")])
+def test_key_parts(name: str) -> None:
+    """Breaks if two samples that coincide would overwrite each other, or a changing `type` would double a sample."""
+    assert catalogue()[name].key == KEYS.get(name, ())
+
+
+def test_values_that_are_not_one_number() -> None:
+    """Breaks if a blood pressure is stored without its two numbers, or a note without its text."""
+    several = {one.name: one.fields for one in catalogue().of_kind("timeseries") if one.fields}
+    assert {name: [(field.name, field.type) for field in fields] for name, fields in several.items()} == {
+        "blood_pressure": [("systolic", "number"), ("diastolic", "number")],
+        "note": [("text", "text")],
+    }
+
+
+@pytest.mark.parametrize("name", ["calories_basal", "floors_climbed", "water", "heartrate", "igg"])
+def test_instants_that_the_documentation_calls_intervals(name: str) -> None:
+    """Breaks if a series whose schema has no start and end is taken for intervals."""
+    assert not catalogue()[name].interval
+
+
+@pytest.mark.parametrize("name", [resource.name for resource in catalogue().of_kind("summary")])
+def test_every_summary_has_an_id_and_a_version(name: str) -> None:
+    """Breaks if a summary could not be told from another, or its newest version not be found."""
+    assert (catalogue()[name].identifier, catalogue()[name].has_version) == ("id", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "does", "resource"),
+    [
+        ("daily.data.workouts.created", "data", "workouts"),
+        ("daily.data.workouts.updated", "data", "workouts"),
+        ("daily.timeseries.hypnogram.created", "data", "hypnogram"),
+        ("daily.timeseries.hypnogram.updated", "data", "hypnogram"),
+        ("daily.timeseries.heartrate.created", "data", "heartrate"),
+        ("historical.timeseries.heartrate.created", "historical", "heartrate"),
+        ("historical.data.workout_stream.created", "historical", "workout_stream"),
+        ("historical.data.sleep_stream.created", "historical", "sleep_stream"),
+        ("provider.device.updated", "device", "device"),
+        ("provider.connection.error", "connection", None),
+        ("continuous_query.result_table.changed", "query", None),
+        ("labtest.match_review.updated", "lab", None),
+        ("historical.data.workouts.updated", "unknown", None),
+        ("historical.data.device.created", "unknown", None),
+        ("daily.data.meals.created", "unknown", None),
+        ("daily.data.workouts.deleted", "unknown", None),
+        ("daily.data.workouts.created.x", "unknown", None),
+        ("daily.data.workouts.created\n", "unknown", None),
+        ("Daily.Data.Workouts.Created", "unknown", None),
+        ("daily.workout_stream.unavailable", "unknown", None),
+        ("provider.connection.updated", "unknown", None),
+        ("message.attempt.exhausted", "unknown", None),
+        ("raw.garmin.dailies", "unknown", None),
+        ("daily.data..created", "unknown", None),
+        ("", "unknown", None),
+    ],
+)
+def test_what_an_event_name_means(name: str, does: str, resource: str | None) -> None:
+    """Breaks if an old spelling is not understood, or a name that nobody knows is taken for data."""
+    event = catalogue().event(name)
+    assert (event.name, event.does, getattr(event.resource, "name", None)) == (name, does, resource)
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        (f"[summary.Bad]\n{PATH}", "'Bad' is no resource name"),
+        (f'[summary."a;b"]\n{PATH}', "'a;b' is no resource name"),
+        ('[summary.x]\npath = "/v1/x/{user_id}"', "x: '/v1/x/{user_id}' is no fetch path"),
+        ('[summary.x]\npath = "/v2/x"', "x: '/v2/x' is no fetch path"),
+        (f'[summary.x]\n{PATH}\ndates = "week"', "x: dates cannot be 'week'"),
+        (f'[summary.x]\n{PATH}\nunit = "kg"', "x: key, unit and interval belong to timeseries"),
+        (f"[stream.x]\n{PATH}\ninterval = true", "x: key, unit and interval belong to timeseries"),
+        (f'[device.x]\n{PATH}\nkey = ["type"]', "x: key, unit and interval belong to timeseries"),
+        ('[timeseries]\nx = { key = ["device_id"] }', "x: no such key part: device_id"),
+        (f'[summary.x]\n{PATH}\nfields = ["a text", "a number"]', "x: a field is named twice"),
+        (f'[summary.x]\n{PATH}\nfields = ["payload text"]', "'payload' cannot be a column"),
+        (f'[summary.x]\n{PATH}\nfields = ["A text"]', "'A' cannot be a column"),
+        (f'[summary.x]\n{PATH}\nfields = ["a json"]', "a: 'json' is no field type"),
+        (f"[summary.x]\n{PATH}\n[timeseries]\nx = {{}}", "in the catalogue twice: x"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(toml: str, named: str) -> None:
+    """Breaks if a mistake in the file is found only when an event comes, or does not say where it stands."""
+    with pytest.raises(ValueError, match=r".") as refused:
+        parse(toml)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        f'[summary.culprit]\n{PATH}\nfields = ["payload text"]',
+        f'[summary.culprit]\n{PATH}\nfields = ["a json"]',
+        f'[summary.culprit]\n{PATH}\nfields = ["a"]',
+        f'[summary.culprit]\n{PATH}\nfields = ["a text b"]',
+        f"[summary.culprit]\n{PATH}\nx = 1",
+        '[summary.culprit]\nrows = "x"',
+        f"[summary.culprit]\n{PATH}\n[timeseries]\nculprit = {{}}",
+    ],
+)
+def test_every_refusal_names_the_row(toml: str) -> None:
+    """Breaks if whoever edits the catalogue is not told which row of it is wrong."""
+    with pytest.raises((ValueError, TypeError)) as refused:
+        parse(toml)
+    assert "culprit" in str(refused.value)
+
+
+def test_an_event_of_unknown_meaning_is_refused() -> None:
+    """Breaks if a typing error in [events] makes a worker ignore those events for ever."""
+    with pytest.raises(ValueError, match="conection"):
+        parse('[events]\n"provider.connection.created" = "conection"')

@@ -1,0 +1,101 @@
+"""Deliveries and the message that carries them."""
+
+import base64
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.delivery import MESSAGE_VERSION, Delivery, Receipt, pack, seal, unpack
+from app.errors import DeadLetter
+from app.sealing import Sealer
+
+DELIVERIES = st.builds(
+    Delivery,
+    aggregator=st.sampled_from(["junction", "terra"]),
+    message_id=st.text(max_size=80),
+    received_at=st.floats(0, 4e9),
+    sealed=st.binary(max_size=200),
+    ordering_ms=st.none() | st.integers(0, 10**15),
+    reference=st.none() | st.text(max_size=80),
+)
+ONE = Delivery("junction", "msg_1", 1_773_512_408.5, b"sealed")
+
+
+def packed(value: object) -> str:
+    """Any value, packed as a message is."""
+    return base64.b64encode(msgspec.msgpack.encode(value)).decode()
+
+
+@given(deliveries=st.lists(DELIVERIES, max_size=5))
+def test_what_is_packed_is_unpacked(deliveries: list[Delivery]) -> None:
+    """Breaks if a delivery changes on its way through the broker."""
+    assert unpack(pack(deliveries)) == deliveries
+
+
+def test_a_message_is_ascii() -> None:
+    """Breaks if a message does not fit into JSON as it is."""
+    assert pack([ONE]).isascii()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("hello, world", id="text"),
+        pytest.param("\u00e9", id="not ASCII"),
+        pytest.param(None, id="nothing"),
+        pytest.param(17, id="a number"),
+        pytest.param(["x"], id="a list"),
+        pytest.param({"x": 1}, id="an object"),
+        pytest.param(packed({"version": 1}), id="a packed object"),
+        pytest.param(packed([]), id="an empty list"),
+        pytest.param(packed(1), id="a packed number"),
+        pytest.param(packed("canary"), id="a packed text"),
+        pytest.param(packed([MESSAGE_VERSION]), id="no deliveries"),
+        pytest.param(packed([MESSAGE_VERSION, [["junction"]]]), id="half a delivery"),
+        pytest.param(packed([MESSAGE_VERSION, [["junction", 1, 1.0, b""]]]), id="a number as id"),
+        pytest.param(pack([ONE])[:-8], id="cut short"),
+        pytest.param(pack([ONE]) + "AAAA", id="too long"),
+    ],
+)
+def test_a_foreign_message_is_a_dead_letter(message: object) -> None:
+    """Breaks if what somebody else put on the queue raises what no worker expects, or is shown."""
+    with pytest.raises(DeadLetter, match="message") as refused:
+        unpack(message)  # type: ignore[arg-type]
+    assert refused.value.__cause__ is None
+    assert len(str(refused.value)) < 100
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_a_message_of_another_version_says_so(version: int) -> None:
+    """Breaks if a worker that was not updated yet reads a newer message as if it were its own."""
+    with pytest.raises(DeadLetter, match=f"version {version}; this worker reads version {MESSAGE_VERSION}"):
+        unpack(packed([version, [["something", "new"]], {}]))
+
+
+def test_a_message_nested_without_end_is_a_dead_letter() -> None:
+    """Breaks if a deeply nested message raises what no worker expects."""
+    with pytest.raises(DeadLetter):
+        unpack(base64.b64encode(b"\x91" * 100_000).decode())
+
+
+def test_a_sealed_delivery_opens_with_what_it_is_about() -> None:
+    """Breaks if a worker cannot open what the endpoint sealed, or the receipt's parts are lost."""
+    sealer, before = Sealer([bytes(32)]), time.time()
+    sent = seal("terra", Receipt("trace", 17, "reference"), b"body", sealer)
+    assert (sent.aggregator, sent.message_id, sent.ordering_ms, sent.reference) == ("terra", "trace", 17, "reference")
+    assert before <= sent.received.timestamp() <= time.time()
+    assert sent.about == "terra:trace"
+    assert sealer.open(sent.sealed, sent.about) == b"body"
+
+
+def test_an_id_is_made_up_where_the_sender_gave_none() -> None:
+    """Breaks if two deliveries without an id count as one."""
+    sealer = Sealer([])
+    first, second = (seal("terra", Receipt(""), b"body", sealer) for _ in range(2))
+    assert first.message_id.startswith("unnamed-")
+    assert first.message_id != second.message_id
+    assert sealer.open(first.sealed, first.about) == b"body"

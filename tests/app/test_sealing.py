@@ -1,0 +1,146 @@
+"""Sealing: what is sealed opens again, for whoever has the key and for that delivery alone."""
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import DeadLetter
+from app.sealing import COMPRESS_FROM, DEFLATED, LARGEST, Sealer
+
+OLD, NEW = bytes(range(32)), bytes(range(1, 33))
+BODY = b'{"event_type":"daily.data.heartrate.created","heart":"canary"}'
+BODIES = st.one_of(
+    st.binary(max_size=64),
+    st.binary(min_size=1, max_size=64).map(lambda part: (part * COMPRESS_FROM)[: COMPRESS_FROM + 1]),
+    st.sampled_from([b"x" * (COMPRESS_FROM - 1), b"x" * COMPRESS_FROM, b"x" * (COMPRESS_FROM + 1)]),
+)
+
+
+@given(body=BODIES, about=st.text(max_size=300), keys=st.lists(st.binary(min_size=32, max_size=32), max_size=3))
+def test_what_is_sealed_opens_again(body: bytes, about: str, keys: list[bytes]) -> None:
+    """Breaks if some body, short or long enough to be compressed, comes back changed."""
+    sealer = Sealer(keys)
+    assert sealer.open(sealer.seal(body, about), about) == body
+
+
+@given(body=BODIES)
+def test_a_body_is_not_readable_in_what_is_sealed(body: bytes) -> None:
+    """Breaks if a key is there and what goes to the broker still holds the body, in plain or compressed."""
+    sealed = Sealer([NEW]).seal(body, "junction:m1")
+    assert len(body) < 4 or body not in sealed
+    assert len(body) < 4 or zlib.compress(body, 1) not in sealed
+
+
+def test_the_same_body_is_sealed_differently_each_time() -> None:
+    """Breaks if a nonce is used twice, which gives AES-GCM's key away."""
+    sealed = {Sealer([NEW]).seal(BODY, "junction:m1") for _ in range(1000)}
+    assert len({one[5:17] for one in sealed}) == 1000
+
+
+def test_a_large_body_shrinks() -> None:
+    """Breaks if large bodies are no longer compressed before they are encrypted."""
+    assert len(Sealer([NEW]).seal(BODY * 1000, "a")) < len(BODY) * 100
+
+
+@pytest.mark.parametrize("about", ["junction:m2", "terra:m1", "", "junction:m1 "])
+def test_a_body_cannot_be_passed_off_as_anothers(about: str) -> None:
+    """Breaks if a sealed body that was moved to another delivery opens there."""
+    sealer = Sealer([NEW])
+    with pytest.raises(DeadLetter, match="damaged or belongs to another"):
+        sealer.open(sealer.seal(BODY, "junction:m1"), about)
+
+
+@given(position=st.integers(17, 17 + len(BODY) + 15), bit=st.integers(0, 7))
+def test_damage_to_an_encrypted_body_is_refused(position: int, bit: int) -> None:
+    """Breaks if one flipped bit of the text or its tag goes unnoticed."""
+    sealer = Sealer([NEW])
+    sealed = bytearray(sealer.seal(BODY, "a"))
+    sealed[position] ^= 1 << bit
+    with pytest.raises(DeadLetter, match="damaged"):
+        sealer.open(bytes(sealed), "a")
+
+
+@pytest.mark.parametrize("position", [1, 4, 5, 16])
+def test_damage_to_key_id_or_nonce_is_refused(position: int) -> None:
+    """Breaks if a damaged head opens to something."""
+    sealer = Sealer([NEW])
+    sealed = bytearray(sealer.seal(BODY, "a"))
+    sealed[position] ^= 1
+    with pytest.raises(DeadLetter, match=r"damaged|with a key"):
+        sealer.open(bytes(sealed), "a")
+
+
+@pytest.mark.parametrize("length", [1, 3, 13, 17, 20])
+def test_a_truncated_body_is_refused(length: int) -> None:
+    """Breaks if what was cut short opens to something."""
+    sealer = Sealer([NEW])
+    with pytest.raises(DeadLetter):
+        sealer.open(sealer.seal(BODY, "a")[:length], "a")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sealed"),
+    [
+        pytest.param([], b"", id="nothing"),
+        pytest.param([NEW], Sealer([NEW]).seal(BODY, "a")[:5], id="no nonce"),
+        pytest.param([NEW], Sealer([NEW]).seal(BODY, "a")[:12], id="half a nonce"),
+        pytest.param([], bytes([DEFLATED]) + b"no such stream", id="not compressed"),
+        pytest.param([], Sealer([]).seal(BODY * 100, "a")[:-6], id="compressed, cut short"),
+    ],
+)
+def test_every_other_damage_is_a_dead_letter_too(keys: list[bytes], sealed: bytes) -> None:
+    """Breaks if damage raises what no caller expects, or gives half a body for a whole one."""
+    with pytest.raises(DeadLetter):
+        Sealer(keys).open(sealed, "a")
+
+
+@pytest.mark.parametrize("flags", [0b01, 0b100, 0b1000_0000])
+@pytest.mark.parametrize("body", [BODY, BODY * 100])
+def test_damage_to_the_flags_is_refused(flags: int, body: bytes) -> None:
+    """Breaks if one flipped bit of the first byte gives encrypted or compressed bytes for the body."""
+    sealer = Sealer([NEW])
+    sealed = bytearray(sealer.seal(body, "a"))
+    sealed[0] ^= flags
+    with pytest.raises(DeadLetter):
+        sealer.open(bytes(sealed), "a")
+
+
+def test_rotation_seals_with_the_first_key_and_opens_with_all() -> None:
+    """Breaks if what waits on the queue cannot be opened after a new key was put in front."""
+    before, during, after = Sealer([OLD]), Sealer([NEW, OLD]), Sealer([NEW])
+    waiting, fresh = before.seal(BODY, "a"), during.seal(BODY, "a")
+    assert during.open(waiting, "a") == during.open(fresh, "a") == after.open(fresh, "a") == BODY
+    with pytest.raises(DeadLetter):
+        before.open(fresh, "a")
+
+
+def test_an_unknown_key_is_named_by_its_id() -> None:
+    """Breaks if an operator who lost a key is not told which variable lacks it, or is shown a key."""
+    with pytest.raises(DeadLetter, match="HEADRACE_ENCRYPTION_KEY") as refused:
+        Sealer([OLD]).open(Sealer([NEW]).seal(BODY, "a"), "a")
+    assert NEW.hex() not in str(refused.value)
+
+
+def test_without_keys_an_encrypted_body_is_refused() -> None:
+    """Breaks if a worker without the key takes encrypted bytes for a body."""
+    with pytest.raises(DeadLetter, match="HEADRACE_ENCRYPTION_KEY"):
+        Sealer([]).open(Sealer([NEW]).seal(BODY, "a"), "a")
+
+
+def test_what_was_sealed_before_there_was_a_key_opens_still() -> None:
+    """Breaks if setting the first key loses what waits on the queue."""
+    for body in (BODY, BODY * 100):
+        assert Sealer([NEW]).open(Sealer([]).seal(body, "a"), "a") == body
+
+
+@pytest.mark.parametrize("excess", [1, 300])
+def test_a_bomb_is_refused(excess: int) -> None:
+    """Breaks if a few kilobytes can make a worker allocate without limit."""
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(bytes(1024 * 1024)) for _ in range(LARGEST // (1024 * 1024))]
+    bomb = b"".join([*parts, packer.compress(bytes(excess)), packer.flush()])
+    assert len(bomb) < LARGEST // 500
+    with pytest.raises(DeadLetter, match="256 MiB"):
+        Sealer([]).open(bytes([DEFLATED]) + bomb, "a")
