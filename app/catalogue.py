@@ -52,6 +52,7 @@ class Resource:
     unit: str | None = None
     interval: bool = False
     legacy: bool = False
+    of: str | None = None  # a stream's: the resource whose records it belongs to
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

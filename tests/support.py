@@ -78,7 +78,7 @@ def delivery(
 
 def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
     """Applies one message of these deliveries with a worker that has seen nothing before."""
-    return dict(Applier(engine, settings).apply(pack(deliveries)))
+    return dict(Applier(engine, settings).apply(pack(deliveries)).outcomes)
 
 
 def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Applies messages: opens every delivery, merges what they say and settles them, all in one transaction."""
 
+import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,19 @@ class Opened:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What became of a message: its deliveries, and the backfills that it announced and somebody should go on with."""
+
+    settled: list[Settled]
+    backfills: list[int]
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """How many deliveries came to which end."""
+        return Counter(one.outcome for one in self.settled)
+
+
 class Applier:
     """Turns messages into rows. One for the life of a worker process."""
 
@@ -41,23 +56,33 @@ class Applier:
         self._sealer = Sealer(settings.encryption_keys)
         self._series = SeriesNumbers(engine)
 
-    def apply(self, packed: str) -> Counter[Outcome]:
-        """Applies a message; what became of its deliveries. Raises TryLater, having changed nothing.
+    def apply(self, packed: str) -> Applied:
+        """Applies a message. Raises TryLater, having changed nothing.
 
         All deliveries go in one transaction. If PostgreSQL refuses the data of one of them, each goes in its own, so
         that the others land and only that one is set aside.
         """
-        opened = [self._open(delivery, attempts) for delivery, attempts in _once_each(unpack(packed))]
+        opened = self._open_all(packed)
         try:
-            settled = self._commit(opened)
+            applied = self._commit(opened)
         except TryLater:
             raise
         except Exception as error:  # noqa: BLE001 - one of them is at fault; which one, each alone will tell
             log.info("a message of %d deliveries is taken apart: %s", len(opened), _reason(error))
-            settled = [one for delivery in opened for one in self._commit_alone(delivery)]
-        for one in settled:
-            metrics.OUTCOMES.labels(one.aggregator, one.outcome).inc()
-        return Counter(one.outcome for one in settled)
+            parts = [self._commit_alone(one) for one in opened]
+            applied = Applied(
+                [s for part in parts for s in part.settled], [b for part in parts for b in part.backfills]
+            )
+        for settled in applied.settled:
+            metrics.OUTCOMES.labels(settled.aggregator, settled.outcome).inc()
+        return applied
+
+    def _open_all(self, packed: str) -> list[Opened]:
+        try:
+            return [self._open(delivery, attempts) for delivery, attempts in _once_each(unpack(packed))]
+        except DeadLetter as reason:  # not ours, or of a newer version: kept as it is, until somebody can read it
+            name = hashlib.sha256(packed.encode()).hexdigest()
+            return [Opened(Delivery("unknown", name, time.time(), packed.encode()), 1, reason=str(reason))]
 
     def _open(self, delivery: Delivery, attempts: int) -> Opened:
         provider = PROVIDERS.get(delivery.aggregator)
@@ -72,7 +97,7 @@ class Applier:
             metrics.COLLAPSED.inc(parsed.collapsed)
         return Opened(delivery, attempts, parsed)
 
-    def _commit_alone(self, opened: Opened) -> list[Settled]:
+    def _commit_alone(self, opened: Opened) -> Applied:
         try:
             return self._commit([opened])
         except TryLater:
@@ -80,7 +105,7 @@ class Applier:
         except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
             return self._commit([Opened(opened.delivery, opened.attempts, reason=_reason(error))])
 
-    def _commit(self, opened: Sequence[Opened]) -> list[Settled]:
+    def _commit(self, opened: Sequence[Opened]) -> Applied:
         batch = [
             Numbered(n, action)
             for n, one in enumerate(opened)
@@ -91,13 +116,11 @@ class Applier:
         with transaction(self._engine) as connection:
             touch_users(connection, _users(opened))
             written = write(connection, batch, "webhook", numbers)
-            for one in batch:
-                if isinstance(one.action, Notice) and open_backfill(connection, opened[one.n].delivery, one.action):
-                    written.changed[one.n] += 1
+            announced = _announce(connection, opened, batch, written)
             settled = [_settled(n, one, written) for n, one in enumerate(opened)]
             settle(connection, settled)
             _bury_dead(connection, opened)
-        return settled
+        return Applied(settled, announced)
 
 
 def _reason(error: Exception) -> str:
@@ -118,6 +141,20 @@ def _once_each(deliveries: Iterable[Delivery]) -> list[tuple[Delivery, int]]:
         first.setdefault(delivery.about, delivery)
     count = Counter(delivery.about for delivery in deliveries)
     return [(delivery, count[about]) for about, delivery in first.items()]
+
+
+def _announce(
+    connection: Connection, opened: Sequence[Opened], batch: Sequence[Numbered], written: Written
+) -> list[int]:
+    """Opens or extends a backfill for each notice that was not taken before."""
+    announced = []
+    for one in batch:
+        if isinstance(one.action, Notice):
+            backfill_id = open_backfill(connection, opened[one.n].delivery, one.action)
+            if backfill_id is not None:
+                announced.append(backfill_id)
+                written.changed[one.n] += 1
+    return announced
 
 
 def _users(opened: Sequence[Opened]) -> dict[str, str | None]:

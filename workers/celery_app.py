@@ -13,7 +13,7 @@ from workers.tasks import register
 settings = load()
 celery = make_celery(settings, "worker")
 celery.conf.beat_schedule = {
-    "sweep": {"task": SWEEP, "schedule": 10.0, "options": {"queue": "maintenance", "expires": 30}},
+    "sweep": {"task": SWEEP, "schedule": 5.0, "options": {"queue": "maintenance", "expires": 15}},
 }
 register(celery, settings)
 

@@ -2,19 +2,29 @@
 
 import logging
 import random
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property
+from typing import TypeVar
 
 from celery import Celery, Task
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
 
 from app.config import Settings
 from app.errors import TryLater
-from app.queue import APPLY, SWEEP
+from app.providers import junction
+from app.queue import APPLY, FETCH, SWEEP
 from workers.apply import Applier
+from workers.backfill import Again, Fetcher
+from workers.http import Client
+from workers.store.backfills import due
 from workers.store.engine import make_writer
+from workers.throttle import Throttle
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_COUNTDOWN_SECONDS = 50.0
 
 
 def pause_before(attempt: int) -> float:
@@ -26,28 +36,66 @@ def pause_before(attempt: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
+class Work:
+    """What the tasks of a process share. Made by the first task and not on import: pools do not survive a fork."""
+
+    def __init__(self, celery: Celery, settings: Settings) -> None:
+        self.engine: Engine = make_writer(settings)
+        self.applier = Applier(self.engine, settings)
+        self.fetches = bool(settings.junction_api_key) and settings.fetch_history
+        self._celery, self._settings = celery, settings
+        self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
+
+    @cached_property
+    def fetcher(self) -> Fetcher:
+        """What reads history; only a worker of its lane needs one."""
+        client = Client(*junction.connect(self._settings))
+        return Fetcher(self.engine, self._settings, client, Throttle(self._settings))
+
+    def enqueue(self, again: Iterable[Again]) -> None:
+        """Has backfills gone on with. What must wait longer stays a row, and the sweep finds it."""
+        for one in again:
+            if self.fetches and one.seconds <= LONGEST_COUNTDOWN_SECONDS:
+                self._send(one)
+
+    def _send(self, again: Again) -> None:
+        try:
+            self._celery.send_task(FETCH, args=(again.backfill_id,), queue=self._lane, countdown=again.seconds or None)
+        except OperationalError as error:
+            kind = type(error).__name__
+            log.warning("backfill %d could not be enqueued (%s); the sweep will find it", again.backfill_id, kind)
+
+
 def register(celery: Celery, settings: Settings) -> None:
     """Makes the tasks known to a worker's Celery application."""
 
     @cache
-    def applier() -> Applier:
-        # Made by the first task and not on import: pools must not be shared over a fork.
-        return Applier(make_writer(settings), settings)
+    def work() -> Work:
+        return Work(celery, settings)
 
     @celery.task(name=APPLY, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
     def apply(task: Task, packed: str) -> None:
-        """Applies one message of deliveries."""
-        again_later(task, lambda: applier().apply(packed))
+        """Applies one message of deliveries, and has the history fetched that it announces."""
+        applied = again_later(task, lambda: work().applier.apply(packed))
+        work().enqueue(Again(one, 0) for one in applied.backfills)
+
+    @celery.task(name=FETCH, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    def fetch(task: Task, backfill_id: int) -> None:
+        """Goes on with one backfill for a turn."""
+        if work().fetches:
+            work().enqueue(again_later(task, lambda: work().fetcher.run(backfill_id)))
 
     @celery.task(name=SWEEP, bind=True, max_retries=0)  # type: ignore[untyped-decorator]
-    def sweep(task: Task) -> None:
-        """Looks for work that is due."""
+    def sweep(task: Task) -> None:  # noqa: ARG001
+        """Finds work that is due, whatever became of the message that should have brought it."""
+        if work().fetches:
+            work().enqueue(Again(one, 0) for one in due(work().engine))
 
 
-def again_later(task: Task, work: Any) -> None:
+def again_later(task: Task, work: Callable[[], T]) -> T:
     """Runs the work; puts the task back where something it depends on is away. Nothing gives up: rows may wait."""
     try:
-        work()
+        return work()
     except TryLater as reason:
         seconds = pause_before(task.request.retries)
         log.warning("%s waits %.1f s: %s", task.name, seconds, reason)

@@ -1,11 +1,33 @@
-"""Backfills: which history was announced, in which chunks. What fetches them is not here."""
+"""Backfills: which history was announced, how far it has been fetched, and who is at it."""
 
-from sqlalchemy import Connection, text
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
 
 from app.actions import Notice
+from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
+from app.providers.request import Slice
+from workers.store.engine import transaction
+
+LEASE = "interval '60 seconds'"  # longer than the longest request
+MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which time zone, is documented nowhere
+DEFAULT_HISTORY = timedelta(days=180)
+FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
+LONGEST_SLICE_DAYS = 366
+MANY_PAGES = 200  # of one slice; the next one is made smaller
 
 KNOWN = text("SELECT 1 FROM headrace.chunks WHERE aggregator = :aggregator AND message_id = :message_id")
+REOPEN = text("""
+UPDATE headrace.backfills SET status = 'running', finished_at = NULL WHERE id = (
+    SELECT id FROM headrace.backfills b WHERE user_id = :user_id AND provider = :provider AND resource = :resource
+       AND status = 'complete' AND finished_at > now() - interval '1 day'
+       AND NOT EXISTS (SELECT 1 FROM headrace.backfills o WHERE o.user_id = b.user_id AND o.provider = b.provider
+                       AND o.resource = b.resource AND o.status IN ('pending', 'running', 'paused'))
+    ORDER BY id DESC LIMIT 1)""")
 OPEN = text("""
 INSERT INTO headrace.backfills AS stored (user_id, provider, resource, window_start, window_end, is_final_seen)
 VALUES (:user_id, :provider, :resource, :window_start, :window_end, :is_final)
@@ -15,22 +37,184 @@ ON CONFLICT (user_id, provider, resource) WHERE status IN ('pending', 'running',
     is_final_seen = stored.is_final_seen OR excluded.is_final_seen
 RETURNING id""")
 ADD_CHUNK = text("""
-INSERT INTO headrace.chunks (backfill_id, aggregator, message_id, window_start, window_end, is_final)
-VALUES (:backfill_id, :aggregator, :message_id, :window_start, :window_end, :is_final)
+INSERT INTO headrace.chunks
+    (backfill_id, aggregator, message_id, window_start, window_end, is_final, slice_end, slice_days)
+VALUES (:backfill_id, :aggregator, :message_id, :window_start, :window_end, :is_final, :slice_end, :slice_days)
 ON CONFLICT (aggregator, message_id) DO NOTHING""")
+CLAIM = text(f"""
+UPDATE headrace.backfills AS b
+SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE}
+WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
+  AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
+  AND (SELECT count(*) FROM headrace.backfills o
+       WHERE o.user_id = b.user_id AND o.lease_until > now() AND o.id <> b.id) < :side_by_side
+RETURNING id""")
+NEXT = text("""
+SELECT b.id AS backfill_id, b.user_id, b.provider, b.resource, b.attempts, c.id AS chunk_id, c.aggregator,
+       c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages
+FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
+WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
+# The old position stands in the condition: whoever lost the lease meanwhile does not turn the clock back.
+ADVANCE = text("""
+UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cursor = :cursor, pages = :pages,
+       status = :status
+WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
+  AND cursor IS NOT DISTINCT FROM :was_cursor""")
+COUNT = text(f"""
+UPDATE headrace.backfills SET records = records + :records, attempts = 0, error = :error,
+       lease_until = now() + {LEASE} WHERE id = :id""")
+RELEASE = text("""
+UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
+       attempts = attempts + :failed, error = coalesce(:error, error) WHERE id = :id""")
+LOCK = text("SELECT 1 FROM headrace.backfills WHERE id = :id FOR UPDATE")
+COMPLETE = text("""
+UPDATE headrace.backfills SET status = 'complete', finished_at = now(), lease_until = '-infinity'
+WHERE id = :id AND is_final_seen AND status = 'running'
+  AND NOT EXISTS (SELECT 1 FROM headrace.chunks WHERE backfill_id = :id AND status <> 'done')""")
+FAIL = text("""
+UPDATE headrace.backfills SET status = 'failed', finished_at = now(), lease_until = '-infinity', error = :error
+WHERE id = :id""")
+DUE = text("""
+SELECT id FROM headrace.backfills b
+WHERE status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
+  AND (CAST(:user_id AS text) IS NULL OR user_id = :user_id)
+  AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
+ORDER BY due_at LIMIT :most""")
 
 
-def open_backfill(connection: Connection, delivery: Delivery, notice: Notice) -> bool:
-    """Opens a backfill for a notice, or extends the open one; false if this very notice was already taken.
+@dataclass(frozen=True)
+class Work:
+    """A chunk to go on with, and where. `slice_end` and `cursor` are the position: what is later is stored."""
+
+    backfill_id: int
+    user_id: str
+    provider: str
+    resource: str
+    attempts: int
+    chunk_id: int
+    aggregator: str
+    window_start: datetime
+    slice_end: datetime
+    slice_days: int
+    cursor: str | None
+    pages: int
+
+    @property
+    def of(self) -> Resource:
+        """The resource it fetches."""
+        return catalogue()[self.resource]
+
+    @property
+    def lowest(self) -> datetime:
+        """The oldest instant that is asked for."""
+        return self.window_start - MARGIN
+
+    @property
+    def slice(self) -> Slice:
+        """What the next request is about."""
+        return Slice(max(self.lowest, self.slice_end - timedelta(days=self.slice_days)), self.slice_end)
+
+    def after(self, cursor: str | None, records: int) -> "Work | None":
+        """Where it goes on after a page; None at the end. An empty slice doubles the next one, a long one halves it."""
+        if cursor is not None:
+            return replace(self, cursor=cursor, pages=self.pages + 1)
+        start = self.slice.start
+        if start <= self.lowest or self.of.dates == "none":
+            return None
+        days = self.slice_days
+        if records == 0 and self.pages == 0:
+            days = min(days * 2, LONGEST_SLICE_DAYS)
+        elif self.pages > MANY_PAGES:
+            days = max(days // 2, 1)
+        return replace(self, cursor=None, pages=0, slice_end=start, slice_days=days)
+
+    def halved(self) -> "Work":
+        """The same position with a slice of half the length."""
+        return replace(self, cursor=None, pages=0, slice_days=max(self.slice_days // 2, 1))
+
+    def restarted(self) -> "Work":
+        """The beginning of the slice."""
+        return replace(self, cursor=None, pages=0)
+
+
+def open_backfill(connection: Connection, delivery: Delivery, notice: Notice) -> int | None:
+    """Opens a backfill for a notice, or extends the open one; None if this very notice was already taken.
 
     Pulls are told apart by delivery id and not by (user, resource): after a re-authorisation the same notice comes
-    again under a new id and means a new pull.
+    again under a new id and means a new pull. A chunk that is not the last one and comes after the pull was complete
+    was late: it belongs to that pull, which is opened again.
     """
     identity = {"aggregator": delivery.aggregator, "message_id": delivery.message_id}
     if connection.execute(KNOWN, identity).first():
-        return False
-    window = {"window_start": notice.window_start, "window_end": notice.window_end, "is_final": notice.is_final}
+        return None
     whose = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource}
+    if not notice.is_final:
+        connection.execute(REOPEN, whose)
+    end = min(notice.window_end or delivery.received, datetime.now(UTC))
+    start = min(notice.window_start or end - DEFAULT_HISTORY, end)
+    window = {"window_start": start, "window_end": end, "is_final": notice.is_final}
     backfill_id = connection.scalar(OPEN, whose | window)
-    connection.execute(ADD_CHUNK, identity | window | {"backfill_id": backfill_id})
-    return True
+    days = FIRST_SLICE_DAYS[catalogue()[notice.resource].kind]
+    position = {"backfill_id": backfill_id, "slice_end": end + MARGIN, "slice_days": days}
+    connection.execute(ADD_CHUNK, identity | window | position)
+    return int(backfill_id or 0)
+
+
+def claim(engine: Engine, backfill_id: int, side_by_side: int) -> Work | None:
+    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many of a person run."""
+    with transaction(engine) as connection:
+        taken = connection.execute(CLAIM, {"id": backfill_id, "side_by_side": side_by_side}).first()
+        return _next(connection, backfill_id) if taken else None
+
+
+def _next(connection: Connection, backfill_id: int) -> Work | None:
+    row = connection.execute(NEXT, {"id": backfill_id}).mappings().first()
+    return Work(**row) if row else None
+
+
+def advance(connection: Connection, work: Work, then: Work | None, records: int, error: str | None) -> bool:
+    """Moves the position, in the transaction of the page's rows; false if somebody else has moved it."""
+    to = then or work
+    position = {"slice_end": to.slice_end, "slice_days": to.slice_days, "cursor": to.cursor, "pages": to.pages}
+    was = {"chunk_id": work.chunk_id, "was_slice_end": work.slice_end, "was_cursor": work.cursor}
+    moved = connection.execute(ADVANCE, position | was | {"status": "pending" if then else "done"})
+    connection.execute(COUNT, {"id": work.backfill_id, "records": records, "error": error})
+    return moved.rowcount == 1
+
+
+def next_chunk(engine: Engine, backfill_id: int) -> Work | None:
+    """The next chunk of a backfill that is held, newest first; without one it is complete, if the last notice was seen.
+
+    The row is locked before it is looked at: a notice that comes at this moment must not find it complete.
+    """
+    with transaction(engine) as connection:
+        connection.execute(LOCK, {"id": backfill_id})
+        work = _next(connection, backfill_id)
+        if work is None and not connection.execute(COMPLETE, {"id": backfill_id}).rowcount:
+            connection.execute(RELEASE, {"id": backfill_id, "seconds": 0, "failed": 0, "error": None})
+        return work
+
+
+def release(engine: Engine, work: Work, seconds: float, *, failed: bool = False, error: str | None = None) -> None:
+    """Gives the lease back; nobody takes it before the time is over."""
+    values: Mapping[str, Any] = {"id": work.backfill_id, "seconds": seconds, "failed": int(failed), "error": error}
+    with transaction(engine) as connection:
+        connection.execute(RELEASE, values)
+
+
+def move(engine: Engine, work: Work, to: Work) -> None:
+    """Moves the position without a page."""
+    with transaction(engine) as connection:
+        advance(connection, work, to, 0, None)
+
+
+def fail(engine: Engine, work: Work, error: str) -> None:
+    """Ends a backfill that asking again cannot help."""
+    with transaction(engine) as connection:
+        connection.execute(FAIL, {"id": work.backfill_id, "error": error})
+
+
+def due(engine: Engine, *, user_id: str | None = None, most: int = 500) -> list[int]:
+    """Backfills that somebody should go on with now, of everybody or of one person."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(DUE, {"user_id": user_id, "most": most}))

@@ -1,0 +1,179 @@
+"""Fetches history: one backfill at a time, its chunks newest first, page by page, each committed with its cursor."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine
+
+from app.actions import Action, Record, Samples
+from app.catalogue import catalogue
+from app.config import Settings
+from app.errors import DeadLetter
+from app.providers import junction
+from app.providers.request import Page, Request
+from workers.http import Answer, Client
+from workers.retry import NOT_JSON, Decision, decide
+from workers.store import backfills
+from workers.store.backfills import Work
+from workers.store.engine import transaction
+from workers.store.series import SeriesNumbers
+from workers.store.writer import Numbered, touch_users, write
+from workers.throttle import Throttle
+
+TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
+SOON_SECONDS = 0.0
+Read = Callable[[Answer], Page]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A backfill that should be gone on with, so many seconds from now."""
+
+    backfill_id: int
+    seconds: float
+
+
+class _Waits(Exception):
+    """The turn is over: the backfill was given back, failed, or lost to another worker."""
+
+    def __init__(self, again: Again | None) -> None:
+        super().__init__()
+        self.again = again
+
+
+class Fetcher:
+    """Reads history from the provider. One for the life of a worker process; nothing in it sleeps."""
+
+    def __init__(self, engine: Engine, settings: Settings, client: Client, throttle: Throttle) -> None:
+        self._engine, self._settings = engine, settings
+        self._client, self._throttle = client, throttle
+        self._series = SeriesNumbers(engine)
+        self._owners: dict[tuple[int, datetime], list[Record]] = {}
+
+    def run(self, backfill_id: int) -> list[Again]:
+        """Goes on with a backfill for one turn, if it is due and free. Raises TryLater. Returns what to do next."""
+        work = backfills.claim(self._engine, backfill_id, self._settings.backfills_per_user)
+        if work is None:
+            return []
+        user_id, until = work.user_id, time.monotonic() + TURN_SECONDS
+        try:
+            while work is not None:
+                if time.monotonic() > until:
+                    backfills.release(self._engine, work, SOON_SECONDS)
+                    return [Again(backfill_id, SOON_SECONDS)]
+                work = self._step(work) or backfills.next_chunk(self._engine, backfill_id)
+        except _Waits as waits:
+            return [waits.again] if waits.again else []
+        finally:
+            self._owners.clear()
+        # A place has become free: whoever of this person was turned away may come now.
+        free = self._settings.backfills_per_user
+        return [Again(one, SOON_SECONDS) for one in backfills.due(self._engine, user_id=user_id, most=free)]
+
+    def _step(self, work: Work) -> Work | None:
+        """One request and its page. Returns where the chunk goes on, None at its end."""
+        if work.of.kind == "stream":
+            return self._step_of_streams(work)
+        request = junction.request(work.of, work.user_id, work.provider, work.slice, work.cursor)
+        page = self._page(work, request, lambda it: junction.read_page(work.of, work.user_id, it.body, it.asked_at))
+        if page.cursor is not None and page.cursor == work.cursor:
+            self._wait(work, Decision("restart", 1.0, "the cursor repeats itself"))
+        return self._commit(work, page, work.after(page.cursor, page.records))
+
+    def _step_of_streams(self, work: Work) -> Work | None:
+        """One workout's stream: there is no list of streams, so the slice's workouts are listed first, and stored."""
+        owners = self._owners_of(work)
+        owner = next((one for one in owners if work.cursor is None or one.id > work.cursor), None)
+        if owner is None:
+            return self._commit(work, Page((), 0), work.after(None, len(owners)))
+        request = junction.stream_request(work.of, owner.id)
+        page = self._page(
+            work, request, lambda answer: junction.read_stream(work.of, owner, answer.body, answer.asked_at)
+        )
+        return self._commit(work, page, work.after(owner.id, page.records))
+
+    def _owners_of(self, work: Work) -> list[Record]:
+        key = (work.chunk_id, work.slice_end)
+        if key not in self._owners:
+            listed = catalogue()[work.of.of or ""]
+            request = junction.request(listed, work.user_id, work.provider, work.slice)
+            page = self._page(work, request, lambda it: junction.read_page(listed, work.user_id, it.body, it.asked_at))
+            self._store(work, page.actions)
+            records = (action for action in page.actions if isinstance(action, Record))
+            self._owners[key] = sorted(records, key=lambda record: record.id)
+        return self._owners[key]
+
+    def _page(self, work: Work, request: Request, read: Read) -> Page:
+        """Asks, when it may, and reads the answer. Raises _Waits where there is no page to be had now."""
+        if (seconds := self._throttle.wait(work.aggregator)) > 0:
+            backfills.release(self._engine, work, seconds)
+            raise _Waits(Again(work.backfill_id, seconds))
+        answer = self._client.get(request)
+        status, page = answer.status, None
+        if status == 200:
+            try:
+                page = read(answer)
+            except DeadLetter:
+                status = NOT_JSON  # cut short, or of another form; a later answer may be whole
+        decision = decide(
+            status, answer.headers, attempts=work.attempts, now=datetime.now(UTC), has_cursor=work.cursor is not None
+        )
+        if page is not None and decision.what == "use":
+            return page
+        if decision.what == "gone" and (work.of.dates == "none" or work.of.kind == "stream"):
+            return Page((), 0)  # this one thing is not there, which is an answer
+        return self._wait(work, decision)
+
+    def _wait(self, work: Work, decision: Decision) -> Page:
+        """Does what was decided other than using a page, and raises _Waits."""
+        log.info("backfill %d: %s, %s", work.backfill_id, decision.reason, decision.what)
+        if decision.what in ("gone", "fail"):
+            backfills.fail(self._engine, work, decision.reason)
+            raise _Waits(None)
+        if decision.what == "hush":
+            self._throttle.hush(work.aggregator, decision.seconds, decision.reason)
+        elif decision.what == "halve":
+            backfills.move(self._engine, work, work.halved())
+        elif decision.what == "restart":
+            backfills.move(self._engine, work, work.restarted())
+        backfills.release(self._engine, work, decision.seconds, failed=decision.counts, error=decision.reason)
+        raise _Waits(Again(work.backfill_id, decision.seconds))
+
+    def _commit(self, work: Work, page: Page, then: Work | None) -> Work | None:
+        """A page and its cursor in one transaction. If PostgreSQL refuses the page, its actions go one by one."""
+        refused = list(page.refused)
+        try:
+            moved = self._write(work, page.actions, then, page.records, refused)
+        except DeadLetter:
+            for action in page.actions:
+                try:
+                    self._store(work, [action])
+                except DeadLetter as reason:
+                    refused.append(str(reason))
+            moved = self._write(work, [], then, page.records - len(refused), refused)
+        if not moved:
+            raise _Waits(None)
+        return then
+
+    def _write(
+        self, work: Work, actions: Iterable[Action], then: Work | None, records: int, refused: list[str]
+    ) -> bool:
+        batch = [Numbered(0, action) for action in actions]
+        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+        error = f"{len(refused)} refused, first: {refused[0]}" if refused else None
+        with transaction(self._engine) as connection:
+            if batch:
+                touch_users(connection, {work.user_id: None})
+                write(connection, batch, "backfill", numbers)
+            return backfills.advance(connection, work, then, records, error)
+
+    def _store(self, work: Work, actions: Iterable[Action]) -> None:
+        batch = [Numbered(0, action) for action in actions]
+        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+        with transaction(self._engine) as connection:
+            touch_users(connection, {work.user_id: None})
+            write(connection, batch, "backfill", numbers)
