@@ -7,6 +7,7 @@ from functools import cache, cached_property
 from typing import TypeVar
 
 from celery import Celery, Task
+from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
@@ -93,10 +94,18 @@ def register(celery: Celery, settings: Settings) -> None:
 
 
 def again_later(task: Task, work: Callable[[], T]) -> T:
-    """Runs the work; puts the task back where something it depends on is away. Nothing gives up: rows may wait."""
+    """Runs the work; puts the task back if that failed, whatever the reason. Nothing gives up: rows may wait.
+
+    A task that fails is acknowledged, and with it gone for good, so none may. If it cannot be put back either, because
+    the broker is away too, Celery would reject and drop it: it is rejected to be given out again.
+    """
     try:
         return work()
-    except TryLater as reason:
+    except Exception as error:  # noqa: BLE001 - the edge of a task
         seconds = pause_before(task.request.retries)
+        reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
         log.warning("%s waits %.1f s: %s", task.name, seconds, reason)
-        raise task.retry(countdown=seconds, exc=reason, argsrepr=task.request.argsrepr, kwargsrepr="{}") from None
+        try:
+            raise task.retry(countdown=seconds, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
+        except Reject as rejected:
+            raise Reject(rejected.reason, requeue=True) from None

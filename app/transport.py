@@ -1,0 +1,90 @@
+"""Kombu's Redis transport with one hole closed: a message leaves its lane only for a place where it is found again.
+
+Kombu takes a message with BRPOP and writes down that it is being worked on in a second command. Whoever is killed in
+between, the worker, or the broker with its answer not yet sent, takes the message along: in a minute of kill -9 at
+random, 4 of 6,000 acknowledged events were lost. BLMOVE (Redis 6.2, Valkey) moves it into a list beside the lane.
+"""
+
+import json
+import time
+from typing import Any
+
+from kombu.transport import redis, virtual
+
+TAKEN = ":taken"
+TAKEN_SECONDS = 5.0  # what is longer in there belongs to nobody; an early return would only be done twice
+MOST_LOOKED_AT = 10
+PUT_BACK = "if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end"
+
+
+class QoS(redis.QoS):
+    """What is being worked on."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._seen: dict[bytes, float] = {}
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Writes a message down as being worked on and takes it out of the list, in one transaction."""
+        where = message.delivery_info
+        written = json.dumps([message._raw, where["exchange"], where["routing_key"]])  # noqa: SLF001 - kombu's own way
+        with self.pipe_or_acquire() as pipe:
+            pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
+            pipe.hset(self.unacked_key, delivery_tag, written)
+            if self.channel.taken:
+                pipe.lrem(self.channel.taken[0], 1, self.channel.taken[1])
+            pipe.execute()
+        self.channel.taken = None
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Called every second: gives back what a killed worker held, in either place."""
+        super().restore_visible(*args, **options)
+        with self.channel.conn_or_acquire() as client:
+            present = {}
+            for lane in self.channel.active_queues:
+                for raw in client.lrange(lane + TAKEN, -MOST_LOOKED_AT, -1):
+                    present[raw] = self._seen.get(raw, time.monotonic())
+                    if time.monotonic() - present[raw] > TAKEN_SECONDS:
+                        client.eval(PUT_BACK, 2, lane + TAKEN, lane, raw)
+            self._seen = present
+
+
+class Channel(redis.Channel):
+    """Takes messages by BLMOVE. A worker works on one lane, and messages have no priorities."""
+
+    QoS = QoS
+    taken: tuple[str, bytes] | None = None
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        lanes = self._queue_cycle.consume(len(self.active_queues))
+        if not lanes:
+            return
+        self._lane = lanes[0]
+        self._queue_cycle.rotate(self._lane)
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        wait = self.brpop_timeout if timeout is None else timeout
+        self.client.connection.send_command("BLMOVE", self._lane, self._lane + TAKEN, "RIGHT", "LEFT", wait or 0)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            try:
+                raw = self.client.parse_response(self.client.connection, "BLMOVE", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()  # the next round connects again
+                raise
+            if raw is None:
+                raise virtual.base.Empty
+            self.taken = (self._lane + TAKEN, raw)
+            self.connection._deliver(json.loads(raw), self._lane)  # noqa: SLF001 - kombu's own way
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+
+class Transport(redis.Transport):
+    """For workers; whoever publishes needs no more than kombu's."""
+
+    Channel = Channel
