@@ -15,8 +15,11 @@ FILES = sorted(file for package in ("app", "workers") for file in (ROOT / packag
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
 WEB = "app app.webhooks workers.simulator"
-DATABASE = "workers.store workers.apply workers.status workers.check workers.migrations workers.demo workers.proof"
-CELERY = "app.queue workers.celery_app workers.tasks workers.broker workers.dashboard"
+DATABASE = (
+    "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
+    "workers.demo workers.proof"
+)
+CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,

@@ -118,8 +118,8 @@ class Applier:
             written = write(connection, batch, "webhook", numbers)
             announced = _announce(connection, opened, batch, written)
             settled = [_settled(n, one, written) for n, one in enumerate(opened)]
-            settle(connection, settled)
-            _bury_dead(connection, opened)
+            dead = settle(connection, settled)
+            _bury_dead(connection, opened, dead)
         return Applied(settled, announced)
 
 
@@ -188,7 +188,7 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
     )
 
 
-def _bury_dead(connection: Connection, opened: Sequence[Opened]) -> None:
+def _bury_dead(connection: Connection, opened: Sequence[Opened], dead: set[tuple[str, str]]) -> None:
     for one in opened:
-        if one.reason:
+        if one.reason and (one.delivery.aggregator, one.delivery.message_id) in dead:
             bury(connection, one.delivery, None, one.reason)

@@ -50,6 +50,15 @@ def need_durable(settings: Settings) -> None:
             )
 
 
+def need_redis(url: str, name: str) -> None:
+    """Raises TryLater, naming the setting, if nothing answers there."""
+    try:
+        with redis_client(url) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise TryLater(f"{name}: Redis cannot be reached ({type(error).__name__})") from None
+
+
 @dataclass(frozen=True)
 class Lane:
     """How much waits in a lane."""
@@ -68,9 +77,9 @@ def lanes(celery: Celery, settings: Settings) -> list[Lane]:
             # Declared, not only asked for: on Redis an empty queue does not exist.
             bound = [queue.bind(connection.default_channel) for queue in celery.conf.task_queues]
             depths = {queue.name: queue.queue_declare().message_count for queue in bound}
-    except (OperationalError, OSError, *celery.connection_for_read().channel_errors) as error:
+        return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
+    except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
         raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
-    return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
 
 
 def _oldest(url: str, lane: str) -> timedelta | None:

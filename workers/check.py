@@ -8,8 +8,8 @@ from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
 from app.config import Settings
-from app.errors import HeadraceError, Misconfigured
-from workers.broker import need_durable, redis_client
+from app.errors import HeadraceError, Misconfigured, TryLater
+from workers.broker import need_durable, need_redis
 from workers.store.engine import make_engine, transaction
 
 OLDEST_POSTGRES = 140000
@@ -89,20 +89,20 @@ def _limits(settings: Settings) -> str:
     url = settings.redis_url or settings.need_broker()
     if not url.startswith("redis"):
         raise Misconfigured("REDIS_URL: not set; beside an AMQP broker it is needed for shared rate limits")
-    try:
-        with redis_client(url) as client:
-            client.ping()
-    except OSError as error:
-        raise Misconfigured(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
+    need_redis(url, "REDIS_URL" if settings.redis_url else "BROKER_URL")
     return "shared by all workers through Redis"
 
 
 def _database(settings: Settings) -> str:
     engine: Engine = make_engine(settings, "headrace-check")
     try:
-        with transaction(engine) as connection:
+        with transaction(engine) as connection:  # the database's own words would name the user and the host
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
+    except TryLater as error:
+        raise Misconfigured(
+            f"DATABASE_URL: the database cannot be used ({error}): does it run, are user, password and name right?"
+        ) from None
     finally:
         engine.dispose()
     if number < OLDEST_POSTGRES:

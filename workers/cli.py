@@ -50,10 +50,10 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="print JSON")(command)
 
 
-def attached(data_dir: Path | None) -> Settings:
-    """The settings, completed by the stack that runs in the data directory."""
+def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
+    """The settings, completed by the stack that runs in the data directory, where the command needs more."""
     settings = load()
-    return up.attach(settings, data_dir or Path(settings.data_dir))
+    return up.attach(settings, data_dir or Path(settings.data_dir), broker=broker)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,7 +106,7 @@ def flower() -> None:
 @data_dir_option
 def migrate_command(data_dir: Path | None) -> None:
     """Bring the database to the newest schema. May run twice, and at the same time."""
-    engine = make_engine(attached(data_dir), "headrace-migrate")
+    engine = make_engine(attached(data_dir, broker=False), "headrace-migrate")
     click.echo(f"the schema is at version {migrate(engine)}")
 
 

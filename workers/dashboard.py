@@ -3,6 +3,8 @@
 from flower.views.monitor import Metrics
 from tornado.web import authenticated
 
+from app.config import inherited
+from app.errors import Misconfigured
 from workers.celery_app import celery, settings
 
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
@@ -10,6 +12,10 @@ OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--pur
 
 def main() -> None:
     """Runs Flower until it is told to end."""
+    settings.need_flower_auth()
+    if not inherited().get("FLOWER_BASIC_AUTH"):
+        raise Misconfigured("FLOWER_BASIC_AUTH: not set; start Flower with `headrace flower`, which sets it")
+    celery.conf.broker_transport = None  # Flower asks by the transport's name how to look into a broker
     # Flower 2.2 shows its metrics, worker and task names included, to anybody; only /healthcheck may be open.
     Metrics.get = authenticated(Metrics.get)
     celery.start(

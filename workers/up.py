@@ -72,9 +72,9 @@ def up(
             (data_dir / STACK).unlink(missing_ok=True)
 
 
-def attach(settings: Settings, data_dir: Path) -> Settings:
+def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settings:
     """Fills what is not set from the stack that runs in the folder. Raises Misconfigured if none does."""
-    wanted_broker = not (settings.broker_url or settings.redis_url)
+    wanted_broker = broker and not (settings.broker_url or settings.redis_url)
     if settings.database_url and not wanted_broker:
         return settings
     stack, kept = _running_stack(data_dir.absolute()), _read(data_dir / SECRETS)

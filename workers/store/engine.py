@@ -18,6 +18,7 @@ from workers.store import schema
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 MIGRATION_LOCK = 0x48454144  # any number, the same for every `headrace migrate`
 SESSION = {
+    "datestyle": "ISO",  # the only one that psycopg reads
     "timezone": "UTC",  # a time without an offset is UTC, whatever the server thinks
     "statement_timeout": "45s",
     "lock_timeout": "20s",

@@ -21,7 +21,9 @@ ORDER BY aggregator, message_id
 ON CONFLICT (aggregator, message_id) DO UPDATE SET
     attempts = stored.attempts + excluded.attempts,
     outcome = CASE WHEN stored.outcome = 'dead' THEN excluded.outcome ELSE stored.outcome END,
-    error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END""")
+    error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END
+RETURNING aggregator, message_id, outcome, attempts > 1 AS again""")
+EXHUME = text("DELETE FROM headrace.dead_letters WHERE aggregator = :aggregator AND message_id = :message_id")
 BURY = text("""
 INSERT INTO headrace.dead_letters
     (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
@@ -42,10 +44,18 @@ class Settled(msgspec.Struct):
     error: str | None = None
 
 
-def settle(connection: Connection, settled: Sequence[Settled]) -> None:
-    """Records outcomes. The first one stands, unless it was `dead`: then a later attempt has mended it."""
-    if settled:
-        connection.execute(SETTLE, {"rows": msgspec.json.encode(settled).decode()})
+def settle(connection: Connection, settled: Sequence[Settled]) -> set[tuple[str, str]]:
+    """Records outcomes and returns which deliveries are dead now, as (aggregator, message id).
+
+    The first outcome stands, unless it was `dead`: then a later attempt has mended it, and the letter goes.
+    """
+    if not settled:
+        return set()
+    rows = connection.execute(SETTLE, {"rows": msgspec.json.encode(settled).decode()}).all()
+    mended = [row for row in rows if row.again and row.outcome != "dead"]
+    if mended:
+        connection.execute(EXHUME, [{"aggregator": one.aggregator, "message_id": one.message_id} for one in mended])
+    return {(row.aggregator, row.message_id) for row in rows if row.outcome == "dead"}
 
 
 def bury(connection: Connection, delivery: Delivery, event_type: str | None, reason: str) -> None:

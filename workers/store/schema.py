@@ -86,8 +86,17 @@ def sync(connection: Connection, catalogue: Catalogue) -> None:
         if resource.kind in RECORD_KINDS:
             for statement in _record_ddl(resource):
                 connection.execute(text(statement))
-        view = _samples_view(resource) if resource.kind == "timeseries" else _records_view(resource)
-        connection.execute(text(view))
+        connection.execute(text(_view(resource, _columns_of_view(connection, resource))))
+
+
+def _columns_of_view(connection: Connection, resource: Resource) -> dict[str, str]:
+    """The columns that the view has already, with their types, in order. None of them may go or move."""
+    query = text("""
+SELECT column_name, format_type(atttypid, atttypmod) AS type
+FROM information_schema.columns
+JOIN pg_attribute ON attrelid = to_regclass('health.' || quote_ident(table_name)) AND attname = column_name
+WHERE table_schema = 'health' AND table_name = :name ORDER BY ordinal_position""")
+    return {row.column_name: row.type for row in connection.execute(query, {"name": resource.name})}
 
 
 def _record_ddl(resource: Resource) -> list[str]:
@@ -112,25 +121,38 @@ CREATE TABLE IF NOT EXISTS {table} (
     return [create, *adds]
 
 
-def _records_view(resource: Resource) -> str:
-    scalars = "".join(f"r.{quoted(field.name)}, " for field in resource.fields)
-    return f"""
-CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS
-SELECT r.user_id, u.client_user_id, r.provider, r.source_type, r.id, {scalars}
-       r.payload, r.version, CAST(r.origin AS text) AS origin, r.stored_at
-FROM {record_table(resource)} r LEFT JOIN headrace.users u USING (user_id)"""
+def _view(resource: Resource, present: dict[str, str]) -> str:
+    """The view as it should be: what it has, in its order, then what is new. What left the catalogue stays."""
+    samples = resource.kind == "timeseries"
+    wanted = _sample_columns(resource) if samples else _record_columns(resource)
+    gone = {
+        name: f"CAST(s.extra ->> '{name}' AS {kind})" if samples else f"r.{quoted(name)}"
+        for name, kind in present.items()
+        if name not in wanted
+    }
+    columns = {name: (wanted | gone)[name] for name in present} | wanted
+    selected = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns.items())
+    source = _SAMPLES_FROM if samples else f"{record_table(resource)} r LEFT JOIN headrace.users u USING (user_id)"
+    where = f"WHERE n.resource = '{resource.name}'" if samples else ""
+    return f"CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS SELECT {selected} FROM {source} {where}"
 
 
-def _samples_view(resource: Resource) -> str:
-    own = "".join(
-        f", CAST(s.extra ->> '{field.name}' AS {COLUMN_TYPES[field.type]}) AS {quoted(field.name)}"
-        for field in resource.fields
-    )
-    return f"""
-CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS
-SELECT n.user_id, u.client_user_id, n.provider, n.source_type, s.ts, s.ts_end, s.value, s.unit, n.subtype,
-       s.timezone_offset, s.extra, s.version, CAST(s.origin AS text) AS origin, s.stored_at{own}
-FROM headrace.series n
-JOIN headrace.samples s ON s.series_id = n.id
-LEFT JOIN headrace.users u ON u.user_id = n.user_id
-WHERE n.resource = '{resource.name}'"""
+_SAMPLES_FROM = """headrace.series n
+JOIN headrace.samples s ON s.series_id = n.id LEFT JOIN headrace.users u ON u.user_id = n.user_id"""
+
+
+def _record_columns(resource: Resource) -> dict[str, str]:
+    plain = ("provider", "source_type", "id", *(field.name for field in resource.fields), "payload", "version")
+    columns = {"user_id": "r.user_id", "client_user_id": "u.client_user_id"}
+    columns |= {name: f"r.{quoted(name)}" for name in plain}
+    return columns | {"origin": "CAST(r.origin AS text)", "stored_at": "r.stored_at"}
+
+
+def _sample_columns(resource: Resource) -> dict[str, str]:
+    columns = {"user_id": "n.user_id", "client_user_id": "u.client_user_id"}
+    columns |= {name: f"n.{name}" for name in ("provider", "source_type")}
+    columns |= {name: f"s.{name}" for name in ("ts", "ts_end", "value", "unit")} | {"subtype": "n.subtype"}
+    columns |= {name: f"s.{name}" for name in ("timezone_offset", "extra", "version")}
+    columns |= {"origin": "CAST(s.origin AS text)", "stored_at": "s.stored_at"}
+    own = {field.name: f"CAST(s.extra ->> '{field.name}' AS {COLUMN_TYPES[field.type]})" for field in resource.fields}
+    return columns | own

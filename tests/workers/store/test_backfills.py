@@ -1,0 +1,159 @@
+"""Backfills: how notices become chunks."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.actions import Notice
+from tests.support import delivery, rows
+from workers.store.backfills import DEFAULT_HISTORY, open_backfill
+from workers.store.engine import transaction
+
+
+def day(number: int) -> datetime:
+    """A day of January."""
+    return datetime(2026, 1, number, tzinfo=UTC)
+
+
+def notice(user: str, start: int | None = 10, end: int | None = 20, *, final: bool = True) -> Notice:
+    """History between two days of January."""
+    window = [None if number is None else day(number) for number in (start, end)]
+    return Notice(user, "oura", "sleep", *window, final)
+
+
+def announce(engine: Engine, given: Notice, name: str | None = None) -> bool:
+    """Takes a notice, as a worker does, under a delivery id of its own."""
+    with transaction(engine) as connection:
+        return bool(open_backfill(connection, delivery(b"{}", name=name), given))
+
+
+def backfills(engine: Engine, user: str) -> list[dict[str, Any]]:
+    """What a reader sees, the oldest first."""
+    return rows(engine, "SELECT * FROM health.backfills WHERE user_id = :user ORDER BY chunks_total", user=user)
+
+
+def test_a_notice_opens_a_backfill(shared: Engine) -> None:
+    """Breaks if a notice leaves nothing to be fetched."""
+    assert announce(shared, notice("opens"))
+    (row,) = backfills(shared, "opens")
+    assert (row["provider"], row["resource"], row["status"]) == ("oura", "sleep", "pending")
+    assert (row["window_start"], row["window_end"], row["is_final_seen"]) == (day(10), day(20), True)
+    assert (row["chunks_total"], row["chunks_done"], row["records"]) == (1, 0, 0)
+
+
+def test_the_same_notice_again_is_known(shared: Engine) -> None:
+    """Breaks if a message that is handed out twice pulls history twice."""
+    assert announce(shared, notice("again"), "msg_again")
+    assert not announce(shared, notice("again"), "msg_again")
+    assert backfills(shared, "again")[0]["chunks_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("windows", "whole"),
+    [
+        ([(10, 20), (1, 10)], (1, 20)),
+        ([(10, 20), (12, 15)], (10, 20)),
+        ([(10, 12), (20, 25)], (10, 25)),
+    ],
+)
+def test_the_next_notice_extends_the_open_backfill(
+    shared: Engine, windows: list[tuple[int, int]], whole: tuple[int, int]
+) -> None:
+    """Breaks if a chunk narrows the window, or opens a backfill of its own."""
+    user = f"extends {windows}"
+    for window in windows:
+        assert announce(shared, notice(user, *window))
+    (row,) = backfills(shared, user)
+    assert row["chunks_total"] == len(windows)
+    assert (row["window_start"], row["window_end"]) == (day(whole[0]), day(whole[1]))
+
+
+def test_a_notice_without_a_window_means_the_default_range(shared: Engine) -> None:
+    """Breaks if a provider that does not say how far its history goes gets none of it fetched."""
+    before = datetime.now(UTC)
+    assert announce(shared, notice("default", None, None))
+    (row,) = backfills(shared, "default")
+    assert before <= row["window_end"] <= datetime.now(UTC) + timedelta(days=1)
+    assert row["window_end"] - row["window_start"] == DEFAULT_HISTORY >= timedelta(days=30)
+
+
+@pytest.mark.parametrize(
+    ("finals", "seen"), [((False,), False), ((False, True), True), ((True, False), True), ((False, False), False)]
+)
+def test_the_final_notice_is_remembered_in_any_order(shared: Engine, finals: tuple[bool, ...], *, seen: bool) -> None:
+    """Breaks if a backfill whose last chunk was announced early never completes, or one completes too soon."""
+    user = f"final {finals}"
+    for final in finals:
+        announce(shared, notice(user, final=final))
+    assert backfills(shared, user)[0]["is_final_seen"] is seen
+
+
+@pytest.mark.parametrize("change", [{"user_id": "apart 2"}, {"provider": "garmin"}, {"resource": "workouts"}])
+def test_another_user_provider_or_resource_is_another_backfill(shared: Engine, change: dict[str, str]) -> None:
+    """Breaks if one history waits for another, or counts its chunks."""
+    user = f"apart {change}"
+    announce(shared, notice(user))
+    announce(shared, replace(notice(user), **change))
+    found = [*backfills(shared, user), *(backfills(shared, change["user_id"]) if "user_id" in change else [])]
+    assert [row["chunks_total"] for row in found] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("status", "days_ago", "final", "opens"),
+    [
+        ("pending", 9, True, 1),
+        ("running", 9, True, 1),
+        ("paused", 9, True, 1),
+        ("complete", 0, True, 2),
+        ("complete", 0, False, 1),  # a chunk of that pull which was late
+        ("complete", 2, False, 2),
+        ("failed", 0, True, 2),
+        ("cancelled", 0, True, 2),
+    ],
+)
+def test_a_notice_after_the_end_is_pulled_too(
+    shared: Engine, status: str, days_ago: int, opens: int, *, final: bool
+) -> None:
+    """Breaks if history that is announced again after a re-authorisation is not fetched again."""
+    user = f"{status} {days_ago} {final}"
+    announce(shared, notice(user))
+    end = """UPDATE headrace.backfills SET status = :status, finished_at = now() - make_interval(days => :days)
+        WHERE user_id = :user"""
+    with shared.begin() as connection:
+        connection.execute(text(end), {"status": status, "days": days_ago, "user": user})
+    assert announce(shared, notice(user, final=final))
+    found = backfills(shared, user)
+    assert len(found) == opens
+    assert sum(row["chunks_total"] for row in found) == 2
+    assert any(row["status"] in ("pending", "running", "paused") for row in found)
+
+
+def test_notices_at_once_open_one_backfill(shared: Engine) -> None:
+    """Breaks if two workers open two backfills for the same history, or one of them fails."""
+    together = threading.Barrier(3)
+
+    def run(number: int) -> bool:
+        together.wait(20)
+        return announce(shared, notice("at once", 10 + number, 20))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == [True] * 3
+    (row,) = backfills(shared, "at once")
+    assert (row["chunks_total"], row["window_start"]) == (3, day(10))
+
+
+def test_chunks_that_are_done_are_counted(shared: Engine) -> None:
+    """Breaks if progress is not seen."""
+    for start in (1, 5):
+        announce(shared, notice("counted", start))
+    done = """UPDATE headrace.chunks SET status = 'done' WHERE window_start = :start AND backfill_id =
+        (SELECT id FROM headrace.backfills WHERE user_id = 'counted')"""
+    with shared.begin() as connection:
+        connection.execute(text(done), {"start": day(5)})
+    (row,) = backfills(shared, "counted")
+    assert (row["chunks_total"], row["chunks_done"]) == (2, 1)

@@ -1,0 +1,219 @@
+"""The guarded upsert, on a small table of its own."""
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from tests.support import rows
+from workers.store.merge import Target, outdone, upsert
+
+THINGS = Target(
+    table="things",
+    key=("owner", "place"),
+    content=("value", "unit", "remark"),
+    rank=(("value", "'-Infinity'::float8"), ("unit", "''")),
+)
+COLUMNS = "n int, owner text, place int, value float8, unit text, remark text, version timestamptz, origin text"
+SOURCE = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming({COLUMNS})"
+MERGE, LATE = upsert(THINGS, SOURCE), outdone(THINGS, SOURCE)
+UNSORTED = re.sub(r" ORDER BY .*", "", MERGE.replace("DISTINCT ON (owner, place) ", ""))
+DAY = datetime(2026, 3, 14, tzinfo=UTC)
+
+# From the second row of a transaction on, whoever holds advisory lock 7 decides when it goes on.
+STEP_BY_STEP = """
+CREATE FUNCTION step_by_step() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('things.seen', true) = 'yes' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;
+    PERFORM set_config('things.seen', 'yes', true);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER step_by_step BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTION step_by_step();"""
+
+
+@pytest.fixture
+def things(shared: Engine) -> Iterator[Engine]:
+    """An empty table."""
+    with shared.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE things (owner text, place int, value float8, unit text, remark text, "
+                "version timestamptz, origin text, stored_at timestamptz, PRIMARY KEY (owner, place))"
+            )
+        )
+    yield shared
+    with shared.begin() as connection:
+        connection.execute(text("DROP TABLE things; DROP FUNCTION IF EXISTS step_by_step"))
+
+
+def thing(version: int, value: float | None, place: int = 1, **more: Any) -> dict[str, Any]:
+    """A row of the version of that day."""
+    moment = DAY + timedelta(days=version)
+    given = {"n": 0, "owner": "a", "place": place, "value": value, "version": moment, "origin": "webhook"}
+    return given | more
+
+
+def merge(engine: Engine, *given: dict[str, Any], statement: str = MERGE) -> list[bool]:
+    """Merges in one transaction; `changed` of every row that was touched, in the order of the keys."""
+    with engine.begin() as connection:
+        merged = connection.execute(text(statement), {"rows": msgspec.json.encode(given).decode()}).all()
+    return [row.changed for row in sorted(merged, key=lambda row: (row.owner, row.place))]
+
+
+def late(engine: Engine, *given: dict[str, Any]) -> set[int]:
+    """The deliveries that `outdone` names."""
+    with engine.begin() as connection:
+        return set(connection.scalars(text(LATE), {"rows": msgspec.json.encode(given).decode()}))
+
+
+def stored(engine: Engine, what: str = "value") -> list[Any]:
+    """One column, in the order of the keys."""
+    return [row["found"] for row in rows(engine, f"SELECT {what} AS found FROM things ORDER BY owner, place")]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_the_newest_wins_in_every_order(things: Engine, order: tuple[int, ...]) -> None:
+    """Breaks if an older version that arrives late is taken, or a newer one is not."""
+    for version in order:
+        merge(things, thing(version, float(-version)))
+    assert rows(things, "SELECT value, version FROM things") == [{"value": -3.0, "version": DAY + timedelta(days=3)}]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_newest_wins_within_a_statement(things: Engine, order: tuple[int, ...]) -> None:
+    """Breaks if two rows of one key reach ON CONFLICT together (SQLSTATE 21000) or the wrong one is picked."""
+    assert merge(things, *(thing(version, float(-version)) for version in order)) == [True]
+    assert stored(things) == [-2.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ({"value": 1.0}, {"value": 2.0}),
+        ({"value": None}, {"value": -1e300}),
+        ({"value": 1.0, "unit": None}, {"value": 1.0, "unit": "bpm"}),
+        ({"value": None, "unit": None}, {"value": None, "unit": "a"}),
+        ({"value": None, "unit": "z"}, {"value": 0.0, "unit": None}),
+        ({"value": 1.0, "unit": "a"}, {"value": 1.0, "unit": "b"}),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_tie_ends_in_the_higher_content_in_both_orders(
+    things: Engine, low: dict[str, Any], high: dict[str, Any], *, together: bool
+) -> None:
+    """Breaks if NULL makes a comparison unknown, or the order of arrival decides between equal versions."""
+    for place, pair in enumerate([(low, high), (high, low)]):
+        both = [thing(0, None, place) | one for one in pair]
+        for message in [both] if together else [[one] for one in both]:
+            merge(things, *message)
+    expected = [high.get("value"), high.get("unit")]
+    assert rows(things, "SELECT value, unit FROM things") == [dict(zip(("value", "unit"), expected, strict=True))] * 2
+
+
+def test_equal_content_of_a_newer_version_moves_only_the_version(things: Engine) -> None:
+    """Breaks if a repetition counts as a write, or if its version is forgotten and an older one wins later."""
+    merge(things, thing(0, 1.0))
+    before = rows(things, "SELECT stored_at, origin FROM things")
+    assert merge(things, thing(2, 1.0, origin="backfill")) == [False]
+    assert rows(things, "SELECT stored_at, origin FROM things") == before
+    assert stored(things, "version") == [DAY + timedelta(days=2)]
+    assert merge(things, thing(1, 5.0)) == []
+    assert stored(things) == [1.0]
+
+
+@pytest.mark.parametrize("value", [1.0, None])
+def test_the_very_same_row_is_not_touched(things: Engine, value: float | None) -> None:
+    """Breaks if a message that is handed out twice rewrites rows, or NULLs are taken for a difference."""
+    merge(things, thing(0, value))
+    before = stored(things, "xmin::text || ctid::text")
+    assert merge(things, thing(0, value)) == []
+    assert stored(things, "xmin::text || ctid::text") == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 1.0), (1.0, None), (1.0, 2.0)])
+def test_a_change_from_or_to_null_is_a_change(things: Engine, before: float | None, after: float | None) -> None:
+    """Breaks if a value that appears or goes away is overlooked, or keeps the old origin."""
+    merge(things, thing(0, before))
+    assert merge(things, thing(1, after, origin="backfill")) == [True]
+    assert rows(things, "SELECT value, origin FROM things") == [{"value": after, "origin": "backfill"}]
+
+
+def test_what_follows_from_the_ranked_columns_comes_along(things: Engine) -> None:
+    """Breaks if a column of the content that takes no part in the comparison keeps the older row's value."""
+    merge(things, thing(0, 1.0, remark="old"))
+    merge(things, thing(1, 2.0, remark="new"))
+    assert stored(things, "remark") == ["new"]
+
+
+def test_keys_do_not_touch_each_other(things: Engine) -> None:
+    """Breaks if only a part of the key is compared."""
+    assert merge(things, thing(0, 1.0, 1), thing(0, 2.0, 2), thing(0, 3.0, 1, owner="b")) == [True] * 3
+    assert merge(things, thing(1, 9.0, 2)) == [True]
+    assert stored(things) == [1.0, 9.0, 3.0]
+
+
+def test_nothing_merges_to_nothing(things: Engine) -> None:
+    """Breaks if an empty source is an error."""
+    assert merge(things) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "is_late"),
+    [
+        (thing(0, 1.0, n=7), True),
+        (thing(0, None, n=7), True),
+        (thing(1, 2.0, n=7), False),
+        (thing(0, 2.0, n=7), False),
+        (thing(0, 2.0, 2, n=7), False),
+    ],
+)
+def test_outdone_names_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_late: bool) -> None:
+    """Breaks if a repetition is called stale, or a late version a duplicate."""
+    merge(things, thing(1, 2.0))
+    assert late(things, given, given) == ({7} if is_late else set())
+
+
+def test_outdone_sees_nulls(things: Engine) -> None:
+    """Breaks if two rows without a value are taken for different."""
+    merge(things, thing(1, None))
+    assert late(things, thing(0, None, n=1), thing(0, 1.0, n=2)) == {2}
+
+
+@pytest.mark.parametrize(("statement", "deadlocks"), [(MERGE, 0), (UNSORTED, 1)], ids=["sorted", "unsorted"])
+def test_two_transactions_do_not_wait_in_a_circle(things: Engine, statement: str, deadlocks: int) -> None:
+    """Breaks if rows are not written in the order of their keys. Without that order the same two do deadlock."""
+    merge(things, thing(0, 0.0, 1), thing(0, 0.0, 2))
+    failed: list[str] = []
+    written = threading.Lock()
+
+    def run(version: int, places: tuple[int, int]) -> None:
+        try:
+            merge(things, *(thing(version, float(version), place) for place in places), statement=statement)
+        except OperationalError as error:
+            with written:
+                failed.append(type(error.orig).__name__)
+
+    with things.connect() as gate, ThreadPoolExecutor(2) as pool:
+        gate.execute(text(STEP_BY_STEP))
+        gate.commit()
+        gate.execute(text("SELECT pg_advisory_lock(7)"))
+        gate.commit()
+        running = [pool.submit(run, 1, (1, 2)), pool.submit(run, 2, (2, 1))]
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        deadline = time.monotonic() + 20
+        while gate.scalar(waiting) < 2 and time.monotonic() < deadline:
+            gate.commit()
+        gate.execute(text("SELECT pg_advisory_unlock(7)"))
+        gate.commit()
+        for one in running:
+            one.result()
+    assert failed == ["DeadlockDetected"] * deadlocks

@@ -1,0 +1,302 @@
+"""Tables and views: what readers rely on, of every resource in the catalogue."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+
+from app.actions import Record, Sample, Samples
+from app.catalogue import Catalogue, Field, Resource, catalogue, parse
+from app.config import Settings
+from app.delivery import pack
+from tests.support import START, delivery, rows
+from workers.apply import Applier
+from workers.simulator import World
+from workers.simulator.events import every_type
+from workers.store import schema
+from workers.store.engine import make_engine, migrate, transaction
+from workers.store.series import SeriesNumbers
+from workers.store.writer import Numbered, touch_users, write
+
+# Part of the contract, and so spelled out instead of taken from the code.
+TYPES = {
+    "text": "text",
+    "integer": "bigint",
+    "number": "double precision",
+    "boolean": "boolean",
+    "date": "date",
+    "datetime": "timestamp with time zone",
+}
+MOMENT = "timestamp with time zone"
+WHOSE = [("user_id", "text"), ("client_user_id", "text"), ("provider", "text"), ("source_type", "text")]
+HOW = [("version", MOMENT), ("origin", "text"), ("stored_at", MOMENT)]
+SUMMARIES = {"workouts", "sleep", "activity", "body", "profile", "meal", "menstrual_cycle", "electrocardiogram"}
+SUMMARIES |= {"sleep_cycle", "workout_stream"}
+OTHER_VIEWS = {
+    "users": "user_id client_user_id first_seen erased_at",
+    "connections": "user_id provider status since error",
+    "backfills": "user_id provider resource status window_start window_end is_final_seen chunks_total chunks_done "
+    "records started_at finished_at error",
+    "deliveries": "provider message_id event_type received_at applied_at outcome attempts error",
+}
+VALUES: dict[str, tuple[Any, Any]] = {  # how a scalar stands in a payload, and what its column says
+    "text": ("plain\u00e9 'text'", "plain\u00e9 'text'"),
+    "integer": (146.0, 146),
+    "number": (0.5, 0.5),
+    "boolean": (False, False),
+    "date": ("2026-03-14", date(2026, 3, 14)),
+    "datetime": ("2026-03-14T08:30:00.250+02:00", datetime(2026, 3, 14, 6, 30, 0, 250_000, UTC)),
+}
+EVERY = list(catalogue().values())
+RECORDS = [resource for resource in EVERY if resource.kind != "timeseries"]
+TIMESERIES = [resource for resource in EVERY if resource.kind == "timeseries"]
+
+
+def named(resource: Resource) -> str:
+    """What a resource is called in a list of tests."""
+    return resource.name
+
+
+def columns(engine: Engine, view: str) -> list[tuple[str, str]]:
+    """The columns of a view in their order, with their types."""
+    found = rows(
+        engine,
+        "SELECT column_name, data_type FROM information_schema.columns "
+        "WHERE table_schema = 'health' AND table_name = :view ORDER BY ordinal_position",
+        view=view,
+    )
+    return [(row["column_name"], row["data_type"]) for row in found]
+
+
+def store(engine: Engine, action: Record | Samples) -> None:
+    """Writes one action as a worker would."""
+    numbers = SeriesNumbers(engine).of([action.series] if isinstance(action, Samples) else [])
+    with transaction(engine) as connection:
+        touch_users(connection, {action.user_id: "member-1"})
+        write(connection, [Numbered(0, action)], "backfill", numbers)
+
+
+def changed_catalogue(before: str, after: str) -> Catalogue:
+    """The catalogue with one change in its text."""
+    toml = files("app").joinpath("catalogue.toml").read_text(encoding="utf-8")
+    assert before in toml
+    return parse(toml.replace(before, after, 1))
+
+
+@pytest.fixture
+def changing(empty_settings: Settings) -> Iterator[Engine]:
+    """A migrated database whose schema the test may change."""
+    engine = make_engine(empty_settings)
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_there_is_a_view_for_every_resource_and_nothing_else(shared: Engine) -> None:
+    """Breaks if a resource has no view, or schema `health` shows what is not in the contract."""
+    names = {row["name"] for row in rows(shared, "SELECT viewname AS name FROM pg_views WHERE schemaname = 'health'")}
+    assert len(EVERY) == 63
+    assert names == {resource.name for resource in EVERY} | set(OTHER_VIEWS)
+    assert names > SUMMARIES
+    assert rows(shared, "SELECT 1 FROM pg_tables WHERE schemaname = 'health'") == []
+
+
+@pytest.mark.parametrize("resource", RECORDS, ids=named)
+def test_a_record_view_has_the_columns_of_the_contract(shared: Engine, resource: Resource) -> None:
+    """Breaks if a column of a summary is missing, misplaced or of another type than its schema says."""
+    scalars = [(field.name, TYPES[field.type]) for field in resource.fields]
+    assert columns(shared, resource.name) == [*WHOSE, ("id", "text"), *scalars, ("payload", "jsonb"), *HOW]
+
+
+@pytest.mark.parametrize("resource", TIMESERIES, ids=named)
+def test_a_timeseries_view_has_the_columns_of_the_contract(shared: Engine, resource: Resource) -> None:
+    """Breaks if a column of a timeseries is missing, misplaced or of another type."""
+    sample = [("ts", MOMENT), ("ts_end", MOMENT), ("value", "double precision"), ("unit", "text"), ("subtype", "text")]
+    sample += [("timezone_offset", "integer"), ("extra", "jsonb")]
+    own = [(field.name, TYPES[field.type]) for field in resource.fields]
+    assert columns(shared, resource.name) == [*WHOSE, *sample, *HOW, *own]
+
+
+@pytest.mark.parametrize("view", OTHER_VIEWS)
+def test_the_other_views_have_the_columns_of_the_contract(shared: Engine, view: str) -> None:
+    """Breaks if a column that dashboards read is renamed or moved."""
+    assert [name for name, _ in columns(shared, view)] == OTHER_VIEWS[view].split()
+
+
+@pytest.mark.parametrize("resource", RECORDS, ids=named)
+def test_a_record_reads_back_as_it_was_written(shared: Engine, resource: Resource) -> None:
+    """Breaks if a scalar lands in the wrong column, loses digits, its zone or its type."""
+    payload = {field.name: VALUES[field.type][0] for field in resource.fields} | {"more": [1, {"a": None}]}
+    action = Record(resource.name, "record", "r1", "garmin", "ring", msgspec.json.encode(payload), START)
+    store(shared, action)
+    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="record")
+    assert row.pop("stored_at") is not None
+    scalars = {field.name: VALUES[field.type][1] for field in resource.fields}
+    assert row == scalars | {
+        "user_id": "record",
+        "client_user_id": "member-1",
+        "provider": "garmin",
+        "source_type": "ring",
+        "id": "r1",
+        "payload": payload,
+        "version": START,
+        "origin": "backfill",
+    }
+
+
+@pytest.mark.parametrize("resource", RECORDS, ids=named)
+def test_a_record_without_any_scalar_is_stored(shared: Engine, resource: Resource) -> None:
+    """Breaks if a scalar that a provider leaves out is wanted."""
+    store(shared, Record(resource.name, "bare", "r1", "", "unknown", b"{}", START))
+    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="bare")
+    assert {row[field.name] for field in resource.fields} <= {None}
+
+
+@pytest.mark.parametrize("resource", TIMESERIES, ids=named)
+def test_a_sample_reads_back_as_it_was_written(shared: Engine, resource: Resource) -> None:
+    """Breaks if a part of a sample lands in the wrong column, or in another resource's view."""
+    own = {field.name: VALUES[field.type] for field in resource.fields}
+    extra = {name: given for name, (given, _) in own.items()} | {"app_id": "x"}
+    end, version = datetime(2026, 3, 14, 6, 35, tzinfo=UTC), datetime(2026, 3, 15, tzinfo=UTC)
+    sample = Sample(START, end, 71.25, "u", -3600, msgspec.json.encode(extra))
+    user = f"sample of {resource.name}"
+    store(shared, Samples(resource.name, user, "oura", "ring", "a/b", [sample], version))
+    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user=user)
+    assert row.pop("stored_at") is not None
+    assert row == {name: read for name, (_, read) in own.items()} | {
+        "user_id": user,
+        "client_user_id": "member-1",
+        "provider": "oura",
+        "source_type": "ring",
+        "ts": START,
+        "ts_end": end,
+        "value": 71.25,
+        "unit": "u",
+        "subtype": "a/b",
+        "timezone_offset": -3600,
+        "extra": extra,
+        "version": version,
+        "origin": "backfill",
+    }
+    assert rows(shared, "SELECT count(*) AS n FROM headrace.series WHERE user_id = :user", user=user) == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"), [(9_007_199_254_740_993, 9_007_199_254_740_993), (1e3, 1000), (-5, -5), (None, None)]
+)
+def test_integers_are_read_exactly(shared: Engine, given: float | None, stored: int | None) -> None:
+    """Breaks if an integer goes through a float, or 1e3 is refused."""
+    payload = msgspec.json.encode({"steps": given})
+    store(shared, Record("activity", "integers", f"{given}", "", "unknown", payload, START))
+    assert rows(shared, "SELECT steps FROM health.activity WHERE id = :id", id=f"{given}") == [{"steps": stored}]
+
+
+SNAPSHOT = """
+SELECT c.oid, c.relname, c.relkind::text, CASE WHEN c.relkind = 'v' THEN pg_get_viewdef(c.oid) END AS definition,
+       (SELECT array_agg(a.attname::text || ' ' || a.atttypid::regtype::text ORDER BY a.attnum) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0) AS columns
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('health', 'headrace') ORDER BY c.oid
+"""
+
+
+def test_sync_again_changes_nothing(shared: Engine) -> None:
+    """Breaks if a second `headrace migrate` makes tables anew, or takes views from under a dashboard."""
+    before = rows(shared, SNAPSHOT)
+    with transaction(shared) as connection:
+        schema.sync(connection, catalogue())
+    assert rows(shared, SNAPSHOT) == before
+
+
+LAST = '"updated_at datetime",\n]\n\n[summary.body]'
+STREAM = 'identifier = "workout_id"'
+
+
+@pytest.mark.parametrize(
+    ("view", "before", "after", "kind"),
+    [
+        pytest.param("glucose", "glucose = {}", 'glucose = { values = ["mood text"] }', "text", id="timeseries"),
+        pytest.param("workout_stream", STREAM, f'{STREAM}\nfields = ["mood number"]', "number", id="stream"),
+        pytest.param("workouts", '"title text"', '"mood integer", "title text"', "integer", id="first of a record"),
+        pytest.param("workouts", LAST, f'"mood datetime", {LAST}', "datetime", id="amid a record"),
+    ],
+)
+def test_a_new_field_is_a_new_last_column(changing: Engine, view: str, before: str, after: str, kind: str) -> None:
+    """Breaks if a field that is added to the catalogue fails the migration, or a user's view on ours is dropped."""
+    old = columns(changing, view)
+    with changing.begin() as connection:
+        connection.execute(text(f'CREATE VIEW public.mine AS SELECT * FROM health."{view}"'))
+    with transaction(changing) as connection:
+        schema.sync(connection, changed_catalogue(before, after))
+    assert columns(changing, view) == [*old, ("mood", TYPES[kind])]
+    assert rows(changing, "SELECT * FROM public.mine") == []
+
+
+def test_a_new_resource_gets_its_table_and_view(changing: Engine) -> None:
+    """Breaks if a resource that is added to the catalogue is not made beside the ones that are there."""
+    row = '[summary.mood]\npath = "/v2/summary/mood/{user_id}"\nfields = ["score integer"]\n\n[summary.activity]'
+    new = changed_catalogue("[summary.activity]", row)
+    with transaction(changing) as connection:
+        schema.sync(connection, new)
+    assert ("score", "bigint") in columns(changing, "mood")
+    assert new["mood"].fields == (Field("score", "integer"),)
+
+
+def test_a_field_that_is_taken_away_keeps_its_column(changing: Engine) -> None:
+    """Breaks if a shorter catalogue fails the migration or drops data."""
+    with transaction(changing) as connection:
+        schema.sync(connection, changed_catalogue('"title text", ', ""))
+    assert rows(changing, "SELECT title FROM headrace.workouts") == []
+
+
+MEANT = ("data", "historical", "connection", "device")
+
+
+def allowed(event_type: str) -> tuple[str, ...]:
+    """The outcomes that an event may have. Some updates say what was known: a notice, or a count of one."""
+    if catalogue().event(event_type).does not in MEANT:
+        return ("ignored",)
+    return ("applied", "duplicate") if event_type.endswith(".updated") else ("applied",)
+
+
+@pytest.fixture(scope="module")
+def world(shared: Engine, shared_settings: Settings) -> World:
+    """A simulated person, of whom one event of every type was applied."""
+    made = World(seed=7, users=1, until=datetime(2026, 3, 14, 12, tzinfo=UTC), days=60)
+    applier = Applier(shared, shared_settings)
+    for number, body in enumerate(every_type(made)):
+        applier.apply(pack([delivery(body, START.replace(minute=number % 60, hour=7 + number // 60))]))
+    return made
+
+
+def test_one_event_of_every_type_is_applied_or_ignored(shared: Engine, world: World) -> None:
+    """Breaks if an event of the public catalogue dies, or one that means something is passed over."""
+    found = {row["event_type"]: row for row in rows(shared, "SELECT event_type, outcome, error FROM health.deliveries")}
+    assert sorted(found) == sorted(catalogue().event_names)
+    assert len(found) == 194
+    assert [row for name, row in found.items() if row["outcome"] not in allowed(name)] == []
+    assert sum(row["outcome"] == "duplicate" for row in found.values()) < 10
+
+
+@pytest.mark.parametrize("resource", [one for one in EVERY if not one.legacy], ids=named)
+def test_every_resource_shows_what_its_events_brought(shared: Engine, world: World, resource: Resource) -> None:
+    """Breaks if the events of a resource leave nothing in its view."""
+    user = world.members[0]
+    query = f'SELECT client_user_id, provider, origin FROM health."{resource.name}" WHERE user_id = :user'
+    found = rows(shared, query, user=user.user_id)
+    assert found
+    assert {row["client_user_id"] for row in found} == {user.client_user_id}
+    assert {row["origin"] for row in found} == {"webhook"}
+    assert {row["provider"] for row in found} <= {one.provider.slug for one in user.connections}
+
+
+@pytest.mark.parametrize("resource", [one for one in TIMESERIES if one.fields], ids=named)
+def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World, resource: Resource) -> None:
+    """Breaks if systolic, diastolic or a note's text stay in the payload."""
+    query = f'SELECT * FROM health."{resource.name}" WHERE user_id = :user'
+    for row in rows(shared, query, user=world.members[0].user_id):
+        assert row["value"] is None
+        assert all(row[field.name] is not None for field in resource.fields)

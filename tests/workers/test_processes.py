@@ -1,0 +1,77 @@
+"""The processes of the Procfile: what each is started with. What they then do is in the other tests."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.config import Settings
+from app.errors import Misconfigured
+from tests.support import JUNCTION_SECRET
+from workers import processes
+from workers.embedded import free_port
+
+ROOT = Path(__file__).parents[2]
+SESAME = "sesame-open-the-door"
+
+
+@pytest.mark.parametrize(
+    ("run", "settings", "told"),
+    [
+        (processes.web, Settings(broker_url="redis://h"), "JUNCTION_WEBHOOK_SECRET"),
+        (processes.web, Settings(junction_webhook_secrets=(JUNCTION_SECRET,)), "BROKER_URL"),
+        (lambda given: processes.worker(given, "live"), Settings(database_url="postgresql://h/d"), "BROKER_URL"),
+        (lambda given: processes.worker(given, "live"), Settings(broker_url="redis://h"), "DATABASE_URL"),
+        (processes.beat, Settings(), "BROKER_URL"),
+        (processes.flower, Settings(flower_auth=f"u:{SESAME}"), "BROKER_URL"),
+        (processes.flower, Settings(broker_url="redis://h"), "HEADRACE_FLOWER_AUTH"),
+        (processes.flower, Settings(broker_url="redis://h", flower_auth="u:short"), "HEADRACE_FLOWER_AUTH"),
+    ],
+)
+def test_a_process_does_not_start_without_what_it_needs(run: object, settings: Settings, told: str) -> None:
+    """Breaks if a process starts and fails at the first event, or Flower starts open to anybody."""
+    assert callable(run)
+    with pytest.raises(Misconfigured, match=f"^{told}: not set"):
+        run(settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "becomes"),
+    [
+        (("worker", "--lane", "backfill"), ["celery", "worker", "--queues backfill", "--pool solo", r"backfill\.\d+@"]),
+        (("beat",), ["celery", "beat", "--scheduler celery.beat:Scheduler"]),
+        (("flower",), ["workers.dashboard"]),
+    ],
+)
+def test_a_command_becomes_its_program(broker_url: str, arguments: tuple[str, ...], becomes: list[str]) -> None:
+    """Breaks if a process stays behind as parent, which swallows signals, or a secret stands on a command line."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "BROKER_URL": broker_url,
+        "DATABASE_URL": f"postgresql://u:{SESAME}@127.0.0.1:1/d",
+        "HEADRACE_FLOWER_AUTH": f"u:{SESAME}",
+        "HEADRACE_FLOWER_PORT": str(free_port()),
+    }
+    command = (sys.executable, "-m", "workers.cli", *arguments)
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not (line := " ".join(psutil.Process(process.pid).cmdline())) or "workers.cli" in line:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert all(re.search(part, line) for part in becomes), line
+            assert SESAME not in line
+            assert broker_url not in line
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()

@@ -1,0 +1,118 @@
+"""`headrace status`: the picture, and how it is shown."""
+
+import io
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sqlalchemy import Engine, text
+
+from app.config import Settings
+from app.errors import TryLater
+from tests.support import START, apply, delivery, event, message_id, workout
+from workers import status
+from workers.broker import Lane
+from workers.embedded import free_port
+from workers.store.engine import make_engine
+
+IDLE = [Lane("live", 0, None), Lane("backfill", 0, None)]
+BUSY = [Lane("live", 3, timedelta(seconds=61.25)), Lane("backfill", 1, None)]
+
+
+@pytest.fixture
+def full(engine: Engine, settings: Settings) -> Engine:
+    """A database in which there is something of everything."""
+    repeated = delivery(workout("u1"), name=message_id(START))
+    broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "token_refresh_failed"})
+    mended = event("provider.connection.created", "u2", {"provider": {"slug": "garmin"}})
+    notices = [
+        event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": final})
+        for final in (False, True)
+    ]
+    bodies: list[Any] = [broken, mended, *notices, b"half", b"", event("raw.garmin.dailies", "u1", {})]
+    apply(engine, settings, repeated, *map(delivery, bodies))
+    apply(engine, settings, repeated)
+    return engine
+
+
+def shown(what: status.Status) -> str:
+    """What is printed on a wide terminal."""
+    out = io.StringIO()
+    status.show(what, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_the_picture_counts_what_there_is(full: Engine) -> None:
+    """Breaks if a number of the picture is taken from the wrong place."""
+    plain = status.read(full, BUSY).plain()
+    assert plain["lanes"] == [
+        {"name": "live", "messages": 3, "oldest": 61.2},
+        {"name": "backfill", "messages": 1, "oldest": None},
+    ]
+    assert {row["outcome"]: (row["total"], row["last_hour"]) for row in plain["deliveries"]} == {
+        "applied": (5, 5),
+        "dead": (2, 2),
+        "ignored": (1, 1),
+    }
+    assert plain["backfills"] == [
+        {"status": "pending", "backfills": 1, "chunks_done": 0, "chunks_total": 2, "records": 0}
+    ]
+    (broken,) = plain["connections_in_error"]
+    assert (broken["user_id"], broken["provider"], broken["error"]) == ("u1", "oura", "token_refresh_failed")
+    assert {row["reason"]: row["letters"] for row in plain["dead_letters"]}
+    assert sum(row["letters"] for row in plain["dead_letters"]) == 2
+
+
+def test_an_old_delivery_is_not_of_the_last_hour(engine: Engine, settings: Settings) -> None:
+    """Breaks if what came long ago looks as if it came now."""
+    apply(engine, settings, delivery(workout("u1")))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.deliveries SET received_at = now() - interval '61 minutes'"))
+    assert status.read(engine, IDLE).deliveries == [{"outcome": "applied", "total": 1, "last_hour": 0}]
+
+
+def test_the_picture_is_json(full: Engine) -> None:
+    """Breaks if a time or a number of PostgreSQL's cannot be written as JSON."""
+    plain = status.read(full, BUSY).plain()
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
+    """Breaks if there is no picture before the first event, or tables without rows fail."""
+    picture = status.read(engine, IDLE)
+    assert picture.plain() == {
+        "lanes": [{"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
+        "deliveries": [],
+        "backfills": [],
+        "connections_in_error": [],
+        "dead_letters": [],
+    }
+    text_shown = shown(picture)
+    assert "Lanes" in text_shown
+    assert "Dead letters" not in text_shown
+
+
+def test_everything_is_shown(full: Engine) -> None:
+    """Breaks if a part of the picture is missing on the terminal."""
+    text_shown = shown(status.read(full, BUSY))
+    for part in ("Lanes", "61.2 s", "Deliveries", "Backfills", "Connections in error", "token_refresh_failed", "Dead"):
+        assert part in text_shown
+
+
+def test_nothing_of_a_body_is_shown(full: Engine) -> None:
+    """Breaks if what was measured, or what could not be read, stands in the picture."""
+    text_shown = shown(status.read(full, BUSY))
+    assert "8000.5" not in text_shown
+    assert "half" not in text_shown
+
+
+def test_a_database_that_is_away_is_told(settings: Settings) -> None:
+    """Breaks if the picture of a database that is down is a traceback."""
+    url = f"postgresql+psycopg://u:sesame@127.0.0.1:{free_port()}/d"
+    away = make_engine(replace(settings, database_url=url))
+    with pytest.raises(TryLater, match="PostgreSQL"):
+        status.read(away, IDLE)
+    away.dispose()
