@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,48 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
-from app.config import load
+from app.config import inherited, load
 from app.errors import HeadraceError
-from workers.proof import Proof, prove
-from workers.simulator import World, first_events, live_events
+from workers.proof import Proof, history, prove
+from workers.simulator import Simulator, first_events, live_events
 from workers.simulator.events import Event, every_type
 from workers.simulator.sender import Sender
 from workers.store.engine import make_engine
 from workers.supervisor import NotStarted
 
-USERS, DAYS, SEED = 12, 30, 7
-LIVE_EVENTS = 2000
+USERS, DAYS, SEED = 5, 7, 7
+LIVE_EVENTS = 1200
+PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
-START_SECONDS, SETTLE_SECONDS = 120, 60
+START_SECONDS, SETTLE_SECONDS, HISTORY_SECONDS = 120, 60, 120
 QUERY = """
 SELECT client_user_id, provider, count(*) AS workouts,
        round(sum(distance)::numeric / 1000, 1) AS km, round(avg(average_hr)) AS heart_rate
 FROM health.workouts GROUP BY 1, 2 ORDER BY km DESC NULLS LAST LIMIT 5"""
 
 
+BACKFILLS = text("""
+SELECT count(*) AS all, count(*) FILTER (WHERE status IN ('complete', 'failed')) AS done,
+       coalesce(sum(records), 0) AS records
+FROM health.backfills""")
+
+
 @contextlib.contextmanager
-def running_stack() -> Iterator[tuple[Path, dict[str, Any]]]:
+def running_stack(environment: dict[str, str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A data directory and what its stack.json says, of a `headrace up` that ends with the block. Raises NotStarted."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
     command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", "2"]
     with (folder / "up.log").open("wb") as log:
         # A session of its own: Ctrl-C reaches us, and we end it.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=inherited() | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         yield folder / "data", _wait_ready(process, folder)
     finally:
@@ -67,16 +81,15 @@ def _wait_ready(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any
     return dict(json.loads(stack.read_bytes()))
 
 
+def bar(console: Console) -> Progress:
+    """A bar on a terminal; elsewhere the lines around it have to do."""
+    parts = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*parts, console=console, disable=not console.is_terminal)
+
+
 def send(console: Console, what: str, events: Sequence[Event], sender: Sender) -> None:
     """Sends events, some twice and some late, each until it is taken."""
-    with Progress(
-        TextColumn("{task.description:<44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
+    with bar(console) as progress:
         task = progress.add_task(what, total=len(events))
         for start in range(0, len(events), 100):
             sender.send_all(events[start : start + 100])
@@ -85,17 +98,40 @@ def send(console: Console, what: str, events: Sequence[Event], sender: Sender) -
         console.print(f"{what}: {len(events)} sent")
 
 
-def story(console: Console, stack: dict[str, Any], engine: Engine) -> Proof:
-    """People connect, every kind of event arrives, then live events in disorder; and the account."""
-    world = World(SEED, USERS, datetime.now(UTC), DAYS)
-    first = list(first_events(world))
+def watch_history(console: Console, engine: Engine, simulator: Simulator) -> None:
+    """Waits until all history has arrived."""
+    deadline = time.monotonic() + HISTORY_SECONDS
+    with bar(console) as progress:
+        task = progress.add_task("history, fetched in chunks", total=None)
+        while True:
+            with engine.connect() as connection:
+                row = connection.execute(BACKFILLS).one()
+            progress.update(task, total=row.all, completed=row.done)
+            if row.done >= row.all or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+    refused = sum(one["status"] != 200 for one in simulator.requests)
+    console.print(
+        f"{row.done} of {row.all} backfills ended: {row.records} records in {len(simulator.requests)} requests, "
+        f"{refused} of them refused or broken by the provider"
+    )
+
+
+def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Simulator) -> Proof:
+    """People connect, history comes in chunks while live events arrive in disorder; and the account."""
+    world = simulator.world
+    simulator.faults.add("429", times=2, retry_after=1.0)
+    simulator.faults.add("429", times=1, retry_after=2.0, as_date=True)
+    simulator.faults.add("500", share=0.02)
+    simulator.faults.add("truncated", share=0.02)
     url, secret = f"{stack['web']}/webhooks/junction", stack["junction_webhook_secret"]
     disorder = {"duplicates": DUPLICATES, "reordering": REORDERING, "seed": SEED}
     with Sender(url, secret, **disorder, remember=True) as sender:  # type: ignore[arg-type]
-        send(console, f"{USERS} people connect, their history is announced", first, sender)
+        send(console, f"{USERS} people connect, their history is announced", list(first_events(world)), sender)
         send(console, "one event of each of the 194 types", list(every_type(world)), sender)
         send(console, "live events, some twice, some late", list(islice(live_events(world, SEED), LIVE_EVENTS)), sender)
-        proof = prove(engine, sender.taken, SETTLE_SECONDS)
+        watch_history(console, engine, simulator)
+        proof = prove(engine, sender.taken, history(world), SETTLE_SECONDS)
         sent = sender.counts[202]
     show_tables(console, engine)
     show_proof(console, proof, sent)
@@ -125,7 +161,7 @@ def show_proof(console: Console, proof: Proof, sent: int) -> None:
     told = " + ".join(f"{count} {outcome}" for outcome, count in sorted(proof.settled.items()))
     console.print(
         f"\n{sent} requests were answered 202, for {proof.accepted} deliveries: {told}.\n"
-        f"They hold {proof.expected} records and samples; in the views {proof.missing} are missing, "
+        f"They and the provider hold {proof.expected} records and samples; in the views {proof.missing} are missing, "
         f"{proof.outdated} are not the newest version, {proof.unexpected} are doubled or unexplained."
     )
     verdict = "[green]Proven: nothing lost, nothing doubled.[/]" if proof.holds else "[red]NOT PROVEN.[/]"
@@ -141,12 +177,22 @@ def main(*, keep: bool) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console.print("Starting PostgreSQL, Valkey, web, workers, beat and Flower ...")
     try:
-        with running_stack() as (data_dir, stack):
+        until = datetime.now(UTC) + PROVIDER_SLOWNESS
+        with (
+            Simulator(USERS, DAYS, SEED, until=until) as simulator,
+            running_stack(
+                {
+                    "JUNCTION_BASE_URL": simulator.url,
+                    "JUNCTION_API_KEY": simulator.api_key,
+                    "HEADRACE_REQUEST_RATE": "200/second",
+                }
+            ) as (data_dir, stack),
+        ):
             console.print(
                 f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {stack['web']}/webhooks/junction"
             )
             engine = make_engine(load({"DATABASE_URL": stack["database_url"]}), "headrace-demo")
-            proof = story(console, stack, engine)
+            proof = story(console, stack, engine, simulator)
             engine.dispose()
             if keep:
                 look_around(console, stack, data_dir)

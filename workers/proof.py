@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,11 +14,15 @@ from app.actions import Action, Record, Samples
 from app.catalogue import catalogue
 from app.config import Settings
 from app.delivery import Delivery
-from app.providers import PROVIDERS
+from app.providers import PROVIDERS, junction
+from workers.simulator.data import World
+from workers.simulator.events import supplied
+from workers.simulator.query import Query
 
 OUTCOMES = text("SELECT outcome, count(*) FROM health.deliveries GROUP BY outcome")
 SETTLED = text("SELECT message_id, outcome FROM health.deliveries")
 
+NEVER = datetime.max.replace(tzinfo=UTC)
 Key = tuple[Any, ...]
 Newest = dict[Key, tuple[datetime, list[Any]]]
 
@@ -69,6 +73,33 @@ def _contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
             yield (action.resource, action.user_id, *source, row.ts.astimezone(UTC)), action.version, row.value
 
 
+def history(world: World) -> dict[Key, Any]:
+    """Everything that the simulated provider has, by the keys under which it must be stored."""
+    found: dict[Key, Any] = {}
+    for user in world.members:
+        for connection in user.connections:
+            for resource in supplied(connection):
+                query = Query(user, resource, world.start, world.until, connection.provider.slug)
+                found |= dict(_history_of(world, query))
+    return found
+
+
+def _history_of(world: World, query: Query) -> Iterator[tuple[Key, Any]]:
+    resource, user_id = query.resource, query.user.user_id
+    if resource.kind == "stream":
+        for workout in world.summaries(replace(query, resource=catalogue()[resource.of or ""])):
+            if stream := world.stream(resource, workout["id"]):
+                yield (resource.name, user_id, workout["id"]), stream
+        return
+    pages: list[Any] = [{"groups": {"all": world.groups(query)}}]
+    if resource.kind != "timeseries":
+        records = world.summaries(query)
+        pages = [{resource.rows: records}] if resource.rows else records
+    for page in pages:
+        for action in junction.read_page(resource, user_id, msgspec.json.encode(page), world.until).actions:
+            yield from ((key, content) for key, _, content in _contents(action))
+
+
 def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:
     """Every row of every view, as a reader finds it."""
     for resource in catalogue().values():
@@ -80,8 +111,8 @@ def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:
             yield (resource.name, *key), content
 
 
-def prove(engine: Engine, accepted: Mapping[str, Any], seconds: float) -> Proof:
-    """Waits until every accepted delivery has an outcome, then compares."""
+def prove(engine: Engine, accepted: Mapping[str, Any], truth: Mapping[Key, Any], seconds: float) -> Proof:
+    """Waits until every accepted delivery has an outcome, then compares. `truth` goes before what events said."""
     deadline = time.monotonic() + seconds
     while True:
         with engine.connect() as connection:
@@ -90,11 +121,17 @@ def prove(engine: Engine, accepted: Mapping[str, Any], seconds: float) -> Proof:
             if unsettled and time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
-            return _compare(connection, accepted, outcomes, len(unsettled))
+            return _compare(connection, accepted, truth, outcomes, len(unsettled))
 
 
-def _compare(connection: Connection, accepted: Mapping[str, Any], outcomes: Mapping[str, str], unsettled: int) -> Proof:
-    newest = expected(accepted)
+def _compare(
+    connection: Connection,
+    accepted: Mapping[str, Any],
+    truth: Mapping[Key, Any],
+    outcomes: Mapping[str, str],
+    unsettled: int,
+) -> Proof:
+    newest = expected(accepted) | {key: (NEVER, [content]) for key, content in truth.items()}
     found, seen, outdated, unexpected = 0, set(), 0, 0
     for key, content in stored(connection):
         if key in seen or key not in newest:

@@ -1,7 +1,7 @@
 """What Junction's events mean."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from app.providers import ksuid
 from app.providers.junction.shapes import Group, Source, decode, moment, record, samples
 
 CLOCK_SKEW = timedelta(minutes=5)
+NOTICE_VERSION = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Envelope(msgspec.Struct):
@@ -82,7 +83,8 @@ def _actions(event: EventType, user_id: str, data: bytes, version: datetime, col
         group = decode(data, Group, f"{resource.name}: data is not a group of samples")
         yield from samples(resource, user_id, group, version, collapsed)
     elif resource:
-        yield record(resource, user_id, data, version)
+        # A stream's notice holds no data: whatever has been fetched goes before it.
+        yield record(resource, user_id, data, NOTICE_VERSION if resource.kind == "stream" else version)
 
 
 def _connection(name: str, user_id: str, data: bytes, version: datetime) -> Connection:
