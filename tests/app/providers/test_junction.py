@@ -151,7 +151,7 @@ def test_any_of_several_secrets_will_do() -> None:
         ("today_sleep_cycle", "oura", "ring", "b210fadf-c564-5f0e-88f4-70d1da97c1db", "2026-03-14T09:30"),
         ("today_profile", "fitbit", "app", "2adb5e47-b97f-5bd7-81d2-464b189f2245", "2026-03-14T09:30"),
         ("today_meal", "cronometer", "app", "4b7daf5a-9f2c-5dc0-80f9-4ad1723fba4c", "2026-03-14T09:30"),
-        ("today_workout_stream", "peloton", "unknown", "b7867334-387c-5812-8123-7acc0043b644", None),
+        ("today_workout_stream", "peloton", "unknown", "b7867334-387c-5812-8123-7acc0043b644", "1970-01-01T00:00"),
         ("today_device", "oura", "ring", "5750fef2-b98e-52ee-9258-f035181c4268", None),
         ("transitional_workouts", "whoop_v2", "unknown", "7a000000-0000-4000-8000-000000000006", "2025-02-02T07:00"),
         ("old_zwift_workouts", "zwift", "unknown", "c90bd6fb-0000-4000-8000-000000000001", None),
