@@ -3,10 +3,13 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
+from app.catalogue import catalogue
 from app.config import Settings
 from app.delivery import Delivery, pack
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
@@ -222,3 +225,50 @@ def test_a_later_event_without_client_user_id_does_not_wipe_it(engine: Engine, s
     del bare["client_user_id"]
     apply(engine, settings, delivery(bare))
     assert rows(engine, "SELECT client_user_id FROM health.users") == [{"client_user_id": "member-1"}]
+
+
+RECORDED = sorted((Path(__file__).parent.parent / "recorded" / "junction").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_every_recorded_example_is_stored_as_it_stands(engine: Engine, settings: Settings, file: Path) -> None:
+    """Breaks if an example of the public pages, of whatever year, is refused, or leaves no row where it belongs."""
+    sent = msgspec.json.decode(file.read_bytes())
+    name = sent.get("event_type") or sent["type"]
+    (outcome,) = apply(engine, settings, delivery(file.read_bytes()))
+    known = catalogue().event(name)
+    assert outcome == ("ignored" if known.does in ("unknown", "lab", "query") else "applied")
+    view = {"historical": "backfills", "connection": "connections"}.get(known.does)
+    if view or known.resource:
+        assert rows(engine, f"SELECT 1 FROM health.{view or (known.resource and known.resource.name)}")
+
+
+WITHINGS_SAMPLES = ["blood_oxygen", "blood_pressure", "calories_active", "distance", "fat", "heartrate", "hrv", "hypnogram", "respiratory_rate", "steps", "vo2_max", "weight"]
+WITHINGS_HISTORY = [*WITHINGS_SAMPLES, "activity", "body", "sleep", "workouts"]
+
+
+@pytest.mark.parametrize("resource", WITHINGS_SAMPLES)
+def test_a_withings_example_of_the_old_shape_is_stored(engine: Engine, settings: Settings, resource: str) -> None:
+    """Breaks if samples whose source is named by slug, with the user inside data, do not reach their view."""
+    sample = {"id": None, "timestamp": START.isoformat(), "type": "automatic", "unit": "x", "value": 7}
+    sample |= {"systolic": 122, "diastolic": 78} if resource == "blood_pressure" else {}
+    source = {"name": "Withings", "slug": "withings", "logo": "x"}
+    data = {"user_id": "u1", "source_id": 5, "source": source, "data": [sample]}
+    sent = msgspec.json.encode({"event_type": f"daily.data.{resource}.created", "data": data})
+    assert apply(engine, settings, delivery(sent)) == {"applied": 1}
+    (row,) = rows(engine, f"SELECT user_id, provider, ts, unit FROM health.{resource}")
+    assert row == {"user_id": "u1", "provider": "withings", "ts": START, "unit": "x"}
+
+
+def test_the_withings_history_is_announced_with_inverted_dates(engine: Engine, settings: Settings) -> None:
+    """Breaks if a window that ends before it starts, as the public examples do, opens no backfill."""
+    window = {"start_date": "2020-06-21T08:23:01+00:00", "end_date": "1996-11-02T14:39:28+00:00"}
+    notices = [
+        delivery(event(f"historical.data.{name}.created", "u1", window | {"is_final": True, "provider": "withings"}))
+        for name in WITHINGS_HISTORY
+    ]
+    assert apply(engine, settings, *notices) == {"applied": len(WITHINGS_HISTORY)}
+    found = rows(
+        engine, "SELECT resource FROM health.backfills WHERE provider = 'withings' AND window_start < window_end"
+    )
+    assert {row["resource"] for row in found} == set(WITHINGS_HISTORY)
