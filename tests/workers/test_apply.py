@@ -243,7 +243,8 @@ def test_every_recorded_example_is_stored_as_it_stands(engine: Engine, settings:
         assert rows(engine, f"SELECT 1 FROM health.{view or (known.resource and known.resource.name)}")
 
 
-WITHINGS_SAMPLES = ["blood_oxygen", "blood_pressure", "calories_active", "distance", "fat", "heartrate", "hrv", "hypnogram", "respiratory_rate", "steps", "vo2_max", "weight"]
+WITHINGS_SAMPLES = ["blood_oxygen", "blood_pressure", "calories_active", "distance", "fat", "heartrate", "hrv"]
+WITHINGS_SAMPLES += ["hypnogram", "respiratory_rate", "steps", "vo2_max", "weight"]
 WITHINGS_HISTORY = [*WITHINGS_SAMPLES, "activity", "body", "sleep", "workouts"]
 
 
