@@ -10,6 +10,10 @@ from app.delivery import Delivery
 from app.errors import NotTaken
 
 log = logging.getLogger(__name__)
+# After a message that several shared, the next one waits so long for company. Measured in turns on two cores with 32
+# connections: 980 events committed a second without, 1,200 to 1,550 with, and the same median answer (18 ms): what the
+# wait costs, fewer messages save, here and in the workers.
+COMPANY_SECONDS = 0.004
 Publish = Callable[[Sequence[Delivery]], None]
 
 
@@ -31,8 +35,8 @@ class Courier:
     """One thread that publishes for all requests of a process.
 
     With one request at a time a message holds one delivery and nothing waits; under load it holds what came together
-    during the last publish. Waiting has its own deadline: whatever a broken broker makes of the thread, every request
-    is answered.
+    during the last publish and a few milliseconds more. Waiting has its own deadline: whatever a broken broker makes of
+    the thread, every request is answered.
     """
 
     def __init__(self, publish: Publish, *, deadline: float, most: int, most_bytes: int) -> None:
@@ -43,6 +47,7 @@ class Courier:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._in_flight_since: float | None = None
+        self._shared = False  # whether several requests shared the last message
 
     def take(self, delivery: Delivery) -> None:
         """Returns once the delivery is durable. Raises NotTaken if that is not certain within the deadline."""
@@ -77,6 +82,8 @@ class Courier:
     def _together(self) -> list[_Parcel]:
         """Waits for one parcel and takes along what came meanwhile, up to the size of a message."""
         parcels, self._next = [self._next or self._parcels.get()], None
+        if self._shared:
+            time.sleep(COMPANY_SECONDS)
         size = len(parcels[0].delivery.sealed)
         while len(parcels) < self._most and size < self._most_bytes:
             try:
@@ -91,6 +98,7 @@ class Courier:
         return parcels
 
     def _send(self, parcels: list[_Parcel]) -> None:
+        self._shared = len(parcels) > 1
         error: NotTaken | None = NotTaken("the message could not be published")
         self._in_flight_since = time.monotonic()
         try:
