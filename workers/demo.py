@@ -30,8 +30,8 @@ from workers.simulator.sender import Sender
 from workers.store.engine import make_engine
 from workers.supervisor import NotStarted
 
-USERS, DAYS, SEED = 5, 7, 7
-LIVE_EVENTS = 1200
+USERS, DAYS, SEED = 4, 7, 7
+LIVE_EVENTS = 1000
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
 START_SECONDS, SETTLE_SECONDS, HISTORY_SECONDS = 120, 60, 120

@@ -131,7 +131,10 @@ def _compare(
     outcomes: Mapping[str, str],
     unsettled: int,
 ) -> Proof:
-    newest = expected(accepted) | {key: (NEVER, [content]) for key, content in truth.items()}
+    newest = expected(accepted)
+    for key, content in truth.items():
+        equal = newest[key][1] if key in newest else []
+        newest[key] = (NEVER, [content, *equal] if len(equal) > 1 else [content])
     found, seen, outdated, unexpected = 0, set(), 0, 0
     for key, content in stored(connection):
         if key in seen or key not in newest:
