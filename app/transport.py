@@ -6,13 +6,16 @@ random, 4 of 6,000 acknowledged events were lost. BLMOVE (Redis 6.2, Valkey) mov
 """
 
 import json
+import logging
 import time
 from typing import Any
 
 from kombu.transport import redis, virtual
 
 TAKEN = ":taken"
+FOREIGN = ":foreign"
 TAKEN_SECONDS = 5.0  # what is longer in there belongs to nobody; an early return would only be done twice
+log = logging.getLogger(__name__)
 MOST_LOOKED_AT = 10
 PUT_BACK = "if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end"
 
@@ -77,11 +80,30 @@ class Channel(redis.Channel):
             if raw is None:
                 raise virtual.base.Empty
             self.taken = (self._lane + TAKEN, raw)
-            self.connection._deliver(json.loads(raw), self._lane)  # noqa: SLF001 - kombu's own way
+            message = _message(raw)
+            if message is None:
+                self._set_aside(raw)
+                raise virtual.base.Empty
+            self.connection._deliver(message, self._lane)  # noqa: SLF001 - kombu's own way
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _set_aside(self, raw: bytes) -> None:
+        """Bytes that are no message would end the worker, and after it the next one. They are kept, out of the way."""
+        log.error("something that is no message was in lane %s; it is kept in %s%s", self._lane, self._lane, FOREIGN)
+        with self.conn_or_acquire() as client:
+            client.pipeline().lrem(self._lane + TAKEN, 1, raw).lpush(self._lane + FOREIGN, raw).execute()
+        self.taken = None
+
+
+def _message(raw: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "properties" in found else None
 
 
 class Transport(redis.Transport):

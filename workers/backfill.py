@@ -1,17 +1,19 @@
 """Fetches history: one backfill at a time, its chunks newest first, page by page, each committed with its cursor."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from sqlalchemy import Engine
 
 from app.actions import Action, Record, Samples
-from app.catalogue import catalogue
+from app.catalogue import Resource, catalogue
 from app.config import Settings
-from app.errors import DeadLetter
+from app.errors import DeadLetter, TryLater
 from app.providers import junction
 from app.providers.request import Page, Request
 from workers.http import Answer, Client
@@ -19,12 +21,13 @@ from workers.retry import NOT_JSON, Decision, decide
 from workers.store import backfills
 from workers.store.backfills import Work
 from workers.store.engine import transaction
-from workers.store.series import SeriesNumbers
+from workers.store.series import Key, SeriesNumbers
 from workers.store.writer import Numbered, touch_users, write
 from workers.throttle import Throttle
 
 TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
+MOST_RESTARTS = 5  # of one slice
 Read = Callable[[Answer], Page]
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Fetcher:
         self._engine, self._settings = engine, settings
         self._client, self._throttle = client, throttle
         self._series = SeriesNumbers(engine)
+        self._cursors: set[tuple[int, datetime, str | None]] = set()
         self._owners: dict[tuple[int, datetime], list[Record]] = {}
 
     def run(self, backfill_id: int) -> list[Again]:
@@ -59,17 +63,23 @@ class Fetcher:
         work = backfills.claim(self._engine, backfill_id, self._settings.backfills_per_user)
         if work is None:
             return []
-        user_id, until = work.user_id, time.monotonic() + TURN_SECONDS
+        user_id, last, until = work.user_id, work, time.monotonic() + TURN_SECONDS
         try:
             while work is not None:
                 if time.monotonic() > until:
                     backfills.release(self._engine, work, SOON_SECONDS)
                     return [Again(backfill_id, SOON_SECONDS)]
+                last = work
                 work = self._step(work) or backfills.next_chunk(self._engine, backfill_id)
         except _Waits as waits:
             return [waits.again] if waits.again else []
+        except TryLater:
+            with contextlib.suppress(TryLater):  # the lease runs out by itself, only later
+                backfills.release(self._engine, last, SOON_SECONDS)
+            raise
         finally:
             self._owners.clear()
+            self._cursors.clear()
         # A place has become free: whoever of this person was turned away may come now.
         free = self._settings.backfills_per_user
         return [Again(one, SOON_SECONDS) for one in backfills.due(self._engine, user_id=user_id, most=free)]
@@ -79,9 +89,10 @@ class Fetcher:
         if work.of.kind == "stream":
             return self._step_of_streams(work)
         request = junction.request(work.of, work.user_id, work.provider, work.slice, work.cursor)
-        page = self._page(work, request, lambda it: junction.read_page(work.of, work.user_id, it.body, it.asked_at))
-        if page.cursor is not None and page.cursor == work.cursor:
-            self._wait(work, Decision("restart", 1.0, "the cursor repeats itself"))
+        page = self._page(work, request, _reader(work.of, work.user_id), optional=work.of.dates == "none")
+        if page.cursor is not None and (work.chunk_id, work.slice_end, page.cursor) in self._cursors:
+            self._wait(work, Decision("restart", 1.0, "the cursor goes in a circle"))
+        self._cursors.add((work.chunk_id, work.slice_end, page.cursor))
         return self._commit(work, page, work.after(page.cursor, page.records))
 
     def _step_of_streams(self, work: Work) -> Work | None:
@@ -91,9 +102,8 @@ class Fetcher:
         if owner is None:
             return self._commit(work, Page((), 0), work.after(None, len(owners)))
         request = junction.stream_request(work.of, owner.id)
-        page = self._page(
-            work, request, lambda answer: junction.read_stream(work.of, owner, answer.body, answer.asked_at)
-        )
+        read = partial(_read_stream, work.of, owner)
+        page = self._page(work, request, read, optional=True)
         return self._commit(work, page, work.after(owner.id, page.records))
 
     def _owners_of(self, work: Work) -> list[Record]:
@@ -101,14 +111,18 @@ class Fetcher:
         if key not in self._owners:
             listed = catalogue()[work.of.of or ""]
             request = junction.request(listed, work.user_id, work.provider, work.slice)
-            page = self._page(work, request, lambda it: junction.read_page(listed, work.user_id, it.body, it.asked_at))
-            self._store(work, page.actions)
+            page = self._page(work, request, _reader(listed, work.user_id))
+            for reason in (*page.refused, *self._store(work, page.actions)):
+                log.warning("backfill %d: left out of the list: %s", work.backfill_id, reason)
             records = (action for action in page.actions if isinstance(action, Record))
             self._owners[key] = sorted(records, key=lambda record: record.id)
         return self._owners[key]
 
-    def _page(self, work: Work, request: Request, read: Read) -> Page:
-        """Asks, when it may, and reads the answer. Raises _Waits where there is no page to be had now."""
+    def _page(self, work: Work, request: Request, read: Read, *, optional: bool = False) -> Page:
+        """Asks, when it may, and reads the answer. Raises _Waits where there is no page to be had now.
+
+        What is `optional` may be missing, or refused by itself, without ending the backfill.
+        """
         if (seconds := self._throttle.wait(work.aggregator)) > 0:
             backfills.release(self._engine, work, seconds)
             raise _Waits(Again(work.backfill_id, seconds))
@@ -120,18 +134,18 @@ class Fetcher:
             except DeadLetter:
                 status = NOT_JSON  # cut short, or of another form; a later answer may be whole
         decision = decide(
-            status, answer.headers, attempts=work.attempts, now=datetime.now(UTC), has_cursor=work.cursor is not None
+            status, answer.headers, attempts=work.attempts, now=datetime.now(UTC), has_cursor=request.has_cursor
         )
         if page is not None and decision.what == "use":
             return page
-        if decision.what == "gone" and (work.of.dates == "none" or work.of.kind == "stream"):
-            return Page((), 0)  # this one thing is not there, which is an answer
+        if optional and decision.what in ("gone", "fail") and 400 <= status < 500:
+            return Page((), 0, refused=() if decision.what == "gone" else (decision.reason,))
         return self._wait(work, decision)
 
     def _wait(self, work: Work, decision: Decision) -> Page:
         """Does what was decided other than using a page, and raises _Waits."""
         log.info("backfill %d: %s, %s", work.backfill_id, decision.reason, decision.what)
-        if decision.what in ("gone", "fail"):
+        if decision.what in ("gone", "fail") or (decision.what == "restart" and work.restarts >= MOST_RESTARTS):
             backfills.fail(self._engine, work, decision.reason)
             raise _Waits(None)
         if decision.what == "hush":
@@ -145,16 +159,12 @@ class Fetcher:
 
     def _commit(self, work: Work, page: Page, then: Work | None) -> Work | None:
         """A page and its cursor in one transaction. If PostgreSQL refuses the page, its actions go one by one."""
-        refused = list(page.refused)
+        refused, records = list(page.refused), page.records
         try:
-            moved = self._write(work, page.actions, then, page.records, refused)
+            moved = self._write(work, page.actions, then, records, refused)
         except DeadLetter:
-            for action in page.actions:
-                try:
-                    self._store(work, [action])
-                except DeadLetter as reason:
-                    refused.append(str(reason))
-            moved = self._write(work, [], then, page.records - len(refused), refused)
+            refused += self._store(work, page.actions)
+            moved = self._write(work, [], then, records - len(refused) + len(page.refused), refused)
         if not moved:
             raise _Waits(None)
         return then
@@ -163,7 +173,7 @@ class Fetcher:
         self, work: Work, actions: Iterable[Action], then: Work | None, records: int, refused: list[str]
     ) -> bool:
         batch = [Numbered(0, action) for action in actions]
-        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+        numbers = self._numbers(batch)
         error = f"{len(refused)} refused, first: {refused[0]}" if refused else None
         with transaction(self._engine) as connection:
             if batch:
@@ -171,9 +181,27 @@ class Fetcher:
                 write(connection, batch, "backfill", numbers)
             return backfills.advance(connection, work, then, records, error)
 
-    def _store(self, work: Work, actions: Iterable[Action]) -> None:
-        batch = [Numbered(0, action) for action in actions]
-        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
-        with transaction(self._engine) as connection:
-            touch_users(connection, {work.user_id: None})
-            write(connection, batch, "backfill", numbers)
+    def _store(self, work: Work, actions: Iterable[Action]) -> list[str]:
+        """Stores actions one by one; why some were refused."""
+        refused = []
+        for action in actions:
+            batch = [Numbered(0, action)]
+            try:
+                numbers = self._numbers(batch)
+                with transaction(self._engine) as connection:
+                    touch_users(connection, {work.user_id: None})
+                    write(connection, batch, "backfill", numbers)
+            except DeadLetter as reason:
+                refused.append(str(reason))
+        return refused
+
+    def _numbers(self, batch: Iterable[Numbered]) -> dict[Key, int]:
+        return self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+
+
+def _reader(resource: Resource, user_id: str) -> Read:
+    return lambda answer: junction.read_page(resource, user_id, answer.body, answer.asked_at)
+
+
+def _read_stream(resource: Resource, owner: Record, answer: Answer) -> Page:
+    return junction.read_stream(resource, owner, answer.body, answer.asked_at)

@@ -79,7 +79,7 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         return None
     try:
         seconds = float(value) if value.strip().isdigit() else (_date(value) - now).total_seconds()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0) + 0.1, LONGEST_RETRY_AFTER)
 

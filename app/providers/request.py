@@ -20,6 +20,7 @@ class Request:
 
     path: str
     query: tuple[tuple[str, str], ...] = ()
+    has_cursor: bool = False  # it goes on where an earlier answer ended
 
 
 @dataclass(frozen=True)

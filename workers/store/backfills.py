@@ -51,13 +51,13 @@ WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND leas
 RETURNING id""")
 NEXT = text("""
 SELECT b.id AS backfill_id, b.user_id, b.provider, b.resource, b.attempts, c.id AS chunk_id, c.aggregator,
-       c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages
+       c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
 # The old position stands in the condition: whoever lost the lease meanwhile does not turn the clock back.
 ADVANCE = text("""
 UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cursor = :cursor, pages = :pages,
-       status = :status
+       restarts = :restarts, status = :status
 WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
@@ -73,7 +73,8 @@ WHERE id = :id AND is_final_seen AND status = 'running'
   AND NOT EXISTS (SELECT 1 FROM headrace.chunks WHERE backfill_id = :id AND status <> 'done')""")
 FAIL = text("""
 UPDATE headrace.backfills SET status = 'failed', finished_at = now(), lease_until = '-infinity', error = :error
-WHERE id = :id""")
+WHERE id = :id AND status = 'running'
+  AND EXISTS (SELECT 1 FROM headrace.chunks WHERE id = :chunk_id AND status = 'pending')""")
 DUE = text("""
 SELECT id FROM headrace.backfills b
 WHERE status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
@@ -98,6 +99,7 @@ class Work:
     slice_days: int
     cursor: str | None
     pages: int
+    restarts: int
 
     @property
     def of(self) -> Resource:
@@ -117,7 +119,7 @@ class Work:
     def after(self, cursor: str | None, records: int) -> "Work | None":
         """Where it goes on after a page; None at the end. An empty slice doubles the next one, a long one halves it."""
         if cursor is not None:
-            return replace(self, cursor=cursor, pages=self.pages + 1)
+            return replace(self, cursor=cursor, pages=self.pages + 1, attempts=0)
         start = self.slice.start
         if start <= self.lowest or self.of.dates == "none":
             return None
@@ -126,7 +128,7 @@ class Work:
             days = min(days * 2, LONGEST_SLICE_DAYS)
         elif self.pages > MANY_PAGES:
             days = max(days // 2, 1)
-        return replace(self, cursor=None, pages=0, slice_end=start, slice_days=days)
+        return replace(self, cursor=None, pages=0, slice_end=start, slice_days=days, attempts=0, restarts=0)
 
     def halved(self) -> "Work":
         """The same position with a slice of half the length."""
@@ -134,7 +136,7 @@ class Work:
 
     def restarted(self) -> "Work":
         """The beginning of the slice."""
-        return replace(self, cursor=None, pages=0)
+        return replace(self, cursor=None, pages=0, restarts=self.restarts + 1)
 
 
 def open_backfill(connection: Connection, delivery: Delivery, notice: Notice) -> int | None:
@@ -174,11 +176,17 @@ def _next(connection: Connection, backfill_id: int) -> Work | None:
 
 def advance(connection: Connection, work: Work, then: Work | None, records: int, error: str | None) -> bool:
     """Moves the position, in the transaction of the page's rows; false if somebody else has moved it."""
+    if not _moved(connection, work, then):
+        return False
+    connection.execute(COUNT, {"id": work.backfill_id, "records": records, "error": error})
+    return True
+
+
+def _moved(connection: Connection, work: Work, then: Work | None) -> bool:
     to = then or work
-    position = {"slice_end": to.slice_end, "slice_days": to.slice_days, "cursor": to.cursor, "pages": to.pages}
+    position = {name: getattr(to, name) for name in ("slice_end", "slice_days", "cursor", "pages", "restarts")}
     was = {"chunk_id": work.chunk_id, "was_slice_end": work.slice_end, "was_cursor": work.cursor}
     moved = connection.execute(ADVANCE, position | was | {"status": "pending" if then else "done"})
-    connection.execute(COUNT, {"id": work.backfill_id, "records": records, "error": error})
     return moved.rowcount == 1
 
 
@@ -203,15 +211,15 @@ def release(engine: Engine, work: Work, seconds: float, *, failed: bool = False,
 
 
 def move(engine: Engine, work: Work, to: Work) -> None:
-    """Moves the position without a page."""
+    """Moves the position without a page, so that failed attempts still count."""
     with transaction(engine) as connection:
-        advance(connection, work, to, 0, None)
+        _moved(connection, work, to)
 
 
 def fail(engine: Engine, work: Work, error: str) -> None:
     """Ends a backfill that asking again cannot help."""
     with transaction(engine) as connection:
-        connection.execute(FAIL, {"id": work.backfill_id, "error": error})
+        connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
 
 
 def due(engine: Engine, *, user_id: str | None = None, most: int = 500) -> list[int]:

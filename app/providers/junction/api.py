@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -15,7 +16,7 @@ from app.providers.request import Page, Request, Slice
 
 
 class _Groups(msgspec.Struct):
-    groups: dict[str, list[Group]] = {}
+    groups: dict[str, list[Group]]
     next_cursor: str | None = None
     next: str | None = None  # the older name of the cursor
 
@@ -38,18 +39,19 @@ def request(resource: Resource, user_id: str, provider: str, part: Slice, cursor
         query |= {"start_date": part.start.isoformat(), "end_date": part.end.isoformat()}
     if cursor:
         query["next_cursor"] = cursor
-    return Request(resource.path.format(user_id=user_id), tuple(query.items()))
+    return Request(resource.path.format(user_id=quote(user_id, safe="")), tuple(query.items()), bool(cursor))
 
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
     """What an answer holds; a record that cannot be used is named and left out. Raises DeadLetter if it is no page."""
     if resource.kind == "timeseries":
         return _read_groups(resource, user_id, body, asked_at)
-    if resource.rows is None:
-        rows = [msgspec.Raw(body)]
-    else:
-        document = decode(body, dict[str, msgspec.Raw], f"{resource.name}: a page")
-        rows = decode(bytes(document.get(resource.rows, b"[]")), list[msgspec.Raw], f"{resource.name}: a page")
+    document = decode(body, dict[str, msgspec.Raw], f"{resource.name}: a page")
+    rows = [msgspec.Raw(body)]
+    if resource.rows is not None:
+        if resource.rows not in document:
+            raise DeadLetter(f"{resource.name}: a page without {resource.rows}")
+        rows = decode(bytes(document[resource.rows]), list[msgspec.Raw], f"{resource.name}: a page")
     found: list[Action] = []
     refused: list[str] = []
     for row in rows:
@@ -76,7 +78,7 @@ def _read_groups(resource: Resource, user_id: str, body: bytes, asked_at: dateti
 
 def stream_request(resource: Resource, identifier: str) -> Request:
     """The request for the stream of one workout."""
-    return Request(resource.path.format(**{resource.identifier: identifier}))
+    return Request(resource.path.format(**{resource.identifier: quote(identifier, safe="")}))
 
 
 def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: datetime) -> Page:

@@ -126,6 +126,7 @@ CREATE TABLE headrace.chunks (
     slice_days int,
     cursor text,  -- of the page that comes next in this slice
     pages int NOT NULL DEFAULT 0,
+    restarts int NOT NULL DEFAULT 0,  -- of a slice whose cursor was no good
     UNIQUE (aggregator, message_id)
 );
 CREATE INDEX ON headrace.chunks (backfill_id);

@@ -1,0 +1,216 @@
+"""The workers' transport on a real Valkey: a message is always in a place where it is found again."""
+
+import base64
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Task
+from celery.exceptions import Reject, Retry
+from sqlalchemy import Engine
+
+from app.config import Settings
+from app.delivery import Delivery
+from app.errors import TryLater
+from app.queue import Publisher, make_celery
+from app.transport import TAKEN
+from tests.support import ENCRYPTION_KEY, delivery, rows, workout
+from workers.tasks import again_later
+
+ROOT = Path(__file__).parents[2]
+LIVE = "live"
+_numbers = itertools.count()
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Waits for something and returns it. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+    return found
+
+
+@contextmanager
+def worker(settings: Settings, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker of the live lane."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "BROKER_URL": settings.need_broker(),
+        "DATABASE_URL": settings.need_database(),
+        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
+    }
+    command = (sys.executable, "-m", "workers.cli", "worker", "--lane", LIVE)
+    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def broker(broker_url: str) -> Iterator["redis.Redis"]:
+    """What is in the broker."""
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
+def publish(settings: Settings, *messages: list[Delivery]) -> None:
+    """Puts messages on the live lane, as the endpoint does."""
+    publisher = Publisher(make_celery(settings, "publisher"))
+    for deliveries in messages:
+        publisher.publish(deliveries)
+    publisher.close()
+
+
+def held(broker: "redis.Redis") -> int:
+    """How many messages the broker has, wherever."""
+    return int(broker.llen(LIVE) + broker.llen(LIVE + TAKEN) + broker.hlen("unacked"))
+
+
+def test_what_a_killed_worker_had_just_taken_comes_back(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
+) -> None:
+    """Breaks if a worker that is killed between taking a message and writing it down takes it along."""
+    count = 3
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
+    taken = 0
+    while broker.lmove(LIVE, LIVE + TAKEN, "RIGHT", "LEFT"):
+        taken += 1
+    assert (taken, broker.llen(LIVE)) == (count, 0)
+    with worker(settings, tmp_path / "log") as process:
+        query = "SELECT count(*) AS n, count(DISTINCT user_id) AS users FROM health.workouts"
+        until(lambda: rows(engine, query) == [{"n": count, "users": count}])
+        until(lambda: held(broker) == 0)
+        assert process.poll() is None
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    ledger = rows(engine, "SELECT outcome, attempts, count(*) AS n FROM health.deliveries GROUP BY 1, 2")
+    assert ledger == [{"outcome": "applied", "attempts": 1, "n": count}]
+
+
+def test_nothing_stays_behind_after_normal_work(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
+) -> None:
+    """Breaks if a message stays in the list beside the lane, to be applied once more every few seconds."""
+    with worker(settings, tmp_path / "log"):
+        for wave in range(3):
+            publish(settings, *([delivery(workout(f"u{wave}", f"w{number}"))] for number in range(40)))
+            until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 40 * (wave + 1))  # noqa: B023
+            until(lambda: held(broker) == 0)
+    assert rows(engine, "SELECT DISTINCT attempts FROM health.deliveries") == [{"attempts": 1}]
+    assert (broker.exists("unacked_index"), broker.exists(LIVE + TAKEN)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"{}",
+        pytest.param(b"no JSON"),
+        pytest.param(b"[]"),
+    ],
+)
+def test_rubbish_in_the_lane_does_not_stop_it(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path, rubbish: bytes
+) -> None:
+    """Breaks if an entry that is no message ends every worker of the lane, one after the other."""
+    broker.lpush(LIVE, rubbish)
+    publish(settings, [delivery(workout("u1"))])
+    with worker(settings, tmp_path / "log") as process:
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts") or process.poll() is not None)
+    assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
+
+
+def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if a message is in no list while its taker has not yet written it down."""
+    publish(settings, [delivery(workout("u1"))])
+    celery = make_celery(settings, "publisher")
+    celery.conf.broker_transport = "app.transport:Transport"
+    seen: list[tuple[int, int, int]] = []
+    lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
+
+    def note(message: Any) -> None:
+        seen.append((broker.llen(LIVE), broker.llen(LIVE + TAKEN), broker.hlen("unacked")))
+        message.ack()
+
+    with celery.connection_for_read() as connection, connection.channel() as channel:
+        consumer = celery.amqp.Consumer(channel, [lane], on_message=note, accept=["json"])
+        with consumer:
+            connection.drain_events(timeout=10)
+    assert seen == [(0, 0, 1)]
+    assert held(broker) == 0
+    celery.close()
+
+
+# A task that cannot be put back
+
+
+def failing_task(broker_url: str) -> Task:
+    """A task as a worker has it in its hands, of a broker at this place."""
+    celery = make_celery(Settings(broker_url=broker_url), "publisher")
+
+    name = f"tests.fails{next(_numbers)}"
+
+    @celery.task(name=name, bind=True, max_retries=None)
+    def task(task: Task) -> None:
+        """Does nothing."""
+
+    bound: Task = celery.tasks[name]
+    bound.push_request(
+        id="1",
+        args=(),
+        kwargs={},
+        retries=3,
+        called_directly=False,
+        argsrepr="(1 deliveries)",
+        delivery_info={"routing_key": "live", "exchange": "live"},
+    )
+    return bound
+
+
+@pytest.mark.parametrize("error", [TryLater("PostgreSQL: away"), ValueError("canary")])
+def test_a_task_that_cannot_be_put_back_is_not_dropped(error: Exception) -> None:
+    """Breaks if a message is gone when the database and the broker are away at the same time."""
+
+    def fail() -> None:
+        raise error
+
+    task = failing_task("redis://127.0.0.1:1/0")
+    with pytest.raises(Reject) as rejected:
+        again_later(task, fail)
+    assert rejected.value.requeue is True
+    task.app.close()
+
+
+def test_a_task_that_can_be_put_back_is(broker: "redis.Redis", broker_url: str) -> None:
+    """Breaks if a failing task is acknowledged without a message that takes its place, or that tells what it held."""
+
+    def fail() -> None:
+        raise ValueError("canary")
+
+    publish(Settings(broker_url=broker_url), [delivery(workout("u1"))])  # the lane is known, as to every worker of it
+    broker.delete(LIVE)
+    task = failing_task(broker_url)
+    with pytest.raises(Retry) as retry:
+        again_later(task, fail)
+    assert "canary" not in str(retry.value.excs)
+    (raw,) = broker.lrange(LIVE, 0, -1)
+    assert b"canary" not in raw
+    headers = json.loads(raw)["headers"]
+    assert (headers["retries"], headers["argsrepr"], headers["kwargsrepr"]) == (4, "(1 deliveries)", "{}")
+    task.app.close()

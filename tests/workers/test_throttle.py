@@ -1,0 +1,142 @@
+"""The rate and the silences that all workers share, on a real Valkey."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import redis
+
+from app.config import Settings
+from app.errors import TryLater
+from workers.throttle import PREFIX, Hush, Throttle, hushes
+
+MINUTE = 60.0
+NOWHERE = "redis://:sesame@127.0.0.1:1/0"
+
+
+@pytest.fixture
+def given(plain_settings: Settings, broker_url: str) -> Settings:
+    """Settings of a worker whose rate nobody reaches by chance."""
+    return replace(plain_settings, broker_url=broker_url, request_rate="100000/minute")
+
+
+def left(settings: Settings) -> dict[str, float]:
+    """How long each account is still silent."""
+    return {one.account: one.seconds for one in hushes(settings)}
+
+
+def test_a_free_account_may_be_asked_at_once(given: Settings) -> None:
+    """Breaks if workers wait for nothing."""
+    throttle = Throttle(given)
+    assert [throttle.wait("junction") for _ in range(100)] == [0.0] * 100
+    assert hushes(given) == []
+
+
+def test_a_silence_is_everybodys_and_of_one_account(given: Settings) -> None:
+    """Breaks if another worker, or one that starts later, goes on asking, or if other accounts are held up as well."""
+    first, second = Throttle(given), Throttle(given)
+    first.hush("junction", MINUTE, "status 429")
+    for throttle in (first, second, Throttle(given)):
+        assert MINUTE - 5 < throttle.wait("junction") <= MINUTE + 0.01
+        assert throttle.wait("terra") == 0.0
+        assert throttle.wait("junction2") == 0.0
+
+
+@pytest.mark.parametrize(("first", "second"), [(MINUTE, 1.0), (1.0, MINUTE), (MINUTE, MINUTE), (MINUTE, 0.0)])
+def test_the_longer_silence_stays(given: Settings, first: float, second: float) -> None:
+    """Breaks if an answer that came on its way cuts short what another one asked for."""
+    Throttle(given).hush("junction", first, "first")
+    Throttle(given).hush("junction", second, "second")
+    assert MINUTE - 5 < left(given)["junction"] <= MINUTE + 0.01
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_a_silence_ends_by_itself(given: Settings, seconds: float) -> None:
+    """Breaks if an account stays silent for ever, even after a Retry-After of nothing."""
+    throttle = Throttle(given)
+    throttle.hush("junction", seconds, "status 429")
+    time.sleep(0.1)
+    assert throttle.wait("junction") == 0.0
+    assert hushes(given) == []
+
+
+def test_a_silence_says_how_long_and_why(given: Settings) -> None:
+    """Breaks if `headrace status` cannot tell that a key is refused, or takes other keys for silences."""
+    assert hushes(given) == []
+    throttle = Throttle(given)
+    throttle.wait("junction")
+    throttle.hush("junction", 300, "status 401: the API key is refused")
+    throttle.hush("terra", 20, "status 429")
+    with redis.Redis.from_url(given.need_broker()) as client:
+        client.set(PREFIX + "endless", "nobody set it so")
+    found = sorted(hushes(given), key=lambda hush: hush.account)
+    assert [(one.account, one.reason) for one in found] == [
+        ("junction", "status 401: the API key is refused"),
+        ("terra", "status 429"),
+    ]
+    assert all(isinstance(one, Hush) for one in found)
+    assert 290 < found[0].seconds <= 300.01
+    assert 10 < found[1].seconds <= 20.01
+
+
+@pytest.mark.parametrize("rate", ["4/minute", "4/hour"])
+def test_workers_share_one_rate(given: Settings, rate: str) -> None:
+    """Breaks if each worker has a rate of its own, so that ten workers ask ten times as often."""
+    limited = replace(given, request_rate=rate)
+    first, second = Throttle(limited), Throttle(limited)
+    answers = [(first if number % 2 else second).wait("junction") for number in range(10)]
+    assert answers[:4] == [0.0] * 4
+    longest = 3600 if rate.endswith("hour") else 60
+    assert all(longest - 10 < seconds <= longest + 1 for seconds in answers[4:])
+    assert first.wait("terra") == 0.0
+
+
+def test_a_place_becomes_free_again(given: Settings) -> None:
+    """Breaks if a rate that was reached once is never given back, or the pause is longer than the window."""
+    throttle = Throttle(replace(given, request_rate="2/second"))
+    while (seconds := throttle.wait("junction")) == 0.0:
+        pass
+    assert 0.05 <= seconds <= 1.1
+    time.sleep(1.1)
+    assert throttle.wait("junction") == 0.0
+
+
+def test_a_silence_takes_no_place(given: Settings) -> None:
+    """Breaks if asking during a silence uses up the rate that the time after it needs."""
+    throttle = Throttle(replace(given, request_rate="1/hour"))
+    throttle.hush("junction", 0.3, "status 429")
+    for _ in range(5):
+        assert 0 < throttle.wait("junction") <= 0.301
+    time.sleep(0.4)
+    assert throttle.wait("junction") == 0.0
+    assert throttle.wait("junction") > 1
+
+
+@pytest.mark.parametrize("way", ["wait", "hush"])
+@pytest.mark.parametrize("beside_amqp", [False, True])
+def test_without_redis_nobody_asks(plain_settings: Settings, way: str, *, beside_amqp: bool) -> None:
+    """Breaks if a worker that cannot know what others have sent asks all the same, or names the password."""
+    urls = {"broker_url": "amqp://nobody", "redis_url": NOWHERE} if beside_amqp else {"broker_url": NOWHERE}
+    throttle = Throttle(replace(plain_settings, **urls))
+    with pytest.raises(TryLater) as error:
+        throttle.wait("junction") if way == "wait" else throttle.hush("junction", 1, "status 429")
+    assert "REDIS_URL" in str(error.value)
+    assert "sesame" not in str(error.value)
+
+
+def test_a_key_that_something_else_wrote_is_no_silence(given: Settings) -> None:
+    """Breaks if a stray key silences an account for ever, or stands in the way of a real silence."""
+    with redis.Redis.from_url(given.need_broker()) as client:
+        client.lpush(PREFIX + "junction", "a list")
+    throttle = Throttle(given)
+    assert throttle.wait("junction") == 0.0  # no time to live: nobody's silence
+    throttle.hush("junction", MINUTE, "status 429")
+    assert throttle.wait("junction") > 1
+
+
+def test_redis_url_goes_before_the_broker(given: Settings) -> None:
+    """Breaks if rate limits are looked for in RabbitMQ."""
+    beside = replace(given, broker_url="amqp://nobody", redis_url=given.broker_url)
+    Throttle(beside).hush("junction", MINUTE, "status 429")
+    assert Throttle(given).wait("junction") > 1
+    assert left(beside).keys() == {"junction"}
