@@ -1,6 +1,5 @@
-"""The real services for the tests that need them: one PostgreSQL and one Valkey a run, a fresh database a test."""
+"""The real services for the tests that need them: one PostgreSQL and one Valkey a run, emptied after each test."""
 
-import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +18,21 @@ from workers import embedded
 from workers.store.engine import make_engine, make_writer, migrate
 from workers.supervisor import running
 
-_numbers = itertools.count()
+# Whoever still works in the database when its test is over is shut out first.
+EMPTY = """
+DO $$ DECLARE one record; BEGIN
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    FOR one IN SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+          AND c.relname <> 'schema_version'
+    LOOP EXECUTE format('DELETE FROM headrace.%I', one.relname); END LOOP;
+END $$"""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the services of this run are. `template` is a migrated database that each test gets a copy of."""
+    """Where the services of this run are. The database `headrace` is migrated, and a template."""
 
     database_url: str
     broker_url: str
@@ -64,23 +72,31 @@ def broker_url(servers: Servers) -> str:
     return servers.broker_url
 
 
-@pytest.fixture
-def settings(servers: Servers) -> Iterator[Settings]:
-    """Settings of a complete deployment, its database fresh and migrated."""
-    name = f"test_{next(_numbers)}"
+@pytest.fixture(scope="session")
+def database_url(servers: Servers) -> str:
+    """A migrated database that the tests share, one after the other."""
     where = urlsplit(servers.database_url)
-    maintenance = urlunsplit(where._replace(path="/postgres"))
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE headrace")
+    with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE shared TEMPLATE headrace")
+    return urlunsplit(where._replace(path="/shared"))
+
+
+@pytest.fixture
+def settings(servers: Servers, database_url: str) -> Iterator[Settings]:
+    """Settings of a complete deployment, its database migrated and empty.
+
+    Emptied and not made anew: a copy of the template takes 400 ms, deleting from every table 5 ms.
+    """
+    with psycopg.connect(database_url, autocommit=True) as connection:
         yield Settings(
-            database_url=urlunsplit(where._replace(scheme="postgresql+psycopg", path=f"/{name}")),
+            database_url=database_url.replace("postgresql", "postgresql+psycopg", 1),
             broker_url=servers.broker_url,
             junction_webhook_secrets=(JUNCTION_SECRET,),
             terra_signing_secrets=(TERRA_SECRET,),
             encryption_keys=(ENCRYPTION_KEY,),
             flower_auth="tests:tests-password",
         )
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        connection.execute(EMPTY)
 
 
 @pytest.fixture
