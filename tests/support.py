@@ -1,7 +1,8 @@
 """What tests share: secrets, events and deliveries, and reading a view."""
 
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -79,6 +80,16 @@ def delivery(
 def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
     """Applies one message of these deliveries with a worker that has seen nothing before."""
     return dict(Applier(engine, settings).apply(pack(deliveries)).outcomes)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Waits for something and returns it. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+    return found
 
 
 def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ register(celery, settings)
 def _plain_log(**_: Any) -> None:
     """Our format instead of Celery's, whose messages quote task arguments."""
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp"):
+    # httpx would tell every URL, and with it whose history is fetched.
+    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,12 @@ from app.delivery import Delivery
 from app.errors import TryLater
 from app.queue import Publisher, make_celery
 from app.transport import TAKEN
-from tests.support import ENCRYPTION_KEY, delivery, rows, workout
+from tests.support import ENCRYPTION_KEY, delivery, rows, until, workout
 from workers.tasks import again_later
 
 ROOT = Path(__file__).parents[2]
 LIVE = "live"
 _numbers = itertools.count()
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Waits for something and returns it. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.05)
-    return found
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.support import event, heartrate, message_id, signed, workout
+from tests.support import event, heartrate, message_id, signed, until, workout
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
@@ -31,16 +30,6 @@ FIELDS = {
 GROUPS = {"postgres", "broker", "web", "live", "backfill", "beat", "flower"}
 KEPT = "SELECT 1 FROM health.workouts WHERE user_id = 'kept'"
 SECRET_TITLE = "a title that nobody else may read"
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Waits for something and returns it. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.05)
-    return found
 
 
 class Stack:

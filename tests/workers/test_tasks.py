@@ -5,8 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from sqlalchemy import Engine
 from app.config import Settings
 from app.delivery import Delivery
 from app.queue import APPLY, Publisher, make_celery
-from tests.support import ENCRYPTION_KEY, delivery, rows, workout
+from tests.support import ENCRYPTION_KEY, delivery, rows, until, workout
 from workers.tasks import LONGEST_PAUSE_SECONDS, pause_before
 
 ROOT = Path(__file__).parents[2]
@@ -40,16 +39,6 @@ def test_a_pause_doubles_up_to_half_a_minute(attempt: int, longest: float) -> No
 def test_a_waiting_message_is_not_given_to_another_worker() -> None:
     """Breaks if a message that waits in a worker becomes visible again meanwhile, and is applied by two."""
     assert Settings().visibility_timeout_seconds > LONGEST_PAUSE_SECONDS
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Waits for something and returns it. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.05)
-    return found
 
 
 @dataclass(frozen=True)
