@@ -62,7 +62,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """History is ready to be fetched: one chunk of it, the last one if `is_final`."""
+    """History is ready to be fetched: one chunk of it, the last one if `is_final`; or only what belongs to `item`."""
 
     user_id: str
     provider: str
@@ -70,6 +70,7 @@ class Notice:
     window_start: datetime | None  # None: the aggregator did not say; the default range is meant
     window_end: datetime | None
     is_final: bool
+    item: str = ""  # the id of the record whose stream is meant, instead of a window
 
 
 Action = Record | Samples | Connection | Notice

@@ -19,6 +19,7 @@ RESERVED = frozenset(
     {"user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"}
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+DAY_FIELDS = ("calendar_date", "session_start", "period_start", "timestamp")
 OTHER_EVENTS = frozenset({"connection", "device", "query", "lab"})
 DATA_EVENT = re.compile(r"(daily|historical)\.(?:data|timeseries)\.([a-z0-9_]+)\.(created|updated)")
 
@@ -72,6 +73,17 @@ class Resource:
     def paged(self) -> bool:
         """Only the grouped timeseries endpoints page; a summary's size is bounded by its window."""
         return self.kind == "timeseries"
+
+    @property
+    def day_field(self) -> str | None:
+        """The field of a record that tells which day it is about; samples have their moment."""
+        names = {field.name for field in self.fields}
+        return next((name for name in DAY_FIELDS if name in names), None) if self.kind == "summary" else None
+
+    @property
+    def has_days(self) -> bool:
+        """Whether what is stored of it tells on which days there was something."""
+        return self.kind == "timeseries" or self.day_field is not None
 
     @property
     def has_version(self) -> bool:

@@ -225,8 +225,29 @@ class Settings:
         "requests to one provider account, by all workers",
         want="a rate such as 50/second",
     )
+    provider_rate: str | None = _setting(
+        "HEADRACE_PROVIDER_RATE",
+        None,
+        _rate,
+        "requests about the data of one provider (garmin, oura ...), where it should be less than the account's",
+        want="a rate such as 10/second",
+    )
     backfills_per_user: int = _setting(
         "HEADRACE_BACKFILLS_PER_USER", 4, _number, "backfills of one person that may run side by side", want="a number"
+    )
+    backfills_per_account: int = _setting(
+        "HEADRACE_BACKFILLS_PER_ACCOUNT",
+        32,
+        _number,
+        "backfills of one provider account that may run side by side",
+        want="a number",
+    )
+    reconcile_hours: int = _setting(
+        "HEADRACE_RECONCILE_HOURS",
+        24,
+        _number,
+        "how often stored history is compared with what the provider says it has; 0: only on demand",
+        want="a number of hours",
     )
     broker_durability_asserted: bool = _setting(
         "HEADRACE_BROKER_DURABILITY_ASSERTED",
@@ -277,6 +298,10 @@ class Settings:
         """The broker's URL. Raises Misconfigured if there is none."""
         return self.broker_url or self.redis_url or _missing("BROKER_URL", "redis://host:6379/0 or amqp://host")
 
+    def need_junction_api_key(self) -> str:
+        """The key of Junction's API. Raises Misconfigured if there is none."""
+        return self.junction_api_key or _missing("JUNCTION_API_KEY", "your team's key, as the dashboard shows it", "")
+
     def need_webhook_secret(self) -> None:
         """Raises Misconfigured if no provider's signatures could be verified: there is no way to switch that off."""
         if not (self.junction_webhook_secrets or self.terra_signing_secrets):
@@ -295,8 +320,8 @@ def inherited() -> dict[str, str]:
     return dict(os.environ)
 
 
-def _missing(name: str, want: str) -> str:
-    raise Misconfigured(f"{name}: not set; set it to {want}, or run `headrace up` for a complete stack")
+def _missing(name: str, want: str, otherwise: str = ", or run `headrace up` for a complete stack") -> str:
+    raise Misconfigured(f"{name}: not set; set it to {want}{otherwise}")
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:

@@ -16,6 +16,7 @@ from app.errors import NotTaken
 LANES = ("live", "backfill", "maintenance")
 APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
 FETCH = "headrace.fetch"  # goes on with one backfill for a while
+RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be with what is stored
 SWEEP = "headrace.sweep"  # beat's: looks for work that is due
 
 Role = Literal["publisher", "worker"]

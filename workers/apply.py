@@ -16,7 +16,7 @@ from app.delivery import Delivery, unpack
 from app.errors import DeadLetter, TryLater
 from app.providers import PROVIDERS
 from app.sealing import Sealer
-from workers.store.backfills import open_backfill
+from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
 from workers.store.ledger import Outcome, Settled, bury, settle
 from workers.store.series import SeriesNumbers
@@ -150,7 +150,9 @@ def _announce(
     announced = []
     for one in batch:
         if isinstance(one.action, Notice):
-            backfill_id = open_backfill(connection, opened[one.n].delivery, one.action)
+            came = opened[one.n].delivery
+            asked = Asked(came.aggregator, came.message_id, "notice", came.received)
+            backfill_id = open_backfill(connection, asked, one.action)
             if backfill_id is not None:
                 announced.append(backfill_id)
                 written.changed[one.n] += 1

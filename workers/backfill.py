@@ -1,6 +1,7 @@
 """Fetches history: one backfill at a time, its chunks newest first, page by page, each committed with its cursor."""
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -10,23 +11,27 @@ from functools import partial
 
 from sqlalchemy import Engine
 
-from app.actions import Action, Record, Samples
+from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
 from app.config import Settings
+from app.delivery import Delivery, Receipt, seal
 from app.errors import DeadLetter, TryLater
 from app.providers import junction
 from app.providers.request import Page, Request
+from app.sealing import Sealer
 from workers.http import Answer, Client
 from workers.retry import NOT_JSON, Decision, decide
 from workers.store import backfills
 from workers.store.backfills import Work
 from workers.store.engine import transaction
+from workers.store.ledger import bury
 from workers.store.series import Key, SeriesNumbers
 from workers.store.writer import Numbered, touch_users, write
 from workers.throttle import Throttle
 
 TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
+ENDS = ("gone", "fail", "dead")
 MOST_RESTARTS = 5  # of one slice
 Read = Callable[[Answer], Page]
 log = logging.getLogger(__name__)
@@ -55,12 +60,14 @@ class Fetcher:
         self._engine, self._settings = engine, settings
         self._client, self._throttle = client, throttle
         self._series = SeriesNumbers(engine)
+        self._sealer = Sealer(settings.encryption_keys)
         self._cursors: set[tuple[int, datetime, str | None]] = set()
         self._owners: dict[tuple[int, datetime], list[Record]] = {}
 
     def run(self, backfill_id: int) -> list[Again]:
         """Goes on with a backfill for one turn, if it is due and free. Raises TryLater. Returns what to do next."""
-        work = backfills.claim(self._engine, backfill_id, self._settings.backfills_per_user)
+        free = self._settings.backfills_per_user
+        work = backfills.claim(self._engine, backfill_id, free, self._settings.backfills_per_account)
         if work is None:
             return []
         user_id, last, until = work.user_id, work, time.monotonic() + TURN_SECONDS
@@ -81,7 +88,6 @@ class Fetcher:
             self._owners.clear()
             self._cursors.clear()
         # A place has become free: whoever of this person was turned away may come now.
-        free = self._settings.backfills_per_user
         return [Again(one, SOON_SECONDS) for one in backfills.due(self._engine, user_id=user_id, most=free)]
 
     def _step(self, work: Work) -> Work | None:
@@ -108,6 +114,9 @@ class Fetcher:
 
     def _owners_of(self, work: Work) -> list[Record]:
         key = (work.chunk_id, work.slice_end)
+        if key not in self._owners and work.item:
+            found = backfills.owner(self._engine, work)
+            self._owners[key] = [found] if found else []
         if key not in self._owners:
             listed = catalogue()[work.of.of or ""]
             request = junction.request(listed, work.user_id, work.provider, work.slice)
@@ -123,10 +132,10 @@ class Fetcher:
 
         What is `optional` may be missing, or refused by itself, without ending the backfill.
         """
-        if (seconds := self._throttle.wait(work.aggregator)) > 0:
+        if (seconds := self._throttle.wait(work.aggregator, work.provider)) > 0:
             backfills.release(self._engine, work, seconds)
             raise _Waits(Again(work.backfill_id, seconds))
-        answer = self._client.get(request)
+        answer = self._client.ask(request)
         status, page = answer.status, None
         if status == 200:
             try:
@@ -138,15 +147,29 @@ class Fetcher:
         )
         if page is not None and decision.what == "use":
             return page
-        if optional and decision.what in ("gone", "fail") and 400 <= status < 500:
-            return Page((), 0, refused=() if decision.what == "gone" else (decision.reason,))
-        return self._wait(work, decision)
+        if optional and decision.what in ENDS and 400 <= status < 500:
+            return self._without(work, request, decision, answer.body)
+        return self._wait(work, decision, self._evidence(work, request, decision, answer.body))
 
-    def _wait(self, work: Work, decision: Decision) -> Page:
+    def _without(self, work: Work, request: Request, decision: Decision, body: bytes) -> Page:
+        """An empty page, for what may be missing; if its request was refused, the answer is kept."""
+        if evidence := self._evidence(work, request, decision, body):
+            with transaction(self._engine) as connection:
+                bury(connection, evidence, f"fetch.{work.resource}", decision.reason)
+        return Page((), 0, refused=() if decision.what == "gone" else (decision.reason,))
+
+    def _evidence(self, work: Work, request: Request, decision: Decision, body: bytes) -> Delivery | None:
+        """An answer that is to be a dead letter, sealed, under the name of what was asked; asked again, it is one."""
+        if decision.what != "dead":
+            return None
+        name = hashlib.sha256(repr((request.path, request.query)).encode()).hexdigest()[:16]
+        return seal(work.aggregator, Receipt(f"fetch-{work.backfill_id}-{name}"), body, self._sealer)
+
+    def _wait(self, work: Work, decision: Decision, evidence: Delivery | None = None) -> Page:
         """Does what was decided other than using a page, and raises _Waits."""
         log.info("backfill %d: %s, %s", work.backfill_id, decision.reason, decision.what)
-        if decision.what in ("gone", "fail") or (decision.what == "restart" and work.restarts >= MOST_RESTARTS):
-            backfills.fail(self._engine, work, decision.reason)
+        if decision.what in ENDS or (decision.what == "restart" and work.restarts >= MOST_RESTARTS):
+            backfills.fail(self._engine, work, decision.reason, evidence)
             raise _Waits(None)
         if decision.what == "hush":
             self._throttle.hush(work.aggregator, decision.seconds, decision.reason)
@@ -178,7 +201,7 @@ class Fetcher:
         with transaction(self._engine) as connection:
             if batch:
                 touch_users(connection, {work.user_id: None})
-                write(connection, batch, "backfill", numbers)
+                write(connection, batch, _origin(work), numbers)
             return backfills.advance(connection, work, then, records, error)
 
     def _store(self, work: Work, actions: Iterable[Action]) -> list[str]:
@@ -190,13 +213,17 @@ class Fetcher:
                 numbers = self._numbers(batch)
                 with transaction(self._engine) as connection:
                     touch_users(connection, {work.user_id: None})
-                    write(connection, batch, "backfill", numbers)
+                    write(connection, batch, _origin(work), numbers)
             except DeadLetter as reason:
                 refused.append(str(reason))
         return refused
 
     def _numbers(self, batch: Iterable[Numbered]) -> dict[Key, int]:
         return self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+
+
+def _origin(work: Work) -> Origin:
+    return "reconcile" if work.asked_by == "reconcile" else "backfill"
 
 
 def _reader(resource: Resource, user_id: str) -> Read:

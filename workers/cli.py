@@ -1,59 +1,30 @@
 """The command line: each command is a few lines around a plain function elsewhere."""
 
-import json
 import logging
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from app.config import Settings, inherited, load
-from app.errors import HeadraceError, Misconfigured
+from app.config import inherited, load
+from app.errors import Misconfigured
 from app.queue import LANES, make_celery
 from workers import broker, check, processes, simulator, status, up
+from workers.commands.backfill import backfill
+from workers.commands.common import (
+    Group,
+    attached,
+    console,
+    data_dir_option,
+    json_option,
+    keep_fresh,
+    print_json,
+    print_rows,
+)
+from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
-
-Command = Callable[..., Any]
-
-
-class Group(click.Group):
-    """Prints an error of ours as one line, and its traceback only with --debug."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Runs the command that was asked for."""
-        try:
-            return super().invoke(context)
-        except HeadraceError as error:
-            if "--debug" in sys.argv:
-                raise
-            click.echo(f"headrace: {error}", err=True)
-            context.exit(1)
-
-
-def data_dir_option(command: Command) -> Command:
-    """The stack that a command works against where DATABASE_URL and BROKER_URL are not set."""
-    return click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="the folder of the stack to work with (default: HEADRACE_DATA_DIR, then .headrace)",
-    )(command)
-
-
-def json_option(command: Command) -> Command:
-    """For programs that read."""
-    return click.option("--json", "as_json", is_flag=True, help="print JSON")(command)
-
-
-def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
-    """The settings, completed by the stack that runs in the data directory, where the command needs more."""
-    settings = load()
-    return up.attach(settings, data_dir or Path(settings.data_dir), broker=broker)
+from workers.throttle import hushes
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,7 +88,7 @@ def migrate_command(data_dir: Path | None) -> None:
 def check_command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
     """Say what is wrong with the configuration, and how to mend it."""
     if explain:
-        _print_rows(check.explain(), as_json=as_json)
+        print_rows(check.explain(), as_json=as_json)
         return
     settings = load()
     try:
@@ -126,7 +97,7 @@ def check_command(*, data_dir: Path | None, as_json: bool, explain: bool) -> Non
         logging.getLogger(__name__).debug("no stack to attach to; each finding says what it misses")
     found = list(check.findings(settings))
     if as_json:
-        click.echo(json.dumps([{"what": one.what, "fine": one.fine, "text": one.text} for one in found], indent=2))
+        print_json(found)
     else:
         for one in found:
             click.echo(f"{'ok   ' if one.fine else 'FAULT'} {one.what}: {one.text}", err=not one.fine)
@@ -144,17 +115,14 @@ def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: 
     engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
 
     def look() -> status.Status:
-        return status.read(engine, broker.lanes(celery, settings))
+        return status.read(engine, broker.lanes(celery, settings), hushes(settings))
 
     if as_json:
-        click.echo(json.dumps(look().plain(), indent=2))
-    elif not watch:
-        status.show(look(), Console())
+        print_json(look().plain())
+    elif watch:
+        keep_fresh(lambda: status.picture(look()), every)
     else:
-        with Live(status.picture(look()), console=Console(), screen=True) as live:
-            while True:
-                time.sleep(every)
-                live.update(status.picture(look()))
+        console().print(status.picture(look()))
 
 
 @main.command("simulate")
@@ -164,9 +132,12 @@ def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: 
 @click.option("--seed", type=int, default=1, show_default=True, help="the same seed makes the same people and data")
 @click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
 @click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="the share of events that is sent twice")
+@click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="the share that comes a little late")
+@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="the share that comes very late")
 @data_dir_option
 def simulate(
-    *, port: int, users: int, days: int, seed: int, to: str | None, rate: float, data_dir: Path | None
+    *, port: int, users: int, days: int, seed: int, to: str | None, data_dir: Path | None, **sending: Any
 ) -> None:
     """Run the simulated provider alone, for your own tests, until Ctrl-C.
 
@@ -177,18 +148,11 @@ def simulate(
         settings = load()
         secrets = settings.junction_webhook_secrets or attached(data_dir).junction_webhook_secrets
         secret = secrets[0]
-    simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, rate=rate)
+    simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, **sending)
 
 
-def _print_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
-
+for command in (backfill, reconcile, refresh):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -29,11 +29,11 @@ class Client:
     def __init__(self, base_url: str, headers: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
         self._client = httpx.Client(base_url=base_url, headers=dict(headers), timeout=TIMEOUT, transport=transport)
 
-    def get(self, request: Request) -> Answer:
+    def ask(self, request: Request) -> Answer:
         """Never raises for what the network or the provider does."""
         asked_at = datetime.now(UTC)
         try:
-            with self._client.stream("GET", request.path, params=dict(request.query)) as response:
+            with self._client.stream(request.method, request.path, params=dict(request.query)) as response:
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part

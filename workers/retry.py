@@ -27,9 +27,10 @@ class Decision:
     restart  the cursor is no longer good: begin the slice again
     gone     the provider does not know this person or thing any more
     fail     asking again cannot help
+    dead     nor can it, and the answer says why: it is kept as a dead letter
     """
 
-    what: Literal["use", "again", "hush", "halve", "restart", "gone", "fail"]
+    what: Literal["use", "again", "hush", "halve", "restart", "gone", "fail", "dead"]
     seconds: float = 0.0
     reason: str = ""
     counts: bool = True  # as a failed attempt
@@ -55,6 +56,8 @@ def decide(  # noqa: PLR0911 - a table, a line a case
             return Decision("hush", pause if asked is None else asked, reason, counts=asked is None)
         case 404:
             return Decision("gone", reason=reason)
+        case 422:
+            return Decision("dead", reason=reason)
         case 400 | 410 if has_cursor:
             return Decision("restart", pause, f"{reason}: the cursor is no longer good")
     if 400 <= status < 500 and status not in MAY_PASS:

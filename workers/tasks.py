@@ -14,11 +14,14 @@ from sqlalchemy import Engine
 from app.config import Settings
 from app.errors import TryLater
 from app.providers import junction
-from app.queue import APPLY, FETCH, SWEEP
+from app.queue import APPLY, FETCH, RECONCILE, SWEEP
 from workers.apply import Applier
 from workers.backfill import Again, Fetcher
+from workers.broker import lanes
 from workers.http import Client
+from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
+from workers.store.chores import plan
 from workers.store.engine import make_writer
 from workers.throttle import Throttle
 
@@ -26,6 +29,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_COUNTDOWN_SECONDS = 50.0
+MOST_WAITING = 500  # messages of the backfill lane that a sweep fills it up to
 
 
 def pause_before(attempt: int) -> float:
@@ -44,27 +48,53 @@ class Work:
         self.engine: Engine = make_writer(settings)
         self.applier = Applier(self.engine, settings)
         self.fetches = bool(settings.junction_api_key) and settings.fetch_history
+        self.period = settings.reconcile_hours * 3600.0
         self._celery, self._settings = celery, settings
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
 
     @cached_property
+    def _reading(self) -> tuple[Engine, Settings, Client, Throttle]:
+        client = Client(*junction.connect(self._settings))
+        return self.engine, self._settings, client, Throttle(self._settings)
+
+    @cached_property
     def fetcher(self) -> Fetcher:
         """What reads history; only a worker of its lane needs one."""
-        client = Client(*junction.connect(self._settings))
-        return Fetcher(self.engine, self._settings, client, Throttle(self._settings))
+        return Fetcher(*self._reading)
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """What compares it; as above."""
+        return Reconciler(*self._reading)
 
     def enqueue(self, again: Iterable[Again]) -> None:
         """Has backfills gone on with. What must wait longer stays a row, and the sweep finds it."""
         for one in again:
             if self.fetches and one.seconds <= LONGEST_COUNTDOWN_SECONDS:
-                self._send(one)
+                self._send(FETCH, (one.backfill_id,), one.seconds)
 
-    def _send(self, again: Again) -> None:
+    def sweep(self) -> None:
+        """Enqueues what is due, whatever became of the message that should have brought it.
+
+        No more than the lane can take: a sweep that comes before the last one's messages were worked on adds nothing.
+        """
+        (lane,) = (one for one in lanes(self._celery, self._settings) if one.name == self._lane.name)
+        if self.fetches and lane.messages < MOST_WAITING:
+            self.enqueue(Again(one, 0) for one in due(self.engine, most=MOST_WAITING - lane.messages))
+            if self.period and plan(self.engine, CHORE, self.period):
+                self._send(RECONCILE, (), 0)
+
+    def reconcile(self) -> None:
+        """Goes on with the reconciliation, and comes back to it soon if it is not at its end."""
+        seconds = turn(self.engine, self.reconciler, self.period)
+        if seconds is not None and seconds <= LONGEST_COUNTDOWN_SECONDS:
+            self._send(RECONCILE, (), seconds)
+
+    def _send(self, task: str, arguments: tuple[int, ...], seconds: float) -> None:
         try:
-            self._celery.send_task(FETCH, args=(again.backfill_id,), queue=self._lane, countdown=again.seconds or None)
+            self._celery.send_task(task, args=arguments, queue=self._lane, countdown=seconds or None)
         except OperationalError as error:
-            kind = type(error).__name__
-            log.warning("backfill %d could not be enqueued (%s); the sweep will find it", again.backfill_id, kind)
+            log.warning("%s could not be enqueued (%s); the sweep will find it", task, type(error).__name__)
 
 
 def register(celery: Celery, settings: Settings) -> None:
@@ -89,8 +119,13 @@ def register(celery: Celery, settings: Settings) -> None:
     @celery.task(name=SWEEP, bind=True, max_retries=0)  # type: ignore[untyped-decorator]
     def sweep(task: Task) -> None:  # noqa: ARG001
         """Finds work that is due, whatever became of the message that should have brought it."""
-        if work().fetches:
-            work().enqueue(Again(one, 0) for one in due(work().engine))
+        work().sweep()
+
+    @celery.task(name=RECONCILE, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    def reconcile(task: Task) -> None:
+        """Goes on with comparing what there should be with what is stored, for a turn."""
+        if work().fetches and work().period:
+            again_later(task, work().reconcile)
 
 
 def again_later(task: Task, work: Callable[[], T]) -> T:

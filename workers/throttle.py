@@ -1,6 +1,8 @@
-"""What all workers share through Redis: a rate per account, and a silence when the provider asks for one."""
+"""What all workers share through Redis: rates per account and provider, and a silence when an account asks for one."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import limits
@@ -13,6 +15,14 @@ from app.errors import TryLater
 from workers.broker import redis_client
 
 PREFIX = "headrace:hush:"
+
+
+@contextlib.contextmanager
+def _needed() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise TryLater(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -31,27 +41,41 @@ class Throttle:
         url = settings.redis_url or settings.need_broker()
         self._redis = redis_client(url)
         self._rate = limits.parse(settings.request_rate)
+        self._rate_of_provider = limits.parse(settings.provider_rate) if settings.provider_rate else None
         self._limiter = MovingWindowRateLimiter(RedisStorage(url, key_prefix="headrace:rate"))
 
-    def wait(self, account: str) -> float:
-        """Takes a place in the account's rate, or says how many seconds to wait before asking again."""
-        try:
+    def wait(self, account: str, provider: str = "") -> float:
+        """Takes a place in the rates of the account and of the provider whose data it is about (garmin, oura ...).
+
+        Or says how many seconds to wait before asking again.
+        """
+        narrow = self._rate_of_provider if provider else None
+        with _needed():
             left = self._redis.pttl(PREFIX + account)
             if isinstance(left, int) and left > 0:
                 return left / 1000
-            if self._limiter.hit(self._rate, account):
-                return 0.0
-            stats = self._limiter.get_window_stats(self._rate, account)
-        except redis.RedisError as error:
-            raise TryLater(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
-        return max(0.05, stats.reset_time - time.time())
+            # Looked at first: no place of the account may be taken while the provider has none.
+            if narrow and not self._limiter.test(narrow, account, provider):
+                return self._until_free(narrow, account, provider)
+            if not self._limiter.hit(self._rate, account):
+                return self._until_free(self._rate, account)
+            if narrow and not self._limiter.hit(narrow, account, provider):
+                return self._until_free(narrow, account, provider)
+            return 0.0
+
+    def take(self, rate: str, *whose: str) -> float:
+        """Takes a place in a rate of its own, such as 8/hour; or says how many seconds until there is one."""
+        with _needed():
+            item = limits.parse(rate)
+            return 0.0 if self._limiter.hit(item, *whose) else self._until_free(item, *whose)
+
+    def _until_free(self, rate: limits.RateLimitItem, *whose: str) -> float:
+        return max(0.05, self._limiter.get_window_stats(rate, *whose).reset_time - time.time())
 
     def hush(self, account: str, seconds: float, reason: str) -> None:
         """Nobody asks this account for anything until the time is over. A longer silence is never cut short."""
-        try:
+        with _needed():
             self._redis.eval(_LONGEST, 1, PREFIX + account, int(seconds * 1000) + 1, reason)
-        except redis.RedisError as error:
-            raise TryLater(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
 
 
 _LONGEST = """
@@ -61,7 +85,7 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1
 def hushes(settings: Settings) -> list[Hush]:
     """The silences of this moment, for `headrace status`."""
     found = []
-    with redis_client(settings.redis_url or settings.need_broker()) as client:
+    with _needed(), redis_client(settings.redis_url or settings.need_broker()) as client:
         for key in client.scan_iter(PREFIX + "*"):
             left, reason = client.pttl(key), client.get(key)
             if isinstance(left, int) and left > 0 and isinstance(reason, bytes):

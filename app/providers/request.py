@@ -16,11 +16,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Request:
-    """A GET."""
+    """What is asked of a provider."""
 
     path: str
     query: tuple[tuple[str, str], ...] = ()
     has_cursor: bool = False  # it goes on where an earlier answer ended
+    method: str = "GET"
 
 
 @dataclass(frozen=True)

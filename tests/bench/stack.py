@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,13 +20,15 @@ START_SECONDS = 120
 
 
 @contextlib.contextmanager
-def running_stack(*options: str) -> Iterator[dict[str, Any]]:
+def running_stack(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
     """What stack.json says of a complete stack, which ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     folder.chmod(0o755)
-    command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data"), *options]
+    # A port of its own: web servers share theirs with each other, so another stack could answer on the usual one.
+    command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
+    command += ["--port", str(free_port()), *options]
     with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
     try:
         yield _wait(process, folder / "data" / "stack.json", folder / "output")
     finally:

@@ -314,43 +314,122 @@ def test_a_person_without_data_is_a_success(engine: Engine, settings: Settings, 
 
 # Notices
 
+# A chunk of ten days each, with a workout amid it.
+CHUNKS = [(FIRST + 10 * n * DAY, FIRST + (10 * n + 10) * DAY) for n in range(4)]
+AMID = [start + 5 * DAY for start, _ in CHUNKS]
 
-def chunks(user: str, final: int) -> list[Any]:
-    """Four chunks that follow one another, one of them the final one."""
-    return [notice(user, "workouts", (10 * n, 10 * n + 10), final=n == final) for n in range(4)]
+
+@dataclass(frozen=True)
+class Course:
+    """How the four notices of one person's history come: in what order, which one is final, and which comes again."""
+
+    sent: tuple[int, ...]
+    final: int | None  # None: it never comes
+    flag: bool | None = True  # what the final one says; None: nothing, which means the same
+
+    def __str__(self) -> str:
+        final = "none" if self.final is None else f"{self.final} (is_final {str(self.flag).lower()})"
+        return f"notices {self.sent}, final {final}"
+
+    def notices(self, user: str) -> list[Any]:
+        """Their deliveries; one that comes again has the same id."""
+        given = {n: self._notice(user, n) for n in self.sent}
+        return [given[n] for n in self.sent]
+
+    def _notice(self, user: str, n: int) -> Any:
+        (start, end), flag = CHUNKS[n], self.flag if n == self.final else False
+        data: dict[str, Any] = {"start_date": start.isoformat(), "end_date": end.isoformat(), "provider": "garmin"}
+        data |= {} if flag is None else {"is_final": flag}
+        return delivery(event("historical.data.workouts.created", user, data), name=message_id(FIRST))
+
+    def result(self, count: int) -> tuple[Any, ...]:
+        """What must be there once so many notices have come and been fetched: status, ended, chunks, done, records."""
+        seen = set(self.sent[:count])
+        complete = self.final in seen
+        return "complete" if complete else "running", complete, len(seen), len(seen), len(seen)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_four_chunks_end_complete_in_all_orders(engine: Engine, settings: Settings, *, at_once: bool) -> None:
-    """Breaks if any of the 24 orders, fetched between the notices or after them, loses a chunk or never completes."""
-    provider = Provider(workouts(daily(40)))
+def courses(again: str) -> list[Course]:
+    """Every order of four notices, each of them final in turn or none; each comes once, or again at once or at the end.
+
+    That a final notice may also say nothing is the parser's affair, and tried where each comes once.
+    """
+    says: tuple[bool | None, ...] = (True, None) if again == "never" else (True,)
+    ends: list[tuple[int | None, bool | None]] = [*itertools.product(range(4), says), (None, True)]
+    return [Course(_sent(order, again), *end) for order in itertools.permutations(range(4)) for end in ends]
+
+
+def _sent(order: tuple[int, ...], again: str) -> tuple[int, ...]:
+    if again == "at once":
+        return tuple(n for n in order for _ in range(2))
+    return order * (2 if again == "at the end" else 1)
+
+
+def fetch_all(engine: Engine, fetcher: Fetcher) -> None:
+    """Goes once through whatever is due; without faults that is the end of it."""
+    for backfill_id in due(engine, most=10_000):
+        fetcher.run(backfill_id)
+    assert due(engine) == []
+
+
+def check(engine: Engine, given: dict[str, Course], count: int) -> None:
+    """Every person has one backfill, in the state in which it must be after so many notices."""
+    query = """
+        SELECT b.user_id, b.status, b.finished_at IS NOT NULL, count(c.id),
+               count(c.id) FILTER (WHERE c.status = 'done'), b.records
+        FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id GROUP BY b.id"""
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(query))]
+    users = Counter(row[0] for row in found)
+    assert users.keys() == given.keys()
+    assert {str(given[user]): number for user, number in users.items() if number != 1} == {}
+    wrong = {str(given[user]): row for user, *row in found if tuple(row) != given[user].result(count)}
+    assert wrong == {}, f"after {count} notices"
+
+
+def check_fetched(engine: Engine, given: dict[str, Course], provider: Provider, *, at_once: bool) -> None:
+    """Every window was asked for once, in the order of the notices or newest first, and what is in it is there."""
+    asked: dict[str, list[str]] = {user: [] for user in given}
+    for request in provider.asked:
+        asked[request.url.path.rpartition("/")[2]].append(request.url.params["start_date"])
+    starts = [(start - DAY).isoformat() for start, _ in CHUNKS]
+    for user, course in given.items():
+        order = dict.fromkeys(course.sent) if at_once else (3, 2, 1, 0)
+        assert asked[user] == [starts[n] for n in order], course
+    stored: dict[str, set[str]] = {user: set() for user in given}
+    for row in rows(engine, "SELECT user_id, id FROM health.workouts WHERE origin = 'backfill'"):
+        stored[row["user_id"]].add(row["id"])
+    for user, course in given.items():
+        assert stored[user] == {f"{user}-{at:%m%d%H}" for at in AMID}, course
+
+
+@pytest.mark.parametrize(
+    ("again", "fetched"),
+    [
+        *itertools.product(["never", "at once", "at the end"], ["between", "at the end"]),
+        ("at the end", "after one message"),
+    ],
+)
+def test_four_chunks_end_once_and_completely(engine: Engine, settings: Settings, again: str, fetched: str) -> None:
+    """Breaks if, in any order, with the final notice anywhere or absent, a chunk is lost, doubled or never ends.
+
+    Each way is a person of its own, so that all of them go through the store together; there are 1,032.
+    """
+    given = {f"u{n}": course for n, course in enumerate(courses(again))}
+    notices = [course.notices(user) for user, course in given.items()]
+    provider = Provider(workouts(AMID), most=4 * len(given))
     fetcher = provider.fetcher(engine, settings)
-    for number, order in enumerate(itertools.permutations(range(4))):
-        user, final = f"u{number}", number % 4
-        given = chunks(user, final)
-        sent = [*(given[n] for n in order), given[number // 4 % 4]]
-        for position, one in enumerate(sent):
-            announce(engine, settings, one)
-            if at_once:
-                settle(engine, fetcher)
-                seen = final in order[: position + 1]
-                assert status(engine, user)[0][0] == ("complete" if seen else "running")
-        settle(engine, fetcher)
-        assert status(engine, user) == [("complete", 4, 4)], order
-    counts = rows(engine, "SELECT count(*) AS n FROM health.workouts GROUP BY user_id")
-    assert counts == [{"n": 40}] * 24
-
-
-def test_without_the_final_notice_nothing_is_complete(engine: Engine, settings: Settings) -> None:
-    """Breaks if a history is called complete while more of it is announced."""
-    provider = Provider(heartrates(daily(40)))
-    fetcher = provider.fetcher(engine, settings)
-    for n in range(3):
-        announce(engine, settings, notice(days=(10 * n, 10 * n + 10), final=False))
-        settle(engine, fetcher)
-        assert status(engine) == [("running", n + 1, n + 1)]
-        assert backfill(engine)["finished_at"] is None
-        assert due(engine) == []
+    messages = list(zip(*notices, strict=True))
+    if fetched == "after one message":
+        messages = [tuple(itertools.chain(*messages))]
+    for count, message in enumerate(messages, 1):
+        announce(engine, settings, *message)
+        if fetched == "between":
+            fetch_all(engine, fetcher)
+            check(engine, given, count)
+    fetch_all(engine, fetcher)
+    check(engine, given, len(notices[0]))
+    check_fetched(engine, given, provider, at_once=fetched == "between")
 
 
 def test_the_final_notice_may_come_when_all_else_is_done(engine: Engine, settings: Settings) -> None:
@@ -930,7 +1009,7 @@ def test_a_person_has_so_many_places(engine: Engine, settings: Settings) -> None
     first, second, third, fourth = announce(engine, limited, *(notice(resource=name) for name in names))
     (other,) = announce(engine, limited, notice("u2", "workouts"))
     fetcher = provider.fetcher(engine, limited)
-    held = [claim(engine, one, 2) for one in (first, second)]
+    held = [claim(engine, one, 2, 9) for one in (first, second)]
     assert None not in held
     assert fetcher.run(third) == []
     assert provider.asked == []
@@ -948,7 +1027,7 @@ def test_a_lost_message_is_made_up_for(engine: Engine, settings: Settings) -> No
     """Breaks if a backfill whose message was lost waits for ever, or one that must wait or is held is asked for."""
     resources = ["workouts", "sleep", "activity", "body", "meal"]
     free, held, waiting, over, done = announce(engine, settings, *(notice(resource=name) for name in resources))
-    claim(engine, held, 9)
+    claim(engine, held, 9, 9)
     with engine.begin() as connection:
         for change, one in [
             ("due_at = now() + interval '1 minute'", waiting),
@@ -969,7 +1048,7 @@ def test_a_lease_that_ran_out_is_taken_over(engine: Engine, settings: Settings, 
     """Breaks if the backfill of a killed worker is never gone on with, or taken from one that is at it."""
     provider = Provider(heartrates(hourly(3)))
     (one,) = announce(engine, settings, notice(days=(0, 3)))
-    claim(engine, one, 4)
+    claim(engine, one, 4, 9)
     if lease == "over":
         hurry(engine, leases=True)
     provider.fetcher(engine, settings).run(one)

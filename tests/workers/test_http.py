@@ -32,7 +32,7 @@ def gigabytes() -> Iterator[bytes]:
 @pytest.mark.parametrize("status", [200, 204, 400, 401, 404, 413, 422, 429, 500, 503, 504])
 def test_an_answer_is_handed_back_whatever_its_status(status: int) -> None:
     """Breaks if a status raises, or its headers and body are lost on the way to the decision."""
-    answer = client(lambda _: httpx.Response(status, headers={"Retry-After": "7"}, content=b"{}")).get(ASKED)
+    answer = client(lambda _: httpx.Response(status, headers={"Retry-After": "7"}, content=b"{}")).ask(ASKED)
     assert (answer.status, answer.body) == (status, b"{}")
     assert answer.headers.get("retry-after") == "7"
 
@@ -62,7 +62,7 @@ def test_whatever_the_network_does_is_no_answer(error: type[Exception]) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise error("as asked")
 
-    assert client(fail).get(ASKED).status == NO_ANSWER
+    assert client(fail).ask(ASKED).status == NO_ANSWER
 
 
 @pytest.mark.parametrize("error", [httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError])
@@ -73,27 +73,27 @@ def test_an_answer_that_breaks_off_is_none(error: type[Exception]) -> None:
         yield b'{"sleep":['
         raise error("as asked")
 
-    answer = client(lambda _: httpx.Response(200, content=half())).get(ASKED)
+    answer = client(lambda _: httpx.Response(200, content=half())).ask(ASKED)
     assert (answer.status, answer.body) == (NO_ANSWER, b"")
 
 
 def test_a_body_that_cannot_be_unpacked_is_no_answer() -> None:
     """Breaks if a broken content encoding raises."""
     packed = {"Content-Encoding": "gzip"}
-    answer = client(lambda _: httpx.Response(200, headers=packed, stream=httpx.ByteStream(b"no gzip"))).get(ASKED)
+    answer = client(lambda _: httpx.Response(200, headers=packed, stream=httpx.ByteStream(b"no gzip"))).ask(ASKED)
     assert answer.status == NO_ANSWER
 
 
 def test_a_packed_body_is_unpacked() -> None:
     """Breaks if the provider's compression reaches the reader of the page."""
     packed = httpx.ByteStream(gzip.compress(b'{"sleep":[]}'))
-    answer = client(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=packed)).get(ASKED)
+    answer = client(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=packed)).ask(ASKED)
     assert (answer.status, answer.body) == (200, b'{"sleep":[]}')
 
 
 def test_an_answer_that_is_too_large_is_413() -> None:
     """Breaks if a huge answer fills a worker's memory instead of halving the slice."""
-    answer = client(lambda _: httpx.Response(200, content=gigabytes())).get(ASKED)
+    answer = client(lambda _: httpx.Response(200, content=gigabytes())).ask(ASKED)
     assert (answer.status, answer.body) == (413, b"")
 
 
@@ -107,7 +107,7 @@ def test_redirects_are_not_followed(status: int, where: str) -> None:
         asked.append(str(request.url))
         return httpx.Response(status, headers={"Location": where})
 
-    assert client(redirect).get(ASKED).status in (status, NO_ANSWER)
+    assert client(redirect).ask(ASKED).status in (status, NO_ANSWER)
     assert len(asked) == 1
 
 
@@ -120,7 +120,7 @@ def test_the_key_and_the_query_go_along(base: str) -> None:
         seen.append(request)
         return httpx.Response(200)
 
-    client(note, base).get(ASKED)
+    client(note, base).ask(ASKED)
     (request,) = seen
     assert request.method == "GET"
     assert request.headers["X-Vital-API-Key"] == "sk_us_tests"
@@ -137,7 +137,7 @@ def test_the_version_of_a_page_is_from_before_it_was_asked_for() -> None:
         return httpx.Response(200)
 
     before = datetime.now(UTC)
-    answer = client(note).get(ASKED)
+    answer = client(note).ask(ASKED)
     assert before <= answer.asked_at <= during[0]
 
 
@@ -151,7 +151,7 @@ def test_a_closed_client_leaves_nothing_open(error: Any) -> None:
         return httpx.Response(200)
 
     one = client(respond)
-    one.get(ASKED)
+    one.ask(ASKED)
     one.close()
     with pytest.raises(RuntimeError):
-        one.get(ASKED)
+        one.ask(ASKED)

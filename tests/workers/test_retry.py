@@ -21,7 +21,7 @@ from workers.retry import (
 
 NOW = datetime(2026, 3, 14, 6, 30, 0, 250_000, tzinfo=UTC)
 AGAIN = [NO_ANSWER, NOT_JSON, 201, 204, 206, 301, 302, 307, 308, 408, 409, 425, 500, 501, 502, 520, 522, 529, 599]
-FAIL = [402, 405, 406, 411, 412, 414, 415, 418, 421, 422, 423, 424, 426, 428, 431, 451, 499]
+FAIL = [402, 405, 406, 411, 412, 414, 415, 418, 421, 423, 424, 426, 428, 431, 451, 499]
 
 
 def of(status: int, attempts: int = 0, *, has_cursor: bool = False, **headers: str) -> Decision:
@@ -39,6 +39,7 @@ def of(status: int, attempts: int = 0, *, has_cursor: bool = False, **headers: s
         (403, "hush", False),
         (404, "gone", True),
         (413, "halve", True),
+        (422, "dead", True),
         (429, "hush", True),
         (503, "hush", True),
         (504, "halve", True),
@@ -50,7 +51,7 @@ def test_every_status_has_its_decision(status: int, what: str, *, counts: bool, 
     """Breaks if an answer that may pass ends a history, or one that cannot is asked for again and again."""
     decision = of(status, has_cursor=has_cursor)
     assert decision.what == what
-    if what not in ("use", "gone", "fail"):
+    if what not in ("use", "gone", "fail", "dead"):
         assert decision.counts is counts
         assert decision.seconds > 0
 

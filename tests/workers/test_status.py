@@ -41,13 +41,13 @@ def full(engine: Engine, settings: Settings) -> Engine:
 def shown(what: status.Status) -> str:
     """What is printed on a wide terminal."""
     out = io.StringIO()
-    status.show(what, Console(file=out, width=200))
+    Console(file=out, width=200).print(status.picture(what))
     return out.getvalue()
 
 
 def test_the_picture_counts_what_there_is(full: Engine) -> None:
     """Breaks if a number of the picture is taken from the wrong place."""
-    plain = status.read(full, BUSY).plain()
+    plain = status.read(full, BUSY, []).plain()
     assert plain["lanes"] == [
         {"name": "live", "messages": 3, "oldest": 61.2},
         {"name": "backfill", "messages": 1, "oldest": None},
@@ -71,22 +71,25 @@ def test_an_old_delivery_is_not_of_the_last_hour(engine: Engine, settings: Setti
     apply(engine, settings, delivery(workout("u1")))
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.deliveries SET received_at = now() - interval '61 minutes'"))
-    assert status.read(engine, IDLE).deliveries == [{"outcome": "applied", "total": 1, "last_hour": 0}]
+    assert status.read(engine, IDLE, []).deliveries == [{"outcome": "applied", "total": 1, "last_hour": 0}]
 
 
 def test_the_picture_is_json(full: Engine) -> None:
     """Breaks if a time or a number of PostgreSQL's cannot be written as JSON."""
-    plain = status.read(full, BUSY).plain()
+    plain = status.read(full, BUSY, []).plain()
     assert json.loads(json.dumps(plain)) == plain
 
 
 def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
     """Breaks if there is no picture before the first event, or tables without rows fail."""
-    picture = status.read(engine, IDLE)
+    picture = status.read(engine, IDLE, [])
     assert picture.plain() == {
         "lanes": [{"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
         "deliveries": [],
         "backfills": [],
+        "open_backfills": [],
+        "silences": [],
+        "gaps": [],
         "connections_in_error": [],
         "dead_letters": [],
     }
@@ -97,14 +100,14 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
 
 def test_everything_is_shown(full: Engine) -> None:
     """Breaks if a part of the picture is missing on the terminal."""
-    text_shown = shown(status.read(full, BUSY))
+    text_shown = shown(status.read(full, BUSY, []))
     for part in ("Lanes", "61.2 s", "Deliveries", "Backfills", "Connections in error", "token_refresh_failed", "Dead"):
         assert part in text_shown
 
 
 def test_nothing_of_a_body_is_shown(full: Engine) -> None:
     """Breaks if what was measured, or what could not be read, stands in the picture."""
-    text_shown = shown(status.read(full, BUSY))
+    text_shown = shown(status.read(full, BUSY, []))
     assert "8000.5" not in text_shown
     assert "half" not in text_shown
 
@@ -114,5 +117,5 @@ def test_a_database_that_is_away_is_told(settings: Settings) -> None:
     url = f"postgresql+psycopg://u:sesame@127.0.0.1:{free_port()}/d"
     away = make_engine(replace(settings, database_url=url))
     with pytest.raises(TryLater, match="PostgreSQL"):
-        status.read(away, IDLE)
+        status.read(away, IDLE, [])
     away.dispose()

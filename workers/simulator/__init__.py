@@ -12,7 +12,7 @@ from threading import current_thread, main_thread
 import click
 
 from workers.simulator.data import World
-from workers.simulator.events import Event, connected, daily, historical, supplied
+from workers.simulator.events import Event, changes, connected, daily, historical, supplied
 from workers.simulator.sender import Sender
 from workers.simulator.server import API_KEY, Simulator
 
@@ -31,12 +31,16 @@ def run(
     secret: str | None = None,
     api_key: str = API_KEY,
     rate: float = 5.0,
+    duplicates: float = 0.0,
+    reordering: float = 0.0,
+    late: float = 0.0,
     stop: Flag | None = None,
 ) -> None:
     """Serves the read API until Ctrl-C, SIGTERM or `stop`, and sends events to the endpoint `to` if there is one.
 
     First come all connections and the notices that history can be fetched, as fast as they are taken, then live events
     at `rate` a second. `secret` is the one that the endpoint checks signatures with. Raises ValueError without it.
+    `duplicates`, `reordering` and `late` are the parts of the events that the Sender disturbs so.
     """
     if to is not None and secret is None:
         raise ValueError("sending needs the secret that the endpoint checks signatures with")
@@ -47,7 +51,10 @@ def run(
         if to is None or secret is None:
             stop.wait()
         else:
-            _send(simulator.world, to, secret, rate, stop)
+            with Sender(
+                to, secret, duplicates=duplicates, reordering=reordering, late=late, seed=seed, stop=stop
+            ) as sender:
+                _send(simulator.world, sender, rate, stop)
 
 
 def first_events(world: World) -> Iterator[Event]:
@@ -61,27 +68,25 @@ def first_events(world: World) -> Iterator[Event]:
 def live_events(world: World, seed: int = 0) -> Iterator[Event]:
     """Events without end about what is newest, of anybody and any resource; some of them correct what was sent.
 
-    The world's end moves on to the present with each.
+    The world's end moves on to the present with each. What was revised while it was read is told first.
     """
     dice = Random(seed)  # noqa: S311 - repeatable on purpose
     for _ in count():
         world.until = max(world.until, datetime.now(UTC))
+        yield from changes(world)
         user = dice.choice(world.members)
         connection = dice.choice(user.connections)
         resource = dice.choice([each for each in supplied(connection) if world.has(connection, each)])
         yield daily(world, user, connection, resource, updated=dice.random() < SHARE_OF_UPDATES)
 
 
-def _send(world: World, to: str, secret: str, rate: float, stop: Flag) -> None:
-    with Sender(to, secret, stop=stop) as sender:
-        started = time.monotonic()
-        ended = sender.send_all(first_events(world))
-        click.echo(
-            f"Sent {ended.total()} connections and notices in {time.monotonic() - started:.1f} s: {_told(ended)}"
-        )
-        if not stop.is_set():
-            click.echo(f"Sending live events, {rate:g} a second, until Ctrl-C.")
-            click.echo(f"Sent live events: {_told(sender.send_all(live_events(world), rate))}")
+def _send(world: World, sender: Sender, rate: float, stop: Flag) -> None:
+    started = time.monotonic()
+    ended = sender.send_all(first_events(world))
+    click.echo(f"Sent {ended.total()} connections and notices in {time.monotonic() - started:.1f} s: {_told(ended)}")
+    if not stop.is_set():
+        click.echo(f"Sending live events, {rate:g} a second, until Ctrl-C.")
+        click.echo(f"Sent live events: {_told(sender.send_all(live_events(world), rate))}")
 
 
 def _told(counts: dict[int, int]) -> str:
@@ -95,9 +100,8 @@ def _explain(simulator: Simulator) -> None:
     click.echo("To fetch from it, set")
     click.echo(f"    JUNCTION_BASE_URL={simulator.url}")
     click.echo(f"    JUNCTION_API_KEY={simulator.api_key}")
-    click.echo(
-        f"What was asked of it: {simulator.url}/simulate/requests   Faults: POST {simulator.url}/simulate/faults"
-    )
+    click.echo(f"What was asked of it: {simulator.url}/simulate/requests")
+    click.echo(f"To make trouble, POST to {simulator.url}/simulate/faults, /simulate/pulls or /simulate/connections")
 
 
 def _stop_at_signals(stop: Flag) -> None:

@@ -52,6 +52,16 @@ def number(name: str, default: int, low: int, high: int) -> int:
     return int(text)
 
 
+def seconds(name: str, default: float, low: float, high: float) -> float:
+    """A number of seconds of the query, whole or not."""
+    try:
+        asked = float(request.args.get(name, default))
+    except ValueError:
+        invalid(name, "not a number")
+    # Written so that "nan", which is a number to Python, is refused too.
+    return asked if low <= asked <= high else invalid(name, f"not a number from {low:g} to {high:g}")
+
+
 def cursor() -> str | None:
     """The cursor, under its present name or the old one."""
     return request.args.get("next_cursor") or request.args.get("cursor") or None
@@ -93,17 +103,23 @@ def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
 
 
 def _seal(*numbers: int) -> str:
-    return base64.urlsafe_b64encode(".".join(str(each) for each in numbers).encode()).decode()
+    # The pages are counted, so that no cursor comes twice, not even after an empty page: a client would see a circle.
+    page = _opened()[0] + 1
+    return base64.urlsafe_b64encode(".".join(str(each) for each in (page, *numbers)).encode()).decode()
 
 
 def _open(count: int) -> list[int]:
-    sealed = cursor()
-    if sealed is None:
-        return [0] * count
-    try:
-        numbers = [int(part) for part in base64.urlsafe_b64decode(sealed).decode().split(".")]
-    except ValueError:
-        invalid("next_cursor", "no such cursor")
+    numbers = _opened()[1:] or [0] * count
     if len(numbers) != count:
         invalid("next_cursor", "no such cursor")
     return numbers
+
+
+def _opened() -> list[int]:
+    sealed = cursor()
+    if sealed is None:
+        return [0]
+    try:
+        return [int(part) for part in base64.urlsafe_b64decode(sealed).decode().split(".")]
+    except ValueError:
+        invalid("next_cursor", "no such cursor")

@@ -2,11 +2,14 @@
 
 Beside the provider's own routes there is, for tests and for looking around:
 
-    GET    /simulate/requests   every request so far: id, path, query, status, time
-    POST   /simulate/faults     one fault to make, or a list of them, with the fields of workers.simulator.faults.Fault
-    DELETE /simulate/faults     no more faults
+    GET    /simulate/requests      every request so far: id, method, path, query, status, time
+    POST   /simulate/faults        faults to make, with the fields of workers.simulator.faults.Fault
+    POST   /simulate/pulls         how pulls of the past stand, with the fields of workers.simulator.conditions.Pull
+    POST   /simulate/connections   how connections stand, with the fields of workers.simulator.conditions.State
+    GET    /simulate/changes       the events, not yet sent, about what the fault `changing` has revised
 
-These two need no key, are not in the log and never fail on purpose.
+What is posted is one object or a list of them; DELETE of the same path ends all of it. These routes need no key, are
+not in the log and never fail on purpose.
 """
 
 import time
@@ -18,28 +21,35 @@ from functools import partial
 from hmac import compare_digest
 from itertools import count
 from math import ceil
+from typing import Any
 
 import msgspec
 from flask import Flask, Response, g, request
 
 from app.catalogue import Kind, Resource, catalogue
-from workers.simulator.answers import answer, cursor_at, number, pages, position, refuse, window
+from workers.simulator.answers import answer, cursor, cursor_at, number, pages, position, refuse, window
+from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
+from workers.simulator.events import availability, changes
 from workers.simulator.faults import Fault, Faults
+from workers.simulator.faults import Kind as FaultKind
 from workers.simulator.introspection import historical_pulls, resource_statistics
-from workers.simulator.people import User
+from workers.simulator.people import Connection, User
 from workers.simulator.query import Query, Record, Sample, grouped
+from workers.simulator.refresh import Refreshes
 
 PAGE_SIZE = 500
 OWN = "/simulate/"
 REMEMBERED = 100_000
+CHANGED = 10
+INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
 
 
 def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE) -> Flask:
     """The read API of a world. `page_size` is how many samples a page of a timeseries holds at most."""
     app = Flask(__name__)
-    _add_guards(app, api_key, faults)
-    _add_own_routes(app, faults)
+    _add_guards(app, world, api_key, faults)
+    _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[..., Response]] = {
         "summary": _summary,
         "timeseries": partial(_timeseries, page_size=page_size),
@@ -52,12 +62,13 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
     app.add_url_rule("/v2/user", "users", partial(_users, world))
     app.add_url_rule("/v2/user/<user_id>", "user", partial(_user, world))
     app.add_url_rule("/v2/user/providers/<user_id>", "providers", partial(_providers, world))
-    for name, describe in (("historical_pull", historical_pulls), ("resources", resource_statistics)):
+    app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", Refreshes(world).answer, methods=["POST"])
+    for name, describe in INTROSPECTION.items():
         app.add_url_rule(f"/v2/introspect/{name}", name, partial(_introspect, world, describe))
     return app
 
 
-def _add_guards(app: Flask, api_key: str, faults: Faults) -> None:
+def _add_guards(app: Flask, world: World, api_key: str, faults: Faults) -> None:
     log: deque[Record] = deque(maxlen=REMEMBERED)
     numbers = count(1)
     app.extensions["simulated_requests"] = log
@@ -67,7 +78,7 @@ def _add_guards(app: Flask, api_key: str, faults: Faults) -> None:
         if request.path.startswith(OWN):
             return None
         g.started = time.time()
-        g.fault = faults.pick(request.path, has_cursor="next_cursor" in request.args or "cursor" in request.args)
+        g.fault = faults.pick(request.path, _possible_faults())
         if g.fault and (failure := _fail(g.fault)):
             return failure
         if not compare_digest(request.headers.get("X-Vital-API-Key", "").encode(), api_key.encode()):
@@ -78,33 +89,62 @@ def _add_guards(app: Flask, api_key: str, faults: Faults) -> None:
     def note(response: Response) -> Response:
         if request.path.startswith(OWN):
             return response
-        query = request.query_string.decode()
-        entry = {"id": next(numbers), "path": request.path, "query": query, "status": response.status_code}
-        log.append(entry | {"time": datetime.fromtimestamp(g.started, UTC).isoformat()})
-        return _truncate(response) if g.fault and g.fault.kind == "truncated" else response
+        asked = {"method": request.method, "path": request.path, "query": request.query_string.decode()}
+        at = datetime.fromtimestamp(g.started, UTC).isoformat()
+        log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
+        if _is_made("changing") and "query" in g:
+            world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
+        return _truncate(response) if _is_made("truncated") else response
 
 
-def _add_own_routes(app: Flask, faults: Faults) -> None:
+def _possible_faults() -> set[FaultKind]:
+    resource = catalogue().get(request.endpoint or "")
+    kind = resource.kind if resource else None
+    possible: set[FaultKind] = {"changing"} if kind in ("summary", "timeseries") else set()
+    if cursor():
+        possible.add("expired_cursor")
+    if kind == "timeseries" or request.endpoint in INTROSPECTION:
+        possible.add("short_page")
+    return possible
+
+
+def _is_made(kind: FaultKind) -> bool:
+    return g.fault is not None and g.fault.kind == kind
+
+
+def _page_of(size: int) -> int:
+    return min(size, g.fault.records or 0) if _is_made("short_page") else size
+
+
+def _add_own_routes(app: Flask, world: World, faults: Faults) -> None:
     log: deque[Record] = app.extensions["simulated_requests"]
+    conditions = world.conditions
+    app.add_url_rule(f"{OWN}requests", "requests", lambda: answer(list(log)))
+    app.add_url_rule(f"{OWN}changes", "changes", lambda: answer(changes(world, forget=False)))
+    app.add_url_rule(f"{OWN}changes", "forget_changes", partial(_drop, changes, world), methods=["DELETE"])
+    knobs: tuple[tuple[str, Any, Callable[[Any], None], Callable[[], None]], ...] = (
+        ("faults", Fault, faults.put, faults.clear),
+        ("pulls", Pull, conditions.put_pull, conditions.clear_pulls),
+        ("connections", State, conditions.put_state, conditions.clear_states),
+    )
+    for name, kind, put, clear in knobs:
+        app.add_url_rule(OWN + name, f"put_{name}", partial(_put, kind, put), methods=["POST"])
+        app.add_url_rule(OWN + name, f"clear_{name}", partial(_drop, clear), methods=["DELETE"])
 
-    @app.get(f"{OWN}requests")
-    def requests() -> Response:
-        return answer(list(log))
 
-    @app.post(f"{OWN}faults")
-    def add_faults() -> Response:
-        try:
-            wanted = msgspec.json.decode(request.get_data(), type=Fault | list[Fault])
-        except msgspec.MsgspecError as error:
-            return answer({"detail": str(error)}, 422)
-        for fault in wanted if isinstance(wanted, list) else [wanted]:
-            faults.put(fault)
-        return answer({"ok": True}, 201)
+def _put(kind: Any, put: Callable[[Any], None]) -> Response:
+    try:
+        wanted = msgspec.json.decode(request.get_data(), type=kind | list[kind])
+        for each in wanted if isinstance(wanted, list) else [wanted]:
+            put(each)
+    except ValueError as error:  # as are msgspec's
+        return answer({"detail": str(error)}, 422)
+    return answer({"ok": True}, 201)
 
-    @app.delete(f"{OWN}faults")
-    def clear_faults() -> Response:
-        faults.clear()
-        return answer({"ok": True})
+
+def _drop(clear: Callable[..., object], *of: Any) -> Response:
+    clear(*of)
+    return answer({"ok": True})
 
 
 def _fail(fault: Fault) -> Response | None:
@@ -114,7 +154,10 @@ def _fail(fault: Fault) -> Response | None:
         return answer({"detail": "cursor_expired"}, 400)
     if not fault.kind.isdecimal():
         return None
-    response = answer({"detail": "as asked by a simulated fault"}, int(fault.kind))
+    detail: Any = "as asked by a simulated fault"
+    if fault.kind == "422":
+        detail = [{"loc": ["query"], "msg": detail, "type": "value_error"}]
+    response = answer({"detail": detail}, int(fault.kind))
     if fault.retry_after is not None:
         seconds = ceil(fault.retry_after)
         at = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -138,7 +181,9 @@ def _query(world: World, resource: Resource, user_id: str) -> Query:
     user = _known(world, user_id)
     undated = resource.dates == "none"
     start, end = (world.start, world.until) if undated else window(resource, world.until)
-    return Query(user, resource, start, end, request.args.get("provider"))
+    query = Query(user, resource, start, end, request.args.get("provider"))
+    g.query = query
+    return query
 
 
 def _summary(world: World, resource: Resource, user_id: str) -> Response:
@@ -151,6 +196,7 @@ def _summary(world: World, resource: Resource, user_id: str) -> Response:
 def _timeseries(world: World, resource: Resource, user_id: str, page_size: int) -> Response:
     page: list[Sample] = []
     after = None
+    page_size = _page_of(page_size)
     for sample in world.samples(_query(world, resource, user_id), position()):
         if len(page) == page_size:
             after = sample.position
@@ -185,7 +231,7 @@ def _user(world: World, user_id: str) -> Response:
 def _described(world: World, user: User) -> Record:
     sources = [
         {"provider": described, "source": described, "created_on": connection.since.isoformat()}
-        for connection in user.connections
+        for connection in world.conditions.listed(user)
         if (described := connection.provider.described())
     ]
     return {
@@ -199,24 +245,27 @@ def _described(world: World, user: User) -> Record:
 
 
 def _providers(world: World, user_id: str) -> Response:
-    connected: list[Record] = [
-        {
-            **connection.provider.described(),
-            "created_on": connection.since.isoformat(),
-            "status": "connected",
-            "external_user_id": connection.external_user_id,
-            "error_details": None,
-            "resource_availability": {},
-        }
-        for connection in _known(world, user_id).connections
-    ]
-    return answer({"providers": connected})
+    listed = world.conditions.listed(_known(world, user_id))
+    return answer({"providers": [_provider(world, connection) for connection in listed]})
+
+
+def _provider(world: World, connection: Connection) -> Record:
+    state = world.conditions.state(connection)
+    error = {name: getattr(state, name) for name in ("error_type", "error_message", "errored_at")}
+    return {
+        **connection.provider.described(),
+        "created_on": connection.since.isoformat(),
+        "status": state.status,
+        "external_user_id": connection.external_user_id,
+        "error_details": error if state.status == "error" else None,
+        "resource_availability": availability(connection),
+    }
 
 
 def _introspect(world: World, describe: Callable[[World, User, str | None], Record]) -> Response:
     asked = request.args.get("user_id")
     users = world.members if asked is None else [user for user in world.members if user.user_id == asked]
-    found, following = pages(users, number("user_limit", 50, 1, 500))
+    found, following = pages(users, _page_of(number("user_limit", 50, 1, 500)))
     provider = request.args.get("provider")
     data = [{"user_id": user.user_id, "provider": describe(world, user, provider)} for user in found]
     return answer({"data": data, "next": following, "next_cursor": following})

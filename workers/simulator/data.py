@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
+from threading import Lock
 from uuid import UUID, uuid5
 
 from app.catalogue import Resource, catalogue
+from workers.simulator.conditions import Conditions
 from workers.simulator.people import NARROW, WIDE, Connection, User
 from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
 from workers.simulator.series import Series, schedule_of, series_of, timing_of
@@ -28,7 +30,8 @@ TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/To
 class World:
     """All simulated users and what they measured from `until - days` to `until`.
 
-    `until` may be moved on while the world is in use: there is then more of the same world.
+    `until` may be moved on while the world is in use: there is then more of the same world. What was pulled as the past
+    when people connected still ends at `connected_at`. `conditions` says which connections and pulls are not well.
     """
 
     seed: int
@@ -41,10 +44,15 @@ class World:
     def __post_init__(self) -> None:
         self.until = self.until.astimezone(UTC)
         self.start = (self.until - timedelta(days=self.days)).replace(hour=0, minute=0, second=0, microsecond=0)
+        self.connected_at = self.until
         self.team_id = self._uuid("team")
         self.members = tuple(self._member(number) for number in range(1, self.users + 1))
+        self.conditions = Conditions(self.members)
         self._by_id = {member.user_id: member for member in self.members}
         self._revisions: dict[Slot, int] = {}
+        self._changed: dict[Slot, None] = {}
+        self._chooser = Random(f"{self.seed}/changes")  # noqa: S311 - repeatable on purpose
+        self._lock = Lock()
         self._found: dict[str, Slot] = {}
         self._searched_until: dict[str, datetime] = {}
 
@@ -64,18 +72,26 @@ class World:
         self, connection: Connection, resource: Resource, start: datetime, end: datetime, begin: int = 0
     ) -> Iterator[Slot]:
         """The slots that can have anything in a window, oldest first; none before the one numbered `begin`."""
+        numbers = self.numbers(resource, start, end)
+        for number in range(max(numbers.start, begin), numbers.stop):
+            yield self._slot(connection, resource, number)
+
+    def numbers(self, resource: Resource, start: datetime, end: datetime) -> range:
+        """The numbers of the slots that can have anything in a window."""
         if _standing(resource):
-            yield self._slot(connection, resource)
-            return
+            return range(1)
         every = schedule_of(resource).every
         first = max(start, self.start).timestamp() // every
-        last = min(end, self._newest(resource)).timestamp() // every
-        for number in range(max(int(first) - 1, begin), int(last) + 1):
-            yield self._slot(connection, resource, number)
+        last = min(end, self.newest(resource)).timestamp() // every
+        return range(int(first) - 1, int(last) + 1)
+
+    def newest(self, resource: Resource) -> datetime:
+        """Until when anything is known: a summary only some time after the moment it is about."""
+        return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=KNOWN_AFTER)
 
     def latest(self, connection: Connection, resource: Resource, at: datetime | None = None) -> Slot:
         """The newest slot that is known at a moment, by default at the end of the world."""
-        end = min(at or self.until, self._newest(resource))
+        end = min(at or self.until, self.newest(resource))
         slot = self._slot(connection, resource, int(end.timestamp() // schedule_of(resource).every))
         return slot if self.moment(slot) <= end else replace(slot, number=slot.number - 1)
 
@@ -85,9 +101,13 @@ class World:
 
     def summaries(self, query: Query) -> list[Record]:
         """The records of a window, connection by connection and oldest first."""
-        low, high = max(query.start, self.start), min(query.end, self._newest(query.resource))
+        return [self.record(slot) for slot in self.within(query)]
+
+    def within(self, query: Query) -> list[Slot]:
+        """The slots whose moment is in a window, connection by connection and oldest first."""
+        low, high = max(query.start, self.start), min(query.end, self.newest(query.resource))
         return [
-            self.record(slot)
+            slot
             for connection in self.connections(query.user, query.resource, query.provider)
             for slot in self.slots(connection, query.resource, low, high)
             if low <= self.moment(slot) <= high
@@ -162,7 +182,30 @@ class World:
 
     def revise(self, slot: Slot) -> None:
         """From now on the slot's record is a newer one: other values, and a later `updated_at` where it has one."""
-        self._revisions[slot] = self._revisions.get(slot, 0) + 1
+        with self._lock:
+            self._revisions[slot] = self._revisions.get(slot, 0) + 1
+
+    def change(self, query: Query, most: int) -> None:
+        """Revises some of what a query finds, the first and the last of it always, and remembers that nobody was told.
+
+        So a reader in pages holds something that is no longer true, and has something before it that was not yet.
+        """
+        found = self.within(query)
+        with self._lock:
+            inner = self._chooser.sample(found[1:-1], max(0, min(most, len(found)) - 2))
+        chosen = dict.fromkeys([*found[:1], *inner, *found[1:][-1:]][:most])
+        for slot in chosen:
+            self.revise(slot)
+        with self._lock:
+            self._changed |= chosen
+
+    def changed(self, *, forget: bool = False) -> list[Slot]:
+        """What `change` has revised, until somebody takes it and has it forgotten."""
+        with self._lock:
+            changed = list(self._changed)
+            if forget:
+                self._changed = {}
+            return changed
 
     def moment(self, slot: Slot) -> datetime:
         """When a slot's record happened, or the first of its samples was taken."""
@@ -195,9 +238,6 @@ class World:
                         self._found[self.identify(slot)] = slot
         found = self._found.get(identifier)
         return found if found and found.resource == resource else None
-
-    def _newest(self, resource: Resource) -> datetime:
-        return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=KNOWN_AFTER)
 
     def _place(self, slot: Slot) -> Place:
         connection = slot.connection

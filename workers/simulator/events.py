@@ -48,6 +48,18 @@ def daily(
     return envelope(world, user, event_type, _data(world, slot, slots))
 
 
+def changes(world: World, *, forget: bool = True) -> list[Event]:
+    """The events about what was revised while it was read, a `changing` fault's doing: one for each record or moment.
+
+    Only with them does somebody who read a record before, and does not read it again, end with its newest version.
+    """
+    return [
+        envelope(world, world.user(slot.connection.user_id), name, _data(world, slot, [slot]))
+        for slot in world.changed(forget=forget)
+        if (name := f"daily.data.{slot.resource.name}.updated")
+    ]
+
+
 def historical(
     world: World,
     user: User,
@@ -77,18 +89,19 @@ def connected(world: World, user: User, connection: Connection) -> Event:
         "provider": described,
         "source": described,
         "external_user_id": connection.external_user_id,
-        "resource_availability": {resource.name: {"status": "available"} for resource in supplied(connection)},
+        "resource_availability": availability(connection),
     }
     return envelope(world, user, "provider.connection.created", data)
 
 
 def connection_error(world: World, user: User, connection: Connection) -> Event:
     """The event that a provider no longer lets the account be read. Here the provider is plain text."""
+    state = world.conditions.state(connection)
     data = {
         "user_id": user.user_id,
         "provider": connection.provider.slug,
-        "error_type": "token_refresh_failed",
-        "error_details": "the refresh token was rejected",
+        "error_type": state.error_type,
+        "error_details": state.error_message,
         "message": "The connection needs the user's consent again.",
     }
     return envelope(world, user, "provider.connection.error", data)
@@ -104,6 +117,11 @@ def supplied(connection: Connection) -> list[Resource]:
     """The resources that a connection brings and whose events are in the public catalogue."""
     kinds = catalogue().of_kind("summary", "stream", "timeseries")
     return [resource for resource in kinds if not resource.legacy and connection.provider.has(resource)]
+
+
+def availability(connection: Connection) -> Record:
+    """For each resource that a connection brings, that it may be read."""
+    return {resource.name: {"status": "available"} for resource in supplied(connection)}
 
 
 def every_type(world: World) -> Iterator[Event]:

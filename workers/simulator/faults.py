@@ -1,26 +1,37 @@
 """Faults that the simulated provider makes when it is asked to, so that whoever reads it can be tested against them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 from threading import Lock
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-Kind = Literal["429", "503", "500", "401", "slow", "truncated", "expired_cursor"]
+Status = Literal[
+    "400", "401", "403", "404", "408", "409", "410", "413", "422", "425", "429", "500", "502", "503", "504"
+]  # fmt: skip
+Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing"]
+Kind = Status | Special
+# These have a meaning for some requests only.
+LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing"})
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
     """One fault to make, as `POST /simulate/faults` takes it.
 
-    kind         429, 503, 500, 401: that status; slow: answers after `seconds`; truncated: breaks off in the middle of
-                 the body; expired_cursor: 400 to whatever continues with a cursor
+    kind         a status of 400 to 504 that a client may meet: that status; slow: answers after `seconds`; truncated:
+                 breaks off in the middle of the body; expired_cursor: 400 to whatever continues with a cursor;
+                 short_page: a page of at most `records`, or an empty one, with a cursor where there is more;
+                 changing: after the answer, `records` of the summaries or moments of a timeseries in the window that
+                 was asked for are revised, the first and the last among them; see GET /simulate/changes
     where        part of the path that a request must have; empty: every request
     times        how often it is made; absent: until the faults are cleared
     share        the part of the matching requests it is made for, from 0 to 1, drawn with a seeded generator
     retry_after  seconds that a Retry-After header asks for; absent: no such header
     as_date      says that header as a date
     seconds      how slow is slow
+    records      of short_page (absent: none) and changing (absent: 10)
     """
 
     kind: Kind
@@ -30,6 +41,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     retry_after: float | None = None
     as_date: bool = False
     seconds: float = 1.0
+    records: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 @dataclass
@@ -60,14 +72,17 @@ class Faults:
         with self._lock:
             self._rules.clear()
 
-    def pick(self, path: str, *, has_cursor: bool = False) -> Fault | None:
-        """The first fault that is to be made for this request, which counts as made."""
-        with self._lock:
-            return next((rule.fault for rule in self._rules if self._applies(rule, path, has_cursor=has_cursor)), None)
+    def pick(self, path: str, possible: Collection[Kind] = ()) -> Fault | None:
+        """The first fault that is to be made for this request, which counts as made.
 
-    def _applies(self, rule: _Rule, path: str, *, has_cursor: bool) -> bool:
+        Of the LIMITED kinds only those are that are `possible` for it.
+        """
+        with self._lock:
+            return next((rule.fault for rule in self._rules if self._applies(rule, path, possible)), None)
+
+    def _applies(self, rule: _Rule, path: str, possible: Collection[Kind]) -> bool:
         fault = rule.fault
-        if rule.left == 0 or fault.where not in path or (fault.kind == "expired_cursor" and not has_cursor):
+        if rule.left == 0 or fault.where not in path or (fault.kind in LIMITED and fault.kind not in possible):
             return False
         if self._dice.random() >= fault.share:
             return False

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from random import Random
 from threading import Event as Flag
 from threading import Lock, Semaphore
@@ -26,6 +27,8 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 KSUID_LENGTH = 27
 # How many events later one that is held back arrives.
 HELD_BACK = 5
+# And one whose first attempts are lost: what Svix sends again after hours has many newer ones before it.
+LATE = (50, 200)
 NO_ANSWER = 0
 
 
@@ -59,6 +62,8 @@ class Sender:
 
     duplicates   the part of the events, from 0 to 1, that `send_all` sends twice under one message id
     reordering   the part that it sends a few events later than it was given them
+    late         the part whose first attempts are lost: they come 50 to 200 events later, or at the end of `send_all`,
+                 under the id that they got at first, which still says when they were made
     waits        the seconds between attempts; there is one attempt more than there are waits
     stop         once set, nothing more is sent and no further attempt made
     remember     whether to keep what was taken, for whoever wants to compare it with what is stored
@@ -74,6 +79,7 @@ class Sender:
         *,
         duplicates: float = 0.0,
         reordering: float = 0.0,
+        late: float = 0.0,
         seed: int = 0,
         waits: tuple[float, ...] = WAITS,
         stop: Flag | None = None,
@@ -87,6 +93,7 @@ class Sender:
         self._connections = connections
         self._duplicates = duplicates
         self._reordering = reordering
+        self._late = late
         self._dice = Random(seed)  # noqa: S311 - repeatable on purpose
         self._waits = waits
         self._lock = Lock()
@@ -157,17 +164,24 @@ class Sender:
             yield event
 
     def _disturbed(self, events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
-        held: list[tuple[int, tuple[Event, str]]] = []
+        held: list[tuple[int, int, tuple[Event, str]]] = []
         for number, event in enumerate(events):
             message = event, new_message_id(datetime.now(UTC))
-            if self._dice.random() < self._reordering:
-                held.append((number + self._dice.randint(1, HELD_BACK), message))
+            if wait := self._delay():
+                heappush(held, (number + wait, number, message))
             else:
                 yield from self._once_or_twice(message)
             while held and held[0][0] <= number:
-                yield from self._once_or_twice(held.pop(0)[1])
-        for _, message in held:
-            yield from self._once_or_twice(message)
+                yield from self._once_or_twice(heappop(held)[2])
+        while held and not self._stop.is_set():
+            yield from self._once_or_twice(heappop(held)[2])
+
+    def _delay(self) -> int:
+        """How many events later the next one is to be sent."""
+        share = self._dice.random()
+        if share < self._late:
+            return self._dice.randint(*LATE)
+        return self._dice.randint(1, HELD_BACK) if share < self._late + self._reordering else 0
 
     def _once_or_twice(self, message: tuple[Event, str]) -> Iterator[tuple[Event, str]]:
         yield message

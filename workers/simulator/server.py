@@ -8,7 +8,9 @@ from typing import Any, Self
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from workers.simulator.api import PAGE_SIZE, create_api
+from workers.simulator.conditions import Conditions
 from workers.simulator.data import World
+from workers.simulator.events import Event, changes
 from workers.simulator.faults import Faults
 from workers.simulator.query import Record
 
@@ -59,6 +61,15 @@ class Simulator:
     def requests(self) -> list[Record]:
         """Every request so far."""
         return list(self._app.extensions["simulated_requests"])
+
+    @property
+    def conditions(self) -> Conditions:
+        """How pulls and connections stand; what is put here is told from now on."""
+        return self.world.conditions
+
+    def changes(self) -> list[Event]:
+        """The events about what the fault `changing` has revised, each only once: whoever takes them sends them."""
+        return changes(self.world)
 
     def __enter__(self) -> Self:
         self._server = make_server(HOST, self._port, self._app, threaded=True, request_handler=_Quiet)

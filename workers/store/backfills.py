@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, text
 
-from app.actions import Notice
+from app.actions import Notice, Record
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
 from app.providers.request import Slice
 from workers.store.engine import transaction
+from workers.store.ledger import bury
+from workers.store.schema import record_table
 
+AskedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
 MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which time zone, is documented nowhere
 DEFAULT_HISTORY = timedelta(days=180)
@@ -20,38 +23,46 @@ FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
 LONGEST_SLICE_DAYS = 366
 MANY_PAGES = 200  # of one slice; the next one is made smaller
 
-KNOWN = text("SELECT 1 FROM headrace.chunks WHERE aggregator = :aggregator AND message_id = :message_id")
+KNOWN = text("""
+SELECT 1 FROM headrace.chunks c JOIN headrace.backfills b ON b.id = c.backfill_id
+WHERE c.message_id = :message_id AND b.aggregator = :aggregator AND b.resource = :resource AND b.item = :item""")
 REOPEN = text("""
 UPDATE headrace.backfills SET status = 'running', finished_at = NULL WHERE id = (
     SELECT id FROM headrace.backfills b WHERE user_id = :user_id AND provider = :provider AND resource = :resource
-       AND status = 'complete' AND finished_at > now() - interval '1 day'
+       AND item = '' AND asked_by = 'notice' AND status = 'complete' AND finished_at > now() - interval '1 day'
        AND NOT EXISTS (SELECT 1 FROM headrace.backfills o WHERE o.user_id = b.user_id AND o.provider = b.provider
-                       AND o.resource = b.resource AND o.status IN ('pending', 'running', 'paused'))
+                       AND o.resource = b.resource AND o.item = '' AND o.asked_by = 'notice'
+                       AND o.status IN ('pending', 'running', 'paused'))
     ORDER BY id DESC LIMIT 1)""")
 OPEN = text("""
-INSERT INTO headrace.backfills AS stored (user_id, provider, resource, window_start, window_end, is_final_seen)
-VALUES (:user_id, :provider, :resource, :window_start, :window_end, :is_final)
-ON CONFLICT (user_id, provider, resource) WHERE status IN ('pending', 'running', 'paused') DO UPDATE SET
+INSERT INTO headrace.backfills AS stored
+    (aggregator, user_id, provider, resource, item, asked_by, window_start, window_end, is_final_seen)
+VALUES (:aggregator, :user_id, :provider, :resource, :item, :asked_by, :window_start, :window_end, :is_final)
+ON CONFLICT (user_id, provider, resource, item, asked_by) WHERE status IN ('pending', 'running', 'paused')
+DO UPDATE SET
     window_start = least(stored.window_start, excluded.window_start),
     window_end = greatest(stored.window_end, excluded.window_end),
     is_final_seen = stored.is_final_seen OR excluded.is_final_seen
 RETURNING id""")
 ADD_CHUNK = text("""
-INSERT INTO headrace.chunks
-    (backfill_id, aggregator, message_id, window_start, window_end, is_final, slice_end, slice_days)
-VALUES (:backfill_id, :aggregator, :message_id, :window_start, :window_end, :is_final, :slice_end, :slice_days)
-ON CONFLICT (aggregator, message_id) DO NOTHING""")
+INSERT INTO headrace.chunks (backfill_id, message_id, window_start, window_end, is_final, slice_end, slice_days)
+VALUES (:backfill_id, :message_id, :window_start, :window_end, :is_final, :slice_end, :slice_days)
+ON CONFLICT (message_id, backfill_id) DO NOTHING""")
+# Two claims at once would each count the other out: they come one after the other.
+QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtext('headrace.claim'))")
 CLAIM = text(f"""
 UPDATE headrace.backfills AS b
 SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE}
 WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
-  AND (SELECT count(*) FROM headrace.backfills o
-       WHERE o.user_id = b.user_id AND o.lease_until > now() AND o.id <> b.id) < :side_by_side
+  AND (SELECT count(*) < :per_account AND count(*) FILTER (WHERE o.user_id = b.user_id) < :per_user
+              AND count(*) FILTER (WHERE (o.user_id, o.provider, o.resource) = (b.user_id, b.provider, b.resource)) = 0
+       FROM headrace.backfills o
+       WHERE o.aggregator = b.aggregator AND o.lease_until > '-infinity' AND o.lease_until > now() AND o.id <> b.id)
 RETURNING id""")
 NEXT = text("""
-SELECT b.id AS backfill_id, b.user_id, b.provider, b.resource, b.attempts, c.id AS chunk_id, c.aggregator,
-       c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
+SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.attempts,
+       c.id AS chunk_id, c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
 # The old position stands in the condition: whoever lost the lease meanwhile does not turn the clock back.
@@ -61,8 +72,9 @@ UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cur
 WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
-UPDATE headrace.backfills SET records = records + :records, attempts = 0, error = :error,
-       lease_until = now() + {LEASE} WHERE id = :id""")
+UPDATE headrace.backfills SET records = records + :records, pages = pages + 1, attempts = 0, error = :error,
+       lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
+WHERE id = :id RETURNING status = 'running'""")
 RELEASE = text("""
 UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
        attempts = attempts + :failed, error = coalesce(:error, error) WHERE id = :id""")
@@ -80,7 +92,7 @@ SELECT id FROM headrace.backfills b
 WHERE status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
   AND (CAST(:user_id AS text) IS NULL OR user_id = :user_id)
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
-ORDER BY due_at LIMIT :most""")
+ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, id LIMIT :most""")
 
 
 @dataclass(frozen=True)
@@ -88,12 +100,14 @@ class Work:
     """A chunk to go on with, and where. `slice_end` and `cursor` are the position: what is later is stored."""
 
     backfill_id: int
+    aggregator: str
     user_id: str
     provider: str
     resource: str
+    item: str
+    asked_by: AskedBy
     attempts: int
     chunk_id: int
-    aggregator: str
     window_start: datetime
     slice_end: datetime
     slice_days: int
@@ -120,6 +134,8 @@ class Work:
         """Where it goes on after a page; None at the end. An empty slice doubles the next one, a long one halves it."""
         if cursor is not None:
             return replace(self, cursor=cursor, pages=self.pages + 1, attempts=0)
+        if self.item:
+            return None
         start = self.slice.start
         if start <= self.lowest or self.of.dates == "none":
             return None
@@ -139,33 +155,45 @@ class Work:
         return replace(self, cursor=None, pages=0, restarts=self.restarts + 1)
 
 
-def open_backfill(connection: Connection, delivery: Delivery, notice: Notice) -> int | None:
+@dataclass(frozen=True)
+class Asked:
+    """Who wants history, and by what: a notice's message id, or one made up."""
+
+    aggregator: str
+    message_id: str
+    by: AskedBy
+    at: datetime
+
+
+def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int | None:
     """Opens a backfill for a notice, or extends the open one; None if this very notice was already taken.
 
     Pulls are told apart by delivery id and not by (user, resource): after a re-authorisation the same notice comes
     again under a new id and means a new pull. A chunk that is not the last one and comes after the pull was complete
     was late: it belongs to that pull, which is opened again.
     """
-    identity = {"aggregator": delivery.aggregator, "message_id": delivery.message_id}
+    whose = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource, "item": notice.item}
+    identity = whose | {"aggregator": asked.aggregator, "message_id": asked.message_id, "asked_by": asked.by}
     if connection.execute(KNOWN, identity).first():
         return None
-    whose = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource}
     if not notice.is_final:
-        connection.execute(REOPEN, whose)
-    end = min(notice.window_end or delivery.received, datetime.now(UTC))
+        connection.execute(REOPEN, identity)
+    end = min(notice.window_end or asked.at, datetime.now(UTC))
     start = min(notice.window_start or end - DEFAULT_HISTORY, end)
     window = {"window_start": start, "window_end": end, "is_final": notice.is_final}
-    backfill_id = connection.scalar(OPEN, whose | window)
+    backfill_id = int(connection.scalar(OPEN, identity | window) or 0)
     days = FIRST_SLICE_DAYS[catalogue()[notice.resource].kind]
     position = {"backfill_id": backfill_id, "slice_end": end + MARGIN, "slice_days": days}
     connection.execute(ADD_CHUNK, identity | window | position)
-    return int(backfill_id or 0)
+    return backfill_id
 
 
-def claim(engine: Engine, backfill_id: int, side_by_side: int) -> Work | None:
-    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many of a person run."""
+def claim(engine: Engine, backfill_id: int, per_user: int, per_account: int) -> Work | None:
+    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many run already."""
     with transaction(engine) as connection:
-        taken = connection.execute(CLAIM, {"id": backfill_id, "side_by_side": side_by_side}).first()
+        connection.execute(QUEUE_UP)
+        places = {"id": backfill_id, "per_user": per_user, "per_account": per_account}
+        taken = connection.execute(CLAIM, places).first()
         return _next(connection, backfill_id) if taken else None
 
 
@@ -175,11 +203,13 @@ def _next(connection: Connection, backfill_id: int) -> Work | None:
 
 
 def advance(connection: Connection, work: Work, then: Work | None, records: int, error: str | None) -> bool:
-    """Moves the position, in the transaction of the page's rows; false if somebody else has moved it."""
+    """Moves the position, in the transaction of the page's rows.
+
+    False if nobody should go on: somebody else has moved it, or an operator has stopped the backfill.
+    """
     if not _moved(connection, work, then):
         return False
-    connection.execute(COUNT, {"id": work.backfill_id, "records": records, "error": error})
-    return True
+    return bool(connection.scalar(COUNT, {"id": work.backfill_id, "records": records, "error": error}))
 
 
 def _moved(connection: Connection, work: Work, then: Work | None) -> bool:
@@ -216,10 +246,24 @@ def move(engine: Engine, work: Work, to: Work) -> None:
         _moved(connection, work, to)
 
 
-def fail(engine: Engine, work: Work, error: str) -> None:
-    """Ends a backfill that asking again cannot help."""
+def fail(engine: Engine, work: Work, error: str, evidence: Delivery | None = None) -> None:
+    """Ends a backfill that asking again cannot help. The answer that ended it, if one is given, is a dead letter."""
     with transaction(engine) as connection:
-        connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
+        failed = connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
+        if failed.rowcount and evidence:
+            bury(connection, evidence, f"fetch.{work.resource}", error)
+
+
+def owner(engine: Engine, work: Work) -> Record | None:
+    """The record that a stream belongs to, by what is stored of it: its notice, or itself. None if it was erased."""
+    listed = catalogue()[work.of.of or work.resource]
+    for table in (record_table(work.of), record_table(listed)):
+        query = text(f"SELECT provider, source_type FROM {table} WHERE user_id = :user_id AND id = :id")
+        with transaction(engine) as connection:
+            row = connection.execute(query, {"user_id": work.user_id, "id": work.item}).first()
+        if row:
+            return Record(listed.name, work.user_id, work.item, row.provider, row.source_type, b"{}", work.slice_end)
+    return None
 
 
 def due(engine: Engine, *, user_id: str | None = None, most: int = 500) -> list[int]:

@@ -2,6 +2,32 @@
 
 from app.providers.junction.api import connect, read_page, read_stream, request, stream_request
 from app.providers.junction.events import parse
+from app.providers.junction.introspection import (
+    connections_request,
+    pulls_request,
+    read_connections,
+    read_pulls,
+    read_refresh,
+    read_supplies,
+    refresh_request,
+    supplies_request,
+)
 from app.providers.junction.signature import verify
 
-__all__ = ["connect", "parse", "read_page", "read_stream", "request", "stream_request", "verify"]
+__all__ = [
+    "connect",
+    "connections_request",
+    "parse",
+    "pulls_request",
+    "read_connections",
+    "read_page",
+    "read_pulls",
+    "read_refresh",
+    "read_stream",
+    "read_supplies",
+    "refresh_request",
+    "request",
+    "stream_request",
+    "supplies_request",
+    "verify",
+]

@@ -23,7 +23,7 @@ class _Groups(msgspec.Struct):
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
     """The base URL and the headers that every request carries. Raises Misconfigured."""
-    return settings.junction_api_url, {"X-Vital-API-Key": settings.junction_api_key or ""}
+    return settings.junction_api_url, {"X-Vital-API-Key": settings.need_junction_api_key()}
 
 
 def request(resource: Resource, user_id: str, provider: str, part: Slice, cursor: str | None = None) -> Request:
@@ -46,20 +46,27 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime)
     """What an answer holds; a record that cannot be used is named and left out. Raises DeadLetter if it is no page."""
     if resource.kind == "timeseries":
         return _read_groups(resource, user_id, body, asked_at)
-    document = decode(body, dict[str, msgspec.Raw], f"{resource.name}: a page")
-    rows = [msgspec.Raw(body)]
-    if resource.rows is not None:
-        if resource.rows not in document:
-            raise DeadLetter(f"{resource.name}: a page without {resource.rows}")
-        rows = decode(bytes(document[resource.rows]), list[msgspec.Raw], f"{resource.name}: a page")
     found: list[Action] = []
     refused: list[str] = []
-    for row in rows:
+    for row in _rows(resource, body):
         try:
             found.append(record(resource, user_id, bytes(row), asked_at))
         except DeadLetter as reason:
             refused.append(str(reason))
     return Page(tuple(found), len(found), refused=tuple(refused))
+
+
+def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
+    """The objects of a page: an array under a name, a bare array of devices, or the page itself."""
+    what = f"{resource.name}: a page"
+    if resource.kind == "device":
+        return decode(body, list[msgspec.Raw], what)  # type: ignore[no-any-return]
+    document = decode(body, dict[str, msgspec.Raw], what)
+    if resource.rows is None:
+        return [msgspec.Raw(body)]
+    if resource.rows not in document:
+        raise DeadLetter(f"{what} without {resource.rows}")
+    return decode(bytes(document[resource.rows]), list[msgspec.Raw], what)  # type: ignore[no-any-return]
 
 
 def _read_groups(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:

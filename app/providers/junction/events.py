@@ -1,12 +1,13 @@
 """What Junction's events mean."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from app.actions import Action, Connection, Notice, Parsed
+from app.actions import Action, Connection, Notice, Parsed, Record, Samples
 from app.catalogue import EventType, Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery
@@ -61,16 +62,33 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     version = min(ksuid.created_at(delivery.message_id) or delivery.received, delivery.received + CLOCK_SKEW)
     collapsed: list[int] = []
     found = list(_actions(event, user_id, bytes(envelope.data), version, collapsed))
-    kept = tuple(action for action in found if _is_kept(event, action, settings))
+    found += [notice for action in found for notice in _streams_of(action, settings)]
+    kept = tuple(action for action in found if _is_kept(action, settings))
     ignored = "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
     return Parsed(name, user_id, envelope.client_user_id, kept, ignored, sum(collapsed))
 
 
-def _is_kept(event: EventType, action: Action, settings: Settings) -> bool:
+def _is_kept(action: Action, settings: Settings) -> bool:
     """Whether the operator wants it; who is connected with what is always of interest."""
-    if isinstance(action, Connection) or event.resource is None:
-        return True
-    return settings.keeps(event.resource.name, action.provider)
+    return isinstance(action, Connection) or settings.keeps(action.resource, action.provider)
+
+
+def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:
+    """The streams that an action announces, which are always fetched: that of a notice without data is its own.
+
+    One that the provider announces no more is fetched with the records it belongs to, if it is asked for by name.
+    """
+    if isinstance(action, Connection | Samples):
+        return
+    resource = catalogue()[action.resource]
+    if isinstance(action, Record) and resource.kind == "stream":
+        yield Notice(action.user_id, action.provider, resource.name, None, None, is_final=True, item=action.id)
+    for stream in catalogue().of_kind("stream"):
+        if stream.legacy and stream.of == resource.name and stream.name in settings.resources:
+            if isinstance(action, Notice):
+                yield replace(action, resource=stream.name)
+            else:
+                yield Notice(action.user_id, action.provider, stream.name, None, None, is_final=True, item=action.id)
 
 
 def _actions(event: EventType, user_id: str, data: bytes, version: datetime, collapsed: list[int]) -> Iterator[Action]:

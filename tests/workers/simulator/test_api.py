@@ -220,12 +220,21 @@ def test_introspection_tells_the_oldest_and_newest_there_really_is(client, path,
     assert told["sent_count"] == len(samples)
 
 
-@pytest.mark.parametrize("kind", ["429", "503", "500", "401"])
+@pytest.mark.parametrize("kind", ["400", "401", "404", "413", "422", "429", "500", "502", "503", "504"])
 def test_a_fault_answers_its_status_as_often_as_asked_and_only_there(client, path, kind):
     assert client.post("/simulate/faults", json={"kind": kind, "where": "profile", "times": 2}).status_code == 201
 
     assert get(client, path("device")).status_code == 200
     assert [get(client, path("profile")).status_code for _ in range(3)] == [int(kind), int(kind), 200]
+
+
+def test_a_422_has_the_form_of_a_real_one(client, path):
+    """Breaks if a reader of the details of a refused request finds plain text."""
+    client.post("/simulate/faults", json={"kind": "422", "times": 1})
+
+    (detail,) = get(client, path("profile")).json["detail"]
+
+    assert detail.keys() == {"loc", "msg", "type"}
 
 
 def test_retry_after_comes_in_both_forms_or_not_at_all(client, path):

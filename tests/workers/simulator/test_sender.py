@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import count
 
 import pytest
 from flask import Flask, request
@@ -158,6 +159,49 @@ def test_reordering_loses_nothing_and_is_the_same_for_the_same_seed(endpoint):
     assert order(3) == first
 
 
+def test_late_events_come_long_after_newer_ones_under_their_first_id(endpoint, monkeypatch):
+    """Breaks if a lost event comes soon, never, twice, or under an id that makes it look new."""
+    made = count()
+    monkeypatch.setattr("workers.simulator.sender.new_message_id", lambda _at: f"msg_{next(made):04d}")
+
+    with Sender(endpoint.url, SECRET, connections=1, late=0.1, seed=5) as sender:
+        assert sender.send_all(some_events(600)) == {202: 600}
+
+    order = [event["data"]["number"] for _, event in endpoint.received]
+    assert [name for name, _ in endpoint.received] == [f"msg_{number:04d}" for number in order]
+    assert sorted(order) == list(range(600))
+    late = [
+        (number, order[:place]) for place, number in enumerate(order) if order[:place] and number < max(order[:place])
+    ]
+    overtaken = [sum(other > number for other in before) for number, before in late]
+    assert 30 < len(late) < 100
+    in_the_middle = [by for (number, _), by in zip(late, overtaken, strict=True) if number < 400]
+    assert min(in_the_middle) > 50 * 0.8
+    assert max(in_the_middle) <= 200
+
+
+def test_late_events_are_the_same_for_the_same_seed_and_dropped_when_stopped(endpoint):
+    """Breaks if a failed run cannot be repeated, or Ctrl-C sends what is held back after all."""
+    stop = threading.Event()
+
+    def order(events):
+        endpoint.received.clear()
+        with Sender(endpoint.url, SECRET, connections=1, late=0.3, reordering=0.3, seed=3, stop=stop) as sender:
+            sender.send_all(events)
+        return [event["data"]["number"] for _, event in endpoint.received]
+
+    def stopped():
+        yield from some_events(20)
+        stop.set()
+
+    first = order(some_events(60))
+    stop.clear()
+    assert sorted(first) == list(range(60))
+    assert order(some_events(60)) == first
+    stop.clear()
+    assert len(order(stopped())) < 20
+
+
 def test_a_rate_is_kept_to(endpoint):
     started = time.monotonic()
 
@@ -186,7 +230,15 @@ def test_endless_events_are_taken_only_as_they_are_sent(endpoint):
 
 def test_run_serves_sends_what_comes_first_then_live_events_and_stops(endpoint, capsys):
     stop = threading.Event()
-    options = {"users": 1, "days": 3, "to": endpoint.url, "secret": SECRET, "rate": 200, "stop": stop}
+    options = {
+        "users": 1,
+        "days": 3,
+        "to": endpoint.url,
+        "secret": SECRET,
+        "rate": 200,
+        "duplicates": 1.0,
+        "stop": stop,
+    }
     running = threading.Thread(target=run, kwargs=options)
     running.start()
     deadline = time.monotonic() + 8
@@ -199,6 +251,8 @@ def test_run_serves_sends_what_comes_first_then_live_events_and_stops(endpoint, 
     assert not running.is_alive()
     kinds = {event["event_type"].split(".")[0] for _, event in endpoint.received}
     assert kinds == {"provider", "historical", "daily"}
+    names = [name for name, event in endpoint.received if event["event_type"].startswith("provider")]
+    assert len(names) == 2 * len(set(names))
     printed = capsys.readouterr().out
     assert "JUNCTION_BASE_URL=http://127.0.0.1:" in printed
     assert "JUNCTION_API_KEY=sk_us_simulated" in printed

@@ -91,14 +91,18 @@ CREATE TABLE headrace.samples_other PARTITION OF headrace.samples DEFAULT;
 
 CREATE TABLE headrace.backfills (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    aggregator text NOT NULL,
     user_id text NOT NULL,
     provider text NOT NULL,
     resource text NOT NULL,
+    item text NOT NULL DEFAULT '',  -- only what belongs to this record, instead of a window: one workout's stream
+    asked_by text NOT NULL,  -- notice, operator or reconcile
     status text NOT NULL DEFAULT 'pending',
     window_start timestamptz,
     window_end timestamptz,
     is_final_seen boolean NOT NULL DEFAULT false,
     records bigint NOT NULL DEFAULT 0,
+    pages bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,
     finished_at timestamptz,
@@ -109,15 +113,16 @@ CREATE TABLE headrace.backfills (
 );
 CREATE INDEX ON headrace.backfills (due_at) WHERE status IN ('pending', 'running');
 CREATE INDEX ON headrace.backfills (user_id);
--- A person's history of one resource is pulled once at a time; the next notice extends the pull that is open.
-CREATE UNIQUE INDEX one_open_backfill ON headrace.backfills (user_id, provider, resource)
+CREATE INDEX held_backfills ON headrace.backfills (aggregator) WHERE lease_until > '-infinity';
+-- The next notice extends the pull that is open. What an operator asks for has an end of its own.
+CREATE UNIQUE INDEX one_open_backfill ON headrace.backfills (user_id, provider, resource, item, asked_by)
     WHERE status IN ('pending', 'running', 'paused');
 
 CREATE TABLE headrace.chunks (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     backfill_id bigint NOT NULL REFERENCES headrace.backfills ON DELETE CASCADE,
-    aggregator text NOT NULL,
-    message_id text NOT NULL,
+    message_id text NOT NULL,  -- of the notice, or made up where nobody sent one
+    created_at timestamptz NOT NULL DEFAULT now(),
     window_start timestamptz,
     window_end timestamptz,
     is_final boolean NOT NULL,
@@ -127,9 +132,33 @@ CREATE TABLE headrace.chunks (
     cursor text,  -- of the page that comes next in this slice
     pages int NOT NULL DEFAULT 0,
     restarts int NOT NULL DEFAULT 0,  -- of a slice whose cursor was no good
-    UNIQUE (aggregator, message_id)
+    UNIQUE (message_id, backfill_id)
 );
 CREATE INDEX ON headrace.chunks (backfill_id);
+
+-- What the last reconciliation found missing, and whose turn it is.
+CREATE TABLE headrace.gaps (
+    user_id text NOT NULL,
+    provider text NOT NULL,
+    resource text NOT NULL,
+    part text NOT NULL,  -- of the reconciliation
+    whose text NOT NULL,
+    reason text NOT NULL,
+    is_pulling boolean NOT NULL,  -- from the provider to the aggregator, and not done yet
+    window_start timestamptz,
+    window_end timestamptz,
+    since timestamptz NOT NULL DEFAULT now(),
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, provider, resource, part)
+);
+
+-- What is to be done from time to time, and how far it has come.
+CREATE TABLE headrace.chores (
+    name text PRIMARY KEY,
+    due_at timestamptz NOT NULL,
+    position jsonb,  -- null: from the beginning
+    lease_until timestamptz NOT NULL DEFAULT '-infinity'
+);
 """
 
 VIEWS = """
@@ -147,7 +176,7 @@ SELECT b.user_id, b.provider, b.resource, b.status, b.window_start, b.window_end
        count(c.id) AS chunks_total, count(c.id) FILTER (WHERE c.status = 'done') AS chunks_done,
        b.records, b.started_at, b.finished_at, b.error
 FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
-GROUP BY b.id;
+WHERE b.item = '' GROUP BY b.id;
 """
 
 

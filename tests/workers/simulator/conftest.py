@@ -1,0 +1,51 @@
+"""A client of the simulated read API, of a world of its own, for the tests of its knobs."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from app.catalogue import catalogue
+from workers.simulator.api import create_api
+from workers.simulator.data import World
+from workers.simulator.faults import Faults
+
+UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
+KEY = "sk_us_test"
+
+
+class Api:
+    """Asks the API of a world, with the key."""
+
+    def __init__(self, world, page_size):
+        self.world = world
+        self.faults = Faults(world.seed)
+        self.client = create_api(world, KEY, self.faults, page_size).test_client()
+
+    def get(self, path, **query):
+        return self.client.get(path, query_string=query, headers={"X-Vital-API-Key": KEY})
+
+    def post(self, path, **options):
+        return self.client.post(path, headers={"X-Vital-API-Key": KEY}, **options)
+
+    def of(self, resource, user=0, **query):
+        path = catalogue()[resource].path.format(user_id=self.world.members[user].user_id)
+        return self.get(path, **query)
+
+    def pages(self, ask, **query):
+        """All pages of `ask(next_cursor=...)`; fails if a cursor comes twice."""
+        pages, cursors = [], []
+        while not pages or cursors[-1]:
+            pages.append(ask(**query, **({"next_cursor": cursors[-1]} if cursors else {})).json)
+            cursors.append(pages[-1]["next_cursor"])
+            assert cursors.count(cursors[-1]) == 1
+        return pages
+
+
+@pytest.fixture
+def make_api():
+    return lambda users=2, days=20, until=UNTIL, page_size=500: Api(World(1, users, until, days), page_size)
+
+
+@pytest.fixture
+def api(make_api):
+    return make_api()

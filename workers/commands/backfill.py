@@ -1,0 +1,219 @@
+"""`headrace backfill`: the operator's hand on history."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+import limits
+from sqlalchemy import Connection, Engine
+
+from app.catalogue import catalogue
+from app.config import Settings
+from workers.commands import common
+from workers.status import in_words, plain, progress
+from workers.store import history
+from workers.store.engine import make_engine, transaction
+from workers.store.history import Backfill, Filter, Plan, Wanted
+
+STATES = ("pending", "running", "paused", "complete", "failed", "cancelled")
+
+
+class Moment(click.ParamType[datetime]):
+    """A day or a moment in ISO 8601; without an offset it is taken as UTC."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> datetime:
+        """Raises click.BadParameter."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            given = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a day (2026-03-14) nor a moment (2026-03-14T06:30:00Z)", param, context)
+        return given if given.tzinfo else given.replace(tzinfo=UTC)
+
+
+class ResourceName(click.ParamType[str]):
+    """A resource of the catalogue."""
+
+    name = "resource"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        """Raises click.BadParameter, with the names that are near."""
+        if value not in catalogue():
+            near = get_close_matches(value, catalogue(), 3) or ["workouts", "sleep", "heartrate"]
+            self.fail(f"{value!r} is no resource; did you mean {', '.join(near)}?", param, context)
+        return str(value)
+
+
+@click.group("backfill", cls=common.Group)
+def backfill() -> None:
+    """Start, watch, pause, resume and cancel the fetching of history."""
+
+
+def _which(command: common.Command) -> common.Command:
+    """Which backfills are meant: by number, or by what they are about."""
+    options = (
+        click.argument("ids", nargs=-1, type=int, metavar="[ID]..."),
+        click.option("--user", help="of this person (user_id)"),
+        click.option("--provider", help="of this provider (garmin, oura ...)"),
+        click.option("--resource", type=ResourceName(), help="of this resource"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return common.data_dir_option(command)
+
+
+@backfill.command()
+@click.option("--user", required=True, help="whose history: a user_id or client_user_id")
+@click.option("--provider", "providers", multiple=True, help="from this provider only (default: all of the person's)")
+@click.option("--resource", "resources", multiple=True, type=ResourceName(), help="only this (may be repeated)")
+@click.option("--since", required=True, type=Moment(), help="from this day or moment on")
+@click.option("--until", type=Moment(), help="to this day or moment (default: now)")
+@click.option("--dry-run", is_flag=True, help="only say what it would cost")
+@common.data_dir_option
+@common.json_option
+def start(
+    *,
+    user: str,
+    providers: tuple[str, ...],
+    resources: tuple[str, ...],
+    since: datetime,
+    until: datetime | None,
+    dry_run: bool,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Fetch a person's history again, or history that was never announced."""
+    end = min(until or datetime.now(UTC), datetime.now(UTC))
+    if since >= end:
+        raise click.ClickException(f"--since {since.isoformat()} is not before --until {end.isoformat()}")
+    settings = common.attached(data_dir, broker=False)
+    names = tuple(name.lower() for name in providers)
+    with transaction(make_engine(settings, "headrace-backfill")) as connection:
+        wanted = Wanted(_resolve(connection, user), since, end, names, resources)
+        plans = history.plan(connection, settings, wanted)
+        numbers = [None if dry_run else history.start(connection, plan) for plan in plans]
+    if not plans:
+        raise click.ClickException("HEADRACE_RESOURCES and HEADRACE_PROVIDERS leave out all of that")
+    if as_json:
+        common.print_json([{"id": number, **asdict(plan)} for number, plan in zip(numbers, plans, strict=True)])
+        return
+    if dry_run:
+        common.print_rows([_row_of_plan(plan) for plan in plans], as_json=False)
+    click.echo(f"{'would start' if dry_run else 'started'} {len(plans)} backfills: {_cost(plans, settings)}")
+    if not dry_run:
+        click.echo(f"workers take them up within seconds; headrace backfill list --user {plans[0].user_id} --watch")
+
+
+def _resolve(connection: Connection, name: str) -> str:
+    """The user_id of a person. Raises click.ClickException if that is not one person."""
+    found = history.who(connection, name)
+    if not found:
+        click.echo(f"nobody called {name} is known yet; taken as a user_id", err=True)
+        return name
+    if found[0][0] != name and len(found) > 1:
+        raise click.ClickException(f"{name} is several: {', '.join(user_id for user_id, _ in found)}")
+    user_id, is_erased = found[0]
+    if is_erased:
+        raise click.ClickException(f"{user_id} was erased, and is not fetched again")
+    return user_id
+
+
+def _cost(plans: Sequence[Plan], settings: Settings) -> str:
+    requests = sum(plan.requests for plan in plans)
+    rate = limits.parse(settings.request_rate)
+    least = timedelta(seconds=requests * rate.get_expiry() / rate.amount)
+    about = "about" if all(plan.is_measured for plan in plans) else "at least"
+    return f"{about} {requests} requests, {in_words(least)} at {settings.request_rate} (HEADRACE_REQUEST_RATE)"
+
+
+def _row_of_plan(plan: Plan) -> dict[str, Any]:
+    requests = f"{'about' if plan.is_measured else 'at least'} {plan.requests}"
+    window = {"from": f"{plan.since:%Y-%m-%d %H:%M}", "to": f"{plan.until:%Y-%m-%d %H:%M}"}
+    return {"provider": plan.provider or "any", "resource": plan.resource, **window, "requests": requests}
+
+
+@backfill.command("list")
+@_which
+@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="only these (may be repeated)")
+@click.option("--limit", "most", type=click.IntRange(1), default=50, show_default=True, help="at most so many")
+@click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="seconds between two looks")
+@common.json_option
+def list_command(
+    *,
+    ids: tuple[int, ...],
+    user: str | None,
+    provider: str | None,
+    resource: str | None,
+    states: tuple[str, ...],
+    most: int,
+    watch: bool,
+    every: float,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Show backfills with their progress: the open ones, then those that ended last."""
+    engine = make_engine(common.attached(data_dir, broker=False), "headrace-backfill")
+    which = Filter(ids or None, user, provider, resource, states or None)
+
+    def look() -> list[Backfill]:
+        return history.listed(engine, which, most)
+
+    if as_json:
+        common.print_json([plain(one) for one in look()])
+    elif watch:
+        common.keep_fresh(lambda: progress(look()), every)
+    else:
+        common.console().print(progress(look()))
+
+
+@backfill.command()
+@click.argument("number", type=int, metavar="ID")
+@common.data_dir_option
+@common.json_option
+def show(*, number: int, data_dir: Path | None, as_json: bool) -> None:
+    """Show one backfill with its chunks."""
+    engine = make_engine(common.attached(data_dir, broker=False), "headrace-backfill")
+    found = history.listed(engine, Filter(ids=(number,)))
+    if not found:
+        raise click.ClickException(f"there is no backfill {number}; headrace backfill list shows what there is")
+    chunks = history.chunks_of(engine, number)
+    if as_json:
+        common.print_json(plain(found[0]) | {"chunks": [one._asdict() for one in chunks]})
+        return
+    common.console().print(progress(found))
+    common.print_rows([one._asdict() for one in chunks], as_json=False)
+
+
+def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: str, states: tuple[str, ...]) -> None:
+    """The commands that do one thing to many backfills."""
+
+    @backfill.command(name, help=(do.__doc__ or "").split(" Returns", maxsplit=1)[0])
+    @_which
+    def command(
+        *, ids: tuple[int, ...], user: str | None, provider: str | None, resource: str | None, data_dir: Path | None
+    ) -> None:
+        if not (ids or user or provider or resource):
+            raise click.UsageError("say which: by ID, or by --user, --provider or --resource")
+        engine = make_engine(common.attached(data_dir, broker=False), "headrace-backfill")
+        found = ids or tuple(
+            one.id for one in history.listed(engine, Filter(None, user, provider, resource, states), 1_000_000)
+        )
+        changed = do(engine, found)
+        click.echo(f"{done} {len(changed)} of {len(found)}")
+        for left in history.listed(engine, Filter(tuple(set(found) - set(changed)) or (0,))):
+            click.echo(f"backfill {left.id} is {left.status}, and stays so", err=True)
+        if ids and not changed:
+            raise click.exceptions.Exit(1)
+
+
+_command("pause", history.pause, "paused", ("pending", "running"))
+_command("resume", history.resume, "resumed", ("paused", "failed"))
+_command("cancel", history.cancel, "cancelled", ("pending", "running", "paused"))

@@ -1,0 +1,99 @@
+"""What all commands share: errors as one line, the stack they work against, tables, JSON, pictures kept fresh."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from app.config import Settings, load
+from app.errors import HeadraceError
+from workers import up
+
+Command = Callable[..., Any]
+
+
+class Group(click.Group):
+    """Prints an error of ours as one line, and its traceback only with --debug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(context)
+        except HeadraceError as error:
+            if "--debug" in sys.argv:
+                raise
+            click.echo(f"headrace: {error}", err=True)
+            context.exit(1)
+
+
+def data_dir_option(command: Command) -> Command:
+    """The stack that a command works against where DATABASE_URL and BROKER_URL are not set."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="the folder of the stack to work with (default: HEADRACE_DATA_DIR, then .headrace)",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """For programs that read."""
+    return click.option("--json", "as_json", is_flag=True, help="print JSON")(command)
+
+
+def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
+    """The settings, completed by the stack that runs in the data directory, where the command needs more."""
+    settings = load()
+    return up.attach(settings, data_dir or Path(settings.data_dir), broker=broker)
+
+
+def console() -> Console:
+    """A terminal; into a file or a pipe, tables are as wide as they are, and not cut at 80."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_json(value: Any) -> None:
+    """Plain values, dataclasses, times as ISO 8601 and durations in seconds."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """A table, or a list of objects."""
+    if as_json:
+        print_json(list(rows))
+    elif rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        console().print(table)
+
+
+def keep_fresh(picture: Callable[[], RenderableType], every: float) -> None:
+    """Shows a picture until Ctrl-C: on a terminal in place, elsewhere again and again."""
+    screen = console()
+    if not screen.is_terminal:
+        while True:
+            screen.print(picture())
+            time.sleep(every)
+    with Live(picture(), console=screen, screen=True) as live:
+        while True:
+            time.sleep(every)
+            live.update(picture())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(type(value).__name__)

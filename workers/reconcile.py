@@ -1,0 +1,267 @@
+"""Compares what Junction says it has with what is stored, a page of people at a time; the difference is fetched."""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine
+
+from app import actions
+from app.actions import Notice
+from app.catalogue import catalogue
+from app.config import Settings
+from app.errors import DeadLetter
+from app.providers import junction
+from app.providers.junction.introspection import Listing, Pull, Supply
+from app.providers.request import Request
+from workers import gaps
+from workers.gaps import Gap, Part, Stored
+from workers.http import Answer, Client
+from workers.retry import NOT_JSON, decide
+from workers.store import chores, coverage
+from workers.store.backfills import Asked, open_backfill
+from workers.store.chores import keep_gaps, still_pulling
+from workers.store.coverage import Fetched, Key
+from workers.store.engine import transaction
+from workers.store.writer import Numbered, touch_users, write
+from workers.throttle import Throttle
+
+T = TypeVar("T", Pull, Supply)
+R = TypeVar("R")
+ACCOUNT = "junction"
+CHORE = "reconcile"
+LOOK_BACK = timedelta(days=35)  # of what came by webhook: older days have been compared before
+TURN_SECONDS = 20.0
+CONNECTION = "connection"  # stands where a gap names its resource
+
+log = logging.getLogger(__name__)
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a reconciliation has come: it may be put down and taken up anywhere."""
+
+    part: Part = "pulls"
+    cursor: str | None = None
+    people: tuple[str, ...] = ()  # whose connections are to be asked about before it goes on
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one request brought, where it goes on, and how many seconds from now. `to` is None at the end."""
+
+    to: Position | None
+    seconds: float = 0.0
+    people: int = 0
+    found: tuple[Gap, ...] = ()
+    opened: tuple[int, ...] = ()
+    reason: str = ""  # why it waits
+
+
+class _Waits(Exception):
+    """There is no answer to be had now."""
+
+    def __init__(self, seconds: float, reason: str, *, counts: bool) -> None:
+        super().__init__(reason)
+        self.seconds, self.reason, self.counts = seconds, reason, counts
+
+
+class Reconciler:
+    """Goes on with a reconciliation, a request at a time. Nothing in it sleeps."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, client: Client, throttle: Throttle, *, dry_run: bool = False
+    ) -> None:
+        self._engine, self._settings = engine, settings
+        self._client, self._throttle = client, throttle
+        self._dry_run = dry_run
+        self._would_open: defaultdict[Key, list[Fetched]] = defaultdict(list)
+        self._pulling: set[Key] = set()
+
+    def step(self, at: Position, since: datetime, user_id: str | None = None) -> Step:
+        """Goes on by one request. Raises DeadLetter if Junction refuses it for good, and TryLater."""
+        try:
+            if at.people:
+                return self._connections(at)
+            return self._pulls(at, user_id) if at.part == "pulls" else self._supplies(at, since, user_id)
+        except _Waits as waits:
+            attempts = at.attempts + 1 if waits.counts else at.attempts
+            return Step(msgspec.structs.replace(at, attempts=attempts), waits.seconds, reason=waits.reason)
+
+    def _pulls(self, at: Position, user_id: str | None) -> Step:
+        request = junction.pulls_request(at.cursor, user_id)
+        listing = self._ask(request, at, lambda answer: junction.read_pulls(answer.body))
+        now = datetime.now(UTC)
+        with transaction(self._engine) as connection:
+            people = self._not_erased(connection, listing)
+            pulls = [one for one in people if self._matters(one)]
+            spans = {
+                _key(one): gaps.span_of_pull(one, now)
+                for one in pulls
+                if one.days_with_data and catalogue()[one.resource].has_days
+            }
+            days = coverage.days_stored(connection, spans)
+            stored = Stored(coverage.fetched(connection, listing.users), days)
+            known = coverage.connected(connection, listing.users)
+        found = [gap for pull in pulls if (gap := gaps.of_pull(pull, stored, now))]
+        return self._end(at, listing, found, _changed(people, known))
+
+    def _supplies(self, at: Position, since: datetime, user_id: str | None) -> Step:
+        request = junction.supplies_request(at.cursor, user_id)
+        listing = self._ask(request, at, lambda answer: junction.read_supplies(answer.body))
+        now = datetime.now(UTC)
+        with transaction(self._engine) as connection:
+            pulling = self._pulling | still_pulling(connection, listing.users)
+            people = self._not_erased(connection, listing)
+            supplies = [one for one in people if self._matters(one) and _key(one) not in pulling]
+            stored = self._stored(connection, supplies, listing.users, since, now)
+        by_connection: defaultdict[tuple[str, str], list[Supply]] = defaultdict(list)
+        for one in supplies:
+            by_connection[one.user_id, one.provider].append(one)
+        found = [gap for some in by_connection.values() for gap in gaps.of_supplies(some, stored, since, now)]
+        return self._end(at, listing, found)
+
+    def _stored(
+        self, connection: Connection, supplies: Sequence[Supply], users: Sequence[str], since: datetime, now: datetime
+    ) -> Stored:
+        spans = {_key(one): span for one in supplies if (span := gaps.span_of_supply(one, since, now))}
+        windows = dict(coverage.fetched(connection, users))
+        for key, some in self._would_open.items():
+            windows[key] = [*windows.get(key, ()), *some]
+        newest = dict(coverage.newest_stored(connection, spans))
+        for key in spans:
+            if not catalogue()[key.resource].has_days and key in coverage.any_stored(connection, key.resource, users):
+                newest[key] = now
+        return Stored(windows, coverage.days_stored(connection, spans), newest, coverage.outages(connection, since))
+
+    def _connections(self, at: Position) -> Step:
+        """Asks how somebody's connections are: others are known to Junction than to us."""
+        user_id, *others = at.people
+        to = Position(at.part, at.cursor, tuple(others))
+        request = junction.connections_request(user_id)
+        try:
+            now = self._ask(request, at, lambda answer: _read_connections(user_id, answer))
+        except DeadLetter:  # of one person; the others are still to be compared
+            return Step(to)
+        with transaction(self._engine) as connection:
+            known = coverage.connected(connection, [user_id]).get(user_id, {})
+            gone = sorted(known.keys() - {one.provider for one in now})
+            asked_at = datetime.now(UTC)
+            now += [actions.Connection(user_id, name, "error", "deregistered", asked_at) for name in gone]
+            news = [one for one in now if known.get(one.provider) != one.status]
+            if news and not self._dry_run:
+                touch_users(connection, {user_id: None})
+                write(connection, [Numbered(0, one) for one in news], "reconcile", {})
+        keys = [(Key(user_id, one.provider, CONNECTION), one.status) for one in news]
+        return Step(to, found=tuple(Gap(key, "ours", f"{status}, and we did not know") for key, status in keys))
+
+    def _not_erased(self, connection: Connection, listing: Listing[T]) -> list[T]:
+        erased = coverage.erased(connection, listing.users)
+        return [one for one in listing.rows if one.user_id not in erased]
+
+    def _matters(self, one: Pull | Supply) -> bool:
+        """Whether the operator wants it."""
+        resource = catalogue().get(one.resource)
+        if resource is None or not self._settings.keeps(one.resource, one.provider):
+            return False
+        return not resource.legacy or one.resource in self._settings.resources
+
+    def _end(self, at: Position, listing: Listing[T], found: Sequence[Gap], people: tuple[str, ...] = ()) -> Step:
+        """Has what is missing fetched, keeps the account of it, and says where to go on."""
+        opened: list[int] = []
+        if self._dry_run:
+            self._pretend(found)
+        else:
+            with transaction(self._engine) as connection:
+                touch_users(connection, dict.fromkeys(sorted({gap.key.user_id for gap in found if gap.windows})))
+                opened = [number for gap in found for number in _open(connection, gap)]
+                keep_gaps(connection, at.part, listing.users, found)
+        to: Position | None = Position(at.part, listing.cursor, people)
+        if listing.cursor is None or listing.cursor == at.cursor:
+            to = Position("supplies", None, people) if at.part == "pulls" else None
+        return Step(to, people=len(listing.users), found=tuple(found), opened=tuple(dict.fromkeys(opened)))
+
+    def _pretend(self, found: Iterable[Gap]) -> None:
+        now = datetime.now(UTC)
+        for gap in found:
+            self._would_open[gap.key] += [Fetched(*window, "reconcile", "open", now, None) for window in gap.windows]
+            if gap.is_pulling:
+                self._pulling.add(gap.key)
+
+    def _ask(self, request: Request, at: Position, read: Callable[[Answer], R]) -> R:
+        """What an answer says. Raises _Waits, or DeadLetter where asking again cannot help."""
+        if (seconds := self._throttle.wait(ACCOUNT)) > 0:
+            raise _Waits(seconds, "the account has to wait", counts=False)
+        answer = self._client.ask(request)
+        status = answer.status
+        if status == 200:
+            try:
+                return read(answer)
+            except DeadLetter:
+                status = NOT_JSON
+        decision = decide(status, answer.headers, attempts=at.attempts, now=datetime.now(UTC))
+        if decision.what in ("gone", "fail", "dead"):
+            raise DeadLetter(f"Junction answers {request.path} with {decision.reason}")
+        if decision.what == "hush":
+            self._throttle.hush(ACCOUNT, decision.seconds, decision.reason)
+        raise _Waits(decision.seconds, decision.reason, counts=decision.counts)
+
+
+def turn(engine: Engine, reconciler: Reconciler, period: float) -> float | None:
+    """Goes on with the reconciliation that is a chore, for one turn; how many seconds from now to go on, if it waits.
+
+    The position is saved after every step: a killed worker costs one request.
+    """
+    if (chore := chores.claim(engine, CHORE)) is None:
+        return None
+    at = msgspec.json.decode(chore.position, type=Position) if chore.position else Position()
+    until, since = time.monotonic() + TURN_SECONDS, datetime.now(UTC) - LOOK_BACK
+    try:
+        while time.monotonic() < until:
+            step = reconciler.step(at, since)
+            if step.to is None:
+                chores.save(engine, CHORE, None, period)
+                return None
+            at = step.to
+            chores.save(engine, CHORE, at, step.seconds, held=not step.seconds)
+            if step.seconds:
+                return step.seconds
+    except DeadLetter as reason:
+        log.warning("reconciliation: %s; the next one is in %.0f hours", reason, period / 3600)
+        chores.save(engine, CHORE, None, period)
+        return None
+    chores.save(engine, CHORE, at, 0)
+    return 0.0
+
+
+def _key(one: Pull | Supply) -> Key:
+    return Key(one.user_id, one.provider, one.resource)
+
+
+def _read_connections(user_id: str, answer: Answer) -> list[actions.Connection]:
+    return junction.read_connections(user_id, answer.body, answer.asked_at)
+
+
+def _changed(pulls: Iterable[Pull], known: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    """Of whom Junction names other providers than we know to be connected."""
+    told: defaultdict[str, set[str]] = defaultdict(set)
+    for one in pulls:
+        told[one.user_id].add(one.provider)
+    mine = {user: {name for name, status in some.items() if status == "connected"} for user, some in known.items()}
+    return tuple(user for user, providers in told.items() if providers != mine.get(user, set()))
+
+
+def _open(connection: Connection, gap: Gap) -> Iterator[int]:
+    """A backfill for what is missing, a chunk for each window."""
+    now = datetime.now(UTC)
+    for start, end in gap.windows:
+        asked = Asked(ACCOUNT, f"reconcile-{uuid.uuid4()}", "reconcile", now)
+        backfill_id = open_backfill(connection, asked, Notice(*gap.key, start, end, is_final=True))
+        if backfill_id is not None:
+            yield backfill_id

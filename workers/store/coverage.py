@@ -1,0 +1,152 @@
+"""What is stored of somebody's history: the windows that were fetched, the days that have data, our own silences."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+from sqlalchemy import Connection, TextClause, text
+
+from app.catalogue import catalogue
+from workers.store.schema import quoted, record_table
+
+FETCHED = text("""
+SELECT b.user_id, b.provider, b.resource, b.asked_by, c.window_start, c.window_end, c.created_at, b.finished_at,
+       CASE WHEN c.status = 'done' THEN 'done' WHEN b.status IN ('failed', 'cancelled') THEN 'lost' ELSE 'open' END
+           AS state
+FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
+WHERE b.user_id = ANY(:users) AND b.item = ''""")
+CONNECTIONS = text("SELECT user_id, provider, status FROM headrace.connections WHERE user_id = ANY(:users)")
+ERASED = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
+SPANS = """unnest(CAST(:users AS text[]), CAST(:providers AS text[]), CAST(:resources AS text[]),
+    CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked(user_id, provider, resource, span_start, span_end)"""
+# A probe of the index for each day: counting a day's samples would read all of them.
+DAYS_OF_SAMPLES = text(f"""
+SELECT DISTINCT user_id, provider, resource, CAST(day AS date) AS day
+FROM {SPANS} JOIN headrace.series n USING (user_id, provider, resource)
+CROSS JOIN LATERAL generate_series(span_start::timestamp, span_end::timestamp, interval '1 day') AS day
+WHERE EXISTS (SELECT 1 FROM headrace.samples s WHERE s.series_id = n.id
+              AND s.ts >= day AT TIME ZONE 'UTC' AND s.ts < (day + interval '1 day') AT TIME ZONE 'UTC')""")
+NEWEST_SAMPLES = text("""
+SELECT n.user_id, n.provider, n.resource, max(newest.ts) AS newest
+FROM headrace.series n
+CROSS JOIN LATERAL (SELECT ts FROM headrace.samples s WHERE s.series_id = n.id ORDER BY ts DESC LIMIT 1) AS newest
+WHERE n.user_id = ANY(:users) GROUP BY 1, 2, 3""")
+# Hours in which nothing at all was received, in runs of a day and more: our endpoint was away, or nobody spoke to it.
+OUTAGES = text("""
+WITH hours AS (
+    SELECT hour, EXISTS (SELECT 1 FROM headrace.deliveries d
+                         WHERE d.received_at >= hour AND d.received_at < hour + interval '1 hour') AS heard
+    FROM generate_series(date_trunc('hour', greatest(CAST(:since AS timestamptz), (
+        SELECT coalesce(min(first_seen), now()) FROM headrace.users))), now(), interval '1 hour') AS hour),
+runs AS (SELECT hour, hour - row_number() OVER (ORDER BY hour) * interval '1 hour' AS run FROM hours WHERE NOT heard)
+SELECT min(hour) AS silent_from, least(max(hour) + interval '1 hour', now()) AS silent_to
+FROM runs GROUP BY run HAVING count(*) >= 24""")
+
+
+class Key(NamedTuple):
+    """One resource of one of a person's connections."""
+
+    user_id: str
+    provider: str
+    resource: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A window that was, is being, or could not be fetched."""
+
+    start: datetime
+    end: datetime
+    asked_by: str
+    state: Literal["done", "open", "lost"]
+    created_at: datetime
+    finished_at: datetime | None
+
+
+def fetched(connection: Connection, users: Iterable[str]) -> Mapping[Key, list[Fetched]]:
+    """The windows of these people's backfills."""
+    found: defaultdict[Key, list[Fetched]] = defaultdict(list)
+    for row in connection.execute(FETCHED, {"users": list(users)}):
+        window = (row.window_start, row.window_end, row.asked_by, row.state, row.created_at, row.finished_at)
+        found[Key(row.user_id, row.provider, row.resource)].append(Fetched(*window))
+    return found
+
+
+def connected(connection: Connection, users: Iterable[str]) -> Mapping[str, dict[str, str]]:
+    """The status of each of these people's connections, by provider."""
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for row in connection.execute(CONNECTIONS, {"users": list(users)}):
+        found[row.user_id][row.provider] = row.status
+    return found
+
+
+def erased(connection: Connection, users: Iterable[str]) -> set[str]:
+    """Which of these people must not come back."""
+    return set(connection.scalars(ERASED, {"users": list(users)}))
+
+
+def outages(connection: Connection, since: datetime) -> list[tuple[datetime, datetime]]:
+    """When we heard nothing of anybody for a day or longer."""
+    return [(row.silent_from, row.silent_to) for row in connection.execute(OUTAGES, {"since": since})]
+
+
+def days_stored(connection: Connection, spans: Mapping[Key, tuple[datetime, datetime]]) -> Mapping[Key, set[int]]:
+    """The days (ordinals, in UTC) of these spans that have data; nothing for what has no day, such as a profile."""
+    found: defaultdict[Key, set[int]] = defaultdict(set)
+    by_resource: defaultdict[str, dict[Key, tuple[datetime, datetime]]] = defaultdict(dict)
+    for key, span in spans.items():
+        kind = catalogue()[key.resource].kind
+        by_resource["" if kind == "timeseries" else key.resource][key] = span
+    for name, some in by_resource.items():
+        query = _days_of_records(name) if name else DAYS_OF_SAMPLES
+        if query is not None:
+            for row in connection.execute(query, _arrays(some)):
+                found[Key(row.user_id, row.provider, row.resource)].add(row.day.toordinal())
+    return found
+
+
+def newest_stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, datetime]:
+    """The newest moment that is stored of each; of a record that has only a day, the last one of that day."""
+    wanted = set(keys)
+    users = {"users": sorted({key.user_id for key in wanted})}
+    found: dict[Key, datetime] = {}
+    for row in connection.execute(NEWEST_SAMPLES, users):
+        found[Key(row.user_id, row.provider, row.resource)] = row.newest
+    for name in sorted({key.resource for key in wanted}):
+        if field := catalogue()[name].day_field:
+            newest = f"max(CAST({quoted(field)} AS date))"
+            query = f"""
+SELECT user_id, provider, (({newest} + 1)::timestamp AT TIME ZONE 'UTC') - interval '1 microsecond' AS newest
+FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {quoted(field)} IS NOT NULL GROUP BY 1, 2"""
+            for row in connection.execute(text(query), users):
+                found[Key(row.user_id, row.provider, name)] = row.newest
+    return {key: moment for key, moment in found.items() if key in wanted}
+
+
+def any_stored(connection: Connection, resource: str, users: Iterable[str]) -> set[Key]:
+    """Who has any record of a resource that has no day."""
+    query = text(f"SELECT user_id, provider FROM {record_table(catalogue()[resource])} WHERE user_id = ANY(:users)")
+    return {Key(row.user_id, row.provider, resource) for row in connection.execute(query, {"users": list(users)})}
+
+
+def _days_of_records(name: str) -> TextClause | None:
+    resource = catalogue()[name]
+    if (field := resource.day_field) is None:
+        return None
+    day = f"CAST(r.{quoted(field)} AS date)"
+    return text(f"""
+SELECT DISTINCT user_id, provider, resource, {day} AS day
+FROM {SPANS} JOIN {record_table(resource)} r USING (user_id, provider)
+WHERE {day} BETWEEN span_start AND span_end""")
+
+
+def _arrays(spans: Mapping[Key, tuple[datetime, datetime]]) -> dict[str, list[object]]:
+    return {
+        "users": [key.user_id for key in spans],
+        "providers": [key.provider for key in spans],
+        "resources": [key.resource for key in spans],
+        "starts": [start.astimezone(UTC).date() for start, _ in spans.values()],
+        "ends": [end.astimezone(UTC).date() for _, end in spans.values()],
+    }

@@ -1,0 +1,266 @@
+"""The operator's hand on backfills: what there is, how far it has come, what more would cost; stopping, resuming."""
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from app.actions import Notice
+from app.catalogue import Resource, catalogue
+from app.config import Settings
+from workers.store.backfills import FIRST_SLICE_DAYS, LONGEST_SLICE_DAYS, MARGIN, Asked, open_backfill
+from workers.store.engine import transaction
+from workers.store.schema import record_table
+from workers.store.writer import touch_users
+
+State = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
+OPEN = ("pending", "running", "paused")
+
+# How far a chunk has come: the part of its window, with a day's margin at both ends, that has been walked.
+LIST = text("""
+SELECT b.id, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.status, b.window_start, b.window_end,
+       b.is_final_seen, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS chunks_done,
+       b.records, b.pages, b.attempts, b.created_at, b.started_at, b.finished_at, b.due_at, b.error,
+       coalesce(sum(extract(epoch FROM CASE c.status WHEN 'done' THEN c.window_end - c.window_start + interval '2 days'
+                                       ELSE c.window_end - c.slice_end + interval '1 day' END))
+                / sum(extract(epoch FROM c.window_end - c.window_start + interval '2 days')), 0)::float8 AS share,
+       extract(epoch FROM coalesce(b.finished_at, now()) - b.started_at)::float8 AS seconds
+FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
+WHERE (CAST(:ids AS bigint[]) IS NULL OR b.id = ANY(:ids))
+  AND (CAST(:user_id AS text) IS NULL OR b.user_id = :user_id)
+  AND (CAST(:provider AS text) IS NULL OR b.provider = :provider)
+  AND (CAST(:resource AS text) IS NULL OR b.resource = :resource)
+  AND (CAST(:states AS text[]) IS NULL OR b.status = ANY(:states))
+GROUP BY b.id ORDER BY array_position(ARRAY['running', 'paused', 'pending'], b.status), b.id DESC LIMIT :most""")
+CHUNKS = text("""
+SELECT id, message_id, status, is_final, window_start, window_end, slice_end, slice_days, cursor IS NOT NULL AS amid,
+       pages, restarts, created_at
+FROM headrace.chunks WHERE backfill_id = :id ORDER BY window_end DESC, id""")
+PAUSE = text("""
+UPDATE headrace.backfills SET status = 'paused', lease_until = '-infinity'
+WHERE id = ANY(:ids) AND status IN ('pending', 'running') RETURNING id""")
+CANCEL = text("""
+UPDATE headrace.backfills SET status = 'cancelled', lease_until = '-infinity', finished_at = now()
+WHERE id = ANY(:ids) AND status IN ('pending', 'running', 'paused') RETURNING id""")
+RESUME = text("""
+UPDATE headrace.backfills b SET status = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, attempts = 0,
+       due_at = now(), finished_at = NULL, error = NULL
+WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
+  AND (status = 'paused' OR NOT EXISTS (
+      SELECT 1 FROM headrace.backfills o WHERE o.status IN ('pending', 'running', 'paused')
+      AND (o.user_id, o.provider, o.resource, o.item, o.asked_by)
+        = (b.user_id, b.provider, b.resource, b.item, b.asked_by)))
+RETURNING id""")
+BEGIN_AGAIN = text("UPDATE headrace.chunks SET restarts = 0 WHERE backfill_id = ANY(:ids) AND status = 'pending'")
+EXPERIENCE = text("""
+SELECT provider, resource, sum(pages)::float8 AS pages,
+       sum(extract(epoch FROM window_end - window_start + interval '2 days') / 86400)::float8 AS days
+FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GROUP BY 1, 2""")
+WHO = text("""
+SELECT user_id, erased_at IS NOT NULL AS is_erased FROM headrace.users WHERE user_id = :name OR client_user_id = :name
+ORDER BY user_id = :name DESC""")
+PROVIDERS = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """A backfill as an operator sees it."""
+
+    id: int
+    user_id: str
+    provider: str
+    resource: str
+    item: str
+    asked_by: str
+    status: State
+    window_start: datetime | None
+    window_end: datetime | None
+    is_final_seen: bool
+    chunks: int
+    chunks_done: int
+    records: int
+    pages: int
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime
+    error: str | None
+    share: float  # of the windows that has been fetched, 0 to 1
+    seconds: float | None  # since it was started
+
+    @property
+    def rate(self) -> float | None:
+        """Records a second."""
+        return self.records / self.seconds if self.seconds else None
+
+    @property
+    def left(self) -> timedelta | None:
+        """How long it will take, if it goes on as until now; None if nobody can say."""
+        if self.status != "running" or not self.seconds or not self.share:
+            return None
+        return timedelta(seconds=self.seconds * (1 - self.share) / self.share)
+
+
+class Chunk(NamedTuple):
+    """One window of a backfill, and how far it has come."""
+
+    id: int
+    message_id: str
+    status: str
+    is_final: bool
+    window_start: datetime
+    window_end: datetime
+    slice_end: datetime
+    slice_days: int
+    amid: bool  # within a slice of several pages
+    pages: int
+    restarts: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which backfills are meant."""
+
+    ids: tuple[int, ...] | None = None
+    user_id: str | None = None
+    provider: str | None = None
+    resource: str | None = None
+    states: tuple[str, ...] | None = None
+
+
+def listed(engine: Engine, which: Filter, most: int = 100) -> list[Backfill]:
+    """Backfills, the open ones first and the newest of them first."""
+    values = {"user_id": which.user_id, "provider": which.provider, "resource": which.resource, "most": most}
+    lists = {name: list(given) if given else None for name, given in (("ids", which.ids), ("states", which.states))}
+    with transaction(engine) as connection:
+        return [Backfill(**row) for row in connection.execute(LIST, values | lists).mappings()]
+
+
+def chunks_of(engine: Engine, backfill_id: int) -> list[Chunk]:
+    """The chunks of a backfill, in the order in which they are fetched."""
+    with transaction(engine) as connection:
+        return [Chunk(*row) for row in connection.execute(CHUNKS, {"id": backfill_id})]
+
+
+def pause(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Stops backfills after the page they are at. Returns which; the others had ended, or were paused already."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(PAUSE, {"ids": list(ids)}))
+
+
+def cancel(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Ends backfills after the page they are at; what was fetched stays. Returns which."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(CANCEL, {"ids": list(ids)}))
+
+
+def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Goes on with what was paused, cancelled or failed, where it ended. Returns which."""
+    with transaction(engine) as connection:
+        # One by one: of two that want the same, the second must see that the first is open.
+        resumed = [found for one in ids for found in connection.scalars(RESUME, {"ids": [one]})]
+        connection.execute(BEGIN_AGAIN, {"ids": resumed})
+        return resumed
+
+
+def who(connection: Connection, name: str) -> list[tuple[str, bool]]:
+    """Whom a user_id or client_user_id names, and whether they were erased."""
+    return [(row.user_id, row.is_erased) for row in connection.execute(WHO, {"name": name})]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """History that an operator wants: of these providers and resources, or of all there are."""
+
+    user_id: str
+    since: datetime
+    until: datetime
+    providers: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One backfill that is to be started, and what it will cost."""
+
+    user_id: str
+    provider: str
+    resource: str
+    since: datetime
+    until: datetime
+    requests: int
+    is_measured: bool  # by backfills like it; otherwise that is the least
+
+
+def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Plan]:
+    """A backfill for each provider and resource; without a known provider, one for all there may be."""
+    known = tuple(connection.scalars(PROVIDERS, {"user_id": wanted.user_id}))
+    providers = wanted.providers or known or ("",)
+    names = wanted.resources or [name for name, one in catalogue().items() if not one.legacy and one.kind != "device"]
+    spent = experience(connection)
+    return [
+        _plan_one(connection, wanted, spent, provider, catalogue()[name])
+        for provider in providers
+        for name in names
+        if settings.keeps(name, provider)
+    ]
+
+
+def _plan_one(connection: Connection, wanted: Wanted, spent: "Experience", provider: str, resource: Resource) -> Plan:
+    requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until)
+    if resource.of and not is_measured:
+        requests += _records(connection, catalogue()[resource.of], wanted.user_id, provider)
+    return Plan(wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured)
+
+
+def _records(connection: Connection, resource: Resource, user_id: str, provider: str) -> int:
+    """How many records of somebody have a stream, at one request each."""
+    query = text(f"SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND provider = :provider")
+    return int(connection.scalar(query, {"user_id": user_id, "provider": provider}) or 0)
+
+
+def start(connection: Connection, planned: Plan) -> int:
+    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number."""
+    touch_users(connection, {planned.user_id: None})
+    asked = Asked("junction", f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
+    window = (planned.since, planned.until)
+    notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
+    return open_backfill(connection, asked, notice) or 0
+
+
+@dataclass(frozen=True)
+class Experience:
+    """How many requests a day of history has cost until now, by provider and resource."""
+
+    of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
+
+    def requests(self, provider: str, resource: Resource, start: datetime, end: datetime) -> tuple[int, bool]:
+        """How many requests a window will cost, and whether that is measured and not just the least there can be."""
+        days = (end - start + 2 * MARGIN) / timedelta(days=1)
+        known = [self.of[key] for key in self.of if key == (provider, resource.name)]
+        known = known or [value for (_, name), value in self.of.items() if name == resource.name]
+        if known and resource.dates != "none":
+            pages, walked = (sum(part) for part in zip(*known, strict=True))
+            return max(1, math.ceil(days * pages / walked)), True
+        return _least(resource, days), resource.dates == "none"
+
+
+def experience(connection: Connection) -> Experience:
+    """What backfills that are complete have cost."""
+    return Experience({(row.provider, row.resource): (row.pages, row.days) for row in connection.execute(EXPERIENCE)})
+
+
+def _least(resource: Resource, days: float) -> int:
+    """The slices of a window in which there is nothing."""
+    if resource.dates == "none" and resource.kind != "stream":
+        return 1
+    count, length = 0, FIRST_SLICE_DAYS[resource.kind]
+    while days > 0:
+        days, length, count = days - length, min(length * 2, LONGEST_SLICE_DAYS), count + 1
+    return count
