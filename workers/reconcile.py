@@ -99,8 +99,8 @@ class Reconciler:
         listing = self._ask(request, at, lambda answer: junction.read_pulls(answer.body))
         now = datetime.now(UTC)
         with transaction(self._engine) as connection:
-            people = self._not_erased(connection, listing)
-            pulls = [one for one in people if self._matters(one)]
+            erased = coverage.erased(connection, listing.users)
+            pulls = [one for one in listing.rows if one.user_id not in erased and self._matters(one)]
             spans = {
                 _key(one): gaps.span_of_pull(one, now)
                 for one in pulls
@@ -108,9 +108,8 @@ class Reconciler:
             }
             days = coverage.days_stored(connection, spans)
             stored = Stored(coverage.fetched(connection, listing.users), days)
-            known = coverage.connected(connection, listing.users)
         found = [gap for pull in pulls if (gap := gaps.of_pull(pull, stored, now))]
-        return self._end(at, listing, found, _changed(people, known))
+        return self._end(at, listing, found, tuple(user for user in listing.users if user not in erased))
 
     def _supplies(self, at: Position, since: datetime, user_id: str | None) -> Step:
         request = junction.supplies_request(at.cursor, user_id)
@@ -118,8 +117,9 @@ class Reconciler:
         now = datetime.now(UTC)
         with transaction(self._engine) as connection:
             pulling = self._pulling | still_pulling(connection, listing.users)
-            people = self._not_erased(connection, listing)
-            supplies = [one for one in people if self._matters(one) and _key(one) not in pulling]
+            erased = coverage.erased(connection, listing.users)
+            rows = [one for one in listing.rows if one.user_id not in erased and self._matters(one)]
+            supplies = [one for one in rows if _key(one) not in pulling]
             stored = self._stored(connection, supplies, listing.users, since, now)
         by_connection: defaultdict[tuple[str, str], list[Supply]] = defaultdict(list)
         for one in supplies:
@@ -141,7 +141,7 @@ class Reconciler:
         return Stored(windows, coverage.days_stored(connection, spans), newest, coverage.outages(connection, since))
 
     def _connections(self, at: Position) -> Step:
-        """Asks how somebody's connections are: others are known to Junction than to us."""
+        """Asks how somebody's connections are: a broken one is in no other list, nor one that was mended."""
         user_id, *others = at.people
         to = Position(at.part, at.cursor, tuple(others))
         request = junction.connections_request(user_id)
@@ -160,10 +160,6 @@ class Reconciler:
                 write(connection, [Numbered(0, one) for one in news], "reconcile", {})
         keys = [(Key(user_id, one.provider, CONNECTION), one.status) for one in news]
         return Step(to, found=tuple(Gap(key, "ours", f"{status}, and we did not know") for key, status in keys))
-
-    def _not_erased(self, connection: Connection, listing: Listing[T]) -> list[T]:
-        erased = coverage.erased(connection, listing.users)
-        return [one for one in listing.rows if one.user_id not in erased]
 
     def _matters(self, one: Pull | Supply) -> bool:
         """Whether the operator wants it."""
@@ -246,15 +242,6 @@ def _key(one: Pull | Supply) -> Key:
 
 def _read_connections(user_id: str, answer: Answer) -> list[actions.Connection]:
     return junction.read_connections(user_id, answer.body, answer.asked_at)
-
-
-def _changed(pulls: Iterable[Pull], known: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
-    """Of whom Junction names other providers than we know to be connected."""
-    told: defaultdict[str, set[str]] = defaultdict(set)
-    for one in pulls:
-        told[one.user_id].add(one.provider)
-    mine = {user: {name for name, status in some.items() if status == "connected"} for user, some in known.items()}
-    return tuple(user for user, providers in told.items() if providers != mine.get(user, set()))
 
 
 def _open(connection: Connection, gap: Gap) -> Iterator[int]:

@@ -17,7 +17,7 @@ from workers.commands import common
 from workers.status import in_words, plain, progress
 from workers.store import history
 from workers.store.engine import make_engine, transaction
-from workers.store.history import Backfill, Filter, Plan, Wanted
+from workers.store.history import Backfill, Chunk, Filter, Plan, Wanted
 
 STATES = ("pending", "running", "paused", "complete", "failed", "cancelled")
 
@@ -189,7 +189,21 @@ def show(*, number: int, data_dir: Path | None, as_json: bool) -> None:
         common.print_json(plain(found[0]) | {"chunks": [one._asdict() for one in chunks]})
         return
     common.console().print(progress(found))
-    common.print_rows([one._asdict() for one in chunks], as_json=False)
+    common.print_rows([_row_of_chunk(one) for one in chunks], as_json=False)
+
+
+def _row_of_chunk(chunk: Chunk) -> dict[str, Any]:
+    """A chunk for a terminal: its window is walked from its newest end."""
+    moments = {"from": chunk.window_start, "to": chunk.window_end, "fetched back to": chunk.slice_end}
+    times = {name: f"{moment:%Y-%m-%d %H:%M}" for name, moment in moments.items()}
+    if chunk.status == "done":
+        times["fetched back to"] = times["from"]
+    marks = {
+        "final": "yes" if chunk.is_final else "",
+        "restarts": chunk.restarts or "",
+        "asked for by": chunk.message_id,
+    }
+    return {"status": chunk.status, **times, "page": chunk.pages + 1 if chunk.amid else "", **marks}
 
 
 def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: str, states: tuple[str, ...]) -> None:

@@ -109,10 +109,10 @@ def _summary(found: Found, rows: list[dict[str, Any]], *, dry_run: bool) -> str:
     turns = Counter(gap.whose for gap in found.gaps)
     mended = sum(gap.key.resource == CONNECTION for gap in found.gaps)
     parts = [f"{turns[whose]} {label}" for whose, label in TURNS.items() if turns[whose]]
-    requests = sum(row["requests"] for row in rows)
-    to_do = "would be" if dry_run else "are being"
-    told = f"{len(rows)} gaps: {', '.join(parts)}. What is ours {to_do} fetched, with about {requests} requests."
-    return told + (f" {mended} connections {'would be' if dry_run else 'were'} corrected." if mended else "")
+    told = f"{len(rows)} gaps: {', '.join(parts)}."
+    if requests := sum(row["requests"] for row in rows):
+        told += f" {'To be' if dry_run else 'Being'} fetched, with about {requests} requests."
+    return told + (f" {mended} connections {'to be' if dry_run else 'were'} corrected." if mended else "")
 
 
 TURNS: dict[Whose, str] = {"ours": "ours", "aggregator": "Junction's", "provider": "the provider's"}
