@@ -40,6 +40,8 @@ class Client:
                     if len(body) > LARGEST_ANSWER:
                         return Answer(413, {}, b"", asked_at)
                 return Answer(response.status_code, response.headers, bytes(body), asked_at)
+        except httpx.ReadTimeout:
+            return Answer(504, {}, b"", asked_at)  # as a gateway would say: too slow, so less is to be asked for
         except httpx.HTTPError:
             return Answer(NO_ANSWER, {}, b"", asked_at)
 

@@ -42,7 +42,6 @@ def test_an_answer_is_handed_back_whatever_its_status(status: int) -> None:
     [
         httpx.ConnectError,
         httpx.ConnectTimeout,
-        httpx.ReadTimeout,
         httpx.WriteTimeout,
         httpx.PoolTimeout,
         httpx.ReadError,
@@ -65,7 +64,7 @@ def test_whatever_the_network_does_is_no_answer(error: type[Exception]) -> None:
     assert client(fail).ask(ASKED).status == NO_ANSWER
 
 
-@pytest.mark.parametrize("error", [httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError])
+@pytest.mark.parametrize("error", [httpx.ReadError, httpx.RemoteProtocolError])
 def test_an_answer_that_breaks_off_is_none(error: type[Exception]) -> None:
     """Breaks if half a page counts as a page."""
 
@@ -75,6 +74,22 @@ def test_an_answer_that_breaks_off_is_none(error: type[Exception]) -> None:
 
     answer = client(lambda _: httpx.Response(200, content=half())).ask(ASKED)
     assert (answer.status, answer.body) == (NO_ANSWER, b"")
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_an_answer_that_takes_too_long_is_504(*, amid: bool) -> None:
+    """Breaks if a slice that is too slow is asked for again in full, until it has failed for good."""
+
+    def slow() -> Iterator[bytes]:
+        yield b'{"sleep":['
+        raise httpx.ReadTimeout("as asked")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if amid:
+            return httpx.Response(200, content=slow())
+        raise httpx.ReadTimeout("as asked")
+
+    assert client(answer).ask(ASKED).status == 504
 
 
 def test_a_body_that_cannot_be_unpacked_is_no_answer() -> None:

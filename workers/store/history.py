@@ -37,8 +37,8 @@ WHERE (CAST(:ids AS bigint[]) IS NULL OR b.id = ANY(:ids))
   AND (CAST(:states AS text[]) IS NULL OR b.status = ANY(:states))
 GROUP BY b.id ORDER BY array_position(ARRAY['running', 'paused', 'pending'], b.status), b.id DESC LIMIT :most""")
 CHUNKS = text("""
-SELECT id, message_id, status, is_final, window_start, window_end, slice_end, slice_days, status = 'pending' AND cursor IS NOT NULL AS amid,
-       pages, restarts, created_at
+SELECT id, message_id, status, is_final, window_start, window_end, slice_end, slice_days,
+       status = 'pending' AND cursor IS NOT NULL AS amid, pages, restarts, created_at
 FROM headrace.chunks WHERE backfill_id = :id ORDER BY window_end DESC, id""")
 PAUSE = text("""
 UPDATE headrace.backfills SET status = 'paused', lease_until = '-infinity'
