@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 from sqlalchemy import Engine
@@ -19,8 +19,9 @@ from app.errors import DeadLetter, TryLater
 from app.providers import junction
 from app.providers.request import Page, Request
 from app.sealing import Sealer
+from workers.asking import Account, Reply
 from workers.http import Answer, Client
-from workers.retry import NOT_JSON, Decision, decide
+from workers.retry import Decision
 from workers.store import backfills
 from workers.store.backfills import Work
 from workers.store.engine import transaction
@@ -132,52 +133,39 @@ class Fetcher:
 
         What is `optional` may be missing, or refused by itself, without ending the backfill.
         """
-        if (seconds := self._throttle.wait(work.aggregator, work.provider)) > 0:
-            backfills.release(self._engine, work, seconds)
-            raise _Waits(Again(work.backfill_id, seconds))
-        answer = self._client.ask(request)
-        status, page = answer.status, None
-        if status == 200:
-            try:
-                page = read(answer)
-            except DeadLetter:
-                status = NOT_JSON  # cut short, or of another form; a later answer may be whole
-        decision = decide(
-            status, answer.headers, attempts=work.attempts, now=datetime.now(UTC), has_cursor=request.has_cursor
-        )
-        if page is not None and decision.what == "use":
-            return page
-        if optional and decision.what in ENDS and 400 <= status < 500:
-            return self._without(work, request, decision, answer.body)
-        return self._wait(work, decision, self._evidence(work, request, decision, answer.body))
+        account = Account(work.aggregator, self._client, self._throttle)
+        reply = account.ask(request, read, attempts=work.attempts, provider=work.provider)
+        if reply.value is not None:
+            return reply.value
+        if optional and reply.decision.what in ENDS and 400 <= reply.status < 500:
+            return self._without(work, request, reply)
+        return self._wait(work, reply.decision, self._evidence(work, request, reply))
 
-    def _without(self, work: Work, request: Request, decision: Decision, body: bytes) -> Page:
+    def _without(self, work: Work, request: Request, reply: Reply[Page]) -> Page:
         """An empty page, for what may be missing; if its request was refused, the answer is kept."""
-        if evidence := self._evidence(work, request, decision, body):
+        if evidence := self._evidence(work, request, reply):
             with transaction(self._engine) as connection:
-                bury(connection, evidence, f"fetch.{work.resource}", decision.reason)
-        return Page((), 0, refused=() if decision.what == "gone" else (decision.reason,))
+                bury(connection, evidence, f"fetch.{work.resource}", reply.decision.reason)
+        return Page((), 0, refused=() if reply.decision.what == "gone" else (reply.decision.reason,))
 
-    def _evidence(self, work: Work, request: Request, decision: Decision, body: bytes) -> Delivery | None:
+    def _evidence(self, work: Work, request: Request, reply: Reply[Page]) -> Delivery | None:
         """An answer that is to be a dead letter, sealed, under the name of what was asked; asked again, it is one."""
-        if decision.what != "dead":
+        if reply.decision.what != "dead":
             return None
         name = hashlib.sha256(repr((request.path, request.query)).encode()).hexdigest()[:16]
-        return seal(work.aggregator, Receipt(f"fetch-{work.backfill_id}-{name}"), body, self._sealer)
+        return seal(work.aggregator, Receipt(f"fetch-{work.backfill_id}-{name}"), reply.body, self._sealer)
 
     def _wait(self, work: Work, decision: Decision, evidence: Delivery | None = None) -> Page:
         """Does what was decided other than using a page, and raises _Waits."""
-        log.info("backfill %d: %s, %s", work.backfill_id, decision.reason, decision.what)
+        log.info("backfill %d: %s %s", work.backfill_id, decision.what, decision.reason)
         if decision.what in ENDS or (decision.what == "restart" and work.restarts >= MOST_RESTARTS):
             backfills.fail(self._engine, work, decision.reason, evidence)
             raise _Waits(None)
-        if decision.what == "hush":
-            self._throttle.hush(work.aggregator, decision.seconds, decision.reason)
-        elif decision.what == "halve":
+        if decision.what == "halve":
             backfills.move(self._engine, work, work.halved())
         elif decision.what == "restart":
             backfills.move(self._engine, work, work.restarted())
-        backfills.release(self._engine, work, decision.seconds, failed=decision.counts, error=decision.reason)
+        backfills.release(self._engine, work, decision.seconds, failed=decision.counts, error=decision.reason or None)
         raise _Waits(Again(work.backfill_id, decision.seconds))
 
     def _commit(self, work: Work, page: Page, then: Work | None) -> Work | None:

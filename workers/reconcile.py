@@ -21,9 +21,10 @@ from app.providers import junction
 from app.providers.junction.introspection import Listing, Pull, Supply
 from app.providers.request import Request
 from workers import gaps
+from workers.asking import Account
 from workers.gaps import Gap, Part, Stored
 from workers.http import Answer, Client
-from workers.retry import NOT_JSON, decide
+from workers.retry import Decision
 from workers.store import chores, coverage
 from workers.store.backfills import Asked, open_backfill
 from workers.store.chores import keep_gaps, still_pulling
@@ -38,6 +39,7 @@ ACCOUNT = "junction"
 CHORE = "reconcile"
 LOOK_BACK = timedelta(days=35)  # of what came by webhook: older days have been compared before
 TURN_SECONDS = 20.0
+MOST_RESTARTS = 5
 CONNECTION = "connection"  # stands where a gap names its resource
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Position(msgspec.Struct, frozen=True):
     cursor: str | None = None
     people: tuple[str, ...] = ()  # whose connections are to be asked about before it goes on
     attempts: int = 0
+    restarts: int = 0  # because a cursor was no longer good
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ class Step:
 class _Waits(Exception):
     """There is no answer to be had now."""
 
-    def __init__(self, seconds: float, reason: str, *, counts: bool) -> None:
-        super().__init__(reason)
-        self.seconds, self.reason, self.counts = seconds, reason, counts
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.reason)
+        self.decision = decision
 
 
 class Reconciler:
@@ -79,7 +82,7 @@ class Reconciler:
         self, engine: Engine, settings: Settings, client: Client, throttle: Throttle, *, dry_run: bool = False
     ) -> None:
         self._engine, self._settings = engine, settings
-        self._client, self._throttle = client, throttle
+        self._account = Account(ACCOUNT, client, throttle)
         self._dry_run = dry_run
         self._would_open: defaultdict[Key, list[Fetched]] = defaultdict(list)
         self._pulling: set[Key] = set()
@@ -91,8 +94,13 @@ class Reconciler:
                 return self._connections(at)
             return self._pulls(at, user_id) if at.part == "pulls" else self._supplies(at, since, user_id)
         except _Waits as waits:
-            attempts = at.attempts + 1 if waits.counts else at.attempts
-            return Step(msgspec.structs.replace(at, attempts=attempts), waits.seconds, reason=waits.reason)
+            decision = waits.decision
+            to = msgspec.structs.replace(at, attempts=at.attempts + decision.counts)
+            if decision.what == "restart":
+                if at.restarts >= MOST_RESTARTS:
+                    raise DeadLetter(f"Junction's cursors are no good, {MOST_RESTARTS} times") from None
+                to = Position(at.part, restarts=at.restarts + 1)
+            return Step(to, decision.seconds, reason=decision.reason)
 
     def _pulls(self, at: Position, user_id: str | None) -> Step:
         request = junction.pulls_request(at.cursor, user_id)
@@ -143,7 +151,7 @@ class Reconciler:
     def _connections(self, at: Position) -> Step:
         """Asks how somebody's connections are: a broken one is in no other list, nor one that was mended."""
         user_id, *others = at.people
-        to = Position(at.part, at.cursor, tuple(others))
+        to = Position(at.part, at.cursor, tuple(others), restarts=at.restarts)
         request = junction.connections_request(user_id)
         try:
             now = self._ask(request, at, lambda answer: _read_connections(user_id, answer))
@@ -178,7 +186,7 @@ class Reconciler:
                 touch_users(connection, dict.fromkeys(sorted({gap.key.user_id for gap in found if gap.windows})))
                 opened = [number for gap in found for number in _open(connection, gap)]
                 keep_gaps(connection, at.part, listing.users, found)
-        to: Position | None = Position(at.part, listing.cursor, people)
+        to: Position | None = Position(at.part, listing.cursor, people, restarts=at.restarts)
         if listing.cursor is None or listing.cursor == at.cursor:
             to = Position("supplies", None, people) if at.part == "pulls" else None
         return Step(to, people=len(listing.users), found=tuple(found), opened=tuple(dict.fromkeys(opened)))
@@ -192,21 +200,12 @@ class Reconciler:
 
     def _ask(self, request: Request, at: Position, read: Callable[[Answer], R]) -> R:
         """What an answer says. Raises _Waits, or DeadLetter where asking again cannot help."""
-        if (seconds := self._throttle.wait(ACCOUNT)) > 0:
-            raise _Waits(seconds, "the account has to wait", counts=False)
-        answer = self._client.ask(request)
-        status = answer.status
-        if status == 200:
-            try:
-                return read(answer)
-            except DeadLetter:
-                status = NOT_JSON
-        decision = decide(status, answer.headers, attempts=at.attempts, now=datetime.now(UTC))
-        if decision.what in ("gone", "fail", "dead"):
-            raise DeadLetter(f"Junction answers {request.path} with {decision.reason}")
-        if decision.what == "hush":
-            self._throttle.hush(ACCOUNT, decision.seconds, decision.reason)
-        raise _Waits(decision.seconds, decision.reason, counts=decision.counts)
+        reply = self._account.ask(request, read, attempts=at.attempts)
+        if reply.value is not None:
+            return reply.value
+        if reply.decision.what in ("gone", "fail", "dead"):
+            raise DeadLetter(f"Junction answers {request.path} with {reply.decision.reason}")
+        raise _Waits(reply.decision)
 
 
 def turn(engine: Engine, reconciler: Reconciler, period: float) -> float | None:

@@ -20,7 +20,8 @@ NO_ANSWER, NOT_JSON = 0, 1  # stand for a status: nothing came back, or somethin
 class Decision:
     """What to do next, and how many seconds to wait before it.
 
-    use      the answer holds a page
+    use      the answer holds what was asked for
+    wait     nothing was asked: the account's rate is used up, or it keeps silent
     again    this request once more
     hush     nobody asks this account for anything until the time is over, then this request once more
     halve    the slice was too large or too slow: ask for half of it
@@ -30,7 +31,7 @@ class Decision:
     dead     nor can it, and the answer says why: it is kept as a dead letter
     """
 
-    what: Literal["use", "again", "hush", "halve", "restart", "gone", "fail", "dead"]
+    what: Literal["use", "wait", "again", "hush", "halve", "restart", "gone", "fail", "dead"]
     seconds: float = 0.0
     reason: str = ""
     counts: bool = True  # as a failed attempt
