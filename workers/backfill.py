@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -34,6 +34,7 @@ TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
 ENDS = ("gone", "fail", "dead")
 MOST_RESTARTS = 5  # of one slice
+MOST_LISTS = 64  # of records with streams that are kept at hand
 Read = Callable[[Answer], Page]
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Fetcher:
         self._series = SeriesNumbers(engine)
         self._sealer = Sealer(settings.encryption_keys)
         self._cursors: set[tuple[int, datetime, str | None]] = set()
-        self._owners: dict[tuple[int, datetime], list[Record]] = {}
+        self._owners: dict[tuple[int, datetime, int], list[Record]] = {}
 
     def run(self, backfill_id: int) -> list[Again]:
         """Goes on with a backfill for one turn, if it is due and free. Raises TryLater. Returns what to do next."""
@@ -86,7 +87,6 @@ class Fetcher:
                 backfills.release(self._engine, last, SOON_SECONDS)
             raise
         finally:
-            self._owners.clear()
             self._cursors.clear()
         # A place has become free: whoever of this person was turned away may come now.
         return [Again(one, SOON_SECONDS) for one in backfills.due(self._engine, user_id=user_id, most=free)]
@@ -107,6 +107,7 @@ class Fetcher:
         owners = self._owners_of(work)
         owner = next((one for one in owners if work.cursor is None or one.id > work.cursor), None)
         if owner is None:
+            del self._owners[_slice_of(work)]
             return self._commit(work, Page((), 0), work.after(None, len(owners)))
         request = junction.stream_request(work.of, owner.id)
         read = partial(_read_stream, work.of, owner)
@@ -114,19 +115,25 @@ class Fetcher:
         return self._commit(work, page, work.after(owner.id, page.records))
 
     def _owners_of(self, work: Work) -> list[Record]:
-        key = (work.chunk_id, work.slice_end)
-        if key not in self._owners and work.item:
-            found = backfills.owner(self._engine, work)
-            self._owners[key] = [found] if found else []
+        """The records of a slice, listed once: a backfill that has to wait for its rate comes back to many of them."""
+        key = _slice_of(work)
         if key not in self._owners:
-            listed = catalogue()[work.of.of or ""]
-            request = junction.request(listed, work.user_id, work.provider, work.slice)
-            page = self._page(work, request, _reader(listed, work.user_id))
-            for reason in (*page.refused, *self._store(work, page.actions)):
-                log.warning("backfill %d: left out of the list: %s", work.backfill_id, reason)
-            records = (action for action in page.actions if isinstance(action, Record))
-            self._owners[key] = sorted(records, key=lambda record: record.id)
+            if len(self._owners) >= MOST_LISTS:
+                self._owners.clear()
+            self._owners[key] = self._listed(work)
         return self._owners[key]
+
+    def _listed(self, work: Work) -> list[Record]:
+        if work.item:
+            found = backfills.owner(self._engine, work)
+            return [found] if found else []
+        listed = catalogue()[work.of.of or ""]
+        request = junction.request(listed, work.user_id, work.provider, work.slice)
+        page = self._page(work, request, _reader(listed, work.user_id))
+        for reason in (*page.refused, *self._store(work, page.actions)):
+            log.warning("backfill %d: left out of the list: %s", work.backfill_id, reason)
+        records = (replace(action, payload=b"") for action in page.actions if isinstance(action, Record))
+        return sorted(records, key=lambda record: record.id)
 
     def _page(self, work: Work, request: Request, read: Read, *, optional: bool = False) -> Page:
         """Asks, when it may, and reads the answer. Raises _Waits where there is no page to be had now.
@@ -208,6 +215,10 @@ class Fetcher:
 
     def _numbers(self, batch: Iterable[Numbered]) -> dict[Key, int]:
         return self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+
+
+def _slice_of(work: Work) -> tuple[int, datetime, int]:
+    return work.chunk_id, work.slice_end, work.slice_days
 
 
 def _origin(work: Work) -> Origin:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from app.catalogue import catalogue
 from app.config import Settings
 from app.delivery import pack
 from app.providers import junction
@@ -234,3 +235,37 @@ def test_three_faults_in_ten_lose_nothing(
     assert statuses[429] + statuses[503] == len(faulty.silences)
     assert len(requests) <= 1.3 * ideal, figures
     assert trespasses(faulty.silences, moments(requests)) == []
+
+
+@dataclass
+class ShortLived:
+    """Lets every fourth request find its cursor expired, as where a slice takes longer than its cursors live."""
+
+    faults: Faults
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.pick_one = self.faults.pick
+
+    def pick(self, *request: Any, **more: Any) -> Fault | None:
+        """The fault that this request meets, if any."""
+        self.faults.clear()
+        if self.asked >= 3:
+            self.faults.put(Fault("expired_cursor"))
+        found = self.pick_one(*request, **more)
+        self.asked = 0 if found else self.asked + 1
+        return found
+
+
+def test_cursors_that_live_for_three_pages_are_enough(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a history fails because a slice has more pages than a cursor lives for, where shorter ones would do."""
+    with Simulator(1, 2, until=END, page_size=100) as simulator:
+        world, user = simulator.world, simulator.world.members[0]
+        one = events.historical(world, user, user.connections[0], catalogue()["heartrate"])
+        wanted = replace(settings, junction_base_url=simulator.url, junction_api_key=API_KEY)
+        monkeypatch.setattr(simulator.faults, "pick", ShortLived(simulator.faults).pick)
+        Applier(engine, wanted).apply(pack([delivery(one)]))
+        work(wanted, 1)
+    assert [row["status"] for row in rows(engine, "SELECT status FROM health.backfills")] == ["complete"]

@@ -151,8 +151,8 @@ class Work:
         return replace(self, cursor=None, pages=0, slice_days=max(self.slice_days // 2, 1))
 
     def restarted(self) -> "Work":
-        """The beginning of the slice."""
-        return replace(self, cursor=None, pages=0, restarts=self.restarts + 1)
+        """The beginning of the slice, which becomes shorter: a cursor may not live for as many pages as it had."""
+        return replace(self.halved(), restarts=self.restarts + 1)
 
 
 @dataclass(frozen=True)
