@@ -149,22 +149,29 @@ def write_secret(file: Path, text: str, owner: pwd.struct_passwd | None = None) 
 
 def free_port(host: str = "127.0.0.1", wish: int | None = None) -> int:
     """The wished port if nobody listens there, otherwise any free one. Raises Misconfigured."""
+    with held_port(host, wish) as held:
+        return int(held.getsockname()[1])
+
+
+def held_port(host: str, wish: int | None = None) -> socket.socket:
+    """As `free_port`, and nobody else finds it free while the socket is open. Raises Misconfigured.
+
+    Granian opens its port to whoever shares it (SO_REUSEPORT): of two stacks that start at once on one port, each would
+    get half of the requests of both. So the port is bound by us alone first, and only then opened to our own server.
+    """
     wishes = [] if wish is None else [wish]
     for port in [*wishes, *random.SystemRandom().sample(range(*PORTS), 200)]:
-        if _is_free(host, port):
-            return port
-    raise Misconfigured(f"no free port between {PORTS[0]} and {PORTS[1]} on {host}")
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
+        held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
         try:
-            probe.bind((host, port))
+            held.bind((host, port))
         except OSError:
-            return False
-    return True
+            held.close()
+            continue
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return held
+    raise Misconfigured(f"no free port between {PORTS[0]} and {PORTS[1]} on {host}")
 
 
 def _kept_port(file: Path) -> int:

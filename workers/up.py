@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -244,7 +245,8 @@ class _Stack:
     def start_programs(self, port: int | None, workers: int) -> None:
         """The endpoint, the workers of every lane, beat and Flower, all at once."""
         host = self.settings.host
-        web = self._port(port, self.settings.port)
+        self.held = self._hold_port(port, self.settings.port)
+        web = self.held.getsockname()[1]
         flower = embedded.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
         self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
@@ -285,11 +287,11 @@ class _Stack:
             f"Ctrl-C ends everything."
         )
 
-    def _port(self, asked: int | None, default: int) -> int:
-        port = embedded.free_port(self.settings.host, asked or default)
-        if asked and port != asked:
+    def _hold_port(self, asked: int | None, default: int) -> socket.socket:
+        held = embedded.held_port(self.settings.host, asked or default)
+        if asked and held.getsockname()[1] != asked:
             raise Misconfigured(f"--port: {asked} is taken on {self.settings.host}; choose another, or leave it out")
-        return port
+        return held
 
     def _log_of(self, name: str) -> Path:
         return self.data_dir / "log" / f"{name}.log"

@@ -218,3 +218,24 @@ def test_valkey_is_durable_and_closed(tmp_path: Path) -> None:
             client.ping()
     assert "secret-password" not in " ".join(program.command)
     assert (tmp_path / "broker" / "valkey.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_held_port_is_not_given_to_another_stack() -> None:
+    """Breaks if two stacks that start at once share a port, and each gets half of the other's requests."""
+    with embedded.held_port("127.0.0.1") as held:
+        port = held.getsockname()[1]
+        assert embedded.free_port(wish=port) != port
+        with embedded.held_port("127.0.0.1", port) as other:
+            assert other.getsockname()[1] != port
+    assert embedded.free_port(wish=port) == port
+
+
+def test_a_held_port_can_be_shared_with_our_own_server() -> None:
+    """Breaks if holding the port keeps granian from it, or takes connections that are meant for it."""
+    with embedded.held_port("127.0.0.1") as held, socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(held.getsockname())
+        server.listen()
+        with socket.create_connection(held.getsockname(), timeout=5):
+            server.settimeout(5)
+            server.accept()[0].close()
