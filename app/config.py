@@ -242,6 +242,13 @@ class Settings:
         "backfills of one provider account that may run side by side",
         want="a number",
     )
+    keep_days: int = _setting(
+        "HEADRACE_KEEP_DAYS",
+        30,
+        _number,
+        "how long applied deliveries are kept, sealed, for `headrace replay`; 0: not at all",
+        want="a number of days",
+    )
     reconcile_hours: int = _setting(
         "HEADRACE_RECONCILE_HOURS",
         24,
@@ -297,6 +304,17 @@ class Settings:
     def need_broker(self) -> str:
         """The broker's URL. Raises Misconfigured if there is none."""
         return self.broker_url or self.redis_url or _missing("BROKER_URL", "redis://host:6379/0 or amqp://host")
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether there is a place for shared rates and silences."""
+        return (self.redis_url or self.broker_url or "").startswith("redis")
+
+    def need_redis(self) -> str:
+        """Where rates and silences are shared: REDIS_URL, or a broker that is one. Raises Misconfigured."""
+        if not self.has_redis:
+            _missing("REDIS_URL", "redis://host:6379/0; beside an AMQP broker, rates are shared through it")
+        return self.redis_url or self.broker_url or ""
 
     def need_junction_api_key(self) -> str:
         """The key of Junction's API. Raises Misconfigured if there is none."""

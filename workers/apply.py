@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine
 
 from app import metrics
-from app.actions import Notice, Parsed, Samples
+from app.actions import Notice, Origin, Parsed, Samples
 from app.config import Settings
 from app.delivery import Delivery, unpack
 from app.errors import DeadLetter, TryLater
@@ -18,10 +18,11 @@ from app.providers import PROVIDERS
 from app.sealing import Sealer
 from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
-from workers.store.ledger import Outcome, Settled, bury, settle
+from workers.store.ledger import Name, Outcome, Settled, acquit, bury, keep, settle, suspect, suspects
 from workers.store.series import SeriesNumbers
 from workers.store.writer import Numbered, Written, touch_users, write
 
+MOST_CRASHES = 2  # of workers with one delivery, after the first; then it is set aside
 log = logging.getLogger(__name__)
 
 
@@ -56,33 +57,51 @@ class Applier:
         self._sealer = Sealer(settings.encryption_keys)
         self._series = SeriesNumbers(engine)
 
-    def apply(self, packed: str) -> Applied:
-        """Applies a message. Raises TryLater, having changed nothing.
+    def apply(self, packed: str, *, again: bool = False) -> Applied:
+        """Applies a message. Raises TryLater, having changed nothing that applying it again would not.
 
         All deliveries go in one transaction. If PostgreSQL refuses the data of one of them, each goes in its own, so
-        that the others land and only that one is set aside.
+        that the others land and only that one is set aside. So it is where a worker may have died with the message
+        (`again`: the broker gives it out once more), because it may be one of them that kills.
         """
-        opened = self._open_all(packed)
         try:
-            applied = self._commit(opened)
+            deliveries = _once_each(unpack(packed))
+        except DeadLetter as reason:  # not ours, or of a newer version: kept as it is, until somebody can read it
+            name = hashlib.sha256(packed.encode()).hexdigest()
+            foreign = Delivery("unknown", name, time.time(), packed.encode())
+            return self._counted(self._commit([Opened(foreign, 1, reason=str(reason))]))
+        return self._counted(self._suspiciously(deliveries) if again else self._together(deliveries, "webhook"))
+
+    def replay(self, deliveries: Sequence[Delivery]) -> Applied:
+        """Applies deliveries that were kept, or were dead. Raises TryLater."""
+        return self._together(_once_each(deliveries), "replay")
+
+    def _together(self, deliveries: Sequence[tuple[Delivery, int]], origin: Origin) -> Applied:
+        opened = [self._open(delivery, attempts) for delivery, attempts in deliveries]
+        try:
+            return self._commit(opened, origin)
         except TryLater:
             raise
         except Exception as error:  # noqa: BLE001 - one of them is at fault; which one, each alone will tell
             log.info("a message of %d deliveries is taken apart: %s", len(opened), _reason(error))
-            parts = [self._commit_alone(one) for one in opened]
-            applied = Applied(
-                [s for part in parts for s in part.settled], [b for part in parts for b in part.backfills]
-            )
+            return _joined([self._commit_alone(one, origin) for one in opened])
+
+    def _suspiciously(self, deliveries: Sequence[tuple[Delivery, int]]) -> Applied:
+        """One by one, each written down before it is touched. What workers have died with goes last."""
+        known = suspects(self._engine, [delivery.about for delivery, _ in deliveries])
+        parts = []
+        for delivery, attempts in sorted(deliveries, key=lambda one: known.get(one[0].about, 0)):
+            crashes = suspect(self._engine, delivery.about)
+            opened = Opened(delivery, attempts, reason=f"its worker died with it, {MOST_CRASHES} times")
+            if crashes <= MOST_CRASHES:
+                opened = self._open(delivery, attempts)
+            parts.append(self._commit_alone(opened, "webhook", (delivery.about,)))
+        return _joined(parts)
+
+    def _counted(self, applied: Applied) -> Applied:
         for settled in applied.settled:
             metrics.OUTCOMES.labels(settled.aggregator, settled.outcome).inc()
         return applied
-
-    def _open_all(self, packed: str) -> list[Opened]:
-        try:
-            return [self._open(delivery, attempts) for delivery, attempts in _once_each(unpack(packed))]
-        except DeadLetter as reason:  # not ours, or of a newer version: kept as it is, until somebody can read it
-            name = hashlib.sha256(packed.encode()).hexdigest()
-            return [Opened(Delivery("unknown", name, time.time(), packed.encode()), 1, reason=str(reason))]
 
     def _open(self, delivery: Delivery, attempts: int) -> Opened:
         provider = PROVIDERS.get(delivery.aggregator)
@@ -97,15 +116,16 @@ class Applier:
             metrics.COLLAPSED.inc(parsed.collapsed)
         return Opened(delivery, attempts, parsed)
 
-    def _commit_alone(self, opened: Opened) -> Applied:
+    def _commit_alone(self, opened: Opened, origin: Origin, acquitted: Sequence[str] = ()) -> Applied:
         try:
-            return self._commit([opened])
+            return self._commit([opened], origin, acquitted)
         except TryLater:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
-            return self._commit([Opened(opened.delivery, opened.attempts, reason=_reason(error))])
+            refused = Opened(opened.delivery, opened.attempts, reason=_reason(error))
+            return self._commit([refused], origin, acquitted)
 
-    def _commit(self, opened: Sequence[Opened]) -> Applied:
+    def _commit(self, opened: Sequence[Opened], origin: Origin = "webhook", acquitted: Sequence[str] = ()) -> Applied:
         batch = [
             Numbered(n, action)
             for n, one in enumerate(opened)
@@ -115,12 +135,20 @@ class Applier:
         numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
         with transaction(self._engine) as connection:
             touch_users(connection, _users(opened))
-            written = write(connection, batch, "webhook", numbers)
+            written = write(connection, batch, origin, numbers)
             announced = _announce(connection, opened, batch, written)
             settled = [_settled(n, one, written) for n, one in enumerate(opened)]
-            dead = settle(connection, settled)
-            _bury_dead(connection, opened, dead)
+            entered = settle(connection, settled, replayed=origin == "replay")
+            _bury_dead(connection, opened, entered.dead)
+            if self._settings.keep_days:
+                _keep(connection, opened, entered.news)
+            if acquitted:
+                acquit(connection, acquitted)
         return Applied(settled, announced)
+
+
+def _joined(parts: Sequence[Applied]) -> Applied:
+    return Applied([s for part in parts for s in part.settled], [b for part in parts for b in part.backfills])
 
 
 def _reason(error: Exception) -> str:
@@ -187,6 +215,15 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
         outcome,
         opened.attempts,
         opened.reason or (parsed.ignored if parsed else None),
+    )
+
+
+def _keep(connection: Connection, opened: Sequence[Opened], news: set[Name]) -> None:
+    """Keeps what was seen for the first time."""
+    found = [one for one in opened if (one.delivery.aggregator, one.delivery.message_id) in news]
+    keep(
+        connection,
+        [(o.delivery, o.parsed and o.parsed.event_type, o.parsed and o.parsed.user_id) for o in found],  # type: ignore[misc]
     )
 
 

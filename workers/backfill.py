@@ -34,6 +34,7 @@ TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
 ENDS = ("gone", "fail", "dead")
 MOST_RESTARTS = 5  # of one slice
+MOST_CRASHES = 5  # in a row
 MOST_LISTS = 64  # of records with streams that are kept at hand
 Read = Callable[[Answer], Page]
 log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ class Fetcher:
         free = self._settings.backfills_per_user
         work = backfills.claim(self._engine, backfill_id, free, self._settings.backfills_per_account)
         if work is None:
+            return []
+        if work.crashes >= MOST_CRASHES:
+            backfills.fail(self._engine, work, f"its worker died {work.crashes} times without a page between")
             return []
         user_id, last, until = work.user_id, work, time.monotonic() + TURN_SECONDS
         try:

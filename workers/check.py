@@ -86,10 +86,7 @@ def _broker(settings: Settings) -> str:
 
 
 def _limits(settings: Settings) -> str:
-    url = settings.redis_url or settings.need_broker()
-    if not url.startswith("redis"):
-        raise Misconfigured("REDIS_URL: not set; beside an AMQP broker it is needed for shared rate limits")
-    need_redis(url, "REDIS_URL" if settings.redis_url else "BROKER_URL")
+    need_redis(settings.need_redis(), "REDIS_URL" if settings.redis_url else "BROKER_URL")
     return "shared by all workers through Redis"
 
 

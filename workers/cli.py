@@ -1,5 +1,6 @@
 """The command line: each command is a few lines around a plain function elsewhere."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from app.config import inherited, load
-from app.errors import Misconfigured
+from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
 from workers import broker, check, processes, simulator, status, up
 from workers.commands.backfill import backfill
@@ -22,8 +23,10 @@ from workers.commands.common import (
     print_json,
     print_rows,
 )
+from workers.commands.dead import dead, replay
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
+from workers.store.kept import tend
 from workers.throttle import hushes
 
 
@@ -58,13 +61,21 @@ def web() -> None:
 @click.option("--lane", type=click.Choice(LANES), required=True, help="which queue to work on")
 def worker(lane: str) -> None:
     """Run one worker process. Start more, here or on other machines, to go faster."""
-    processes.worker(load(), lane)
+    settings = load()
+    if lane == "backfill" and settings.junction_api_key and settings.fetch_history:
+        settings.need_redis()
+    with contextlib.suppress(TryLater):  # Celery waits for a broker that is away
+        broker.need_durable(settings)
+    processes.worker(settings, lane)
 
 
 @main.command()
 def beat() -> None:
     """Run the clock. One is enough."""
-    processes.beat(load())
+    settings = load()
+    with contextlib.suppress(TryLater):
+        broker.need_durable(settings)
+    processes.beat(settings)
 
 
 @main.command()
@@ -77,8 +88,10 @@ def flower() -> None:
 @data_dir_option
 def migrate_command(data_dir: Path | None) -> None:
     """Bring the database to the newest schema. May run twice, and at the same time."""
-    engine = make_engine(attached(data_dir, broker=False), "headrace-migrate")
+    settings = attached(data_dir, broker=False)
+    engine = make_engine(settings, "headrace-migrate")
     click.echo(f"the schema is at version {migrate(engine)}")
+    tend(engine, settings.keep_days)
 
 
 @main.command("check")
@@ -115,7 +128,8 @@ def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: 
     engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
 
     def look() -> status.Status:
-        return status.read(engine, broker.lanes(celery, settings), hushes(settings))
+        lanes = broker.lanes(celery, settings)
+        return status.read(engine, lanes, hushes(settings) if settings.has_redis else [])
 
     if as_json:
         print_json(look().plain())
@@ -151,7 +165,7 @@ def simulate(
     simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, **sending)
 
 
-for command in (backfill, reconcile, refresh):
+for command in (backfill, reconcile, refresh, dead, replay):
     main.add_command(command)
 
 if __name__ == "__main__":

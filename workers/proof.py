@@ -111,6 +111,17 @@ def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:
             yield (resource.name, *key), content
 
 
+def digests(engine: Engine) -> dict[str, str]:
+    """A digest of what each view says, whatever the order of its rows; not of when and how a row came to be there."""
+    found = {}
+    with engine.connect() as connection:
+        for name in catalogue():
+            row = "to_jsonb(v) - 'stored_at' - 'origin'"
+            digest = f"md5(coalesce(string_agg(md5(({row})::text), '' ORDER BY md5(({row})::text)), ''))"
+            found[f"health.{name}"] = str(connection.scalar(text(f"SELECT {digest} FROM health.{name} v")))  # noqa: S608
+    return found
+
+
 def prove(engine: Engine, accepted: Mapping[str, Any], truth: Mapping[Key, Any], seconds: float) -> Proof:
     """Waits until every accepted delivery has an outcome, then compares. `truth` goes before what events said."""
     deadline = time.monotonic() + seconds

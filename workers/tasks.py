@@ -21,14 +21,16 @@ from workers.broker import lanes
 from workers.http import Client
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
-from workers.store.chores import plan
+from workers.store.chores import claim, plan, save
 from workers.store.engine import make_writer
+from workers.store.kept import tend
 from workers.throttle import Throttle
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_COUNTDOWN_SECONDS = 50.0
+TEND, TEND_SECONDS = "tend", 6 * 3600.0
 MOST_WAITING = 500  # messages of the backfill lane that a sweep fills it up to
 
 
@@ -83,6 +85,14 @@ class Work:
             self.enqueue(Again(one, 0) for one in due(self.engine, most=MOST_WAITING - lane.messages))
             if self.period and plan(self.engine, CHORE, self.period):
                 self._send(RECONCILE, (), 0)
+        self._tend()
+
+    def _tend(self) -> None:
+        """Makes and drops the partitions of kept deliveries, a few times a day."""
+        if plan(self.engine, TEND, TEND_SECONDS) and claim(self.engine, TEND):
+            for name in tend(self.engine, self._settings.keep_days):
+                log.info("dropped %s: older than HEADRACE_KEEP_DAYS", name)
+            save(self.engine, TEND, None, TEND_SECONDS)
 
     def reconcile(self) -> None:
         """Goes on with the reconciliation, and comes back to it soon if it is not at its end."""
@@ -107,7 +117,8 @@ def register(celery: Celery, settings: Settings) -> None:
     @celery.task(name=APPLY, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
     def apply(task: Task, packed: str) -> None:
         """Applies one message of deliveries, and has the history fetched that it announces."""
-        applied = again_later(task, lambda: work().applier.apply(packed))
+        again = bool((task.request.delivery_info or {}).get("redelivered"))
+        applied = again_later(task, lambda: work().applier.apply(packed, again=again))
         work().enqueue(Again(one, 0) for one in applied.backfills)
 
     @celery.task(name=FETCH, bind=True, max_retries=None)  # type: ignore[untyped-decorator]

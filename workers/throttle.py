@@ -38,7 +38,7 @@ class Throttle:
     """Asked before every request. Raises TryLater if Redis is away: without it nobody knows what others have sent."""
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.redis_url or settings.need_broker()
+        url = settings.need_redis()
         self._redis = redis_client(url)
         self._rate = limits.parse(settings.request_rate)
         self._rate_of_provider = limits.parse(settings.provider_rate) if settings.provider_rate else None
@@ -85,7 +85,7 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1
 def hushes(settings: Settings) -> list[Hush]:
     """The silences of this moment, for `headrace status`."""
     found = []
-    with _needed(), redis_client(settings.redis_url or settings.need_broker()) as client:
+    with _needed(), redis_client(settings.need_redis()) as client:
         for key in client.scan_iter(PREFIX + "*"):
             left, reason = client.pttl(key), client.get(key)
             if isinstance(left, int) and left > 0 and isinstance(reason, bytes):

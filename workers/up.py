@@ -83,9 +83,16 @@ def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settin
     values |= {variable: stack[name] for name, variable, _ in MADE_UP if variable and name in stack}
     values["DATABASE_URL"] = stack["database_url"]
     if wanted_broker:
-        values["BROKER_URL"] = stack["broker_url"]
+        values |= {"BROKER_URL": stack["broker_url"], "REDIS_URL": stack.get("redis_url", "")}
     found = config.load(values)
-    names = ("database_url", "broker_url", "flower_auth", "junction_webhook_secrets", "terra_signing_secrets")
+    names = (
+        "database_url",
+        "broker_url",
+        "redis_url",
+        "flower_auth",
+        "junction_webhook_secrets",
+        "terra_signing_secrets",
+    )
     more = {name: getattr(found, name) for name in (*names, "encryption_keys") if not getattr(settings, name)}
     return replace(settings, **more)
 
@@ -230,11 +237,14 @@ class _Stack:
             )
             services.append(program)
             self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
-        if broker is None:
-            program, broker = embedded.valkey(
-                self.data_dir / "broker", self.secrets["broker_password"], self._log_of("broker")
+        if broker is None or not self.settings.has_redis:
+            name = "broker" if broker is None else "redis"  # beside RabbitMQ, for the rates that workers share
+            program, redis_url = embedded.valkey(
+                self.data_dir / name, self.secrets["broker_password"], self._log_of(name)
             )
-            services.append(program)
+            services.append(replace(program, group=name, name=name))
+            broker = broker or redis_url
+            self.environment["REDIS_URL"] = redis_url
         self.database_url, self.broker_url = database, broker
         self.environment |= {"DATABASE_URL": database, "BROKER_URL": broker}
         self.supervisor.start([replace(program, pass_fds=(lock,)) for program in services])
@@ -269,6 +279,7 @@ class _Stack:
             "flower_auth": self.secrets["flower_auth"],
             "database_url": self.database_url,
             "broker_url": self.broker_url,
+            "redis_url": self.environment.get("REDIS_URL", ""),
             # Where there are several, for rotation, whoever signs needs one.
             "junction_webhook_secret": self.secrets["junction_webhook_secret"].split(",")[0].strip(),
             "terra_signing_secret": self.secrets["terra_signing_secret"].split(",")[0].strip(),

@@ -52,7 +52,8 @@ ON CONFLICT (message_id, backfill_id) DO NOTHING""")
 QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtext('headrace.claim'))")
 CLAIM = text(f"""
 UPDATE headrace.backfills AS b
-SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE}
+SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE},
+    crashes = crashes + CASE WHEN lease_until > '-infinity' THEN 1 ELSE 0 END  -- nobody gave it back
 WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
   AND (SELECT count(*) < :per_account AND count(*) FILTER (WHERE o.user_id = b.user_id) < :per_user
@@ -61,7 +62,7 @@ WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND leas
        WHERE o.aggregator = b.aggregator AND o.lease_until > '-infinity' AND o.lease_until > now() AND o.id <> b.id)
 RETURNING id""")
 NEXT = text("""
-SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.attempts,
+SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.attempts, b.crashes,
        c.id AS chunk_id, c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
@@ -72,8 +73,8 @@ UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cur
 WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
-UPDATE headrace.backfills SET records = records + :records, pages = pages + 1, attempts = 0, error = :error,
-       lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
+UPDATE headrace.backfills SET records = records + :records, pages = pages + 1, attempts = 0, crashes = 0,
+       error = :error, lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
 WHERE id = :id RETURNING status = 'running'""")
 RELEASE = text("""
 UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
@@ -107,6 +108,7 @@ class Work:
     item: str
     asked_by: AskedBy
     attempts: int
+    crashes: int
     chunk_id: int
     window_start: datetime
     slice_end: datetime

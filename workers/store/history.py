@@ -48,7 +48,7 @@ UPDATE headrace.backfills SET status = 'cancelled', lease_until = '-infinity', f
 WHERE id = ANY(:ids) AND status IN ('pending', 'running', 'paused') RETURNING id""")
 RESUME = text("""
 UPDATE headrace.backfills b SET status = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, attempts = 0,
-       due_at = now(), finished_at = NULL, error = NULL
+       crashes = 0, due_at = now(), finished_at = NULL, error = NULL
 WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
   AND (status = 'paused' OR NOT EXISTS (
       SELECT 1 FROM headrace.backfills o WHERE o.status IN ('pending', 'running', 'paused')

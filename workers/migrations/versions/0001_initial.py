@@ -62,6 +62,28 @@ CREATE TABLE headrace.dead_letters (
     UNIQUE (aggregator, message_id)
 );
 
+-- Deliveries that were applied, sealed as they came, by the day, so that old days are dropped and not deleted.
+CREATE TABLE headrace.kept (
+    received_at timestamptz NOT NULL,
+    aggregator text NOT NULL,
+    message_id text NOT NULL,
+    event_type text,
+    user_id text,
+    ordering_ms bigint,
+    reference text,
+    sealed bytea NOT NULL
+) PARTITION BY RANGE (received_at);
+CREATE TABLE headrace.kept_other PARTITION OF headrace.kept DEFAULT;
+CREATE INDEX ON headrace.kept (received_at);
+CREATE INDEX ON headrace.kept (user_id);
+
+-- What a worker was at when it died, and how often.
+CREATE TABLE headrace.suspects (
+    name text PRIMARY KEY,
+    crashes int NOT NULL,
+    since timestamptz NOT NULL DEFAULT now()
+);
+
 -- A series is named once; its samples carry a number instead of five texts.
 CREATE TABLE headrace.series (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -109,7 +131,8 @@ CREATE TABLE headrace.backfills (
     error text,
     due_at timestamptz NOT NULL DEFAULT now(),  -- not before this
     lease_until timestamptz NOT NULL DEFAULT '-infinity',  -- a worker is at it
-    attempts int NOT NULL DEFAULT 0  -- that failed since the last page
+    attempts int NOT NULL DEFAULT 0,  -- that failed since the last page
+    crashes int NOT NULL DEFAULT 0  -- of workers that held it, since the last page
 );
 CREATE INDEX ON headrace.backfills (due_at) WHERE status IN ('pending', 'running');
 CREATE INDEX ON headrace.backfills (user_id);

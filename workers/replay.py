@@ -1,0 +1,57 @@
+"""Applies deliveries again: what was kept of a window, or what was dead. All go through the same guarded upsert."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+from sqlalchemy import Engine
+
+from app.delivery import Delivery
+from workers.apply import Applier
+from workers.store import dead, history, kept
+from workers.store.kept import Window
+from workers.store.ledger import Outcome
+
+Order = Literal["oldest", "newest", "random"]
+MOST_TOGETHER = 200
+
+
+def replay(
+    engine: Engine, applier: Applier, window: Window, order: Order, tell: Callable[[int], None]
+) -> Counter[Outcome]:
+    """Applies what is kept of a window, and says what became of it; `tell` is called with how many are done.
+
+    Within an hour in the order that is asked for: any order ends in the same rows. Raises TryLater.
+    """
+    outcomes: Counter[Outcome] = Counter()
+    for hour in kept.read(engine, window):
+        for some in _together(_ordered(hour, order)):
+            outcomes += applier.replay(some).outcomes
+            tell(outcomes.total())
+    return outcomes
+
+
+def raise_dead(engine: Engine, applier: Applier, letters: Iterable[dead.Letter]) -> Counter[Outcome]:
+    """Applies dead letters again, one by one. A refused request to a provider has its backfill resumed instead."""
+    outcomes: Counter[Outcome] = Counter()
+    for letter in letters:
+        if letter.backfill_id is not None:
+            resumed = history.resume(engine, [letter.backfill_id])
+            outcomes["applied" if resumed else "dead"] += 1
+            if resumed:
+                dead.drop(engine, [letter])
+        else:
+            outcomes += applier.replay([dead.delivery(engine, letter)]).outcomes
+    return outcomes
+
+
+def _ordered(deliveries: list[Delivery], order: Order) -> list[Delivery]:
+    if order == "random":
+        random.shuffle(deliveries)
+    return deliveries[::-1] if order == "newest" else deliveries
+
+
+def _together(deliveries: list[Delivery]) -> Iterator[list[Delivery]]:
+    for start in range(0, len(deliveries), MOST_TOGETHER):
+        yield deliveries[start : start + MOST_TOGETHER]

@@ -1,0 +1,73 @@
+"""Dead letters: what could not be applied, sealed as it came, with the reason."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, text
+
+from app.delivery import Delivery
+from workers.store.engine import transaction
+from workers.store.ledger import Name, exhume
+
+LIST = text("""
+SELECT letter.id, letter.aggregator, letter.message_id, coalesce(letter.event_type, entry.event_type) AS event_type,
+       entry.user_id, letter.received_at, letter.died_at, letter.reason, coalesce(entry.attempts, 1) AS attempts,
+       octet_length(letter.sealed) AS sealed_bytes
+FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE (CAST(:ids AS bigint[]) IS NULL OR letter.id = ANY(:ids))
+  AND (CAST(:reason AS text) IS NULL OR letter.reason ILIKE :reason)
+ORDER BY letter.id DESC LIMIT :most""")
+GET = text("""
+SELECT aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed, ordering_ms, reference
+FROM headrace.dead_letters WHERE id = :id""")
+OF_FETCH = re.compile(r"fetch-(\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter, without what it holds."""
+
+    id: int
+    aggregator: str
+    message_id: str
+    event_type: str | None
+    user_id: str | None
+    received_at: datetime
+    died_at: datetime
+    reason: str
+    attempts: int
+    sealed_bytes: int
+
+    @property
+    def name(self) -> Name:
+        """Its delivery."""
+        return self.aggregator, self.message_id
+
+    @property
+    def backfill_id(self) -> int | None:
+        """The backfill whose request was refused, if it is the answer to one and no delivery."""
+        found = OF_FETCH.fullmatch(self.message_id)
+        return int(found[1]) if found else None
+
+
+def listed(
+    engine: Engine, ids: Sequence[int] | None = None, reason: str | None = None, most: int = 100
+) -> list[Letter]:
+    """Dead letters, the newest first; `reason` is a part of theirs."""
+    values = {"ids": list(ids) if ids else None, "reason": f"%{reason}%" if reason else None, "most": most}
+    with transaction(engine) as connection:
+        return [Letter(**row) for row in connection.execute(LIST, values).mappings()]
+
+
+def delivery(engine: Engine, letter: Letter) -> Delivery:
+    """What a letter holds, still sealed."""
+    with transaction(engine) as connection:
+        return Delivery(*connection.execute(GET, {"id": letter.id}).one())
+
+
+def drop(engine: Engine, letters: Sequence[Letter]) -> int:
+    """Throws letters away; the ledger remembers that they were dead. Returns how many there were."""
+    with transaction(engine) as connection:
+        return len(exhume(connection, [letter.name for letter in letters]))
