@@ -1,9 +1,15 @@
 """What tests share: secrets, events and deliveries, and reading a view."""
 
+import base64
+import os
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +25,7 @@ from workers.apply import Applier
 JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 TERRA_SECRET = "terra-secret-for-tests"
 ENCRYPTION_KEY = bytes(range(32))
+ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
 
 
@@ -105,3 +112,26 @@ def signed(
     at = at or datetime.now(UTC)
     signature = Webhook(secret).sign(name, at, body.decode())
     return {"svix-id": name, "svix-timestamp": str(int(at.timestamp())), "svix-signature": signature}
+
+
+@contextmanager
+def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker process of the live lane, which ends with the block; `more` are variables of its environment."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "BROKER_URL": settings.need_broker(),
+        "DATABASE_URL": settings.need_database(),
+        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
+    } | more
+    command = (sys.executable, "-m", "workers.cli", "worker", "--lane", "live")
+    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()

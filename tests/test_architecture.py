@@ -19,7 +19,7 @@ DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay"
 )
-CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard"
+CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,

@@ -1,18 +1,20 @@
 """Applies messages: opens every delivery, merges what they say and settles them, all in one transaction."""
 
+import contextlib
 import hashlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Engine
 
 from app import metrics
 from app.actions import Notice, Origin, Parsed, Samples
 from app.config import Settings
-from app.delivery import Delivery, unpack
+from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import DeadLetter, TryLater
 from app.providers import PROVIDERS
 from app.sealing import Sealer
@@ -22,6 +24,7 @@ from workers.store.ledger import Name, Outcome, Settled, acquit, bury, keep, set
 from workers.store.series import SeriesNumbers
 from workers.store.writer import Numbered, Written, touch_users, write
 
+UNKNOWN = "unknown"  # stands for the aggregator of what is no message of ours
 MOST_CRASHES = 2  # of workers with one delivery, after the first; then it is set aside
 log = logging.getLogger(__name__)
 
@@ -67,10 +70,20 @@ class Applier:
         try:
             deliveries = _once_each(unpack(packed))
         except DeadLetter as reason:  # not ours, or of a newer version: kept as it is, until somebody can read it
-            name = hashlib.sha256(packed.encode()).hexdigest()
-            foreign = Delivery("unknown", name, time.time(), packed.encode())
-            return self._counted(self._commit([Opened(foreign, 1, reason=str(reason))]))
+            return self.set_aside(packed.encode(), str(reason))
         return self._counted(self._suspiciously(deliveries) if again else self._together(deliveries, "webhook"))
+
+    def set_aside(self, raw: bytes, reason: str) -> Applied:
+        """Keeps what came from the broker and is no message of deliveries, under its digest. Raises TryLater."""
+        foreign = seal(UNKNOWN, Receipt(hashlib.sha256(raw).hexdigest()), raw, self._sealer)
+        return self._counted(self._commit([Opened(foreign, 1, reason=reason)]))
+
+    def raise_foreign(self, foreign: Delivery) -> Applied:
+        """Applies what was set aside: a message, or the first argument of a task. Raises DeadLetter if it is none."""
+        raw = self._sealer.open(foreign.sealed, foreign.about)
+        with contextlib.suppress(msgspec.DecodeError, LookupError):
+            raw = str(msgspec.json.decode(raw, type=list[list[str] | Any])[0][0]).encode()
+        return self._counted(self._together(_once_each(unpack(raw.decode(errors="replace"))), "webhook"))
 
     def replay(self, deliveries: Sequence[Delivery]) -> Applied:
         """Applies deliveries that were kept, or were dead. Raises TryLater."""

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,8 @@ from kombu.exceptions import OperationalError
 from app.config import Settings
 from app.delivery import unpack
 from app.errors import DeadLetter, Misconfigured, TryLater
-from app.queue import is_amqp
+from app.queue import LANES, is_amqp
+from app.transport import FOREIGN
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 WHY = {
@@ -79,6 +81,21 @@ def lanes(celery: Celery, settings: Settings) -> list[Lane]:
             depths = {queue.name: queue.queue_declare().message_count for queue in bound}
         return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
     except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+
+
+def take_foreign(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
+    """Hands over what app.transport has put beside the lanes because it is no message at all, and clears it away."""
+    url = settings.need_broker()
+    if is_amqp(url):
+        return
+    try:
+        with redis_client(url) as client:
+            for lane in LANES:
+                for raw in client.lrange(lane + FOREIGN, 0, -1):
+                    keep(raw, "bytes that are no message")
+                    client.lrem(lane + FOREIGN, 1, raw)
+    except redis.RedisError as error:
         raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
 
 

@@ -8,7 +8,8 @@ from typing import Literal
 from sqlalchemy import Engine
 
 from app.delivery import Delivery
-from workers.apply import Applier
+from app.errors import DeadLetter
+from workers.apply import UNKNOWN, Applier
 from workers.store import dead, history, kept
 from workers.store.kept import Window
 from workers.store.ledger import Outcome
@@ -41,9 +42,20 @@ def raise_dead(engine: Engine, applier: Applier, letters: Iterable[dead.Letter])
             outcomes["applied" if resumed else "dead"] += 1
             if resumed:
                 dead.drop(engine, [letter])
+        elif letter.aggregator == UNKNOWN:
+            outcomes += _raise_foreign(engine, applier, letter)
         else:
             outcomes += applier.replay([dead.delivery(engine, letter)]).outcomes
     return outcomes
+
+
+def _raise_foreign(engine: Engine, applier: Applier, letter: dead.Letter) -> Counter[Outcome]:
+    try:
+        applied = applier.raise_foreign(dead.delivery(engine, letter))
+    except DeadLetter:
+        return Counter({"dead": 1})
+    dead.drop(engine, [letter])
+    return applied.outcomes
 
 
 def _ordered(deliveries: list[Delivery], order: Order) -> list[Delivery]:

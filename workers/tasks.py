@@ -1,10 +1,11 @@
 """Every Celery task: a shell of a few lines around a plain function, with the retry decision in one place."""
 
+import json
 import logging
 import random
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery import Celery, Task
 from celery.exceptions import Reject
@@ -17,7 +18,8 @@ from app.providers import junction
 from app.queue import APPLY, FETCH, RECONCILE, SWEEP
 from workers.apply import Applier
 from workers.backfill import Again, Fetcher
-from workers.broker import lanes
+from workers.broker import lanes, take_foreign
+from workers.consumer import consumer_that_keeps
 from workers.http import Client
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
@@ -75,6 +77,10 @@ class Work:
             if self.fetches and one.seconds <= LONGEST_COUNTDOWN_SECONDS:
                 self._send(FETCH, (one.backfill_id,), one.seconds)
 
+    def keep(self, raw: bytes, reason: str) -> None:
+        """Keeps what came from the broker and is no task."""
+        self.applier.set_aside(raw, reason)
+
     def sweep(self) -> None:
         """Enqueues what is due, whatever became of the message that should have brought it.
 
@@ -85,6 +91,7 @@ class Work:
             self.enqueue(Again(one, 0) for one in due(self.engine, most=MOST_WAITING - lane.messages))
             if self.period and plan(self.engine, CHORE, self.period):
                 self._send(RECONCILE, (), 0)
+        take_foreign(self._settings, self.applier.set_aside)
         self._tend()
 
     def _tend(self) -> None:
@@ -108,17 +115,20 @@ class Work:
 
 
 def register(celery: Celery, settings: Settings) -> None:
-    """Makes the tasks known to a worker's Celery application."""
+    """Makes the tasks known to a worker's Celery application, and where it keeps what is no task."""
 
     @cache
     def work() -> Work:
         return Work(celery, settings)
 
+    celery.conf.worker_consumer = consumer_that_keeps(lambda raw, why: work().keep(raw, why))
+
     @celery.task(name=APPLY, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
-    def apply(task: Task, packed: str) -> None:
+    def apply(task: Task, *given: Any, **named: Any) -> None:
         """Applies one message of deliveries, and has the history fetched that it announces."""
+        packed = given[0] if len(given) == 1 and not named else json.dumps([given, named])
         again = bool((task.request.delivery_info or {}).get("redelivered"))
-        applied = again_later(task, lambda: work().applier.apply(packed, again=again))
+        applied = again_later(task, lambda: work().applier.apply(str(packed), again=again))
         work().enqueue(Again(one, 0) for one in applied.backfills)
 
     @celery.task(name=FETCH, bind=True, max_retries=None)  # type: ignore[untyped-decorator]

@@ -1,13 +1,8 @@
 """The workers' transport on a real Valkey: a message is always in a place where it is found again."""
 
-import base64
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +17,12 @@ from app.delivery import Delivery
 from app.errors import TryLater
 from app.queue import Publisher, make_celery
 from app.transport import TAKEN
-from tests.support import ENCRYPTION_KEY, delivery, rows, until, workout
+from tests.support import delivery, rows, until, worker, workout
 from workers.tasks import again_later
 
 ROOT = Path(__file__).parents[2]
 LIVE = "live"
 _numbers = itertools.count()
-
-
-@contextmanager
-def worker(settings: Settings, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker of the live lane."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "BROKER_URL": settings.need_broker(),
-        "DATABASE_URL": settings.need_database(),
-        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
-        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
-    }
-    command = (sys.executable, "-m", "workers.cli", "worker", "--lane", LIVE)
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
 
 
 @pytest.fixture
