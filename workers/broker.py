@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from app.config import Settings
 from app.delivery import unpack
 from app.errors import DeadLetter, Misconfigured, TryLater
-from app.queue import LANES, is_amqp
+from app.queue import LANES, is_amqp, make_celery
 from app.transport import FOREIGN
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -32,7 +32,10 @@ def redis_client(url: str) -> "redis.Redis":
 def need_durable(settings: Settings) -> None:
     """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached."""
     url = settings.need_broker()
-    if settings.broker_durability_asserted or is_amqp(url):
+    if settings.broker_durability_asserted:
+        return
+    if is_amqp(url):
+        _need_quorum_queues(settings)
         return
     try:
         with redis_client(url) as client:
@@ -50,6 +53,27 @@ def need_durable(settings: Settings) -> None:
                 f"BROKER_URL: the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
                 f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
             )
+
+
+def _need_quorum_queues(settings: Settings) -> None:
+    """Declares the lanes, as every publish does: RabbitMQ refuses if one is there already and is of another kind."""
+    celery = make_celery(settings, "publisher")
+    connection = celery.connection_for_write()
+    lane = ""
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            for queue in celery.conf.task_queues:
+                lane = queue.name
+                queue.bind(connection.default_channel).declare()
+    except connection.channel_errors as error:
+        raise Misconfigured(
+            f"BROKER_URL: queue {lane} is not a durable quorum queue ({type(error).__name__}): when the broker "
+            f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "
+            f"(rabbitmqctl delete_queue {lane}), or use another vhost"
+        ) from None
+    except (OperationalError, *connection.connection_errors) as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
 
 
 def need_redis(url: str, name: str) -> None:

@@ -1,17 +1,12 @@
 """`./deploy/demo`: a complete stack, simulated people, and the proof that nothing was lost or doubled."""
 
 import contextlib
-import json
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,20 +16,20 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
-from app.config import inherited, load
+from app.config import load
 from app.errors import HeadraceError
 from workers.proof import Proof, history, prove
 from workers.simulator import Simulator, first_events, live_events
 from workers.simulator.events import Event, every_type
 from workers.simulator.sender import Sender
+from workers.stack import Stack, running_stack
 from workers.store.engine import make_engine
-from workers.supervisor import NotStarted
 
 USERS, DAYS, SEED = 4, 7, 7
 LIVE_EVENTS = 1000
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
-START_SECONDS, SETTLE_SECONDS, HISTORY_SECONDS = 120, 60, 120
+SETTLE_SECONDS, HISTORY_SECONDS = 60, 120
 QUERY = """
 SELECT client_user_id, provider, count(*) AS workouts,
        round(sum(distance)::numeric / 1000, 1) AS km, round(avg(average_hr)) AS heart_rate
@@ -45,40 +40,6 @@ BACKFILLS = text("""
 SELECT count(*) AS all, count(*) FILTER (WHERE status IN ('complete', 'failed')) AS done,
        coalesce(sum(records), 0) AS records
 FROM health.backfills""")
-
-
-@contextlib.contextmanager
-def running_stack(environment: dict[str, str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A data directory and what its stack.json says, of a `headrace up` that ends with the block. Raises NotStarted."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
-    command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", "2"]
-    with (folder / "up.log").open("wb") as log:
-        # A session of its own: Ctrl-C reaches us, and we end it.
-        process = subprocess.Popen(
-            command,
-            env=inherited() | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        yield folder / "data", _wait_ready(process, folder)
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
-    deadline, stack = time.monotonic() + START_SECONDS, folder / "data" / "stack.json"
-    while not stack.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            said = (folder / "up.log").read_text().strip().splitlines()
-            raise NotStarted(f"the stack did not start: {said[-1] if said else 'it said nothing'}")
-        time.sleep(0.1)
-    return dict(json.loads(stack.read_bytes()))
 
 
 def bar(console: Console) -> Progress:
@@ -181,21 +142,23 @@ def main(*, keep: bool) -> None:
         with (
             Simulator(USERS, DAYS, SEED, until=until) as simulator,
             running_stack(
+                "demo",
                 {
                     "JUNCTION_BASE_URL": simulator.url,
                     "JUNCTION_API_KEY": simulator.api_key,
                     "HEADRACE_REQUEST_RATE": "200/second",
-                }
-            ) as (data_dir, stack),
+                },
+            ) as stack,
         ):
+            says = stack.says()
             console.print(
-                f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {stack['web']}/webhooks/junction"
+                f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {says['web']}/webhooks/junction"
             )
-            engine = make_engine(load({"DATABASE_URL": stack["database_url"]}), "headrace-demo")
-            proof = story(console, stack, engine, simulator)
+            engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-demo")
+            proof = story(console, says, engine, simulator)
             engine.dispose()
             if keep:
-                look_around(console, stack, data_dir)
+                look_around(console, stack)
     except KeyboardInterrupt:
         console.print("stopped")
         sys.exit(130)
@@ -206,11 +169,12 @@ def main(*, keep: bool) -> None:
     sys.exit(0 if proof.holds else 1)
 
 
-def look_around(console: Console, stack: dict[str, Any], data_dir: Path) -> None:
+def look_around(console: Console, stack: Stack) -> None:
     """Says where everything is, and waits for Ctrl-C."""
+    data, flower = stack.data, stack.says()["flower"]
     console.print(
-        f"\nStill running, until Ctrl-C:\n  Flower   {stack['flower']} (login: flower_auth in {data_dir}/stack.json)\n"
-        f"  status   .venv/bin/headrace status --watch --data-dir {data_dir}\n  logs     {data_dir}/log",
+        f"\nStill running, until Ctrl-C:\n  Flower   {flower} (login: flower_auth in {data}/stack.json)\n"
+        f"  status   .venv/bin/headrace status --watch --data-dir {data}\n  logs     {data}/log",
         soft_wrap=True,
     )
     with contextlib.suppress(KeyboardInterrupt):

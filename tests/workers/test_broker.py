@@ -95,9 +95,10 @@ def test_a_broker_that_hides_its_configuration_is_refused(here: Settings, client
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
-def test_rabbitmq_is_not_asked(scheme: str) -> None:
-    """Breaks if Redis' settings are wanted of a broker that has others: quorum queues and confirms."""
-    need_durable(Settings(broker_url=f"{scheme}://127.0.0.1:{free_port()}"))
+def test_a_rabbitmq_that_is_away_is_another_day(scheme: str) -> None:
+    """Breaks if a broker that nobody could look at passes for durable, or its absence for a wrong setting."""
+    with pytest.raises(TryLater, match="BROKER_URL: the broker cannot be reached"):
+        need_durable(Settings(broker_url=f"{scheme}://127.0.0.1:{free_port()}"))
 
 
 def test_a_broker_is_needed() -> None:

@@ -13,6 +13,7 @@ from app.config import Settings
 from app.errors import DeadLetter
 from app.providers.junction.shapes import Group, decode, record, samples
 from app.providers.request import Page, Request, Slice
+from app.strict import refuse_doubles
 
 
 class _Groups(msgspec.Struct):
@@ -44,6 +45,7 @@ def request(resource: Resource, user_id: str, provider: str, part: Slice, cursor
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
     """What an answer holds; a record that cannot be used is named and left out. Raises DeadLetter if it is no page."""
+    refuse_doubles(body, f"{resource.name}: a page")
     if resource.kind == "timeseries":
         return _read_groups(resource, user_id, body, asked_at)
     found: list[Action] = []
@@ -90,6 +92,7 @@ def stream_request(resource: Resource, identifier: str) -> Request:
 
 def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: datetime) -> Page:
     """A stream is stored as it came, under its workout's id and source; it has neither itself."""
+    refuse_doubles(body, resource.name)
     decode(body, dict[str, msgspec.Raw], resource.name)
     found = Record(resource.name, owner.user_id, owner.id, owner.provider, owner.source_type, body, asked_at)
     return Page((found,), 1)

@@ -14,6 +14,7 @@ from app.delivery import Delivery
 from app.errors import DeadLetter
 from app.providers import ksuid
 from app.providers.junction.shapes import Group, Source, decode, moment, record, samples
+from app.strict import refuse_doubles
 
 CLOCK_SKEW = timedelta(minutes=5)
 NOTICE_VERSION = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,6 +48,7 @@ class _Historical(msgspec.Struct):
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     """What an event means. Raises DeadLetter, without a value of the body, if it cannot be used."""
+    refuse_doubles(body, "not a Junction event")
     envelope = decode(body, _Envelope, "not a Junction event")
     name = envelope.event_type or envelope.type
     if not name:
