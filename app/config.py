@@ -37,6 +37,13 @@ def _number(value: str) -> int:
     return number
 
 
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def _port(value: str) -> int:
     number = int(value)
     if not 0 < number < 65_536:
@@ -49,7 +56,9 @@ def _level(value: str) -> str:
 
 
 def _resources(value: str) -> tuple[str, ...]:
-    return tuple(catalogue()[name].name for name in _list(value.lower()))
+    """Names of the catalogue. With streams come the records they belong to: without, nobody knows which there are."""
+    found = [catalogue()[name] for name in _list(value.lower())]
+    return tuple(dict.fromkeys(name for one in found for name in (one.name, one.of) if name))
 
 
 def _providers(value: str) -> tuple[str, ...]:
@@ -233,12 +242,16 @@ class Settings:
         want="a rate such as 10/second",
     )
     backfills_per_user: int = _setting(
-        "HEADRACE_BACKFILLS_PER_USER", 4, _number, "backfills of one person that may run side by side", want="a number"
+        "HEADRACE_BACKFILLS_PER_USER",
+        4,
+        _positive,
+        "backfills of one person that may run side by side",
+        want="a number",
     )
     backfills_per_account: int = _setting(
         "HEADRACE_BACKFILLS_PER_ACCOUNT",
         32,
-        _number,
+        _positive,
         "backfills of one provider account that may run side by side",
         want="a number",
     )
@@ -266,9 +279,6 @@ class Settings:
     host: str = _setting("HEADRACE_HOST", "127.0.0.1", _text, "the address that web and Flower listen on")
     port: int = _setting("HEADRACE_PORT", 8000, _port, "the port that web listens on", want="a port")
     web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, _number, "processes of the endpoint", want="a number")
-    web_threads: int = _setting(
-        "HEADRACE_WEB_THREADS", 64, _number, "requests that one process may hold while a message is in flight"
-    )
     flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _port, "the port that Flower listens on", want="a port")
     flower_auth: str | None = _setting(
         "HEADRACE_FLOWER_AUTH", None, _text, "user:password of Flower, which never starts without", secret=True

@@ -12,12 +12,13 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from app import metrics
 from app.config import Settings
 from app.courier import Courier
-from app.delivery import seal
+from app.delivery import Delivery, seal
 from app.errors import NotTaken, Refused
 from app.providers import PROVIDERS, Provider
 from app.sealing import Sealer
 
 RETRY_AFTER_SECONDS = "5"
+COURIER_AWAITED = "headrace.courier_awaited"  # in the environ, where the server waits for the broker itself
 log = logging.getLogger(__name__)
 
 
@@ -48,30 +49,47 @@ def make_blueprint(settings: Settings, courier: Courier, ready: Callable[[], Non
     return routes
 
 
+class Accepted(Response):
+    """A 202 to be: true once the broker has the delivery."""
+
+    def __init__(self, aggregator: str, delivery: Delivery, began: float) -> None:
+        super().__init__(status=202)
+        self.aggregator, self.delivery, self.began = aggregator, delivery, began
+
+
 def _webhook(
     name: str, provider: Provider, settings: Settings, courier: Courier, sealer: Sealer
 ) -> Callable[[], Response]:
-    answer_seconds = metrics.ANSWER_SECONDS.labels(name)
-
     def webhook() -> Response:
         began = time.perf_counter()
         try:
             body = _body(settings.max_body_bytes)
             receipt = provider.verify(request.headers, body, settings, datetime.now(UTC))
-            courier.take(seal(name, receipt, body, sealer))
-            answer = Response(status=202)
+            accepted = Accepted(name, seal(name, receipt, body, sealer), began)
+            if COURIER_AWAITED in request.environ:
+                return accepted  # the server waits, and holds no thread meanwhile
+            courier.take(accepted.delivery)
         except RequestEntityTooLarge:
-            answer = Response("larger than HEADRACE_MAX_BODY_BYTES\n", 413, mimetype="text/plain")
+            return _counted(name, too_large(), began)
         except Refused as refused:
             metrics.REFUSED.labels(name, refused.reason).inc()
-            answer = Response("signature refused\n", 401, mimetype="text/plain")
+            return _counted(name, Response("signature refused\n", 401, mimetype="text/plain"), began)
         except NotTaken:
-            answer = unavailable()
-        metrics.ANSWERS.labels(name, str(answer.status_code)).inc()
-        answer_seconds.observe(time.perf_counter() - began)
-        return answer
+            return _counted(name, unavailable(), began)
+        return settled(accepted, accepted)
 
     return webhook
+
+
+def settled(accepted: Accepted, answer: Response) -> Response:
+    """The answer to what was accepted, counted."""
+    return _counted(accepted.aggregator, answer, accepted.began)
+
+
+def _counted(aggregator: str, answer: Response, began: float) -> Response:
+    metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
+    metrics.ANSWER_SECONDS.labels(aggregator).observe(time.perf_counter() - began)
+    return answer
 
 
 def _body(most: int) -> bytes:
@@ -80,6 +98,11 @@ def _body(most: int) -> bytes:
     if len(body) > most:
         raise RequestEntityTooLarge
     return body
+
+
+def too_large() -> Response:
+    """413, the only fault of the sender's beside a wrong signature."""
+    return Response("larger than HEADRACE_MAX_BODY_BYTES\n", 413, mimetype="text/plain")
 
 
 def unavailable() -> Response:

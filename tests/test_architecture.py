@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
-WEB = "app app.webhooks workers.simulator"
+WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay"

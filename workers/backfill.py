@@ -111,7 +111,7 @@ class Fetcher:
         owners = self._owners_of(work)
         owner = next((one for one in owners if work.cursor is None or one.id > work.cursor), None)
         if owner is None:
-            del self._owners[_slice_of(work)]
+            self._owners.pop(_slice_of(work), None)
             return self._commit(work, Page((), 0), work.after(None, len(owners)))
         request = junction.stream_request(work.of, owner.id)
         read = partial(_read_stream, work.of, owner)
@@ -120,6 +120,8 @@ class Fetcher:
 
     def _owners_of(self, work: Work) -> list[Record]:
         """The records of a slice, listed once: a backfill that has to wait for its rate comes back to many of them."""
+        if work.item:  # which may have been erased since
+            return self._listed(work)
         key = _slice_of(work)
         if key not in self._owners:
             if len(self._owners) >= MOST_LISTS:

@@ -24,6 +24,7 @@ from workers.commands.common import (
     print_rows,
 )
 from workers.commands.dead import dead, replay
+from workers.commands.drill import command as drill
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
 from workers.store.kept import tend
@@ -165,7 +166,7 @@ def simulate(
     simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, **sending)
 
 
-for command in (backfill, reconcile, refresh, dead, replay):
+for command in (backfill, reconcile, refresh, dead, replay, drill):
     main.add_command(command)
 
 if __name__ == "__main__":

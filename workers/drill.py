@@ -35,17 +35,20 @@ from workers.store.engine import make_engine, transaction
 from workers.store.ledger import Outcome
 
 GROUPS = ("web", "live", "backfill", "maintenance", "beat", "flower", "broker", "postgres")
+ROUND = (*GROUPS, "web", "live", "broker", "postgres")  # in any order, before anybody has another turn
 HAVE_CHILDREN = ("web", "postgres")
 POLITE = {"postgres": signal.SIGINT}  # at SIGTERM it waits until the last client has gone, which none of ours does
 PAUSE, FREEZE = (1.5, 4.5), (1.0, 6.0)  # seconds between strikes, and of a freeze: from, to
 CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # how much of the time, at its end, nothing is struck
-USERS, DAYS, PAGE_SIZE = 3, 5, 250
+PEOPLE_PER_MINUTE, MOST_PEOPLE = 1.5, 6
+DAYS, PAGE_SIZE = 5, 250  # of everybody's history, and samples on a page of it
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DISORDER = {"duplicates": 0.1, "reordering": 0.1, "late": 0.02}
 WAITS = (0.05, 0.5, 1.0, *[2.0] * 60)  # a sender that hardly gives up: Svix goes on for more than a day
 CONNECTIONS = 16
 UPDATED, BROKEN, FOREIGN = 0.4, 0.005, 0.01  # shares of the live events
 UNUSABLE: tuple[Any, ...] = ({}, {"event_type": "daily.data.workouts.created"}, msgspec.Raw(b'{"event_type": "daily.'))
+UNKNOWN: Event = {"event_type": "daily.data.mood_ring.created", "user_id": "nobody", "data": {"colour": "green"}}
 LONGEST_ANSWER_SECONDS = 5.0
 LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # what a killed fetch leaves behind, and for the rest of the work
 TOLERANCE_SECONDS = 0.5  # within which every worker knows of a silence
@@ -78,9 +81,12 @@ class Strike:
 def plan(seed: int, seconds: float) -> list[Strike]:
     """The strikes of a drill of so many seconds. The same seed makes the same; a longer drill makes more."""
     dice, end = Random(seed), seconds - min(CALM_SECONDS, CALM_SHARE * seconds)  # noqa: S311 - repeatable on purpose
-    strikes, at = [], dice.uniform(*PAUSE)
+    strikes: list[Strike] = []
+    turns: list[str] = []
+    at = dice.uniform(*PAUSE)
     while at < end:
-        strikes.append(Strike(at, dice.choice(KINDS), dice.choice(GROUPS), dice.random(), dice.uniform(*FREEZE)))
+        turns = turns or dice.sample(ROUND, len(ROUND))
+        strikes.append(Strike(at, dice.choice(KINDS), turns.pop(), dice.random(), dice.uniform(*FREEZE)))
         at += dice.uniform(*PAUSE)
     return strikes
 
@@ -141,9 +147,10 @@ class Striker:
     def _thaw(self, now: float) -> None:
         for until, process in list(self._frozen):
             if until <= now:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.resume()
                 self._frozen.remove((until, process))
+                if process not in (other for _, other in self._frozen):  # it may be frozen twice
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.resume()
 
     def _make(self, strike: Strike) -> None:
         made = Made(strike, time.time(), None, f"{strike.group}: nobody there")
@@ -186,14 +193,15 @@ class Striker:
 
 
 def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Event]:
-    """Live events for so many seconds, with connections and notices of history among them.
+    """Live events for so many seconds; among them, once, connections, notices of history and one of every kind.
 
     Each is made when it is wanted: what was made before a revision must not be sent as if it came after it.
     """
     dice = Random(seed)  # noqa: S311 - repeatable on purpose
     count = sum(len(supplied(one)) + 1 for user in world.members for one in user.connections)
     announced = (count + len(catalogue().event_names)) / (0.6 * seconds * rate)
-    once, until = chain(first_events(world), every_type(world)), time.monotonic() + seconds
+    once = chain(UNUSABLE, [UNKNOWN], first_events(world), every_type(world))
+    until = time.monotonic() + seconds
     sources = [
         (user, connection, resource)
         for user in world.members
@@ -203,7 +211,7 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
     ]
     while time.monotonic() < until:
         special = next(once, None) if dice.random() < announced else None
-        yield special or _live(world, dice, *dice.choice(sources))
+        yield _live(world, dice, *dice.choice(sources)) if special is None else special
     yield from once
 
 
@@ -212,7 +220,7 @@ def _live(world: World, dice: Random, user: Any, connection: Any, resource: Any)
     if share < BROKEN:
         return cast("Event", dice.choice(UNUSABLE))
     if share < BROKEN + FOREIGN:
-        return {"event_type": "daily.data.mood_ring.created", "user_id": user.user_id, "data": {"colour": "green"}}
+        return UNKNOWN
     at = world.start + dice.random() * (world.until - world.start)
     known = world.moment(world.latest(connection, resource, at)) >= world.start
     return daily(world, user, connection, resource, at=at if known else None, updated=dice.random() < UPDATED)
@@ -294,7 +302,7 @@ def silence(fault: Fault, now: float) -> float:
 def trespasses(
     silences: Iterable[tuple[float, float]], asked: Iterable[float], hits: Sequence[Made]
 ) -> tuple[int, int]:
-    """Requests within a silence; and those that a strike made: who was told, or keeps what all must know, was struck."""
+    """Requests within a silence; and those that a strike explains: on who was told of it, or on what tells all."""
     struck = [one for one in hits if one.strike.group in ("backfill", "maintenance", "broker")]
     found, excused = 0, 0
     asked = sorted(asked)
@@ -313,7 +321,7 @@ class Books:
     def __init__(self, database_url: str, people: Collection[str]) -> None:
         self._engine = make_engine(load({"DATABASE_URL": database_url}), "headrace-drill")
         self._people = frozenset(people)
-        self._began = datetime.now(UTC)
+        self._began = datetime.now(UTC) - timedelta(minutes=1)  # clocks differ
 
     def need_empty(self) -> None:
         """Raises Misconfigured if there is already something of these people."""
@@ -413,6 +421,7 @@ def wanted(accepted: Mapping[str, Event], truth: Mapping[Key, Any]) -> Newest:
 
 def settle_up(
     accepted: Mapping[str, Event],
+    *,
     ledger: Iterable[tuple[str, str]],
     letters: Collection[str],
     queued: Collection[str] | None,
@@ -469,6 +478,7 @@ class Moment:
     left: float  # at most
     acked: int
     settled: int
+    applied: int  # of the settled
     strikes: int
     backfills_open: int
 
@@ -506,7 +516,8 @@ class Report:
 def make_simulator(options: Options) -> Simulator:
     """The provider of a drill. It makes no fault yet."""
     until = datetime.now(UTC) + PROVIDER_SLOWNESS + timedelta(seconds=options.seconds)
-    return Simulator(USERS, DAYS, options.seed, until=until, page_size=PAGE_SIZE)
+    people = min(ceil(options.seconds / 60 * PEOPLE_PER_MINUTE), MOST_PEOPLE)
+    return Simulator(people, DAYS, options.seed, until=until, page_size=PAGE_SIZE)
 
 
 def environment(simulator: Simulator, options: Options) -> dict[str, str]:
@@ -520,6 +531,10 @@ def environment(simulator: Simulator, options: Options) -> dict[str, str]:
         "HEADRACE_RESOURCES": "",
         "HEADRACE_PROVIDERS": "",
     }
+
+
+def _open(backfills: Counter[str]) -> int:
+    return backfills["pending"] + backfills["running"]
 
 
 class Drill:
@@ -564,48 +579,57 @@ class Drill:
         options, began = self._options, time.monotonic()
         load = events(self._simulator.world, options.seed, options.seconds, options.rate)
         with ThreadPoolExecutor(2) as pool:
+            striking = pool.submit(self._striker.run, self._stop)
+            sending = pool.submit(self._sender.send_all, load, options.rate)
             try:
-                striking = pool.submit(self._striker.run, self._stop)
-                sending = pool.submit(self._sender.send_all, load, options.rate)
                 while not (striking.done() and sending.done()):
                     seconds = time.monotonic() - began
                     self._look("load", seconds, options.seconds - seconds)
+                    if striking.done():
+                        striking.result()  # what ended it before its time ends the drill
                     time.sleep(0.5)
-            finally:
-                self._stop_if_not_done(striking.done() and sending.done())
-        striking.result()
-        sending.result()
-
-    def _stop_if_not_done(self, done: bool) -> None:  # noqa: FBT001
-        if not done:  # somebody wants the end of it, and the threads must hear
-            self._stop.set()
+                sending.result()
+            except BaseException:
+                self._stop.set()  # else the pool would wait for the end of the load
+                raise
 
     def _settle(self) -> float | None:
-        """Waits until everything has come to its end, and says when. None if that took too long."""
-        began = time.monotonic()
+        """Waits until everything has come to its end, and says when. None if for too long nothing went on."""
+        began = moved = time.monotonic()
         patience = self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS
-        while (seconds := time.monotonic() - began) < patience:
-            ledger, backfills = self._look("settling", seconds, patience - seconds)
-            done = self._sender.taken.keys() <= {name for name, _ in ledger}
-            if done and not backfills["pending"] + backfills["running"]:
+        before: tuple[int, Counter[str]] | None = None
+        while (now := time.monotonic()) - moved < patience:
+            ledger, backfills = self._look("settling", now - began, moved + patience - now)
+            if self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills):
                 return time.time()
+            if (len(ledger), backfills) != before:
+                before, moved = (len(ledger), backfills), now
             time.sleep(0.5)
         return None
 
     def _look(
-        self, phase: Literal["load", "settling"], seconds: float, left: float
+        self, phase: Literal["load", "settling", "counting"], seconds: float, left: float
     ) -> tuple[list[tuple[str, str]], Counter[str]]:
         """Shows how far it is. What the database cannot say now is what it said last."""
         with contextlib.suppress(TryLater):
             self._last = self._books.settled(), self._books.backfills()
         ledger, backfills = self._last
-        still = backfills["pending"] + backfills["running"]
-        hits, acked = len(self._striker.hits), len(self._sender.taken)
-        self._show(Moment(phase, seconds, max(left, 0.0), acked, len(ledger), hits, still))
+        self._show(
+            Moment(
+                phase,
+                seconds,
+                left=max(left, 0.0),
+                acked=len(self._sender.taken),
+                settled=len(ledger),
+                applied=sum(outcome == "applied" for _, outcome in ledger),
+                strikes=len(self._striker.hits),
+                backfills_open=_open(backfills),
+            )
+        )
         return ledger, backfills
 
     def _report(self, settled_at: float | None) -> Report:
-        self._show(Moment("counting", 0, 0, len(self._sender.taken), len(self._last[0]), len(self._striker.hits), 0))
+        self._look("counting", 0.0, 0.0)
         hits, taken = self._striker.hits, self._sender.taken
         requests = self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
@@ -635,10 +659,10 @@ class Drill:
         is_settled = taken.keys() <= {name for name, _ in ledger}
         return settle_up(
             taken,
-            ledger,
-            self._books.letters(),
-            set() if is_settled else waiting(self._broker_url),
-            wanted(usable, history(self._simulator.world)),
-            self._books.rows(),
-            expected(unanswered).keys(),
+            ledger=ledger,
+            letters=self._books.letters(),
+            queued=set() if is_settled else waiting(self._broker_url),
+            newest=wanted(usable, history(self._simulator.world)),
+            rows=self._books.rows(),
+            explained=expected(unanswered).keys(),
         )

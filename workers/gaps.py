@@ -70,7 +70,7 @@ def of_pull(pull: Pull, stored: Stored, now: datetime) -> Gap | None:
     wanted = _days(*span_of_pull(pull, now))
     if missing := wanted - _covered(known, "done", "open"):
         failed = missing & _covered(known, "lost")
-        reason = "its backfill has failed or was cancelled" if failed else "pulled, and never announced to us"
+        reason = "its backfill has failed" if failed else "pulled, and never announced to us"
         return Gap(key, "ours", reason, _windows(missing, now))
     if not catalogue()[pull.resource].has_days or wanted & _covered(known, "open"):
         return None
@@ -105,9 +105,11 @@ def of_supplies(supplies: Iterable[Supply], stored: Stored, since: datetime, now
     silent = set[int]().union(*days.values()) - set[int]().union(*covered.values(), *have.values())
     for key, span in spans.items():
         left = days[key] - covered[key]
-        is_dense = len(left & have[key]) >= DENSE * len(left)
+        lost = left & silent | _unheard(key, days[key], stored) | _tail(key, span, stored)
+        rest = days[key] - lost
+        is_dense = len(rest & have[key]) >= DENSE * len(rest)
         quiet = left - have[key] if is_dense else left & silent
-        if found := quiet | _unheard(key, days[key], stored) | _tail(key, span, stored):
+        if found := quiet | lost:
             yield Gap(key, "ours", _reason(found, quiet), _windows(found, now))
 
 

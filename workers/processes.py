@@ -12,16 +12,16 @@ CELERY = [sys.executable, "-m", "celery", "--app", "workers.celery_app"]
 
 
 def web(settings: Settings) -> NoReturn:
-    """The endpoint on granian: threads that wait for the courier are cheap, so there are many."""
+    """The endpoint on granian's event loop, one a process."""
     settings.need_webhook_secret()
     settings.need_broker()
     options = {
-        "--interface": "wsgi",
+        "--interface": "rsgi",
         "--http": "1",
         "--host": settings.host,
         "--port": str(settings.port),
         "--workers": str(settings.web_processes),
-        "--blocking-threads": str(settings.web_threads),
+        "--http1-header-read-timeout": "10000",
         "--backlog": "2048",
         "--log-level": "warning",
         "--workers-kill-timeout": "10",

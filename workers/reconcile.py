@@ -26,7 +26,7 @@ from workers.gaps import Gap, Part, Stored
 from workers.http import Answer, Client
 from workers.retry import Decision
 from workers.store import chores, coverage
-from workers.store.backfills import Asked, open_backfill
+from workers.store.backfills import EARLIEST, Asked, open_backfill
 from workers.store.chores import keep_gaps, still_pulling
 from workers.store.coverage import Fetched, Key
 from workers.store.engine import transaction
@@ -37,9 +37,10 @@ T = TypeVar("T", Pull, Supply)
 R = TypeVar("R")
 ACCOUNT = "junction"
 CHORE = "reconcile"
-LOOK_BACK = timedelta(days=35)  # of what came by webhook: older days have been compared before
+LOOK_BACK = timedelta(days=35)  # beyond the last time, of what came by webhook: older days were compared then
 TURN_SECONDS = 20.0
 MOST_RESTARTS = 5
+MOST_PAGES = 100_000  # five million people
 CONNECTION = "connection"  # stands where a gap names its resource
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Position(msgspec.Struct, frozen=True):
     people: tuple[str, ...] = ()  # whose connections are to be asked about before it goes on
     attempts: int = 0
     restarts: int = 0  # because a cursor was no longer good
+    pages: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Reconciler:
         listing = self._ask(request, at, lambda answer: junction.read_supplies(answer.body))
         now = datetime.now(UTC)
         with transaction(self._engine) as connection:
-            pulling = self._pulling | still_pulling(connection, listing.users)
+            pulling = self._pulling if self._dry_run else still_pulling(connection, listing.users)
             erased = coverage.erased(connection, listing.users)
             rows = [one for one in listing.rows if one.user_id not in erased and self._matters(one)]
             supplies = [one for one in rows if _key(one) not in pulling]
@@ -151,7 +153,7 @@ class Reconciler:
     def _connections(self, at: Position) -> Step:
         """Asks how somebody's connections are: a broken one is in no other list, nor one that was mended."""
         user_id, *others = at.people
-        to = Position(at.part, at.cursor, tuple(others), restarts=at.restarts)
+        to = Position(at.part, at.cursor, tuple(others), restarts=at.restarts, pages=at.pages)
         request = junction.connections_request(user_id)
         try:
             now = self._ask(request, at, lambda answer: _read_connections(user_id, answer))
@@ -186,10 +188,13 @@ class Reconciler:
                 touch_users(connection, dict.fromkeys(sorted({gap.key.user_id for gap in found if gap.windows})))
                 opened = [number for gap in found for number in _open(connection, gap)]
                 keep_gaps(connection, at.part, listing.users, found)
-        to: Position | None = Position(at.part, listing.cursor, people, restarts=at.restarts)
+        if at.pages > MOST_PAGES:
+            raise DeadLetter("Junction's cursors go in a circle")
+        to: Position | None = Position(at.part, listing.cursor, people, restarts=at.restarts, pages=at.pages + 1)
         if listing.cursor is None or listing.cursor == at.cursor:
             to = Position("supplies", None, people) if at.part == "pulls" else None
-        return Step(to, people=len(listing.users), found=tuple(found), opened=tuple(dict.fromkeys(opened)))
+        compared = len(listing.users) if at.part == "pulls" else 0
+        return Step(to, people=compared, found=tuple(found), opened=tuple(dict.fromkeys(opened)))
 
     def _pretend(self, found: Iterable[Gap]) -> None:
         now = datetime.now(UTC)
@@ -215,8 +220,8 @@ def turn(engine: Engine, reconciler: Reconciler, period: float) -> float | None:
     """
     if (chore := chores.claim(engine, CHORE)) is None:
         return None
-    at = msgspec.json.decode(chore.position, type=Position) if chore.position else Position()
-    until, since = time.monotonic() + TURN_SECONDS, datetime.now(UTC) - LOOK_BACK
+    at, until = _position(chore.position), time.monotonic() + TURN_SECONDS
+    since = min(datetime.now(UTC), chore.done_at or EARLIEST) - LOOK_BACK
     try:
         while time.monotonic() < until:
             step = reconciler.step(at, since)
@@ -233,6 +238,14 @@ def turn(engine: Engine, reconciler: Reconciler, period: float) -> float | None:
         return None
     chores.save(engine, CHORE, at, 0)
     return 0.0
+
+
+def _position(kept: bytes | None) -> Position:
+    """Where it was; at the beginning if an older version of ours put it down in another form."""
+    try:
+        return msgspec.json.decode(kept, type=Position) if kept else Position()
+    except msgspec.ValidationError:
+        return Position()
 
 
 def _key(one: Pull | Supply) -> Key:

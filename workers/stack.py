@@ -32,8 +32,11 @@ class Stack:
         return self.folder / "data"
 
     def says(self) -> dict[str, Any]:
-        """What stack.json says now; the pids change with every process that is started again."""
-        return dict(json.loads((self.data / "stack.json").read_bytes()))
+        """What stack.json says now: pids change with every process that is started again. Raises NotStarted."""
+        try:
+            return dict(json.loads((self.data / "stack.json").read_bytes()))
+        except FileNotFoundError:
+            raise NotStarted(f"the stack has ended by itself; see {self.folder / 'up.log'}") from None
 
 
 @contextlib.contextmanager

@@ -251,3 +251,81 @@ def test_a_weak_flower_password_is_refused(auth: str) -> None:
     with pytest.raises(Misconfigured, match="HEADRACE_FLOWER_AUTH") as refused:
         Settings(flower_auth=auth).need_flower_auth()
     assert "canary" not in str(refused.value)
+
+
+def test_defaults_of_history() -> None:
+    """Breaks if a default of how history is fetched changes without anybody noticing."""
+    settings = load({})
+    assert (settings.fetch_history, settings.reconcile_hours) == (True, 24)
+    assert (settings.request_rate, settings.provider_rate) == ("50/second", None)
+    assert (settings.backfills_per_user, settings.backfills_per_account) == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "expected"),
+    [
+        ("JUNCTION_API_KEY", "sk_us_x", "junction_api_key", "sk_us_x"),
+        ("HEADRACE_PROVIDERS", "Garmin, OURA,", "providers", ("garmin", "oura")),
+        ("HEADRACE_RESOURCES", "Sleep,SLEEP_STREAM", "resources", ("sleep", "sleep_stream")),
+        ("HEADRACE_FETCH_HISTORY", "false", "fetch_history", False),
+        ("HEADRACE_REQUEST_RATE", "7/minute", "request_rate", "7/minute"),
+        ("HEADRACE_PROVIDER_RATE", "10/second", "provider_rate", "10/second"),
+        ("HEADRACE_PROVIDER_RATE", "3000/hour", "provider_rate", "3000/hour"),
+        ("HEADRACE_BACKFILLS_PER_USER", "9", "backfills_per_user", 9),
+        ("HEADRACE_BACKFILLS_PER_ACCOUNT", "99", "backfills_per_account", 99),
+        ("HEADRACE_RECONCILE_HOURS", "0", "reconcile_hours", 0),
+        ("HEADRACE_RECONCILE_HOURS", "168", "reconcile_hours", 168),
+    ],
+)
+def test_what_is_read_of_history(name: str, value: str, attribute: str, expected: object) -> None:
+    """Breaks if a form that the README names is refused or read as something else."""
+    assert getattr(load({name: value}), attribute) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["canary", "50", "0/second", "-1/second", "5/day", "5 / second", "1.5/second", "/hour"]
+)
+@pytest.mark.parametrize("name", ["HEADRACE_REQUEST_RATE", "HEADRACE_PROVIDER_RATE"])
+def test_a_rate_that_is_none_is_refused(name: str, value: str) -> None:
+    """Breaks if a rate that nobody can keep is found out by the first worker, or never."""
+    with pytest.raises(Misconfigured, match=f"^{name}: not usable; it should be a rate such as "):
+        load({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HEADRACE_BACKFILLS_PER_USER", "canary"),
+        ("HEADRACE_BACKFILLS_PER_USER", "-1"),
+        ("HEADRACE_BACKFILLS_PER_ACCOUNT", "2.5"),
+        ("HEADRACE_RECONCILE_HOURS", "-24"),
+        ("HEADRACE_RECONCILE_HOURS", "daily"),
+        ("HEADRACE_FETCH_HISTORY", "maybe"),
+        ("HEADRACE_RESOURCES", "workouts,canary"),
+    ],
+)
+def test_a_wrong_word_about_history_is_refused(name: str, value: str) -> None:
+    """Breaks if a wrong value is taken, or shown."""
+    with pytest.raises(Misconfigured) as refused:
+        load({name: value})
+    assert str(refused.value).startswith(f"{name}: not usable")
+    assert "canary" not in str(refused.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    """Breaks if a command that reads history does not say which setting it misses, or shows a key."""
+    with pytest.raises(Misconfigured, match=r"^JUNCTION_API_KEY: not set"):
+        Settings().need_junction_api_key()
+    assert Settings(junction_api_key="sk_us_x").need_junction_api_key() == "sk_us_x"
+
+
+@pytest.mark.parametrize("name", ["HEADRACE_BACKFILLS_PER_USER", "HEADRACE_BACKFILLS_PER_ACCOUNT"])
+def test_no_place_at_all_is_refused(name: str) -> None:
+    """Breaks if history stands still for ever because of a nought; HEADRACE_FETCH_HISTORY is what switches it off."""
+    with pytest.raises(Misconfigured, match=f"^{name}: not usable"):
+        load({name: "0"})
+
+
+def test_a_stream_brings_its_records_along() -> None:
+    """Breaks if the streams of nights that nobody keeps are to be fetched: without, nobody knows which there are."""
+    assert load({"HEADRACE_RESOURCES": "sleep_stream,steps,sleep"}).resources == ("sleep_stream", "sleep", "steps")

@@ -12,14 +12,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from app import create_app
+from app import create_app, make_courier
 from app.config import Settings
+from app.courier import Publish
 from app.delivery import Delivery
 from app.errors import NotTaken
 from app.sealing import Sealer
@@ -36,6 +38,11 @@ def nothing_wrong() -> None:
     """A broker that is there."""
 
 
+def endpoint(settings: Settings, publish: Publish, ready: Callable[[], None]) -> Flask:
+    """The endpoint over whatever takes its messages."""
+    return create_app(settings, make_courier(settings, publish), ready)
+
+
 @pytest.fixture
 def taken() -> list[Delivery]:
     """What was handed on."""
@@ -45,7 +52,7 @@ def taken() -> list[Delivery]:
 @pytest.fixture
 def client(plain_settings: Settings, taken: list[Delivery]) -> FlaskClient:
     """The endpoint, handing on to a list."""
-    return create_app(plain_settings, taken.extend, nothing_wrong).test_client()
+    return endpoint(plain_settings, taken.extend, nothing_wrong).test_client()
 
 
 def terra_signed(body: bytes, *, at: datetime | None = None, secret: str = TERRA_SECRET) -> dict[str, str]:
@@ -191,7 +198,7 @@ def test_any_of_several_secrets_will_do(plain_settings: Settings, taken: list[De
         junction_webhook_secrets=(OTHER_SECRET, JUNCTION_SECRET),
         terra_signing_secrets=("another-of-terra", TERRA_SECRET),
     )
-    client = create_app(settings, taken.extend, nothing_wrong).test_client()
+    client = endpoint(settings, taken.extend, nothing_wrong).test_client()
     for secret in settings.junction_webhook_secrets:
         assert client.post("/webhooks/junction", data=BODY, headers=signed(BODY, secret=secret)).status_code == 202
     for secret in settings.terra_signing_secrets:
@@ -213,7 +220,7 @@ def test_any_of_several_signatures_will_do(client: FlaskClient, other: str, *, f
 def test_without_a_secret_everything_is_refused(plain_settings: Settings, taken: list[Delivery], route: str) -> None:
     """Breaks if a provider that was not set up is open to everybody."""
     settings = replace(plain_settings, junction_webhook_secrets=(), terra_signing_secrets=())
-    client = create_app(settings, taken.extend, nothing_wrong).test_client()
+    client = endpoint(settings, taken.extend, nothing_wrong).test_client()
     for headers in ({}, signed(BODY), terra_signed(BODY), terra_signed(BODY, secret="")):
         assert client.post(f"/webhooks/{route}", data=BODY, headers=headers).status_code == 401
     assert taken == []
@@ -264,7 +271,7 @@ def test_a_body_over_the_limit_is_413(
     plain_settings: Settings, taken: list[Delivery], environment: dict[str, Any], size: int, status: int
 ) -> None:
     """Breaks if one request can fill the memory, or a body of just the limit is refused."""
-    client = create_app(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
+    client = endpoint(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
     body = b"x" * size
     answer = client.post(
         "/webhooks/junction", input_stream=io.BytesIO(body), headers=signed(body), environ_overrides=environment
@@ -275,7 +282,7 @@ def test_a_body_over_the_limit_is_413(
 
 def test_a_body_over_the_limit_is_not_read(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if a body that is announced to be too large is read all the same."""
-    client = create_app(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
+    client = endpoint(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
     stream = io.BytesIO(b"x" * 10**6)
     assert client.post("/webhooks/junction", input_stream=stream, headers=signed(b"")).status_code == 413
     assert stream.tell() == 0
@@ -323,7 +330,7 @@ def test_what_could_not_be_handed_on_is_503(
         raise error
 
     before = set(threading.enumerate())
-    client = create_app(plain_settings, publish, nothing_wrong).test_client()
+    client = endpoint(plain_settings, publish, nothing_wrong).test_client()
     answer = client.post(f"/webhooks/{route}", data=BODY, headers=sign(BODY))
     for thread in set(threading.enumerate()) - before:
         thread.join(0.5)  # if it dies of this, then here and not in another test
@@ -335,7 +342,7 @@ def test_a_broker_that_hangs_is_503(plain_settings: Settings) -> None:
     """Breaks if a request hangs with its broker."""
     released = threading.Event()
     settings = replace(plain_settings, enqueue_deadline_seconds=0.2)
-    client = create_app(settings, lambda _: released.wait(20) and None, nothing_wrong).test_client()
+    client = endpoint(settings, lambda _: released.wait(20) and None, nothing_wrong).test_client()
     for _ in range(3):
         answer = client.post("/webhooks/junction", data=BODY, headers=signed(BODY))
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
@@ -372,7 +379,7 @@ def test_readiness_is_denied_when_nothing_could_be_enqueued(
     def ready() -> None:
         raise wrong[0]
 
-    client = create_app(plain_settings, lambda _: None, ready).test_client()
+    client = endpoint(plain_settings, lambda _: None, ready).test_client()
     answer = client.get("/readyz")
     assert (answer.status_code, answer.text) == (503, "the broker cannot be reached\n")
     assert client.get("/livez").status_code == 200
@@ -411,7 +418,7 @@ def accepted() -> list[Delivery]:
 def fuzzed(accepted: list[Delivery]) -> Iterator[FlaskClient]:
     """One endpoint for all examples."""
     settings = Settings(junction_webhook_secrets=(JUNCTION_SECRET,), terra_signing_secrets=(TERRA_SECRET,))
-    yield create_app(settings, accepted.extend, nothing_wrong).test_client()
+    yield endpoint(settings, accepted.extend, nothing_wrong).test_client()
     assert accepted == []
 
 

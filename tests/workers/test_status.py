@@ -10,13 +10,16 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine, text
 
+from app.catalogue import catalogue
 from app.config import Settings
 from app.errors import TryLater
 from tests.support import START, apply, delivery, event, message_id, workout
 from workers import status
 from workers.broker import Lane
+from workers.commands.common import console
 from workers.embedded import free_port
 from workers.store.engine import make_engine
+from workers.throttle import Hush, Throttle, hushes
 
 IDLE = [Lane("live", 0, None), Lane("backfill", 0, None)]
 BUSY = [Lane("live", 3, timedelta(seconds=61.25)), Lane("backfill", 1, None)]
@@ -119,3 +122,80 @@ def test_a_database_that_is_away_is_told(settings: Settings) -> None:
     with pytest.raises(TryLater, match="PostgreSQL"):
         status.read(away, IDLE, [])
     away.dispose()
+
+
+def test_a_refused_key_stands_in_the_picture(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if nobody can see that all history rests because a key is wrong, or for how long."""
+    reading = replace(settings, broker_url=broker_url)
+    Throttle(reading).hush("junction", 300, "status 401: the API key is refused")
+    picture = status.read(engine, IDLE, hushes(reading))
+    (silence,) = json.loads(json.dumps(picture.plain()))["silences"]
+    assert 290 <= silence.pop("seconds_left") <= 300
+    assert silence == {"account": "junction", "because_of": "status 401: the API key is refused"}
+    for part in ("Paused accounts", "junction", "status 401: the API key is refused", "because of", "seconds left"):
+        assert part in shown(picture)
+
+
+def test_no_silence_is_no_table(engine: Engine) -> None:
+    """Breaks if an account that may be asked looks like one that may not."""
+    assert "Paused accounts" not in shown(status.read(engine, IDLE, []))
+    assert "Paused accounts" in shown(status.read(engine, IDLE, [Hush("terra", 0.4, "status 429")]))
+
+
+def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator has to look elsewhere for how far history is, or what is over hides what is not."""
+    names = [name for name, one in catalogue().items() if one.kind == "timeseries"][: status.MOST_SHOWN + 3]
+    notices = [event(f"historical.data.{name}.created", "u1", {"provider": "oura"}) for name in names]
+    apply(engine, settings, *map(delivery, notices))
+    with engine.begin() as connection:
+        change = "UPDATE headrace.backfills SET status = :state, started_at = now() - interval '1 hour'"
+        for name, state in zip(names, ("failed", "complete", "cancelled", "running", "paused"), strict=False):
+            connection.execute(text(f"{change} WHERE resource = :name"), {"name": name, "state": state})
+        day = "interval '1 day'"
+        half = f"window_end + {day} - (window_end - window_start + 2 * {day}) / 2"
+        connection.execute(text(f"UPDATE headrace.chunks SET slice_end = {half}"))
+    picture = status.read(engine, IDLE, [])
+    found = picture.plain()["open_backfills"]
+    assert [one["status"] for one in found] == ["running", "paused", *["pending"] * (status.MOST_SHOWN - 2)]
+    assert found[0]["share"] == pytest.approx(0.5)
+    assert found[0]["left"] == pytest.approx(3600, abs=60)
+    assert json.loads(json.dumps(found)) == found
+    text_shown = shown(picture)
+    for part in ("Backfills under way", "50%", "oura", names[3], names[4], "running", "paused"):
+        assert part in text_shown
+    assert names[0] not in text_shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (725, "12 min 5 s"),
+        (3600, "1 h"),
+        (3605, "1 h 5 s"),
+        (86_400 + 7260, "1 d 2 h"),
+        (400 * 86_400, "400 d"),
+    ],
+)
+def test_a_duration_is_two_words(seconds: float, words: str) -> None:
+    """Breaks if the time left cannot be read at a glance, or is told wrongly."""
+    assert status.in_words(timedelta(seconds=seconds)) == words
+
+
+def test_a_duration_that_nobody_knows_is_a_dash() -> None:
+    """Breaks if a backfill that waits is said to end now."""
+    assert status.in_words(None) == "-"
+
+
+@pytest.mark.parametrize("error", ["[invalid_grant] expired", "no [/path]"])
+def test_what_a_provider_says_is_shown_as_it_is(engine: Engine, settings: Settings, error: str) -> None:
+    """Breaks if brackets in a provider's error vanish, or end `headrace status` with a traceback."""
+    body = {"provider": "oura", "error_type": error}
+    apply(engine, settings, delivery(event("provider.connection.error", "u1", body)))
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(status.picture(status.read(engine, IDLE, [])))
+    assert error in captured.get()

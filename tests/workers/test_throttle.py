@@ -1,6 +1,7 @@
 """The rate and the silences that all workers share, on a real Valkey."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -140,3 +141,80 @@ def test_redis_url_goes_before_the_broker(given: Settings) -> None:
     Throttle(beside).hush("junction", MINUTE, "status 429")
     assert Throttle(given).wait("junction") > 1
     assert left(beside).keys() == {"junction"}
+
+
+def narrow(given: Settings, account: str, provider: str | None) -> Settings:
+    """Settings with these rates."""
+    return replace(given, request_rate=account, provider_rate=provider)
+
+
+def test_one_provider_does_not_hold_up_the_others(given: Settings) -> None:
+    """Breaks if a provider's rate is everybody's, is not shared by workers, or also counts what is of no provider."""
+    limited = narrow(given, "1000/hour", "3/hour")
+    first, second = Throttle(limited), Throttle(limited)
+    answers = [(first if number % 2 else second).wait("junction", "garmin") for number in range(5)]
+    assert answers[:3] == [0.0] * 3
+    assert all(3590 < seconds <= 3601 for seconds in answers[3:])
+    for throttle in (first, second):
+        assert throttle.wait("junction", "oura") == 0.0
+        assert [throttle.wait("junction") for _ in range(4)] == [0.0] * 4
+        assert throttle.wait("terra", "garmin") == 0.0
+
+
+def test_whoever_has_to_wait_takes_no_place_of_the_account(given: Settings) -> None:
+    """Breaks if asking again and again about a provider that is full uses up what others need."""
+    throttle = Throttle(narrow(given, "5/hour", "2/hour"))
+    assert [throttle.wait("junction", "garmin") > 0 for _ in range(20)] == [False] * 2 + [True] * 18
+    assert [throttle.wait("junction", "oura") > 0 for _ in range(3)] == [False] * 2 + [True]
+    assert [throttle.wait("junction") > 0 for _ in range(2)] == [False, True]
+
+
+def test_an_account_that_is_full_takes_no_place_of_a_provider(given: Settings) -> None:
+    """Breaks if a provider is waited for because of requests that were never made."""
+    full = Throttle(narrow(given, "1/hour", "2/hour"))
+    assert [full.wait("junction", "garmin") > 0 for _ in range(5)] == [False] + [True] * 4
+    wider = Throttle(narrow(given, "1000/minute", "2/hour"))
+    assert [wider.wait("junction", "garmin") > 0 for _ in range(2)] == [False, True]
+
+
+def test_without_a_rate_of_its_own_a_provider_has_the_accounts(given: Settings) -> None:
+    """Breaks if providers are slowed down where nobody has asked for it."""
+    throttle = Throttle(narrow(given, "9/hour", None))
+    assert [throttle.wait("junction", "garmin") > 0 for _ in range(10)] == [False] * 9 + [True]
+
+
+def test_a_silence_goes_before_a_providers_rate(given: Settings) -> None:
+    """Breaks if a provider with places left is asked while the account is silent, or loses one by it."""
+    throttle = Throttle(narrow(given, "100/hour", "1/hour"))
+    throttle.hush("junction", MINUTE, "status 429")
+    assert all(MINUTE - 5 < throttle.wait("junction", "garmin") <= MINUTE + 0.01 for _ in range(3))
+    with redis.Redis.from_url(given.need_broker()) as client:
+        client.delete(PREFIX + "junction")
+    assert [throttle.wait("junction", "garmin") > 0 for _ in range(2)] == [False, True]
+
+
+def test_workers_at_once_keep_a_providers_rate(given: Settings) -> None:
+    """Breaks if workers that ask at the same moment get more places of a provider than there are."""
+    throttles = [Throttle(narrow(given, "1000/hour", "7/hour")) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: throttles[number % 4].wait("junction", "garmin"), range(40)))
+    assert sum(seconds == 0.0 for seconds in answers) == 7
+
+
+def test_a_rate_of_its_own_is_taken(given: Settings) -> None:
+    """Breaks if more is asked for than may be, by whatever worker, or one person's places are another's."""
+    first, second = Throttle(given), Throttle(given)
+    answers = [one.take("4/hour", "refresh", "junction", "u1") for one in (first, second) * 3]
+    assert answers[:4] == [0.0] * 4
+    assert all(3590 < seconds <= 3601 for seconds in answers[4:])
+    for whose in (("refresh", "junction", "u2"), ("refresh", "terra", "u1"), ("other", "junction", "u1")):
+        assert first.take("4/hour", *whose) == 0.0
+    assert first.wait("junction") == 0.0
+
+
+def test_without_redis_nothing_is_taken(plain_settings: Settings) -> None:
+    """Breaks if a worker that cannot count takes all the same, or names the password."""
+    with pytest.raises(TryLater) as error:
+        Throttle(replace(plain_settings, broker_url=NOWHERE)).take("4/hour", "refresh")
+    assert "REDIS_URL" in str(error.value)
+    assert "sesame" not in str(error.value)

@@ -217,9 +217,10 @@ def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: 
         if not (ids or user or provider or resource):
             raise click.UsageError("say which: by ID, or by --user, --provider or --resource")
         engine = make_engine(common.attached(data_dir, broker=False), "headrace-backfill")
-        found = ids or tuple(
-            one.id for one in history.listed(engine, Filter(None, user, provider, resource, states), 1_000_000)
-        )
+        which = Filter(ids or None, user, provider, resource, None if ids else states)
+        found = tuple(one.id for one in history.listed(engine, which, 1_000_000))
+        for missing in sorted(set(ids) - set(found)):
+            click.echo(f"there is no such backfill {missing}; headrace backfill list shows what there is", err=True)
         changed = do(engine, found)
         click.echo(f"{done} {len(changed)} of {len(found)}")
         for left in history.listed(engine, Filter(tuple(set(found) - set(changed)) or (0,))):

@@ -57,7 +57,8 @@ def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
 
 def console() -> Console:
     """A terminal; into a file or a pipe, tables are as wide as they are, and not cut at 80."""
-    return Console(width=None if sys.stdout.isatty() else 200)
+    # What a provider says may hold brackets and colons, which are no markup.
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

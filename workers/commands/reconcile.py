@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from app.catalogue import catalogue
 from app.config import Settings
+from app.errors import Misconfigured
 from app.providers import junction
 from workers.commands import common
 from workers.commands.backfill import Moment
@@ -60,6 +61,8 @@ def reconcile(*, user: str | None, since: datetime | None, dry_run: bool, data_d
     settings = common.attached(data_dir)
     client, throttle = Client(*junction.connect(settings)), Throttle(settings)
     engine = make_engine(settings, "headrace-reconcile")
+    if not (settings.fetch_history or dry_run):
+        raise Misconfigured("HEADRACE_FETCH_HISTORY: false, so nobody would fetch what is missing; use --dry-run")
     reconciler = Reconciler(engine, settings, client, throttle, dry_run=dry_run)
     found = Found([])
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -18,6 +18,7 @@ from workers.store.schema import record_table
 AskedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
 MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which time zone, is documented nowhere
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # nobody measured before, and a day less than year 1 is no date
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
 LONGEST_SLICE_DAYS = 366
@@ -74,7 +75,8 @@ WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
 UPDATE headrace.backfills SET records = records + :records, pages = pages + 1, attempts = 0, crashes = 0,
-       error = :error, lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
+       error = coalesce(:error, CASE WHEN error LIKE '% refused, first: %' THEN error END),
+       lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
 WHERE id = :id RETURNING status = 'running'""")
 RELEASE = text("""
 UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
@@ -180,8 +182,8 @@ def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int |
         return None
     if not notice.is_final:
         connection.execute(REOPEN, identity)
-    end = min(notice.window_end or asked.at, datetime.now(UTC))
-    start = min(notice.window_start or end - DEFAULT_HISTORY, end)
+    end = max(min(notice.window_end or asked.at, datetime.now(UTC)), EARLIEST)
+    start = max(min(notice.window_start or end - DEFAULT_HISTORY, end), EARLIEST)
     window = {"window_start": start, "window_end": end, "is_final": notice.is_final}
     backfill_id = int(connection.scalar(OPEN, identity | window) or 0)
     days = FIRST_SLICE_DAYS[catalogue()[notice.resource].kind]
@@ -211,7 +213,10 @@ def advance(connection: Connection, work: Work, then: Work | None, records: int,
     """
     if not _moved(connection, work, then):
         return False
-    return bool(connection.scalar(COUNT, {"id": work.backfill_id, "records": records, "error": error}))
+    goes_on = bool(connection.scalar(COUNT, {"id": work.backfill_id, "records": records, "error": error}))
+    if then is None:  # now, because whoever dies before it looks for the next chunk leaves nothing that is due
+        connection.execute(COMPLETE, {"id": work.backfill_id})
+    return goes_on
 
 
 def _moved(connection: Connection, work: Work, then: Work | None) -> bool:

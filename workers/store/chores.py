@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,10 +20,11 @@ ON CONFLICT (name) DO NOTHING""")
 DUE = text("SELECT 1 FROM headrace.chores WHERE name = :name AND due_at <= now() AND lease_until < now()")
 CLAIM = text(f"""
 UPDATE headrace.chores SET lease_until = now() + {LEASE}
-WHERE name = :name AND due_at <= now() AND lease_until < now() RETURNING CAST(position AS text)""")
+WHERE name = :name AND due_at <= now() AND lease_until < now() RETURNING CAST(position AS text), done_at""")
 SAVE = text(f"""
 UPDATE headrace.chores SET position = CAST(:position AS jsonb), due_at = now() + make_interval(secs => :seconds),
-       lease_until = CASE WHEN :held THEN now() + {LEASE} ELSE '-infinity' END
+       lease_until = CASE WHEN :held THEN now() + {LEASE} ELSE '-infinity' END,
+       done_at = CASE WHEN CAST(:position AS jsonb) IS NULL THEN now() ELSE done_at END
 WHERE name = :name""")
 KEEP = text("""
 INSERT INTO headrace.gaps AS stored
@@ -41,6 +43,7 @@ class Chore:
 
     name: str
     position: bytes | None
+    done_at: datetime | None  # the last time it came to its end
 
 
 def plan(engine: Engine, name: str, period: float) -> bool:
@@ -54,7 +57,7 @@ def claim(engine: Engine, name: str) -> Chore | None:
     """Takes a chore that is due; None if it is not, or somebody is at it."""
     with transaction(engine) as connection:
         row = connection.execute(CLAIM, {"name": name}).first()
-        return Chore(name, row[0].encode() if row[0] else None) if row else None
+        return Chore(name, row[0].encode() if row[0] else None, row.done_at) if row else None
 
 
 def save(engine: Engine, name: str, position: Any, seconds: float, *, held: bool = False) -> None:

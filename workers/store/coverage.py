@@ -13,7 +13,7 @@ from workers.store.schema import quoted, record_table
 
 FETCHED = text("""
 SELECT b.user_id, b.provider, b.resource, b.asked_by, c.window_start, c.window_end, c.created_at, b.finished_at,
-       CASE WHEN c.status = 'done' THEN 'done' WHEN b.status IN ('failed', 'cancelled') THEN 'lost' ELSE 'open' END
+       CASE WHEN c.status = 'done' THEN 'done' WHEN b.status = 'failed' THEN 'lost' ELSE 'open' END
            AS state
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.user_id = ANY(:users) AND b.item = ''""")
@@ -37,7 +37,8 @@ WHERE n.user_id = ANY(:users) GROUP BY 1, 2, 3""")
 OUTAGES = text("""
 WITH hours AS (
     SELECT hour, EXISTS (SELECT 1 FROM headrace.deliveries d
-                         WHERE d.received_at >= hour AND d.received_at < hour + interval '1 hour') AS heard
+                         WHERE d.aggregator = 'junction' AND d.received_at >= hour
+                           AND d.received_at < hour + interval '1 hour') AS heard
     FROM generate_series(date_trunc('hour', greatest(CAST(:since AS timestamptz), (
         SELECT coalesce(min(first_seen), now()) FROM headrace.users))), now(), interval '1 hour') AS hour),
 runs AS (SELECT hour, hour - row_number() OVER (ORDER BY hour) * interval '1 hour' AS run FROM hours WHERE NOT heard)
@@ -95,11 +96,12 @@ def outages(connection: Connection, since: datetime) -> list[tuple[datetime, dat
 def days_stored(connection: Connection, spans: Mapping[Key, tuple[datetime, datetime]]) -> Mapping[Key, set[int]]:
     """The days (ordinals, in UTC) of these spans that have data; nothing for what has no day, such as a profile."""
     found: defaultdict[Key, set[int]] = defaultdict(set)
-    by_resource: defaultdict[str, dict[Key, tuple[datetime, datetime]]] = defaultdict(dict)
+    by_resource: defaultdict[tuple[str, str], dict[Key, tuple[datetime, datetime]]] = defaultdict(dict)
     for key, span in spans.items():
         kind = catalogue()[key.resource].kind
-        by_resource["" if kind == "timeseries" else key.resource][key] = span
-    for name, some in by_resource.items():
+        # Samples person by person: a page of people with ten years of history would take more than a minute.
+        by_resource[(key.user_id, "") if kind == "timeseries" else ("", key.resource)][key] = span
+    for (_, name), some in by_resource.items():
         query = _days_of_records(name) if name else DAYS_OF_SAMPLES
         if query is not None:
             for row in connection.execute(query, _arrays(some)):
@@ -116,7 +118,8 @@ def newest_stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, d
         found[Key(row.user_id, row.provider, row.resource)] = row.newest
     for name in sorted({key.resource for key in wanted}):
         if field := catalogue()[name].day_field:
-            newest = f"max(CAST({quoted(field)} AS date))"
+            # Whatever begins on a day may end on the next; only a calendar date says that it does not.
+            newest = f"max(CAST({quoted(field)} AS date))" + ("" if field == "calendar_date" else " + 1")
             query = f"""
 SELECT user_id, provider, (({newest} + 1)::timestamp AT TIME ZONE 'UTC') - interval '1 microsecond' AS newest
 FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {quoted(field)} IS NOT NULL GROUP BY 1, 2"""

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice
 from app.catalogue import Resource, catalogue
 from app.config import Settings
-from workers.store.backfills import FIRST_SLICE_DAYS, LONGEST_SLICE_DAYS, MARGIN, Asked, open_backfill
+from workers.store.backfills import COMPLETE, FIRST_SLICE_DAYS, LONGEST_SLICE_DAYS, MARGIN, Asked, open_backfill
 from workers.store.engine import transaction
-from workers.store.schema import record_table
+from workers.store.schema import quoted, record_table
 from workers.store.writer import touch_users
 
 State = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
@@ -166,6 +166,8 @@ def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
         # One by one: of two that want the same, the second must see that the first is open.
         resumed = [found for one in ids for found in connection.scalars(RESUME, {"ids": [one]})]
         connection.execute(BEGIN_AGAIN, {"ids": resumed})
+        for one in resumed:  # whose last page came in while it was stopped
+            connection.execute(COMPLETE, {"id": one})
         return resumed
 
 
@@ -215,14 +217,17 @@ def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Pla
 def _plan_one(connection: Connection, wanted: Wanted, spent: "Experience", provider: str, resource: Resource) -> Plan:
     requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until)
     if resource.of and not is_measured:
-        requests += _records(connection, catalogue()[resource.of], wanted.user_id, provider)
+        requests += _records(connection, catalogue()[resource.of], wanted, provider)
     return Plan(wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured)
 
 
-def _records(connection: Connection, resource: Resource, user_id: str, provider: str) -> int:
-    """How many records of somebody have a stream, at one request each."""
-    query = text(f"SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND provider = :provider")
-    return int(connection.scalar(query, {"user_id": user_id, "provider": provider}) or 0)
+def _records(connection: Connection, resource: Resource, wanted: Wanted, provider: str) -> int:
+    """How many records of a window have a stream, at one request each."""
+    query = text(f"""
+SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :provider IN ('', provider)
+   AND {quoted(resource.day_field or "version")} BETWEEN :since AND :until""")
+    values = {"user_id": wanted.user_id, "provider": provider, "since": wanted.since, "until": wanted.until}
+    return int(connection.scalar(query, values) or 0)
 
 
 def start(connection: Connection, planned: Plan) -> int:

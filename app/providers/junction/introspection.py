@@ -1,7 +1,7 @@
 """What Junction tells of itself: how far its history pulls are, what it has sent, who is connected; and the refresh."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from app.providers.request import Request
 
 T = TypeVar("T")
 USERS_A_PAGE = "50"
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # before that nobody wore one; year 1 stands for "unknown"
 NO_CURSOR = ("", "None")  # the public example says "None", as text
 
 
@@ -69,12 +70,12 @@ class _Pull(msgspec.Struct):
     start: Any = None  # the older names
     end: Any = None
     timeline: dict[str, Any] | None = None
-    days_with_data: int = 0
+    days_with_data: int | None = None
     error_details: str | None = None
 
 
 class _Pulls(msgspec.Struct):
-    pulled: dict[str, _Pull] = {}
+    pulled: dict[str, msgspec.Raw] = {}
     not_pulled: list[str] = []
 
 
@@ -105,6 +106,10 @@ class _Connected(msgspec.Struct):
     error_details: _ConnectionError | None = None
 
 
+class _Providers(msgspec.Struct):
+    providers: list[_Connected]
+
+
 class _Refreshed(msgspec.Struct):
     refreshed_sources: list[str] = []
     in_progress_sources: list[str] = []
@@ -133,10 +138,10 @@ def read_pulls(body: bytes) -> Listing[Pull]:
     """A page may be short, or empty, and not the last: only its cursor tells. Raises DeadLetter."""
     page = decode(body, _Page, "historical pulls")
     found = []
-    for user in page.data:
+    for user in _people(page):
         for provider, raw in user.provider.items():
             pulls = decode(bytes(raw), _Pulls, "historical pulls")
-            found += [_pull(user.user_id, provider, name, pull) for name, pull in pulls.pulled.items()]
+            found += [_pull(user.user_id, provider, name, bytes(one)) for name, one in pulls.pulled.items()]
             found += [Pull(user.user_id, provider.lower(), name, "not pulled") for name in pulls.not_pulled]
     return Listing(tuple(found), _users(page), _cursor(page))
 
@@ -146,7 +151,7 @@ def read_supplies(body: bytes) -> Listing[Supply]:
     page = decode(body, _Page, "resources")
     found = [
         Supply(user.user_id, provider.lower(), name, _moment(one.oldest_data), _moment(one.newest_data))
-        for user in page.data
+        for user in _people(page)
         for provider, raw in user.provider.items()
         for name, one in decode(bytes(raw), dict[str, _Statistics], "resources").items()
     ]
@@ -160,8 +165,7 @@ def connections_request(user_id: str) -> Request:
 
 def read_connections(user_id: str, body: bytes, asked_at: datetime) -> list[Connection]:
     """The answer to that. Raises DeadLetter."""
-    found = decode(body, dict[str, list[_Connected]], "providers")
-    return [_connection(user_id, one, asked_at) for one in found.get("providers", [])]
+    return [_connection(user_id, one, asked_at) for one in decode(body, _Providers, "providers").providers]
 
 
 def refresh_request(user_id: str) -> Request:
@@ -176,7 +180,12 @@ def read_refresh(body: bytes) -> Refreshed:
     return Refreshed(done, under_way, failed, said.error)
 
 
-def _pull(user_id: str, provider: str, name: str, pull: _Pull) -> Pull:
+def _pull(user_id: str, provider: str, name: str, raw: bytes) -> Pull:
+    """One that cannot be read must not cost the others: it is as good as under way."""
+    try:
+        pull: _Pull = decode(raw, _Pull, "a historical pull")
+    except DeadLetter as reason:
+        return Pull(user_id, provider.lower(), name, "pulling", told=str(reason))
     told = ", ".join(part for part in (pull.status, pull.error_details) if part)
     edges = (_moment(pull.range_start or pull.start), _moment(pull.range_end or pull.end))
     times = pull.timeline or {}
@@ -184,7 +193,7 @@ def _pull(user_id: str, provider: str, name: str, pull: _Pull) -> Pull:
     whose = (user_id, provider.lower(), name)
     match pull.status:
         case "success":
-            return Pull(*whose, "pulled", *edges, began, pull.days_with_data, told)
+            return Pull(*whose, "pulled", *edges, began, pull.days_with_data or 0, told)
         case "failure":
             return Pull(*whose, "failed", *edges, began, told=told)
         case _:  # scheduled, in_progress, retrying, or one that is not known yet
@@ -205,11 +214,16 @@ def _cursor(page: _Page) -> str | None:
 
 
 def _users(page: _Page) -> tuple[str, ...]:
-    return tuple(user.user_id for user in page.data)
+    return tuple(user.user_id for user in _people(page))
+
+
+def _people(page: _Page) -> list[_User]:
+    """The public example has a user without an id."""
+    return [user for user in page.data if user.user_id]
 
 
 def _moment(given: Any) -> datetime | None:
     try:
-        return moment(given, "introspection") if given else None
-    except DeadLetter:
+        return max(moment(given, "introspection"), EARLIEST) if given else None
+    except (DeadLetter, OverflowError):
         return None

@@ -180,6 +180,7 @@ CREATE TABLE headrace.chores (
     name text PRIMARY KEY,
     due_at timestamptz NOT NULL,
     position jsonb,  -- null: from the beginning
+    done_at timestamptz,
     lease_until timestamptz NOT NULL DEFAULT '-infinity'
 );
 """

@@ -1,0 +1,138 @@
+"""Flask on granian's event loop: a request holds no thread while its body arrives or its message becomes durable.
+
+Under WSGI each request holds one of the threads, and 250 connections that send a byte a second stop the endpoint
+(measured); here they cost their buffers. It is also faster, because handing a request from thread to thread and back
+costs more than verifying it.
+"""
+
+import asyncio
+import io
+import logging
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from flask import Flask, Response
+
+from app.config import Settings
+from app.courier import Courier
+from app.errors import NotTaken
+from app.webhooks import COURIER_AWAITED, Accepted, settled, too_large, unavailable
+
+log = logging.getLogger(__name__)
+BODY_SECONDS = 15.0  # for a whole body: after that no sender waits any more (Junction 15 s, Terra 8 s)
+INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to verify and seal, and is worked on beside the loop
+BUFFERED_BODIES = 8  # of the largest size: so much may be in memory of bodies that are still arriving
+
+
+class Scope(Protocol):
+    """What granian tells of a request (RSGI 1.6)."""
+
+    method: str
+    path: str
+    query_string: str
+    http_version: str
+    scheme: str
+    server: str
+    client: str
+    headers: Any
+
+
+class _TooMuch(Exception):
+    """More than is taken: of this body, or of all that are arriving."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Server:
+    """The RSGI application."""
+
+    def __init__(self, flask: Flask, courier: Courier, settings: Settings) -> None:
+        self._flask, self._courier = flask, courier
+        self._most = settings.max_body_bytes
+        self._buffered, self._most_buffered = 0, BUFFERED_BODIES * max(self._most, 1024 * 1024)
+
+    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
+        """Answers one request."""
+        try:
+            answer = await self._answer(scope, protocol)
+        except Exception as error:  # noqa: BLE001 - the process edge, where a sender that has hung up ends as well
+            log.warning("a request ended with %s", type(error).__name__)
+            answer = unavailable()
+        protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
+
+    async def _answer(self, scope: Scope, protocol: Any) -> Response:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._body(scope, protocol)
+        except _TooMuch as much:
+            return much.answer
+        except TimeoutError:
+            return unavailable()
+        environ = _environ(scope, body)
+        if scope.method != "POST" or len(body) > INLINE_BYTES:
+            answer = await asyncio.to_thread(self._dispatch, environ)
+        else:
+            answer = self._dispatch(environ)
+        return await self._durable(answer) if isinstance(answer, Accepted) else answer
+
+    async def _durable(self, accepted: Accepted) -> Response:
+        """Waits until the broker has it. The 202 was a promise of this."""
+        try:
+            await self._courier.taken(accepted.delivery)
+        except NotTaken:
+            return settled(accepted, unavailable())
+        return settled(accepted, accepted)
+
+    async def _body(self, scope: Scope, protocol: Any) -> bytes:
+        """The raw bytes. Raises _TooMuch, before it has read more than it may."""
+        if int(scope.headers.get("content-length") or 0) > self._most:
+            raise _TooMuch(too_large())
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in protocol:
+                size += len(part)
+                self._buffered += len(part)
+                parts.append(part)
+                if size > self._most:
+                    raise _TooMuch(too_large())
+                if self._buffered > self._most_buffered:
+                    raise _TooMuch(unavailable())
+        finally:
+            self._buffered -= size
+        return b"".join(parts)
+
+    def _dispatch(self, environ: dict[str, Any]) -> Response:
+        with self._flask.request_context(environ):
+            return self._flask.full_dispatch_request()
+
+
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The request as WSGI has it (PEP 3333)."""
+    host, _, port = scope.server.rpartition(":")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        COURIER_AWAITED: True,
+    }
+    for name, value in scope.headers.items():
+        key = "HTTP_" + name.upper().replace("-", "_")
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    environ.pop("HTTP_TRANSFER_ENCODING", None)
+    environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
