@@ -48,8 +48,8 @@ class _TooMuch(Exception):
 class Server:
     """The RSGI application."""
 
-    def __init__(self, flask: Flask, courier: Courier, settings: Settings) -> None:
-        self._flask, self._courier = flask, courier
+    def __init__(self, flask: Flask, courier: Courier, settings: Settings, body_seconds: float = BODY_SECONDS) -> None:
+        self._flask, self._courier, self._body_seconds = flask, courier, body_seconds
         self._most = settings.max_body_bytes
         self._buffered, self._most_buffered = 0, BUFFERED_BODIES * max(self._most, 1024 * 1024)
 
@@ -64,7 +64,7 @@ class Server:
 
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(self._body_seconds):
                 body = await self._body(scope, protocol)
         except _TooMuch as much:
             return much.answer

@@ -1,0 +1,89 @@
+"""Senders that never finish, beside a good one, on a real endpoint."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.support import JUNCTION_SECRET, ROOT, signed, until, workout
+from workers.embedded import free_port
+
+SENDERS = 250
+HEAD = b"POST /webhooks/junction HTTP/1.1\r\nHost: x\r\n"
+UNFINISHED = {"body": HEAD + b"Content-Length: 1000\r\n\r\nx", "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n"}
+UNFINISHED["headers"] = HEAD + b"X-Endless: "
+
+
+@pytest.fixture
+def endpoint(broker_url: str) -> Iterator[int]:
+    """The port of a real endpoint."""
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "BROKER_URL": broker_url,
+        "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
+        "HEADRACE_PORT": str(port),
+    }
+    command = (sys.executable, "-m", "workers.cli", "web")
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: answers(port))
+            yield port
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def answers(port: int) -> bool:
+    """Whether it is there."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    return False
+
+
+@contextmanager
+def dripping(port: int, begin: bytes) -> Iterator[list[socket.socket]]:
+    """Many connections that have sent the beginning of a request and go on with a byte now and then."""
+    senders = [socket.create_connection(("127.0.0.1", port)) for _ in range(SENDERS)]
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.5):
+            for sender in senders:
+                with contextlib.suppress(OSError):
+                    sender.send(b"x")
+
+    for sender in senders:
+        sender.sendall(begin)
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield senders
+    finally:
+        over.set()
+        thread.join()
+        for sender in senders:
+            sender.close()
+
+
+@pytest.mark.parametrize("begin", UNFINISHED.values(), ids=UNFINISHED)
+def test_slow_senders_do_not_keep_others_out(endpoint: int, begin: bytes) -> None:
+    """Breaks if whoever sends a byte now and then holds a thread: 250 of them stopped the endpoint for good."""
+    body = json.dumps(workout("u1")).encode()
+    with dripping(endpoint, begin):
+        began = time.monotonic()
+        with httpx.Client(base_url=f"http://127.0.0.1:{endpoint}", timeout=30) as client:
+            for number in range(20):
+                headers = signed(body, name=f"msg_{number}")
+                assert client.post("/webhooks/junction", content=body, headers=headers).status_code == 202
+        assert time.monotonic() - began < 30  # two seconds each would be too slow by far
