@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -59,6 +60,7 @@ class Applier:
         self._engine, self._settings = engine, settings
         self._sealer = Sealer(settings.encryption_keys)
         self._series = SeriesNumbers(engine)
+        self._owed: list[str] = []  # written down as suspects, and put back unharmed: the database was away
 
     def apply(self, packed: str, *, again: bool = False) -> Applied:
         """Applies a message. Raises TryLater, having changed nothing that applying it again would not.
@@ -105,10 +107,16 @@ class Applier:
         parts = []
         for delivery, attempts in sorted(deliveries, key=lambda one: known.get(one[0].about, 0)):
             crashes = suspect(self._engine, delivery.about)
-            opened = Opened(delivery, attempts, reason=f"its worker died with it, {MOST_CRASHES} times")
+            self._owed.append(delivery.about)  # struck out with whatever is committed next, this or another
+            opened = Opened(delivery, attempts, reason=f"its worker died with it, {MOST_CRASHES + 1} times")
             if crashes <= MOST_CRASHES:
                 opened = self._open(delivery, attempts)
-            parts.append(self._commit_alone(opened, "webhook", (delivery.about,)))
+            try:
+                parts.append(self._commit_alone(opened, "webhook"))
+            except TryLater:  # which is no death
+                with contextlib.suppress(TryLater), transaction(self._engine) as connection:
+                    acquit(connection, self._owed)
+                raise
         return _joined(parts)
 
     def _counted(self, applied: Applied) -> Applied:
@@ -129,16 +137,16 @@ class Applier:
             metrics.COLLAPSED.inc(parsed.collapsed)
         return Opened(delivery, attempts, parsed)
 
-    def _commit_alone(self, opened: Opened, origin: Origin, acquitted: Sequence[str] = ()) -> Applied:
+    def _commit_alone(self, opened: Opened, origin: Origin) -> Applied:
         try:
-            return self._commit([opened], origin, acquitted)
+            return self._commit([opened], origin)
         except TryLater:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
             refused = Opened(opened.delivery, opened.attempts, reason=_reason(error))
-            return self._commit([refused], origin, acquitted)
+            return self._commit([refused], origin)
 
-    def _commit(self, opened: Sequence[Opened], origin: Origin = "webhook", acquitted: Sequence[str] = ()) -> Applied:
+    def _commit(self, opened: Sequence[Opened], origin: Origin = "webhook") -> Applied:
         batch = [
             Numbered(n, action)
             for n, one in enumerate(opened)
@@ -155,8 +163,9 @@ class Applier:
             _bury_dead(connection, opened, entered.dead)
             if self._settings.keep_days:
                 _keep(connection, opened, entered.news)
-            if acquitted:
-                acquit(connection, acquitted)
+            if self._owed:
+                acquit(connection, self._owed)
+        self._owed.clear()
         return Applied(settled, announced)
 
 
@@ -200,12 +209,14 @@ def _announce(
     return announced
 
 
-def _users(opened: Sequence[Opened]) -> dict[str, str | None]:
-    """Who the deliveries that do something are about, with their client_user_id where one of them names it."""
-    users: dict[str, str | None] = {}
-    for one in opened:
+def _users(opened: Sequence[Opened]) -> dict[str, tuple[str, datetime] | None]:
+    """Who the deliveries that do something are about, with the client_user_id that was told last."""
+    users: dict[str, tuple[str, datetime] | None] = {}
+    for one in sorted(opened, key=lambda one: one.delivery.received_at):
         if one.parsed and one.parsed.user_id and one.parsed.actions:
-            users[one.parsed.user_id] = one.parsed.client_user_id or users.get(one.parsed.user_id)
+            name = one.parsed.client_user_id
+            told = (name, one.delivery.received) if name else users.get(one.parsed.user_id)
+            users[one.parsed.user_id] = told
     return users
 
 

@@ -263,18 +263,19 @@ class Watcher(Sender):
 
 
 def longest_answer(answers: Iterable[Answer], hits: Sequence[Made]) -> tuple[float, float]:
-    """The seconds of the longest answer, and of the longest one for which the endpoint itself was frozen meanwhile."""
-    frozen = [one for one in hits if one.strike.group == "web" and one.strike.kind == "freeze"]
-    alone, held = 0.0, 0.0
+    """The seconds of the longest answer: without the time for which the endpoint itself was frozen, and with it."""
+    frozen = [(one.began, one.ended) for one in hits if one.strike.group == "web" and one.strike.kind == "freeze"]
+    alone, whole = 0.0, 0.0
     for answer in answers:
-        seconds = answer.ended - answer.began
-        if answer.status == NO_ANSWER:
-            continue
-        if any(answer.began <= one.ended and one.began <= answer.ended for one in frozen):
-            held = max(held, seconds)
-        else:
-            alone = max(alone, seconds)
-    return alone, held
+        if answer.status != NO_ANSWER:
+            seconds = answer.ended - answer.began
+            held, reached = 0.0, answer.began
+            for began, ended in frozen:  # of which two may overlap
+                until = min(answer.ended, ended)
+                held += max(0.0, until - max(reached, began))
+                reached = max(reached, until)
+            alone, whole = max(alone, seconds - held), max(whole, seconds)
+    return alone, whole
 
 
 class Silences:
@@ -491,8 +492,8 @@ class Report:
     account: Account
     strikes: list[Made]
     statuses: dict[int, int]  # answers of the endpoint; 0: no answer
-    longest_answer: float
-    longest_while_frozen: float
+    longest_answer: float  # without the time for which the drill itself froze the endpoint
+    longest_with_freezes: float
     never_taken: int
     settled_after: float | None  # seconds after the last strike; None if not everything did
     backfills: dict[str, int]
@@ -633,7 +634,7 @@ class Drill:
         hits, taken = self._striker.hits, self._sender.taken
         requests = self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
-        longest, held = longest_answer(self._sender.answers, hits)
+        longest, whole = longest_answer(self._sender.answers, hits)
         found, excused = trespasses(self._silences.found, asked, hits)
         last = max((one.ended for one in hits), default=settled_at or 0.0)
         return Report(
@@ -642,7 +643,7 @@ class Drill:
             strikes=self._striker.made,
             statuses=dict(Counter(one.status for one in self._sender.answers)),
             longest_answer=longest,
-            longest_while_frozen=held,
+            longest_with_freezes=whole,
             never_taken=len(self._sender.given_up),
             settled_after=None if settled_at is None else settled_at - last,
             backfills=dict(self._books.backfills()),

@@ -11,6 +11,7 @@ from app.delivery import Delivery
 from app.errors import DeadLetter
 from workers.apply import UNKNOWN, Applier
 from workers.store import dead, history, kept
+from workers.store.history import OPEN, Filter
 from workers.store.kept import Window
 from workers.store.ledger import Outcome
 
@@ -38,14 +39,15 @@ def raise_dead(engine: Engine, applier: Applier, letters: Iterable[dead.Letter])
     outcomes: Counter[Outcome] = Counter()
     for letter in letters:
         if letter.backfill_id is not None:
-            resumed = history.resume(engine, [letter.backfill_id])
-            outcomes["applied" if resumed else "dead"] += 1
-            if resumed:
-                dead.drop(engine, [letter])
+            outcomes["applied" if _resumed(engine, letter) else "dead"] += 1
         elif letter.aggregator == UNKNOWN:
             outcomes += _raise_foreign(engine, applier, letter)
         else:
-            outcomes += applier.replay([dead.delivery(engine, letter)]).outcomes
+            applied = applier.replay([dead.delivery(engine, letter)])
+            outcomes += applied.outcomes
+            for settled in applied.settled:
+                if settled.outcome == "dead":
+                    dead.restate(engine, letter, settled.error)
     return outcomes
 
 
@@ -54,8 +56,18 @@ def _raise_foreign(engine: Engine, applier: Applier, letter: dead.Letter) -> Cou
         applied = applier.raise_foreign(dead.delivery(engine, letter))
     except DeadLetter:
         return Counter({"dead": 1})
-    dead.drop(engine, [letter])
+    dead.mended(engine, letter)
     return applied.outcomes
+
+
+def _resumed(engine: Engine, letter: dead.Letter) -> bool:
+    """Whether the backfill of a refused request goes on; another letter of the same may have seen to that."""
+    number = letter.backfill_id or 0
+    history.resume(engine, [number])
+    goes_on = bool(history.listed(engine, Filter(ids=(number,), states=OPEN)))
+    if goes_on:
+        dead.drop(engine, [letter])
+    return goes_on
 
 
 def _ordered(deliveries: list[Delivery], order: Order) -> list[Delivery]:

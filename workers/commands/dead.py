@@ -145,6 +145,9 @@ def replay(
     source, window = make_engine(settings, "headrace-replay"), Window(since, until or datetime.now(UTC), event_type)
     total = kept.count(source, window)
     if dry_run or not total:
+        if as_json:
+            common.print_json({"kept": total})
+            return
         click.echo(f"{total} deliveries are kept of that")
         return
     into = _other(settings, other) if other else settings

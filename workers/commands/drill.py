@@ -157,7 +157,7 @@ def plain(report: Report) -> dict[str, Any]:
         "unexplained_rows": account.surplus,
         "answers": {str(status or "none"): count for status, count in sorted(report.statuses.items())},
         "longest_answer_seconds": round(report.longest_answer, 3),
-        "longest_answer_while_frozen_seconds": round(report.longest_while_frozen, 3),
+        "longest_answer_with_freezes_seconds": round(report.longest_with_freezes, 3),
         "never_taken": report.never_taken,
         "settled_after_seconds": report.settled_after,
         "backfills": report.backfills,
@@ -203,7 +203,7 @@ def _about_answers(report: Report) -> Iterator[str]:
     late = "" if report.longest_answer <= drill.LONGEST_ANSWER_SECONDS else "  [red]LONGER THAN PROMISED[/]"
     yield (
         f"Longest answer: {report.longest_answer:.2f} s (at most {drill.LONGEST_ANSWER_SECONDS:.0f}){late}; "
-        f"while the endpoint itself was frozen: {report.longest_while_frozen:.2f} s"
+        f"with the time for which the endpoint itself was frozen {report.longest_with_freezes:.2f} s"
     )
     if report.never_taken:
         yield f"[red]Never taken: {report.never_taken} events, however often they were sent[/]"

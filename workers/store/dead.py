@@ -17,11 +17,20 @@ SELECT letter.id, letter.aggregator, letter.message_id, coalesce(letter.event_ty
        octet_length(letter.sealed) AS sealed_bytes
 FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE (CAST(:ids AS bigint[]) IS NULL OR letter.id = ANY(:ids))
-  AND (CAST(:reason AS text) IS NULL OR letter.reason ILIKE :reason)
+  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(letter.reason)) > 0)
 ORDER BY letter.id DESC LIMIT :most""")
 GET = text("""
 SELECT aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed, ordering_ms, reference
 FROM headrace.dead_letters WHERE id = :id""")
+RESTATE = text("""
+UPDATE headrace.dead_letters SET reason = :reason
+WHERE aggregator = :aggregator AND message_id = :message_id AND CAST(:reason AS text) IS NOT NULL""")
+RESTATE_IN_LEDGER = text("""
+UPDATE headrace.deliveries SET error = :reason
+WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
+MENDED = text("""
+UPDATE headrace.deliveries SET outcome = 'applied', error = NULL, applied_at = now()
+WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
 OF_FETCH = re.compile(r"fetch-(\d+)-[0-9a-f]+")
 
 
@@ -56,7 +65,7 @@ def listed(
     engine: Engine, ids: Sequence[int] | None = None, reason: str | None = None, most: int = 100
 ) -> list[Letter]:
     """Dead letters, the newest first; `reason` is a part of theirs."""
-    values = {"ids": list(ids) if ids else None, "reason": f"%{reason}%" if reason else None, "most": most}
+    values = {"ids": list(ids) if ids else None, "reason": reason or None, "most": most}
     with transaction(engine) as connection:
         return [Letter(**row) for row in connection.execute(LIST, values).mappings()]
 
@@ -65,6 +74,21 @@ def delivery(engine: Engine, letter: Letter) -> Delivery:
     """What a letter holds, still sealed."""
     with transaction(engine) as connection:
         return Delivery(*connection.execute(GET, {"id": letter.id}).one())
+
+
+def restate(engine: Engine, letter: Letter, reason: str | None) -> None:
+    """Writes down why a letter is dead still, which may be another reason than it was."""
+    values = {"aggregator": letter.aggregator, "message_id": letter.message_id, "reason": reason}
+    with transaction(engine) as connection:
+        connection.execute(RESTATE, values)
+        connection.execute(RESTATE_IN_LEDGER, values)
+
+
+def mended(engine: Engine, letter: Letter) -> None:
+    """What was set aside whole has been applied."""
+    with transaction(engine) as connection:
+        exhume(connection, [letter.name])
+        connection.execute(MENDED, {"aggregator": letter.aggregator, "message_id": letter.message_id})
 
 
 def drop(engine: Engine, letters: Sequence[Letter]) -> int:

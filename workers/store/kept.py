@@ -12,6 +12,7 @@ from workers.store.engine import transaction
 DAYS_AHEAD = 7
 PARTITIONS = text("""
 SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'headrace.kept'::regclass""")
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('headrace.tend'))")
 COUNT = text("""
 SELECT count(*) FROM headrace.kept WHERE received_at >= :since AND received_at < :until
    AND (CAST(:pattern AS text) IS NULL OR event_type LIKE :pattern)""")
@@ -22,7 +23,7 @@ FROM headrace.kept WHERE received_at >= :since AND received_at < :until
    AND (CAST(:pattern AS text) IS NULL OR event_type LIKE :pattern)
 ORDER BY received_at, aggregator, message_id""")
 EDGES = text("""
-SELECT greatest(min(received_at), :since) AS first, least(max(received_at), :until) AS last
+SELECT min(received_at) AS first, max(received_at) AS last
 FROM headrace.kept WHERE received_at >= :since AND received_at < :until""")
 HOUR = timedelta(hours=1)
 
@@ -48,6 +49,7 @@ def tend(engine: Engine, keep_days: int, today: date | None = None) -> list[str]
     """Makes the partitions of the next days and drops those that are older than is kept. Returns what it dropped."""
     today = today or datetime.now(UTC).date()
     with transaction(engine) as connection:
+        connection.execute(ONE_AT_A_TIME)
         present = {name.rpartition(".")[2] for name in connection.scalars(PARTITIONS)}
         for ahead in range(DAYS_AHEAD + 1):
             _make(connection, today + timedelta(days=ahead), present)
@@ -91,7 +93,8 @@ def read(engine: Engine, window: Window) -> Iterator[list[Delivery]]:
     while start <= edges.last:
         part = _values(window) | {"since": start, "until": min(start + HOUR, window.until)}
         with transaction(engine) as connection:
-            yield [Delivery(*row) for row in connection.execute(READ, part)]
+            found = [Delivery(*row) for row in connection.execute(READ, part)]
+        yield found
         start += HOUR
 
 

@@ -23,15 +23,18 @@ ORDER BY aggregator, message_id"""
 SETTLE = text(f"""{INSERT}
 ON CONFLICT (aggregator, message_id) DO UPDATE SET
     attempts = stored.attempts + excluded.attempts,
+    applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END,
     outcome = CASE WHEN stored.outcome = 'dead' THEN excluded.outcome ELSE stored.outcome END,
     error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END
-RETURNING aggregator, message_id, outcome, stored.xmax <> 0 AS again""")
+RETURNING aggregator, message_id, outcome, applied_at = now() AS is_news""")
 # A replay is no attempt of the sender's. It can only mend what was dead, or was left out by a setting.
 SETTLE_AGAIN = text(f"""{INSERT}
 ON CONFLICT (aggregator, message_id) DO UPDATE SET outcome = excluded.outcome, error = excluded.error,
-    event_type = excluded.event_type, user_id = excluded.user_id, applied_at = excluded.applied_at
-WHERE stored.outcome IN ('dead', 'ignored') AND excluded.outcome NOT IN ('dead', 'ignored')
-RETURNING aggregator, message_id, outcome, stored.xmax <> 0 AS again""")
+    event_type = excluded.event_type, user_id = excluded.user_id,
+    applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END
+WHERE (stored.outcome = 'dead' AND excluded.outcome <> 'dead')
+   OR (stored.outcome = 'ignored' AND excluded.outcome NOT IN ('dead', 'ignored'))
+RETURNING aggregator, message_id, outcome, applied_at = now() AS is_news""")
 EXHUME = text("""
 DELETE FROM headrace.dead_letters AS letter
 USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS mended(aggregator, message_id)
@@ -88,9 +91,9 @@ def settle(connection: Connection, settled: Sequence[Settled], *, replayed: bool
     statement = SETTLE_AGAIN if replayed else SETTLE
     rows = connection.execute(statement, {"rows": msgspec.json.encode(settled).decode()}).all()
     dead = {(row.aggregator, row.message_id) for row in rows if row.outcome == "dead"}
-    again = [(row.aggregator, row.message_id) for row in rows if row.again and row.outcome != "dead"]
-    first = {(row.aggregator, row.message_id) for row in rows if not row.again}
-    return Entered(dead, first - dead | exhume(connection, again))
+    news = [(row.aggregator, row.message_id) for row in rows if row.is_news and row.outcome != "dead"]
+    exhume(connection, news)
+    return Entered(dead, set(news))
 
 
 def exhume(connection: Connection, names: Sequence[Name]) -> set[Name]:

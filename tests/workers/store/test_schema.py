@@ -76,7 +76,7 @@ def store(engine: Engine, action: Record | Samples) -> None:
     """Writes one action as a worker would."""
     numbers = SeriesNumbers(engine).of([action.series] if isinstance(action, Samples) else [])
     with transaction(engine) as connection:
-        touch_users(connection, {action.user_id: "member-1"})
+        touch_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
         write(connection, [Numbered(0, action)], "backfill", numbers)
 
 
