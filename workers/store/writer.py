@@ -33,6 +33,7 @@ WHERE excluded.client_user_id IS NOT NULL AND excluded.named_at > stored.named_a
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
 MERGE_CONNECTIONS = text(upsert(CONNECTIONS, CONNECTION_SOURCE))
+OUTDONE_CONNECTIONS = text(outdone(CONNECTIONS, CONNECTION_SOURCE))
 STAGED = "staged_samples AS incoming"
 COPY_SAMPLES = """COPY staged_samples (n, series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin)
 FROM STDIN (FORMAT BINARY)"""
@@ -118,8 +119,10 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
         if isinstance(a := one.action, actions.Connection)
     ]
     if connections:
-        merged = connection.execute(MERGE_CONNECTIONS, {"rows": _json(connections)})
-        _count(written, connections, merged, CONNECTIONS)
+        parameters = {"rows": _json(connections)}
+        _count(written, connections, connection.execute(MERGE_CONNECTIONS, parameters), CONNECTIONS)
+        if any(row.n not in written.changed for row in connections):
+            written.stale.update(connection.scalars(OUTDONE_CONNECTIONS, parameters))
     return written
 
 
