@@ -109,7 +109,7 @@ def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep
 
 def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Report:
     began = time.monotonic()
-    console.print("Starting PostgreSQL, a broker, web, workers, beat and Flower ...")
+    console.print("Starting a stack ...")
     with drill.make_simulator(options) as simulator:
         with running_stack("drill", drill.environment(simulator, options), workers) as stack:
             console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)

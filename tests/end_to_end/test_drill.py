@@ -1,0 +1,39 @@
+"""The drill as its users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.drill import OUTCOMES, plan
+
+pytestmark = pytest.mark.stack
+ROOT = Path(__file__).parents[2]
+SEED, MINUTES = 208, 0.2
+KILLED = ["web", "broker", "live"]  # by that seed; what a killed fetch leaves behind would be waited for too long
+
+
+def test_a_short_drill_is_passed() -> None:
+    """Breaks if a stack under strikes loses or doubles anything, or the drill itself does not come to its end."""
+    assert [(one.kind, one.group) for one in plan(SEED, MINUTES * 60)] == [("kill", group) for group in KILLED]
+    command = (sys.executable, "-m", "workers.cli", "drill", "--minutes", str(MINUTES), "--seed", str(SEED))
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5"}
+    done = subprocess.run(
+        [*command, "--rate", "40", "--workers", "1", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["holds"], found["exact"], found["lost"], found["doubled"], found["pending"]) == (True, True, 0, 0, 0)
+    assert found["accepted"] == sum(found[outcome] for outcome in OUTCOMES) > 200
+    assert all(found[outcome] for outcome in ("applied", "duplicate", "ignored", "dead"))
+    assert [one["whom"] for one in found["strikes"] if one["pid"]] == KILLED
+    assert f"--seed {SEED}" in done.stderr
+    assert "strikes 3" in done.stderr
