@@ -85,4 +85,5 @@ class Parsed:
     client_user_id: str | None = None
     actions: tuple[Action, ...] = ()
     ignored: str | None = None  # why nothing is done with it
+    told_at: datetime | None = None  # when the aggregator made the event, if it says
     collapsed: int = 0  # samples that shared a key with another of the same delivery but not its content

@@ -212,11 +212,12 @@ def _announce(
 def _users(opened: Sequence[Opened]) -> dict[str, tuple[str, datetime] | None]:
     """Who the deliveries that do something are about, with the client_user_id that was told last."""
     users: dict[str, tuple[str, datetime] | None] = {}
-    for one in sorted(opened, key=lambda one: one.delivery.received_at):
+    for one in opened:
         if one.parsed and one.parsed.user_id and one.parsed.actions:
-            name = one.parsed.client_user_id
-            told = (name, one.delivery.received) if name else users.get(one.parsed.user_id)
-            users[one.parsed.user_id] = told
+            told = users.setdefault(one.parsed.user_id, None)
+            name, at = one.parsed.client_user_id, one.parsed.told_at or one.delivery.received
+            if name and (told is None or at > told[1]):
+                users[one.parsed.user_id] = (name, at)
     return users
 
 

@@ -385,7 +385,7 @@ class Machine(RuleBasedStateMachine):
     def _check_outcome(self, name: str, outcome: str) -> None:
         """Whoever alone says what is stored has been applied; of a duplicate, somebody else says the same.
 
-        Who is told apart from another one of the same moment only by rank is left to the two tests below.
+        Who is told apart from another one of the same moment only by rank is left to the last test below.
         """
         one = self.delivered[name]
         assert outcome == one.ends if one.ends else outcome in ("applied", "duplicate", "stale"), name
@@ -397,8 +397,7 @@ class Machine(RuleBasedStateMachine):
         if outcome == "stale":
             assert any(outdone), name
         elif outcome == "duplicate":
-            is_connection = one.claims[0].key[0] == "connection"  # see below
-            assert all(said) or (is_connection and all(outdone)), name
+            assert all(said), name
         best = self.model.best
         for claim, elsewhere in zip(one.claims, said, strict=True):
             assert outcome == "applied" or elsewhere or best[claim.key] != claim, name
@@ -505,7 +504,6 @@ def test_the_model_notices(
 # What the machine has found
 
 
-@pytest.mark.xfail(strict=True, reason="connections are not asked whether they came too late")
 def test_a_late_connection_event_is_stale(engine: Engine, settings: Settings) -> None:
     """Breaks if the ledger says of an old event that it was there already, although what it says is nowhere stored."""
     connected = envelope("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})

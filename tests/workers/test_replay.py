@@ -178,6 +178,15 @@ def test_a_new_client_user_id_stays(engine: Engine, settings: Settings, how: str
     assert found == [{"client_user_id": "new"}]
 
 
+def test_a_late_attempt_does_not_bring_an_old_client_user_id_back(engine: Engine, settings: Settings) -> None:
+    """Breaks if the sender's retry of an old event, hours after the change, gives a person the id of before."""
+    new = delivery(workout("u1", "w1") | {"client_user_id": "new"}, START + MINUTE)
+    old = delivery(workout("u1", "w0") | {"client_user_id": "old"}, START)
+    apply(engine, settings, received(new, NOW))
+    apply(engine, settings, received(old, NOW + MINUTE))
+    assert rows(engine, "SELECT client_user_id FROM health.users") == [{"client_user_id": "new"}]
+
+
 def test_only_the_window_is_applied(engine: Engine, settings: Settings) -> None:
     """Breaks if a replay goes beyond its hours or its event types."""
     sent = [received(delivery(workout("u1", f"w{n}")), NOW + n * timedelta(hours=1)) for n in range(5)]

@@ -67,7 +67,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     found += [notice for action in found for notice in _streams_of(action, settings)]
     kept = tuple(action for action in found if _is_kept(action, settings))
     ignored = "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
-    return Parsed(name, user_id, envelope.client_user_id, kept, ignored, sum(collapsed))
+    return Parsed(name, user_id, envelope.client_user_id, kept, ignored, version, sum(collapsed))
 
 
 def _is_kept(action: Action, settings: Settings) -> bool:

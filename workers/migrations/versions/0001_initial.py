@@ -17,7 +17,7 @@ CREATE TYPE headrace.origin AS ENUM ('webhook', 'backfill', 'replay', 'reconcile
 CREATE TABLE headrace.users (
     user_id text PRIMARY KEY,
     client_user_id text,
-    named_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the delivery that says so was received
+    named_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the event that says so was made
     first_seen timestamptz NOT NULL DEFAULT now(),
     erased_at timestamptz
 );

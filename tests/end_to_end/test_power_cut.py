@@ -1,0 +1,160 @@
+"""A power cut of the broker: kill -9, and what was not on disk is gone. What had been confirmed must be there again.
+
+kill -9 alone cannot tell: what a process has written, the kernel keeps. So every fsync is written down by a library
+that is loaded into the real server, and its files are cut back to what was on disk.
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.config import Settings
+from app.delivery import unpack
+from app.errors import NotTaken
+from app.queue import Publisher, make_celery
+from tests.support import delivery, until, workout
+from workers import embedded
+from workers.supervisor import running
+
+SOURCE = Path(__file__).with_name("synced.c")
+THREADS, ENOUGH = 4, 400
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that writes down what is on disk."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler and Linux, to see what the broker has on disk")
+    if not embedded.available():
+        pytest.skip("no Valkey wheel for this platform")
+    made = tmp_path_factory.mktemp("synced") / "synced.so"
+    command = (compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(made), str(SOURCE), "-ldl")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@dataclass
+class Broker:
+    """A Valkey that can be started again on the same files."""
+
+    folder: Path
+    library: Path
+    policy: str
+
+    @property
+    def log(self) -> Path:
+        """What was on disk when, by inode."""
+        return self.folder.parent / "synced.log"
+
+    @contextmanager
+    def started(self) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+        """The server, and its URL."""
+        program, url = embedded.valkey(self.folder, "tests", self.folder.parent / "valkey.log")
+        configuration = self.folder / "valkey.conf"
+        text = configuration.read_text()
+        assert "appendfsync always\n" in text
+        configuration.write_text(text.replace("appendfsync always", f"appendfsync {self.policy}"))
+        more = {"LD_PRELOAD": str(self.library), "SYNCED_LOG": str(self.log)}
+        with running(replace(program, environment={**program.environment, **more})) as process:
+            yield process, url
+
+    def synced(self) -> dict[int, int]:
+        """How much of every file is on disk."""
+        lines = (line.split() for line in self.log.read_text().splitlines())
+        return {int(inode): int(length) for inode, length in lines}
+
+    def cut_the_power(self) -> int:
+        """Takes away what was not on disk; how many bytes that were."""
+        synced, lost = self.synced(), 0
+        for file in (self.folder / "appendonlydir").iterdir():
+            length = file.stat().st_size
+            on_disk = min(synced.get(file.stat().st_ino, 0), length)
+            with file.open("r+b") as opened:
+                opened.truncate(on_disk)
+            lost += length - on_disk
+        return lost
+
+    def holds(self) -> set[str]:
+        """The deliveries that are there after a new start."""
+        with self.started() as (_, url), redis.Redis.from_url(url) as client:
+            messages = [json.loads(raw) for raw in client.lrange("live", 0, -1)]
+        packed = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+        return {one.message_id for message in packed for one in unpack(message)}
+
+
+@dataclass
+class Senders:
+    """Endpoints that publish until the broker is gone, and remember what it confirmed."""
+
+    url: str
+    confirmed: set[str] = field(default_factory=set)
+
+    def publish(self) -> None:
+        """One after the other."""
+        celery = make_celery(Settings(broker_url=self.url), "publisher")
+        publisher = Publisher(celery)
+        try:
+            while True:
+                one = delivery(workout("u1"))
+                publisher.publish([one])
+                self.confirmed.add(one.message_id)
+        except NotTaken:
+            return
+        finally:
+            publisher.close()
+            celery.close()
+
+
+def confirmed_before_a_kill(broker: Broker) -> set[str]:
+    """What the broker has confirmed when, amid the publishing, it is killed; with `everysec` late in its second."""
+    with broker.started() as (process, url):
+        senders = Senders(url)
+        threads = [threading.Thread(target=senders.publish) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: len(senders.confirmed) >= ENOUGH)
+            if broker.policy == "everysec":
+                since = time.time()
+                until(lambda: broker.log.stat().st_mtime > since)
+                until(lambda: time.time() - broker.log.stat().st_mtime > 0.2)
+        finally:
+            process.kill()
+            for thread in threads:
+                thread.join(30)
+        process.wait(30)
+    return senders.confirmed
+
+
+@pytest.mark.parametrize("policy", ["always", "everysec"])
+def test_a_power_cut_takes_nothing_that_was_confirmed(library: Path, tmp_path: Path, policy: str) -> None:
+    """Breaks if a 202 is given before the event is on disk; with the other policy, if this test could not see it."""
+    broker = Broker(tmp_path / "broker", library, policy)
+    confirmed = confirmed_before_a_kill(broker)
+    cut = broker.cut_the_power()
+    lost = confirmed - broker.holds()
+    if policy == "always":
+        assert lost == set()
+    else:
+        assert cut > 0
+        assert 0 < len(lost) < len(confirmed)
+
+
+def test_a_kill_alone_tells_nothing(library: Path, tmp_path: Path) -> None:
+    """Breaks if something else than the cut makes the difference above."""
+    broker = Broker(tmp_path / "broker", library, "everysec")
+    confirmed = confirmed_before_a_kill(broker)
+    assert confirmed - broker.holds() == set()
