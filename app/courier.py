@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # wait costs, fewer messages save, here and in the workers.
 COMPANY_SECONDS = 0.004
 # Two publishes in a row that failed open the circuit: for a second every request is refused at once, then one tries.
-# A broker that is frozen costs a request 3 s, and a process has no more than HEADRACE_WEB_THREADS of them.
+# A broker that is frozen costs a request 3 s, and what waits meanwhile takes memory.
 FAILURES_THAT_OPEN, OPEN_SECONDS = 2, 1.0
 Publish = Callable[[Sequence[Delivery]], None]
 

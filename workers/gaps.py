@@ -8,7 +8,7 @@ from typing import Literal
 
 from app.catalogue import catalogue
 from app.providers.junction.introspection import Pull, Supply
-from workers.store.backfills import DEFAULT_HISTORY
+from workers.store.backfills import DEFAULT_HISTORY, EARLIEST
 from workers.store.coverage import Fetched, Key
 
 Whose = Literal["ours", "aggregator", "provider"]
@@ -49,8 +49,8 @@ class Stored:
 
 def span_of_pull(pull: Pull, now: datetime) -> Window:
     """What a pull was about; Junction's default range where it does not say."""
-    end = min(pull.end or now, now)
-    start = min(pull.start or end - DEFAULT_HISTORY, end)
+    end = max(min(pull.end or now, now), EARLIEST)
+    start = max(min(pull.start or end - DEFAULT_HISTORY, end), EARLIEST)
     return start, end
 
 
@@ -109,6 +109,8 @@ def of_supplies(supplies: Iterable[Supply], stored: Stored, since: datetime, now
         rest = days[key] - lost
         is_dense = len(rest & have[key]) >= DENSE * len(rest)
         quiet = left - have[key] if is_dense else left & silent
+        if catalogue()[key.resource].day_field not in (None, "calendar_date"):
+            quiet -= {max(days[key])}  # what ended on that day may have begun on the day before
         if found := quiet | lost:
             yield Gap(key, "ours", _reason(found, quiet), _windows(found, now))
 

@@ -40,6 +40,7 @@ CHORE = "reconcile"
 LOOK_BACK = timedelta(days=35)  # beyond the last time, of what came by webhook: older days were compared then
 TURN_SECONDS = 20.0
 MOST_RESTARTS = 5
+MOST_SEEN = 8
 MOST_PAGES = 100_000  # five million people
 CONNECTION = "connection"  # stands where a gap names its resource
 
@@ -55,6 +56,7 @@ class Position(msgspec.Struct, frozen=True):
     attempts: int = 0
     restarts: int = 0  # because a cursor was no longer good
     pages: int = 0
+    seen: tuple[str, ...] = ()  # the last cursors, so that pages that lead to each other are noticed
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Reconciler:
     def _connections(self, at: Position) -> Step:
         """Asks how somebody's connections are: a broken one is in no other list, nor one that was mended."""
         user_id, *others = at.people
-        to = Position(at.part, at.cursor, tuple(others), restarts=at.restarts, pages=at.pages)
+        to = Position(at.part, at.cursor, tuple(others), restarts=at.restarts, pages=at.pages, seen=at.seen)
         request = junction.connections_request(user_id)
         try:
             now = self._ask(request, at, lambda answer: _read_connections(user_id, answer))
@@ -190,8 +192,13 @@ class Reconciler:
                 keep_gaps(connection, at.part, listing.users, found)
         if at.pages > MOST_PAGES:
             raise DeadLetter("Junction's cursors go in a circle")
-        to: Position | None = Position(at.part, listing.cursor, people, restarts=at.restarts, pages=at.pages + 1)
-        if listing.cursor is None or listing.cursor == at.cursor:
+        seen = (*at.seen, at.cursor or "")[-MOST_SEEN:]
+        to: Position | None = Position(
+            at.part, listing.cursor, people, restarts=at.restarts, pages=at.pages + 1, seen=seen
+        )
+        if listing.cursor in seen:
+            log.warning("a cursor of Junction's leads back; whoever comes after it is not compared")
+        if listing.cursor is None or listing.cursor in seen:
             to = Position("supplies", None, people) if at.part == "pulls" else None
         compared = len(listing.users) if at.part == "pulls" else 0
         return Step(to, people=compared, found=tuple(found), opened=tuple(dict.fromkeys(opened)))

@@ -118,7 +118,6 @@ UNUSABLE = [
     ("HEADRACE_BROKER_DURABILITY_ASSERTED", "canary"),
     ("HEADRACE_PORT", "canary"),
     ("HEADRACE_WEB_PROCESSES", "two"),
-    ("HEADRACE_WEB_THREADS", "-1"),
     ("HEADRACE_FLOWER_PORT", "canary"),
     ("HEADRACE_MESSAGE_DELIVERIES", "canary"),
     ("HEADRACE_MESSAGE_BYTES", "canary"),

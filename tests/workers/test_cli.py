@@ -102,7 +102,7 @@ def test_the_version_is_told() -> None:
         (["check"], {"JUNCTION_WEBHOOK_SECRET": SESAME}, "JUNCTION_WEBHOOK_SECRET: not usable"),
         (["web"], {}, "BROKER_URL: not set"),
         (["web"], {"BROKER_URL": BROKER}, "BROKER_URL: the broker cannot be reached"),
-        (["web"], {"BROKER_URL": "amqp://127.0.0.1:1"}, "JUNCTION_WEBHOOK_SECRET: not set"),
+        (["web"], {"BROKER_URL": "amqp://127.0.0.1:1"}, "BROKER_URL: the broker cannot be reached"),
         (["worker", "--lane", "live"], {}, "BROKER_URL: not set"),
         (["worker", "--lane", "live"], {"BROKER_URL": BROKER}, "DATABASE_URL: not set"),
         (["worker", "--lane", "live"], {"BROKER_URL": BROKER, "HEADRACE_PORT": SESAME}, "HEADRACE_PORT: not usable"),

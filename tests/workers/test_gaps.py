@@ -428,13 +428,6 @@ def test_a_day_is_silent_only_if_nobody_asked_for_it() -> None:
     assert missing(given, supply(), supply(resource="workouts")) == {}
 
 
-def test_a_long_hole_in_dense_data() -> None:
-    """Breaks if a resource whose webhooks failed for weeks is never made up for, because the others' came."""
-    heartrate = [one for one in LAST if not -27 <= one <= -8]
-    given = with_steps(days=heartrate)
-    assert missing(given, supply(), supply(resource="steps")) == {"heartrate": ("20 days without data", [(-27, -8)])}
-
-
 @pytest.mark.parametrize("workouts", [[*range(-30, -17), -1], [*range(-30, -16)]])
 def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) -> None:
     """Breaks if, once a silence has been fetched, days without a workout count as lost that did not before."""
