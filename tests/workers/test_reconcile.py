@@ -1052,7 +1052,8 @@ def test_a_turn_that_waits_goes_on_at_its_position(engine: Engine, settings: Set
     hurry(engine)
     assert 30 <= (turn(engine, told.reconciler(engine, settings), PERIOD) or 0) <= 30.2
     after = chore(engine)
-    assert after["position"] == {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
+    at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
+    assert after["position"] == at
     assert not after["held"]
     assert 28 < after["seconds"] < 31
     assert turn(engine, told.reconciler(engine, settings), PERIOD) is None
