@@ -236,6 +236,7 @@ def endpoint(here: Settings, log: Path) -> Iterator[str]:
         "BROKER_URL": here.need_broker(),
         "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
         "HEADRACE_PORT": str(port),
+        "PROMETHEUS_MULTIPROC_DIR": str(log.parent),
         "HEADRACE_WEB_PROCESSES": "1",
     }
     url = f"http://127.0.0.1:{port}"
