@@ -104,6 +104,7 @@ class Publisher:
                 queue=self._lane,  # declared with every first publish: an unbound key would swallow the message
                 producer=self._producer,
                 retry=False,
+                mandatory=True,  # RabbitMQ confirms also what it could route nowhere, unless it is to send that back
                 argsrepr=f"({len(deliveries)} deliveries)",  # what Flower and logs may show
                 kwargsrepr="{}",
             )

@@ -67,6 +67,8 @@ def _need_quorum_queues(settings: Settings) -> None:
                 lane = queue.name
                 queue.bind(connection.default_channel).declare()
     except connection.channel_errors as error:
+        if not lane:
+            raise Misconfigured(f"BROKER_URL: the broker refuses the login ({type(error).__name__})") from None
         raise Misconfigured(
             f"BROKER_URL: queue {lane} is not a durable quorum queue ({type(error).__name__}): when the broker "
             f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "

@@ -21,6 +21,13 @@ def consumer_that_keeps(keep: Keep) -> type[consumer.Consumer]:
     class Consumer(consumer.Consumer):  # type: ignore[misc]
         """Says of a message only why it is set aside: Celery's own words quote its body."""
 
+        class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[misc]
+            """Without the 28 queues of Celery's delayed delivery: lanes with a direct exchange have no use for them."""
+
+            default_steps = tuple(
+                one for one in consumer.Consumer.Blueprint.default_steps if "DelayedDelivery" not in str(one)
+            )
+
         def on_unknown_message(self, _body: Any, message: Message) -> None:
             _set_aside(message, "not a message of Celery's", keep)
 

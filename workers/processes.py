@@ -36,7 +36,9 @@ def worker(settings: Settings, lane: str) -> NoReturn:
     settings.need_broker()
     settings.need_database()
     name = f"{lane}.{os.getpid()}@%h"
-    options = ["--queues", lane, "--pool", "solo", "--hostname", name, "--without-gossip", "--without-mingle"]
+    # Solo does one at a time; the concurrency is what it fetches ahead, by default one message a core.
+    options = ["--queues", lane, "--pool", "solo", "--concurrency", "1", "--hostname", name]
+    options += ["--without-gossip", "--without-mingle"]
     _become([*CELERY, "worker", *options, "--loglevel", settings.log_level], {})
 
 

@@ -284,12 +284,7 @@ def test_a_sender_is_answered_in_time(server: RabbitMQ, here: Settings, tmp_path
     assert {"before", "after"} <= set(names(server))
 
 
-SWALLOWED = pytest.mark.xfail(strict=True, reason="published without `mandatory`, so RabbitMQ confirms and drops it")
-
-
-@pytest.mark.parametrize(
-    "gone", [pytest.param("queue", marks=SWALLOWED), "exchange", pytest.param("both", marks=SWALLOWED)]
-)
+@pytest.mark.parametrize("gone", ["queue", "exchange", "both"])
 def test_a_lane_that_was_removed_swallows_nothing(server: RabbitMQ, gone: str) -> None:
     """Breaks if a message that RabbitMQ could route nowhere, which it confirms all the same, counts as taken."""
     with publishing(server.url) as publisher:
@@ -348,10 +343,7 @@ def test_a_broker_that_does_not_answer_is_tried_later(server: RabbitMQ, trouble:
     assert time.monotonic() - began < 6 * SECONDS
 
 
-MISTAKEN = pytest.mark.xfail(strict=True, reason="told as `queue  is not a durable quorum queue (AccessRefused)`")
-
-
-@pytest.mark.parametrize("wrong", [pytest.param("password", marks=MISTAKEN), "vhost"])
+@pytest.mark.parametrize("wrong", ["password", "vhost"])
 def test_a_wrong_login_is_told_as_such(server: RabbitMQ, wrong: str) -> None:
     """Breaks if a wrong password or vhost is reported as a queue of the wrong kind, or shows the password."""
     url = server.url.replace("guest:guest", "guest:sesame") if wrong == "password" else server.url + "nowhere"
@@ -388,7 +380,6 @@ def started(log: Path) -> None:
     until(lambda: " ready." in log.read_text())
 
 
-@pytest.mark.xfail(strict=True, reason="Celery's delayed delivery warns of direct exchanges")
 def test_a_worker_has_nothing_to_complain_about(
     engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
@@ -399,7 +390,6 @@ def test_a_worker_has_nothing_to_complain_about(
     assert complaints(tmp_path / "log") == []
 
 
-@pytest.mark.xfail(strict=True, reason="Celery declares 28 queues for its delayed delivery")
 def test_a_worker_makes_no_queue_that_it_has_no_use_for(here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
     """Breaks if 28 quorum queues, each with its own log and election, are there for nothing."""
     with worker(here, tmp_path / "log"):
@@ -408,9 +398,6 @@ def test_a_worker_makes_no_queue_that_it_has_no_use_for(here: Settings, server: 
     assert not [name for name in found if name.startswith("celery_delayed")]
 
 
-@pytest.mark.xfail(
-    (os.cpu_count() or 1) > 1, strict=True, reason="the prefetch is --concurrency, which is the number of cores"
-)
 def test_a_worker_takes_one_message_at_a_time(here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
     """Breaks if a worker that is busy sits on messages that another one could apply."""
     with worker(here, tmp_path / "log"):
