@@ -25,7 +25,7 @@ from app.delivery import unpack
 from app.errors import DeadLetter, Misconfigured, TryLater
 from app.queue import is_amqp
 from workers.broker import redis_client
-from workers.proof import NEVER, Key, Newest, expected, history, stored
+from workers.proof import Key, Newest, expected, history, stored, wanted
 from workers.simulator import Simulator, World, first_events
 from workers.simulator.events import Event, daily, every_type, supplied
 from workers.simulator.faults import Fault, Faults
@@ -409,15 +409,6 @@ class Account:
     def holds(self) -> bool:
         """Whether nothing is wrong."""
         return self.is_exact and not (self.lost or self.doubled or self.pending or self.wrongly_dead)
-
-
-def wanted(accepted: Mapping[str, Event], truth: Mapping[Key, Any]) -> Newest:
-    """What the views must hold: the newest that was accepted, and before that what the provider has at the end."""
-    newest = expected(accepted)
-    for key, content in truth.items():
-        equal = newest[key][1] if key in newest else []
-        newest[key] = (NEVER, [content, *equal] if len(equal) > 1 else [content])
-    return newest
 
 
 def settle_up(

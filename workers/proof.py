@@ -64,6 +64,15 @@ def expected(accepted: Mapping[str, Any]) -> Newest:
     return newest
 
 
+def wanted(accepted: Mapping[str, Any], truth: Mapping[Key, Any]) -> Newest:
+    """What the views must hold: the newest that was accepted, and before that what the provider has at the end."""
+    newest = expected(accepted)
+    for key, content in truth.items():
+        equal = newest[key][1] if key in newest else []
+        newest[key] = (NEVER, [content, *equal] if len(equal) > 1 else [content])
+    return newest
+
+
 def _contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
     if isinstance(action, Record):
         yield (action.resource, action.user_id, action.id), action.version, msgspec.json.decode(action.payload)
@@ -142,10 +151,7 @@ def _compare(
     outcomes: Mapping[str, str],
     unsettled: int,
 ) -> Proof:
-    newest = expected(accepted)
-    for key, content in truth.items():
-        equal = newest[key][1] if key in newest else []
-        newest[key] = (NEVER, [content, *equal] if len(equal) > 1 else [content])
+    newest = wanted(accepted, truth)
     found, seen, outdated, unexpected = 0, set(), 0, 0
     for key, content in stored(connection):
         if key in seen or key not in newest:
