@@ -23,7 +23,6 @@ from workers import drill
 from workers.drill import (
     GROUPS,
     KINDS,
-    NEVER,
     UNUSABLE,
     Account,
     Answer,
@@ -38,8 +37,8 @@ from workers.drill import (
     silence,
     trespasses,
     waiting,
-    wanted,
 )
+from workers.proof import NEVER, wanted
 from workers.simulator import World
 from workers.simulator.faults import Fault
 from workers.stack import Stack
