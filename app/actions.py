@@ -29,6 +29,8 @@ class Record:
     source_type: str
     payload: bytes  # JSON, as received
     version: datetime
+    columns: bytes | None = None  # JSON of the typed columns, where the payload does not have them under their names
+    is_deleted: bool = False  # the aggregator takes it back: a version like any other, and a newer one revives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Connection:
 
     user_id: str
     provider: str
-    status: Literal["connected", "error"]
+    status: Literal["connected", "error", "disconnected"]
     error: str | None
     version: datetime
 
@@ -73,7 +75,33 @@ class Notice:
     item: str = ""  # the id of the record whose stream is meant, instead of a window
 
 
-Action = Record | Samples | Connection | Notice
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """A user reconnected and goes by another id now: what came, or still comes, under the old one is theirs."""
+
+    old_user_id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """The event is not here: it waits at a URL, and is gone from there soon."""
+
+    url: str
+    expires_in: float  # seconds, from when this was sent
+
+
+@dataclass(frozen=True, slots=True)
+class LargeRequest:
+    """History that somebody asked for elsewhere is on its way, in deliveries that carry its reference."""
+
+    reference: str
+    user_id: str
+    provider: str
+    expected: int | None  # deliveries; None: not said yet
+
+
+Action = Record | Samples | Connection | Notice | Succession | Download | LargeRequest
 
 
 @dataclass(frozen=True, slots=True)

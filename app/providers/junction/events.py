@@ -72,7 +72,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
 
 def _is_kept(action: Action, settings: Settings) -> bool:
     """Whether the operator wants it; who is connected with what is always of interest."""
-    return isinstance(action, Connection) or settings.keeps(action.resource, action.provider)
+    return not isinstance(action, Record | Samples | Notice) or settings.keeps(action.resource, action.provider)
 
 
 def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:
@@ -80,7 +80,7 @@ def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:
 
     One that the provider announces no more is fetched with the records it belongs to, if it is asked for by name.
     """
-    if isinstance(action, Connection | Samples):
+    if not isinstance(action, Record | Notice):
         return
     resource = catalogue()[action.resource]
     if isinstance(action, Record) and resource.kind == "stream":
