@@ -298,6 +298,12 @@ class Settings:
         return (not self.resources or resource in self.resources) and (not self.providers or provider in self.providers)
 
     @property
+    def readable(self) -> tuple[str, ...]:
+        """The aggregators whose history can be fetched: those with a key."""
+        keys = {"junction": self.junction_api_key, "terra": self.terra_api_key}
+        return tuple(name for name, key in keys.items() if key)
+
+    @property
     def junction_api_url(self) -> str:
         """The base of Junction's API, from the setting or the key's prefix. Raises Misconfigured."""
         if self.junction_base_url:

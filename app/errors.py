@@ -5,6 +5,7 @@ HeadraceError
 ├── Refused              401: the request is not from who it claims to be
 ├── NotTaken             503: the broker did not confirm; the sender will send again
 ├── DeadLetter           set aside: trying again cannot mend it
+├── NotYet               ask again: the provider is still at it, and says for how long
 └── TryLater             put back: something we depend on is away
 """
 
@@ -31,6 +32,14 @@ class NotTaken(HeadraceError):
 
 class DeadLetter(HeadraceError):
     """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
+
+
+class NotYet(HeadraceError):
+    """A provider's answer holds no data yet. `seconds` is how long it wants to be left alone."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
 
 
 class TryLater(HeadraceError):

@@ -1,14 +1,16 @@
-"""Asks a provider for something: within the rates and silences of the account, and with what its answer means."""
+"""Asks an aggregator for something: within the rates and silences of the account, and with what its answer means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from app.errors import DeadLetter
+from app.config import Settings
+from app.errors import DeadLetter, NotYet
+from app.providers import READERS, Reader
 from app.providers.request import Request
 from workers.http import Answer, Client
-from workers.retry import NOT_JSON, Decision, decide
+from workers.retry import NOT_JSON, Decision, backoff, decide
 from workers.throttle import Throttle
 
 T = TypeVar("T")
@@ -26,28 +28,60 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True)
 class Account:
-    """An account with a provider, shared by all workers through Redis."""
+    """An account with an aggregator, shared by all workers through Redis."""
 
     name: str
     client: Client
     throttle: Throttle
 
-    def ask(self, request: Request, read: Callable[[Answer], T], *, attempts: int = 0, provider: str = "") -> Reply[T]:
+    @property
+    def reader(self) -> Reader:
+        """What is known of its API."""
+        return READERS[self.name]
+
+    def ask(
+        self, request: Request, read: Callable[[Answer], T], *, attempts: int = 0, provider: str = "", user_id: str = ""
+    ) -> Reply[T]:
         """One request, if one may be made now. A silence that is asked for is everybody's from here on.
 
         `read` raises DeadLetter for what is cut short or of another form: a later answer may be whole. Raises TryLater.
         """
-        if (seconds := self.throttle.wait(self.name, provider)) > 0:
+        terms = self.reader.TERMS
+        seconds = self.throttle.wait(self.name, provider)
+        if seconds <= 0 and terms.user_rate and user_id:
+            seconds = self.throttle.wait_for_user(self.name, user_id, terms.user_rate)
+        if seconds > 0:
             return Reply(Decision("wait", seconds, counts=False))
         answer, value = self.client.ask(request), None
         status = answer.status
         if status == 200:
             try:
                 value = read(answer)
+            except NotYet as reason:
+                pause = max(reason.seconds, backoff(attempts))
+                return Reply(Decision("again", pause, str(reason)), status=status)
             except DeadLetter:
                 status = NOT_JSON
         now = datetime.now(UTC)
-        decision = decide(status, answer.headers, attempts=attempts, now=now, has_cursor=request.has_cursor)
+        decision = decide(
+            status, answer.headers, attempts=attempts, now=now, has_cursor=request.has_cursor, terms=terms
+        )
         if decision.what == "hush":
-            self.throttle.hush(self.name, decision.seconds, decision.reason)
+            whose = user_id if status == 429 and terms.limited(answer.headers) == "user" else ""
+            self.throttle.hush(self.name, decision.seconds, decision.reason, user_id=whose)
         return Reply(decision, value, status, answer.body)
+
+    def close(self) -> None:
+        """Ends its connections."""
+        self.client.close()
+
+
+def account(name: str, settings: Settings, throttle: Throttle | None = None) -> Account:
+    """The account that a key is configured for. Raises Misconfigured."""
+    return Account(name, Client(*READERS[name].connect(settings)), throttle or Throttle(settings))
+
+
+def accounts(settings: Settings) -> list[Account]:
+    """Every account that a key is configured for. Raises Misconfigured."""
+    throttle = Throttle(settings)
+    return [account(name, settings, throttle) for name in settings.readable if name in READERS]

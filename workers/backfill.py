@@ -16,11 +16,11 @@ from app.catalogue import Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal
 from app.errors import DeadLetter, TryLater
-from app.providers import junction
+from app.providers import READERS, junction
 from app.providers.request import Page, Request
 from app.sealing import Sealer
 from workers.asking import Account, Reply
-from workers.http import Answer, Client
+from workers.http import Answer
 from workers.retry import Decision
 from workers.store import backfills
 from workers.store.backfills import Work
@@ -28,7 +28,6 @@ from workers.store.engine import transaction
 from workers.store.ledger import bury
 from workers.store.series import Key, SeriesNumbers
 from workers.store.writer import Numbered, touch_users, write
-from workers.throttle import Throttle
 
 TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
@@ -57,11 +56,11 @@ class _Waits(Exception):
 
 
 class Fetcher:
-    """Reads history from the provider. One for the life of a worker process; nothing in it sleeps."""
+    """Reads history from the aggregators. One for the life of a worker process; nothing in it sleeps."""
 
-    def __init__(self, engine: Engine, settings: Settings, client: Client, throttle: Throttle) -> None:
+    def __init__(self, engine: Engine, settings: Settings, accounts: Iterable[Account]) -> None:
         self._engine, self._settings = engine, settings
-        self._client, self._throttle = client, throttle
+        self._accounts = {account.name: account for account in accounts}
         self._series = SeriesNumbers(engine)
         self._sealer = Sealer(settings.encryption_keys)
         self._cursors: set[tuple[int, datetime, str | None]] = set()
@@ -70,7 +69,8 @@ class Fetcher:
     def run(self, backfill_id: int) -> list[Again]:
         """Goes on with a backfill for one turn, if it is due and free. Raises TryLater. Returns what to do next."""
         free = self._settings.backfills_per_user
-        work = backfills.claim(self._engine, backfill_id, free, self._settings.backfills_per_account)
+        most = self._settings.backfills_per_account
+        work = backfills.claim(self._engine, backfill_id, free, most, self._accounts)
         if work is None:
             return []
         if work.crashes >= MOST_CRASHES:
@@ -93,14 +93,15 @@ class Fetcher:
         finally:
             self._cursors.clear()
         # A place has become free: whoever of this person was turned away may come now.
-        return [Again(one, SOON_SECONDS) for one in backfills.due(self._engine, user_id=user_id, most=free)]
+        theirs = backfills.due(self._engine, user_id=user_id, of=self._accounts, most=free)
+        return [Again(one, SOON_SECONDS) for one in theirs]
 
     def _step(self, work: Work) -> Work | None:
         """One request and its page. Returns where the chunk goes on, None at its end."""
         if work.of.kind == "stream":
             return self._step_of_streams(work)
-        request = junction.request(work.of, work.user_id, work.provider, work.slice, work.cursor)
-        page = self._page(work, request, _reader(work.of, work.user_id), optional=work.of.dates == "none")
+        request = READERS[work.aggregator].request(work.of, work.user_id, work.provider, work.slice, work.cursor)
+        page = self._page(work, request, _reader(work, work.of), optional=work.of.dates == "none")
         if page.cursor is not None and (work.chunk_id, work.slice_end, page.cursor) in self._cursors:
             self._wait(work, Decision("restart", 1.0, "the cursor goes in a circle"))
         self._cursors.add((work.chunk_id, work.slice_end, page.cursor))
@@ -135,7 +136,7 @@ class Fetcher:
             return [found] if found else []
         listed = catalogue()[work.of.of or ""]
         request = junction.request(listed, work.user_id, work.provider, work.slice)
-        page = self._page(work, request, _reader(listed, work.user_id))
+        page = self._page(work, request, _reader(work, listed))
         for reason in (*page.refused, *self._store(work, page.actions)):
             log.warning("backfill %d: left out of the list: %s", work.backfill_id, reason)
         records = (replace(action, payload=b"") for action in page.actions if isinstance(action, Record))
@@ -146,8 +147,8 @@ class Fetcher:
 
         What is `optional` may be missing, or refused by itself, without ending the backfill.
         """
-        account = Account(work.aggregator, self._client, self._throttle)
-        reply = account.ask(request, read, attempts=work.attempts, provider=work.provider)
+        account = self._accounts[work.aggregator]
+        reply = account.ask(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
         if reply.value is not None:
             return reply.value
         if optional and reply.decision.what in ENDS and 400 <= reply.status < 500:
@@ -231,8 +232,9 @@ def _origin(work: Work) -> Origin:
     return "reconcile" if work.asked_by == "reconcile" else "backfill"
 
 
-def _reader(resource: Resource, user_id: str) -> Read:
-    return lambda answer: junction.read_page(resource, user_id, answer.body, answer.asked_at)
+def _reader(work: Work, resource: Resource) -> Read:
+    read_page = READERS[work.aggregator].read_page
+    return lambda answer: read_page(resource, work.user_id, answer.body, answer.asked_at)
 
 
 def _read_stream(resource: Resource, owner: Record, answer: Answer) -> Page:

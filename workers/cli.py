@@ -63,7 +63,7 @@ def web() -> None:
 def worker(lane: str) -> None:
     """Run one worker process. Start more, here or on other machines, to go faster."""
     settings = load()
-    if lane == "backfill" and settings.junction_api_key and settings.fetch_history:
+    if lane == "backfill" and settings.readable and settings.fetch_history:
         settings.need_redis()
     with contextlib.suppress(TryLater):  # Celery waits for a broker that is away
         broker.need_durable(settings)

@@ -23,7 +23,7 @@ from app.providers.request import Request
 from workers import gaps
 from workers.asking import Account
 from workers.gaps import Gap, Part, Stored
-from workers.http import Answer, Client
+from workers.http import Answer
 from workers.retry import Decision
 from workers.store import chores, coverage
 from workers.store.backfills import EARLIEST, Asked, open_backfill
@@ -31,7 +31,6 @@ from workers.store.chores import keep_gaps, still_pulling
 from workers.store.coverage import Fetched, Key
 from workers.store.engine import transaction
 from workers.store.writer import Numbered, touch_users, write
-from workers.throttle import Throttle
 
 T = TypeVar("T", Pull, Supply)
 R = TypeVar("R")
@@ -82,11 +81,9 @@ class _Waits(Exception):
 class Reconciler:
     """Goes on with a reconciliation, a request at a time. Nothing in it sleeps."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, client: Client, throttle: Throttle, *, dry_run: bool = False
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings, account: Account, *, dry_run: bool = False) -> None:
         self._engine, self._settings = engine, settings
-        self._account = Account(ACCOUNT, client, throttle)
+        self._account = account
         self._dry_run = dry_run
         self._would_open: defaultdict[Key, list[Fetched]] = defaultdict(list)
         self._pulling: set[Key] = set()

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from app.providers.request import Terms
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 900.0
 LONGEST_RETRY_AFTER = 6 * 3600.0
 UNAUTHORIZED_PAUSE = 300.0
 MOST_ATTEMPTS = 12
 MAY_PASS = frozenset({408, 409, 413, 425})
-TOO_MUCH = frozenset({413, 504})
 NO_ANSWER, NOT_JSON = 0, 1  # stand for a status: nothing came back, or something that is no JSON
 
 
@@ -38,9 +39,15 @@ class Decision:
 
 
 def decide(  # noqa: PLR0911 - a table, a line a case
-    status: int, headers: Mapping[str, str], *, attempts: int, now: datetime, has_cursor: bool = False
+    status: int,
+    headers: Mapping[str, str],
+    *,
+    attempts: int,
+    now: datetime,
+    has_cursor: bool = False,
+    terms: Terms = Terms(),  # noqa: B008 - it is frozen
 ) -> Decision:
-    """Junction declares 200 and 422 only; the rest is what HTTP (RFC 9110) and its rate-limit page say.
+    """Junction declares 200 and 422 only; the rest is what HTTP (RFC 9110) and the rate-limit pages say.
 
     A 429 or 503 is for everybody: other workers would only be told the same. A refused key is not this request's
     fault, so it costs no attempt, and is tried again rarely, in case somebody mends it.
@@ -52,6 +59,8 @@ def decide(  # noqa: PLR0911 - a table, a line a case
             return Decision("use")
         case 401 | 403:
             return Decision("hush", UNAUTHORIZED_PAUSE, f"{reason}: the API key is refused", counts=False)
+        case 429 if terms.limited(headers) == "request":
+            return Decision("halve", reason=f"{reason}: more than one request may ask for")
         case 429 | 503:
             asked = retry_after(headers.get("retry-after"), now)
             return Decision("hush", pause if asked is None else asked, reason, counts=asked is None)
@@ -65,7 +74,7 @@ def decide(  # noqa: PLR0911 - a table, a line a case
         return Decision("fail", reason=reason)
     if attempts + 1 >= MOST_ATTEMPTS:
         return Decision("fail", reason=f"{reason}, {MOST_ATTEMPTS} times")
-    return Decision("halve" if status in TOO_MUCH else "again", pause, reason)
+    return Decision("halve" if status in terms.too_much else "again", pause, reason)
 
 
 def backoff(attempts: int) -> float:

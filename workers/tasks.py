@@ -14,19 +14,18 @@ from sqlalchemy import Engine
 
 from app.config import Settings
 from app.errors import TryLater
-from app.providers import junction
 from app.queue import APPLY, FETCH, RECONCILE, SWEEP
 from workers.apply import Applier
+from workers.asking import account, accounts
 from workers.backfill import Again, Fetcher
 from workers.broker import lanes, take_foreign
 from workers.consumer import consumer_that_keeps
-from workers.http import Client
+from workers.reconcile import ACCOUNT as COMPARED
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
 from workers.store.chores import claim, plan, save
 from workers.store.engine import make_writer
 from workers.store.kept import tend
-from workers.throttle import Throttle
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -51,25 +50,21 @@ class Work:
     def __init__(self, celery: Celery, settings: Settings) -> None:
         self.engine: Engine = make_writer(settings)
         self.applier = Applier(self.engine, settings)
-        self.fetches = bool(settings.junction_api_key) and settings.fetch_history
-        self.period = settings.reconcile_hours * 3600.0
+        self.fetches = bool(settings.readable) and settings.fetch_history
+        # Terra has nothing to compare with: it does not tell what it has.
+        self.period = settings.reconcile_hours * 3600.0 if settings.junction_api_key else 0.0
         self._celery, self._settings = celery, settings
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
 
     @cached_property
-    def _reading(self) -> tuple[Engine, Settings, Client, Throttle]:
-        client = Client(*junction.connect(self._settings))
-        return self.engine, self._settings, client, Throttle(self._settings)
-
-    @cached_property
     def fetcher(self) -> Fetcher:
         """What reads history; only a worker of its lane needs one."""
-        return Fetcher(*self._reading)
+        return Fetcher(self.engine, self._settings, accounts(self._settings))
 
     @cached_property
     def reconciler(self) -> Reconciler:
         """What compares it; as above."""
-        return Reconciler(*self._reading)
+        return Reconciler(self.engine, self._settings, account(COMPARED, self._settings))
 
     def enqueue(self, again: Iterable[Again]) -> None:
         """Has backfills gone on with. What must wait longer stays a row, and the sweep finds it."""
@@ -88,11 +83,14 @@ class Work:
         """
         (lane,) = (one for one in lanes(self._celery, self._settings) if one.name == self._lane.name)
         if self.fetches and lane.messages < MOST_WAITING:
-            self.enqueue(Again(one, 0) for one in due(self.engine, most=MOST_WAITING - lane.messages))
+            self.enqueue(Again(one, 0) for one in self._due(MOST_WAITING - lane.messages))
             if self.period and plan(self.engine, CHORE, self.period):
                 self._send(RECONCILE, (), 0)
         take_foreign(self._settings, self.applier.set_aside)
         self._tend()
+
+    def _due(self, most: int) -> list[int]:
+        return due(self.engine, of=self._settings.readable, most=most)
 
     def _tend(self) -> None:
         """Makes and drops the partitions of kept deliveries, a few times a day."""

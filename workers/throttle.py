@@ -27,7 +27,7 @@ def _needed() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Hush:
-    """An account that nobody may ask for anything, for so many seconds, and why."""
+    """An account, or a person's part of it, that nobody may ask for anything for so many seconds, and why."""
 
     account: str
     seconds: float
@@ -51,7 +51,7 @@ class Throttle:
         """
         narrow = self._rate_of_provider if provider else None
         with _needed():
-            left = self._redis.pttl(PREFIX + account)
+            left = self._redis.pttl(_hush_key(account))
             if isinstance(left, int) and left > 0:
                 return left / 1000
             # Looked at first: no place of the account may be taken while the provider has none.
@@ -63,6 +63,14 @@ class Throttle:
                 return self._until_free(narrow, account, provider)
             return 0.0
 
+    def wait_for_user(self, account: str, user_id: str, rate: str) -> float:
+        """As `wait`, for what is limited by the person whose data it is, at this account."""
+        with _needed():
+            left = self._redis.pttl(_hush_key(account, user_id))
+            if isinstance(left, int) and left > 0:
+                return left / 1000
+        return self.take(rate, "user", account, user_id)
+
     def take(self, rate: str, *whose: str) -> float:
         """Takes a place in a rate of its own, such as 8/hour; or says how many seconds until there is one."""
         with _needed():
@@ -72,10 +80,17 @@ class Throttle:
     def _until_free(self, rate: limits.RateLimitItem, *whose: str) -> float:
         return max(0.05, self._limiter.get_window_stats(rate, *whose).reset_time - time.time())
 
-    def hush(self, account: str, seconds: float, reason: str) -> None:
-        """Nobody asks this account for anything until the time is over. A longer silence is never cut short."""
+    def hush(self, account: str, seconds: float, reason: str, *, user_id: str = "") -> None:
+        """Nobody asks this account for anything, or for this person's data, until the time is over.
+
+        A longer silence is never cut short.
+        """
         with _needed():
-            self._redis.eval(_LONGEST, 1, PREFIX + account, int(seconds * 1000) + 1, reason)
+            self._redis.eval(_LONGEST, 1, _hush_key(account, user_id), int(seconds * 1000) + 1, reason)
+
+
+def _hush_key(account: str, user_id: str = "") -> str:
+    return f"{PREFIX}{account}{'/' if user_id else ''}{user_id}"
 
 
 _LONGEST = """

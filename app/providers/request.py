@@ -1,7 +1,9 @@
 """What a provider module says of its read API: the next request, and what a page holds. Values only."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from app.actions import Action
 
@@ -22,6 +24,25 @@ class Request:
     query: tuple[tuple[str, str], ...] = ()
     has_cursor: bool = False  # it goes on where an earlier answer ended
     method: str = "GET"
+
+
+Limited = Literal["account", "user", "request"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an aggregator's read API allows, and how it says that something was too much."""
+
+    longest_slice: int = 366  # days that one request may ask for
+    user_rate: str | None = None  # requests about one person, such as 200/hour
+    too_much: frozenset[int] = frozenset({413, 504})  # statuses that mean: ask for less at once
+    rule_header: str = ""  # of a 429: names the rule that was broken
+    rules: Mapping[str, Limited] = field(default_factory=dict)  # whom such a rule limits
+    otherwise: Limited = "account"  # whom a 429 limits that names none of them
+
+    def limited(self, headers: Mapping[str, str]) -> Limited:
+        """Whom a 429 is about: everybody, one person, or the size of this request, which is then not sent again."""
+        return self.rules.get(headers.get(self.rule_header, ""), self.otherwise)
 
 
 @dataclass(frozen=True)

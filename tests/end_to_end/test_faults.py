@@ -21,6 +21,7 @@ from app.delivery import pack
 from app.providers import junction
 from tests.support import delivery, rows
 from workers.apply import Applier
+from workers.asking import Account
 from workers.backfill import Fetcher
 from workers.http import Client
 from workers.proof import history, stored
@@ -164,7 +165,7 @@ def work(settings: Settings, seed: int) -> None:
     engine, dice, deadline = make_writer(settings), Random(seed), time.monotonic() + PATIENCE_SECONDS
     is_open = "SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') LIMIT 1"
     with closing(Client(*junction.connect(settings))) as client:
-        fetcher = Fetcher(engine, settings, client, Throttle(settings))
+        fetcher = Fetcher(engine, settings, [Account("junction", client, Throttle(settings))])
         while rows(engine, is_open):
             if time.monotonic() > deadline:
                 raise TimeoutError

@@ -25,6 +25,7 @@ from app.providers import junction
 from app.queue import make_celery
 from tests.support import delivery, event, heartrate, message_id, rows, workout
 from workers.apply import Applier
+from workers.asking import Account
 from workers.backfill import Again, Fetcher
 from workers.http import Client
 from workers.retry import MOST_ATTEMPTS
@@ -73,7 +74,7 @@ class Provider:
     def fetcher(self, engine: Engine, settings: Settings) -> Fetcher:
         """A worker that has just started and reads from this provider."""
         client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        return Fetcher(engine, settings, client, Throttle(settings))
+        return Fetcher(engine, settings, [Account("junction", client, Throttle(settings))])
 
 
 def notice(
@@ -192,7 +193,7 @@ def test_every_record_is_there_once(engine: Engine, settings: Settings, page_siz
         wanted = replace(settings, junction_base_url=simulator.url)
         assert len(announce(engine, wanted, *notices)) == len(resources)
         with closing(Client(*junction.connect(wanted))) as client:
-            settle(engine, Fetcher(engine, wanted, client, Throttle(wanted)))
+            settle(engine, Fetcher(engine, wanted, [Account("junction", client, Throttle(wanted))]))
     total = 0
     for resource in resources:
         query = Query(user, resource, world.start, world.until, connection.provider.slug)
@@ -221,7 +222,7 @@ def test_streams_are_fetched_with_their_workouts(engine: Engine, settings: Setti
         wanted = replace(settings, junction_base_url=simulator.url)
         announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
         with closing(Client(*junction.connect(wanted))) as client:
-            settle(engine, Fetcher(engine, wanted, client, Throttle(wanted)))
+            settle(engine, Fetcher(engine, wanted, [Account("junction", client, Throttle(wanted))]))
         query = Query(user, catalogue()["workouts"], world.start, world.until, connection.provider.slug)
         expected = {record["id"] for record in world.summaries(query)}
         streams = {one: world.stream(resource, one) for one in expected}
@@ -247,7 +248,7 @@ def test_faults_over_http_lose_nothing(engine: Engine, settings: Settings, kind:
         announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
         with closing(Client(*junction.connect(wanted))) as client:
             for _ in range(5):
-                settle(engine, Fetcher(engine, wanted, client, Throttle(wanted)), 5)
+                settle(engine, Fetcher(engine, wanted, [Account("junction", client, Throttle(wanted))]), 5)
                 forget_hushes(settings)
         expected = sum(
             1 for _ in world.samples(Query(user, resource, world.start, world.until, connection.provider.slug))

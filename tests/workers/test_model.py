@@ -31,6 +31,7 @@ from tests.support import event as envelope
 from tests.workers.test_backfill import Killed, hurry
 from workers import apply as apply_module
 from workers.apply import Applier
+from workers.asking import Account
 from workers.backfill import Fetcher
 from workers.http import Answer, Client
 from workers.replay import Order, replay
@@ -327,7 +328,7 @@ class Machine(RuleBasedStateMachine):
         """Workers that have seen nothing before."""
         self.applier = Applier(self.engine, self.settings)
         client = Clocked(self.world, self._answer, is_late=self.is_late)
-        self.fetcher = Fetcher(self.engine, self.settings, client, Throttle(self.settings))
+        self.fetcher = Fetcher(self.engine, self.settings, [Account("junction", client, Throttle(self.settings))])
 
     @property
     def _always(self) -> Window:

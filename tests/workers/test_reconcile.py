@@ -22,6 +22,7 @@ from app.providers import junction
 from app.queue import RECONCILE, make_celery
 from tests.support import apply, delivery, event, rows
 from workers import proof
+from workers.asking import Account
 from workers.backfill import Fetcher
 from workers.cli import main
 from workers.gaps import Gap
@@ -115,7 +116,7 @@ class Told:
     def reconciler(self, engine: Engine, settings: Settings, **more: Any) -> Reconciler:
         """A worker that has just started and reads from this provider."""
         client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        return Reconciler(engine, settings, client, Throttle(settings), **more)
+        return Reconciler(engine, settings, Account("junction", client, Throttle(settings)), **more)
 
     def paths(self) -> list[str]:
         """What was asked, in short: the part or the person, and the cursor."""
@@ -226,7 +227,7 @@ class Stage:
 
     def settle(self) -> None:
         """Fetches whatever is open, to the end."""
-        fetcher = Fetcher(self.engine, self.settings, self.client, Throttle(self.settings))
+        fetcher = Fetcher(self.engine, self.settings, [Account("junction", self.client, Throttle(self.settings))])
         for _ in range(40):
             execute(self.engine, "UPDATE headrace.backfills SET due_at = now() WHERE status IN ('pending', 'running')")
             if not (waiting := due(self.engine)):
@@ -237,10 +238,8 @@ class Stage:
 
     def reconcile(self, since: datetime = LONG_AGO, *, dry_run: bool = False) -> list[Step]:
         """Compares, to the end."""
-        throttle = Throttle(self.settings)
-        return walk(
-            Reconciler(self.engine, self.settings, self.client, throttle, dry_run=dry_run), self.settings, since
-        )
+        account = Account("junction", self.client, Throttle(self.settings))
+        return walk(Reconciler(self.engine, self.settings, account, dry_run=dry_run), self.settings, since)
 
     def restore(self) -> list[Step]:
         """Compares, and fetches what is missing."""
@@ -809,9 +808,8 @@ def cursors(*given: str | None, part: str = "pulls") -> Told:
 
 def at(told: Told, engine: Engine, settings: Settings) -> Reconciler:
     """A worker that reads from these pages."""
-    return Reconciler(
-        engine, settings, Client("https://provider.test", {}, httpx.MockTransport(told.truth)), Throttle(settings)
-    )
+    client = Client("https://provider.test", {}, httpx.MockTransport(told.truth))
+    return Reconciler(engine, settings, Account("junction", client, Throttle(settings)))
 
 
 @pytest.mark.parametrize("part", ["pulls", "supplies"])
@@ -910,7 +908,7 @@ def test_the_network_may_be_away(engine: Engine, settings: Settings) -> None:
         raise httpx.ConnectError("no", request=request)
 
     client = Client("https://provider.test", {}, httpx.MockTransport(away))
-    step = Reconciler(engine, settings, client, Throttle(settings)).step(Position(), LONG_AGO)
+    step = Reconciler(engine, settings, Account("junction", client, Throttle(settings))).step(Position(), LONG_AGO)
     assert (step.to, step.reason) == (Position(attempts=1), "no answer")
 
 
@@ -1174,7 +1172,7 @@ def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
     def invoke(told: Told, *words: str) -> Any:
         client = Client("https://provider.test", {}, httpx.MockTransport(told))
-        monkeypatch.setattr("workers.commands.reconcile.Client", lambda *_: client)
+        monkeypatch.setattr("workers.asking.Client", lambda *_: client)
         return CliRunner().invoke(main, ["reconcile", *words], env=environment)
 
     return invoke

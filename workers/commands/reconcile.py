@@ -16,14 +16,14 @@ from app.catalogue import catalogue
 from app.config import Settings
 from app.errors import Misconfigured
 from app.providers import junction
+from workers import asking
 from workers.commands import common
 from workers.commands.backfill import Moment
 from workers.gaps import Gap, Whose
-from workers.http import Client
 from workers.reconcile import ACCOUNT, CONNECTION, Position, Reconciler, Step
 from workers.store import history
 from workers.store.engine import make_engine, transaction
-from workers.throttle import Throttle, hushes
+from workers.throttle import hushes
 
 REFRESHES = "8/hour"  # of one person (Junction: POST /v2/user/refresh)
 LONGEST_WAIT_SECONDS = 120.0  # for which an operator's terminal waits
@@ -59,11 +59,11 @@ def reconcile(*, user: str | None, since: datetime | None, dry_run: bool, data_d
     It also does so by itself, every HEADRACE_RECONCILE_HOURS.
     """
     settings = common.attached(data_dir)
-    client, throttle = Client(*junction.connect(settings)), Throttle(settings)
+    account = asking.account(ACCOUNT, settings)
     engine = make_engine(settings, "headrace-reconcile")
     if not (settings.fetch_history or dry_run):
         raise Misconfigured("HEADRACE_FETCH_HISTORY: false, so nobody would fetch what is missing; use --dry-run")
-    reconciler = Reconciler(engine, settings, client, throttle, dry_run=dry_run)
+    reconciler = Reconciler(engine, settings, account, dry_run=dry_run)
     found = Found([])
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     screen = common.console()
@@ -132,12 +132,12 @@ def _short(value: Any) -> Any:
 def refresh(*, user: str, data_dir: Path | None, as_json: bool) -> None:
     """Ask a person's providers for what is new, now. What they have comes by webhook. Eight times an hour at most."""
     settings = common.attached(data_dir)
-    client, throttle = Client(*junction.connect(settings)), Throttle(settings)
-    if (seconds := throttle.wait(ACCOUNT)) > 0:
+    account = asking.account(ACCOUNT, settings)
+    if (seconds := account.throttle.wait(ACCOUNT)) > 0:
         raise click.ClickException(f"Junction cannot be asked for {seconds:.0f} s; `headrace status` says why")
-    if (seconds := throttle.take(REFRESHES, "refresh", ACCOUNT, user)) > 0:
+    if (seconds := account.throttle.take(REFRESHES, "refresh", ACCOUNT, user)) > 0:
         raise click.ClickException(f"{user} was refreshed {REFRESHES.replace('/', ' times this ')}; in {seconds:.0f} s")
-    answer = client.ask(junction.refresh_request(user))
+    answer = account.client.ask(junction.refresh_request(user))
     if answer.status not in (200, 202, 400):
         raise click.ClickException(f"Junction answers with status {answer.status or 'none: it cannot be reached'}")
     said = junction.read_refresh(answer.body)

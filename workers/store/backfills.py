@@ -1,6 +1,6 @@
 """Backfills: which history was announced, how far it has been fetched, and who is at it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice, Record
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
+from app.providers import READERS
 from app.providers.request import Slice
 from workers.store.engine import transaction
 from workers.store.ledger import bury
@@ -21,7 +22,6 @@ MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which tim
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # nobody measured before, and a day less than year 1 is no date
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
-LONGEST_SLICE_DAYS = 366
 MANY_PAGES = 200  # of one slice; the next one is made smaller
 
 KNOWN = text("""
@@ -56,6 +56,7 @@ UPDATE headrace.backfills AS b
 SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE},
     crashes = crashes + CASE WHEN lease_until > '-infinity' THEN 1 ELSE 0 END  -- nobody gave it back
 WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
+  AND (CAST(:aggregators AS text[]) IS NULL OR aggregator = ANY(:aggregators))
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
   AND (SELECT count(*) < :per_account AND count(*) FILTER (WHERE o.user_id = b.user_id) < :per_user
               AND count(*) FILTER (WHERE (o.user_id, o.provider, o.resource) = (b.user_id, b.provider, b.resource)) = 0
@@ -94,8 +95,19 @@ DUE = text("""
 SELECT id FROM headrace.backfills b
 WHERE status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
   AND (CAST(:user_id AS text) IS NULL OR user_id = :user_id)
+  AND (CAST(:aggregators AS text[]) IS NULL OR aggregator = ANY(:aggregators))
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
 ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, id LIMIT :most""")
+
+
+def first_slice(aggregator: str, resource: Resource) -> int:
+    """Days that a backfill's first request is about."""
+    return min(FIRST_SLICE_DAYS[resource.kind], longest_slice(aggregator))
+
+
+def longest_slice(aggregator: str) -> int:
+    """Days that a request may be about."""
+    return READERS[aggregator].TERMS.longest_slice
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Work:
             return None
         days = self.slice_days
         if records == 0 and self.pages == 0:
-            days = min(days * 2, LONGEST_SLICE_DAYS)
+            days = min(days * 2, longest_slice(self.aggregator))
         elif self.pages > MANY_PAGES:
             days = max(days // 2, 1)
         return replace(self, cursor=None, pages=0, slice_end=start, slice_days=days, attempts=0, restarts=0)
@@ -186,17 +198,22 @@ def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int |
     start = max(min(notice.window_start or end - DEFAULT_HISTORY, end), EARLIEST)
     window = {"window_start": start, "window_end": end, "is_final": notice.is_final}
     backfill_id = int(connection.scalar(OPEN, identity | window) or 0)
-    days = FIRST_SLICE_DAYS[catalogue()[notice.resource].kind]
+    days = first_slice(asked.aggregator, catalogue()[notice.resource])
     position = {"backfill_id": backfill_id, "slice_end": end + MARGIN, "slice_days": days}
     connection.execute(ADD_CHUNK, identity | window | position)
     return backfill_id
 
 
-def claim(engine: Engine, backfill_id: int, per_user: int, per_account: int) -> Work | None:
-    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many run already."""
+def claim(
+    engine: Engine, backfill_id: int, per_user: int, per_account: int, of: Iterable[str] | None = None
+) -> Work | None:
+    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many run already.
+
+    Only of these aggregators, if some are named: there may be no key for the others.
+    """
     with transaction(engine) as connection:
         connection.execute(QUEUE_UP)
-        places = {"id": backfill_id, "per_user": per_user, "per_account": per_account}
+        places = {"id": backfill_id, "per_user": per_user, "per_account": per_account, "aggregators": of and list(of)}
         taken = connection.execute(CLAIM, places).first()
         return _next(connection, backfill_id) if taken else None
 
@@ -273,7 +290,7 @@ def owner(engine: Engine, work: Work) -> Record | None:
     return None
 
 
-def due(engine: Engine, *, user_id: str | None = None, most: int = 500) -> list[int]:
-    """Backfills that somebody should go on with now, of everybody or of one person."""
+def due(engine: Engine, *, user_id: str | None = None, of: Iterable[str] | None = None, most: int = 500) -> list[int]:
+    """Backfills that somebody should go on with now, of everybody or one person, of all or these aggregators."""
     with transaction(engine) as connection:
-        return list(connection.scalars(DUE, {"user_id": user_id, "most": most}))
+        return list(connection.scalars(DUE, {"user_id": user_id, "aggregators": of and list(of), "most": most}))

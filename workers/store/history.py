@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice
 from app.catalogue import Resource, catalogue
 from app.config import Settings
-from workers.store.backfills import COMPLETE, FIRST_SLICE_DAYS, LONGEST_SLICE_DAYS, MARGIN, Asked, open_backfill
+from workers.store.backfills import COMPLETE, MARGIN, Asked, first_slice, longest_slice, open_backfill
 from workers.store.engine import transaction
 from workers.store.schema import quoted, record_table
 from workers.store.writer import touch_users
@@ -185,12 +185,14 @@ class Wanted:
     until: datetime
     providers: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
+    aggregator: str = "junction"
 
 
 @dataclass(frozen=True)
 class Plan:
     """One backfill that is to be started, and what it will cost."""
 
+    aggregator: str
     user_id: str
     provider: str
     resource: str
@@ -215,10 +217,12 @@ def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Pla
 
 
 def _plan_one(connection: Connection, wanted: Wanted, spent: "Experience", provider: str, resource: Resource) -> Plan:
-    requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until)
+    requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until, wanted.aggregator)
     if resource.of and not is_measured:
         requests += _records(connection, catalogue()[resource.of], wanted, provider)
-    return Plan(wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured)
+    return Plan(
+        wanted.aggregator, wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured
+    )
 
 
 def _records(connection: Connection, resource: Resource, wanted: Wanted, provider: str) -> int:
@@ -233,7 +237,7 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 def start(connection: Connection, planned: Plan) -> int:
     """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number."""
     touch_users(connection, {planned.user_id: None})
-    asked = Asked("junction", f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
+    asked = Asked(planned.aggregator, f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
     window = (planned.since, planned.until)
     notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
     return open_backfill(connection, asked, notice) or 0
@@ -245,7 +249,9 @@ class Experience:
 
     of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
 
-    def requests(self, provider: str, resource: Resource, start: datetime, end: datetime) -> tuple[int, bool]:
+    def requests(
+        self, provider: str, resource: Resource, start: datetime, end: datetime, aggregator: str = "junction"
+    ) -> tuple[int, bool]:
         """How many requests a window will cost, and whether that is measured and not just the least there can be."""
         days = (end - start + 2 * MARGIN) / timedelta(days=1)
         known = [self.of[key] for key in self.of if key == (provider, resource.name)]
@@ -253,7 +259,7 @@ class Experience:
         if known and resource.dates != "none":
             pages, walked = (sum(part) for part in zip(*known, strict=True))
             return max(1, math.ceil(days * pages / walked)), True
-        return _least(resource, days), resource.dates == "none"
+        return _least(aggregator, resource, days), resource.dates == "none"
 
 
 def experience(connection: Connection) -> Experience:
@@ -261,11 +267,11 @@ def experience(connection: Connection) -> Experience:
     return Experience({(row.provider, row.resource): (row.pages, row.days) for row in connection.execute(EXPERIENCE)})
 
 
-def _least(resource: Resource, days: float) -> int:
+def _least(aggregator: str, resource: Resource, days: float) -> int:
     """The slices of a window in which there is nothing."""
     if resource.dates == "none" and resource.kind != "stream":
         return 1
-    count, length = 0, FIRST_SLICE_DAYS[resource.kind]
+    count, length, longest = 0, first_slice(aggregator, resource), longest_slice(aggregator)
     while days > 0:
-        days, length, count = days - length, min(length * 2, LONGEST_SLICE_DAYS), count + 1
+        days, length, count = days - length, min(length * 2, longest), count + 1
     return count

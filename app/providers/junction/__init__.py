@@ -1,6 +1,6 @@
 """Junction (formerly Vital). Pure: no socket is opened here."""
 
-from app.providers.junction.api import connect, read_page, read_stream, request, stream_request
+from app.providers.junction.api import TERMS, connect, read_page, read_stream, request, stream_request
 from app.providers.junction.events import parse
 from app.providers.junction.introspection import (
     connections_request,
@@ -15,6 +15,7 @@ from app.providers.junction.introspection import (
 from app.providers.junction.signature import verify
 
 __all__ = [
+    "TERMS",
     "connect",
     "connections_request",
     "parse",

@@ -12,8 +12,10 @@ from app.catalogue import Resource
 from app.config import Settings
 from app.errors import DeadLetter
 from app.providers.junction.shapes import Group, decode, record, samples
-from app.providers.request import Page, Request, Slice
+from app.providers.request import Page, Request, Slice, Terms
 from app.strict import refuse_doubles
+
+TERMS = Terms()  # a rate for the whole account, and 429 (Junction: rate limits)
 
 
 class _Groups(msgspec.Struct):

@@ -137,7 +137,8 @@ def test_start_as_json_is_complete(run: Run, engine: Engine) -> None:
     assert [set(one) for one in found] == [{"id", *(one.name for one in fields(Plan))}] * 2
     assert {one["id"] for one in found} == set(states(engine))
     window = {"since": "2026-01-01T00:00:00+00:00", "until": "2026-02-24T00:00:00+00:00"}
-    about = [{"user_id": "u1", "provider": "", "resource": name, **window} for name in ("heartrate", "profile")]
+    whose = {"aggregator": "junction", "user_id": "u1", "provider": ""}
+    about = [{**whose, "resource": name, **window} for name in ("heartrate", "profile")]
     cost = [{"requests": 3, "is_measured": False}, {"requests": 1, "is_measured": True}]
     assert [{k: v for k, v in one.items() if k != "id"} for one in found] == [
         {**one, **of} for one, of in zip(about, cost, strict=True)

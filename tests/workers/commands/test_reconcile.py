@@ -60,7 +60,7 @@ def run(  # noqa: PLR0917
         return clients[-1]
 
     monkeypatch.setattr(commands, "make_engine", lambda *_: engine)
-    monkeypatch.setattr(commands, "Client", client)
+    monkeypatch.setattr("workers.asking.Client", client)
 
     def invoke(*words: str, **more: str) -> Result:
         done = CliRunner().invoke(main, words, env=environment | more)

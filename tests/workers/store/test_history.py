@@ -92,7 +92,7 @@ def operated(engine: Engine, resource: str = "heartrate", days: tuple[float, flo
     """A backfill that an operator has started."""
     start, end = (FIRST + number * DAY for number in days)
     with transaction(engine) as connection:
-        return history.start(connection, Plan(user, "garmin", resource, start, end, 1, is_measured=False))
+        return history.start(connection, Plan("junction", user, "garmin", resource, start, end, 1, is_measured=False))
 
 
 def planned(engine: Engine, settings: Settings, **wanted: Any) -> list[Plan]:
@@ -709,7 +709,7 @@ def test_nothing_is_fetched_of_the_future(engine: Engine) -> None:
     """Breaks if days that nobody has lived yet are taken for fetched."""
     tomorrow = datetime.now(UTC) + DAY
     with transaction(engine) as connection:
-        history.start(connection, Plan("u1", "garmin", "sleep", FIRST, tomorrow, 1, is_measured=False))
+        history.start(connection, Plan("junction", "u1", "garmin", "sleep", FIRST, tomorrow, 1, is_measured=False))
     end = only(engine).window_end
     assert end is not None
     assert end < tomorrow - DAY / 2
