@@ -65,6 +65,13 @@ def _providers(value: str) -> tuple[str, ...]:
     return _list(value.lower())
 
 
+def _hosts(value: str) -> tuple[str, ...]:
+    hosts = _list(value.lower())
+    if not all(re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+", host) for host in hosts):
+        raise ValueError
+    return hosts
+
+
 def _seconds(value: str) -> float:
     number = float(value)
     if not 0 < number <= LONGEST_DEADLINE_SECONDS:
@@ -192,7 +199,21 @@ class Settings:
         secret=True,
     )
     max_body_bytes: int = _setting(
-        "HEADRACE_MAX_BODY_BYTES", 16 * 1024 * 1024, _number, "a larger body is answered 413", want="a number of bytes"
+        "HEADRACE_MAX_BODY_BYTES", 64 * 1024 * 1024, _number, "a larger body is answered 413", want="a number of bytes"
+    )
+    max_download_bytes: int = _setting(
+        "HEADRACE_MAX_DOWNLOAD_BYTES",
+        256 * 1024 * 1024,
+        _number,
+        "a larger event that waits at a URL (Terra's s3_payload) becomes a dead letter",
+        want="a number of bytes",
+    )
+    download_hosts: tuple[str, ...] = _setting(
+        "HEADRACE_DOWNLOAD_HOSTS",
+        ("*.amazonaws.com",),
+        _hosts,
+        "where an event may wait at a URL, comma-separated; only there is it fetched, by https",
+        want="names of hosts, such as bucket.s3.eu-west-2.amazonaws.com or *.amazonaws.com",
     )
     resources: tuple[str, ...] = _setting(
         "HEADRACE_RESOURCES",

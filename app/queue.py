@@ -13,9 +13,10 @@ from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import NotTaken
 
-LANES = ("live", "backfill", "maintenance")
+LANES = ("live", "download", "backfill", "maintenance")
 APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
 FETCH = "headrace.fetch"  # goes on with one backfill for a while
+DOWNLOAD = "headrace.download"  # fetches one delivery that was only announced, before its URL expires
 RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be with what is stored
 SWEEP = "headrace.sweep"  # beat's: looks for work that is due
 

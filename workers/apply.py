@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, Engine
 
 from app import metrics
-from app.actions import Notice, Origin, Parsed, Samples
+from app.actions import Download, Notice, Origin, Parsed, Samples
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import DeadLetter, TryLater
@@ -39,13 +39,22 @@ class Opened:
     parsed: Parsed | None = None
     reason: str | None = None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it only announces where the event is."""
+        return self.parsed is not None and any(isinstance(one, Download) for one in self.parsed.actions)
+
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of a message: its deliveries, and the backfills that it announced and somebody should go on with."""
+    """What became of a message: its deliveries, and the backfills that it announced and somebody should go on with.
+
+    What is elsewhere is not settled yet: it is to be fetched, and then applied under its announcement's id.
+    """
 
     settled: list[Settled]
     backfills: list[int]
+    elsewhere: tuple[Delivery, ...] = ()
 
     @property
     def outcomes(self) -> Counter[Outcome]:
@@ -70,10 +79,19 @@ class Applier:
         (`again`: the broker gives it out once more), because it may be one of them that kills.
         """
         try:
-            deliveries = _once_each(unpack(packed))
+            deliveries = unpack(packed)
         except DeadLetter as reason:  # not ours, or of a newer version: kept as it is, until somebody can read it
             return self.set_aside(packed.encode(), str(reason))
-        return self._counted(self._suspiciously(deliveries) if again else self._together(deliveries, "webhook"))
+        return self.receive(deliveries, again=again)
+
+    def receive(self, deliveries: Sequence[Delivery], *, again: bool = False) -> Applied:
+        """As `apply`, for deliveries that are at hand."""
+        once = _once_each(deliveries)
+        return self._counted(self._suspiciously(once) if again else self._together(once, "webhook"))
+
+    def refuse(self, delivery: Delivery, reason: str) -> Applied:
+        """Sets a delivery aside. Raises TryLater."""
+        return self._counted(self._commit([Opened(delivery, 1, reason=reason)]))
 
     def set_aside(self, raw: bytes, reason: str) -> Applied:
         """Keeps what came from the broker and is no message of deliveries, under its digest. Raises TryLater."""
@@ -92,7 +110,7 @@ class Applier:
         return self._together(_once_each(deliveries), "replay")
 
     def _together(self, deliveries: Sequence[tuple[Delivery, int]], origin: Origin) -> Applied:
-        opened = [self._open(delivery, attempts) for delivery, attempts in deliveries]
+        opened = [self._open(delivery, attempts, origin) for delivery, attempts in deliveries]
         try:
             return self._commit(opened, origin)
         except TryLater:
@@ -124,7 +142,7 @@ class Applier:
             metrics.OUTCOMES.labels(settled.aggregator, settled.outcome).inc()
         return applied
 
-    def _open(self, delivery: Delivery, attempts: int) -> Opened:
+    def _open(self, delivery: Delivery, attempts: int, origin: Origin = "webhook") -> Opened:
         provider = PROVIDERS.get(delivery.aggregator)
         if provider is None:
             return Opened(delivery, attempts, reason="from an aggregator that this worker does not know")
@@ -135,7 +153,10 @@ class Applier:
             return Opened(delivery, attempts, reason=_reason(error))
         if parsed.collapsed:
             metrics.COLLAPSED.inc(parsed.collapsed)
-        return Opened(delivery, attempts, parsed)
+        opened = Opened(delivery, attempts, parsed)
+        if origin == "replay" and opened.is_elsewhere:
+            return Opened(delivery, attempts, reason="it only announced a URL, and that has expired")
+        return opened
 
     def _commit_alone(self, opened: Opened, origin: Origin) -> Applied:
         try:
@@ -146,7 +167,9 @@ class Applier:
             refused = Opened(opened.delivery, opened.attempts, reason=_reason(error))
             return self._commit([refused], origin)
 
-    def _commit(self, opened: Sequence[Opened], origin: Origin = "webhook") -> Applied:
+    def _commit(self, given: Sequence[Opened], origin: Origin = "webhook") -> Applied:
+        elsewhere = tuple(one.delivery for one in given if one.is_elsewhere)
+        opened = [one for one in given if not one.is_elsewhere]
         batch = [
             Numbered(n, action)
             for n, one in enumerate(opened)
@@ -166,11 +189,15 @@ class Applier:
             if self._owed:
                 acquit(connection, self._owed)
         self._owed.clear()
-        return Applied(settled, announced)
+        return Applied(settled, announced, elsewhere)
 
 
 def _joined(parts: Sequence[Applied]) -> Applied:
-    return Applied([s for part in parts for s in part.settled], [b for part in parts for b in part.backfills])
+    return Applied(
+        [s for part in parts for s in part.settled],
+        [b for part in parts for b in part.backfills],
+        tuple(e for part in parts for e in part.elsewhere),
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""The only HTTP client: asks a provider and hands back what came, whatever it was."""
+"""The only HTTP clients: ask a provider, or fetch what waits at a URL, and hand back what came, whatever it was."""
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 import httpx
 
+from app.errors import DeadLetter
 from app.providers.request import Request
 from workers.retry import NO_ANSWER
 
@@ -31,20 +34,105 @@ class Client:
 
     def ask(self, request: Request) -> Answer:
         """Never raises for what the network or the provider does."""
-        asked_at = datetime.now(UTC)
-        try:
-            with self._client.stream(request.method, request.path, params=dict(request.query)) as response:
-                body = bytearray()
-                for part in response.iter_bytes():
-                    body += part
-                    if len(body) > LARGEST_ANSWER:
-                        return Answer(413, {}, b"", asked_at)
-                return Answer(response.status_code, response.headers, bytes(body), asked_at)
-        except httpx.ReadTimeout:
-            return Answer(504, {}, b"", asked_at)  # as a gateway would say: too slow, so less is to be asked for
-        except httpx.HTTPError:
-            return Answer(NO_ANSWER, {}, b"", asked_at)
+        asked = self._client.build_request(request.method, request.path, params=dict(request.query))
+        return _answer(self._client, asked, LARGEST_ANSWER)
 
     def close(self) -> None:
         """Ends the connections."""
         self._client.close()
+
+
+Resolve = Callable[[str], Sequence[str]]
+
+
+def addresses(host: str) -> Sequence[str]:
+    """All addresses of a host, none if it has no name. May take as long as the system's resolver does."""
+    try:
+        return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+    except (OSError, UnicodeError):
+        return []
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one that anybody may reach: not of this machine, its network or its cloud."""
+    found = ip_address(address)
+    mapped = getattr(found, "ipv4_mapped", None) or found
+    return bool(mapped.is_global and not mapped.is_multicast)
+
+
+class Files:
+    """Fetches from URLs that somebody else gives: by https, from listed hosts, from public addresses, no redirects.
+
+    The address that was looked at is the one that is connected to: a name may resolve to another a moment later
+    (OWASP: Server Side Request Forgery Prevention). The certificate is checked against the name.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        most_bytes: int,
+        *,
+        resolve: Resolve = addresses,
+        may_reach: Callable[[str], bool] = is_public,
+        client: httpx.Client | None = None,
+    ) -> None:
+        self._hosts, self._most_bytes = hosts, most_bytes
+        self._resolve, self._may_reach = resolve, may_reach
+        # No proxy of the environment: it would resolve the name again.
+        self._client = client or httpx.Client(timeout=TIMEOUT, trust_env=False)
+
+    def fetch(self, url: str) -> Answer:
+        """Raises DeadLetter for a URL that is not to be followed. Never raises for what the network does."""
+        try:
+            target = httpx.URL(url)
+            host, port = target.host.lower(), target.port or 443
+        except httpx.InvalidURL:
+            raise DeadLetter("the announced URL is none") from None
+        if (
+            port > 65535
+            or target.scheme != "https"
+            or target.userinfo
+            or not any(_matches(host, one) for one in self._hosts)
+        ):
+            raise DeadLetter("the announced URL is not https, or not of a host in HEADRACE_DOWNLOAD_HOSTS")
+        found = self._resolve(host)
+        if not all(self._may_reach(address) for address in found):
+            raise DeadLetter("the announced URL leads to an address that is not public")
+        if not found:
+            return Answer(NO_ANSWER, {}, b"", datetime.now(UTC))
+        request = self._client.build_request(
+            "GET",
+            target.copy_with(host=found[0]),
+            headers={"Host": target.netloc.decode("ascii")},
+            extensions={"sni_hostname": host},
+        )
+        return _answer(self._client, request, self._most_bytes)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._client.close()
+
+
+def _matches(host: str, pattern: str) -> bool:
+    return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+
+
+def _answer(client: httpx.Client, request: httpx.Request, most_bytes: int) -> Answer:
+    """What came back; 413 if that was too much, 504 if it took too long, 0 if nothing came."""
+    asked_at = datetime.now(UTC)
+    response: httpx.Response | None = None
+    try:
+        response = client.send(request, stream=True)
+        body = bytearray()
+        for part in response.iter_bytes():
+            body += part
+            if len(body) > most_bytes:
+                return Answer(413, {}, b"", asked_at)
+        return Answer(response.status_code, response.headers, bytes(body), asked_at)
+    except httpx.ReadTimeout:
+        return Answer(504, {}, b"", asked_at)  # as a gateway would say: too slow, so less is to be asked for
+    except httpx.HTTPError:
+        return Answer(NO_ANSWER, {}, b"", asked_at)
+    finally:
+        if response is not None:
+            response.close()

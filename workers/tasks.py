@@ -13,13 +13,16 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
 from app.config import Settings
+from app.delivery import Delivery, pack
 from app.errors import TryLater
-from app.queue import APPLY, FETCH, RECONCILE, SWEEP
-from workers.apply import Applier
+from app.queue import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP
+from workers.apply import Applied, Applier
 from workers.asking import account, accounts
 from workers.backfill import Again, Fetcher
 from workers.broker import lanes, take_foreign
 from workers.consumer import consumer_that_keeps
+from workers.download import Downloader
+from workers.http import Files
 from workers.reconcile import ACCOUNT as COMPARED
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
@@ -65,6 +68,29 @@ class Work:
     def reconciler(self) -> Reconciler:
         """What compares it; as above."""
         return Reconciler(self.engine, self._settings, account(COMPARED, self._settings))
+
+    @cached_property
+    def downloader(self) -> Downloader:
+        """What fetches events that were only announced; only a worker of its lane needs one."""
+        return Downloader(
+            self.applier, self._settings, Files(self._settings.download_hosts, self._settings.max_download_bytes)
+        )
+
+    def apply(self, packed: str, *, again: bool) -> Applied:
+        """Applies a message, and hands on what is to be fetched first. Raises TryLater."""
+        applied = self.applier.apply(packed, again=again)
+        for delivery in applied.elsewhere:
+            self._hand_on(delivery)
+        return applied
+
+    def _hand_on(self, announced: Delivery) -> None:
+        """Puts it on its lane before its own message is acknowledged: it is in no table yet."""
+        try:
+            self._celery.send_task(
+                DOWNLOAD, args=(pack([announced]),), queue="download", argsrepr="(1 announcement)", kwargsrepr="{}"
+            )
+        except OperationalError as error:
+            raise TryLater(f"BROKER_URL: the broker does not take it ({type(error).__name__})") from None
 
     def enqueue(self, again: Iterable[Again]) -> None:
         """Has backfills gone on with. What must wait longer stays a row, and the sweep finds it."""
@@ -126,7 +152,14 @@ def register(celery: Celery, settings: Settings) -> None:
         """Applies one message of deliveries, and has the history fetched that it announces."""
         packed = given[0] if len(given) == 1 and not named else json.dumps([given, named])
         again = bool((task.request.delivery_info or {}).get("redelivered"))
-        applied = again_later(task, lambda: work().applier.apply(str(packed), again=again))
+        applied = again_later(task, lambda: work().apply(str(packed), again=again))
+        work().enqueue(Again(one, 0) for one in applied.backfills)
+
+    @celery.task(name=DOWNLOAD, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    def download(task: Task, packed: str) -> None:
+        """Fetches one delivery that was only announced, and applies it."""
+        again = bool((task.request.delivery_info or {}).get("redelivered"))
+        applied = again_later(task, lambda: work().downloader.run(packed, again=again))
         work().enqueue(Again(one, 0) for one in applied.backfills)
 
     @celery.task(name=FETCH, bind=True, max_retries=None)  # type: ignore[untyped-decorator]

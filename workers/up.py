@@ -30,7 +30,8 @@ from workers import embedded
 from workers.embedded import write_secret
 from workers.supervisor import Pids, Program, Supervisor
 
-LANES = ("live", "backfill", "maintenance")
+LANES = ("live", "download", "backfill", "maintenance")
+ONE_IS_ENOUGH = ("download", "maintenance")
 STACK, SECRETS, LOCK, PGPASS = "stack.json", "secrets.json", "lock", "pgpass"
 LOCK_SECONDS = 40.0  # what servers of a stack that was killed may need to end
 EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to reach such a server
@@ -260,7 +261,8 @@ class _Stack:
         flower = embedded.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
         self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
-        lanes = [(lane, number) for lane in LANES for number in range(1, workers + 1 if lane != "maintenance" else 2)]
+        counts = {lane: 1 if lane in ONE_IS_ENOUGH else workers for lane in LANES}
+        lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
         # Flower is killed at once: it keeps nothing, has no children, and its exit waits for threads that may hang.
         self.supervisor.start(
             [

@@ -20,7 +20,7 @@ def test_defaults() -> None:
     settings = load({})
     assert settings == Settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert (settings.max_body_bytes, settings.enqueue_deadline_seconds) == (16 * 1024 * 1024, 4.0)
+    assert (settings.max_body_bytes, settings.enqueue_deadline_seconds) == (64 * 1024 * 1024, 4.0)
     assert (settings.terra_tolerance_seconds, settings.visibility_timeout_seconds) == (300, 60)
     assert (settings.message_deliveries, settings.message_bytes) == (200, 4 * 1024 * 1024)
     assert settings.broker_durability_asserted is False

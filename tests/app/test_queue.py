@@ -102,7 +102,7 @@ def test_a_publish_is_one_message_on_the_live_lane(url: str, make_publisher: Cal
     assert message["content-type"] == "application/json"
     (packed,) = arguments(message)
     assert unpack(packed) == sent
-    assert [waiting(url, lane) for lane in LANES if lane != "live"] == [[], []]
+    assert [waiting(url, lane) for lane in LANES if lane != "live"] == [[], [], []]
 
 
 def test_what_flower_shows_is_a_count(url: str, make_publisher: Callable[[str], Publisher]) -> None:
@@ -254,10 +254,10 @@ def test_lanes_are_declared_and_durable(url: str, role: str) -> None:
     """Breaks if a lane is missing or lost with the broker's memory, or messages go to queues that nobody reads."""
     celery = make_celery(Settings(broker_url=url), role)  # type: ignore[arg-type]
     queues = celery.conf.task_queues
-    assert [queue.name for queue in queues] == list(LANES) == ["live", "backfill", "maintenance"]
+    assert [queue.name for queue in queues] == list(LANES) == ["live", "download", "backfill", "maintenance"]
     assert all(queue.durable and queue.exchange.durable for queue in queues)
     quorum = {"x-queue-type": "quorum"} if is_amqp(url) else None
-    assert [queue.queue_arguments for queue in queues] == [quorum] * 3
+    assert [queue.queue_arguments for queue in queues] == [quorum] * len(LANES)
     assert celery.conf.task_create_missing_queues is False
     assert celery.conf.task_default_queue in LANES
 

@@ -195,7 +195,7 @@ def test_status_finds_the_stack(stack: Stack) -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     found = json.loads(done.stdout)
-    assert {lane["name"] for lane in found["lanes"]} == {"live", "backfill", "maintenance"}
+    assert {lane["name"] for lane in found["lanes"]} == {"live", "download", "backfill", "maintenance"}
     assert sum(row["total"] for row in found["deliveries"]) >= 1
 
 

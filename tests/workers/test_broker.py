@@ -140,8 +140,8 @@ def test_lanes_count_messages_and_know_the_oldest(here: Settings) -> None:
     for deliveries in ([old(1000), old(1)], [old(2000)], [old(2)]):
         publisher.publish(deliveries)
     publisher.close()
-    live, backfill, maintenance = lanes(celery, here)
-    assert (live.messages, backfill.messages, maintenance.messages) == (3, 0, 0)
+    live, *others = lanes(celery, here)
+    assert (live.messages, [lane.messages for lane in others]) == (3, [0, 0, 0])
     assert live.oldest is not None
     assert timedelta(seconds=1000) <= live.oldest < timedelta(seconds=1100)
 
