@@ -56,7 +56,7 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
         "stream": _stream,
         "device": _devices,
     }
-    for resource in catalogue().values():
+    for resource in catalogue().of_kind(*readers):
         rule = resource.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, resource.name, partial(readers[resource.kind], world, resource))
     app.add_url_rule("/v2/user", "users", partial(_users, world))
