@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, Engine
 
 from app import metrics
-from app.actions import Download, Notice, Origin, Parsed, Samples
+from app.actions import Download, LargeRequest, Notice, Origin, Parsed, Samples, Succession
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import DeadLetter, TryLater
@@ -21,8 +21,10 @@ from app.providers import PROVIDERS
 from app.sealing import Sealer
 from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
+from workers.store.large_requests import expect
 from workers.store.ledger import Name, Outcome, Settled, acquit, bury, keep, settle, suspect, suspects
 from workers.store.series import SeriesNumbers
+from workers.store.successions import succeed
 from workers.store.writer import Numbered, Written, touch_users, write
 
 UNKNOWN = "unknown"  # stands for the aggregator of what is no message of ours
@@ -223,16 +225,23 @@ def _once_each(deliveries: Iterable[Delivery]) -> list[tuple[Delivery, int]]:
 def _announce(
     connection: Connection, opened: Sequence[Opened], batch: Sequence[Numbered], written: Written
 ) -> list[int]:
-    """Opens or extends a backfill for each notice that was not taken before."""
+    """Takes in what is no data: notices of history, large requests, reconnections. Returns the backfills to go on with.
+
+    A reconnection comes last: it moves what this very message has brought under the old id, too.
+    """
     announced = []
-    for one in batch:
-        if isinstance(one.action, Notice):
-            came = opened[one.n].delivery
-            asked = Asked(came.aggregator, came.message_id, "notice", came.received)
-            backfill_id = open_backfill(connection, asked, one.action)
-            if backfill_id is not None:
-                announced.append(backfill_id)
-                written.changed[one.n] += 1
+    for one in sorted(batch, key=lambda one: isinstance(one.action, Succession)):
+        came = opened[one.n].delivery
+        match one.action:
+            case Notice() as notice:
+                asked = Asked(came.aggregator, came.message_id, "notice", came.received)
+                backfill_id = open_backfill(connection, asked, notice)
+                announced += [backfill_id] if backfill_id is not None else []
+                written.changed[one.n] += backfill_id is not None
+            case LargeRequest() as large:
+                written.changed[one.n] += expect(connection, came.aggregator, large)
+            case Succession() as reconnected:
+                written.changed[one.n] += succeed(connection, reconnected.old_user_id, reconnected.user_id)
     return announced
 
 
@@ -267,6 +276,7 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
         outcome,
         opened.attempts,
         opened.reason or (parsed.ignored if parsed else None),
+        (delivery.reference or "").partition(":chunk:")[0] or None,
     )
 
 

@@ -15,10 +15,10 @@ Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 
 INSERT = """
 INSERT INTO headrace.deliveries AS stored
-    (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error)
-SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error
+    (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference)
+SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(aggregator text, message_id text, event_type text, user_id text,
-     received_at timestamptz, outcome text, attempts int, error text)
+     received_at timestamptz, outcome text, attempts int, error text, reference text)
 ORDER BY aggregator, message_id"""
 SETTLE = text(f"""{INSERT}
 ON CONFLICT (aggregator, message_id) DO UPDATE SET
@@ -68,6 +68,7 @@ class Settled(msgspec.Struct):
     outcome: Outcome
     attempts: int = 1  # how often the delivery came, in this message
     error: str | None = None
+    reference: str | None = None  # the large request that it is a part of
 
 
 Name = tuple[str, str]  # aggregator, message id

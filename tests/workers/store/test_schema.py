@@ -38,6 +38,7 @@ HOW = [("version", MOMENT), ("origin", "text"), ("stored_at", MOMENT)]
 SUMMARIES = {"workouts", "sleep", "activity", "body", "profile", "meal", "menstrual_cycle", "electrocardiogram"}
 SUMMARIES |= {"sleep_cycle", "workout_stream"}
 OTHER_VIEWS = {
+    "large_requests": "user_id provider reference expected received is_complete announced_at",
     "users": "user_id client_user_id first_seen erased_at",
     "connections": "user_id provider status since error",
     "backfills": "user_id provider resource status window_start window_end is_final_seen chunks_total chunks_done "

@@ -19,7 +19,8 @@ CREATE TABLE headrace.users (
     client_user_id text,
     named_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the event that says so was made
     first_seen timestamptz NOT NULL DEFAULT now(),
-    erased_at timestamptz
+    erased_at timestamptz,
+    succeeded_by text  -- they reconnected, and go by this id
 );
 
 CREATE TABLE headrace.connections (
@@ -44,9 +45,22 @@ CREATE TABLE headrace.deliveries (
     outcome text NOT NULL,
     attempts int NOT NULL DEFAULT 1,
     error text,
+    reference text,  -- the large request that it is a part of
     PRIMARY KEY (aggregator, message_id)
 );
 CREATE INDEX ON headrace.deliveries USING brin (received_at);
+CREATE INDEX ON headrace.deliveries (reference) WHERE reference IS NOT NULL;
+
+-- History that was asked for elsewhere and comes by webhook; its deliveries are in the ledger.
+CREATE TABLE headrace.large_requests (
+    aggregator text NOT NULL,
+    reference text NOT NULL,
+    user_id text NOT NULL,
+    provider text NOT NULL,
+    expected int,  -- null: not said, and some providers never say
+    announced_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (aggregator, reference)
+);
 
 -- What cannot be applied, sealed as it came.
 CREATE TABLE headrace.dead_letters (
@@ -187,7 +201,8 @@ CREATE TABLE headrace.chores (
 """
 
 VIEWS = """
-CREATE VIEW health.users AS SELECT user_id, client_user_id, first_seen, erased_at FROM headrace.users;
+CREATE VIEW health.users AS SELECT user_id, client_user_id, first_seen, erased_at FROM headrace.users
+WHERE succeeded_by IS NULL;
 
 CREATE VIEW health.connections AS
 SELECT user_id, provider, status, stored_at AS since, error FROM headrace.connections;
@@ -195,6 +210,14 @@ SELECT user_id, provider, status, stored_at AS since, error FROM headrace.connec
 CREATE VIEW health.deliveries AS
 SELECT aggregator AS provider, message_id, event_type, received_at, applied_at, outcome, attempts, error
 FROM headrace.deliveries;
+
+CREATE VIEW health.large_requests AS
+SELECT r.user_id, r.provider, r.reference, r.expected, count(d.message_id) AS received,
+       count(d.message_id) >= r.expected AS is_complete, r.announced_at
+FROM headrace.large_requests r LEFT JOIN headrace.deliveries d
+  ON d.reference = r.reference AND d.aggregator = r.aggregator AND d.outcome IN ('applied', 'duplicate', 'stale')
+ AND d.event_type NOT LIKE 'large_request%'
+GROUP BY r.aggregator, r.reference;
 
 CREATE VIEW health.backfills AS
 SELECT b.user_id, b.provider, b.resource, b.status, b.window_start, b.window_end, b.is_final_seen,

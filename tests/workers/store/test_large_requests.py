@@ -1,0 +1,69 @@
+"""Large requests: counted by what is in the ledger, whatever came first."""
+
+import itertools
+
+import pytest
+from sqlalchemy import Engine
+
+from app.actions import LargeRequest
+from tests.support import START, rows
+from workers.store.engine import transaction
+from workers.store.large_requests import expect
+from workers.store.ledger import Outcome, Settled, settle
+
+FOUND = "SELECT expected, received, is_complete FROM health.large_requests WHERE reference = 'r1'"
+
+
+def chunk(number: int, reference: str = "r1", outcome: Outcome = "applied", event_type: str = "activity") -> Settled:
+    """A delivery that is a part of a large request."""
+    return Settled("terra", f"t{number}", event_type, "u1", START, outcome, reference=reference)
+
+
+def announce(engine: Engine, expected: int | None) -> bool:
+    """The aggregator says that a large request is on its way."""
+    with transaction(engine) as connection:
+        return expect(connection, "terra", LargeRequest("r1", "u1", "garmin", expected))
+
+
+def come(engine: Engine, *settled: Settled) -> None:
+    """Deliveries are settled."""
+    with transaction(engine) as connection:
+        settle(connection, settled)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["processing", "sending", 1, 2])))
+def test_it_is_complete_whatever_came_first(engine: Engine, order: tuple[str | int, ...]) -> None:
+    """Breaks if a chunk that comes before its announcement is not counted, or an announcement forgets the number."""
+    for one in order:
+        if isinstance(one, int):
+            come(engine, chunk(one))
+            come(engine, chunk(one))
+        else:
+            announce(engine, 2 if one == "sending" else None)
+    assert rows(engine, FOUND) == [{"expected": 2, "received": 2, "is_complete": True}]
+
+
+def test_what_is_no_part_of_it_does_not_count(engine: Engine) -> None:
+    """Breaks if dead chunks, announcements or another request's chunks make it look complete."""
+    announce(engine, 3)
+    come(engine, chunk(1), chunk(2, outcome="dead"), chunk(3, event_type="large_request_sending"), chunk(4, "r2"))
+    assert rows(engine, FOUND) == [{"expected": 3, "received": 1, "is_complete": False}]
+    come(engine, chunk(2))
+    assert rows(engine, FOUND) == [{"expected": 3, "received": 2, "is_complete": False}]
+
+
+def test_without_a_number_it_is_never_complete(engine: Engine) -> None:
+    """Breaks if a provider that never tells how many there are looks complete, or looks as if it were stuck at none."""
+    announce(engine, None)
+    come(engine, chunk(1))
+    assert rows(engine, FOUND) == [{"expected": None, "received": 1, "is_complete": None}]
+
+
+def test_only_what_is_new_counts(engine: Engine) -> None:
+    """Breaks if a repeated announcement counts as applied, or a late one takes back the number."""
+    assert [announce(engine, None), announce(engine, 2), announce(engine, 2), announce(engine, None)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
