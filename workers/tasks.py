@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from app.config import Settings
 from app.errors import TryLater
 from app.providers import junction
-from app.queue import APPLY, FETCH, RECONCILE, SWEEP
+from app.queue import APPLY, FETCH, RECONCILE, SWEEP, after
 from workers.apply import Applier
 from workers.backfill import Again, Fetcher
 from workers.broker import lanes, take_foreign
@@ -109,7 +109,8 @@ class Work:
 
     def _send(self, task: str, arguments: tuple[int, ...], seconds: float) -> None:
         try:
-            self._celery.send_task(task, args=arguments, queue=self._lane, countdown=seconds or None)
+            options = {"queue": self._lane} | after(self._celery, self._lane.name, seconds)
+            self._celery.send_task(task, args=arguments, **options)
         except OperationalError as error:
             log.warning("%s could not be enqueued (%s); the sweep will find it", task, type(error).__name__)
 
@@ -162,6 +163,7 @@ def again_later(task: Task, work: Callable[[], T]) -> T:
         reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
         log.warning("%s waits %.1f s: %s", task.name, seconds, reason)
         try:
-            raise task.retry(countdown=seconds, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
+            options = after(task.app, task.request.delivery_info["routing_key"], seconds)
+            raise task.retry(**options, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
         except Reject as rejected:
             raise Reject(rejected.reason, requeue=True) from None
