@@ -19,6 +19,7 @@ FETCH = "headrace.fetch"  # goes on with one backfill for a while
 DOWNLOAD = "headrace.download"  # fetches one delivery that was only announced, before its URL expires
 RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be with what is stored
 SWEEP = "headrace.sweep"  # beat's: looks for work that is due
+WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds that a message may wait in RabbitMQ: a queue for each, see deploy/DESIGN.md
 
 Role = Literal["publisher", "worker"]
 
@@ -66,11 +67,48 @@ def _queue(lane: str, url: str) -> Queue:
     return Queue(lane, Exchange(lane, type="direct", durable=True), lane, durable=True, queue_arguments=arguments)
 
 
+class _WaitingRoom(Queue):  # type: ignore[misc]
+    """A queue that is declared before every message: one that somebody has removed would swallow it."""
+
+    can_cache_declaration = False
+
+
+def waiting_room(lane: str, seconds: float) -> Queue:
+    """Where a message waits until RabbitMQ gives it back to its lane: a worker that held it could do nothing else."""
+    wait = next((one for one in WAITS if one >= seconds), WAITS[-1])
+    name = f"{lane}.{wait}s"
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-message-ttl": wait * 1000,
+        "x-dead-letter-exchange": lane,
+        "x-dead-letter-routing-key": lane,
+        "x-dead-letter-strategy": "at-least-once",  # it leaves the room once the lane has confirmed it
+        "x-overflow": "reject-publish",  # which that needs
+    }
+    return _WaitingRoom(name, Exchange(""), name, durable=True, queue_arguments=arguments)
+
+
+def with_waiting_rooms(lane: Queue, url: str) -> list[Queue]:
+    """Every queue of this broker in which messages of a lane may be."""
+    return [lane, *(waiting_room(lane.name, wait) for wait in WAITS if is_amqp(url))]
+
+
+def after(celery: Celery, lane: str, seconds: float) -> dict[str, Any]:
+    """The options with which a task that is sent to a lane, or put back into it, is done in so many seconds."""
+    if seconds <= 0 or not is_amqp(celery.conf.broker_url):
+        return {"countdown": max(seconds, 0)}
+    room = waiting_room(lane, seconds)
+    return {"countdown": 0, "queue": room, "exchange": "", "routing_key": room.name, "mandatory": True}
+
+
 def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
     url = settings.need_broker()
     if is_amqp(url):
         options: dict[str, Any] = {"confirm_publish": True}
-        return options | ({"read_timeout": 2, "write_timeout": 2} if role == "publisher" else {})
+        if role == "publisher":
+            options |= {"read_timeout": 2, "write_timeout": 2}
+            options |= {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+        return options
     options = {
         "visibility_timeout": settings.visibility_timeout_seconds,
         # Without these two a killed worker's message comes back after ten times ten seconds more.
@@ -110,7 +148,7 @@ class Publisher:
                 kwargsrepr="{}",
             )
         except self._errors() as error:
-            self.close()
+            self.close(goodbye=False)
             raise NotTaken(f"the broker did not confirm ({type(error).__name__})") from error
 
     def ping(self) -> None:
@@ -121,12 +159,12 @@ class Publisher:
         except self._errors() as error:
             raise NotTaken(f"the broker cannot be reached ({type(error).__name__})") from error
 
-    def close(self) -> None:
-        """Forgets the connection, so that the next publish makes another."""
+    def close(self, *, goodbye: bool = True) -> None:
+        """Forgets the connection, so that the next publish makes another. AMQP waits until a goodbye is answered."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(*self._errors()):  # saying goodbye to a broker that has gone may fail as well
-                connection.release()
+                (connection.release if goodbye else connection.collect)()
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """What a broker that is away, full or broken raises, which differs by transport."""

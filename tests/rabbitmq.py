@@ -18,7 +18,8 @@ from typing import Any, Self
 import amqp  # type: ignore[import-untyped]
 import psutil
 
-from app.queue import LANES
+from app.queue import LANES, WAITS, waiting_room
+from tests.support import until
 from workers.embedded import free_port
 from workers.supervisor import Program, running
 
@@ -101,6 +102,7 @@ class RabbitMQ:
         """It accepts connections, as the kernel does it for it, and says nothing. It may be killed in this state."""
         self._settle()
         os.kill(self.pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, 5)  # until then it may answer
         try:
             yield
         finally:
@@ -147,8 +149,15 @@ class RabbitMQ:
         return True
 
     def empty(self) -> None:
-        """Removes the lanes, and with them what is in them."""
+        """Removes the lanes, and what is in them or waits for its time.
+
+        The queues in which that waits stay: deleted in the moment they are led again, after a start, they end what
+        returns dead letters, for good (RabbitMQ 3.10).
+        """
         with self.connect() as connection:
+            for room in (waiting_room(lane, wait).name for lane in LANES for wait in WAITS):
+                with contextlib.suppress(amqp.NotFound), connection.channel() as channel:
+                    channel.queue_purge(room)
             channel = connection.channel()
             for lane in LANES:
                 channel.queue_delete(lane)

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from app.config import Settings
 from app.delivery import unpack
 from app.errors import DeadLetter, Misconfigured, TryLater
-from app.queue import LANES, is_amqp, make_celery
+from app.queue import LANES, is_amqp, make_celery, with_waiting_rooms
 from app.transport import FOREIGN
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -56,23 +56,28 @@ def need_durable(settings: Settings) -> None:
 
 
 def _need_quorum_queues(settings: Settings) -> None:
-    """Declares the lanes, as every publish does: RabbitMQ refuses if one is there already and is of another kind."""
+    """Declares the lanes, as every publish does: RabbitMQ refuses if one is there already and is of another kind.
+
+    And where their messages wait, here already: in the first half second after a queue was made, the death of an
+    older RabbitMQ makes it useless for good, and what waits is put there when things die.
+    """
     celery = make_celery(settings, "publisher")
     connection = celery.connection_for_write()
-    lane = ""
+    name = ""
     try:
         with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            for queue in celery.conf.task_queues:
-                lane = queue.name
+            lanes = celery.conf.task_queues
+            for queue in (one for lane in lanes for one in with_waiting_rooms(lane, settings.need_broker())):
+                name = queue.name
                 queue.bind(connection.default_channel).declare()
     except connection.channel_errors as error:
-        if not lane:
+        if not name:
             raise Misconfigured(f"BROKER_URL: the broker refuses the login ({type(error).__name__})") from None
         raise Misconfigured(
-            f"BROKER_URL: queue {lane} is not a durable quorum queue ({type(error).__name__}): when the broker "
+            f"BROKER_URL: queue {name} is not a durable quorum queue ({type(error).__name__}): when the broker "
             f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "
-            f"(rabbitmqctl delete_queue {lane}), or use another vhost"
+            f"(rabbitmqctl delete_queue {name}), or use another vhost"
         ) from None
     except (OperationalError, *connection.connection_errors) as error:
         raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
@@ -89,7 +94,7 @@ def need_redis(url: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class Lane:
-    """How much waits in a lane."""
+    """How much waits in a lane, or for the time at which it is put there again."""
 
     name: str
     messages: int
@@ -103,8 +108,11 @@ def lanes(celery: Celery, settings: Settings) -> list[Lane]:
         with celery.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
             # Declared, not only asked for: on Redis an empty queue does not exist.
-            bound = [queue.bind(connection.default_channel) for queue in celery.conf.task_queues]
-            depths = {queue.name: queue.queue_declare().message_count for queue in bound}
+            channel = connection.default_channel
+            depths = {
+                lane.name: sum(one.bind(channel).queue_declare().message_count for one in with_waiting_rooms(lane, url))
+                for lane in celery.conf.task_queues
+            }
         return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
     except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
         raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None

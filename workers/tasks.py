@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import TryLater
-from app.queue import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP
+from app.queue import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP, after
 from workers.apply import Applied, Applier
 from workers.asking import account, accounts
 from workers.backfill import Again, Fetcher
@@ -133,7 +133,8 @@ class Work:
 
     def _send(self, task: str, arguments: tuple[int, ...], seconds: float) -> None:
         try:
-            self._celery.send_task(task, args=arguments, queue=self._lane, countdown=seconds or None)
+            options = {"queue": self._lane} | after(self._celery, self._lane.name, seconds)
+            self._celery.send_task(task, args=arguments, **options)
         except OperationalError as error:
             log.warning("%s could not be enqueued (%s); the sweep will find it", task, type(error).__name__)
 
@@ -193,6 +194,7 @@ def again_later(task: Task, work: Callable[[], T]) -> T:
         reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
         log.warning("%s waits %.1f s: %s", task.name, seconds, reason)
         try:
-            raise task.retry(countdown=seconds, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
+            options = after(task.app, task.request.delivery_info["routing_key"], seconds)
+            raise task.retry(**options, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
         except Reject as rejected:
             raise Reject(rejected.reason, requeue=True) from None

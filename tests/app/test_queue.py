@@ -17,10 +17,11 @@ from kombu.exceptions import ContentDisallowed
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import NotTaken
-from app.queue import APPLY, LANES, Publisher, is_amqp, make_celery
+from app.queue import APPLY, LANES, WAITS, Publisher, after, is_amqp, make_celery, waiting_room
 from app.sealing import Sealer
 from workers import embedded
 from workers.supervisor import running
+from workers.tasks import LONGEST_COUNTDOWN_SECONDS, LONGEST_PAUSE_SECONDS
 
 QUICK = 5.0  # seconds: what a sender is promised
 
@@ -260,6 +261,49 @@ def test_lanes_are_declared_and_durable(url: str, role: str) -> None:
     assert [queue.queue_arguments for queue in queues] == [quorum] * len(LANES)
     assert celery.conf.task_create_missing_queues is False
     assert celery.conf.task_default_queue in LANES
+
+
+@pytest.mark.parametrize(
+    ("seconds", "name"), [(0.1, "live.1s"), (1, "live.1s"), (1.1, "live.2s"), (33, "live.64s"), (1000, "live.64s")]
+)
+def test_a_message_waits_in_the_shortest_queue_that_is_long_enough(seconds: float, name: str) -> None:
+    """Breaks if a message comes back before it is due, or waits far longer than it should."""
+    assert waiting_room("live", seconds).name == name
+
+
+def test_what_waits_is_kept_and_comes_back() -> None:
+    """Breaks if RabbitMQ may lose what waits, forgets to give it back, or gives it back elsewhere."""
+    room = waiting_room("backfill", 4)
+    assert room.durable
+    assert room.queue_arguments == {
+        "x-queue-type": "quorum",
+        "x-message-ttl": 4000,
+        "x-dead-letter-exchange": "backfill",
+        "x-dead-letter-routing-key": "backfill",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def test_there_is_a_queue_for_the_longest_wait() -> None:
+    """Breaks if a wait that workers ask for is cut short."""
+    assert max(WAITS) >= max(LONGEST_PAUSE_SECONDS, LONGEST_COUNTDOWN_SECONDS)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "amqp://h"])
+def test_what_need_not_wait_goes_to_its_lane(url: str) -> None:
+    """Breaks if what is to be done now takes a detour, or Celery's own pause of three minutes is put in."""
+    celery = make_celery(Settings(broker_url=url), "worker")
+    assert after(celery, "live", 0) == after(celery, "live", -1) == {"countdown": 0}
+
+
+def test_where_a_message_waits_depends_on_the_broker() -> None:
+    """Breaks if on RabbitMQ a worker holds what waits, or on Redis, where it may, queues are made for nothing."""
+    redis_celery, amqp_celery = (make_celery(Settings(broker_url=url), "worker") for url in ("redis://h", "amqp://h"))
+    assert after(redis_celery, "live", 2.5) == {"countdown": 2.5}
+    options = after(amqp_celery, "live", 2.5)
+    assert options.pop("queue").name == "live.4s"
+    assert options == {"countdown": 0, "exchange": "", "routing_key": "live.4s", "mandatory": True}
 
 
 @pytest.mark.parametrize("role", ["publisher", "worker"])
