@@ -5,6 +5,7 @@ HeadraceError
 ├── Refused              401: the request is not from who it claims to be
 ├── NotTaken             503: the broker did not confirm; the sender will send again
 ├── DeadLetter           set aside: trying again cannot mend it
+├── NotYet               ask again: the provider answers, but not with what was asked for
 └── TryLater             put back: something we depend on is away
 """
 
@@ -31,6 +32,20 @@ class NotTaken(HeadraceError):
 
 class DeadLetter(HeadraceError):
     """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
+
+
+class NotYet(HeadraceError):
+    """An answer that is a word about the data and not the data. `what` is one of a fixed set, `seconds` the wait.
+
+    processing   the provider was asked, and has not answered
+    rate_limit   it asks for less; meant for everybody
+    no_data      there is nothing, or nothing yet
+    accepted     the data is sent as webhooks instead
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(f"not yet: {what}")
+        self.what, self.seconds = what, seconds
 
 
 class TryLater(HeadraceError):

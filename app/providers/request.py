@@ -22,6 +22,7 @@ class Request:
     query: tuple[tuple[str, str], ...] = ()
     has_cursor: bool = False  # it goes on where an earlier answer ended
     method: str = "GET"
+    days: int = 0  # of history that is asked for, where an account has only so many
 
 
 @dataclass(frozen=True)
