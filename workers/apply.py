@@ -155,6 +155,8 @@ class Applier:
             return Opened(delivery, attempts, reason=_reason(error))
         if parsed.collapsed:
             metrics.COLLAPSED.inc(parsed.collapsed)
+        if parsed.timeless:
+            metrics.TIMELESS.inc(parsed.timeless)
         opened = Opened(delivery, attempts, parsed)
         if origin == "replay" and opened.is_elsewhere:
             return Opened(delivery, attempts, reason="it only announced a URL, and that has expired")

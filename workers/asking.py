@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from app.config import Settings
 from app.errors import DeadLetter, NotYet
-from app.providers import READERS, Reader
+from app.providers import PROVIDERS, Provider
 from app.providers.request import Request
 from workers.http import Answer, Client
 from workers.retry import NOT_JSON, Decision, backoff, decide
@@ -35,9 +35,9 @@ class Account:
     throttle: Throttle
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> Provider:
         """What is known of its API."""
-        return READERS[self.name]
+        return PROVIDERS[self.name]
 
     def ask(
         self, request: Request, read: Callable[[Answer], T], *, attempts: int = 0, provider: str = "", user_id: str = ""
@@ -78,10 +78,10 @@ class Account:
 
 def account(name: str, settings: Settings, throttle: Throttle | None = None) -> Account:
     """The account that a key is configured for. Raises Misconfigured."""
-    return Account(name, Client(*READERS[name].connect(settings)), throttle or Throttle(settings))
+    return Account(name, Client(*PROVIDERS[name].connect(settings)), throttle or Throttle(settings))
 
 
 def accounts(settings: Settings) -> list[Account]:
     """Every account that a key is configured for. Raises Misconfigured."""
     throttle = Throttle(settings)
-    return [account(name, settings, throttle) for name in settings.readable if name in READERS]
+    return [account(name, settings, throttle) for name in settings.readable if name in PROVIDERS]

@@ -16,7 +16,7 @@ from app.catalogue import Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal
 from app.errors import DeadLetter, TryLater
-from app.providers import READERS, junction
+from app.providers import PROVIDERS, junction
 from app.providers.request import Page, Request
 from app.sealing import Sealer
 from workers.asking import Account, Reply
@@ -100,7 +100,7 @@ class Fetcher:
         """One request and its page. Returns where the chunk goes on, None at its end."""
         if work.of.kind == "stream":
             return self._step_of_streams(work)
-        request = READERS[work.aggregator].request(work.of, work.user_id, work.provider, work.slice, work.cursor)
+        request = PROVIDERS[work.aggregator].request(work.of, work.user_id, work.provider, work.slice, work.cursor)
         page = self._page(work, request, _reader(work, work.of), optional=work.of.dates == "none")
         if page.cursor is not None and (work.chunk_id, work.slice_end, page.cursor) in self._cursors:
             self._wait(work, Decision("restart", 1.0, "the cursor goes in a circle"))
@@ -233,8 +233,8 @@ def _origin(work: Work) -> Origin:
 
 
 def _reader(work: Work, resource: Resource) -> Read:
-    read_page = READERS[work.aggregator].read_page
-    return lambda answer: read_page(resource, work.user_id, answer.body, answer.asked_at)
+    read_page = PROVIDERS[work.aggregator].read_page
+    return lambda answer: read_page(resource, work.user_id, answer.body, answer.asked_at, work.provider)
 
 
 def _read_stream(resource: Resource, owner: Record, answer: Answer) -> Page:

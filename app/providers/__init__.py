@@ -23,17 +23,13 @@ from app.providers.request import Page, Request, Slice, Terms
 class Provider(Protocol):
     """What a provider module offers; modules satisfy it, nothing inherits."""
 
+    TERMS: Terms
+
     def verify(self, headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
         """Who sent it, proven by the signature over the raw bytes."""
 
     def parse(self, delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
         """What it means."""
-
-
-class Reader(Protocol):
-    """What a provider module says of its read API."""
-
-    TERMS: Terms
 
     def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
         """The base URL and the headers of every request."""
@@ -43,9 +39,8 @@ class Reader(Protocol):
     ) -> Request:
         """The request for a slice of a resource, or for its next page."""
 
-    def read_page(self, resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
+    def read_page(self, resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:
         """What an answer holds."""
 
 
 PROVIDERS: Mapping[str, Provider] = {"junction": junction, "terra": terra}
-READERS: Mapping[str, Reader] = {"junction": junction}

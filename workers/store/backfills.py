@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice, Record
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
-from app.providers import READERS
+from app.providers import PROVIDERS
 from app.providers.request import Slice
 from workers.store.engine import transaction
 from workers.store.ledger import bury
@@ -107,7 +107,7 @@ def first_slice(aggregator: str, resource: Resource) -> int:
 
 def longest_slice(aggregator: str) -> int:
     """Days that a request may be about."""
-    return READERS[aggregator].TERMS.longest_slice
+    return PROVIDERS[aggregator].TERMS.longest_slice
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from app.actions import Action, Record
 from app.catalogue import Resource
 from app.config import Settings
 from app.errors import DeadLetter
-from app.providers.junction.shapes import Group, decode, record, samples
+from app.providers.common import decode
+from app.providers.junction.shapes import Group, record, samples
 from app.providers.request import Page, Request, Slice, Terms
 from app.strict import refuse_doubles
 
@@ -45,7 +46,7 @@ def request(resource: Resource, user_id: str, provider: str, part: Slice, cursor
     return Request(resource.path.format(user_id=quote(user_id, safe="")), tuple(query.items()), bool(cursor))
 
 
-def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
+def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:  # noqa: ARG001 - the shape of every provider
     """What an answer holds; a record that cannot be used is named and left out. Raises DeadLetter if it is no page."""
     refuse_doubles(body, f"{resource.name}: a page")
     if resource.kind == "timeseries":
