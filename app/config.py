@@ -248,6 +248,13 @@ class Settings:
         "false: history comes by another way (an ETL pipeline), announcements are only recorded",
         want="true or false",
     )
+    history_days: int = _setting(
+        "HEADRACE_HISTORY_DAYS",
+        365,
+        _positive,
+        "how far back history is fetched where nobody announces a range (Terra, when somebody connects)",
+        want="a number of days",
+    )
     request_rate: str = _setting(
         "HEADRACE_REQUEST_RATE",
         "50/second",

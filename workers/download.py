@@ -1,8 +1,9 @@
 """Fetches an event that its sender only announced: a URL that is good for minutes. What is there is the delivery."""
 
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from app.actions import Download
 from app.config import Settings

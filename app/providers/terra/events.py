@@ -178,8 +178,9 @@ def _auth(event: _Event) -> Parsed:
     known = event.read(_Lifecycle)
     if known.status != "success":
         return _ignored(event, "nobody was connected")
+    window = (event.version - timedelta(days=event.settings.history_days), event.version)
     notices = (
-        Notice(*_names(known.user), resource.name, None, None, is_final=True)
+        Notice(*_names(known.user), resource.name, *window, is_final=True)
         for resource in catalogue().values()
         if resource.terra
     )
