@@ -58,6 +58,7 @@ class Provider:
 
     answer: Answer
     most: int = 5000
+    name: str = "junction"
     asked: list[httpx.Request] = field(default_factory=list)
     lock: Any = field(default_factory=Lock)
 
@@ -74,7 +75,7 @@ class Provider:
     def fetcher(self, engine: Engine, settings: Settings) -> Fetcher:
         """A worker that has just started and reads from this provider."""
         client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        return Fetcher(engine, settings, [Account("junction", client, Throttle(settings))])
+        return Fetcher(engine, settings, [Account(self.name, client, Throttle(settings))])
 
 
 def notice(
