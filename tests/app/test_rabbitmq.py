@@ -226,6 +226,29 @@ def test_what_cannot_be_taken_is_refused_and_taken_later(server: RabbitMQ, troub
     assert [name for name in kept if name != "refused"] == ["before", "after", "after too"]
 
 
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_ping_tells_whether_anything_would_be_taken(server: RabbitMQ, trouble: Trouble) -> None:
+    """Breaks if readiness is claimed while publishes are refused, takes long to deny, or leaves something behind."""
+    with publishing(server.url) as publisher:
+        publisher.ping()
+        with trouble(server):
+            began = time.monotonic()
+            with pytest.raises(NotTaken):
+                publisher.ping()
+            assert time.monotonic() - began < SECONDS
+        publisher.ping()
+    assert not held(server)
+
+
+def test_an_alarm_is_noticed_at_once(server: RabbitMQ) -> None:
+    """Breaks if every publish waits for its timeout although RabbitMQ has said that it takes nothing."""
+    with publishing(server.url) as publisher:
+        publisher.publish(one("before"))
+        with server.short_of_memory():
+            assert refused(publisher) < 1
+            assert refused(publisher) < 1
+
+
 @contextmanager
 def endpoint(here: Settings, log: Path) -> Iterator[str]:
     """A `headrace web`, ready."""
@@ -277,8 +300,7 @@ def test_a_sender_is_answered_in_time(server: RabbitMQ, here: Settings, tmp_path
                 assert all("Retry-After" in answer.headers for answer in answers)
                 assert max(answer.elapsed.total_seconds() for answer in answers) < SECONDS
             assert status(f"{url}/livez") == 200
-            if trouble is not RabbitMQ.short_of_memory:  # connections are taken then, and answered
-                assert status(f"{url}/readyz") == 503
+            assert status(f"{url}/readyz") == 503
         until(lambda: post(url, "after").status_code == 202, 20)
         assert status(f"{url}/readyz") == 200
     assert {"before", "after"} <= set(names(server))
