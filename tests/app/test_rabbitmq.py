@@ -3,11 +3,8 @@
 Skipped where RabbitMQ is not installed. What workers make of it is here too, because it is one queue for both.
 """
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +25,7 @@ from app.delivery import Delivery, pack, unpack
 from app.errors import Misconfigured, NotTaken, TryLater
 from app.queue import APPLY, LANES, Publisher, after, make_celery, waiting_room
 from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
-from tests.support import JUNCTION_SECRET, ROOT, delivery, rows, signed, until, worker, workout
+from tests.support import JUNCTION_SECRET, delivery, program, rows, signed, until, worker, workout
 from workers.broker import lanes, need_durable
 from workers.embedded import free_port
 
@@ -254,8 +251,6 @@ def endpoint(here: Settings, log: Path) -> Iterator[str]:
     """A `headrace web`, ready."""
     port = free_port()
     environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
         "BROKER_URL": here.need_broker(),
         "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
         "HEADRACE_PORT": str(port),
@@ -263,15 +258,10 @@ def endpoint(here: Settings, log: Path) -> Iterator[str]:
         "HEADRACE_WEB_PROCESSES": "1",
     }
     url = f"http://127.0.0.1:{port}"
-    command = (sys.executable, "-m", "workers.cli", "web")
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            until(lambda: process.poll() is not None or status(f"{url}/livez") == 200)
-            assert process.poll() is None, log.read_text()
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
+    with program("workers.cli", "web", log=log, **environment) as process:
+        until(lambda: process.poll() is not None or status(f"{url}/livez") == 200)
+        assert process.poll() is None, log.read_text()
+        yield url
 
 
 def status(url: str) -> int:
