@@ -21,6 +21,8 @@ RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be 
 SWEEP = "headrace.sweep"  # beat's: looks for work that is due
 WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds that a message may wait in RabbitMQ: a queue for each, see deploy/DESIGN.md
 
+NOWHERE = "headrace.nowhere"  # a queue that does not exist
+
 Role = Literal["publisher", "worker"]
 
 
@@ -107,7 +109,7 @@ def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
         options: dict[str, Any] = {"confirm_publish": True}
         if role == "publisher":
             options |= {"read_timeout": 2, "write_timeout": 2}
-            options |= {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+            options |= {"max_retries": 1, "interval_start": 0, "interval_step": 0, "on_blocked": _refuse}
         return options
     options = {
         "visibility_timeout": settings.visibility_timeout_seconds,
@@ -120,6 +122,11 @@ def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
         # A frozen broker spends the socket's timeout twice (measured: 4.0 s with 2 s), and 5 s are all there is.
         options |= {"socket_timeout": 1.5, "socket_connect_timeout": 1, "max_retries": 1, "interval_start": 0}
     return options
+
+
+def _refuse(reason: str) -> None:
+    """RabbitMQ is short of memory or disk and has said so. Until that is over it reads nothing."""
+    raise OperationalError(reason)
 
 
 class Publisher:
@@ -152,19 +159,27 @@ class Publisher:
             raise NotTaken(f"the broker did not confirm ({type(error).__name__})") from error
 
     def ping(self) -> None:
-        """Raises NotTaken if the broker cannot be reached now."""
+        """Raises NotTaken if the broker cannot be reached now, or takes nothing."""
+        connection = self._celery.connection_for_write()
         try:
-            with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
+            if is_amqp(self._celery.conf.broker_url):  # which tells of an alarm only who publishes something
+                connection.Producer().publish("", exchange="", routing_key=NOWHERE)
         except self._errors() as error:
-            raise NotTaken(f"the broker cannot be reached ({type(error).__name__})") from error
+            self._let_go(connection, goodbye=False)
+            raise NotTaken(f"the broker cannot be reached, or takes nothing ({type(error).__name__})") from error
+        self._let_go(connection)
 
     def close(self, *, goodbye: bool = True) -> None:
-        """Forgets the connection, so that the next publish makes another. AMQP waits until a goodbye is answered."""
+        """Forgets the connection, so that the next publish makes another."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(*self._errors()):  # saying goodbye to a broker that has gone may fail as well
-                (connection.release if goodbye else connection.collect)()
+            self._let_go(connection, goodbye=goodbye)
+
+    def _let_go(self, connection: Any, *, goodbye: bool = True) -> None:
+        """AMQP waits until a goodbye is answered, so a broker that is frozen or blocks is not told one."""
+        with contextlib.suppress(*self._errors()):  # one that has gone makes it fail
+            (connection.release if goodbye else connection.collect)()
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """What a broker that is away, full or broken raises, which differs by transport."""

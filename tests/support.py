@@ -115,23 +115,38 @@ def signed(
 
 
 @contextmanager
-def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker process of the live lane, which ends with the block; `more` are variables of its environment."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
+def program(*arguments: str, log: Path = Path(os.devnull), **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`python -m` with these arguments and no other variables, what it says in a file. It ends with the block."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | variables
+    command = (sys.executable, "-m", *arguments)
+    with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM, and SIGKILL if that is not heeded."""
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+
+
+def of_worker(settings: Settings) -> dict[str, str]:
+    """The variables of a worker's environment."""
+    return {
         "BROKER_URL": settings.need_broker(),
         "DATABASE_URL": settings.need_database(),
         "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
         "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
-    } | more
-    command = (sys.executable, "-m", "workers.cli", "worker", "--lane", "live")
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+    }
+
+
+@contextmanager
+def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker process of the live lane, which ends with the block; `more` are variables of its environment."""
+    with program("workers.cli", "worker", "--lane", "live", log=log, **of_worker(settings) | more) as process:
+        yield process

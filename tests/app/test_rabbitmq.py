@@ -3,11 +3,8 @@
 Skipped where RabbitMQ is not installed. What workers make of it is here too, because it is one queue for both.
 """
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +25,7 @@ from app.delivery import Delivery, pack, unpack
 from app.errors import Misconfigured, NotTaken, TryLater
 from app.queue import APPLY, LANES, Publisher, after, make_celery, waiting_room
 from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
-from tests.support import JUNCTION_SECRET, ROOT, delivery, rows, signed, until, worker, workout
+from tests.support import JUNCTION_SECRET, delivery, program, rows, signed, until, worker, workout
 from workers.broker import lanes, need_durable
 from workers.embedded import free_port
 
@@ -226,13 +223,34 @@ def test_what_cannot_be_taken_is_refused_and_taken_later(server: RabbitMQ, troub
     assert [name for name in kept if name != "refused"] == ["before", "after", "after too"]
 
 
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_ping_tells_whether_anything_would_be_taken(server: RabbitMQ, trouble: Trouble) -> None:
+    """Breaks if readiness is claimed while publishes are refused, takes long to deny, or leaves something behind."""
+    with publishing(server.url) as publisher:
+        publisher.ping()
+        with trouble(server):
+            began = time.monotonic()
+            with pytest.raises(NotTaken):
+                publisher.ping()
+            assert time.monotonic() - began < SECONDS
+        publisher.ping()
+    assert not held(server)
+
+
+def test_an_alarm_is_noticed_at_once(server: RabbitMQ) -> None:
+    """Breaks if every publish waits for its timeout although RabbitMQ has said that it takes nothing."""
+    with publishing(server.url) as publisher:
+        publisher.publish(one("before"))
+        with server.short_of_memory():
+            assert refused(publisher) < 1
+            assert refused(publisher) < 1
+
+
 @contextmanager
 def endpoint(here: Settings, log: Path) -> Iterator[str]:
     """A `headrace web`, ready."""
     port = free_port()
     environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
         "BROKER_URL": here.need_broker(),
         "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
         "HEADRACE_PORT": str(port),
@@ -240,15 +258,10 @@ def endpoint(here: Settings, log: Path) -> Iterator[str]:
         "HEADRACE_WEB_PROCESSES": "1",
     }
     url = f"http://127.0.0.1:{port}"
-    command = (sys.executable, "-m", "workers.cli", "web")
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            until(lambda: process.poll() is not None or status(f"{url}/livez") == 200)
-            assert process.poll() is None, log.read_text()
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
+    with program("workers.cli", "web", log=log, **environment) as process:
+        until(lambda: process.poll() is not None or status(f"{url}/livez") == 200)
+        assert process.poll() is None, log.read_text()
+        yield url
 
 
 def status(url: str) -> int:
@@ -277,8 +290,7 @@ def test_a_sender_is_answered_in_time(server: RabbitMQ, here: Settings, tmp_path
                 assert all("Retry-After" in answer.headers for answer in answers)
                 assert max(answer.elapsed.total_seconds() for answer in answers) < SECONDS
             assert status(f"{url}/livez") == 200
-            if trouble is not RabbitMQ.short_of_memory:  # connections are taken then, and answered
-                assert status(f"{url}/readyz") == 503
+            assert status(f"{url}/readyz") == 503
         until(lambda: post(url, "after").status_code == 202, 20)
         assert status(f"{url}/readyz") == 200
     assert {"before", "after"} <= set(names(server))

@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +11,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.support import JUNCTION_SECRET, ROOT, signed, until, workout
+from tests.support import JUNCTION_SECRET, program, signed, until, workout
 from workers.embedded import free_port
 
 SENDERS = 250
@@ -28,20 +25,13 @@ def endpoint(broker_url: str) -> Iterator[int]:
     """The port of a real endpoint."""
     port = free_port()
     environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
         "BROKER_URL": broker_url,
         "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
         "HEADRACE_PORT": str(port),
     }
-    command = (sys.executable, "-m", "workers.cli", "web")
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: answers(port))
-            yield port
-        finally:
-            process.terminate()
-            process.wait(30)
+    with program("workers.cli", "web", **environment):
+        until(lambda: answers(port))
+        yield port
 
 
 def answers(port: int) -> bool:

@@ -1,6 +1,5 @@
 """What kills its worker: a delivery, in real workers that are started again as often as they die; a page of history."""
 
-import base64
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import TryLater
 from app.providers import PROVIDERS, junction
-from tests.support import ENCRYPTION_KEY, ROOT, delivery, rows, until, workout
+from tests.support import ROOT, delivery, end, of_worker, rows, until, workout
 from tests.workers.test_backfill import Killed, Provider, announce, backfill, heartrates, hourly, hurry, notice, status
 from tests.workers.test_tasks import held, publish
 from workers import apply
@@ -109,24 +108,13 @@ def kept_running(
     settings: Settings, folder: Path, *, kind: str = ALWAYS, most_crashes: int = MOST_CRASHES
 ) -> Iterator[Kept]:
     """A worker of the live lane that is started again whenever it dies, and ends with the block."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "BROKER_URL": settings.need_broker(),
-        "DATABASE_URL": settings.need_database(),
-        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
-        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
-    }
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | of_worker(settings)
     command = (sys.executable, "-m", "tests.workers.test_crashes", kind, str(folder / "spent"), str(most_crashes))
     kept = Kept(command, environment, folder / "log")
     try:
         yield kept
     finally:
-        kept.process.terminate()
-        try:
-            kept.process.wait(30)
-        finally:
-            kept.process.kill()
+        end(kept.process)
 
 
 def message(marker: str) -> list[Delivery]:

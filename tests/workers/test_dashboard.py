@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,9 +13,9 @@ from tornado.web import StaticFileHandler
 from app.config import Settings
 from app.queue import SWEEP, make_celery
 from tests.conftest import Servers
+from tests.support import ROOT, program, until
 from workers.embedded import free_port
 
-ROOT = Path(__file__).parents[2]
 WHO = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
 # Flower's own list, so that a page that a newer version brings is looked at too.
@@ -46,25 +44,13 @@ def flower(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A client of a running Flower that has no password."""
     port, log = free_port(), tmp_path_factory.mktemp("flower") / "log"
     variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(WHO)}
-    command = (sys.executable, "-m", "workers.cli", "flower")
     with (
-        log.open("wb") as out,
-        subprocess.Popen(command, env=variables, stdout=out, stderr=out) as process,
+        program("workers.cli", "flower", log=log, **variables) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
-        try:
-            deadline = time.monotonic() + 60
-            while not answers(client):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            yield client
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
+        until(lambda: process.poll() is not None or answers(client))
+        assert process.poll() is None, log.read_text()
+        yield client
     assert ":".join(WHO) not in log.read_text()
 
 
@@ -144,19 +130,9 @@ def test_it_does_not_start_without_a_password(servers: Servers, auth: str) -> No
 def test_its_module_does_not_start_open_either(servers: Servers) -> None:
     """Breaks if Flower started past the command line, as `python -m workers.dashboard`, asks for no password."""
     port = free_port()
-    command = (sys.executable, "-m", "workers.dashboard")
-    variables, quiet = environment(servers.broker_url, port), subprocess.DEVNULL
-    with subprocess.Popen(command, env=variables, stdout=quiet, stderr=quiet) as process:
-        try:
-            deadline = time.monotonic() + 60
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-                while process.poll() is None and not answers(client):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-                assert process.poll() is not None or client.get("/workers").status_code == 401
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
+    with (
+        program("workers.dashboard", **environment(servers.broker_url, port)) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: process.poll() is not None or answers(client))
+        assert process.poll() is not None or client.get("/workers").status_code == 401

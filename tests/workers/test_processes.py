@@ -1,22 +1,16 @@
 """The processes of the Procfile: what each is started with. What they then do is in the other tests."""
 
-import os
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from app.config import Settings
 from app.errors import Misconfigured
-from tests.support import JUNCTION_SECRET
+from tests.support import JUNCTION_SECRET, program, until
 from workers import processes
 from workers.embedded import free_port
 
-ROOT = Path(__file__).parents[2]
 SESAME = "sesame-open-the-door"
 
 
@@ -51,27 +45,18 @@ def test_a_process_does_not_start_without_what_it_needs(run: object, settings: S
 def test_a_command_becomes_its_program(broker_url: str, arguments: tuple[str, ...], becomes: list[str]) -> None:
     """Breaks if a process stays behind as parent, which swallows signals, or a secret stands on a command line."""
     environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
         "BROKER_URL": broker_url,
         "DATABASE_URL": f"postgresql://u:{SESAME}@127.0.0.1:1/d",
         "HEADRACE_FLOWER_AUTH": f"u:{SESAME}",
         "HEADRACE_FLOWER_PORT": str(free_port()),
     }
-    command = (sys.executable, "-m", "workers.cli", *arguments)
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as process:
-        try:
-            deadline = time.monotonic() + 30
-            while not (line := " ".join(psutil.Process(process.pid).cmdline())) or "workers.cli" in line:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            assert all(re.search(part, line) for part in becomes), line
-            assert SESAME not in line
-            assert broker_url not in line
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+    with program("workers.cli", *arguments, **environment) as process:
+
+        def became() -> str:
+            line = " ".join(psutil.Process(process.pid).cmdline())
+            return "" if "workers.cli" in line else line
+
+        line = until(became, 30)
+        assert all(re.search(part, line) for part in becomes), line
+        assert SESAME not in line
+        assert broker_url not in line

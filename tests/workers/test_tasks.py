@@ -2,12 +2,9 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,12 @@ from sqlalchemy import Engine, text
 from app.config import Settings
 from app.delivery import Delivery
 from app.queue import APPLY, FETCH, RECONCILE, Publisher, make_celery
-from tests.support import ENCRYPTION_KEY, apply, delivery, event, rows, until, workout
+from tests.support import apply, delivery, event, rows, until, worker, workout
 from workers import tasks
 from workers.backfill import Again
 from workers.store import chores
 from workers.store.backfills import due
 from workers.tasks import LONGEST_PAUSE_SECONDS, Work, pause_before
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -45,39 +40,9 @@ def test_a_waiting_message_is_not_given_to_another_worker() -> None:
     assert Settings().visibility_timeout_seconds > LONGEST_PAUSE_SECONDS
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A worker process and what it has written."""
-
-    process: "subprocess.Popen[bytes]"
-    log: Path
-
-    def waits(self) -> int:
-        """How often it has put a task back."""
-        return self.log.read_text().count("headrace.apply waits")
-
-
-@contextmanager
-def worker(settings: Settings, log: Path, database_url: str | None = None) -> Iterator[Worker]:
-    """A worker of the live lane, ended with SIGTERM unless it has ended."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "BROKER_URL": settings.need_broker(),
-        "DATABASE_URL": database_url or settings.need_database(),
-        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
-        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
-    }
-    command = (sys.executable, "-m", "workers.cli", "worker", "--lane", "live")
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            yield Worker(process, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+def waits(log: Path) -> int:
+    """How often a worker has put a task back."""
+    return log.read_text().count("headrace.apply waits")
 
 
 def publish(settings: Settings, *deliveries: Delivery) -> None:
@@ -109,13 +74,13 @@ def test_a_message_waits_for_a_database_that_is_away(
 ) -> None:
     """Breaks if a message is lost or acknowledged while PostgreSQL is down, or while the worker that held it ends."""
     publish(settings, delivery(workout("u1")))
-    with worker(settings, tmp_path / "first.log", NOWHERE) as first:
-        until(lambda: first.waits() >= 3)
+    log = tmp_path / "first.log"
+    with worker(settings, log, DATABASE_URL=NOWHERE) as first:
+        until(lambda: waits(log) >= 3)
         assert held(settings)
-        log = first.log.read_text()
-        getattr(first.process, ending)()
-        first.process.wait(30)
-    assert "sesame" not in log
+        getattr(first, ending)()
+        first.wait(30)
+    assert "sesame" not in log.read_text()
     (message,) = {one["headers"]["id"]: one for one in held(settings)}.values()
     assert message["headers"]["task"] == APPLY
     assert message["headers"]["retries"] >= 2
@@ -136,14 +101,15 @@ def test_a_worker_that_is_killed_amid_messages_loses_none(
         publish(settings, *(delivery(workout(f"u{number}", f"w{each}")) for each in range(10)))
     with worker(settings, tmp_path / "first.log") as first:
         until(lambda: stored(engine))
-        first.process.kill()
-        first.process.wait(30)
+        first.kill()
+        first.wait(30)
     assert held(settings)
     count = "SELECT count(*) AS n, count(DISTINCT user_id) AS users FROM health.workouts"
-    with worker(settings, tmp_path / "second.log") as second:
+    log = tmp_path / "second.log"
+    with worker(settings, log):
         until(lambda: rows(engine, count) == [{"n": 1200, "users": 120}])
         until(lambda: not held(settings))
-    assert "Traceback" not in second.log.read_text()
+    assert "Traceback" not in log.read_text()
     assert rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1") == [
         {"outcome": "applied", "n": 1200}
     ]
@@ -162,10 +128,11 @@ def test_a_message_that_is_none_of_ours_does_not_stop_the_lane(
     """Breaks if rubbish in the queue ends the worker, or what it held gets into the log."""
     send(settings, "sesame!")
     publish(settings, delivery(workout("u1")))
-    with worker(settings, tmp_path / "log") as one:
+    log = tmp_path / "log"
+    with worker(settings, log) as process:
         until(lambda: stored(engine))
-        assert one.process.poll() is None
-    assert "sesame" not in one.log.read_text()
+        assert process.poll() is None
+    assert "sesame" not in log.read_text()
 
 
 def test_a_message_of_a_newer_version_is_not_lost(
