@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice
 from app.catalogue import Resource, catalogue
 from app.config import Settings
+from app.errors import DeadLetter
 from workers.store.backfills import COMPLETE, FIRST_SLICE_DAYS, LONGEST_SLICE_DAYS, MARGIN, Asked, open_backfill
 from workers.store.engine import transaction
 from workers.store.schema import quoted, record_table
-from workers.store.writer import touch_users
+from workers.store.users import is_erased
 
 State = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
 OPEN = ("pending", "running", "paused")
@@ -231,8 +232,12 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 
 
 def start(connection: Connection, planned: Plan) -> int:
-    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number."""
-    touch_users(connection, {planned.user_id: None})
+    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number.
+
+    Raises DeadLetter for whoever was erased.
+    """
+    if is_erased(connection, planned.user_id):
+        raise DeadLetter(f"{planned.user_id} was erased, and is not fetched again")
     asked = Asked("junction", f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
     window = (planned.since, planned.until)
     notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
