@@ -17,7 +17,8 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MOD
 WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
-    "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.drill workers.stack"
+    "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.erase workers.drill "
+    "workers.stack"
 )
 CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer"
 MAY_IMPORT = {

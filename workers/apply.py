@@ -4,16 +4,15 @@ import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine
 
 from app import metrics
-from app.actions import Download, LargeRequest, Notice, Origin, Parsed, Samples, Succession
+from app.actions import Action, Download, LargeRequest, Notice, Origin, Parsed, Record, Samples, Succession
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import DeadLetter, TryLater
@@ -23,23 +22,31 @@ from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
 from workers.store.large_requests import expect
 from workers.store.ledger import Name, Outcome, Settled, acquit, bury, keep, settle, suspect, suspects
-from workers.store.series import SeriesNumbers
+from workers.store.series import Key, SeriesNumbers
 from workers.store.successions import succeed
-from workers.store.writer import Numbered, Written, touch_users, write
+from workers.store.users import Told, User, touch_users
+from workers.store.writer import Numbered, Written, write
 
 UNKNOWN = "unknown"  # stands for the aggregator of what is no message of ours
+ERASED = "the user was erased"
 MOST_CRASHES = 2  # of workers with one delivery, after the first; then it is set aside
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A delivery and what it means, or why it cannot be used."""
+    """A delivery and what it means, or why it cannot be used; it may be known even then whose it is."""
 
     delivery: Delivery
     attempts: int
     parsed: Parsed | None = None
     reason: str | None = None
+    is_erased: bool = False  # whom it is about
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """What is to be done."""
+        return self.parsed.actions if self.parsed and not self.reason else ()
 
     @property
     def is_elsewhere(self) -> bool:
@@ -101,11 +108,9 @@ class Applier:
         return self._counted(self._commit([Opened(foreign, 1, reason=reason)]))
 
     def raise_foreign(self, foreign: Delivery) -> Applied:
-        """Applies what was set aside: a message, or the first argument of a task. Raises DeadLetter if it is none."""
+        """Applies what was set aside. Raises DeadLetter if it is no message of deliveries."""
         raw = self._sealer.open(foreign.sealed, foreign.about)
-        with contextlib.suppress(msgspec.DecodeError, LookupError):
-            raw = str(msgspec.json.decode(raw, type=list[list[str] | Any])[0][0]).encode()
-        return self._counted(self._together(_once_each(unpack(raw.decode(errors="replace"))), "webhook"))
+        return self._counted(self._together(_once_each(within(raw)), "webhook"))
 
     def replay(self, deliveries: Sequence[Delivery]) -> Applied:
         """Applies deliveries that were kept, or were dead. Raises TryLater."""
@@ -167,33 +172,51 @@ class Applier:
             return self._commit([opened], origin)
         except TryLater:
             raise
-        except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
-            refused = Opened(opened.delivery, opened.attempts, reason=_reason(error))
-            return self._commit([refused], origin)
+        except Exception as error:
+            if opened.reason is None:
+                refused = replace(opened, reason=_reason(error))
+            elif opened.parsed is not None:  # the name of the user, or of the event, may be what is refused
+                refused = replace(opened, parsed=None)
+            else:
+                raise
+            return self._commit_alone(refused, origin)
 
     def _commit(self, given: Sequence[Opened], origin: Origin = "webhook") -> Applied:
         elsewhere = tuple(one.delivery for one in given if one.is_elsewhere)
-        opened = [one for one in given if not one.is_elsewhere]
-        batch = [
-            Numbered(n, action)
-            for n, one in enumerate(opened)
-            if one.parsed is not None
-            for action in one.parsed.actions
-        ]
-        numbers = self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+        here = [one for one in given if not one.is_elsewhere]
+        numbers = self._series.of(a.series for one in here for a in one.actions if isinstance(a, Samples))
+        applied = Applied([], [])
         with transaction(self._engine) as connection:
-            touch_users(connection, _users(opened))
-            written = write(connection, batch, origin, numbers)
-            announced = _announce(connection, opened, batch, written)
-            settled = [_settled(n, one, written) for n, one in enumerate(opened)]
-            entered = settle(connection, settled, replayed=origin == "replay")
-            _bury_dead(connection, opened, entered.dead)
-            if self._settings.keep_days:
-                _keep(connection, opened, entered.news)
-            if self._owed:
-                acquit(connection, self._owed)
+            users = touch_users(connection, _users(here))
+            successors = {name: user.successor for name, user in users.items() if user.successor}
+            if not successors:
+                applied = self._write(connection, _without_erased(here, users), numbers, origin)
+        if successors:  # begun again, because other rows are meant, and series that may have no number yet
+            return self._commit([_renamed(one, successors) for one in given], origin)
         self._owed.clear()
-        return Applied(settled, announced, elsewhere)
+        return replace(applied, elsewhere=elsewhere)
+
+    def _write(
+        self, connection: Connection, opened: Sequence[Opened], numbers: Mapping[Key, int], origin: Origin
+    ) -> Applied:
+        batch = [Numbered(n, action) for n, one in enumerate(opened) for action in one.actions]
+        written = write(connection, batch, origin, numbers)
+        announced = _announce(connection, opened, batch, written)
+        settled = [_settled(n, one, written) for n, one in enumerate(opened)]
+        entered = settle(connection, settled, replayed=origin == "replay")
+        _bury_dead(connection, opened, entered.dead)
+        if self._settings.keep_days:
+            _keep(connection, opened, entered.news)
+        if self._owed:
+            acquit(connection, self._owed)
+        return Applied(settled, announced)
+
+
+def within(raw: bytes) -> list[Delivery]:
+    """The deliveries in what was set aside: a message, or the first argument of a task. Raises DeadLetter."""
+    with contextlib.suppress(msgspec.DecodeError, LookupError):
+        raw = str(msgspec.json.decode(raw, type=list[list[str] | Any])[0][0]).encode()
+    return unpack(raw.decode(errors="replace"))
 
 
 def _joined(parts: Sequence[Applied]) -> Applied:
@@ -247,11 +270,11 @@ def _announce(
     return announced
 
 
-def _users(opened: Sequence[Opened]) -> dict[str, tuple[str, datetime] | None]:
-    """Who the deliveries that do something are about, with the client_user_id that was told last."""
-    users: dict[str, tuple[str, datetime] | None] = {}
+def _users(opened: Sequence[Opened]) -> dict[str, Told]:
+    """Who the deliveries are about, with the client_user_id that was told last."""
+    users: dict[str, Told] = {}
     for one in opened:
-        if one.parsed and one.parsed.user_id and one.parsed.actions:
+        if one.parsed and one.parsed.user_id:
             told = users.setdefault(one.parsed.user_id, None)
             name, at = one.parsed.client_user_id, one.parsed.told_at or one.delivery.received
             if name and (told is None or at > told[1]):
@@ -259,9 +282,35 @@ def _users(opened: Sequence[Opened]) -> dict[str, tuple[str, datetime] | None]:
     return users
 
 
+def _renamed(opened: Opened, successors: Mapping[str, str]) -> Opened:
+    """A delivery about somebody who has reconnected, under the id that they go by now.
+
+    Its data is theirs; what it says of the connection is about the one that is no more.
+    """
+    parsed = opened.parsed
+    if not (parsed and parsed.user_id in successors):
+        return opened
+    user_id = successors[parsed.user_id]
+    kept = (one for one in parsed.actions if isinstance(one, Record | Samples | LargeRequest))
+    actions = tuple(replace(one, user_id=user_id) for one in kept)
+    ignored = parsed.ignored if actions else parsed.ignored or "of a connection that another has taken the place of"
+    return replace(opened, parsed=replace(parsed, user_id=user_id, actions=actions, ignored=ignored))
+
+
+def _without_erased(opened: Iterable[Opened], users: Mapping[str, User]) -> list[Opened]:
+    """The deliveries; of those about somebody who was erased, no more than that they came."""
+
+    def emptied(one: Opened) -> Opened:
+        if not (one.parsed and one.parsed.user_id and users[one.parsed.user_id].is_erased):
+            return one
+        return Opened(one.delivery, one.attempts, Parsed(one.parsed.event_type, ignored=ERASED), is_erased=True)
+
+    return [emptied(one) for one in opened]
+
+
 def _settled(n: int, opened: Opened, written: Written) -> Settled:
     delivery, parsed = opened.delivery, opened.parsed
-    if parsed is None:
+    if parsed is None or opened.reason:
         outcome: Outcome = "dead"
     elif parsed.ignored:
         outcome = "ignored"
@@ -284,7 +333,7 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
 
 def _keep(connection: Connection, opened: Sequence[Opened], news: set[Name]) -> None:
     """Keeps what was seen for the first time."""
-    found = [one for one in opened if (one.delivery.aggregator, one.delivery.message_id) in news]
+    found = [one for one in opened if not one.is_erased and (one.delivery.aggregator, one.delivery.message_id) in news]
     keep(
         connection,
         [(o.delivery, o.parsed and o.parsed.event_type, o.parsed and o.parsed.user_id) for o in found],  # type: ignore[misc]

@@ -27,7 +27,8 @@ from workers.store.backfills import Work
 from workers.store.engine import transaction
 from workers.store.ledger import bury
 from workers.store.series import Key, SeriesNumbers
-from workers.store.writer import Numbered, touch_users, write
+from workers.store.users import is_closed
+from workers.store.writer import Numbered, write
 
 TURN_SECONDS = 20.0  # then the next backfill of the lane has its turn
 SOON_SECONDS = 0.0
@@ -159,7 +160,8 @@ class Fetcher:
         """An empty page, for what may be missing; if its request was refused, the answer is kept."""
         if evidence := self._evidence(work, request, reply):
             with transaction(self._engine) as connection:
-                bury(connection, evidence, f"fetch.{work.resource}", reply.decision.reason)
+                if not is_closed(connection, work.user_id):
+                    bury(connection, evidence, f"fetch.{work.resource}", reply.decision.reason)
         return Page((), 0, refused=() if reply.decision.what == "gone" else (reply.decision.reason,))
 
     def _evidence(self, work: Work, request: Request, reply: Reply[Page]) -> Delivery | None:
@@ -201,9 +203,9 @@ class Fetcher:
         numbers = self._numbers(batch)
         error = f"{len(refused)} refused, first: {refused[0]}" if refused else None
         with transaction(self._engine) as connection:
-            if batch:
-                touch_users(connection, {work.user_id: None})
-                write(connection, batch, _origin(work), numbers)
+            if is_closed(connection, work.user_id):
+                return False
+            write(connection, batch, _origin(work), numbers)
             return backfills.advance(connection, work, then, records, error)
 
     def _store(self, work: Work, actions: Iterable[Action]) -> list[str]:
@@ -214,7 +216,8 @@ class Fetcher:
             try:
                 numbers = self._numbers(batch)
                 with transaction(self._engine) as connection:
-                    touch_users(connection, {work.user_id: None})
+                    if is_closed(connection, work.user_id):
+                        raise _Waits(None)
                     write(connection, batch, _origin(work), numbers)
             except DeadLetter as reason:
                 refused.append(str(reason))

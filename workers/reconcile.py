@@ -30,7 +30,8 @@ from workers.store.backfills import EARLIEST, Asked, open_backfill
 from workers.store.chores import keep_gaps, still_pulling
 from workers.store.coverage import Fetched, Key
 from workers.store.engine import transaction
-from workers.store.writer import Numbered, touch_users, write
+from workers.store.users import is_closed, touch_users
+from workers.store.writer import Numbered, write
 
 T = TypeVar("T", Pull, Supply)
 R = TypeVar("R")
@@ -165,7 +166,8 @@ class Reconciler:
             now += [actions.Connection(user_id, name, "error", "deregistered", asked_at) for name in gone]
             news = [one for one in now if known.get(one.provider) != one.status]
             if news and not self._dry_run:
-                touch_users(connection, {user_id: None})
+                if is_closed(connection, user_id):
+                    return Step(to)
                 write(connection, [Numbered(0, one) for one in news], "reconcile", {})
         keys = [(Key(user_id, one.provider, CONNECTION), one.status) for one in news]
         return Step(to, found=tuple(Gap(key, "ours", f"{status}, and we did not know") for key, status in keys))
@@ -184,7 +186,8 @@ class Reconciler:
             self._pretend(found)
         else:
             with transaction(self._engine) as connection:
-                touch_users(connection, dict.fromkeys(sorted({gap.key.user_id for gap in found if gap.windows})))
+                users = touch_users(connection, dict.fromkeys(gap.key.user_id for gap in found))
+                found = [gap for gap in found if not users[gap.key.user_id].is_closed]
                 opened = [number for gap in found for number in _open(connection, gap)]
                 keep_gaps(connection, at.part, listing.users, found)
         if at.pages > MOST_PAGES:

@@ -24,7 +24,8 @@ from tests.bench.pages import SAMPLES_A_PAGE, WINDOW, page
 from tests.support import START, event, message_id, signed
 from workers.store.engine import make_engine, make_writer, transaction
 from workers.store.series import SeriesNumbers
-from workers.store.writer import Numbered, touch_users, write
+from workers.store.users import touch_users
+from workers.store.writer import Numbered, write
 
 PAGES = 50  # of one person's history
 PATIENCE_SECONDS = 60

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ class Stack:
                 return False
 
         until(taken)
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """A command that finds the stack by its folder, as an operator's does."""
+        command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """What a reader sees; nothing while the database is away."""
@@ -173,6 +180,40 @@ def test_an_event_of_somebody_else_is_refused(stack: Stack) -> None:
     stack.deliver(workout("friend"))
     until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE user_id = 'friend'"))
     assert stack.rows("SELECT 1 FROM health.users WHERE user_id = 'stranger'") == []
+
+
+def test_whoever_is_erased_stays_so(stack: Stack) -> None:
+    """Breaks if any of a hundred events in flight, or one that comes later, brings somebody back or harms others."""
+    canary = "canary-2f9c51e0"
+    names = [message_id(datetime.now(UTC)) for _ in range(110)]
+
+    def send(number: int) -> None:
+        body = workout("erased", f"w{number}", title=canary) if number % 2 else heartrate("erased", {number: 60})
+        assert stack.post(body, names[number]).status_code == 202
+
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(send, number) for number in range(100)]
+        stack.deliver(workout("neighbour"))
+        until(lambda: stack.rows("SELECT 1 FROM headrace.users WHERE user_id = 'erased'"))
+        done = stack.run("erase", "--user", "erased")
+        for one in sent:
+            one.result()
+    assert (done.returncode, done.stdout.startswith("erased erased, ")) == (0, True), done.stderr
+    for number in (*range(10), *range(100, 110)):
+        send(number)
+    settled = "SELECT outcome, error FROM health.deliveries WHERE message_id = ANY(%s)"
+    assert len(until(lambda: len(found := stack.rows(settled, names)) == 110 and found)) == 110
+    assert set(stack.rows(settled, names[100:])) == {("ignored", "the user was erased")}
+    tables = "SELECT 'headrace.' || quote_ident(tablename) FROM pg_tables WHERE schemaname = 'headrace'"
+    for (table,) in stack.rows(tables):
+        about = (
+            "%erased%" if table not in ("headrace.users", "headrace.audit", "headrace.deliveries") else f"%{canary}%"
+        )
+        assert stack.rows(f"SELECT t::text FROM {table} t WHERE t::text LIKE %s", about) == [], table
+    assert stack.rows("SELECT erased_at IS NOT NULL, client_user_id FROM health.users WHERE user_id = 'erased'") == [
+        (True, None)
+    ]
+    assert stack.rows("SELECT id FROM health.workouts WHERE user_id = 'neighbour'") == [("w1",)]
 
 
 def test_the_web_process_has_no_database_driver(stack: Stack) -> None:

@@ -122,7 +122,20 @@ def test_one_bad_delivery_of_many_dies_alone(engine: Engine, settings: Settings)
     }
     (dead,) = rows(engine, "SELECT reason, sealed FROM headrace.dead_letters")
     assert dead["reason"].startswith("PostgreSQL refuses it")
-    assert rows(engine, "SELECT user_id FROM health.users ORDER BY 1") == [{"user_id": "u1"}, {"user_id": "u3"}]
+    assert rows(engine, "SELECT user_id FROM health.workouts UNION ALL SELECT user_id FROM health.heartrate") == [
+        {"user_id": "u1"},
+        {"user_id": "u3"},
+    ]
+    ledger = "SELECT user_id, event_type FROM headrace.deliveries WHERE outcome = 'dead'"
+    assert rows(engine, ledger) == [{"user_id": "u2", "event_type": "daily.data.workouts.created"}]
+
+
+@pytest.mark.parametrize("where", ["user_id", "event_type"])
+def test_what_cannot_even_be_named_is_kept(engine: Engine, settings: Settings, where: str) -> None:
+    """Breaks if a delivery whose very user PostgreSQL cannot write down is tried for ever, with its neighbours."""
+    bad = workout("u2") | {where: "daily.data.workouts.created\u0000"}
+    assert apply(engine, settings, delivery(workout("u1")), delivery(bad)) == {"applied": 1, "dead": 1}
+    assert rows(engine, "SELECT user_id FROM headrace.deliveries WHERE outcome = 'dead'") == [{"user_id": None}]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +202,7 @@ def test_ignored_events_are_recorded_with_their_reason(engine: Engine, settings:
     assert apply(engine, settings, delivery(event("raw.garmin.dailies", "u1", {}))) == {"ignored": 1}
     (row,) = rows(engine, "SELECT event_type, outcome, error FROM health.deliveries")
     assert row == {"event_type": "raw.garmin.dailies", "outcome": "ignored", "error": "an unknown event type"}
-    assert rows(engine, "SELECT 1 FROM health.users") == []
+    assert rows(engine, "SELECT user_id FROM health.users") == [{"user_id": "u1"}]  # or they could not be erased
 
 
 def test_connections_follow_the_newest_event(engine: Engine, settings: Settings) -> None:

@@ -1,7 +1,7 @@
-"""Random deliveries, repetitions, fetches, crashes and restarts against a model in plain Python.
+"""Random deliveries, repetitions, fetches, erasures, crashes and restarts against a model in plain Python.
 
 The model: of each record, sample and connection the newest version wins; of two of one moment, the one that ranks
-higher. Erasing joins when there is an erase command. HEADRACE_MODEL_RUNS says how many runs to make.
+higher; of whoever was erased there is nothing, whatever comes. HEADRACE_MODEL_RUNS says how many runs to make.
 """
 
 import itertools
@@ -33,6 +33,7 @@ from workers import apply as apply_module
 from workers.apply import Applier
 from workers.asking import Account
 from workers.backfill import Fetcher
+from workers.erase import Eraser
 from workers.http import Answer, Client
 from workers.replay import Order, replay
 from workers.store import writer
@@ -51,8 +52,11 @@ GARMIN = {"provider": "garmin", "type": "watch"}
 USERS, IDS, MINUTES = ("u1", "u2"), ("w1", "w2"), range(3)
 TABLES = (
     *("chunks", "backfills", "samples", "series", "workouts", "connections", "users"),
-    *("deliveries", "kept", "dead_letters", "suspects"),
+    *("deliveries", "kept", "dead_letters", "suspects", "audit"),
 )
+MORTAL = "u2"  # the one who may be erased
+ERASED_AFTER = 3  # deliveries, so that there is something
+THAT_NAME = ("workouts", "series", "connections", "backfills", "gaps", "kept", "deliveries")
 Key = tuple[Any, ...]
 # What it says, and before it what decides between two of one moment: as PostgreSQL compares them.
 Rank = tuple[Any, ...]
@@ -72,6 +76,7 @@ class Made:
     """A delivery that was made, and what it claims."""
 
     delivery: Delivery
+    user: str | None
     claims: tuple[Claim, ...] = ()
     ends: str = ""  # the one way in which it can end, if there is only one
     is_notice: bool = False
@@ -82,11 +87,18 @@ class Model:
     """What must be stored."""
 
     claims: dict[Key, list[tuple[str, Claim]]] = field(default_factory=dict)  # with who says so
+    erased: set[str] = field(default_factory=set)
 
     def take(self, who: str, claims: Sequence[Claim]) -> None:
         """Somebody's claims have been applied."""
         for claim in claims:
-            self.claims.setdefault(claim.key, []).append((who, claim))
+            if claim.key[1] not in self.erased:
+                self.claims.setdefault(claim.key, []).append((who, claim))
+
+    def erase(self, user: str) -> None:
+        """Nothing is claimed of them any more, nor will be."""
+        self.erased.add(user)
+        self.claims = {key: given for key, given in self.claims.items() if key[1] != user}
 
     @property
     def best(self) -> dict[Key, Claim]:
@@ -185,6 +197,9 @@ class Machine(RuleBasedStateMachine):
         self.world, self.model = World(), Model()
         self.made: list[Made] = []
         self.delivered: dict[str, Made] = {}
+        self.kept: set[str] = set()
+        self.dead: set[str] = set()
+        self.late: set[str] = set()  # they came when whom they are about had been erased
         self.attempts: Counter[str] = Counter()  # at least
         self.crashed: Counter[str] = Counter()  # and so many more at most
         self.asked: list[list[Claim]] = []
@@ -201,7 +216,7 @@ class Machine(RuleBasedStateMachine):
         payload = {"id": identifier, "user_id": user, "source": GARMIN, "calories": calories, "updated_at": updated_at}
         self.world.workouts[user, identifier] = payload
         body = envelope("daily.data.workouts.updated", user, payload)
-        self._make(body, workout_claim(user, payload, self.world.now))
+        self._make(body, user, workout_claim(user, payload, self.world.now))
 
     @rule(user=USER, values=st.dictionaries(st.sampled_from(MINUTES), VALUE, min_size=1), step=STEP)
     def measure(self, user: str, values: dict[int, int], step: int) -> None:
@@ -210,7 +225,7 @@ class Machine(RuleBasedStateMachine):
         found = {minute: 60.0 + value for minute, value in values.items()}
         self.world.samples |= {(user, minute): value for minute, value in found.items()}
         claims = [Claim(("sample", user, minute), self.world.now, (value,)) for minute, value in found.items()]
-        self._make(heartrate(user, found), *claims)
+        self._make(heartrate(user, found), user, *claims)
 
     @rule(user=USER, error=st.sampled_from([None, "a", "b"]), step=STEP)
     def connect(self, user: str, error: str | None, step: int) -> None:
@@ -219,28 +234,28 @@ class Machine(RuleBasedStateMachine):
         data = {"provider": {"slug": "garmin"}} | ({"error_type": error} if error else {})
         rank = ("error", error) if error else ("connected", "")
         body = envelope(f"provider.connection.{'error' if error else 'created'}", user, data)
-        self._make(body, Claim(("connection", user), self.world.now, rank))
+        self._make(body, user, Claim(("connection", user), self.world.now, rank))
 
     @rule(user=USER, resource=st.sampled_from(["workouts", "heartrate"]))
     def announce(self, user: str, resource: str) -> None:
         """There is history to be fetched."""
         window = {"start_date": (BEGINNING - DAY).isoformat(), "end_date": (BEGINNING + DAY).isoformat()}
         body = envelope(f"historical.data.{resource}.created", user, window | {"provider": "garmin", "is_final": True})
-        self._make(body, ends="applied", is_notice=True)
+        self._make(body, user, ends="applied", is_notice=True)
 
-    @rule(what=st.sampled_from(["rubbish", "refused", "ignored"]))
-    def send_nonsense(self, what: str) -> None:
+    @rule(user=USER, what=st.sampled_from(["rubbish", "refused", "ignored"]))
+    def send_nonsense(self, user: str, what: str) -> None:
         """Something comes that cannot be used, or that nobody wants."""
         bodies: dict[str, Any] = {
             "rubbish": b"hello",
-            "refused": workout("u1", title="a\u0000b"),
-            "ignored": envelope("raw.garmin.dailies", "u1", {}),
+            "refused": workout(user, title="a\u0000b"),
+            "ignored": envelope("raw.garmin.dailies", user, {}),
         }
-        self._make(bodies[what], ends="ignored" if what == "ignored" else "dead")
+        self._make(bodies[what], None if what == "rubbish" else user, ends="ignored" if what == "ignored" else "dead")
 
-    def _make(self, body: Any, *claims: Claim, **more: Any) -> None:
+    def _make(self, body: Any, user: str | None, *claims: Claim, **more: Any) -> None:
         name = message_id(self.world.now, tail=len(self.made))
-        self.made.append(Made(delivery(body, name=name), claims, **more))
+        self.made.append(Made(delivery(body, name=name), user, claims, **more))
 
     # What happens here
 
@@ -273,7 +288,34 @@ class Machine(RuleBasedStateMachine):
         """An operator has everything applied again."""
         outcomes = replay(self.engine, self.applier, self._always, order, lambda _: None)
         assert not outcomes["applied"]
-        assert outcomes.total() == sum(one.ends != "dead" for one in self.delivered.values())
+        assert outcomes.total() == len(self.kept)
+
+    @precondition(lambda self: len(self.delivered) > ERASED_AFTER and not self.model.erased)
+    @rule(commit=st.integers(0, 50), how=HOW, picks=st.lists(st.integers(0, 30), max_size=3))
+    def erase(self, commit: int, how: str, picks: list[int]) -> None:
+        """Somebody is erased; that may be broken off anywhere, more comes, and it is begun again."""
+        try:
+            with struck(self.engine, commit, how):
+                self._erase(self.engine)
+        except (Killed, TryLater):
+            self.restart()
+            if rows(self.engine, "SELECT 1 FROM headrace.users WHERE erased_at IS NOT NULL"):
+                self._erased()
+            message = self._message(picks)
+            apply(self.engine, self.settings, *(one.delivery for one in message))
+            self._delivered(message)
+            self._erase(self.engine)
+
+    def _erase(self, engine: Engine) -> None:
+        Eraser(engine, self.settings).erase(MORTAL, lambda _: None)
+        self._erased()
+
+    def _erased(self) -> None:
+        """The tombstone stands."""
+        self.model.erase(MORTAL)
+        theirs = {name for name, one in self.delivered.items() if one.user == MORTAL}
+        self.kept -= theirs
+        self.dead -= theirs
 
     @precondition(lambda self: bool(due(self.engine)))
     @rule(
@@ -281,15 +323,18 @@ class Machine(RuleBasedStateMachine):
         commit=st.integers(0, 5),
         how=HOW,
         edit=st.none() | st.tuples(USER, st.sampled_from(IDS), VALUE, st.sampled_from([None, 0]), st.just(1)),
+        ends=st.sampled_from([False, False, False, True]),
     )
-    def fetch(self, picks: list[int], commit: int, how: str, edit: tuple[Any, ...] | None) -> None:
-        """History is fetched while webhooks come; the worker may die with it, and another one goes on."""
+    def fetch(self, picks: list[int], commit: int, how: str, edit: tuple[Any, ...] | None, ends: bool) -> None:  # noqa: FBT001
+        """History is fetched while webhooks come, or somebody is erased; the worker may die, and another goes on."""
 
         def meanwhile() -> None:
             self.meanwhile = None
             if edit is not None:
                 self.edit_a_workout(*edit)
             message = self._message([0, *picks] if edit else picks) if self.made else []
+            if ends and len(self.delivered) > ERASED_AFTER and not self.model.erased:
+                self._erase(self.other)
             apply(self.other, self.settings, *(one.delivery for one in message))
             self._delivered(message)
 
@@ -306,13 +351,13 @@ class Machine(RuleBasedStateMachine):
 
     def _fetch(self, backfill_id: int) -> None:
         """One turn of one backfill. Of the pages that were asked for, so many were committed as it says itself."""
-        pages = "SELECT coalesce(sum(pages), 0)::int AS n FROM headrace.backfills"
-        (before,), self.asked = rows(self.engine, pages), []
+        pages = "SELECT coalesce(sum(pages), 0)::int AS n FROM headrace.backfills WHERE id = :id"
+        (before,), self.asked = rows(self.engine, pages, id=backfill_id), []
         try:
             self.fetcher.run(backfill_id)
         finally:
-            (after,) = rows(self.engine, pages)
-            for claims in self.asked[: after["n"] - before["n"]]:
+            (after,) = rows(self.engine, pages, id=backfill_id)  # none, if it was erased meanwhile
+            for claims in self.asked[: max(after["n"] - before["n"], 0)]:
                 self.model.take(f"page {backfill_id}", claims)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
@@ -343,6 +388,11 @@ class Machine(RuleBasedStateMachine):
         for one in message:
             name = one.delivery.message_id
             self.attempts[name] += 1
+            if one.user in self.model.erased:  # whose dead letters went with them
+                if name not in self.delivered or one.ends == "dead":
+                    self.late.add(name)
+            elif name not in self.delivered:
+                (self.dead if one.ends == "dead" else self.kept).add(name)
             if name not in self.delivered:
                 self.delivered[name] = one
                 self.model.take(name, one.claims)
@@ -376,12 +426,21 @@ class Machine(RuleBasedStateMachine):
             least = self.attempts[name]
             assert least <= row["attempts"] <= least + self.crashed[name], name
             self._check_outcome(name, row["outcome"])
-        dead = [name for name, one in self.delivered.items() if one.ends == "dead"]
         letters = rows(self.engine, "SELECT message_id FROM headrace.dead_letters")
-        assert sorted(row["message_id"] for row in letters) == sorted(dead)
+        assert sorted(row["message_id"] for row in letters) == sorted(self.dead)
         kept = rows(self.engine, "SELECT message_id FROM headrace.kept")
-        assert sorted(row["message_id"] for row in kept) == sorted(self.delivered.keys() - set(dead))
+        assert sorted(row["message_id"] for row in kept) == sorted(self.kept)
         assert rows(self.engine, "SELECT 1 FROM headrace.suspects") == []
+
+    @invariant()
+    def of_whoever_was_erased_there_is_a_tombstone_and_no_more(self) -> None:
+        """Not even their names, where no view shows them."""
+        named = " UNION ALL ".join(f"SELECT user_id FROM headrace.{table}" for table in THAT_NAME)
+        for user in self.model.erased:
+            assert rows(self.engine, f"SELECT * FROM ({named}) n WHERE user_id = :user", user=user) == []
+            (stone,) = rows(self.engine, "SELECT * FROM health.users WHERE user_id = :user", user=user)
+            assert stone["erased_at"]
+            assert stone["client_user_id"] is None
 
     def _check_outcome(self, name: str, outcome: str) -> None:
         """Whoever alone says what is stored has been applied; of a duplicate, somebody else says the same.
@@ -389,7 +448,12 @@ class Machine(RuleBasedStateMachine):
         Who is told apart from another one of the same moment only by rank is left to the last test below.
         """
         one = self.delivered[name]
+        if name in self.late:
+            assert outcome == "ignored", name
+            return
         assert outcome == one.ends if one.ends else outcome in ("applied", "duplicate", "stale"), name
+        if one.user in self.model.erased:
+            return
         others = {claim.key: [c for who, c in self.model.claims[claim.key] if who != name] for claim in one.claims}
         if any(c.version == claim.version and c.rank != claim.rank for claim in one.claims for c in others[claim.key]):
             return
@@ -410,7 +474,7 @@ class Machine(RuleBasedStateMachine):
             """SELECT b.status, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS done
                FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id GROUP BY b.id""",
         )
-        notices = sum(one.is_notice for one in self.delivered.values())
+        notices = sum(one.is_notice for one in self.delivered.values() if one.user not in self.model.erased)
         assert sum(row["chunks"] for row in found) == notices
         assert {row["status"] for row in found} <= {"complete", "pending"}  # one may have come amid the fetching
 
@@ -487,11 +551,16 @@ def never_acquitted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(apply_module, "acquit", lambda *_: None)
 
 
+def forgiven(patch: pytest.MonkeyPatch) -> None:
+    """Whoever was erased comes back with the next event."""
+    patch.setattr(apply_module, "_without_erased", lambda opened, _users: opened)
+
+
 def late(_: pytest.MonkeyPatch) -> None:
     """A page counts as new as its answer; see Clocked."""
 
 
-@pytest.mark.parametrize("spoil", [no_guard, kept_always, never_acquitted, late])
+@pytest.mark.parametrize("spoil", [no_guard, kept_always, never_acquitted, forgiven, late])
 def test_the_model_notices(
     engine: Engine, other: Engine, reading: Settings, monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., None]
 ) -> None:

@@ -33,6 +33,7 @@ from workers.simulator import events
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
 from workers.simulator.server import API_KEY, Simulator
+from workers.store import coverage
 from workers.store.backfills import due
 from workers.store.chores import plan
 from workers.tasks import Work
@@ -644,8 +645,13 @@ def test_connections_of_all_people_are_asked_about(engine: Engine, settings: Set
 # Who and what is left out
 
 
-def test_whoever_was_erased_does_not_come_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if a person who was erased here but not at Junction is fetched again."""
+@pytest.mark.parametrize("amid", [False, True])
+def test_whoever_was_erased_does_not_come_back(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, amid: bool
+) -> None:
+    """Breaks if a person who was erased here but not at Junction, before or while it is asked, is fetched again."""
+    if amid:
+        monkeypatch.setattr(coverage, "erased", lambda *_: set())  # as it was a moment ago
     execute(engine, "INSERT INTO headrace.users (user_id, erased_at) VALUES ('u1', now())")
     told = Told(
         pulls=[[of("u1", heartrate=pulled()), of("u2", heartrate=pulled())]],
@@ -655,7 +661,7 @@ def test_whoever_was_erased_does_not_come_back(engine: Engine, settings: Setting
     steps = walk(told.reconciler(engine, settings), settings)
     assert {gap.key.user_id for gap in found(steps)} == {"u2"}
     assert {key[0] for key in opened(engine)} == {"u2"}
-    assert told.paths() == ["pulls", "u2", "supplies"]
+    assert told.paths() == ["pulls", *(["u1"] if amid else []), "u2", "supplies"]
     for table in ("connections", "backfills", "gaps"):
         assert rows(engine, f"SELECT 1 FROM headrace.{table} WHERE user_id = 'u1'") == []
 

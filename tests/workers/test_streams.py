@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.config import Settings
 from app.delivery import Delivery
@@ -15,6 +15,7 @@ from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id, ro
 from tests.workers.test_backfill import Provider, announce, forget_hushes, hurry, notice, settle, workouts
 from workers import status
 from workers.backfill import Again
+from workers.erase import Eraser
 from workers.simulator.server import API_KEY
 from workers.store.backfills import due
 from workers.store.history import Backfill, Filter, listed
@@ -250,15 +251,12 @@ def test_a_history_and_a_live_stream_do_not_extend_each_other(engine: Engine, se
 def test_of_a_person_who_was_erased_nothing_is_asked(engine: Engine, settings: Settings) -> None:
     """Breaks if a person who was erased while a fetch waited comes back with it."""
     announce(engine, settings, live())
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM headrace.workout_stream"))
-        connection.execute(text("DELETE FROM headrace.users"))
+    Eraser(engine, settings).erase("u1", lambda _: None)
     provider = streams()
     settle(engine, provider.fetcher(engine, settings))
     assert provider.asked == []
     assert stored(engine) == []
-    assert rows(engine, "SELECT 1 FROM health.users") == []
-    assert [one.status for one in items(engine)] == ["complete"]
+    assert items(engine) == []
 
 
 def test_of_a_person_who_was_erased_between_two_attempts_nothing_is_asked(engine: Engine, settings: Settings) -> None:
@@ -267,9 +265,7 @@ def test_of_a_person_who_was_erased_between_two_attempts_nothing_is_asked(engine
     provider = streams(STREAM, 500)
     fetcher = provider.fetcher(engine, settings)
     fetcher.run(number)
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM headrace.workout_stream"))
-        connection.execute(text("DELETE FROM headrace.users"))
+    Eraser(engine, settings).erase("u1", lambda _: None)
     settle(engine, fetcher)
     assert len(provider.asked) == 1
     assert stored(engine) == []

@@ -55,6 +55,11 @@ def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
     return up.attach(settings, data_dir or Path(settings.data_dir), broker=broker)
 
 
+def can_answer() -> bool:
+    """Whether somebody is there to be asked: a program that runs a command is not."""
+    return sys.stdin.isatty()
+
+
 def console() -> Console:
     """A terminal; into a file or a pipe, tables are as wide as they are, and not cut at 80."""
     # What a provider says may hold brackets and colons, which are no markup.

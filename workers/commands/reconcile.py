@@ -22,6 +22,7 @@ from workers.commands.backfill import Moment
 from workers.gaps import Gap, Whose
 from workers.reconcile import ACCOUNT, CONNECTION, Position, Reconciler, Step
 from workers.store import history
+from workers.store.coverage import erased
 from workers.store.engine import make_engine, transaction
 from workers.throttle import hushes
 
@@ -133,6 +134,9 @@ def refresh(*, user: str, data_dir: Path | None, as_json: bool) -> None:
     """Ask a person's providers for what is new, now. What they have comes by webhook. Eight times an hour at most."""
     settings = common.attached(data_dir)
     account = asking.account(ACCOUNT, settings)
+    with transaction(make_engine(settings, "headrace-refresh")) as connection:
+        if erased(connection, [user]):
+            raise click.ClickException(f"{user} was erased, and is not asked about")
     if (seconds := account.throttle.wait(ACCOUNT)) > 0:
         raise click.ClickException(f"Junction cannot be asked for {seconds:.0f} s; `headrace status` says why")
     if (seconds := account.throttle.take(REFRESHES, "refresh", ACCOUNT, user)) > 0:

@@ -15,6 +15,7 @@ from app.providers.request import Slice
 from workers.store.engine import transaction
 from workers.store.ledger import bury
 from workers.store.schema import record_table
+from workers.store.users import is_closed
 
 AskedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
@@ -273,6 +274,8 @@ def move(engine: Engine, work: Work, to: Work) -> None:
 def fail(engine: Engine, work: Work, error: str, evidence: Delivery | None = None) -> None:
     """Ends a backfill that asking again cannot help. The answer that ended it, if one is given, is a dead letter."""
     with transaction(engine) as connection:
+        if is_closed(connection, work.user_id):
+            return
         failed = connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
         if failed.rowcount and evidence:
             bury(connection, evidence, f"fetch.{work.resource}", error)

@@ -1,9 +1,10 @@
 """Dead letters: what could not be applied, sealed as it came, with the reason."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Engine, text
 
@@ -22,6 +23,12 @@ ORDER BY letter.id DESC LIMIT :most""")
 GET = text("""
 SELECT aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed, ordering_ms, reference
 FROM headrace.dead_letters WHERE id = :id""")
+# A few at a time: one may be of many megabytes.
+READ = text("""
+SELECT letter.id, entry.user_id, letter.aggregator, letter.message_id,
+       extract(epoch FROM letter.received_at)::float8 AS received_at, sealed, ordering_ms, reference
+FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE letter.id > :after ORDER BY letter.id LIMIT 10""")
 RESTATE = text("""
 UPDATE headrace.dead_letters SET reason = :reason
 WHERE aggregator = :aggregator AND message_id = :message_id AND CAST(:reason AS text) IS NOT NULL""")
@@ -57,8 +64,21 @@ class Letter:
     @property
     def backfill_id(self) -> int | None:
         """The backfill whose request was refused, if it is the answer to one and no delivery."""
-        found = OF_FETCH.fullmatch(self.message_id)
-        return int(found[1]) if found else None
+        return backfill_of(self.message_id)
+
+
+class Held(NamedTuple):
+    """A dead letter with what it holds, and whose it is if anybody could tell."""
+
+    id: int
+    user_id: str | None
+    delivery: Delivery
+
+
+def backfill_of(message_id: str) -> int | None:
+    """The backfill that a letter's name tells of, if it does."""
+    found = OF_FETCH.fullmatch(message_id)
+    return int(found[1]) if found else None
 
 
 def listed(
@@ -74,6 +94,18 @@ def delivery(engine: Engine, letter: Letter) -> Delivery:
     """What a letter holds, still sealed."""
     with transaction(engine) as connection:
         return Delivery(*connection.execute(GET, {"id": letter.id}).one())
+
+
+def read(engine: Engine) -> Iterator[Held]:
+    """Every dead letter, the oldest first, with those that are written meanwhile."""
+    after = 0
+    while True:
+        with transaction(engine) as connection:
+            found = [Held(row[0], row[1], Delivery(*row[2:])) for row in connection.execute(READ, {"after": after})]
+        if not found:
+            return
+        yield from found
+        after = found[-1].id
 
 
 def restate(engine: Engine, letter: Letter, reason: str | None) -> None:

@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Engine, text
 from app.actions import Notice
 from app.catalogue import Resource, catalogue
 from app.config import Settings
+from app.errors import DeadLetter
 from workers.store.backfills import COMPLETE, MARGIN, Asked, first_slice, longest_slice, open_backfill
 from workers.store.engine import transaction
 from workers.store.schema import quoted, record_table
-from workers.store.writer import touch_users
+from workers.store.users import is_closed
 
 State = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
 OPEN = ("pending", "running", "paused")
@@ -61,8 +62,9 @@ SELECT provider, resource, sum(pages)::float8 AS pages,
        sum(extract(epoch FROM window_end - window_start + interval '2 days') / 86400)::float8 AS days
 FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GROUP BY 1, 2""")
 WHO = text("""
-SELECT user_id, erased_at IS NOT NULL AS is_erased FROM headrace.users WHERE user_id = :name OR client_user_id = :name
-ORDER BY user_id = :name DESC""")
+SELECT DISTINCT present.user_id, present.erased_at IS NOT NULL AS is_erased, present.user_id = :name AS is_exact
+FROM headrace.users named JOIN headrace.users present ON present.user_id = coalesce(named.succeeded_by, named.user_id)
+WHERE named.user_id = :name OR named.client_user_id = :name ORDER BY is_exact DESC, present.user_id""")
 PROVIDERS = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
 
 
@@ -235,8 +237,12 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 
 
 def start(connection: Connection, planned: Plan) -> int:
-    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number."""
-    touch_users(connection, {planned.user_id: None})
+    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number.
+
+    Raises DeadLetter for whoever was erased.
+    """
+    if is_closed(connection, planned.user_id):
+        raise DeadLetter(f"{planned.user_id} was erased, and is not fetched again")
     asked = Asked(planned.aggregator, f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
     window = (planned.since, planned.until)
     notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import Engine, text
 
 from workers.store.engine import transaction
+from workers.store.users import touch_users
 
 Key = tuple[str, str, str, str, str]
 COLUMNS = "user_id, resource, provider, source_type, subtype"
@@ -25,23 +26,31 @@ class SeriesNumbers:
         self._known: dict[Key, int] = {}
 
     def of(self, keys: Iterable[Key]) -> dict[Key, int]:
-        """The number of each key. New ones are committed at once: a number must never be remembered and rolled back."""
+        """The number of each key, but for the series of people who were erased.
+
+        New ones are committed at once: a number must never be remembered and rolled back.
+        """
         wanted = set(keys)
         if missing := wanted - self._known.keys():
             if len(self._known) + len(missing) > MOST_CACHED:
                 self._known.clear()
             self._register(sorted(wanted - self._known.keys()))
-        return {key: self._known[key] for key in wanted}
+        return {key: self._known[key] for key in wanted if key in self._known}
 
     def forget(self) -> None:
         """After a series may have gone from the table."""
         self._known.clear()
 
     def _register(self, keys: list[Key]) -> None:
-        columns = dict(zip("urpsd", (list(column) for column in zip(*keys, strict=True)), strict=True))
         with transaction(self._engine) as connection:
-            rows = connection.execute(LOOK_UP, columns).all()
+            rows = connection.execute(LOOK_UP, _columns(keys)).all()
             if len(rows) < len(keys):
-                connection.execute(REGISTER, columns)
-                rows = connection.execute(LOOK_UP, columns).all()
+                users = touch_users(connection, dict.fromkeys(key[0] for key in keys))
+                if living := [key for key in keys if not users[key[0]].is_closed]:
+                    connection.execute(REGISTER, _columns(living))
+                rows = connection.execute(LOOK_UP, _columns(keys)).all()
         self._known |= {(row[1], row[2], row[3], row[4], row[5]): row[0] for row in rows}
+
+
+def _columns(keys: list[Key]) -> dict[str, list[str]]:
+    return dict(zip("urpsd", (list(column) for column in zip(*keys, strict=True)), strict=True))

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, text
 
 from app.catalogue import catalogue
 from workers.store.merge import Target, upsert
-from workers.store.schema import CONNECTIONS, SAMPLES, record_target
+from workers.store.schema import SAMPLES, record_target
 
 PAIR = text("""
 SELECT user_id, erased_at, succeeded_by FROM headrace.users
@@ -24,9 +24,10 @@ FROM headrace.users o WHERE n.user_id = :new AND o.user_id = :old""")
 END = text("""
 UPDATE headrace.backfills SET status = 'cancelled', finished_at = now(), error = 'the person reconnected under a new id'
 WHERE user_id = :old AND status IN ('pending', 'running', 'paused')""")
+# Not the ledger, which has no index by person: it tells under whose id a delivery came.
 HAND_OVER = tuple(
     text(f"UPDATE headrace.{table} SET user_id = :new WHERE user_id = :old")
-    for table in ("backfills", "kept", "deliveries", "large_requests")
+    for table in ("backfills", "kept", "large_requests")
 )
 RENAME_SERIES = text("""
 UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
@@ -39,7 +40,10 @@ SAMPLES_OF_BOTH = """(
 MERGE_SAMPLES = text(upsert(SAMPLES, SAMPLES_OF_BOTH))
 DROP_SAMPLES = text("""
 DELETE FROM headrace.samples WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
-DROP_REST = tuple(text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps"))
+# Also the old connection: whether it ended, and when, says nothing of the new one, which is known by now.
+DROP_REST = tuple(
+    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections")
+)
 
 
 def succeed(connection: Connection, old: str, new: str) -> bool:
@@ -62,7 +66,6 @@ def succeed(connection: Connection, old: str, new: str) -> bool:
     for resource in catalogue().values():
         if not resource.is_series:
             _move(connection, record_target(resource), whose)
-    _move(connection, CONNECTIONS, whose)
     connection.execute(RENAME_SERIES, whose)
     connection.execute(MERGE_SAMPLES, whose)
     connection.execute(DROP_SAMPLES, whose)

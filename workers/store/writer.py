@@ -19,17 +19,6 @@ from workers.store.merge import Target, outdone, upsert
 from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
 from workers.store.series import Key
 
-USERS = text("""
-INSERT INTO headrace.users AS stored (user_id, client_user_id, named_at)
-SELECT user_id, given.client_user_id, coalesce(given.named_at, '-infinity')
-FROM unnest(CAST(:users AS text[]), CAST(:clients AS text[]), CAST(:times AS timestamptz[]))
-     AS given(user_id, client_user_id, named_at)
-LEFT JOIN headrace.users AS known USING (user_id)
-WHERE known.user_id IS NULL
-   OR (given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at)
-ORDER BY user_id
-ON CONFLICT (user_id) DO UPDATE SET client_user_id = excluded.client_user_id, named_at = excluded.named_at
-WHERE excluded.client_user_id IS NOT NULL AND excluded.named_at > stored.named_at""")
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
 MERGE_CONNECTIONS = text(upsert(CONNECTIONS, CONNECTION_SOURCE))
@@ -89,13 +78,6 @@ class Numbered:
 
     n: int
     action: Action
-
-
-def touch_users(connection: Connection, users: Mapping[str, tuple[str, datetime] | None]) -> None:
-    """Makes users known, and the client_user_id that was told last; reads only, where nothing is new."""
-    if users:
-        clients, times = ([given and given[n] for given in users.values()] for n in (0, 1))
-        connection.execute(USERS, {"users": list(users), "clients": clients, "times": times})
 
 
 def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, numbers: Mapping[Key, int]) -> Written:

@@ -21,7 +21,8 @@ from workers.simulator.events import every_type
 from workers.store import schema
 from workers.store.engine import make_engine, migrate, transaction
 from workers.store.series import SeriesNumbers
-from workers.store.writer import Numbered, touch_users, write
+from workers.store.users import touch_users
+from workers.store.writer import Numbered, write
 
 # Part of the contract, and so spelled out instead of taken from the code.
 TYPES = {

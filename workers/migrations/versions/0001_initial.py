@@ -19,7 +19,7 @@ CREATE TABLE headrace.users (
     client_user_id text,
     named_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the event that says so was made
     first_seen timestamptz NOT NULL DEFAULT now(),
-    erased_at timestamptz,
+    erased_at timestamptz,  -- a tombstone: nothing more is taken of them
     succeeded_by text  -- they reconnected, and go by this id
 );
 
@@ -197,6 +197,16 @@ CREATE TABLE headrace.chores (
     position jsonb,  -- null: from the beginning
     done_at timestamptz,
     lease_until timestamptz NOT NULL DEFAULT '-infinity'
+);
+
+-- What operators did, and to whom.
+CREATE TABLE headrace.audit (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT now(),
+    operator text NOT NULL,
+    action text NOT NULL,
+    subject text NOT NULL,
+    detail jsonb NOT NULL
 );
 """
 
