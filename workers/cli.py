@@ -25,6 +25,7 @@ from workers.commands.common import (
 )
 from workers.commands.dead import dead, replay
 from workers.commands.drill import command as drill
+from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
 from workers.store.kept import tend
@@ -166,7 +167,7 @@ def simulate(
     simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, **sending)
 
 
-for command in (backfill, reconcile, refresh, dead, replay, drill):
+for command in (link, backfill, reconcile, refresh, dead, replay, drill):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 
@@ -32,8 +33,11 @@ class Client:
     def ask(self, request: Request) -> Answer:
         """Never raises for what the network or the provider does."""
         asked_at = datetime.now(UTC)
+        sent: dict[str, Any] = {"params": dict(request.query)}
+        if request.body is not None:
+            sent |= {"content": request.body, "headers": {"Content-Type": "application/json"}}
         try:
-            with self._client.stream(request.method, request.path, params=dict(request.query)) as response:
+            with self._client.stream(request.method, request.path, **sent) as response:
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part

@@ -13,6 +13,7 @@ import click
 
 from workers.simulator.data import World
 from workers.simulator.events import Event, changes, connected, daily, historical, supplied
+from workers.simulator.people import Connection, User
 from workers.simulator.sender import Sender
 from workers.simulator.server import API_KEY, Simulator
 
@@ -61,23 +62,30 @@ def first_events(world: World) -> Iterator[Event]:
     """What comes when people connect: for each connection the event itself, then one notice for each resource."""
     for user in world.members:
         for connection in user.connections:
-            yield connected(world, user, connection)
-            yield from (historical(world, user, connection, resource) for resource in supplied(connection))
+            yield from _arrival(world, user, connection)
 
 
 def live_events(world: World, seed: int = 0) -> Iterator[Event]:
     """Events without end about what is newest, of anybody and any resource; some of them correct what was sent.
 
-    The world's end moves on to the present with each. What was revised while it was read is told first.
+    The world's end moves on to the present with each. Who has connected since is told first, and what was revised
+    while it was read.
     """
     dice = Random(seed)  # noqa: S311 - repeatable on purpose
     for _ in count():
         world.until = max(world.until, datetime.now(UTC))
+        for arrived in world.arrived():
+            yield from _arrival(world, *arrived)
         yield from changes(world)
-        user = dice.choice(world.members)
+        user = dice.choice([member for member in world.members if member.connections])
         connection = dice.choice(user.connections)
         resource = dice.choice([each for each in supplied(connection) if world.has(connection, each)])
         yield daily(world, user, connection, resource, updated=dice.random() < SHARE_OF_UPDATES)
+
+
+def _arrival(world: World, user: User, connection: Connection) -> Iterator[Event]:
+    yield connected(world, user, connection)
+    yield from (historical(world, user, connection, resource) for resource in supplied(connection))
 
 
 def _send(world: World, sender: Sender, rate: float, stop: Flag) -> None:

@@ -6,6 +6,7 @@ Beside the provider's own routes there is, for tests and for looking around:
     POST   /simulate/faults        faults to make, with the fields of workers.simulator.faults.Fault
     POST   /simulate/pulls         how pulls of the past stand, with the fields of workers.simulator.conditions.Pull
     POST   /simulate/connections   how connections stand, with the fields of workers.simulator.conditions.State
+    GET    /simulate/links/...     what a link token leads to: whoever opens it connects a provider
     GET    /simulate/changes       the events, not yet sent, about what the fault `changing` has revised
 
 What is posted is one object or a list of them; DELETE of the same path ends all of it. These routes need no key, are
@@ -30,13 +31,15 @@ from app.catalogue import Kind, Resource, catalogue
 from workers.simulator.answers import answer, cursor, cursor_at, number, pages, position, refuse, window
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
-from workers.simulator.events import availability, changes
+from workers.simulator.events import changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
 from workers.simulator.introspection import historical_pulls, resource_statistics
-from workers.simulator.people import Connection, User
+from workers.simulator.links import Links
+from workers.simulator.people import User
 from workers.simulator.query import Query, Record, Sample, grouped
 from workers.simulator.refresh import Refreshes
+from workers.simulator.users import add_users, known
 
 PAGE_SIZE = 500
 OWN = "/simulate/"
@@ -59,9 +62,9 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
     for resource in catalogue().values():
         rule = resource.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, resource.name, partial(readers[resource.kind], world, resource))
-    app.add_url_rule("/v2/user", "users", partial(_users, world))
-    app.add_url_rule("/v2/user/<user_id>", "user", partial(_user, world))
-    app.add_url_rule("/v2/user/providers/<user_id>", "providers", partial(_providers, world))
+    links = Links()
+    links.add_to(app)
+    add_users(app, world, links)
     app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", Refreshes(world).answer, methods=["POST"])
     for name, describe in INTROSPECTION.items():
         app.add_url_rule(f"/v2/introspect/{name}", name, partial(_introspect, world, describe))
@@ -173,12 +176,8 @@ def _truncate(response: Response) -> Response:
     return response
 
 
-def _known(world: World, user_id: str) -> User:
-    return world.user(user_id) or refuse(404, "Not found")
-
-
 def _query(world: World, resource: Resource, user_id: str) -> Query:
-    user = _known(world, user_id)
+    user = known(world, user_id)
     undated = resource.dates == "none"
     start, end = (world.start, world.until) if undated else window(resource, world.until)
     query = Query(user, resource, start, end, request.args.get("provider"))
@@ -215,51 +214,7 @@ def _stream(world: World, resource: Resource, **identifiers: str) -> Response:
 
 
 def _devices(world: World, resource: Resource, user_id: str) -> Response:
-    return answer(world.devices(_known(world, user_id), resource))
-
-
-def _users(world: World) -> Response:
-    offset, limit = number("offset", 0, 0, 10**9), number("limit", 100, 1, 500)
-    users = [_described(world, user) for user in world.members[offset : offset + limit]]
-    return answer({"users": users, "total": len(world.members), "offset": offset, "limit": limit})
-
-
-def _user(world: World, user_id: str) -> Response:
-    return answer(_described(world, _known(world, user_id)))
-
-
-def _described(world: World, user: User) -> Record:
-    sources = [
-        {"provider": described, "source": described, "created_on": connection.since.isoformat()}
-        for connection in world.conditions.listed(user)
-        if (described := connection.provider.described())
-    ]
-    return {
-        "user_id": user.user_id,
-        "team_id": world.team_id,
-        "client_user_id": user.client_user_id,
-        "created_on": world.start.isoformat(),
-        "connected_sources": sources,
-        "fallback_time_zone": None,
-    }
-
-
-def _providers(world: World, user_id: str) -> Response:
-    listed = world.conditions.listed(_known(world, user_id))
-    return answer({"providers": [_provider(world, connection) for connection in listed]})
-
-
-def _provider(world: World, connection: Connection) -> Record:
-    state = world.conditions.state(connection)
-    error = {name: getattr(state, name) for name in ("error_type", "error_message", "errored_at")}
-    return {
-        **connection.provider.described(),
-        "created_on": connection.since.isoformat(),
-        "status": state.status,
-        "external_user_id": connection.external_user_id,
-        "error_details": error if state.status == "error" else None,
-        "resource_availability": availability(connection),
-    }
+    return answer(world.devices(known(world, user_id), resource))
 
 
 def _introspect(world: World, describe: Callable[[World, User, str | None], Record]) -> Response:
