@@ -1,9 +1,10 @@
 """Actions: what a delivery or a fetched page means, in the same words for every aggregator. Plain typed values."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
+SUPPOSED = datetime(1970, 1, 1, tzinfo=UTC)  # the version of what nobody told: whatever was told goes before it
 Origin = Literal["webhook", "backfill", "replay", "reconcile"]
 
 
@@ -53,7 +54,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A user's connection with a provider came up or broke."""
+    """A user's connection with a provider came up, broke or ended; SUPPOSED, where there is only data that says so."""
 
     user_id: str
     provider: str
@@ -115,3 +116,4 @@ class Parsed:
     ignored: str | None = None  # why nothing is done with it
     told_at: datetime | None = None  # when the aggregator made the event, if it says
     collapsed: int = 0  # samples that shared a key with another of the same delivery but not its content
+    timeless: int = 0  # values left out because nothing says when they were measured

@@ -9,14 +9,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-Kind = Literal["summary", "stream", "device", "timeseries"]
+Kind = Literal["summary", "stream", "device", "timeseries", "terra", "terra_timeseries"]
 FieldType = Literal["text", "integer", "number", "boolean", "date", "datetime"]
 Dates = Literal["moment", "day", "none"]
 
+KINDS: tuple[Kind, ...] = ("summary", "stream", "device", "timeseries", "terra", "terra_timeseries")
 FIELD_TYPES = frozenset({"text", "integer", "number", "boolean", "date", "datetime"})
+TERRA_PREFIX = "terra_"  # of the names of what only Terra has, and of the kinds that they are of
 KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
 RESERVED = frozenset(
-    {"user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"}
+    {
+        *("user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"),
+        "deleted",
+    }
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 DAY_FIELDS = ("calendar_date", "session_start", "period_start", "timestamp")
@@ -44,7 +49,7 @@ class Resource:
 
     name: str
     kind: Kind
-    path: str
+    path: str = ""  # at Junction
     rows: str | None = None
     dates: Dates = "moment"
     fields: tuple[Field, ...] = ()
@@ -54,20 +59,45 @@ class Resource:
     interval: bool = False
     legacy: bool = False
     of: str | None = None  # a stream's: the resource whose records it belongs to
+    terra: str | None = None  # the type of Terra's whose objects land here, under whose name Terra gives them out
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is no resource name")
-        if not self.path.startswith("/v2/") or "{" not in self.path:
+        if self.is_junctions and (not self.path.startswith("/v2/") or "{" not in self.path):
             raise ValueError(f"{self.name}: {self.path!r} is no fetch path")
+        if self.path and not self.is_junctions:
+            raise ValueError(f"{self.name}: Junction does not have it")
+        if self.terra is not None and not (self.kind == "summary" and NAME.fullmatch(self.terra)):
+            raise ValueError(f"{self.name}: terra is the type of a summary's objects")
         if self.dates not in ("moment", "day", "none"):
             raise ValueError(f"{self.name}: dates cannot be {self.dates!r}")
-        if self.kind != "timeseries" and (self.key or self.unit or self.interval):
+        if not self.is_series and (self.key or self.unit or self.interval):
             raise ValueError(f"{self.name}: key, unit and interval belong to timeseries")
         if unknown := set(self.key) - KEY_PARTS:
             raise ValueError(f"{self.name}: no such key part: {', '.join(sorted(unknown))}")
         if len({field.name for field in self.fields}) != len(self.fields):
             raise ValueError(f"{self.name}: a field is named twice")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether it is made of samples, and not of records."""
+        return self.kind in ("timeseries", "terra_timeseries")
+
+    @property
+    def is_junctions(self) -> bool:
+        """Whether Junction has it: events, history, statistics. The rest comes from Terra alone."""
+        return not self.kind.startswith("terra")
+
+    @property
+    def has_history(self) -> bool:
+        """Whether Junction announces history of it, and gives it out."""
+        return self.is_junctions and not self.legacy and self.kind != "device"
+
+    @property
+    def holds_terra(self) -> bool:
+        """Whether objects of one of Terra's types land here."""
+        return self.terra is not None or self.kind == "terra"
 
     @property
     def paged(self) -> bool:
@@ -83,7 +113,7 @@ class Resource:
     @property
     def has_days(self) -> bool:
         """Whether what is stored of it tells on which days there was something."""
-        return self.kind == "timeseries" or self.day_field is not None
+        return self.is_series or self.day_field is not None
 
     @property
     def has_version(self) -> bool:
@@ -108,6 +138,7 @@ class Catalogue(Mapping[str, Resource]):
         if len(self._resources) != len(resources):
             twice = [name for name, count in Counter(one.name for one in resources).items() if count > 1]
             raise ValueError(f"in the catalogue twice: {', '.join(twice)}")
+        self._of_terra = {one.terra or one.name.removeprefix(TERRA_PREFIX): one for one in resources if one.holds_terra}
         self._events: dict[str, EventType] = {}
         for resource in resources:
             if resource.kind in ("summary", "stream", "timeseries"):
@@ -137,6 +168,10 @@ class Catalogue(Mapping[str, Resource]):
     def of_kind(self, *kinds: Kind) -> list[Resource]:
         """The resources of these kinds, in the order of the file."""
         return [resource for resource in self.values() if resource.kind in kinds]
+
+    def of_terra(self, name: str) -> Resource:
+        """Where the objects of one of Terra's types land. Raises KeyError if they land nowhere."""
+        return self._of_terra[name]
 
     @property
     def event_names(self) -> list[str]:
@@ -173,14 +208,14 @@ def _timeseries(name: str, row: dict[str, Any]) -> Resource:
 
 def _other(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
     row = dict(row)
+    name = TERRA_PREFIX + name if kind.startswith("terra") else name
     return Resource(name=name, kind=kind, fields=_fields(row.pop("fields", [])), **row)
 
 
 def parse(text: str) -> Catalogue:
     """Reads a catalogue. Raises ValueError or TypeError, naming the row, if one contradicts itself."""
     document = tomllib.loads(text)
-    kinds: tuple[Kind, ...] = ("summary", "stream", "device", "timeseries")
-    resources = [_resource(kind, name, row) for kind in kinds for name, row in document.get(kind, {}).items()]
+    resources = [_resource(kind, name, row) for kind in KINDS for name, row in document.get(kind, {}).items()]
     return Catalogue(resources, document.get("events", {}))
 
 

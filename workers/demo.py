@@ -104,7 +104,7 @@ def show_tables(console: Console, engine: Engine) -> None:
     table = Table("view", "rows", "people", "from", "to", title="What is stored", title_justify="left")
     with engine.connect() as connection:
         for resource in catalogue().values():
-            moment = "ts" if resource.kind == "timeseries" else "version"
+            moment = "ts" if resource.is_series else "version"
             counts = f"count(*), count(DISTINCT user_id), min({moment})::date, max({moment})::date"
             row = connection.execute(text(f"SELECT {counts} FROM health.{resource.name}")).one()  # noqa: S608
             if row[0]:

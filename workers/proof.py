@@ -113,7 +113,7 @@ def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:
     """Every row of every view, as a reader finds it."""
     for resource in catalogue().values():
         columns = "user_id, id, payload"
-        if resource.kind == "timeseries":
+        if resource.is_series:
             columns = "user_id, provider, source_type, subtype, ts, value"
         for row in connection.execute(text(f"SELECT {columns} FROM health.{resource.name}")):  # noqa: S608 - catalogue
             *key, content = row

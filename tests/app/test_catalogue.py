@@ -23,9 +23,10 @@ KEYS = {
 PATH = 'path = "/v2/summary/x/{user_id}"'
 
 
-def test_it_holds_sixty_resources_and_three_legacy_ones() -> None:
+def test_it_holds_sixty_resources_of_junction_and_three_legacy_ones() -> None:
     """Breaks if a resource is lost, added or changes its kind."""
-    found = Counter((resource.kind, resource.legacy) for resource in catalogue().values() if resource.name != "device")
+    junctions = [resource for resource in catalogue().values() if resource.is_junctions]
+    found = Counter((resource.kind, resource.legacy) for resource in junctions if resource.name != "device")
     assert found == {
         ("summary", False): 9,
         ("stream", False): 1,
@@ -33,10 +34,50 @@ def test_it_holds_sixty_resources_and_three_legacy_ones() -> None:
         ("stream", True): 1,
         ("timeseries", True): 1,
     }
-    assert len(catalogue()) == 63
+    assert len(junctions) == 63
     assert {name for name, resource in catalogue().items() if resource.legacy} == {"sleep_stream", "hypnogram"}
     assert [resource.name for resource in catalogue().of_kind("device")] == ["device"]
     assert [resource.name for resource in catalogue().of_kind("summary")] == SUMMARIES
+
+
+def test_what_only_terra_has_is_none_of_junctions() -> None:
+    """Breaks if a type of Terra's is awaited, fetched or simulated as if it were Junction's, or its view is renamed."""
+    found = {resource.name: resource for resource in catalogue().values() if not resource.is_junctions}
+    records = {"terra_planned_workout", "terra_hormone", "terra_health_observation", "terra_lab_report"}
+    assert {name for name, one in found.items() if not one.is_series} == records
+    assert {name for name, one in found.items() if one.is_series} == {"terra_scores", "terra_hrv_sdnn"}
+    assert not any(one.path or one.terra or one.has_history for one in found.values())
+    assert not any("terra" in name for name in catalogue().event_names)
+    assert catalogue().event("daily.data.terra_scores.created").does == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "resource", "is_fetched"),
+    [
+        ("activity", "workouts", True),
+        ("daily", "activity", True),
+        ("body", "body", True),
+        ("sleep", "sleep", True),
+        ("nutrition", "meal", True),
+        ("menstruation", "menstrual_cycle", True),
+        ("athlete", "profile", True),
+        ("planned_workout", "terra_planned_workout", False),
+        ("hormone", "terra_hormone", False),
+        ("health_observation", "terra_health_observation", False),
+        ("lab_report", "terra_lab_report", False),
+    ],
+)
+def test_where_terras_types_land(name: str, resource: str, *, is_fetched: bool) -> None:
+    """Breaks if Terra's `activity`, which is a workout, lands in the days, or the other way round."""
+    assert catalogue().of_terra(name).name == resource
+    assert catalogue().of_terra(name).terra == (name if is_fetched else None)
+
+
+@pytest.mark.parametrize("name", ["workouts", "heartrate", "terra_scores", "scores", "route", ""])
+def test_what_is_no_type_of_terras_lands_nowhere(name: str) -> None:
+    """Breaks if a name of ours is taken for a type of Terra's."""
+    with pytest.raises(KeyError):
+        catalogue().of_terra(name)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +213,10 @@ def test_what_an_event_name_means(name: str, does: str, resource: str | None) ->
         (f'[summary.x]\n{PATH}\nunit = "kg"', "x: key, unit and interval belong to timeseries"),
         (f"[stream.x]\n{PATH}\ninterval = true", "x: key, unit and interval belong to timeseries"),
         (f'[device.x]\n{PATH}\nkey = ["type"]', "x: key, unit and interval belong to timeseries"),
+        (f"[terra.x]\n{PATH}", "terra_x: Junction does not have it"),
+        (f'[stream.x]\n{PATH}\nterra = "x"', "x: terra is the type of a summary's objects"),
+        (f'[summary.x]\n{PATH}\nterra = "/x"', "x: terra is the type of a summary's objects"),
+        (f'[summary.x]\n{PATH}\nfields = ["deleted boolean"]', "'deleted' cannot be a column"),
         ('[timeseries]\nx = { key = ["device_id"] }', "x: no such key part: device_id"),
         (f'[summary.x]\n{PATH}\nfields = ["a text", "a number"]', "x: a field is named twice"),
         (f'[summary.x]\n{PATH}\nfields = ["payload text"]', "'payload' cannot be a column"),

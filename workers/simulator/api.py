@@ -59,7 +59,7 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
         "stream": _stream,
         "device": _devices,
     }
-    for resource in catalogue().values():
+    for resource in catalogue().of_kind(*readers):
         rule = resource.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, resource.name, partial(readers[resource.kind], world, resource))
     links = Links()

@@ -64,7 +64,7 @@ class Conditions:
 
     def put_pull(self, pull: Pull) -> None:
         """Puts it in place of what these pulls were told to be. Raises ValueError if there is no such pull."""
-        resources = [each for each in catalogue().values() if pull.resource in (None, each.name)]
+        resources = [each for each in catalogue().values() if each.is_junctions and pull.resource in (None, each.name)]
         pulls = [
             (connection, resource.name)
             for connection in self._named(pull.user_id, pull.provider)

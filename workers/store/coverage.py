@@ -98,9 +98,8 @@ def days_stored(connection: Connection, spans: Mapping[Key, tuple[datetime, date
     found: defaultdict[Key, set[int]] = defaultdict(set)
     by_resource: defaultdict[tuple[str, str], dict[Key, tuple[datetime, datetime]]] = defaultdict(dict)
     for key, span in spans.items():
-        kind = catalogue()[key.resource].kind
         # Samples person by person: a page of people with ten years of history would take more than a minute.
-        by_resource[(key.user_id, "") if kind == "timeseries" else ("", key.resource)][key] = span
+        by_resource[(key.user_id, "") if catalogue()[key.resource].is_series else ("", key.resource)][key] = span
     for (_, name), some in by_resource.items():
         query = _days_of_records(name) if name else DAYS_OF_SAMPLES
         if query is not None:

@@ -206,7 +206,7 @@ def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Pla
     """A backfill for each provider and resource; without a known provider, one for all there may be."""
     known = tuple(connection.scalars(PROVIDERS, {"user_id": wanted.user_id}))
     providers = wanted.providers or known or ("",)
-    names = wanted.resources or [name for name, one in catalogue().items() if not one.legacy and one.kind != "device"]
+    names = wanted.resources or [one.name for one in catalogue().values() if one.has_history]
     spent = experience(connection)
     return [
         _plan_one(connection, wanted, spent, provider, catalogue()[name])

@@ -15,7 +15,6 @@ COLUMN_TYPES = {
 }
 # How a scalar is read out of the payload. An integer may come as 146.0, which is one; 146.5 is refused, not rounded.
 READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
-RECORD_KINDS = ("summary", "stream", "device")
 
 
 def quoted(name: str) -> str:
@@ -29,26 +28,31 @@ def record_table(resource: Resource) -> str:
 
 
 def record_target(resource: Resource) -> Target:
-    """The table of a resource, as the guarded upsert wants it: the payload says all, the columns follow from it."""
+    """The table of a resource, as the guarded upsert wants it: the payload says all, the columns follow from it.
+
+    A retraction is content too: of two equal versions that differ in it alone, it is the one that stands.
+    """
     scalars = (quoted(field.name) for field in resource.fields)
-    content = ("provider", "source_type", *scalars, "payload")
-    return Target(record_table(resource), ("user_id", "id"), content, (("payload", ""),))
+    content = ("provider", "source_type", *scalars, "payload", "deleted")
+    return Target(record_table(resource), ("user_id", "id"), content, (("deleted", ""), ("payload", "")))
 
 
 def record_source(resource: Resource, parameter: str) -> str:
-    """A FROM item over one JSON parameter: an array of records, their scalars read out of their payloads.
+    """A FROM item over one JSON parameter: an array of records, their scalars read out of their `columns` or payloads.
 
     One parameter and not an array per column, because building thirty arrays in Python costs more than PostgreSQL
     takes to read the columns out of the document.
     """
     scalars = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in resource.fields)
     read_types = ", ".join(f"{quoted(field.name)} {READ_TYPES[field.type]}" for field in resource.fields)
-    fields = f", jsonb_to_record(given.payload) AS field({read_types})" if read_types else ""
+    given = "coalesce(given.columns, given.payload)"
+    fields = f", jsonb_to_record({given}) AS field({read_types})" if read_types else ""
     return f"""(
     SELECT given.n, given.user_id, given.id, given.provider, given.source_type{scalars},
-           given.payload, given.version, given.origin
+           given.payload, coalesce(given.deleted, false) AS deleted, given.version, given.origin
     FROM jsonb_to_recordset(CAST({parameter} AS jsonb)) AS given(n int, user_id text, id text, provider text,
-         source_type text, payload jsonb, version timestamptz, origin headrace.origin){fields}
+         source_type text, columns jsonb, payload jsonb, deleted boolean, version timestamptz,
+         origin headrace.origin){fields}
 ) AS incoming"""
 
 
@@ -83,7 +87,7 @@ def sync(connection: Connection, catalogue: Catalogue) -> None:
     Views are replaced, not dropped: a dashboard may stand on them. A new field therefore comes last.
     """
     for resource in catalogue.values():
-        if resource.kind in RECORD_KINDS:
+        if not resource.is_series:
             for statement in _record_ddl(resource):
                 connection.execute(text(statement))
         connection.execute(text(_view(resource, _columns_of_view(connection, resource))))
@@ -109,6 +113,7 @@ CREATE TABLE IF NOT EXISTS {table} (
     provider text NOT NULL,
     source_type text NOT NULL,
 {columns}    payload jsonb NOT NULL,
+    deleted boolean NOT NULL DEFAULT false,
     version timestamptz NOT NULL,
     origin headrace.origin NOT NULL,
     stored_at timestamptz NOT NULL,
@@ -118,12 +123,12 @@ CREATE TABLE IF NOT EXISTS {table} (
         f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quoted(field.name)} {COLUMN_TYPES[field.type]}"
         for field in resource.fields
     ]
-    return [create, *adds]
+    return [create, *adds, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS deleted boolean NOT NULL DEFAULT false"]
 
 
 def _view(resource: Resource, present: dict[str, str]) -> str:
     """The view as it should be: what it has, in its order, then what is new. What left the catalogue stays."""
-    samples = resource.kind == "timeseries"
+    samples = resource.is_series
     wanted = _sample_columns(resource) if samples else _record_columns(resource)
     gone = {
         name: f"CAST(s.extra ->> '{name}' AS {kind})" if samples else f"r.{quoted(name)}"
@@ -133,8 +138,8 @@ def _view(resource: Resource, present: dict[str, str]) -> str:
     columns = {name: (wanted | gone)[name] for name in present} | wanted
     selected = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns.items())
     source = _SAMPLES_FROM if samples else f"{record_table(resource)} r LEFT JOIN headrace.users u USING (user_id)"
-    where = f"WHERE n.resource = '{resource.name}'" if samples else ""
-    return f"CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS SELECT {selected} FROM {source} {where}"
+    where = f"n.resource = '{resource.name}'" if samples else "NOT r.deleted"
+    return f"CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS SELECT {selected} FROM {source} WHERE {where}"
 
 
 _SAMPLES_FROM = """headrace.series n

@@ -48,7 +48,7 @@ SELECT series_id, version, count(*) AS rows FROM merged WHERE changed GROUP BY s
 OUTDONE_SAMPLES = text(outdone(SAMPLES, STAGED))
 
 
-class RecordRow(msgspec.Struct):
+class RecordRow(msgspec.Struct, omit_defaults=True):
     """A record on its way into its table; `n` says which delivery it came with."""
 
     n: int
@@ -59,6 +59,8 @@ class RecordRow(msgspec.Struct):
     payload: msgspec.Raw
     version: datetime
     origin: str
+    columns: msgspec.Raw | None = None
+    deleted: bool = False
 
 
 class ConnectionRow(msgspec.Struct):
@@ -119,16 +121,14 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
         if isinstance(a := one.action, actions.Connection)
     ]
     if connections:
-        parameters = {"rows": _json(connections)}
-        _count(written, connections, connection.execute(MERGE_CONNECTIONS, parameters), CONNECTIONS)
-        if any(row.n not in written.changed for row in connections):
-            written.stale.update(connection.scalars(OUTDONE_CONNECTIONS, parameters))
+        _write_connections(connection, connections, written)
     return written
 
 
 def _record_row(n: int, record: Record, origin: Origin) -> RecordRow:
-    payload = msgspec.Raw(record.payload)
-    return RecordRow(n, record.user_id, record.id, record.provider, record.source_type, payload, record.version, origin)
+    names = (n, record.user_id, record.id, record.provider, record.source_type)
+    columns = msgspec.Raw(record.columns) if record.columns is not None else None
+    return RecordRow(*names, msgspec.Raw(record.payload), record.version, origin, columns, record.is_deleted)
 
 
 def _json(rows: Iterable[msgspec.Struct]) -> str:
@@ -147,6 +147,15 @@ def _write_records(connection: Connection, resource: Resource, rows: list[Record
     _count(written, rows, connection.execute(merge, parameters), target)
     if any(row.n not in written.changed for row in rows):
         written.stale.update(connection.scalars(late, parameters))
+
+
+def _write_connections(connection: Connection, rows: list[ConnectionRow], written: Written) -> None:
+    """What is only supposed is written where nothing is known, and is neither news nor late: the data with it is."""
+    merged = connection.execute(MERGE_CONNECTIONS, {"rows": _json(rows)}).all()
+    told = [row for row in rows if row.version > actions.SUPPOSED]
+    _count(written, told, (row for row in merged if row.version > actions.SUPPOSED), CONNECTIONS)
+    if any(row.n not in written.changed for row in told):
+        written.stale.update(connection.scalars(OUTDONE_CONNECTIONS, {"rows": _json(told)}))
 
 
 def _count(written: Written, rows: Sequence[Any], merged: Iterable[Row[Any]], target: Target) -> None:

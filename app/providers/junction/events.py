@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from app.actions import Action, Connection, Notice, Parsed, Record, Samples
+from app.actions import SUPPOSED, Action, Connection, Notice, Parsed, Record, Samples
 from app.catalogue import EventType, Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery
@@ -17,7 +17,6 @@ from app.providers.junction.shapes import Group, Source, decode, moment, record,
 from app.strict import refuse_doubles
 
 CLOCK_SKEW = timedelta(minutes=5)
-NOTICE_VERSION = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Envelope(msgspec.Struct):
@@ -104,7 +103,7 @@ def _actions(event: EventType, user_id: str, data: bytes, version: datetime, col
         yield from samples(resource, user_id, group, version, collapsed)
     elif resource:
         # A stream's notice holds no data: whatever has been fetched goes before it.
-        yield record(resource, user_id, data, NOTICE_VERSION if resource.kind == "stream" else version)
+        yield record(resource, user_id, data, SUPPOSED if resource.kind == "stream" else version)
 
 
 def _connection(name: str, user_id: str, data: bytes, version: datetime) -> Connection:

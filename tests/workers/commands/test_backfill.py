@@ -161,7 +161,7 @@ def test_everything_of_every_connection_is_the_default(run: Run, engine: Engine,
     """Breaks if --user alone leaves something out, or asks for what the aggregator has given up."""
     known(engine, settings, "u1", "garmin", "oura")
     found = json.loads(run("start", "--user", "u1", "--json", *SINCE).stdout)
-    names = {name for name, one in catalogue().items() if not one.legacy and one.kind != "device"}
+    names = {name for name, one in catalogue().items() if one.has_history}
     assert {(one["provider"], one["resource"]) for one in found} == {
         (provider, name) for provider in ("garmin", "oura") for name in names
     }

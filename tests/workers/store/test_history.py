@@ -666,7 +666,7 @@ def test_without_a_word_everything_is_planned(engine: Engine, settings: Settings
     """Breaks if a provider or a resource of a person is left out, or one that the aggregator has given up is asked."""
     connect(engine, settings, "u1", "oura", "garmin")
     connect(engine, settings, "u2", "fitbit")
-    names = [name for name, one in catalogue().items() if not one.legacy and one.kind != "device"]
+    names = [name for name, one in catalogue().items() if one.has_history]
     found = [(one.provider, one.resource) for one in planned(engine, settings)]
     assert found == [(provider, name) for provider in ("garmin", "oura") for name in names]
     assert {one.provider for one in planned(engine, settings, user_id="nobody")} == {""}

@@ -1,6 +1,7 @@
 """Tables and views: what readers rely on, of every resource in the catalogue."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from importlib.resources import files
 from typing import Any
@@ -52,8 +53,8 @@ VALUES: dict[str, tuple[Any, Any]] = {  # how a scalar stands in a payload, and 
     "datetime": ("2026-03-14T08:30:00.250+02:00", datetime(2026, 3, 14, 6, 30, 0, 250_000, UTC)),
 }
 EVERY = list(catalogue().values())
-RECORDS = [resource for resource in EVERY if resource.kind != "timeseries"]
-TIMESERIES = [resource for resource in EVERY if resource.kind == "timeseries"]
+RECORDS = [resource for resource in EVERY if not resource.is_series]
+TIMESERIES = [resource for resource in EVERY if resource.is_series]
 
 
 def named(resource: Resource) -> str:
@@ -99,7 +100,7 @@ def changing(empty_settings: Settings) -> Iterator[Engine]:
 def test_there_is_a_view_for_every_resource_and_nothing_else(shared: Engine) -> None:
     """Breaks if a resource has no view, or schema `health` shows what is not in the contract."""
     names = {row["name"] for row in rows(shared, "SELECT viewname AS name FROM pg_views WHERE schemaname = 'health'")}
-    assert len(EVERY) == 63
+    assert len(EVERY) == 69
     assert names == {resource.name for resource in EVERY} | set(OTHER_VIEWS)
     assert names > SUMMARIES
     assert rows(shared, "SELECT 1 FROM pg_tables WHERE schemaname = 'health'") == []
@@ -281,7 +282,7 @@ def test_one_event_of_every_type_is_applied_or_ignored(shared: Engine, world: Wo
     assert sum(row["outcome"] == "duplicate" for row in found.values()) < 10
 
 
-@pytest.mark.parametrize("resource", [one for one in EVERY if not one.legacy], ids=named)
+@pytest.mark.parametrize("resource", [one for one in EVERY if one.is_junctions and not one.legacy], ids=named)
 def test_every_resource_shows_what_its_events_brought(shared: Engine, world: World, resource: Resource) -> None:
     """Breaks if the events of a resource leave nothing in its view."""
     user = world.members[0]
@@ -293,10 +294,57 @@ def test_every_resource_shows_what_its_events_brought(shared: Engine, world: Wor
     assert {row["provider"] for row in found} <= {one.provider.slug for one in user.connections}
 
 
-@pytest.mark.parametrize("resource", [one for one in TIMESERIES if one.fields], ids=named)
+@pytest.mark.parametrize("resource", [one for one in TIMESERIES if one.is_junctions and one.fields], ids=named)
 def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World, resource: Resource) -> None:
     """Breaks if systolic, diastolic or a note's text stay in the payload."""
     query = f'SELECT * FROM health."{resource.name}" WHERE user_id = :user'
     for row in rows(shared, query, user=world.members[0].user_id):
         assert row["value"] is None
         assert all(row[field.name] is not None for field in resource.fields)
+
+
+def test_columns_of_their_own_go_before_the_payload(shared: Engine) -> None:
+    """Breaks if an object of another form than its columns is read as if it had them, or is not kept as it came."""
+    payload, columns = {"steps": "many", "title": 1}, {"steps": 12, "calendar_date": "2026-03-14"}
+    encoded = msgspec.json.encode(payload), msgspec.json.encode(columns)
+    store(shared, Record("activity", "columns", "a1", "garmin", "daily", encoded[0], START, encoded[1]))
+    query = "SELECT steps, calendar_date, distance, payload FROM health.activity WHERE user_id = 'columns'"
+    assert rows(shared, query) == [
+        {"steps": 12, "calendar_date": date(2026, 3, 14), "distance": None, "payload": payload}
+    ]
+
+
+@pytest.mark.parametrize("resource", RECORDS, ids=named)
+def test_a_record_that_is_taken_back_is_not_shown_until_a_newer_version_comes(
+    shared: Engine, resource: Resource
+) -> None:
+    """Breaks if what a user deleted is still seen, hides what was sent after it, or comes back with what was before."""
+    moments = [START.replace(minute=minute) for minute in range(4)]
+    given = Record(resource.name, "taken back", "r1", "garmin", "ring", b"{}", moments[1])
+    query = f'SELECT version FROM health."{resource.name}" WHERE user_id = :user'
+    seen = []
+    for version, is_deleted in ((1, False), (2, True), (0, False), (1, False), (3, False)):
+        store(shared, replace(given, version=moments[version], is_deleted=is_deleted))
+        seen.append([row["version"] for row in rows(shared, query, user="taken back")])
+    assert seen == [[moments[1]], [], [], [], [moments[3]]]
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_of_two_equal_versions_the_retraction_stands(shared: Engine, order: tuple[bool, bool]) -> None:
+    """Breaks if a retraction and what it retracts, of one moment, end differently in the two orders."""
+    for is_deleted in order:
+        store(shared, Record("sleep", f"tie {order}", "s1", "", "ring", b'{"a":1}', START, is_deleted=is_deleted))
+    assert rows(shared, "SELECT id FROM health.sleep WHERE user_id = :user", user=f"tie {order}") == []
+
+
+def test_a_table_without_deletions_gets_them(changing: Engine) -> None:
+    """Breaks if the upgrade of a database from before there were deletions fails, or hides what is stored."""
+    with changing.begin() as connection:
+        connection.execute(text("DROP VIEW health.sleep"))
+        connection.execute(text("ALTER TABLE headrace.sleep DROP COLUMN deleted"))
+        connection.execute(text("CREATE VIEW health.sleep AS SELECT r.user_id FROM headrace.sleep r"))
+        insert = "INSERT INTO headrace.sleep (user_id, id, provider, source_type, payload, version, origin, stored_at)"
+        connection.execute(text(f"{insert} VALUES ('u1', 's1', '', '', '{{}}', now(), 'webhook', now())"))
+    with transaction(changing) as connection:
+        schema.sync(connection, catalogue())
+    assert rows(changing, "SELECT id FROM health.sleep") == [{"id": "s1"}]
