@@ -13,15 +13,8 @@ What is posted is one object or a list of them; DELETE of the same path ends all
 not in the log and never fail on purpose.
 """
 
-import time
-from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from functools import partial
-from hmac import compare_digest
-from itertools import count
-from math import ceil
 from typing import Any
 
 import msgspec
@@ -34,6 +27,7 @@ from workers.simulator.data import World
 from workers.simulator.events import changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
+from workers.simulator.guards import OWN, SIMULATED, Dialect, add_guards, is_made
 from workers.simulator.introspection import historical_pulls, resource_statistics
 from workers.simulator.links import Links
 from workers.simulator.people import User
@@ -42,8 +36,6 @@ from workers.simulator.refresh import Refreshes
 from workers.simulator.users import add_users, known
 
 PAGE_SIZE = 500
-OWN = "/simulate/"
-REMEMBERED = 100_000
 CHANGED = 10
 INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
 
@@ -51,7 +43,8 @@ INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_stat
 def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE) -> Flask:
     """The read API of a world. `page_size` is how many samples a page of a timeseries holds at most."""
     app = Flask(__name__)
-    _add_guards(app, world, api_key, faults)
+    key = {"X-Vital-API-Key": api_key}
+    add_guards(app, faults, {None: Dialect(key, _refusal, _possible_faults, _expired, partial(_served, world))})
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[..., Response]] = {
         "summary": _summary,
@@ -71,33 +64,20 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
     return app
 
 
-def _add_guards(app: Flask, world: World, api_key: str, faults: Faults) -> None:
-    log: deque[Record] = deque(maxlen=REMEMBERED)
-    numbers = count(1)
-    app.extensions["simulated_requests"] = log
+def _refusal(status: int) -> Response:
+    detail: Any = "Invalid token" if status == 401 else SIMULATED
+    if status == 422:
+        detail = [{"loc": ["query"], "msg": detail, "type": "value_error"}]
+    return answer({"detail": detail}, status)
 
-    @app.before_request
-    def guard() -> Response | None:
-        if request.path.startswith(OWN):
-            return None
-        g.started = time.time()
-        g.fault = faults.pick(request.path, _possible_faults())
-        if g.fault and (failure := _fail(g.fault)):
-            return failure
-        if not compare_digest(request.headers.get("X-Vital-API-Key", "").encode(), api_key.encode()):
-            return answer({"detail": "Invalid token"}, 401)
-        return None
 
-    @app.after_request
-    def note(response: Response) -> Response:
-        if request.path.startswith(OWN):
-            return response
-        asked = {"method": request.method, "path": request.path, "query": request.query_string.decode()}
-        at = datetime.fromtimestamp(g.started, UTC).isoformat()
-        log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
-        if _is_made("changing") and "query" in g:
-            world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
-        return _truncate(response) if _is_made("truncated") else response
+def _expired(fault: Fault) -> Response | None:
+    return answer({"detail": "cursor_expired"}, 400) if fault.kind == "expired_cursor" else None
+
+
+def _served(world: World) -> None:
+    if is_made("changing") and "query" in g:
+        world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
 
 
 def _possible_faults() -> set[FaultKind]:
@@ -111,16 +91,12 @@ def _possible_faults() -> set[FaultKind]:
     return possible
 
 
-def _is_made(kind: FaultKind) -> bool:
-    return g.fault is not None and g.fault.kind == kind
-
-
 def _page_of(size: int) -> int:
-    return min(size, g.fault.records or 0) if _is_made("short_page") else size
+    return min(size, g.fault.records or 0) if is_made("short_page") else size
 
 
 def _add_own_routes(app: Flask, world: World, faults: Faults) -> None:
-    log: deque[Record] = app.extensions["simulated_requests"]
+    log = app.extensions["simulated_requests"]
     conditions = world.conditions
     app.add_url_rule(f"{OWN}requests", "requests", lambda: answer(list(log)))
     app.add_url_rule(f"{OWN}changes", "changes", lambda: answer(changes(world, forget=False)))
@@ -148,32 +124,6 @@ def _put(kind: Any, put: Callable[[Any], None]) -> Response:
 def _drop(clear: Callable[..., object], *of: Any) -> Response:
     clear(*of)
     return answer({"ok": True})
-
-
-def _fail(fault: Fault) -> Response | None:
-    if fault.kind == "slow":
-        time.sleep(fault.seconds)
-    if fault.kind == "expired_cursor":
-        return answer({"detail": "cursor_expired"}, 400)
-    if not fault.kind.isdecimal():
-        return None
-    detail: Any = "as asked by a simulated fault"
-    if fault.kind == "422":
-        detail = [{"loc": ["query"], "msg": detail, "type": "value_error"}]
-    response = answer({"detail": detail}, int(fault.kind))
-    if fault.retry_after is not None:
-        seconds = ceil(fault.retry_after)
-        at = datetime.now(UTC) + timedelta(seconds=seconds)
-        response.headers["Retry-After"] = format_datetime(at, usegmt=True) if fault.as_date else str(seconds)
-    return response
-
-
-def _truncate(response: Response) -> Response:
-    body = response.get_data()
-    response.set_data(body[: len(body) // 2])
-    # The whole length stays announced: only so can a client tell that something is missing.
-    response.headers["Content-Length"] = str(len(body))
-    return response
 
 
 def _query(world: World, resource: Resource, user_id: str) -> Query:
