@@ -33,6 +33,9 @@ from workers.simulator.links import Links
 from workers.simulator.people import User
 from workers.simulator.query import Query, Record, Sample, grouped
 from workers.simulator.refresh import Refreshes
+from workers.simulator.terra.api import NAME as TERRA
+from workers.simulator.terra.api import TerraApi
+from workers.simulator.terra.data import TerraWorld
 from workers.simulator.users import add_users, known
 
 PAGE_SIZE = 500
@@ -40,11 +43,15 @@ CHANGED = 10
 INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
 
 
-def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE) -> Flask:
+def create_api(
+    world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE, terra: TerraWorld | None = None
+) -> Flask:
     """The read API of a world. `page_size` is how many samples a page of a timeseries holds at most."""
-    app = Flask(__name__)
+    app, links = Flask(__name__), Links()
+    terra_api = TerraApi(terra or TerraWorld(world), links)
     key = {"X-Vital-API-Key": api_key}
-    add_guards(app, faults, {None: Dialect(key, _refusal, _possible_faults, _expired, partial(_served, world))})
+    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_served, world))
+    add_guards(app, faults, {None: junction, TERRA: terra_api.dialect})
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[..., Response]] = {
         "summary": _summary,
@@ -55,8 +62,8 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
     for resource in catalogue().of_kind(*readers):
         rule = resource.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, resource.name, partial(readers[resource.kind], world, resource))
-    links = Links()
     links.add_to(app)
+    terra_api.add_to(app)
     add_users(app, world, links)
     app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", Refreshes(world).answer, methods=["POST"])
     for name, describe in INTROSPECTION.items():
@@ -75,7 +82,7 @@ def _expired(fault: Fault) -> Response | None:
     return answer({"detail": "cursor_expired"}, 400) if fault.kind == "expired_cursor" else None
 
 
-def _served(world: World) -> None:
+def _served(world: World, _: Response) -> None:
     if is_made("changing") and "query" in g:
         world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
 

@@ -45,7 +45,7 @@ class World:
         self.until = self.until.astimezone(UTC)
         self.start = (self.until - timedelta(days=self.days)).replace(hour=0, minute=0, second=0, microsecond=0)
         self.connected_at = self.until
-        self.team_id = self._uuid("team")
+        self.team_id = self.identity("team")
         self.members = tuple(self._member(number) for number in range(1, self.users + 1))
         self.conditions = Conditions(lambda: self.members)
         self._by_id = {member.user_id: member for member in self.members}
@@ -71,7 +71,7 @@ class World:
             if known := self.named(client_user_id):
                 return known
             number = len(self.members) + 1
-            user = User(number, self._uuid("user", number), client_user_id, ())
+            user = User(number, self.identity("user", number), client_user_id, ())
             self._put(user)
             return user
 
@@ -81,7 +81,7 @@ class World:
             user = self._by_id[user_id]
             if known := user.connection(provider.slug):
                 return known
-            device_id = self._uuid("device", user.number, provider.slug)
+            device_id = self.identity("device", user.number, provider.slug)
             made = Connection(user.number, user_id, provider, device_id, self.until)
             user = replace(user, connections=(*user.connections, made))
             self._put(user)
@@ -254,7 +254,9 @@ class World:
 
     def identify(self, slot: Slot) -> str:
         """A record's id, the same for good."""
-        return self._uuid(slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number)
+        return self.identity(
+            slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number
+        )
 
     def link(self, slot: Slot, resource: str) -> str:
         """The id of the record of another resource that shares the slot's schedule."""
@@ -301,7 +303,8 @@ class World:
         seed = f"{self.seed}/{connection.user_number}/{connection.provider.slug}/{name}/{slot.number}/{purpose}"
         return Random(seed)  # noqa: S311 - repeatable on purpose, and nothing is kept secret with it
 
-    def _uuid(self, *parts: object) -> str:
+    def identity(self, *parts: object) -> str:
+        """An id made of these, the same for the same seed."""
         return str(uuid5(NAMESPACE, "/".join(str(part) for part in (self.seed, *parts))))
 
     def _put(self, user: User) -> None:
@@ -310,10 +313,10 @@ class World:
 
     def _member(self, number: int) -> User:
         dice = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
-        user_id = self._uuid("user", number)
+        user_id = self.identity("user", number)
         providers = [WIDE[number % len(WIDE)], *dice.sample(NARROW, dice.randrange(1, 3))]
         connections = (
-            Connection(number, user_id, provider, self._uuid("device", number, provider.slug), self.start)
+            Connection(number, user_id, provider, self.identity("device", number, provider.slug), self.start)
             for provider in providers
         )
         return User(number, user_id, f"member-{number:04d}", tuple(connections))

@@ -29,7 +29,7 @@ class Dialect:
     refusal: Callable[[int], Response]
     possible: Callable[[], set[FaultKind]]  # of the faults that are only some requests' own
     failed: Callable[[Fault], Response | None] = lambda _: None  # how such a one is told, if by an answer of its own
-    served: Callable[[], None] = lambda: None  # what happens after an answer
+    served: Callable[[Response], None] = lambda _: None  # what happens after an answer
 
     def knows(self) -> bool:
         """Whether the request carries the keys."""
@@ -62,7 +62,7 @@ def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect
         asked = {"method": request.method, "path": request.path, "query": request.query_string.decode()}
         at = datetime.fromtimestamp(g.started, UTC).isoformat()
         log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
-        dialects[request.blueprint].served()
+        dialects[request.blueprint].served(response)
         return _truncate(response) if is_made("truncated") else response
 
 
