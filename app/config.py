@@ -336,6 +336,14 @@ class Settings:
         """The key of Junction's API. Raises Misconfigured if there is none."""
         return self.junction_api_key or _missing("JUNCTION_API_KEY", "your team's key, as the dashboard shows it", "")
 
+    def need_terra_dev_id(self) -> str:
+        """The developer id of Terra's API. Raises Misconfigured if there is none."""
+        return self.terra_dev_id or _missing("TERRA_DEV_ID", "your developer id, as the dashboard shows it", "")
+
+    def need_terra_api_key(self) -> str:
+        """The key of Terra's API. Raises Misconfigured if there is none."""
+        return self.terra_api_key or _missing("TERRA_API_KEY", "your key, as the dashboard shows it", "")
+
     def need_webhook_secret(self) -> None:
         """Raises Misconfigured if no provider's signatures could be verified: there is no way to switch that off."""
         if not (self.junction_webhook_secrets or self.terra_signing_secrets):

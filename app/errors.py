@@ -5,7 +5,7 @@ HeadraceError
 ├── Refused              401: the request is not from who it claims to be
 ├── NotTaken             503: the broker did not confirm; the sender will send again
 ├── DeadLetter           set aside: trying again cannot mend it
-├── NotYet               ask again: the provider is still at it, and says for how long
+├── NotYet               ask again: the provider answers, but not with what was asked for
 └── TryLater             put back: something we depend on is away
 """
 
@@ -35,11 +35,17 @@ class DeadLetter(HeadraceError):
 
 
 class NotYet(HeadraceError):
-    """A provider's answer holds no data yet. `seconds` is how long it wants to be left alone."""
+    """An answer that is a word about the data and not the data. `what` is one of a fixed set, `seconds` the wait.
 
-    def __init__(self, reason: str, seconds: float) -> None:
-        super().__init__(reason)
-        self.seconds = seconds
+    processing   the provider was asked, and has not answered
+    rate_limit   it asks for less; meant for everybody
+    no_data      there is nothing, or nothing yet
+    accepted     the data is sent as webhooks instead
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(f"not yet: {what}")
+        self.what, self.seconds = what, seconds
 
 
 class TryLater(HeadraceError):

@@ -15,6 +15,7 @@ ROWS = Counter("headrace_rows_total", "Rows written, by kind", ["kind"])
 COLLAPSED = Counter(
     "headrace_collapsed_samples_total", "Samples that shared their key with a different one of the same delivery", []
 )
+TIMELESS = Counter("headrace_timeless_values_total", "Values left out because nothing says when they were measured", [])
 
 
 def exposition() -> bytes:

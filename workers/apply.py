@@ -135,6 +135,8 @@ class Applier:
             return Opened(delivery, attempts, reason=_reason(error))
         if parsed.collapsed:
             metrics.COLLAPSED.inc(parsed.collapsed)
+        if parsed.timeless:
+            metrics.TIMELESS.inc(parsed.timeless)
         return Opened(delivery, attempts, parsed)
 
     def _commit_alone(self, opened: Opened, origin: Origin) -> Applied:

@@ -25,6 +25,7 @@ class Request:
     has_cursor: bool = False  # it goes on where an earlier answer ended
     method: str = "GET"
     body: bytes | None = None  # JSON
+    days: int = 0  # of history that is asked for, where an account has only so many
 
 
 Limited = Literal["account", "user", "request"]

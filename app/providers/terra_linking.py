@@ -1,12 +1,9 @@
 """Terra's widget sessions: where a person chooses a provider and connects it (POST /auth/generateWidgetSession)."""
 
-from collections.abc import Mapping
-
 import msgspec
 
-from app.config import Settings
-from app.errors import DeadLetter, Misconfigured
-from app.providers.junction.shapes import decode
+from app.errors import DeadLetter
+from app.providers.common import decode
 from app.providers.linking import Link, one_line, post
 from app.providers.request import Request
 
@@ -23,14 +20,6 @@ class _Refusal(msgspec.Struct):
     title: str = ""
     detail: str | None = None
     message: str = ""  # the form of 2022
-
-
-def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
-    """The base URL and the headers that every request carries. Raises Misconfigured."""
-    if not (settings.terra_api_key and settings.terra_dev_id):
-        missing = "TERRA_DEV_ID" if settings.terra_api_key else "TERRA_API_KEY"
-        raise Misconfigured(f"{missing}: not set; set it to your account's, as Terra's dashboard shows it")
-    return settings.terra_base_url.rstrip("/"), {"dev-id": settings.terra_dev_id, "x-api-key": settings.terra_api_key}
 
 
 def session_request(reference_id: str, providers: tuple[str, ...] = (), redirect_url: str | None = None) -> Request:

@@ -9,7 +9,7 @@ import click
 
 from app.config import Settings, load
 from app.errors import DeadLetter, Misconfigured
-from app.providers import junction, terra_linking
+from app.providers import junction, terra, terra_linking
 from app.providers.junction import linking as junction_linking
 from app.providers.request import Request
 from workers.commands import common
@@ -35,7 +35,7 @@ AGGREGATORS: Mapping[str, Aggregator] = {
         "Junction", "JUNCTION_API_KEY", "JUNCTION_BASE_URL", junction.connect, junction_linking.read_refusal
     ),
     "terra": Aggregator(
-        "Terra", "TERRA_API_KEY and TERRA_DEV_ID", "TERRA_BASE_URL", terra_linking.connect, terra_linking.read_refusal
+        "Terra", "TERRA_API_KEY and TERRA_DEV_ID", "TERRA_BASE_URL", terra.connect, terra_linking.read_refusal
     ),
 }
 

@@ -11,7 +11,8 @@ from app.actions import Action, Record
 from app.catalogue import Resource
 from app.config import Settings
 from app.errors import DeadLetter
-from app.providers.junction.shapes import Group, decode, record, samples
+from app.providers.common import decode
+from app.providers.junction.shapes import Group, record, samples
 from app.providers.request import Page, Request, Slice, Terms
 from app.strict import refuse_doubles
 

@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from app.actions import SUPPOSED, Action, Connection, Notice, Parsed, Record, Samples
+from app.actions import SUPPOSED, Action, Connection, Notice, Parsed, Record
 from app.catalogue import EventType, Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery
 from app.errors import DeadLetter
 from app.providers import ksuid
-from app.providers.junction.shapes import Group, Source, decode, moment, record, samples
+from app.providers.common import decode, moment, version_of, wanted
+from app.providers.junction.shapes import Group, Source, record, samples
 from app.strict import refuse_doubles
-
-CLOCK_SKEW = timedelta(minutes=5)
 
 
 class _Envelope(msgspec.Struct):
@@ -59,19 +58,12 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     user_id = envelope.user_id or _owner(envelope.data)
     if not user_id:
         raise DeadLetter("no user: neither user_id nor data.user_id")
-    # An id from the future would win over everything that comes after it.
-    version = min(ksuid.created_at(delivery.message_id) or delivery.received, delivery.received + CLOCK_SKEW)
+    version = version_of(ksuid.created_at(delivery.message_id), delivery)
     collapsed: list[int] = []
     found = list(_actions(event, user_id, bytes(envelope.data), version, collapsed))
     found += [notice for action in found for notice in _streams_of(action, settings)]
-    kept = tuple(action for action in found if _is_kept(action, settings))
-    ignored = "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
+    kept, ignored = wanted(found, settings)
     return Parsed(name, user_id, envelope.client_user_id, kept, ignored, version, sum(collapsed))
-
-
-def _is_kept(action: Action, settings: Settings) -> bool:
-    """Whether the operator wants it; who is connected with what is always of interest."""
-    return not isinstance(action, Record | Samples | Notice) or settings.keeps(action.resource, action.provider)
 
 
 def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:

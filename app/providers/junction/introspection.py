@@ -9,7 +9,7 @@ import msgspec
 
 from app.actions import Connection
 from app.errors import DeadLetter
-from app.providers.junction.shapes import decode, moment
+from app.providers.common import decode, moment
 from app.providers.request import Request
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import msgspec
 
 from app.errors import DeadLetter
-from app.providers.junction.shapes import decode
+from app.providers.common import decode
 from app.providers.linking import Link, one_line, post
 from app.providers.request import Request
 

@@ -1,21 +1,21 @@
 """What Junction's objects look like, in every shape since 2022, and the records and samples they become."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from app.actions import Record, Sample, Samples
 from app.catalogue import Field, Resource
 from app.errors import DeadLetter
+from app.providers.common import DateText, Identifier, decode, moment
 
 # These give local time and call it UTC (Junction: "floating time"); it is kept as it came and marked.
 FLOATING_TIME = frozenset({"freestyle_libre", "abbott_libreview"})
 SAMPLE_COLUMNS = frozenset({"timestamp", "start", "end", "unit", "timezone_offset", "id"})
 
-DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL reads the rest, strictly
 _TYPES: dict[str, Any] = {
     "text": str | None,
     "integer": int | float | None,
@@ -75,8 +75,8 @@ def _record_type(resource: Resource) -> Any:
         "provider": str | None,
     }
     scalars = {field.name: _TYPES[field.type] for field in resource.fields}
-    fields = [(resource.identifier, Annotated[str, msgspec.Meta(min_length=1, max_length=256)])]
-    fields += [(name, kind, None) for name, kind in (fixed | scalars).items()]  # type: ignore[misc]
+    fields: list[Any] = [(resource.identifier, Identifier)]
+    fields += [(name, kind, None) for name, kind in (fixed | scalars).items()]
     return msgspec.defstruct(resource.name, fields)
 
 
@@ -178,22 +178,3 @@ def _number(value: Any, what: str) -> float:
 
 def _not_a_number(what: str) -> float:
     raise DeadLetter(f"{what}: expected a number")
-
-
-def moment(text: Any, what: str) -> datetime:
-    """An instant; without an offset it is taken as UTC, which is what Junction means."""
-    try:
-        given = datetime.fromisoformat(text)
-        return given if given.tzinfo else given.replace(tzinfo=UTC)
-    except (ValueError, TypeError):
-        raise DeadLetter(f"{what}: expected an ISO 8601 date and time") from None
-
-
-def decode(body: bytes, kind: Any, what: str) -> Any:
-    """Raises DeadLetter; msgspec's text names the field and the types, never the value."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DeadLetter(f"{what}: {error}") from None
-    except RecursionError:
-        raise DeadLetter(f"{what}: nested too deep") from None

@@ -1,12 +1,10 @@
 """Terra's widget sessions: what is asked, and what its answers mean, the public examples among them."""
 
 import json
-from typing import Any
 
 import pytest
 
-from app.config import Settings
-from app.errors import DeadLetter, Misconfigured
+from app.errors import DeadLetter
 from app.providers import terra_linking as linking
 from app.providers.linking import Link
 
@@ -72,18 +70,3 @@ def test_an_answer_of_another_form_is_refused(body: bytes) -> None:
 def test_a_refusal_is_told_in_one_line(body: bytes, said: str) -> None:
     """Breaks if the reason is lost, in the form of today or in that of 2022."""
     assert linking.read_refusal(body) == said
-
-
-def test_the_key_and_the_id_go_along() -> None:
-    """Breaks if a request lacks one of Terra's two headers."""
-    settings = Settings(terra_dev_id="dev-1", terra_api_key="key-1", terra_base_url="https://terra.test/v2/")
-    assert linking.connect(settings) == ("https://terra.test/v2", {"dev-id": "dev-1", "x-api-key": "key-1"})
-
-
-@pytest.mark.parametrize(
-    ("given", "missing"), [({"terra_dev_id": "d"}, "TERRA_API_KEY"), ({"terra_api_key": "k"}, "TERRA_DEV_ID")]
-)
-def test_without_both_nothing_is_asked(given: dict[str, Any], missing: str) -> None:
-    """Breaks if half a key is sent, or the error names the half that is there."""
-    with pytest.raises(Misconfigured, match=f"^{missing}: not set"):
-        linking.connect(Settings(**given))

@@ -183,6 +183,24 @@ def test_terra_gives_a_session(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (said["aggregator"], said["user_id"], said["token"]) == ("terra", None, "s1")
 
 
+def test_a_session_of_the_simulated_terra_connects(run: Run, simulator: Simulator) -> None:
+    """Breaks if linking through Terra cannot be tried without an account."""
+    said = json.loads(
+        run(
+            "--user", "newcomer", "--aggregator", "terra", "--provider", "oura", "--json", **simulator.environment
+        ).stdout
+    )
+    assert httpx.get(said["url"]).json() == {"connected": "OURA"}
+    auth = simulator.terra.waiting()[0]
+    assert auth.event["user"]["reference_id"] == "newcomer"
+
+
+def test_a_provider_that_terra_does_not_know_is_told(run: Run, simulator: Simulator) -> None:
+    """Breaks if Terra's own words, in the form of RFC 9457, are lost."""
+    line = refused(run("--user", "m", "--aggregator", "terra", "--provider", "ourah", **simulator.environment))
+    assert line.startswith("Error: Terra refuses that (status 400: unknown provider OURAH; known are PELOTON, OURA")
+
+
 def test_terras_refusal_with_status_200_is_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if an error of Terra's older form is told as an address."""
     answered(monkeypatch, lambda _: httpx.Response(200, json={"status": "error", "message": "no such dev-id"}))
@@ -256,7 +274,8 @@ def test_another_reason_than_the_name_is_told(run: Run, monkeypatch: pytest.Monk
     [
         (("--user", "m"), {}, 1, "headrace: JUNCTION_API_KEY: not set, nor is TERRA_API_KEY"),
         (("--user", "m"), KEY | TERRA, 2, "Error: JUNCTION_API_KEY and TERRA_API_KEY are both set: say --aggregator"),
-        (("--user", "m", "--aggregator", "terra"), KEY, 1, "headrace: TERRA_API_KEY: not set"),
+        (("--user", "m", "--aggregator", "terra"), KEY, 1, "headrace: TERRA_DEV_ID: not set"),
+        (("--user", "m", "--aggregator", "terra"), {"TERRA_DEV_ID": "d"}, 1, "headrace: TERRA_API_KEY: not set"),
         (("--user", "m", "--aggregator", "junction"), TERRA, 1, "headrace: JUNCTION_"),
         (("--user", "m"), {"TERRA_API_KEY": "k"}, 1, "headrace: TERRA_DEV_ID: not set"),
         (("--user", " "), KEY, 2, "Error: --user is empty"),

@@ -1,23 +1,16 @@
-"""Terra: how its webhooks are signed. What its events mean is not decided yet: they are acknowledged and ignored."""
+"""How Terra signs its webhooks."""
 
 import hashlib
 import hmac
 from datetime import datetime
 
-import msgspec
-
-from app.actions import Parsed
 from app.config import Settings
-from app.delivery import Delivery, Headers, Receipt
-from app.errors import DeadLetter, Refused
+from app.delivery import Headers, Receipt
+from app.errors import Refused
 
 SIGNATURE_HEADERS = ("X-Terra-Signature", "Terra-Signature")  # the old name comes along, or alone
 LONGEST_HEADER = 8192
 LONGEST_ID = 256
-
-
-class _Envelope(msgspec.Struct):
-    type: str
 
 
 def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
@@ -38,15 +31,6 @@ def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> 
         stale = True
     # Told apart, because Terra may sign a retry with the time of the first attempt: the remedy is a wider tolerance.
     raise Refused("stale" if stale else "signature")
-
-
-def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:  # noqa: ARG001 - the shape of every provider
-    """What the event is called; raises DeadLetter if the body is no event."""
-    try:
-        event = msgspec.json.decode(body, type=_Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise DeadLetter("not a Terra event: the body is no JSON object with a type") from None
-    return Parsed(event.type, ignored="Terra's events are not applied yet")
 
 
 def _signatures(header: str) -> tuple[str, list[str]]:

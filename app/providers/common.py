@@ -1,0 +1,52 @@
+"""What all provider modules do in the same way: decoding, reading moments, dating, leaving out what nobody wants."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+
+from app.actions import Action, Notice, Record, Samples
+from app.config import Settings
+from app.delivery import Delivery
+from app.errors import DeadLetter
+
+CLOCK_SKEW = timedelta(minutes=5)
+
+DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL reads the rest, strictly
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+def decode(body: bytes, kind: Any, what: str) -> Any:
+    """Raises DeadLetter; msgspec's text names the field and the types, never the value."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DeadLetter(f"{what}: {error}") from None
+    except RecursionError:
+        raise DeadLetter(f"{what}: nested too deep") from None
+
+
+def moment(text: Any, what: str) -> datetime:
+    """An instant; without an offset it is taken as UTC, which is what Junction means."""
+    try:
+        given = datetime.fromisoformat(text)
+        return given if given.tzinfo else given.replace(tzinfo=UTC)
+    except (ValueError, TypeError):
+        raise DeadLetter(f"{what}: expected an ISO 8601 date and time") from None
+
+
+def version_of(told: datetime | None, delivery: Delivery) -> datetime:
+    """When an event was made, or came if it does not say. One from the future would win over all that comes later."""
+    return min(told or delivery.received, delivery.received + CLOCK_SKEW)
+
+
+def wanted(found: Sequence[Action], settings: Settings) -> tuple[tuple[Action, ...], str | None]:
+    """What of it the operator wants, and why nothing is done if that is none of it."""
+    kept = tuple(action for action in found if _is_wanted(action, settings))
+    return kept, "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
+
+
+def _is_wanted(action: Action, settings: Settings) -> bool:
+    """Who is connected with what is always of interest."""
+    return not isinstance(action, Record | Samples | Notice) or settings.keeps(action.resource, action.provider)
