@@ -1,14 +1,22 @@
 """What the simulated people have at Terra: the same for the same seed, growing through the day, of Terra's shapes."""
 
+import json
 from datetime import datetime, timedelta
 
 import msgspec
 import pytest
 
+from app.actions import Record, Samples
+from app.catalogue import catalogue
+from app.providers.terra import read_page
+from tests.support import ROOT
 from tests.workers.simulator.conftest import UNTIL
 from workers.simulator.data import World
 from workers.simulator.terra.data import STEP, TerraWorld
+from workers.simulator.terra.events import envelope
 from workers.simulator.terra.objects import KINDS
+
+RECORDED = ROOT / "tests" / "recorded" / "terra" / "generated"
 
 
 def all_of(terra, account, kind, **options):
@@ -27,6 +35,22 @@ def merged(old, new):
     if isinstance(old, list):
         return new[: len(old)] == old
     return isinstance(old, float | int) or old is None or old == new
+
+
+def strange(value, document, path=""):
+    """The paths of an object at which the document has no such name, or something of another type."""
+    if value is None or document is None:
+        return
+    if isinstance(value, dict) and isinstance(document, dict):
+        for name, one in value.items():
+            yield from strange(one, document[name], f"{path}.{name}") if name in document else [f"{path}.{name}"]
+    elif isinstance(value, list) and isinstance(document, list):
+        for one in value:
+            yield from strange(one, document[0] if document else None, f"{path}[]")
+    elif isinstance(value, bool) != isinstance(document, bool) or not (
+        isinstance(value, type(document)) or isinstance(value, int | float) and isinstance(document, int | float)
+    ):
+        yield path
 
 
 def test_people_are_the_same_and_have_the_same_names():
@@ -179,3 +203,38 @@ def test_a_renewed_account_has_the_same_data_under_another_id(terra):
     assert renewed.user_id != account.user_id
     assert terra.account(account.user_id) is None
     assert all_of(terra, terra.account(renewed.user_id), KINDS["sleep"]) == before
+
+
+@pytest.mark.parametrize("name", [*KINDS, "athlete"])
+def test_objects_have_no_name_and_no_type_that_terras_document_has_not(terra, name):
+    """Breaks if what is simulated is not what Terra sends. The recorded object has every name of the document."""
+    document = json.loads((RECORDED / f"{name}.full.json").read_text())
+    if name == "athlete":
+        objects = [terra.athlete(account) for account in terra.accounts()]
+    else:
+        objects = [one for account in having(terra, name) for one in all_of(terra, account, KINDS[name])]
+    for one in objects:
+        assert list(strange(one, document)) == []
+
+
+@pytest.mark.parametrize("resource", [one for one in catalogue().values() if one.terra and one.terra != "athlete"])
+def test_every_object_can_be_read(terra, resource):
+    """Breaks if an object cannot be used, or a value of it has no time."""
+    kind = KINDS[resource.terra]
+    for account in having(terra, kind.name):
+        page = envelope(terra, account, kind.name, all_of(terra, account, kind))
+        read = read_page(resource, account.user_id, msgspec.json.encode(page), UNTIL)
+        assert (read.records, read.refused) == (len(page["data"]), ())
+        records = [action for action in read.actions if isinstance(action, Record)]
+        assert len(records) == read.records
+        assert {action.provider for action in read.actions} == {account.provider.slug.lower()}
+        if kind.name != "menstruation":
+            assert any(isinstance(action, Samples) for action in read.actions)
+
+
+def test_the_check_of_names_and_types_finds_a_stranger():
+    """Breaks if the test above would pass whatever the objects hold."""
+    document = {"a": {"b": [{"c": 1}]}, "d": "text"}
+    assert list(strange({"a": {"b": [{"c": 2.5}]}, "d": None}, document)) == []
+    assert list(strange({"a": {"b": [{"x": 1}]}}, document)) == [".a.b[].x"]
+    assert list(strange({"a": {"b": {}}, "d": 1}, document)) == [".a.b", ".d"]
