@@ -26,8 +26,8 @@ from workers.simulator.terra.sender import TerraSender
 from workers.stack import Stack, running_stack
 from workers.store.engine import make_engine
 
-USERS, DAYS, SEED = 4, 7, 7
-LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 800, 200
+USERS, USERS_AT_TERRA, DAYS, SEED = 4, 2, 7, 7
+LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 800, 150
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
 SETTLE_SECONDS, HISTORY_SECONDS = 60, 120
@@ -99,7 +99,7 @@ def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Si
         TerraSender(f"{web}/terra", stack["terra_signing_secret"], **disorder) as terra_sender,
     ):
         send(console, f"{USERS} people connect through Junction", list(first_events(world)), junction_sender)
-        send(console, "and other devices of theirs through Terra", list(terra.first_events(twin)), terra_sender)
+        send(console, f"{USERS_AT_TERRA} of them also through Terra", list(terra.first_events(twin)), terra_sender)
         send(console, "one event of each of the 194 types", list(every_type(world)), junction_sender)
         live, growing = live_events(world, SEED), terra.live_events(twin, SEED)
         send(console, "live events, some twice, some late", list(islice(live, LIVE_EVENTS)), junction_sender)
@@ -155,7 +155,7 @@ def main(*, keep: bool) -> None:
     try:
         until = datetime.now(UTC) + PROVIDER_SLOWNESS
         with (
-            Simulator(USERS, DAYS, SEED, until=until) as simulator,
+            Simulator(USERS, DAYS, SEED, until=until, at_terra=USERS_AT_TERRA) as simulator,
             running_stack(
                 "demo",
                 simulator.environment | {"HEADRACE_REQUEST_RATE": "200/second"},

@@ -57,7 +57,7 @@ def expected(accepted: Mapping[str, Any]) -> Newest:
     for message_id, event in accepted.items():
         delivery, body = _delivered(message_id, event)
         for action in PROVIDERS[delivery.aggregator].parse(delivery, body, Settings()).actions:
-            for key, version, content in _contents(action):
+            for key, version, content in contents(action):
                 known = newest.get(key)
                 if known is None or version > known[0]:
                     newest[key] = (version, [content])
@@ -83,7 +83,8 @@ def wanted(accepted: Mapping[str, Any], truth: Mapping[Key, Any]) -> Newest:
     return newest
 
 
-def _contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
+def contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
+    """What an action would store: key, version and content of each row."""
     if isinstance(action, Record):
         yield (action.resource, action.user_id, action.id), action.version, msgspec.json.decode(action.payload)
     elif isinstance(action, Samples):
@@ -111,7 +112,7 @@ def terra_history(twin: TerraWorld) -> dict[Key, Any]:
             for page in _pages_of(twin, account, resource):
                 body = msgspec.json.encode(page)
                 for action in terra.read_page(resource, account.user_id, body, twin.world.until).actions:
-                    found |= {key: content for key, _, content in _contents(action)}
+                    found |= {key: content for key, _, content in contents(action)}
     return found
 
 
@@ -138,7 +139,7 @@ def _history_of(world: World, query: Query) -> Iterator[tuple[Key, Any]]:
         pages = [{resource.rows: records}] if resource.rows else records
     for page in pages:
         for action in junction.read_page(resource, user_id, msgspec.json.encode(page), world.until).actions:
-            yield from ((key, content) for key, _, content in _contents(action))
+            yield from ((key, content) for key, _, content in contents(action))
 
 
 def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:

@@ -32,7 +32,10 @@ class _Quiet(WSGIRequestHandler):
 
 
 class Simulator:
-    """A simulated provider that serves while it is entered, on a free port unless one is given."""
+    """A simulated provider that serves while it is entered, on a free port unless one is given.
+
+    `at_terra` of its users are connected through Terra as well, by default all.
+    """
 
     def __init__(
         self,
@@ -44,12 +47,13 @@ class Simulator:
         port: int = 0,
         api_key: str = API_KEY,
         page_size: int = PAGE_SIZE,
+        at_terra: int | None = None,
     ) -> None:
         self.world = World(seed, users, until or datetime.now(UTC), days)
         self.faults = Faults(seed)
         self.api_key = api_key
         self._port = port
-        self.terra = TerraWorld(self.world)
+        self.terra = TerraWorld(self.world, at_terra)
         self._app = create_api(self.world, api_key, self.faults, page_size, self.terra)
         self._server: BaseWSGIServer | None = None
         self._thread: Thread | None = None

@@ -35,9 +35,9 @@ class Slot:
 
 
 class TerraWorld:
-    """The accounts with Terra of a world's people. Safe to use from several threads."""
+    """The accounts with Terra of a world's people, all or the first so many. Safe to use from several threads."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, people: int | None = None) -> None:
         self.world = world
         self._accounts: dict[str, Account] = {}
         self._measured: dict[tuple[tuple[int, str], Kind], datetime] = {}
@@ -46,7 +46,7 @@ class TerraWorld:
         self._waiting: list[Any] = []
         self._last_stamp = 0
         self._lock = RLock()
-        for person in world.members:
+        for person in world.members[:people]:
             for provider in usual(person):
                 self._open(Account(self._id(person, provider.slug), person, provider, world.start))
 
@@ -168,7 +168,8 @@ class TerraWorld:
         for day in range(first, min(end, measured).toordinal() + 2):
             slot = Slot(account.place, kind, day)
             begins, ends = self._span(slot)
-            if day % kind.every == 0 and self._is_known(slot, measured) and begins < end and start < ends:
+            is_within = begins < end and max(start, self.world.start) < ends
+            if day % kind.every == 0 and is_within and self._is_known(slot, measured):
                 yield slot
 
     def _is_known(self, slot: Slot, at: datetime) -> bool:

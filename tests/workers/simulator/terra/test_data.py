@@ -48,7 +48,7 @@ def strange(value, document, path=""):
         for one in value:
             yield from strange(one, document[0] if document else None, f"{path}[]")
     elif isinstance(value, bool) != isinstance(document, bool) or not (
-        isinstance(value, type(document)) or isinstance(value, int | float) and isinstance(document, int | float)
+        isinstance(value, type(document)) or (isinstance(value, int | float) and isinstance(document, int | float))
     ):
         yield path
 
@@ -58,6 +58,21 @@ def test_people_are_the_same_and_have_the_same_names():
     world = World(1, 4, UNTIL, 5)
     names = {account.person.client_user_id for account in TerraWorld(world).accounts()}
     assert names == {user.client_user_id for user in world.members}
+
+
+def test_not_everybody_needs_to_be_at_terra():
+    """Breaks if a test cannot keep Terra small, or it is somebody else who is there each time."""
+    terra = TerraWorld(World(1, 4, UNTIL, 5), people=1)
+    assert [account.provider.slug for account in terra.accounts()] == ["OURA", "FREESTYLELIBRE"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_there_is_nothing_that_ended_before_the_world_began(name):
+    """Breaks if whoever asks for all of the world misses what a wider window would bring."""
+    terra = TerraWorld(World(1, 6, UNTIL, 10))
+    for account in having(terra, name):
+        long_ago = terra.world.start - timedelta(days=30)
+        assert terra.objects(account, KINDS[name], long_ago, UNTIL) == all_of(terra, account, KINDS[name])
 
 
 @pytest.mark.parametrize("name", KINDS)
