@@ -288,9 +288,9 @@ def _renamed(opened: Opened, successors: Mapping[str, str]) -> Opened:
     Its data is theirs; what it says of the connection is about the one that is no more.
     """
     parsed = opened.parsed
-    if not (parsed and parsed.user_id in successors):
+    user_id = successors.get(parsed.user_id or "") if parsed else None
+    if parsed is None or user_id is None:
         return opened
-    user_id = successors[parsed.user_id]
     kept = (one for one in parsed.actions if isinstance(one, Record | Samples | LargeRequest))
     actions = tuple(replace(one, user_id=user_id) for one in kept)
     ignored = parsed.ignored if actions else parsed.ignored or "of a connection that another has taken the place of"

@@ -26,6 +26,7 @@ from workers.commands.common import (
 from workers.commands.dead import dead, replay
 from workers.commands.drill import command as drill
 from workers.commands.erase import erase
+from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
 from workers.store.kept import tend
@@ -147,27 +148,31 @@ def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: 
 @click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="how much history each has")
 @click.option("--seed", type=int, default=1, show_default=True, help="the same seed makes the same people and data")
 @click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
+@click.option("--terra-to", help="the same as Terra would, e.g. to http://127.0.0.1:8000/webhooks/terra")
 @click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="the share of events that is sent twice")
 @click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="the share that comes a little late")
 @click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="the share that comes very late")
+@click.option(
+    "--pinged", type=click.FloatRange(0, 1), default=0.0, help="the share of Terra's that waits at an address"
+)
 @data_dir_option
-def simulate(
-    *, port: int, users: int, days: int, seed: int, to: str | None, data_dir: Path | None, **sending: Any
-) -> None:
+def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **options: Any) -> None:
     """Run the simulated provider alone, for your own tests, until Ctrl-C.
 
-    With --to, events are signed with JUNCTION_WEBHOOK_SECRET, or the secret of the stack in --data-dir.
+    With --to and --terra-to, events are signed with JUNCTION_WEBHOOK_SECRET and TERRA_SIGNING_SECRET, or the secrets
+    of the stack in --data-dir.
     """
-    secret = None
-    if to:
-        settings = load()
-        secrets = settings.junction_webhook_secrets or attached(data_dir).junction_webhook_secrets
-        secret = secrets[0]
-    simulator.run(port=port, users=users, days=days, seed=seed, to=to, secret=secret, **sending)
+    settings = load()
+    secrets, terra_secrets = settings.junction_webhook_secrets, settings.terra_signing_secrets
+    if (to and not secrets) or (terra_to and not terra_secrets):
+        stack = attached(data_dir)
+        secrets, terra_secrets = stack.junction_webhook_secrets, stack.terra_signing_secrets
+    secret, terra_secret = next(iter(secrets), None), next(iter(terra_secrets), None)
+    simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)
 
 
-for command in (backfill, reconcile, refresh, dead, replay, erase, drill):
+for command in (link, backfill, reconcile, refresh, dead, replay, erase, drill):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -18,23 +18,30 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config import load
 from app.errors import HeadraceError
-from workers.proof import Proof, history, prove
-from workers.simulator import Simulator, first_events, live_events
-from workers.simulator.events import Event, every_type
+from workers.proof import Proof, history, prove, terra_history
+from workers.simulator import Simulator, first_events, live_events, terra
+from workers.simulator.events import every_type
 from workers.simulator.sender import Sender
+from workers.simulator.terra.sender import TerraSender
 from workers.stack import Stack, running_stack
 from workers.store.engine import make_engine
 
-USERS, DAYS, SEED = 4, 7, 7
-LIVE_EVENTS = 1000
+USERS, USERS_AT_TERRA, DAYS, SEED = 4, 2, 7, 7
+LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 800, 150
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
 SETTLE_SECONDS, HISTORY_SECONDS = 60, 120
-QUERY = """
+QUERIES = {
+    "A query": """
 SELECT client_user_id, provider, count(*) AS workouts,
        round(sum(distance)::numeric / 1000, 1) AS km, round(avg(average_hr)) AS heart_rate
-FROM health.workouts GROUP BY 1, 2 ORDER BY km DESC NULLS LAST LIMIT 5"""
-
+FROM health.workouts GROUP BY 1, 2 ORDER BY km DESC NULLS LAST LIMIT 5""",
+    "One person, through Junction and through Terra": """
+SELECT client_user_id, provider, s.source_type, count(*) AS nights, round(avg(total) / 3600.0, 1) AS hours,
+       (SELECT round(avg(value)) FROM health.heartrate h
+        WHERE h.user_id = s.user_id AND h.provider = s.provider) AS heart_rate
+FROM health.sleep s WHERE client_user_id = 'member-0001' GROUP BY 1, 2, 3, s.user_id ORDER BY 2""",
+}
 
 BACKFILLS = text("""
 SELECT count(*) AS all, count(*) FILTER (WHERE status IN ('complete', 'failed')) AS done,
@@ -48,7 +55,7 @@ def bar(console: Console) -> Progress:
     return Progress(*parts, console=console, disable=not console.is_terminal)
 
 
-def send(console: Console, what: str, events: Sequence[Event], sender: Sender) -> None:
+def send(console: Console, what: str, events: Sequence[Any], sender: Sender) -> None:
     """Sends events, some twice and some late, each until it is taken."""
     with bar(console) as progress:
         task = progress.add_task(what, total=len(events))
@@ -85,15 +92,22 @@ def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Si
     simulator.faults.add("429", times=1, retry_after=2.0, as_date=True)
     simulator.faults.add("500", share=0.02)
     simulator.faults.add("truncated", share=0.02)
-    url, secret = f"{stack['web']}/webhooks/junction", stack["junction_webhook_secret"]
-    disorder = {"duplicates": DUPLICATES, "reordering": REORDERING, "seed": SEED}
-    with Sender(url, secret, **disorder, remember=True) as sender:  # type: ignore[arg-type]
-        send(console, f"{USERS} people connect, their history is announced", list(first_events(world)), sender)
-        send(console, "one event of each of the 194 types", list(every_type(world)), sender)
-        send(console, "live events, some twice, some late", list(islice(live_events(world, SEED), LIVE_EVENTS)), sender)
+    twin, web = simulator.terra, f"{stack['web']}/webhooks"
+    disorder: dict[str, Any] = {"duplicates": DUPLICATES, "reordering": REORDERING, "seed": SEED, "remember": True}
+    with (
+        Sender(f"{web}/junction", stack["junction_webhook_secret"], **disorder) as junction_sender,
+        TerraSender(f"{web}/terra", stack["terra_signing_secret"], **disorder) as terra_sender,
+    ):
+        send(console, f"{USERS} people connect through Junction", list(first_events(world)), junction_sender)
+        send(console, f"{USERS_AT_TERRA} of them also through Terra", list(terra.first_events(twin)), terra_sender)
+        send(console, "one event of each of the 194 types", list(every_type(world)), junction_sender)
+        live, growing = live_events(world, SEED), terra.live_events(twin, SEED)
+        send(console, "live events, some twice, some late", list(islice(live, LIVE_EVENTS)), junction_sender)
+        send(console, "Terra's, whose days grow", list(islice(growing, LIVE_EVENTS_OF_TERRA)), terra_sender)
         watch_history(console, engine, simulator)
-        proof = prove(engine, sender.taken, history(world), SETTLE_SECONDS)
-        sent = sender.counts[202]
+        accepted, truth = junction_sender.taken | terra_sender.taken, history(world) | terra_history(twin)
+        proof = prove(engine, accepted, truth, SETTLE_SECONDS)
+        sent = junction_sender.counts[202] + terra_sender.counts[202]
     show_tables(console, engine)
     show_proof(console, proof, sent)
     return proof
@@ -110,11 +124,12 @@ def show_tables(console: Console, engine: Engine) -> None:
             if row[0]:
                 table.add_row(f"health.{resource.name}", *(str(value) for value in row))
         console.print(table)
-        answer = connection.execute(text(QUERY))
-        found = Table(*answer.keys())
-        for row in answer:
-            found.add_row(*(str(value) for value in row))
-    console.print(f"\nA query:[dim]{QUERY}[/dim]\n", found)
+        for title, query in QUERIES.items():
+            answer = connection.execute(text(query))
+            found = Table(*answer.keys())
+            for row in answer:
+                found.add_row(*(str(value) for value in row))
+            console.print(f"\n{title}:[dim]{query}[/dim]\n", found)
 
 
 def show_proof(console: Console, proof: Proof, sent: int) -> None:
@@ -140,20 +155,14 @@ def main(*, keep: bool) -> None:
     try:
         until = datetime.now(UTC) + PROVIDER_SLOWNESS
         with (
-            Simulator(USERS, DAYS, SEED, until=until) as simulator,
+            Simulator(USERS, DAYS, SEED, until=until, at_terra=USERS_AT_TERRA) as simulator,
             running_stack(
                 "demo",
-                {
-                    "JUNCTION_BASE_URL": simulator.url,
-                    "JUNCTION_API_KEY": simulator.api_key,
-                    "HEADRACE_REQUEST_RATE": "200/second",
-                },
+                simulator.environment | {"HEADRACE_REQUEST_RATE": "200/second"},
             ) as stack,
         ):
             says = stack.says()
-            console.print(
-                f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {says['web']}/webhooks/junction"
-            )
+            console.print(f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {says['web']}/webhooks")
             engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-demo")
             proof = story(console, says, engine, simulator)
             engine.dispose()

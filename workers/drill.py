@@ -255,9 +255,9 @@ class Watcher(Sender):
             self.given_up[message_id] = event
         return status
 
-    def _attempt(self, message_id: str, body: bytes) -> int:
+    def _attempt(self, name: str, event: Event, body: bytes) -> int:
         began = time.time()
-        status = super()._attempt(message_id, body)
+        status = super()._attempt(name, event, body)
         self.answers.append(Answer(began, time.time(), status))
         return status
 

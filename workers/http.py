@@ -34,7 +34,10 @@ class Client:
 
     def ask(self, request: Request) -> Answer:
         """Never raises for what the network or the provider does."""
-        asked = self._client.build_request(request.method, request.path, params=dict(request.query))
+        kind = {} if request.body is None else {"Content-Type": "application/json"}
+        asked = self._client.build_request(
+            request.method, request.path, params=dict(request.query), content=request.body, headers=kind
+        )
         return _answer(self._client, asked, LARGEST_ANSWER)
 
     def close(self) -> None:

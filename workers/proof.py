@@ -11,13 +11,16 @@ import msgspec
 from sqlalchemy import Connection, Engine, text
 
 from app.actions import Action, Record, Samples
-from app.catalogue import catalogue
+from app.catalogue import Resource, catalogue
 from app.config import Settings
 from app.delivery import Delivery
-from app.providers import PROVIDERS, junction
+from app.providers import PROVIDERS, junction, terra
 from workers.simulator.data import World
 from workers.simulator.events import supplied
 from workers.simulator.query import Query
+from workers.simulator.terra.data import TerraWorld
+from workers.simulator.terra.events import Message, envelope
+from workers.simulator.terra.people import Account
 
 OUTCOMES = text("SELECT outcome, count(*) FROM health.deliveries GROUP BY outcome")
 SETTLED = text("SELECT message_id, outcome FROM health.deliveries")
@@ -52,16 +55,23 @@ def expected(accepted: Mapping[str, Any]) -> Newest:
     """
     newest: Newest = {}
     for message_id, event in accepted.items():
-        delivery = Delivery("junction", message_id, time.time(), b"")
-        parsed = PROVIDERS["junction"].parse(delivery, msgspec.json.encode(event), Settings())
-        for action in parsed.actions:
-            for key, version, content in _contents(action):
+        delivery, body = _delivered(message_id, event)
+        for action in PROVIDERS[delivery.aggregator].parse(delivery, body, Settings()).actions:
+            for key, version, content in contents(action):
                 known = newest.get(key)
                 if known is None or version > known[0]:
                     newest[key] = (version, [content])
                 elif version == known[0]:
                     known[1].append(content)
     return newest
+
+
+def _delivered(message_id: str, event: Any) -> tuple[Delivery, bytes]:
+    """An event as its aggregator delivers it: Terra's brings its own clock and reference in headers."""
+    if isinstance(event, Message):
+        delivery = Delivery("terra", message_id, time.time(), b"", event.ordering_ms, event.reference)
+        return delivery, msgspec.json.encode(event.event)
+    return Delivery("junction", message_id, time.time(), b""), msgspec.json.encode(event)
 
 
 def wanted(accepted: Mapping[str, Any], truth: Mapping[Key, Any]) -> Newest:
@@ -73,7 +83,8 @@ def wanted(accepted: Mapping[str, Any], truth: Mapping[Key, Any]) -> Newest:
     return newest
 
 
-def _contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
+def contents(action: Action) -> Iterator[tuple[Key, datetime, Any]]:
+    """What an action would store: key, version and content of each row."""
     if isinstance(action, Record):
         yield (action.resource, action.user_id, action.id), action.version, msgspec.json.decode(action.payload)
     elif isinstance(action, Samples):
@@ -93,6 +104,28 @@ def history(world: World) -> dict[Key, Any]:
     return found
 
 
+def terra_history(twin: TerraWorld) -> dict[Key, Any]:
+    """The same of everything that its people have at Terra."""
+    found: dict[Key, Any] = {}
+    for account in twin.accounts():
+        for resource in catalogue().values():
+            for page in _pages_of(twin, account, resource):
+                body = msgspec.json.encode(page)
+                for action in terra.read_page(resource, account.user_id, body, twin.world.until).actions:
+                    found |= {key: content for key, _, content in contents(action)}
+    return found
+
+
+def _pages_of(twin: TerraWorld, account: Account, resource: Resource) -> Iterator[Any]:
+    """What the read API answers where Headrace asks it: one page for all of the world."""
+    about = envelope(twin, account, resource.terra or "", [])
+    if resource.terra == "athlete":
+        yield about | {"athlete": twin.athlete(account)}
+    for kind in twin.kinds(account):
+        if kind.name == resource.terra:
+            yield about | {"data": twin.objects(account, kind, twin.world.start, twin.world.until)}
+
+
 def _history_of(world: World, query: Query) -> Iterator[tuple[Key, Any]]:
     resource, user_id = query.resource, query.user.user_id
     if resource.kind == "stream":
@@ -106,7 +139,7 @@ def _history_of(world: World, query: Query) -> Iterator[tuple[Key, Any]]:
         pages = [{resource.rows: records}] if resource.rows else records
     for page in pages:
         for action in junction.read_page(resource, user_id, msgspec.json.encode(page), world.until).actions:
-            yield from ((key, content) for key, _, content in _contents(action))
+            yield from ((key, content) for key, _, content in contents(action))
 
 
 def stored(connection: Connection) -> Iterator[tuple[Key, Any]]:

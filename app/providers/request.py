@@ -24,6 +24,7 @@ class Request:
     query: tuple[tuple[str, str], ...] = ()
     has_cursor: bool = False  # it goes on where an earlier answer ended
     method: str = "GET"
+    body: bytes | None = None  # JSON
 
 
 Limited = Literal["account", "user", "request"]

@@ -170,3 +170,20 @@ def test_a_closed_client_leaves_nothing_open(error: Any) -> None:
     one.close()
     with pytest.raises(RuntimeError):
         one.ask(ASKED)
+
+
+def test_a_body_goes_along_as_json() -> None:
+    """Breaks if what is posted arrives as nothing, or as something that the provider does not read."""
+    seen: list[httpx.Request] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    with_body, without = (Request("/v2/user", method="POST", body=body) for body in (b'{"a":1}', None))
+    one = client(note)
+    one.ask(with_body)
+    one.ask(without)
+    assert [request.content for request in seen] == [b'{"a":1}', b""]
+    assert [request.headers.get("Content-Type") for request in seen] == ["application/json", None]
+    assert seen[0].headers["X-Vital-API-Key"] == "sk_us_tests"

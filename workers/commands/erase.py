@@ -54,11 +54,11 @@ def erase(*, user: str, dry_run: bool, yes: bool, data_dir: Path | None, as_json
 
 
 def _check(engine: Engine, user: str) -> None:
-    """Raises click.ClickException for a client_user_id: a tombstone with that name would keep nobody out."""
+    """Raises click.ClickException for a client_user_id or a former id: its tombstone would keep nobody out."""
     with transaction(engine) as connection:
         found = [user_id for user_id, _ in history.who(connection, user)]
     if found and user not in found:
-        raise click.ClickException(f"{user} is a client_user_id, and --user a user_id: {', '.join(found)}")
+        raise click.ClickException(f"{user} is no user_id of today; --user is one of {', '.join(found)}")
 
 
 def _told(receipt: Receipt) -> Iterator[str]:

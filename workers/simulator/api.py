@@ -6,21 +6,15 @@ Beside the provider's own routes there is, for tests and for looking around:
     POST   /simulate/faults        faults to make, with the fields of workers.simulator.faults.Fault
     POST   /simulate/pulls         how pulls of the past stand, with the fields of workers.simulator.conditions.Pull
     POST   /simulate/connections   how connections stand, with the fields of workers.simulator.conditions.State
+    GET    /simulate/links/...     what a link token leads to: whoever opens it connects a provider
     GET    /simulate/changes       the events, not yet sent, about what the fault `changing` has revised
 
 What is posted is one object or a list of them; DELETE of the same path ends all of it. These routes need no key, are
 not in the log and never fail on purpose.
 """
 
-import time
-from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from functools import partial
-from hmac import compare_digest
-from itertools import count
-from math import ceil
 from typing import Any
 
 import msgspec
@@ -30,25 +24,34 @@ from app.catalogue import Kind, Resource, catalogue
 from workers.simulator.answers import answer, cursor, cursor_at, number, pages, position, refuse, window
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
-from workers.simulator.events import availability, changes
+from workers.simulator.events import changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
+from workers.simulator.guards import OWN, SIMULATED, Dialect, add_guards, is_made
 from workers.simulator.introspection import historical_pulls, resource_statistics
-from workers.simulator.people import Connection, User
+from workers.simulator.links import Links
+from workers.simulator.people import User
 from workers.simulator.query import Query, Record, Sample, grouped
 from workers.simulator.refresh import Refreshes
+from workers.simulator.terra.api import NAME as TERRA
+from workers.simulator.terra.api import TerraApi
+from workers.simulator.terra.data import TerraWorld
+from workers.simulator.users import add_users, known
 
 PAGE_SIZE = 500
-OWN = "/simulate/"
-REMEMBERED = 100_000
 CHANGED = 10
 INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
 
 
-def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE) -> Flask:
+def create_api(
+    world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE, terra: TerraWorld | None = None
+) -> Flask:
     """The read API of a world. `page_size` is how many samples a page of a timeseries holds at most."""
-    app = Flask(__name__)
-    _add_guards(app, world, api_key, faults)
+    app, links = Flask(__name__), Links()
+    terra_api = TerraApi(terra or TerraWorld(world), links)
+    key = {"X-Vital-API-Key": api_key}
+    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_served, world))
+    add_guards(app, faults, {None: junction, TERRA: terra_api.dialect})
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[..., Response]] = {
         "summary": _summary,
@@ -59,42 +62,29 @@ def create_api(world: World, api_key: str, faults: Faults, page_size: int = PAGE
     for resource in catalogue().of_kind(*readers):
         rule = resource.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, resource.name, partial(readers[resource.kind], world, resource))
-    app.add_url_rule("/v2/user", "users", partial(_users, world))
-    app.add_url_rule("/v2/user/<user_id>", "user", partial(_user, world))
-    app.add_url_rule("/v2/user/providers/<user_id>", "providers", partial(_providers, world))
+    links.add_to(app)
+    terra_api.add_to(app)
+    add_users(app, world, links)
     app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", Refreshes(world).answer, methods=["POST"])
     for name, describe in INTROSPECTION.items():
         app.add_url_rule(f"/v2/introspect/{name}", name, partial(_introspect, world, describe))
     return app
 
 
-def _add_guards(app: Flask, world: World, api_key: str, faults: Faults) -> None:
-    log: deque[Record] = deque(maxlen=REMEMBERED)
-    numbers = count(1)
-    app.extensions["simulated_requests"] = log
+def _refusal(status: int) -> Response:
+    detail: Any = "Invalid token" if status == 401 else SIMULATED
+    if status == 422:
+        detail = [{"loc": ["query"], "msg": detail, "type": "value_error"}]
+    return answer({"detail": detail}, status)
 
-    @app.before_request
-    def guard() -> Response | None:
-        if request.path.startswith(OWN):
-            return None
-        g.started = time.time()
-        g.fault = faults.pick(request.path, _possible_faults())
-        if g.fault and (failure := _fail(g.fault)):
-            return failure
-        if not compare_digest(request.headers.get("X-Vital-API-Key", "").encode(), api_key.encode()):
-            return answer({"detail": "Invalid token"}, 401)
-        return None
 
-    @app.after_request
-    def note(response: Response) -> Response:
-        if request.path.startswith(OWN):
-            return response
-        asked = {"method": request.method, "path": request.path, "query": request.query_string.decode()}
-        at = datetime.fromtimestamp(g.started, UTC).isoformat()
-        log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
-        if _is_made("changing") and "query" in g:
-            world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
-        return _truncate(response) if _is_made("truncated") else response
+def _expired(fault: Fault) -> Response | None:
+    return answer({"detail": "cursor_expired"}, 400) if fault.kind == "expired_cursor" else None
+
+
+def _served(world: World, _: Response) -> None:
+    if is_made("changing") and "query" in g:
+        world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
 
 
 def _possible_faults() -> set[FaultKind]:
@@ -108,16 +98,12 @@ def _possible_faults() -> set[FaultKind]:
     return possible
 
 
-def _is_made(kind: FaultKind) -> bool:
-    return g.fault is not None and g.fault.kind == kind
-
-
 def _page_of(size: int) -> int:
-    return min(size, g.fault.records or 0) if _is_made("short_page") else size
+    return min(size, g.fault.records or 0) if is_made("short_page") else size
 
 
 def _add_own_routes(app: Flask, world: World, faults: Faults) -> None:
-    log: deque[Record] = app.extensions["simulated_requests"]
+    log = app.extensions["simulated_requests"]
     conditions = world.conditions
     app.add_url_rule(f"{OWN}requests", "requests", lambda: answer(list(log)))
     app.add_url_rule(f"{OWN}changes", "changes", lambda: answer(changes(world, forget=False)))
@@ -147,38 +133,8 @@ def _drop(clear: Callable[..., object], *of: Any) -> Response:
     return answer({"ok": True})
 
 
-def _fail(fault: Fault) -> Response | None:
-    if fault.kind == "slow":
-        time.sleep(fault.seconds)
-    if fault.kind == "expired_cursor":
-        return answer({"detail": "cursor_expired"}, 400)
-    if not fault.kind.isdecimal():
-        return None
-    detail: Any = "as asked by a simulated fault"
-    if fault.kind == "422":
-        detail = [{"loc": ["query"], "msg": detail, "type": "value_error"}]
-    response = answer({"detail": detail}, int(fault.kind))
-    if fault.retry_after is not None:
-        seconds = ceil(fault.retry_after)
-        at = datetime.now(UTC) + timedelta(seconds=seconds)
-        response.headers["Retry-After"] = format_datetime(at, usegmt=True) if fault.as_date else str(seconds)
-    return response
-
-
-def _truncate(response: Response) -> Response:
-    body = response.get_data()
-    response.set_data(body[: len(body) // 2])
-    # The whole length stays announced: only so can a client tell that something is missing.
-    response.headers["Content-Length"] = str(len(body))
-    return response
-
-
-def _known(world: World, user_id: str) -> User:
-    return world.user(user_id) or refuse(404, "Not found")
-
-
 def _query(world: World, resource: Resource, user_id: str) -> Query:
-    user = _known(world, user_id)
+    user = known(world, user_id)
     undated = resource.dates == "none"
     start, end = (world.start, world.until) if undated else window(resource, world.until)
     query = Query(user, resource, start, end, request.args.get("provider"))
@@ -215,51 +171,7 @@ def _stream(world: World, resource: Resource, **identifiers: str) -> Response:
 
 
 def _devices(world: World, resource: Resource, user_id: str) -> Response:
-    return answer(world.devices(_known(world, user_id), resource))
-
-
-def _users(world: World) -> Response:
-    offset, limit = number("offset", 0, 0, 10**9), number("limit", 100, 1, 500)
-    users = [_described(world, user) for user in world.members[offset : offset + limit]]
-    return answer({"users": users, "total": len(world.members), "offset": offset, "limit": limit})
-
-
-def _user(world: World, user_id: str) -> Response:
-    return answer(_described(world, _known(world, user_id)))
-
-
-def _described(world: World, user: User) -> Record:
-    sources = [
-        {"provider": described, "source": described, "created_on": connection.since.isoformat()}
-        for connection in world.conditions.listed(user)
-        if (described := connection.provider.described())
-    ]
-    return {
-        "user_id": user.user_id,
-        "team_id": world.team_id,
-        "client_user_id": user.client_user_id,
-        "created_on": world.start.isoformat(),
-        "connected_sources": sources,
-        "fallback_time_zone": None,
-    }
-
-
-def _providers(world: World, user_id: str) -> Response:
-    listed = world.conditions.listed(_known(world, user_id))
-    return answer({"providers": [_provider(world, connection) for connection in listed]})
-
-
-def _provider(world: World, connection: Connection) -> Record:
-    state = world.conditions.state(connection)
-    error = {name: getattr(state, name) for name in ("error_type", "error_message", "errored_at")}
-    return {
-        **connection.provider.described(),
-        "created_on": connection.since.isoformat(),
-        "status": state.status,
-        "external_user_id": connection.external_user_id,
-        "error_details": error if state.status == "error" else None,
-        "resource_availability": availability(connection),
-    }
+    return answer(world.devices(known(world, user_id), resource))
 
 
 def _introspect(world: World, describe: Callable[[World, User, str | None], Record]) -> Response:

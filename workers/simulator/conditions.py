@@ -1,6 +1,6 @@
 """What the simulated provider is to tell of its pulls and connections, where that is not that all went well."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Annotated, Literal
@@ -56,7 +56,7 @@ WELL, CONNECTED = Pull("success"), State("connected")
 class Conditions:
     """The pulls and connections of a world that are not as they should be. Safe to use from several threads."""
 
-    def __init__(self, members: tuple[User, ...]) -> None:
+    def __init__(self, members: Callable[[], tuple[User, ...]]) -> None:
         self._members = members
         self._pulls: dict[tuple[Connection, str], Pull] = {}
         self._states: dict[Connection, State] = {}
@@ -107,6 +107,6 @@ class Conditions:
         return [each for each in user.connections if self.state(each).status != "deregistered"]
 
     def _named(self, user_id: str | None, provider: str | None) -> Iterator[Connection]:
-        for user in self._members:
+        for user in self._members():
             if user_id in (None, user.user_id):
                 yield from (each for each in user.connections if provider in (None, each.provider.slug))

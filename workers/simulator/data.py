@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 
 from app.catalogue import Resource, catalogue
 from workers.simulator.conditions import Conditions
-from workers.simulator.people import NARROW, WIDE, Connection, User
+from workers.simulator.people import NARROW, WIDE, Connection, Provider, User
 from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
 from workers.simulator.series import Series, schedule_of, series_of, timing_of
 from workers.simulator.shapes import Place, Sum, fill, later
@@ -45,10 +45,11 @@ class World:
         self.until = self.until.astimezone(UTC)
         self.start = (self.until - timedelta(days=self.days)).replace(hour=0, minute=0, second=0, microsecond=0)
         self.connected_at = self.until
-        self.team_id = self._uuid("team")
+        self.team_id = self.identity("team")
         self.members = tuple(self._member(number) for number in range(1, self.users + 1))
-        self.conditions = Conditions(self.members)
+        self.conditions = Conditions(lambda: self.members)
         self._by_id = {member.user_id: member for member in self.members}
+        self._arrived: list[tuple[User, Connection]] = []
         self._revisions: dict[Slot, int] = {}
         self._changed: dict[Slot, None] = {}
         self._chooser = Random(f"{self.seed}/changes")  # noqa: S311 - repeatable on purpose
@@ -59,6 +60,40 @@ class World:
     def user(self, user_id: str) -> User | None:
         """The user of this id, if there is one."""
         return self._by_id.get(user_id)
+
+    def named(self, client_user_id: str) -> User | None:
+        """The user of this client_user_id, if there is one."""
+        return next((member for member in self.members if member.client_user_id == client_user_id), None)
+
+    def join(self, client_user_id: str) -> User:
+        """One more member, who is connected with nothing yet; or the one who has this name already."""
+        with self._lock:
+            if known := self.named(client_user_id):
+                return known
+            number = len(self.members) + 1
+            user = User(number, self.identity("user", number), client_user_id, ())
+            self._put(user)
+            return user
+
+    def connect(self, user_id: str, provider: Provider) -> Connection:
+        """A member's connection with a provider, from now on if there was none; see `arrived`."""
+        with self._lock:
+            user = self._by_id[user_id]
+            if known := user.connection(provider.slug):
+                return known
+            device_id = self.identity("device", user.number, provider.slug)
+            made = Connection(user.number, user_id, provider, device_id, self.until)
+            user = replace(user, connections=(*user.connections, made))
+            self._put(user)
+            self._arrived.append((user, made))
+            self._searched_until.clear()
+            return made
+
+    def arrived(self) -> list[tuple[User, Connection]]:
+        """Who has connected what since this was asked last: nobody was told of it yet."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+            return arrived
 
     def connections(self, user: User, resource: Resource, provider: str | None = None) -> list[Connection]:
         """The user's connections that supply a resource, of one provider or of all."""
@@ -219,7 +254,9 @@ class World:
 
     def identify(self, slot: Slot) -> str:
         """A record's id, the same for good."""
-        return self._uuid(slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number)
+        return self.identity(
+            slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number
+        )
 
     def link(self, slot: Slot, resource: str) -> str:
         """The id of the record of another resource that shares the slot's schedule."""
@@ -266,15 +303,20 @@ class World:
         seed = f"{self.seed}/{connection.user_number}/{connection.provider.slug}/{name}/{slot.number}/{purpose}"
         return Random(seed)  # noqa: S311 - repeatable on purpose, and nothing is kept secret with it
 
-    def _uuid(self, *parts: object) -> str:
+    def identity(self, *parts: object) -> str:
+        """An id made of these, the same for the same seed."""
         return str(uuid5(NAMESPACE, "/".join(str(part) for part in (self.seed, *parts))))
+
+    def _put(self, user: User) -> None:
+        self._by_id[user.user_id] = user
+        self.members = tuple(self._by_id.values())
 
     def _member(self, number: int) -> User:
         dice = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
-        user_id = self._uuid("user", number)
+        user_id = self.identity("user", number)
         providers = [WIDE[number % len(WIDE)], *dice.sample(NARROW, dice.randrange(1, 3))]
         connections = (
-            Connection(number, user_id, provider, self._uuid("device", number, provider.slug), self.start)
+            Connection(number, user_id, provider, self.identity("device", number, provider.slug), self.start)
             for provider in providers
         )
         return User(number, user_id, f"member-{number:04d}", tuple(connections))

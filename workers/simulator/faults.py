@@ -11,10 +11,10 @@ import msgspec
 Status = Literal[
     "400", "401", "403", "404", "408", "409", "410", "413", "422", "425", "429", "500", "502", "503", "504"
 ]  # fmt: skip
-Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing"]
+Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing", "processing"]
 Kind = Status | Special
 # These have a meaning for some requests only.
-LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing"})
+LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing", "processing"})
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,13 +24,14 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
                  breaks off in the middle of the body; expired_cursor: 400 to whatever continues with a cursor;
                  short_page: a page of at most `records`, or an empty one, with a cursor where there is more;
                  changing: after the answer, `records` of the summaries or moments of a timeseries in the window that
-                 was asked for are revised, the first and the last among them; see GET /simulate/changes
-    where        part of the path that a request must have; empty: every request
+                 was asked for are revised, the first and the last among them; see GET /simulate/changes;
+                 processing: 200, but no data yet (Terra), and `seconds` until there will be
+    where        part of the path and query that a request must have; empty: every request
     times        how often it is made; absent: until the faults are cleared
     share        the part of the matching requests it is made for, from 0 to 1, drawn with a seeded generator
     retry_after  seconds that a Retry-After header asks for; absent: no such header
     as_date      says that header as a date
-    seconds      how slow is slow
+    seconds      how slow is slow, how long is processing
     records      of short_page (absent: none) and changing (absent: 10)
     """
 

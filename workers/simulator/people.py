@@ -50,6 +50,9 @@ NARROW = (
 )
 
 
+PROVIDERS = {provider.slug: provider for provider in (*WIDE, *NARROW)}
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """One user's account with one provider."""

@@ -1,14 +1,11 @@
 """The refresh of a user's newest data, and how often it may be asked for."""
 
-from collections import deque
 from collections.abc import Iterable
-from math import ceil
-from threading import Lock
-from time import monotonic
 
 from flask import Response
 
 from workers.simulator.answers import answer, refuse, seconds
+from workers.simulator.budget import Budget
 from workers.simulator.data import World
 from workers.simulator.events import supplied
 from workers.simulator.people import Connection
@@ -23,16 +20,15 @@ class Refreshes:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._made: dict[str, deque[float]] = {}
-        self._lock = Lock()
+        self._budget = Budget(MOST, WITHIN)
 
     def answer(self, user_id: str) -> Response:
         """What a refresh is answered: 200, or 400 without a connection, 404, 422, or 429 after eight in an hour."""
         user = self._world.user(user_id) or refuse(404, "Not found")
         seconds("timeout", USUAL, SHORTEST, LONGEST)
-        if wait := self._wait(user_id):
+        if wait := self._budget.take(user_id):
             response = answer({"detail": f"at most {MOST} refreshes of a user in an hour"}, 429)
-            response.headers["Retry-After"] = str(ceil(wait))
+            response.headers["Retry-After"] = str(wait)
             return response
         conditions = self._world.conditions
         listed = conditions.listed(user)
@@ -44,18 +40,6 @@ class Refreshes:
         return answer(
             told | {"refreshed_sources": refreshed, "in_progress_sources": [], "failed_sources": _sources(broken)}
         )
-
-    def _wait(self, user_id: str) -> float:
-        """Takes a place among the user's refreshes, or says in how many seconds there is one."""
-        now = monotonic()
-        with self._lock:
-            made = self._made.setdefault(user_id, deque())
-            while made and made[0] <= now - WITHIN:
-                made.popleft()
-            if len(made) >= MOST:
-                return made[0] + WITHIN - now
-            made.append(now)
-            return 0.0
 
 
 def _sources(connections: Iterable[Connection]) -> list[str]:

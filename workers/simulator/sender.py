@@ -1,9 +1,12 @@
-"""Signs events as Svix does and sends them to a webhook endpoint, again and again until they are taken."""
+"""Signs events as Svix does and sends them to a webhook endpoint, again and again until they are taken.
+
+Another aggregator's sender is one that names, writes and signs its events otherwise: the methods for that.
+"""
 
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from heapq import heappop, heappush
@@ -11,13 +14,13 @@ from random import Random
 from threading import Event as Flag
 from threading import Lock, Semaphore
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import msgspec
 from standardwebhooks.webhooks import Webhook
 
-from workers.simulator.events import Event
+Event = Any  # as the aggregator has it
 
 # Svix waits 5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h; this keeps the growth and leaves out the days.
 WAITS = (0.05, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
@@ -119,13 +122,13 @@ class Sender:
         `created_at` is the moment that the message's id carries, by default now. Whoever sends something a second time
         gives the `message_id` of the first.
         """
-        name = message_id or new_message_id(created_at or datetime.now(UTC))
-        body = msgspec.json.encode(event)
-        status = self._attempt(name, body)
+        name = message_id or self.name(event, created_at or datetime.now(UTC))
+        body = self.body(event)
+        status = self._attempt(name, event, body)
         for wait in self._waits:
             if 200 <= status < 300 or self._stop.wait(wait):
                 break
-            status = self._attempt(name, body)
+            status = self._attempt(name, event, body)
         with self._lock:
             self.counts[status] += 1
             if self._remember and 200 <= status < 300:
@@ -148,8 +151,20 @@ class Sender:
                 future.add_done_callback(lambda _done: room.release())
         return self.counts - before
 
-    def _attempt(self, message_id: str, body: bytes) -> int:
-        headers = {"content-type": "application/json", **sign(self._secret, message_id, datetime.now(UTC), body)}
+    def name(self, event: Event, at: datetime) -> str:  # noqa: ARG002 - an event of another's may bring its own
+        """What names a message over all its attempts."""
+        return new_message_id(at)
+
+    def body(self, event: Event) -> bytes:
+        """What is posted."""
+        return msgspec.json.encode(event)
+
+    def sign(self, name: str, event: Event, body: bytes, at: datetime) -> Mapping[str, str]:  # noqa: ARG002
+        """The headers of an attempt."""
+        return sign(self._secret, name, at, body)
+
+    def _attempt(self, name: str, event: Event, body: bytes) -> int:
+        headers = {"content-type": "application/json", **self.sign(name, event, body, datetime.now(UTC))}
         try:
             return self._client.post(self._url, content=body, headers=headers).status_code
         except httpx.TransportError:
@@ -166,7 +181,7 @@ class Sender:
     def _disturbed(self, events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
         held: list[tuple[int, int, tuple[Event, str]]] = []
         for number, event in enumerate(events):
-            message = event, new_message_id(datetime.now(UTC))
+            message = event, self.name(event, datetime.now(UTC))
             if wait := self._delay():
                 heappush(held, (number + wait, number, message))
             else:

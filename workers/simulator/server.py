@@ -13,6 +13,9 @@ from workers.simulator.data import World
 from workers.simulator.events import Event, changes
 from workers.simulator.faults import Faults
 from workers.simulator.query import Record
+from workers.simulator.terra.api import API_KEY as TERRA_API_KEY
+from workers.simulator.terra.api import DEV_ID, PREFIX
+from workers.simulator.terra.data import TerraWorld
 
 HOST = "127.0.0.1"
 API_KEY = "sk_us_simulated"
@@ -29,7 +32,10 @@ class _Quiet(WSGIRequestHandler):
 
 
 class Simulator:
-    """A simulated provider that serves while it is entered, on a free port unless one is given."""
+    """A simulated provider that serves while it is entered, on a free port unless one is given.
+
+    `at_terra` of its users are connected through Terra as well, by default all.
+    """
 
     def __init__(
         self,
@@ -41,12 +47,14 @@ class Simulator:
         port: int = 0,
         api_key: str = API_KEY,
         page_size: int = PAGE_SIZE,
+        at_terra: int | None = None,
     ) -> None:
         self.world = World(seed, users, until or datetime.now(UTC), days)
         self.faults = Faults(seed)
         self.api_key = api_key
         self._port = port
-        self._app = create_api(self.world, api_key, self.faults, page_size)
+        self.terra = TerraWorld(self.world, at_terra)
+        self._app = create_api(self.world, api_key, self.faults, page_size, self.terra)
         self._server: BaseWSGIServer | None = None
         self._thread: Thread | None = None
 
@@ -56,6 +64,22 @@ class Simulator:
         if self._server is None:
             raise RuntimeError("the simulator is not serving")
         return f"http://{HOST}:{self._server.port}"
+
+    @property
+    def terra_url(self) -> str:
+        """Where its other half can be read; only while it serves."""
+        return self.url + PREFIX
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What whoever reads it has to be told."""
+        return {
+            "JUNCTION_BASE_URL": self.url,
+            "JUNCTION_API_KEY": self.api_key,
+            "TERRA_BASE_URL": self.terra_url,
+            "TERRA_API_KEY": TERRA_API_KEY,
+            "TERRA_DEV_ID": DEV_ID,
+        }
 
     @property
     def requests(self) -> list[Record]:

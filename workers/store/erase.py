@@ -14,7 +14,8 @@ BATCH = 10_000  # rows of one transaction: of samples, 30 ms
 PERSON = text("""
 SELECT client_user_id, erased_at, ARRAY(
     SELECT other.user_id FROM headrace.users other WHERE other.client_user_id = person.client_user_id
-       AND other.user_id <> person.user_id AND other.erased_at IS NULL AND other.succeeded_by IS NULL ORDER BY 1) AS others
+       AND other.user_id <> person.user_id AND other.erased_at IS NULL AND other.succeeded_by IS NULL
+       ORDER BY 1) AS others
 FROM headrace.users person WHERE user_id = :user""")
 ENTOMB = text("""
 INSERT INTO headrace.users AS stored (user_id, erased_at) VALUES (:user, now())

@@ -139,7 +139,7 @@ def test_a_client_user_id_is_not_taken_for_a_user_id(run: Run, engine: Engine) -
     before = everything(engine)
     done = run("erase", "--user", "member-1")
     assert done.exit_code == 1
-    assert done.stderr == "Error: member-1 is a client_user_id, and --user a user_id: u1, u2\n"
+    assert done.stderr == "Error: member-1 is no user_id of today; --user is one of u1, u2\n"
     assert everything(engine) == before
 
 

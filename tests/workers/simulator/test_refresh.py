@@ -10,7 +10,7 @@ from workers.simulator.events import supplied
 def clock(monkeypatch):
     """The moment that the simulator takes for now, as a list of one."""
     now = [1000.0]
-    monkeypatch.setattr("workers.simulator.refresh.monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.simulator.budget.monotonic", lambda: now[0])
     return now
 
 

@@ -1,0 +1,240 @@
+"""Terra's read API and its widget sessions, over the same people, beside Junction's.
+
+For tests and for looking around there is, without a key:
+
+    POST   /simulate/terra             what befalls an account, with the fields of Incident; its events are sent next
+    GET    /simulate/payloads/...      the events that an s3_payload leads to
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Literal, Never
+from uuid import uuid4
+
+import msgspec
+from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from workers.simulator.answers import DAY, answer
+from workers.simulator.budget import Budget
+from workers.simulator.faults import Fault
+from workers.simulator.faults import Kind as FaultKind
+from workers.simulator.guards import OWN, SIMULATED, Dialect
+from workers.simulator.links import Links, Wish
+from workers.simulator.query import Record
+from workers.simulator.terra import events
+from workers.simulator.terra.data import TerraWorld
+from workers.simulator.terra.events import PAYLOADS, Message, described, envelope, large_request
+from workers.simulator.terra.objects import KINDS, Kind
+from workers.simulator.terra.people import PROVIDERS, Account
+
+NAME = "terra"
+DEV_ID, API_KEY = "simulated-dev", "simulated-terra-key"
+PREFIX = "/v2"
+MOST_DAYS_AT_ONCE, MOST_DAYS, WITHIN = 1825, 6000, 3600.0  # r1 and r2 (Terra: rate limits)
+LONGEST_ANSWER = timedelta(days=31)  # a longer one is too large to be answered at once
+LARGE = timedelta(days=31)  # beyond a calendar month, what is sent as webhooks comes in chunks
+PROCESSING_SECONDS = 1.0
+SESSION_SECONDS = 900
+UNAUTHORIZED = "dev-id or x-api-key headers are missing or wrong"
+ACCEPTED = "Large request submitted. The data is being processed and will be sent to your destination in chunks"
+
+
+class _Session(msgspec.Struct):
+    reference_id: str = ""
+    providers: str = ""
+    auth_success_redirect_url: str = ""
+
+
+class Incident(msgspec.Struct, forbid_unknown_fields=True):
+    """Something that befalls an account: connected again under another id, disconnected, or no longer to be read."""
+
+    kind: Literal["reauth", "deauth", "connection_error"]
+    user_id: str
+
+
+class TerraApi:
+    """The routes. Budgets and the first calls are remembered for each account."""
+
+    def __init__(self, terra: TerraWorld, links: Links) -> None:
+        self._terra = terra
+        self._links = links
+        self._budget = Budget(MOST_DAYS, WITHIN)
+        self._called: set[str] = set()
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it knows who asks, and says no."""
+        keys = {"dev-id": DEV_ID, "x-api-key": API_KEY}
+        return Dialect(keys, _refusal, self._possible_faults, self._failed, _served)
+
+    def add_to(self, app: Flask) -> None:
+        """Adds the routes."""
+        routes = Blueprint(NAME, __name__, url_prefix=PREFIX)
+        for kind in KINDS.values():
+            read = self._planned if kind.path else self._read
+            routes.add_url_rule(f"/{kind.path or kind.name}", kind.name, partial(read, kind))
+        routes.add_url_rule("/athlete", "athlete", self._athlete)
+        routes.add_url_rule("/auth/generateWidgetSession", "session", self._session, methods=["POST"])
+        app.register_blueprint(routes)
+        app.add_url_rule(f"{OWN}terra", "befall", self._befall, methods=["POST"])
+        app.add_url_rule(f"{PAYLOADS}/<trace_id>", "payload", self._payload)
+
+    def _possible_faults(self) -> set[FaultKind]:
+        return {"processing"} if request.method == "GET" and not _is_for_webhook() else set()
+
+    def _failed(self, fault: Fault) -> Response | None:
+        return self._processing(self._account(), fault.seconds) if fault.kind == "processing" else None
+
+    def _read(self, kind: Kind) -> Response:
+        account = self._account()
+        start = _moment("start_date") or refuse(400, "missing start_date")
+        end = _moment("end_date") or self._terra.world.until
+        if start > end:
+            refuse(400, "start_date is after end_date")
+        self._spend(account, max(1, round((end - start) / timedelta(days=1))))
+        if _is_for_webhook():
+            return self._accept(account, kind, start, end)
+        # A Garmin account is asked for its data on the first call, and answers the next.
+        if account.provider.slug == "GARMIN" and account.user_id not in self._called:
+            self._called.add(account.user_id)
+            return self._processing(account, PROCESSING_SECONDS)
+        if end - start > LONGEST_ANSWER:
+            refuse(413, "the answer would be too large: ask for less, or for webhooks")
+        with_samples = request.args.get("with_samples", "false") == "true"
+        objects = self._terra.objects(account, kind, start, end, with_samples=with_samples)
+        return answer(envelope(self._terra, account, kind.name, objects))
+
+    def _planned(self, kind: Kind) -> Response:
+        """A bare array, by the days that are planned for, both ends included."""
+        account = self._account()
+        first, last = request.args.get("start_date", ""), request.args.get("end_date", "9999")
+        objects = self._terra.objects(account, kind, self._terra.world.start, self._terra.world.until)
+        return answer([one for one in objects if first <= one["planned_date"] <= last])
+
+    def _athlete(self) -> Response:
+        account = self._account()
+        self._spend(account, 1)
+        if _is_for_webhook():
+            return self._accepted(account, "athlete", [events.athlete(self._terra, account)])
+        about = {"type": "athlete", "user": described(self._terra, account)}
+        return answer(about | {"athlete": self._terra.athlete(account)})
+
+    def _accept(self, account: Account, kind: Kind, start: datetime, end: datetime) -> Response:
+        """The data is sent as webhooks."""
+        objects, reference = self._terra.objects(account, kind, start, end), str(uuid4())
+        if end - start > LARGE:
+            chunks = list(large_request(self._terra, account, kind, objects, reference))
+            return self._accepted(account, kind.name, chunks, message=ACCEPTED)
+        return self._accepted(account, kind.name, [events.told(self._terra, account, kind, objects, reference)])
+
+    def _accepted(self, account: Account, name: str, made: list[Message], **more: str) -> Response:
+        self._terra.put(*made)
+        reference = made[0].reference
+        about = {"status": "success", "type": name, "reference": reference, "trace_id": reference, **more}
+        return answer(about | {"user": described(self._terra, account)})
+
+    def _processing(self, account: Account, seconds: float) -> Response:
+        about = {"message": "Request is processing, try again later", "retry_after_seconds": seconds}
+        return answer({"type": "processing", "status": "success", **about, "user": described(self._terra, account)})
+
+    def _account(self) -> Account:
+        user_id = request.args.get("user_id") or refuse(400, "missing user_id")
+        return self._terra.account(user_id) or refuse(404, "user not found")
+
+    def _spend(self, account: Account, days: int) -> None:
+        """Ends the request with 429 where it asks for more than there may be at once (r1), or within an hour (r2)."""
+        headers = {"X-Terra-RateLimit-Limit": str(MOST_DAYS)}
+        wait = 0 if days > MOST_DAYS_AT_ONCE else self._budget.take(account.user_id, days)
+        if days > MOST_DAYS_AT_ONCE or wait:
+            response = answer({"detail": "rate limit exceeded"}, 429)
+            response.headers["X-Terra-RateLimit-Rule"] = "r2" if wait else "r1"
+            if wait:
+                response.headers["Retry-After"] = str(wait)
+            raise HTTPException(response=response)
+        g.rate = headers | {"X-Terra-RateLimit-Remaining": str(self._budget.left(account.user_id))}
+
+    def _session(self) -> Response:
+        """The address is one of this very server: who opens it is connected."""
+        given = _decoded(_Session)
+        chosen = tuple(name.strip() for name in given.providers.split(",") if name.strip()) or tuple(PROVIDERS)
+        if unknown := [name for name in chosen if name not in PROVIDERS]:
+            refuse(400, f"unknown provider {unknown[0]}; known are {', '.join(PROVIDERS)}")
+        connect = partial(self._connect, given.reference_id)
+        url, token = self._links.make(Wish(chosen, connect, given.auth_success_redirect_url))
+        return answer({"status": "success", "session_id": token, "url": url, "expires_in": SESSION_SECONDS})
+
+    def _connect(self, reference_id: str, slug: str) -> None:
+        account = self._terra.connect(reference_id, slug)
+        self._terra.put(*events.arrival(self._terra, account))
+
+    def _befall(self) -> Response:
+        incident = _decoded(Incident)
+        account = self._terra.account(incident.user_id) or refuse(404, "user not found")
+        makers: dict[str, Callable[[TerraWorld, Account], Message]] = {
+            "deauth": events.deauth,
+            "connection_error": events.connection_error,
+        }
+        if incident.kind == "reauth":
+            self._terra.put(*events.reauth(self._terra, account))
+        else:
+            self._terra.put(makers[incident.kind](self._terra, account))
+        return answer({"ok": True}, 201)
+
+    def _payload(self, trace_id: str) -> Response:
+        body = self._terra.payloads.get(trace_id)
+        return Response(body, 200, mimetype="application/json") if body else answer({"detail": "expired token"}, 400)
+
+
+def refuse(status: int, detail: str) -> Never:
+    """Ends the request with an error in Terra's form (RFC 9457)."""
+    raise HTTPException(response=_problem(status, detail))
+
+
+def _served(response: Response) -> None:
+    if "rate" in g:
+        response.headers.update(g.rate)
+
+
+def _refusal(status: int) -> Response:
+    return _problem(status, UNAUTHORIZED if status == 401 else SIMULATED)
+
+
+def _problem(status: int, detail: str) -> Response:
+    path = request.full_path.removesuffix("?")
+    body: Record = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase.lower(),
+        "instance": path,
+        "detail": detail,
+    }
+    return Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+
+
+def _is_for_webhook() -> bool:
+    return request.args.get("to_webhook", "true") == "true"
+
+
+def _moment(name: str) -> datetime | None:
+    """A day or unix seconds of ten digits; None if it is not given."""
+    text = request.args.get(name)
+    if text is None:
+        return None
+    if len(text) == 10 and text.isdecimal():
+        return datetime.fromtimestamp(int(text), UTC)
+    if not DAY.fullmatch(text):
+        refuse(400, f"invalid {name}")
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        refuse(400, f"invalid {name}")
+
+
+def _decoded(kind: Any) -> Any:
+    """The body of the request; ends it with 400 if that is of another form."""
+    try:
+        return msgspec.json.decode(request.get_data(), type=kind)
+    except msgspec.DecodeError as error:
+        refuse(400, str(error))
