@@ -1,0 +1,48 @@
+"""What the tests of deployments share: strict YAML, and the real command line as a judge."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from ruamel.yaml import YAML
+
+from app.config import Settings
+from workers.cli import main
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+SETTINGS = {one.metadata["name"] for one in fields(Settings)}
+
+# What else a deployment needs to start; `load` refuses what is malformed.
+SAMPLES = {
+    "HEADRACE_ENCRYPTION_KEY": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "HEADRACE_FLOWER_AUTH": "operator:not-a-real-one",
+    "JUNCTION_WEBHOOK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+    "DATABASE_URL": "postgresql://headrace:p@postgres.example/headrace",
+    "BROKER_URL": "rediss://:p@broker.example:6379/0",
+    "REDIS_URL": "rediss://:p@broker.example:6379/0",
+}
+
+
+def documents(file: Path) -> list[Any]:
+    """The documents of a YAML file. A key that stands twice is an error, which other readers pass over in silence."""
+    return [document for document in YAML(typ="safe", pure=True).load_all(file) if document is not None]
+
+
+def parse(arguments: Iterable[str]) -> list[str]:
+    """Parses `headrace ARGUMENTS` without running it and returns the names of the commands. Raises click's errors."""
+    command: click.Command = main
+    parent, rest, names = None, list(arguments), list[str]()
+    while True:
+        try:
+            context = command.make_context(names[-1] if names else "headrace", rest, parent=parent)
+        except click.exceptions.Exit:  # --help and --version
+            return names
+        if not isinstance(command, click.Group):
+            return names
+        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        if found is None:
+            raise click.UsageError(f"no command {name}")
+        command, parent, names = found, context, [*names, str(name)]

