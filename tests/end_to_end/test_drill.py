@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.drill import OUTCOMES, plan
+from workers.drill.account import OUTCOMES
+from workers.drill.plan import plan
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]

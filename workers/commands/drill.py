@@ -17,9 +17,13 @@ from rich.table import Table
 
 from app.config import inherited, load
 from app.errors import HeadraceError
-from workers import drill
 from workers.commands import common
-from workers.drill import Account, Made, Moment, Options, Report
+from workers.drill.account import OUTCOMES, Account
+from workers.drill.plan import KINDS, Options
+from workers.drill.provider import make_simulator
+from workers.drill.report import LONGEST_ANSWER_SECONDS, Moment, Report
+from workers.drill.run import Drill, environment
+from workers.drill.striker import Made
 from workers.stack import Stack, running_stack
 
 VISIBILITY_SECONDS = 15  # instead of 60, so that what a killed worker held is not waited for that long
@@ -110,13 +114,13 @@ def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep
 def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Report:
     began = time.monotonic()
     console.print("Starting a stack ...")
-    with drill.make_simulator(options) as simulator:
-        with running_stack("drill", drill.environment(simulator, options), workers) as stack:
+    with make_simulator(options) as simulator:
+        with running_stack("drill", environment(simulator, options), workers) as stack:
             console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)
             _say_what_is_not_ours(console, stack)
             try:
                 with _screen(console) as screen:
-                    report = drill.Drill(simulator, stack, options, show=screen.moment, tell=screen.strike).run()
+                    report = Drill(simulator, stack, options, show=screen.moment, tell=screen.strike).run()
             except HeadraceError:
                 stack.keep = True
                 console.print(f"Data and logs are left in {stack.folder}", soft_wrap=True)
@@ -186,10 +190,10 @@ def show(console: Console, report: Report) -> None:
 
 
 def _show_strikes(console: Console, report: Report) -> None:
-    table = Table("group", *drill.KINDS, title="Strikes", title_justify="left")
+    table = Table("group", *KINDS, title="Strikes", title_justify="left")
     for group, counts in report.strikes_by().items():
         table.add_row(group, *(str(count or "") for count in counts.values()))
-    totals = [sum(counts[kind] for counts in report.strikes_by().values()) for kind in drill.KINDS]
+    totals = [sum(counts[kind] for counts in report.strikes_by().values()) for kind in KINDS]
     table.add_row("all", *map(str, totals), style="bold")
     console.print(table)
 
@@ -200,9 +204,9 @@ def _about_answers(report: Report) -> Iterator[str]:
     refused = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
     told = ", ".join(f"{count} x {status}" for status, count in refused.items()) or "none"
     yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {taken:,}; others: {told}"
-    late = "" if report.longest_answer <= drill.LONGEST_ANSWER_SECONDS else "  [red]LONGER THAN PROMISED[/]"
+    late = "" if report.longest_answer <= LONGEST_ANSWER_SECONDS else "  [red]LONGER THAN PROMISED[/]"
     yield (
-        f"Longest answer: {report.longest_answer:.2f} s (at most {drill.LONGEST_ANSWER_SECONDS:.0f}){late}; "
+        f"Longest answer: {report.longest_answer:.2f} s (at most {LONGEST_ANSWER_SECONDS:.0f}){late}; "
         f"with the time for which the endpoint itself was frozen {report.longest_with_freezes:.2f} s"
     )
     if report.never_taken:
@@ -228,7 +232,7 @@ def _about_end(report: Report) -> Iterator[str]:
 
 def _show_account(console: Console, account: Account) -> None:
     table = Table(title="The account", title_justify="left")
-    for name in ("acked", *drill.OUTCOMES, "pending", "lost", "doubled"):
+    for name in ("acked", *OUTCOMES, "pending", "lost", "doubled"):
         table.add_column(name, justify="right", no_wrap=True)
     counts = [account.accepted, *account.outcomes.values(), len(account.pending), account.lost, account.doubled]
     table.add_row(*(f"{count:,}" for count in counts))
