@@ -11,11 +11,12 @@ from app.catalogue import catalogue
 from app.config import Settings
 from app.errors import DeadLetter, Misconfigured, NotYet
 from app.providers.request import Page, Slice
-from app.providers.terra import LONGEST_WINDOW, connect, read_page, request
+from app.providers.terra import TERMS, connect, read_page, request
 from tests.app.providers.terra.support import METADATA, NAMES, USER, item, of, parsed, recorded
 
 ASKED = datetime(2026, 3, 20, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
+LONGEST_WINDOW = timedelta(days=TERMS.longest_slice)
 UNTIL = datetime(2026, 3, 14, tzinfo=UTC)
 FETCHED = [one for one in catalogue().values() if one.terra]
 
@@ -50,28 +51,28 @@ def test_what_is_asked(resource: Any) -> None:
     assert (found.method, found.path, found.has_cursor) == ("GET", f"/{resource.terra}", False)
     assert (query.pop("user_id"), query.pop("to_webhook")) == ("t 1", "false")
     if resource.name == "profile":
-        assert (query, found.days) == ({}, 1)
+        assert query == {}
     else:
-        assert (query.pop("with_samples"), found.days) == ("true", 7)
+        assert query.pop("with_samples") == "true"
         assert query == {"start_date": "1772841600", "end_date": "1773446401"}
 
 
 @pytest.mark.parametrize(
-    ("part", "start", "end", "days"),
+    ("part", "start", "end"),
     [
-        (Slice(UNTIL, UNTIL), "1773446400", "1773446401", 1),
-        (Slice(UNTIL - DAY / 2, UNTIL), "1773403200", "1773446401", 1),
-        (Slice(UNTIL - 1.5 * DAY, UNTIL), "1773316800", "1773446401", 2),
-        (Slice(UNTIL - LONGEST_WINDOW, UNTIL), "1771027200", "1773446401", 28),
-        (Slice(UNTIL, UNTIL + timedelta(milliseconds=500)), "1773446400", "1773446401", 1),
-        (Slice(datetime(2000, 1, 1, tzinfo=UTC), datetime(2000, 1, 2, tzinfo=UTC)), "1000000000", "1000000001", 1),
+        (Slice(UNTIL, UNTIL), "1773446400", "1773446401"),
+        (Slice(UNTIL - DAY / 2, UNTIL), "1773403200", "1773446401"),
+        (Slice(UNTIL - 1.5 * DAY, UNTIL), "1773316800", "1773446401"),
+        (Slice(UNTIL - LONGEST_WINDOW, UNTIL), "1771027200", "1773446401"),
+        (Slice(UNTIL, UNTIL + timedelta(milliseconds=500)), "1773446400", "1773446401"),
+        (Slice(datetime(2000, 1, 1, tzinfo=UTC), datetime(2000, 1, 2, tzinfo=UTC)), "1000000000", "1000000001"),
     ],
 )
-def test_which_time_is_asked_for(part: Slice, start: str, end: str, days: int) -> None:
-    """Breaks if the last second of a slice is not asked for, since Terra's end is exclusive, or its cost is wrong."""
+def test_which_time_is_asked_for(part: Slice, start: str, end: str) -> None:
+    """Breaks if the last second of a slice is not asked for, since Terra's end is exclusive."""
     found = request(catalogue()["sleep"], "t1", "garmin", part)
     query = dict(found.query)
-    assert (query["start_date"], query["end_date"], found.days) == (start, end, days)
+    assert (query["start_date"], query["end_date"]) == (start, end)
 
 
 def test_a_window_that_would_be_answered_in_webhooks_is_not_asked_for() -> None:
