@@ -124,7 +124,8 @@ def test_a_new_connection_has_its_history_fetched() -> None:
     assert of(Connection, found) == [Connection("t1", "garmin", "connected", None, MADE)]
     notices = of(Notice, found)
     assert {one.resource for one in notices} == FETCHED
-    assert {replace(one, resource="") for one in notices} == {Notice("t1", "garmin", "", None, None, is_final=True)}
+    window = (MADE - timedelta(days=365), MADE)
+    assert {replace(one, resource="") for one in notices} == {Notice("t1", "garmin", "", *window, is_final=True)}
 
 
 @pytest.mark.parametrize("status", ["error", None, "warning", ""])
