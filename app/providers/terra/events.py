@@ -235,7 +235,7 @@ def _report(event: _Event) -> Parsed:
         "status": event.name.rpartition(".")[2],
         "event_id": known.event_id,
         "upload_id": known.upload_id,
-        "occurred_at": occurred and occurred.at.isoformat(),
+        "occurred_at": occurred.at.isoformat() if occurred else None,
         "report_date": data.report_date and data.report_date[:10],
         "report_locale": data.report_locale,
         "results_count": data.results_count,

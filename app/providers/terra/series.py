@@ -18,15 +18,15 @@ INSTANT = timedelta(microseconds=1)
 UTC_TIMES = 0  # of timestamp_localization
 
 
-class Moment(NamedTuple):
-    """When something was, and how it is known."""
+class Moment(msgspec.Struct, frozen=True, gc=False):
+    """When something was, and how it is known. There is one for every value of an array."""
 
     at: datetime
     offset: int | None  # seconds east of UTC, where the time is the user's own
     extra: bytes | None  # FLOATING where it was given without an offset
 
 
-class Point(NamedTuple):
+class Point(msgspec.Struct, frozen=True, gc=False):
     """A value of an array, and its moment."""
 
     moment: Moment
@@ -94,8 +94,9 @@ def points(given: Iterable[Given], clock: Clock, factor: float, what: str) -> Us
 
 def plain(found: Sequence[Point], _: Span, unit: str) -> Iterator[Sample]:
     """Each value at its moment."""
-    for (at, offset, extra), value in found:
-        yield Sample(at, None, value, unit, offset, extra)
+    for point in found:
+        moment = point.moment
+        yield Sample(moment.at, None, point.value, unit, moment.offset, moment.extra)
 
 
 def grown(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
@@ -105,10 +106,12 @@ def grown(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
     before it, it belongs to the instant before it: neither is it lost then, nor counted twice. A total that falls has
     begun again.
     """
-    since, before = span.start and span.start.at, 0.0
-    for (at, offset, extra), value in _in_order(found):
+    since, before = span.start.at if span.start else None, 0.0
+    for point in _in_order(found):
+        moment, value = point.moment, point.value
+        at = moment.at
         start = since if since is not None and since < at else at - INSTANT
-        yield Sample(start, at, value - before if value >= before else value, unit, offset, extra)
+        yield Sample(start, at, value - before if value >= before else value, unit, moment.offset, moment.extra)
         since, before = at, value
 
 
@@ -120,8 +123,8 @@ def stages(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
     ordered = _in_order(found)
     ends: list[datetime | None] = [after.moment.at for _, after in pairwise(ordered)]
     ends.append(span.end.at if ordered and span.end and span.end.at > ordered[-1].moment.at else None)
-    for (moment, level), end in zip(ordered, ends, strict=False):
-        extra = moment.extra
+    for point, end in zip(ordered, ends, strict=False):
+        moment, level, extra = point.moment, point.value, point.moment.extra
         if level not in STAGES or level in INEXACT_STAGES:
             extra = msgspec.json.encode({"level": level} | ({"is_floating": True} if extra else {}))
         yield Sample(moment.at, end, float(STAGES.get(int(level), -1)), unit, moment.offset, extra)

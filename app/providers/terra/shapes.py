@@ -133,7 +133,7 @@ class Item:
             case Newest():
                 return self._newest(source)
             case Derive("offset"):
-                return self._span.start and self._span.start.offset
+                return self._span.start.offset if self._span.start else None
             case Derive():
                 start, end = self._span
                 return (end.at - start.at).total_seconds() if start and end else None
@@ -237,7 +237,7 @@ def _day(text: str, what: str) -> str:
 
 def _instant(text: str, what: str) -> str | None:
     moment = Clock().read(text, what)
-    return moment and moment.at.isoformat()
+    return moment.at.isoformat() if moment else None
 
 
 def _as_it_is(value: Any, _: str) -> Any:
