@@ -27,7 +27,7 @@ from workers.stack import Stack, running_stack
 from workers.store.engine import make_engine
 
 USERS, USERS_AT_TERRA, DAYS, SEED = 4, 2, 7, 7
-LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 800, 150
+LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 700, 120
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 DUPLICATES = REORDERING = 0.1
 SETTLE_SECONDS, HISTORY_SECONDS = 60, 120

@@ -225,3 +225,26 @@ def test_check_of_a_broker_that_is_away_finishes(environment: dict[str, str]) ->
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(json.loads(done.stdout)) == 8
+
+
+@pytest.mark.parametrize(
+    ("option", "secret"), [("--to", ("secret", JUNCTION_SECRET)), ("--terra-to", ("terra_secret", TERRA_SECRET))]
+)
+def test_simulate_signs_with_the_secret_of_whom_it_plays(
+    monkeypatch: pytest.MonkeyPatch, option: str, secret: tuple[str, str]
+) -> None:
+    """Breaks if events are signed with the other's secret, or one's without a stack cannot be sent."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("workers.simulator.run", lambda **options: given.update(options))
+    secrets = {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "TERRA_SIGNING_SECRET": TERRA_SECRET}
+    assert invoke("simulate", option, "http://127.0.0.1:1", **secrets).exit_code == 0
+    assert given[secret[0]] == secret[1]
+    assert given[option.removeprefix("--").replace("-", "_")] == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize("option", ["--to", "--terra-to"])
+def test_simulate_without_a_secret_says_where_it_looked(option: str) -> None:
+    """Breaks if events are sent that nobody can take, or the error is a traceback."""
+    done = invoke("simulate", option, "http://127.0.0.1:1")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("headrace: ")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from random import Random
 
 from workers.simulator.terra.data import TerraWorld
-from workers.simulator.terra.events import Message, athlete, auth, data, elsewhere
+from workers.simulator.terra.events import Message, arrival, data, elsewhere
 
 __all__ = ["TerraWorld", "first_events", "live_events"]
 
@@ -15,12 +15,11 @@ SHARE_OF_UPDATES = 0.3
 def first_events(terra: TerraWorld) -> Iterator[Message]:
     """What comes when people connect: the connection and who it is. Nobody announces that there is history."""
     for account in terra.accounts():
-        yield auth(terra, account)
-        yield athlete(terra, account)
+        yield from arrival(terra, account)
 
 
 def live_events(terra: TerraWorld, seed: int = 0, pinged: float = 0.0, base_url: str = "") -> Iterator[Message]:
-    """Events without end about what is newest, of anybody and any type; some of them correct what was sent.
+    """Events about what is newest, of anybody and any type, while anybody is left; some correct what was sent.
 
     Days and bodies are told again and again while they last, each time with more in them. The world's end moves on to
     the present with each event. What was asked for, and who has connected since, is told first. `pinged` is the part
@@ -30,6 +29,9 @@ def live_events(terra: TerraWorld, seed: int = 0, pinged: float = 0.0, base_url:
     while True:
         terra.world.until = max(terra.world.until, datetime.now(UTC))
         yield from terra.waiting()
-        account = dice.choice(terra.accounts())
+        accounts = terra.accounts()
+        if not accounts:
+            return
+        account = dice.choice(accounts)
         event = data(terra, account, dice.choice(terra.kinds(account)), updated=dice.random() < SHARE_OF_UPDATES)
         yield elsewhere(terra, event, base_url) if dice.random() < pinged else event

@@ -12,7 +12,7 @@ def _some(*kinds: str) -> frozenset[str]:
 
 _WATCH = _some("activity", "daily", "sleep", "body", "menstruation", "planned_workout")
 
-# As the names of Terra's resources. A person has two of them, so that the order says who has what.
+# By the names that Terra has for them. A person's number says which two they have.
 PROVIDERS = {
     provider.slug: provider
     for provider in (

@@ -14,7 +14,7 @@ from app.providers import PROVIDERS
 from tests.support import TERRA_SECRET
 from workers.simulator import run
 from workers.simulator.terra import first_events, live_events
-from workers.simulator.terra.events import elsewhere
+from workers.simulator.terra.events import deauth, elsewhere
 from workers.simulator.terra.sender import TerraSender
 
 SETTINGS = Settings(terra_signing_secrets=(TERRA_SECRET,))
@@ -109,6 +109,13 @@ def test_live_events_are_of_every_type_and_correct_some(terra):
     types = {event.event["type"] for event in events}
     assert types == {"activity", "daily", "sleep", "body", "nutrition", "menstruation", "planned_workout"}
     assert len(told) > len(set(told))
+
+
+def test_when_the_last_account_is_closed_that_is_told_and_nothing_more(terra):
+    """Breaks if the stream ends in an error, or goes on about people who have left."""
+    terra.put(*[deauth(terra, account) for account in terra.accounts()])
+    types = [event.event["type"] for event in live_events(terra)]
+    assert types == ["deauth"] * 12
 
 
 def test_a_ping_leads_to_the_event(api, terra):
