@@ -103,20 +103,20 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
         assert is_amqp(settings.need_broker()) == (broker == "rabbitmq")
         assert settings.need_redis() == "redis://:vk@valkey:6379/0"
         assert settings.encryption_keys
-    if name == "web":
+    if name in ("web", "maintenance"):
         settings.need_webhook_secret()
-    if name == "flower":
+    if name in ("flower", "maintenance"):
         settings.need_flower_auth()
 
 
 def test_nobody_is_told_more_than_it_needs() -> None:
-    """Breaks if the endpoint knows or reaches the database, or a worker the signing secrets."""
+    """Breaks if the endpoint knows or reaches the database, or workers who ask the world the signing secrets."""
     with pytest.raises(Misconfigured):
         load(environment("web", FILLED)).need_database()
     assert "database" not in SERVICES["web"]["networks"]
     assert COMPOSE["networks"]["broker"] == {"internal": True}
     told = {name for name, one in OURS.items() if "JUNCTION_WEBHOOK_SECRET" in one.get("environment", {})}
-    assert told == {"web"}
+    assert told == {"web", "maintenance"}
 
 
 def test_whoever_tends_what_is_kept_knows_how_long() -> None:

@@ -127,12 +127,10 @@ def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
     if role != "migrate":
         settings.need_broker()
         assert settings.encryption_keys
-    if role == "flower":
-        settings.need_flower_auth()
-    if role == "web":
-        settings.need_webhook_secret()
+    is_operators = name == "headrace-maintenance"  # where `headrace check` must find everything
+    assert bool(settings.flower_auth) == (role == "flower" or is_operators)
+    assert bool(settings.junction_webhook_secrets) == (role == "web" or is_operators)
     assert bool(settings.database_url) == (role in ("worker", "migrate"))
-    assert bool(settings.junction_webhook_secrets) == (role == "web")
     assert bool(settings.junction_api_key) == (role == "worker")
 
 

@@ -1,0 +1,90 @@
+"""deploy/RUNBOOK.md: whoever is on call types what stands there, so it must be true."""
+
+import re
+import shlex
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.queue import LANES
+from tests.deploy.support import DEPLOY, ROOT, SETTINGS, documents, parse
+from tests.deploy.test_kubernetes import RENDERED
+from workers.cli import main
+from workers.store.engine import SESSION
+
+RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text(encoding="utf-8")
+NOT_YET = {"erase", "explain", "report"}  # others are writing them, under these names
+
+TYPED = [line for block in re.findall(r"```sh\n(.*?)```", RUNBOOK, re.DOTALL) for line in block.splitlines() if line]
+TYPED += re.findall(r"^    (headrace .*)$", RUNBOOK, re.MULTILINE)
+NAMED = re.findall(r"`(headrace [a-z][^`]*)`", RUNBOOK.replace("\n", " "))
+SQL = re.findall(r"```sql\n(.*?)```", RUNBOOK, re.DOTALL)
+# In running text a command may be named without what it needs.
+NEEDED = {"headrace backfill start": " --user u --since 2026-01-01"}
+
+
+@pytest.mark.parametrize("line", dict.fromkeys([*TYPED, *(name + NEEDED.get(name, "") for name in NAMED)]))
+def test_a_command_is_one_of_headrace(line: str) -> None:
+    """Breaks if somebody with an outage is told to type what does not exist."""
+    executable, *arguments = shlex.split(line, comments=True)
+    assert executable == "headrace"
+    if arguments[0] not in NOT_YET - main.commands.keys():
+        parse(arguments)
+
+
+def test_names_of_services_units_and_settings_exist() -> None:
+    """Breaks if a service, a Deployment, a unit or a setting was renamed and the runbook was not."""
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    typed = re.findall(r"docker compose -f deploy/compose.yaml (?:up|run|exec) ([^#`\n]+)", RUNBOOK)
+    services = {word for line in typed for word in line.partition("headrace")[0].split() if not word.startswith("-")}
+    assert len(services) >= len(LANES)
+    assert services <= compose["services"].keys()
+    deployed = {one["metadata"]["name"] for one in RENDERED["example"] if one["kind"] in ("Deployment", "Job")}
+    named = set(re.findall(r"(?:deploy/|job/| job )(headrace-\w+)", RUNBOOK))
+    assert named
+    assert named <= deployed
+    units = {file.stem.partition("@")[0] for file in (DEPLOY / "systemd").glob("*.service")}
+    restarted = " ".join(re.findall(r"systemctl (?:restart|enable --now) ([^`\n|]+)", RUNBOOK))
+    assert set(re.findall(r"headrace-[a-z]+", restarted)) == units
+    assert set(re.findall(r"\b(?:HEADRACE|JUNCTION|TERRA)_[A-Z_]+\b", RUNBOOK)) <= SETTINGS
+    paths = set(re.findall(r"deploy/[\w./-]+", RUNBOOK)) - {f"deploy/{name}" for name in deployed}
+    assert all((ROOT / path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("block", SQL)
+def test_its_sql_runs(engine: Engine, block: str) -> None:
+    """Breaks if a table or a setting of PostgreSQL has another name, or a partition is there already."""
+    with engine.connect() as connection:
+        for statement in filter(str.strip, block.split(";")):
+            connection.execute(text(statement))
+        connection.rollback()
+
+
+def test_a_pooled_role_is_given_what_a_session_asks_for() -> None:
+    """Breaks if behind PgBouncer a timeout, or the time zone, would be another than without."""
+    assert dict(re.findall(r"ALTER ROLE headrace SET (\w+) = '(\w+)'", RUNBOOK)) == SESSION
+
+
+def test_its_sizes_are_computed_right() -> None:
+    """Breaks if a measured figure is changed and what follows from it is not."""
+    samples, events, records = 1440, 60, 10
+    core_ms = samples * 18.5e-3 + events * 1.64
+    stored = samples * 117 + events * 252 + records * 886
+    kept = samples * 8.5 + events * 850
+    assert f"= {core_ms:.0f} core-ms a day" in RUNBOOK
+    assert f"= {stored / 1000:.0f} kB a day, {stored * 365 / 1e6:.0f} MB a year" in RUNBOOK
+    assert f"= {kept / 1000:.0f} kB a day  = {kept * 30 / 1e6:.1f} MB with 30 days" in RUNBOOK
+    one = r"([\d.,]+)"
+    columns = r" \| ".join((one, rf"{one} \({one}\)", one, one, rf"{one} ([GT])B"))
+    rows = re.findall(rf"^\| {columns} \|", RUNBOOK, re.MULTILINE)
+    assert len(rows) == 5
+    for row in rows:
+        people, mean, peak, per_second, cores, disk = (float(value.replace(",", "")) for value in row[:6])
+        computed = (
+            (mean, people * events / 86_400),
+            (peak, people * events / 86_400 * 5),
+            (per_second, people * samples / 86_400),
+            (cores, people * core_ms / 1000 / 86_400 * 5),
+            (disk, people * stored * 365 / (1e9 if row[6] == "G" else 1e12)),
+        )
+        assert all(shown == pytest.approx(right, rel=0.1) for shown, right in computed), row
