@@ -94,7 +94,7 @@ def migrate_command(data_dir: Path | None) -> None:
     settings = attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-migrate")
     click.echo(f"the schema is at version {migrate(engine)}")
-    tend(engine, settings.keep_days)
+    tend(engine, None)  # it may be run by hand, where nobody has said how long they are kept
 
 
 @main.command("check")

@@ -7,12 +7,13 @@ from pathlib import Path
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from app.catalogue import catalogue
 from app.config import Settings
-from app.errors import DeadLetter, TryLater
+from app.errors import DeadLetter, Misconfigured, TryLater
 from workers.store import schema
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -57,7 +58,10 @@ def make_writer(settings: Settings, name: str = "headrace-worker") -> Engine:
 
 
 def migrate(engine: Engine) -> str:
-    """Brings the schema to the newest version and returns its name. May run twice, and at the same time."""
+    """Brings the schema to the newest version and returns its name. May run twice, and at the same time.
+
+    Raises Misconfigured if the schema is newer than this program.
+    """
     with transaction(engine) as connection:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
@@ -65,7 +69,13 @@ def migrate(engine: Engine) -> str:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError:  # alembic's words are about its own files
+            raise Misconfigured(
+                "DATABASE_URL: the schema is of a newer Headrace than this one, and is left as it is; "
+                "older workers go on with it, so there is nothing to migrate"
+            ) from None
         schema.sync(connection, catalogue())
         return str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
 

@@ -45,14 +45,19 @@ class Window:
         return escaped.replace("*", "%").replace("?", "_")
 
 
-def tend(engine: Engine, keep_days: int, today: date | None = None) -> list[str]:
-    """Makes the partitions of the next days and drops those that are older than is kept. Returns what it dropped."""
+def tend(engine: Engine, keep_days: int | None, today: date | None = None) -> list[str]:
+    """Makes the partitions of the next days and drops those that are older than is kept. Returns what it dropped.
+
+    Without a number of days nothing is dropped.
+    """
     today = today or datetime.now(UTC).date()
     with transaction(engine) as connection:
         connection.execute(ONE_AT_A_TIME)
         present = {name.rpartition(".")[2] for name in connection.scalars(PARTITIONS)}
         for ahead in range(DAYS_AHEAD + 1):
             _make(connection, today + timedelta(days=ahead), present)
+        if keep_days is None:
+            return []
         oldest = _name(today - timedelta(days=keep_days))
         old = sorted(name for name in present if name.startswith("kept_2") and name < oldest)
         for name in old:

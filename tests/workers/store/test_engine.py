@@ -69,6 +69,16 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
 
 
+def test_a_newer_schema_is_left_alone(empty: Engine) -> None:
+    """Breaks if going back to an older program ends in a traceback, or changes what the newer one has made."""
+    migrate(empty)
+    with empty.begin() as connection:
+        connection.execute(text("UPDATE headrace.schema_version SET version_num = '9999'"))
+    with pytest.raises(Misconfigured, match="newer Headrace"):
+        migrate(empty)
+    assert rows(empty, "SELECT version_num FROM headrace.schema_version") == [{"version_num": "9999"}]
+
+
 def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
     """Breaks if the pods of a fresh installation race: three of four would crash."""
     together = threading.Barrier(4)

@@ -180,6 +180,14 @@ def test_old_partitions_are_dropped(shared: Engine) -> None:
     assert count(shared, Window(NOON, NOON + 100 * DAY)) == 6
 
 
+def test_without_a_number_of_days_nothing_is_dropped(shared: Engine) -> None:
+    """Breaks if `headrace migrate`, run by hand where HEADRACE_KEEP_DAYS is not set, throws away what others keep."""
+    tend(shared, 30, TODAY)
+    put(shared, NOON)
+    assert tend(shared, None, TODAY + 400 * DAY) == []
+    assert len(kept_ids(shared)) == 1
+
+
 def test_no_days_at_all_leave_no_day_behind(shared: Engine) -> None:
     """Breaks if what was kept before HEADRACE_KEEP_DAYS became 0 stays."""
     tend(shared, 30, TODAY)
