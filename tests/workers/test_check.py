@@ -64,7 +64,7 @@ def test_a_complete_deployment_has_no_fault(settings: Settings) -> None:
     texts = {one.what: one.text for one in findings(settings)}
     assert texts["webhook secrets"] == "1 for Junction, 1 for Terra"
     assert texts["encryption"] == "AES-256-GCM, 1 key(s)"
-    assert texts["what is kept"] == "63 resources, all providers"
+    assert texts["what is kept"] == "69 resources, all providers"
     assert texts["broker"] == "keeps what it confirms"
     assert re.fullmatch(r"PostgreSQL \d+, migrated", texts["database"])
     assert texts["Flower"] == "has a password"
