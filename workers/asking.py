@@ -10,7 +10,7 @@ from app.errors import DeadLetter, NotYet
 from app.providers import PROVIDERS, Provider
 from app.providers.request import Request
 from workers.http import Answer, Client
-from workers.retry import NOT_JSON, Decision, backoff, decide
+from workers.retry import MOST_ATTEMPTS, NOT_JSON, Decision, backoff, decide
 from workers.throttle import Throttle
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ class Reply(Generic[T]):
     value: T | None = None
     status: int = 0
     body: bytes = b""
+    not_yet: str = ""  # what the provider said instead of giving data
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ class Account:
             try:
                 value = read(answer)
             except NotYet as reason:
+                gives_up = attempts + 1 >= MOST_ATTEMPTS
                 pause = max(reason.seconds, backoff(attempts))
-                return Reply(Decision("again", pause, str(reason)), status=status)
+                decision = Decision("fail" if gives_up else "again", pause, str(reason))
+                return Reply(decision, status=status, not_yet=reason.what)
             except DeadLetter:
                 status = NOT_JSON
         now = datetime.now(UTC)

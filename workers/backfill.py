@@ -35,6 +35,7 @@ SOON_SECONDS = 0.0
 ENDS = ("gone", "fail", "dead")
 MOST_RESTARTS = 5  # of one slice
 MOST_CRASHES = 5  # in a row
+NO_DATA_IS_BELIEVED = 3  # times: at first it may mean that the aggregator has not looked yet
 MOST_LISTS = 64  # of records with streams that are kept at hand
 Read = Callable[[Answer], Page]
 log = logging.getLogger(__name__)
@@ -152,6 +153,8 @@ class Fetcher:
         reply = account.ask(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
         if reply.value is not None:
             return reply.value
+        if reply.not_yet == "no_data" and work.attempts + 1 >= NO_DATA_IS_BELIEVED:
+            return Page((), 0)
         if optional and reply.decision.what in ENDS and 400 <= reply.status < 500:
             return self._without(work, request, reply)
         return self._wait(work, reply.decision, self._evidence(work, request, reply))

@@ -19,6 +19,7 @@ from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
 from tests.workers.test_backfill import Provider, hurry, settle, status
 from workers.apply import Applier
+from workers.retry import MOST_ATTEMPTS
 from workers.store.backfills import due
 from workers.throttle import hushes
 
@@ -202,6 +203,26 @@ def test_an_answer_that_is_no_data_closes_no_window(
     windows = [window(request) for request in of_type(provider, "sleep")]
     assert windows[0] == windows[1]
     assert rows(engine, "SELECT count(*) AS n FROM health.sleep") == [{"n": 100}]
+
+
+def test_no_data_is_believed_in_the_end(engine: Engine, settings: Settings) -> None:
+    """Breaks if an empty window is asked about for ever, or believed at once."""
+    connect(engine, settings)
+    with from_terra(only("sleep", lambda _: httpx.Response(200, json={"type": "no_data"}))) as provider:
+        settle(engine, provider.fetcher(engine, settings))
+    windows = [window(request) for request in of_type(provider, "sleep")]
+    assert {windows.count(one) for one in windows} == {3}
+    assert {one[0] for one in status(engine, "t1")} == {"complete"}
+
+
+def test_who_is_always_about_to_answer_is_given_up(engine: Engine, settings: Settings) -> None:
+    """Breaks if a provider that is never done keeps a backfill open for good, with nobody told."""
+    connect(engine, settings)
+    with from_terra(only("sleep", lambda _: httpx.Response(200, json={"type": "processing"}))) as provider:
+        settle(engine, provider.fetcher(engine, settings))
+    assert len(of_type(provider, "sleep")) == MOST_ATTEMPTS
+    (end,) = rows(engine, "SELECT status, error FROM health.backfills WHERE resource = 'sleep'")
+    assert end == {"status": "failed", "error": "not yet: processing"}
 
 
 def test_who_is_unknown_to_terra_is_gone(engine: Engine, settings: Settings) -> None:
