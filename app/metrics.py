@@ -1,6 +1,9 @@
 """What the endpoint counts. With PROMETHEUS_MULTIPROC_DIR set, every process of a machine is added up."""
 
+from collections import Counter as Counter_
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
+from prometheus_client.parser import text_string_to_metric_families
 
 ANSWERS = Counter("headrace_answers_total", "Webhooks answered, by status", ["aggregator", "status"])
 REFUSED = Counter("headrace_refused_total", "Webhooks refused, by what was wrong", ["aggregator", "reason"])
@@ -24,3 +27,13 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def counts(text: str, name: str, label: str) -> dict[str, int]:
+    """A counter of what an endpoint exposes, added up by one of its labels."""
+    found: Counter_[str] = Counter_()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name:
+                found[sample.labels[label]] += int(sample.value)
+    return dict(found)

@@ -17,9 +17,13 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MOD
 WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
-    "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.drill workers.stack"
+    "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.drill workers.stack "
+    "workers.watch"
 )
-CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer"
+CELERY = (
+    "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer "
+    "workers.watch"
+)
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,

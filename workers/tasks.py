@@ -26,7 +26,7 @@ from workers.http import Files
 from workers.reconcile import ACCOUNT as COMPARED
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
-from workers.store.chores import claim, plan, save
+from workers.store.chores import SWEPT, claim, mark, plan, save
 from workers.store.engine import make_writer
 from workers.store.kept import tend
 
@@ -114,6 +114,7 @@ class Work:
                 self._send(RECONCILE, (), 0)
         take_foreign(self._settings, self.applier.set_aside)
         self._tend()
+        mark(self.engine, SWEPT)
 
     def _due(self, most: int) -> list[int]:
         return due(self.engine, of=self._settings.readable, most=most)

@@ -98,6 +98,13 @@ def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settin
     return replace(settings, **more)
 
 
+def endpoint_of(settings: Settings, data_dir: Path) -> str | None:
+    """Where the endpoint of the stack is that runs in the folder; None if the settings mean another one."""
+    if settings.database_url:
+        return None
+    return str(_running_stack(data_dir.absolute())["web"])
+
+
 def kept_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """The secrets by their names: the operator's, or those of secrets.json, or new ones which are then kept there."""
     kept = _read(data_dir / SECRETS)
