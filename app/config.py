@@ -51,6 +51,10 @@ def _port(value: str) -> int:
     return number
 
 
+def _port_or_none(value: str) -> int:
+    return 0 if value == "0" else _port(value)
+
+
 def _level(value: str) -> str:
     return LOG_LEVELS[LOG_LEVELS.index(value.upper())]
 
@@ -298,6 +302,13 @@ class Settings:
         want="true or false",
     )
     host: str = _setting("HEADRACE_HOST", "127.0.0.1", _text, "the address that web and Flower listen on")
+    metrics_port: int = _setting(
+        "HEADRACE_METRICS_PORT",
+        0,
+        _port_or_none,
+        "where a worker or beat shows its metrics; 0: nowhere, and the endpoint's /metrics shows its machine's",
+        want="a port, or 0",
+    )
     port: int = _setting("HEADRACE_PORT", 8000, _port, "the port that web listens on", want="a port")
     web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, _number, "processes of the endpoint", want="a number")
     flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _port, "the port that Flower listens on", want="a port")

@@ -19,6 +19,7 @@ FETCH = "headrace.fetch"  # goes on with one backfill for a while
 DOWNLOAD = "headrace.download"  # fetches one delivery that was only announced, before its URL expires
 RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be with what is stored
 SWEEP = "headrace.sweep"  # beat's: looks for work that is due
+SENT_AT = "headrace-sent-at"  # the header that says so, in unix seconds
 
 Role = Literal["publisher", "worker"]
 

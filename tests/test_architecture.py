@@ -18,7 +18,7 @@ WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.drill workers.stack "
-    "workers.watch"
+    "workers.watch workers.observed"
 )
 CELERY = (
     "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer "
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "aiohttp": "",
     "svix": "workers.simulator",
     "cryptography": "app.sealing",
-    "granian": "",
+    "granian": "app.endpoint",
     "prometheus_client": "app.metrics",
     "pickle": "",
 }

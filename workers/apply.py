@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -140,8 +141,11 @@ class Applier:
         return _joined(parts)
 
     def _counted(self, applied: Applied) -> Applied:
+        now = time.time()
         for settled in applied.settled:
-            metrics.OUTCOMES.labels(settled.aggregator, settled.outcome).inc()
+            metrics.DELIVERY_SECONDS.labels(settled.aggregator).observe(max(now - settled.received_at.timestamp(), 0))
+        for (aggregator, outcome), count in Counter((s.aggregator, s.outcome) for s in applied.settled).items():
+            metrics.OUTCOMES.labels(aggregator, outcome).inc(count)
         return applied
 
     def _open(self, delivery: Delivery, attempts: int, origin: Origin = "webhook") -> Opened:
@@ -191,6 +195,7 @@ class Applier:
             if self._owed:
                 acquit(connection, self._owed)
         self._owed.clear()
+        metrics.count_rows(written.rows, origin)
         return Applied(settled, announced, elsewhere)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
+from app import metrics
 from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
 from app.config import Settings
@@ -203,8 +204,11 @@ class Fetcher:
         with transaction(self._engine) as connection:
             if batch:
                 touch_users(connection, {work.user_id: None})
-                write(connection, batch, _origin(work), numbers)
-            return backfills.advance(connection, work, then, records, error)
+                written = write(connection, batch, _origin(work), numbers)
+            moved = backfills.advance(connection, work, then, records, error)
+        if batch:
+            metrics.count_rows(written.rows, _origin(work))
+        return moved
 
     def _store(self, work: Work, actions: Iterable[Action]) -> list[str]:
         """Stores actions one by one; why some were refused."""
