@@ -19,6 +19,7 @@ JUNCTION_HOSTS = {
 }
 SHORTEST_SECRET_BYTES = 16
 LONGEST_DEADLINE_SECONDS = 4.0  # every request is answered within five
+LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -57,6 +58,10 @@ def _port_or_none(value: str) -> int:
 
 def _level(value: str) -> str:
     return LOG_LEVELS[LOG_LEVELS.index(value.upper())]
+
+
+def _format(value: str) -> str:
+    return LOG_FORMATS[LOG_FORMATS.index(value.lower())]
 
 
 def _resources(value: str) -> tuple[str, ...]:
@@ -320,6 +325,9 @@ class Settings:
         "HEADRACE_READY_FILE", None, _text, "a worker makes this file when it is ready; `headrace up` sets it"
     )
     log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", _level, "DEBUG, INFO, WARNING or ERROR")
+    log_format: str = _setting(
+        "HEADRACE_LOG_FORMAT", "text", _format, "text for people, json for programs", want="text or json"
+    )
 
     def __repr__(self) -> str:
         shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if not one.metadata["secret"])

@@ -83,6 +83,9 @@ def _webhook(
 
 def settled(accepted: Accepted, answer: Response) -> Response:
     """The answer to what was accepted, counted."""
+    if log.isEnabledFor(logging.DEBUG):
+        ids = {"aggregator": accepted.aggregator, "delivery": accepted.delivery.message_id}
+        log.debug("answered %d", answer.status_code, extra=ids)
     return _counted(accepted.aggregator, answer, accepted.began)
 
 

@@ -144,6 +144,7 @@ class Applier:
         now = time.time()
         for settled in applied.settled:
             metrics.DELIVERY_SECONDS.labels(settled.aggregator).observe(max(now - settled.received_at.timestamp(), 0))
+            _tell(settled)
         for (aggregator, outcome), count in Counter((s.aggregator, s.outcome) for s in applied.settled).items():
             metrics.OUTCOMES.labels(aggregator, outcome).inc(count)
         return applied
@@ -197,6 +198,15 @@ class Applier:
         self._owed.clear()
         metrics.count_rows(written.rows, origin)
         return Applied(settled, announced, elsewhere)
+
+
+def _tell(settled: Settled) -> None:
+    """What became of a delivery: for somebody on call if it was set aside, otherwise for who looks closely."""
+    is_dead = settled.outcome == "dead"
+    if is_dead or log.isEnabledFor(logging.DEBUG):
+        ids = {"aggregator": settled.aggregator, "delivery": settled.message_id}
+        reason = f": {settled.error}" if is_dead else ""
+        log.log(logging.WARNING if is_dead else logging.DEBUG, "%s%s", settled.outcome, reason, extra=ids)
 
 
 def _joined(parts: Sequence[Applied]) -> Applied:

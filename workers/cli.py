@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from app import log
 from app.config import inherited, load
 from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
@@ -45,8 +46,8 @@ def main(*, debug: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), help="worker processes per lane (default: one per core)")
 def up_command(data_dir: Path | None, port: int | None, workers: int | None) -> None:
     """Run everything on this machine, until Ctrl-C."""
-    logging.getLogger().setLevel(logging.INFO)
     settings = load()
+    log.configure(settings)
     up.up(settings, inherited(), data_dir or Path(settings.data_dir), port, workers)
 
 
