@@ -27,7 +27,7 @@ from workers.throttle import Hush, hushes
 RATE_SECONDS = 10.0  # rates are over so long at most: short enough to see a change, long enough to be no noise
 ENDPOINT_SECONDS = 2.0
 WIDE = 110  # columns, from which on names have room
-BAR_WIDTH = 12
+BAR_WIDTH, ABOUT_WIDTH = 12, 28
 MOST_FAULTS = 5
 
 
@@ -182,7 +182,8 @@ class Page:
         counts = [f"{row['backfills']:,} {row['status']}" for row in now.backfills]
         if (records := self.rate(_records)) is not None:
             counts.append(f"{_number(records)} records/s")
-        bars = [_bar(one, width) for one in now.open_backfills]
+        furthest = sorted(now.open_backfills, key=lambda one: (one.status != "running", -one.share))
+        bars = [_bar(one, width) for one in furthest]
         yield Section(f"Backfills: {' · '.join(counts)}" if now.backfills else "", bars, "headrace backfill list")
         broken = [
             (row["user_id"], row["provider"], f"{row['since']:%m-%d %H:%M}", row["error"] or "")
@@ -230,12 +231,14 @@ def _columns(first: str, *numbers: str) -> Table:
 
 
 def _bar(one: Backfill, width: int) -> Row:
-    about = f"{one.provider or 'any'} {one.resource}"
-    bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH * (2 if width >= WIDE else 1))
-    rate = "" if one.rate is None else f"{one.rate:,.0f}/s"
-    records = f"{one.records:,}" + (" records" if width >= WIDE else "")
+    wide = width >= WIDE
+    about = f"{one.provider or 'any'} {one.resource}"[:ABOUT_WIDTH]
+    whose = [f"{one.user_id[:8]}"] if wide else []  # as much as tells one from another; the list has all of it
+    bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH * (2 if wide else 1))
+    rate = "" if one.rate is None else f"{_number(one.rate)}/s"
+    records = f"{one.records:,}" + (" records" if wide else "")
     how = (f"{one.share:.0%}", records, rate, status.in_words(one.left) if one.left else one.status)
-    return (f"{one.id}", *([one.user_id] if width >= WIDE else []), about, bar, *how, one.error or "")
+    return (f"{one.id}", *whose, about, bar, *how)
 
 
 def _depth(seen: Status, name: str) -> int:
