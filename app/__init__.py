@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flask import Flask
 
+from app import log
 from app.config import Settings, load
 from app.courier import Courier, Publish
 from app.queue import Publisher, make_celery
@@ -35,6 +36,7 @@ def from_environment() -> Server:
     """What the web server calls in each of its processes."""
     settings = load()
     settings.need_webhook_secret()
+    log.configure(settings)
     publisher = Publisher(make_celery(settings, "publisher"))
     courier = make_courier(settings, publisher.publish)
     return Server(create_app(settings, courier, publisher.ping), courier, settings)

@@ -19,6 +19,7 @@ JUNCTION_HOSTS = {
 }
 SHORTEST_SECRET_BYTES = 16
 LONGEST_DEADLINE_SECONDS = 4.0  # every request is answered within five
+LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -51,8 +52,16 @@ def _port(value: str) -> int:
     return number
 
 
+def _port_or_none(value: str) -> int:
+    return 0 if value == "0" else _port(value)
+
+
 def _level(value: str) -> str:
     return LOG_LEVELS[LOG_LEVELS.index(value.upper())]
+
+
+def _format(value: str) -> str:
+    return LOG_FORMATS[LOG_FORMATS.index(value.lower())]
 
 
 def _resources(value: str) -> tuple[str, ...]:
@@ -305,6 +314,13 @@ class Settings:
         want="true or false",
     )
     host: str = _setting("HEADRACE_HOST", "127.0.0.1", _text, "the address that web and Flower listen on")
+    metrics_port: int = _setting(
+        "HEADRACE_METRICS_PORT",
+        0,
+        _port_or_none,
+        "where a worker or beat shows its metrics; 0: nowhere, and the endpoint's /metrics shows its machine's",
+        want="a port, or 0",
+    )
     port: int = _setting("HEADRACE_PORT", 8000, _port, "the port that web listens on", want="a port")
     web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, _number, "processes of the endpoint", want="a number")
     flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, _port, "the port that Flower listens on", want="a port")
@@ -316,6 +332,9 @@ class Settings:
         "HEADRACE_READY_FILE", None, _text, "a worker makes this file when it is ready; `headrace up` sets it"
     )
     log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", _level, "DEBUG, INFO, WARNING or ERROR")
+    log_format: str = _setting(
+        "HEADRACE_LOG_FORMAT", "text", _format, "text for people, json for programs", want="text or json"
+    )
 
     def __repr__(self) -> str:
         shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if not one.metadata["secret"])

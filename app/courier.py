@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from app import metrics
 from app.delivery import Delivery
 from app.errors import NotTaken
 
@@ -54,6 +55,7 @@ class Courier:
         self._thread: threading.Thread | None = None
         self._in_flight_since: float | None = None
         self._failures, self._open_until = 0, 0.0
+        self._was_open = False
         self._shared = False  # whether several requests shared the last message
 
     def take(self, delivery: Delivery) -> None:
@@ -122,7 +124,7 @@ class Courier:
     def _send(self, parcels: list[_Parcel]) -> None:
         self._shared = len(parcels) > 1
         error: NotTaken | None = NotTaken("the message could not be published")
-        self._in_flight_since = time.monotonic()
+        self._in_flight_since = began = time.monotonic()
         try:
             self._publish([parcel.delivery for parcel in parcels])
             error = None
@@ -136,6 +138,19 @@ class Courier:
             if self._failures >= FAILURES_THAT_OPEN:
                 self._open_until = time.monotonic() + OPEN_SECONDS
             _answer(parcels, error)
+            self._count(parcels, error, time.monotonic() - began)
+
+    def _count(self, parcels: Sequence[_Parcel], error: NotTaken | None, seconds: float) -> None:
+        """After the answers, which nobody should wait for."""
+        metrics.PUBLISH_SECONDS.labels("failed" if error else "taken").observe(seconds)
+        is_open = self._failures >= FAILURES_THAT_OPEN
+        if is_open != self._was_open:
+            metrics.CIRCUIT_OPEN.set(is_open)
+            self._was_open = is_open
+        if error is None:
+            metrics.MESSAGE_DELIVERIES.observe(len(parcels))
+            for aggregator in {parcel.delivery.aggregator for parcel in parcels}:
+                metrics.TAKEN.labels(aggregator).set_to_current_time()
 
 
 def _answer(parcels: Sequence[_Parcel], error: NotTaken | None) -> None:

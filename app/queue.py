@@ -22,6 +22,7 @@ SWEEP = "headrace.sweep"  # beat's: looks for work that is due
 WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds that a message may wait in RabbitMQ: a queue for each, see deploy/DESIGN.md
 
 NOWHERE = "headrace.nowhere"  # a queue that does not exist
+SENT_AT = "headrace-sent-at"  # the header that says so, in unix seconds
 
 Role = Literal["publisher", "worker"]
 

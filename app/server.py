@@ -16,7 +16,7 @@ from flask import Flask, Response
 from app.config import Settings
 from app.courier import Courier
 from app.errors import NotTaken
-from app.webhooks import COURIER_AWAITED, Accepted, settled, too_large, unavailable
+from app.webhooks import COURIER_AWAITED, Accepted, settled, too_large, turned_away, unavailable
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 15.0  # for a whole body: after that no sender waits any more (Junction 15 s, Terra 8 s)
@@ -59,7 +59,7 @@ class Server:
             answer = await self._answer(scope, protocol)
         except Exception as error:  # noqa: BLE001 - the process edge, where a sender that has hung up ends as well
             log.warning("a request ended with %s", type(error).__name__)
-            answer = unavailable()
+            answer = turned_away(scope.path, unavailable())
         protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
 
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
@@ -67,9 +67,9 @@ class Server:
             async with asyncio.timeout(self._body_seconds):
                 body = await self._body(scope, protocol)
         except _TooMuch as much:
-            return much.answer
+            return turned_away(scope.path, much.answer)
         except TimeoutError:
-            return unavailable()
+            return turned_away(scope.path, unavailable())
         environ = _environ(scope, body)
         if scope.method != "POST" or len(body) > INLINE_BYTES:
             answer = await asyncio.to_thread(self._dispatch, environ)

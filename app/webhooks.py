@@ -83,7 +83,18 @@ def _webhook(
 
 def settled(accepted: Accepted, answer: Response) -> Response:
     """The answer to what was accepted, counted."""
+    if log.isEnabledFor(logging.DEBUG):
+        ids = {"aggregator": accepted.aggregator, "delivery": accepted.delivery.message_id}
+        log.debug("answered %d", answer.status_code, extra=ids)
     return _counted(accepted.aggregator, answer, accepted.began)
+
+
+def turned_away(path: str, answer: Response) -> Response:
+    """The answer to a request that no view has seen, counted if it was a webhook."""
+    aggregator = path.removeprefix("/webhooks/")
+    if aggregator in PROVIDERS:
+        metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
+    return answer
 
 
 def _counted(aggregator: str, answer: Response, began: float) -> Response:
@@ -115,4 +126,4 @@ def on_error(error: Exception) -> Any:
     if isinstance(error, HTTPException) and (request.method != "POST" or error.code in (404, 405)):
         return error
     log.error("unforeseen %s on %s", type(error).__name__, request.path)
-    return unavailable()
+    return turned_away(request.path, unavailable())

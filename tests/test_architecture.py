@@ -18,9 +18,12 @@ WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.erase workers.drill "
-    "workers.stack"
+    "workers.stack workers.watch workers.observed"
 )
-CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer"
+CELERY = (
+    "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer "
+    "workers.watch"
+)
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
@@ -34,7 +37,7 @@ MAY_IMPORT = {
     "aiohttp": "",
     "svix": "workers.simulator",
     "cryptography": "app.sealing",
-    "granian": "",
+    "granian": "app.endpoint",
     "prometheus_client": "app.metrics",
     "pickle": "",
 }

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -64,6 +65,7 @@ class Applied:
     settled: list[Settled]
     backfills: list[int]
     elsewhere: tuple[Delivery, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)  # written, by kind
 
     @property
     def outcomes(self) -> Counter[Outcome]:
@@ -145,8 +147,12 @@ class Applier:
         return _joined(parts)
 
     def _counted(self, applied: Applied) -> Applied:
+        now = time.time()
         for settled in applied.settled:
-            metrics.OUTCOMES.labels(settled.aggregator, settled.outcome).inc()
+            metrics.DELIVERY_SECONDS.labels(settled.aggregator).observe(max(now - settled.received_at.timestamp(), 0))
+            _tell(settled)
+        for (aggregator, outcome), count in Counter((s.aggregator, s.outcome) for s in applied.settled).items():
+            metrics.OUTCOMES.labels(aggregator, outcome).inc(count)
         return applied
 
     def _open(self, delivery: Delivery, attempts: int, origin: Origin = "webhook") -> Opened:
@@ -194,6 +200,7 @@ class Applier:
         if successors:  # begun again, because other rows are meant, and series that may have no number yet
             return self._commit([_renamed(one, successors) for one in given], origin)
         self._owed.clear()
+        metrics.count_rows(applied.rows, origin)
         return replace(applied, elsewhere=elsewhere)
 
     def _write(
@@ -209,7 +216,7 @@ class Applier:
             _keep(connection, opened, entered.news)
         if self._owed:
             acquit(connection, self._owed)
-        return Applied(settled, announced)
+        return Applied(settled, announced, rows=written.rows)
 
 
 def within(raw: bytes) -> list[Delivery]:
@@ -217,6 +224,15 @@ def within(raw: bytes) -> list[Delivery]:
     with contextlib.suppress(msgspec.DecodeError, LookupError):
         raw = str(msgspec.json.decode(raw, type=list[list[str] | Any])[0][0]).encode()
     return unpack(raw.decode(errors="replace"))
+
+
+def _tell(settled: Settled) -> None:
+    """What became of a delivery: for somebody on call if it was set aside, otherwise for who looks closely."""
+    is_dead = settled.outcome == "dead"
+    if is_dead or log.isEnabledFor(logging.DEBUG):
+        ids = {"aggregator": settled.aggregator, "delivery": settled.message_id}
+        reason = f": {settled.error}" if is_dead else ""
+        log.log(logging.WARNING if is_dead else logging.DEBUG, "%s%s", settled.outcome, reason, extra=ids)
 
 
 def _joined(parts: Sequence[Applied]) -> Applied:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+from app import metrics
 from app.config import Settings
 from app.errors import DeadLetter, NotYet
 from app.providers import PROVIDERS, Provider
@@ -52,9 +53,12 @@ class Account:
         if seconds <= 0 and terms.user_rate and user_id:
             seconds = self.throttle.wait_for_user(self.name, user_id, terms.user_rate)
         if seconds > 0:
+            metrics.THROTTLED.labels(self.name).inc()
             return Reply(Decision("wait", seconds, counts=False))
-        answer, value = self.client.ask(request), None
+        with metrics.REQUEST_SECONDS.labels(self.name).time():
+            answer, value = self.client.ask(request), None
         status = answer.status
+        metrics.REQUESTS.labels(self.name, metrics.status_class(status)).inc()
         if status == 200:
             try:
                 value = read(answer)

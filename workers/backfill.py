@@ -11,6 +11,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
+from app import metrics
 from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
 from app.config import Settings
@@ -94,6 +95,7 @@ class Fetcher:
             raise
         finally:
             self._cursors.clear()
+        log.info("fetched, as far as it was announced", extra={"backfill": backfill_id})
         # A place has become free: whoever of this person was turned away may come now.
         theirs = backfills.due(self._engine, user_id=user_id, of=self._accounts, most=free)
         return [Again(one, SOON_SECONDS) for one in theirs]
@@ -140,7 +142,7 @@ class Fetcher:
         request = junction.request(listed, work.user_id, work.provider, work.slice)
         page = self._page(work, request, _reader(work, listed))
         for reason in (*page.refused, *self._store(work, page.actions)):
-            log.warning("backfill %d: left out of the list: %s", work.backfill_id, reason)
+            log.warning("left out of the list: %s", reason, extra={"backfill": work.backfill_id})
         records = (replace(action, payload=b"") for action in page.actions if isinstance(action, Record))
         return sorted(records, key=lambda record: record.id)
 
@@ -176,7 +178,8 @@ class Fetcher:
 
     def _wait(self, work: Work, decision: Decision, evidence: Delivery | None = None) -> Page:
         """Does what was decided other than using a page, and raises _Waits."""
-        log.info("backfill %d: %s %s", work.backfill_id, decision.what, decision.reason)
+        level = logging.DEBUG if decision.what == "wait" else logging.INFO
+        log.log(level, "%s %s", decision.what, decision.reason, extra={"backfill": work.backfill_id})
         if decision.what in ENDS or (decision.what == "restart" and work.restarts >= MOST_RESTARTS):
             backfills.fail(self._engine, work, decision.reason, evidence)
             raise _Waits(None)
@@ -208,8 +211,10 @@ class Fetcher:
         with transaction(self._engine) as connection:
             if is_closed(connection, work.user_id):
                 return False
-            write(connection, batch, _origin(work), numbers)
-            return backfills.advance(connection, work, then, records, error)
+            written = write(connection, batch, _origin(work), numbers)
+            moved = backfills.advance(connection, work, then, records, error)
+        metrics.count_rows(written.rows, _origin(work))
+        return moved
 
     def _store(self, work: Work, actions: Iterable[Action]) -> list[str]:
         """Stores actions one by one; why some were refused."""

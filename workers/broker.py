@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import redis
 from celery import Celery
@@ -13,7 +14,7 @@ from kombu.exceptions import OperationalError
 from app.config import Settings
 from app.delivery import unpack
 from app.errors import DeadLetter, Misconfigured, TryLater
-from app.queue import LANES, is_amqp, make_celery, with_waiting_rooms
+from app.queue import LANES, SENT_AT, is_amqp, make_celery, with_waiting_rooms
 from app.transport import FOREIGN
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -140,8 +141,15 @@ def _oldest(url: str, lane: str) -> timedelta | None:
     if not isinstance(raw, bytes):
         return None
     try:
-        (packed,), *_ = json.loads(base64.b64decode(json.loads(raw)["body"]))
-        received = unpack(packed)[0].received
-    except (ValueError, KeyError, TypeError, DeadLetter):
-        return None  # another task than ours to apply, or no message at all: nothing to tell its age by
-    return datetime.now(UTC) - received
+        message = json.loads(raw)
+        sent_at = message["headers"].get(SENT_AT)
+        since = _received(message) if sent_at is None else datetime.fromtimestamp(sent_at, UTC)
+    except (ValueError, KeyError, TypeError, AttributeError, DeadLetter):
+        return None  # no message of ours: nothing to tell its age by
+    return datetime.now(UTC) - since
+
+
+def _received(message: Any) -> datetime:
+    """When the first delivery of a message arrived: the endpoint's messages say no more."""
+    (packed,), *_ = json.loads(base64.b64decode(message["body"]))
+    return unpack(packed)[0].received

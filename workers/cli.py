@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from app import log
 from app.config import inherited, load
 from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
@@ -30,7 +31,7 @@ from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
 from workers.store.kept import tend
-from workers.throttle import hushes
+from workers.watch import Watcher
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,8 +48,8 @@ def main(*, debug: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), help="worker processes per lane (default: one per core)")
 def up_command(data_dir: Path | None, port: int | None, workers: int | None) -> None:
     """Run everything on this machine, until Ctrl-C."""
-    logging.getLogger().setLevel(logging.INFO)
     settings = load()
+    log.configure(settings)
     up.up(settings, inherited(), data_dir or Path(settings.data_dir), port, workers)
 
 
@@ -124,22 +125,26 @@ def check_command(*, data_dir: Path | None, as_json: bool, explain: bool) -> Non
 @data_dir_option
 @json_option
 @click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
-@click.option("--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="seconds between two looks")
-def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, every: float) -> None:
-    """Show what waits, what became of what came, and what needs a hand."""
+@click.option(
+    "--interval",
+    "--every",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    help="seconds between two looks, at least",
+)
+@click.option("--web", help="the endpoint to ask too, e.g. http://web:8000 (default: the one of --data-dir)")
+def status_command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
+    """Show whether it is healthy, what waits, what became of what came, and what needs a hand."""
     settings = attached(data_dir)
     engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
-
-    def look() -> status.Status:
-        lanes = broker.lanes(celery, settings)
-        return status.read(engine, lanes, hushes(settings) if settings.has_redis else [])
-
+    watcher = Watcher(engine, celery, settings, web or up.endpoint_of(load(), data_dir or Path(settings.data_dir)))
     if as_json:
-        print_json(look().plain())
+        print_json(watcher.look().plain())
     elif watch:
-        keep_fresh(lambda: status.picture(look()), every)
+        keep_fresh(watcher.page, interval)
     else:
-        console().print(status.picture(look()))
+        console().print(status.picture(watcher.look()))
 
 
 @main.command("simulate")

@@ -38,7 +38,7 @@ class Downloader:
         try:
             body = self._body(announced)
         except DeadLetter as reason:  # nothing else tells whose data is missing, and since when
-            log.warning("%s: what it announced is lost: %s", announced.message_id, reason)
+            log.warning("what it announced is lost: %s", reason, extra={"delivery": announced.message_id})
             return self._applier.refuse(announced, str(reason))
         fetched = replace(announced, sealed=self._sealer.seal(body, announced.about))
         applied = self._applier.receive([fetched], again=again)

@@ -2,11 +2,11 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import NoReturn
 
 from app.config import Settings, inherited
+from app.endpoint import FOLDER, make_folder
 
 CELERY = [sys.executable, "-m", "celery", "--app", "workers.celery_app"]
 
@@ -27,8 +27,10 @@ def web(settings: Settings) -> NoReturn:
         "--workers-kill-timeout": "10",
     }
     flags = ["--factory", "--no-ws", "--respawn-failed-workers"]
-    command = [sys.executable, "-m", "granian", *(part for pair in options.items() for part in pair), *flags]
-    _become([*command, "app:from_environment"], _with_metrics_folder())
+    command = [sys.executable, "-m", "app.endpoint", *(part for pair in options.items() for part in pair), *flags]
+    # Its processes count together through files; without a folder given they get one of their own.
+    folder = {} if inherited().get(FOLDER) else {FOLDER: make_folder()}
+    _become([*command, "app:from_environment"], folder)
 
 
 def worker(settings: Settings, lane: str) -> NoReturn:
@@ -52,13 +54,6 @@ def flower(settings: Settings) -> NoReturn:
     """Flower, never without a password, which goes by the environment because anybody can read a command line."""
     settings.need_broker()
     _become([sys.executable, "-m", "workers.dashboard"], {"FLOWER_BASIC_AUTH": settings.need_flower_auth()})
-
-
-def _with_metrics_folder() -> dict[str, str]:
-    """Several web processes count together through files; without a folder given they get one of their own."""
-    if inherited().get("PROMETHEUS_MULTIPROC_DIR"):
-        return {}
-    return {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(prefix="headrace-metrics-")}
 
 
 def _become(command: list[str], more: Mapping[str, str]) -> NoReturn:

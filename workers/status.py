@@ -1,16 +1,20 @@
 """`headrace status`: what waits, what became of what came, and what needs a hand."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from sqlalchemy import Engine, text
+from rich.text import Text
+from sqlalchemy import Connection, Engine, text
 
+from workers import health
 from workers.broker import Lane
+from workers.health import Delay, Status
+from workers.store.chores import SWEPT
 from workers.store.engine import transaction
 from workers.store.history import OPEN, Backfill, Filter, listed
 from workers.throttle import Hush
@@ -19,65 +23,80 @@ MOST_SHOWN = 10  # of the backfills under way; `headrace backfill list` has the 
 BAR_WIDTH = 20
 BELOW_COUNTS = 3  # lanes, deliveries and counts of backfills go first
 
-OUTCOMES = text("""
+EDGE_SECONDS = 600.0  # so long, what is older than an hour is not counted again: it may be hundreds of millions
+BEFORE = text("SELECT outcome, count(*) AS total FROM headrace.deliveries WHERE received_at < :edge GROUP BY outcome")
+SINCE = text("""
 SELECT outcome, count(*) AS total, count(*) FILTER (WHERE received_at > now() - interval '1 hour') AS last_hour
-FROM headrace.deliveries GROUP BY outcome ORDER BY outcome""")
+FROM headrace.deliveries WHERE received_at >= :edge GROUP BY outcome""")
+DELAY = text("""
+SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM applied_at - received_at))
+FROM headrace.deliveries WHERE received_at > now() - interval '5 minutes'""")
+UNTAKEN = text("""
+SELECT aggregator, now() - max(received_at) AS since FROM headrace.deliveries
+WHERE received_at > now() - interval '2 days' AND aggregator <> 'unknown' GROUP BY aggregator""")
+SWEEP = text("SELECT now() - done_at FROM headrace.chores WHERE name = :name")
+SUSPECTS = text("SELECT count(*) FROM headrace.suspects WHERE since < now() - interval '1 minute'")
 BACKFILLS = text("""
-SELECT status, count(*) AS backfills, coalesce(sum(chunks_done), 0)::bigint AS chunks_done,
+SELECT status, count(*) AS backfills, count(*) FILTER (WHERE finished_at > now() - interval '1 day') AS last_day,
+       coalesce(sum(chunks_done), 0)::bigint AS chunks_done,
        coalesce(sum(chunks_total), 0)::bigint AS chunks_total, coalesce(sum(records), 0)::bigint AS records
 FROM health.backfills GROUP BY status ORDER BY status""")
 GAPS = text("""
 SELECT whose, count(*) AS gaps, count(DISTINCT user_id) AS people, min(since)::text AS since FROM headrace.gaps
 GROUP BY whose ORDER BY whose""")
 BROKEN = text("SELECT user_id, provider, since, error FROM health.connections WHERE status = 'error' ORDER BY since")
-DEAD = text("SELECT reason, count(*) AS letters FROM headrace.dead_letters GROUP BY reason ORDER BY letters DESC")
+DEAD = text("""
+SELECT reason, count(*) AS letters, count(*) FILTER (WHERE died_at > now() - interval '1 hour') AS last_hour
+FROM headrace.dead_letters GROUP BY reason ORDER BY letters DESC""")
 
 
-@dataclass(frozen=True)
-class Status:
-    """A moment's picture, in plain values."""
+class Ledger:
+    """Counts the deliveries; what is older than an hour once in a while, the rest at every look."""
 
-    lanes: list[Lane]
-    deliveries: list[dict[str, Any]]
-    backfills: list[dict[str, Any]]
-    open_backfills: list[Backfill]
-    silences: list[dict[str, Any]]
-    gaps: list[dict[str, Any]]
-    connections_in_error: list[dict[str, Any]]
-    dead_letters: list[dict[str, Any]]
+    def __init__(self) -> None:
+        self._edge = datetime.min.replace(tzinfo=UTC)
+        self._due = 0.0
+        self._before: dict[str, int] = {}
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON would have it: ages in seconds, times as text."""
-        return {
-            "lanes": [{**asdict(lane), "oldest": _seconds(lane.oldest)} for lane in self.lanes],
-            "deliveries": self.deliveries,
-            "backfills": self.backfills,
-            "open_backfills": [plain(one) for one in self.open_backfills],
-            "silences": self.silences,
-            "gaps": self.gaps,
-            "connections_in_error": [{**row, "since": row["since"].isoformat()} for row in self.connections_in_error],
-            "dead_letters": self.dead_letters,
-        }
+    def read(self, connection: Connection) -> list[dict[str, Any]]:
+        """A row for each outcome."""
+        if time.monotonic() >= self._due:
+            self._edge = datetime.now(UTC) - timedelta(hours=1)
+            self._before = {row.outcome: row.total for row in connection.execute(BEFORE, {"edge": self._edge})}
+            self._due = time.monotonic() + EDGE_SECONDS
+        since = {row.outcome: row for row in connection.execute(SINCE, {"edge": self._edge})}
+        return [
+            {
+                "outcome": name,
+                "total": self._before.get(name, 0) + (since[name].total if name in since else 0),
+                "last_hour": since[name].last_hour if name in since else 0,
+            }
+            for name in sorted(self._before.keys() | since.keys())
+        ]
 
 
-def read(engine: Engine, lanes: list[Lane], hushes: list[Hush]) -> Status:
+def read(engine: Engine, lanes: list[Lane], hushes: list[Hush], ledger: Ledger | None = None) -> Status:
     """Reads the picture from the database. Raises TryLater."""
     with transaction(engine) as connection:
-        deliveries, backfills, gaps, broken, dead = (
-            [dict(row) for row in connection.execute(query).mappings()]
-            for query in (OUTCOMES, BACKFILLS, GAPS, BROKEN, DEAD)
+        deliveries = (ledger or Ledger()).read(connection)
+        backfills, gaps, broken, dead = (
+            [dict(row) for row in connection.execute(query).mappings()] for query in (BACKFILLS, GAPS, BROKEN, DEAD)
         )
+        took = connection.scalar(DELAY)
+        delay = Delay(*(round(seconds, 3) for seconds in took)) if took else None
+        swept = connection.scalar(SWEEP, {"name": SWEPT})
+        suspects = connection.scalar(SUSPECTS) or 0
     silences = [
         {"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds)} for one in hushes
     ]
     under_way = listed(engine, Filter(states=OPEN), MOST_SHOWN)
-    return Status(lanes, deliveries, backfills, under_way, silences, gaps, broken, dead)
+    return Status(lanes, deliveries, backfills, under_way, silences, gaps, broken, dead, delay, swept, suspects)
 
 
-def plain(one: Backfill) -> dict[str, Any]:
-    """A backfill with what follows from it, as JSON would have it."""
-    values = asdict(one) | {"rate": one.rate, "left": _seconds(one.left)}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+def untaken(engine: Engine) -> dict[str, timedelta]:
+    """How long ago the last event of each aggregator was taken. Reads two days of the ledger. Raises TryLater."""
+    with transaction(engine) as connection:
+        return {row.aggregator: row.since for row in connection.execute(UNTAKEN)}
 
 
 def progress(found: Sequence[Backfill], title: str | None = None) -> RenderableType:
@@ -114,13 +133,39 @@ def picture(status: Status) -> Group:
     waiting = [
         {"lane": lane.name, "messages waiting": lane.messages, "oldest": _words(lane.oldest)} for lane in status.lanes
     ]
-    parts = [("Lanes", waiting), ("Deliveries", status.deliveries), ("Backfills", status.backfills)]
+    backfills = [{name: value for name, value in row.items() if name != "last_day"} for row in status.backfills]
+    parts = [("Lanes", waiting), ("Deliveries", status.deliveries), ("Backfills", backfills)]
     parts += [("Paused accounts", status.silences), ("Gaps, by whose turn it is", status.gaps)]
     parts += [("Connections in error", status.connections_in_error), ("Dead letters", status.dead_letters)]
     tables: list[RenderableType] = [_table(title, rows) for title, rows in parts if rows]
     if status.open_backfills:
         tables.insert(BELOW_COUNTS, progress(status.open_backfills, "Backfills under way"))
-    return Group(*tables)
+    return Group(word(status), *faults(status), *tables)
+
+
+def word(status: Status, before: Status | None = None) -> Text:
+    """The answer to the first question."""
+    is_well = next(health.faults(status, before), None) is None
+    return Text("healthy", style="bold green") if is_well else Text("not healthy", style="bold red")
+
+
+def faults(status: Status, before: Status | None = None) -> list[RenderableType]:
+    """What is wrong and what to type, a line each; and in an outage how long senders still wait."""
+    lines: list[RenderableType] = [
+        Text(f"  {one.what}").append(f"  -> {one.do}", style="bold") for one in health.faults(status, before)
+    ]
+    for name, left in health.patience_left(status).items():
+        how_long = f"in {in_words(left)} or later" if left > timedelta() else "now: headrace reconcile once it is over"
+        lines.append(Text(f"  {name} gives up on what it cannot deliver {how_long}", style="red"))
+    return lines
+
+
+def short(duration: timedelta) -> str:
+    """A duration for a column: 12 ms, 3.4 s, 2 min 5 s."""
+    seconds = duration.total_seconds()
+    if seconds < 1:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else in_words(duration)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -130,10 +175,6 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     return table
-
-
-def _seconds(age: timedelta | None) -> float | None:
-    return None if age is None else round(age.total_seconds(), 1)
 
 
 def _words(age: timedelta | None) -> str:

@@ -12,6 +12,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
+from app import metrics
 from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import TryLater
@@ -23,10 +24,11 @@ from workers.broker import lanes, take_foreign
 from workers.consumer import consumer_that_keeps
 from workers.download import Downloader
 from workers.http import Files
+from workers.observed import Observer
 from workers.reconcile import ACCOUNT as COMPARED
 from workers.reconcile import CHORE, Reconciler, turn
 from workers.store.backfills import due
-from workers.store.chores import claim, plan, save
+from workers.store.chores import SWEPT, claim, mark, plan, save
 from workers.store.engine import make_writer
 from workers.store.kept import tend
 
@@ -56,6 +58,7 @@ class Work:
         self.fetches = bool(settings.readable) and settings.fetch_history
         # Terra has nothing to compare with: it does not tell what it has.
         self.period = settings.reconcile_hours * 3600.0 if settings.junction_api_key else 0.0
+        self._observer = Observer(self.engine, settings)
         self._celery, self._settings = celery, settings
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
 
@@ -107,13 +110,16 @@ class Work:
 
         No more than the lane can take: a sweep that comes before the last one's messages were worked on adds nothing.
         """
-        (lane,) = (one for one in lanes(self._celery, self._settings) if one.name == self._lane.name)
+        found = lanes(self._celery, self._settings)
+        (lane,) = (one for one in found if one.name == self._lane.name)
         if self.fetches and lane.messages < MOST_WAITING:
             self.enqueue(Again(one, 0) for one in self._due(MOST_WAITING - lane.messages))
             if self.period and plan(self.engine, CHORE, self.period):
                 self._send(RECONCILE, (), 0)
         take_foreign(self._settings, self.applier.set_aside)
         self._tend()
+        mark(self.engine, SWEPT)
+        self._observer.look(found)
 
     def _due(self, most: int) -> list[int]:
         return due(self.engine, of=self._settings.readable, most=most)
@@ -152,14 +158,14 @@ def register(celery: Celery, settings: Settings) -> None:
     def apply(task: Task, *given: Any, **named: Any) -> None:
         """Applies one message of deliveries, and has the history fetched that it announces."""
         packed = given[0] if len(given) == 1 and not named else json.dumps([given, named])
-        again = bool((task.request.delivery_info or {}).get("redelivered"))
+        again = _is_given_again(task)
         applied = again_later(task, lambda: work().apply(str(packed), again=again))
         work().enqueue(Again(one, 0) for one in applied.backfills)
 
     @celery.task(name=DOWNLOAD, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
     def download(task: Task, packed: str) -> None:
         """Fetches one delivery that was only announced, and applies it."""
-        again = bool((task.request.delivery_info or {}).get("redelivered"))
+        again = _is_given_again(task)
         applied = again_later(task, lambda: work().downloader.run(packed, again=again))
         work().enqueue(Again(one, 0) for one in applied.backfills)
 
@@ -179,6 +185,14 @@ def register(celery: Celery, settings: Settings) -> None:
         """Goes on with comparing what there should be with what is stored, for a turn."""
         if work().fetches and work().period:
             again_later(task, work().reconcile)
+
+
+def _is_given_again(task: Task) -> bool:
+    """Whether a worker may have died with this message."""
+    again = bool((task.request.delivery_info or {}).get("redelivered"))
+    if again:
+        metrics.REDELIVERED.inc()
+    return again
 
 
 def again_later(task: Task, work: Callable[[], T]) -> T:

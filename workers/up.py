@@ -25,6 +25,7 @@ import click
 
 from app import config
 from app.config import Settings
+from app.endpoint import FOLDER
 from app.errors import Misconfigured
 from workers import embedded
 from workers.embedded import write_secret
@@ -96,6 +97,13 @@ def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settin
     )
     more = {name: getattr(found, name) for name in (*names, "encryption_keys") if not getattr(settings, name)}
     return replace(settings, **more)
+
+
+def endpoint_of(settings: Settings, data_dir: Path) -> str | None:
+    """Where the endpoint of the stack is that runs in the folder; None if the settings mean another one."""
+    if settings.database_url:
+        return None
+    return str(_running_stack(data_dir.absolute())["web"])
 
 
 def kept_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -223,7 +231,7 @@ class _Stack:
         shutil.rmtree(metrics)  # numbers of processes that are gone
         metrics.mkdir(mode=0o700)
         own = {variable: self.secrets[name] for name, variable, _ in MADE_UP if variable}
-        self.environment = {**self.given, **own, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        self.environment = {**self.given, **own, FOLDER: str(metrics)}
         self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
         self.psql = 'psql "$DATABASE_URL"'
         self.web = self.flower = ""
@@ -264,12 +272,15 @@ class _Stack:
         counts = {lane: 1 if lane in ONE_IS_ENOUGH else workers for lane in LANES}
         lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
         # Flower is killed at once: it keeps nothing, has no children, and its exit waits for threads that may hang.
+        # What it counts has the names of workers in it, and is on its own page.
+        alone = {name: value for name, value in self.environment.items() if name != FOLDER}
+        watching = replace(self._serving("flower", f"{self.flower}/healthcheck"), environment=alone)
         self.supervisor.start(
             [
                 self._serving("web", f"{self.web}/readyz"),
                 *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
                 self._marking("beat", "beat", ("beat",)),
-                replace(self._serving("flower", f"{self.flower}/healthcheck"), stop_signal=signal.SIGKILL),
+                replace(watching, stop_signal=signal.SIGKILL),
             ]
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app import create_app, make_courier
+from app import create_app, make_courier, metrics
 from app.config import Settings
 from app.delivery import Delivery
 from app.errors import NotTaken
@@ -127,6 +127,21 @@ def test_a_body_that_is_announced_too_large_is_not_read(plain_settings: Settings
     app = server(replace(plain_settings, max_body_bytes=100), taken.extend)
     exchange = ask(app, Exchange([BODY]), {**signed(BODY), "content-length": "101"})
     assert (exchange.status, exchange.read, taken) == (413, 0, [])
+
+
+def test_what_is_turned_away_unread_is_counted(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if webhooks that are too large are refused for ever and no metric says so; or any path becomes a label."""
+    counted = 'headrace_answers_total{aggregator="junction",status="413"}'
+
+    def count() -> float:
+        return sum(float(line.split()[1]) for line in metrics.exposition().decode().splitlines() if counted in line)
+
+    before = count()
+    app = server(replace(plain_settings, max_body_bytes=10), taken.extend)
+    for path in ("/webhooks/junction", "/webhooks/somebody"):
+        ask(app, Exchange([]), {"content-length": "11"}, path=path)
+    assert count() - before == 1
+    assert "somebody" not in metrics.exposition().decode()
 
 
 def test_a_body_that_grows_too_large_is_read_no_further(plain_settings: Settings, taken: list[Delivery]) -> None:

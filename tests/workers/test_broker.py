@@ -14,7 +14,7 @@ import redis
 from app.config import Settings
 from app.delivery import Delivery
 from app.errors import Misconfigured, TryLater
-from app.queue import LANES, SWEEP, Publisher, make_celery
+from app.queue import LANES, SENT_AT, SWEEP, Publisher, make_celery
 from workers.broker import lanes, need_durable, redis_client
 from workers.embedded import free_port
 
@@ -152,6 +152,16 @@ def test_another_task_in_a_lane_has_no_age(here: Settings) -> None:
     celery.send_task(SWEEP, queue="maintenance")
     (lane,) = [one for one in lanes(celery, here) if one.name == "maintenance"]
     assert (lane.messages, lane.oldest) == (1, None)
+    celery.close()
+
+
+def test_what_workers_and_beat_send_says_since_when_it_waits(here: Settings) -> None:
+    """Breaks if nobody can see, or scale by, how long history has waited: its messages hold no delivery."""
+    celery = make_celery(here, "publisher")
+    celery.send_task(SWEEP, queue="maintenance", headers={SENT_AT: time.time() - 500})
+    (lane,) = [one for one in lanes(celery, here) if one.name == "maintenance"]
+    assert lane.oldest is not None
+    assert timedelta(seconds=500) <= lane.oldest < timedelta(seconds=600)
     celery.close()
 
 

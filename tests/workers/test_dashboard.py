@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 
 import httpx
@@ -11,11 +12,12 @@ from flower.urls import handlers
 from tornado.web import StaticFileHandler
 
 from app.config import Settings
-from app.queue import SWEEP, make_celery
+from app.queue import APPLY, SWEEP, make_celery
 from tests.conftest import Servers
 from tests.support import ROOT, program, until
 from workers.embedded import free_port
 
+MOST_TASKS = 5000  # of Flower's history
 WHO = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
 # Flower's own list, so that a page that a newer version brings is looked at too.
@@ -115,6 +117,27 @@ def test_queues_can_be_seen(flower: httpx.Client, servers: Servers) -> None:
     celery.close()
     queues = flower.get("/api/queues/length", auth=WHO).json()["active_queues"]
     assert {queue["name"]: queue["messages"] for queue in queues}["maintenance"] >= 1
+
+
+def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Servers) -> None:
+    """Breaks if Flower grows for as long as it runs, forgets the newest, or shows what a task was given."""
+    celery = make_celery(Settings(broker_url=servers.broker_url), "publisher")
+    sent = [uuid.uuid4().hex for _ in range(MOST_TASKS + 50)]
+    with celery.events.default_dispatcher() as dispatcher:
+        for number in sent:
+            told = {"name": APPLY, "args": "(3 deliveries)", "kwargs": "{}", "retries": 0}
+            dispatcher.send("task-received", uuid=number, **told)
+    celery.close()
+
+    def known() -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = flower.get("/api/tasks", auth=WHO, timeout=60).json()
+        return found
+
+    until(lambda: sent[-1] in known())
+    shown = known()
+    assert MOST_TASKS - 500 < len(shown) <= MOST_TASKS
+    assert sent[0] not in shown
+    assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
 
 
 @pytest.mark.parametrize("auth", ["", "nobody", "user:short", ":long-enough-password"])

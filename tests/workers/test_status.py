@@ -61,7 +61,7 @@ def test_the_picture_counts_what_there_is(full: Engine) -> None:
         "ignored": (1, 1),
     }
     assert plain["backfills"] == [
-        {"status": "pending", "backfills": 1, "chunks_done": 0, "chunks_total": 2, "records": 0}
+        {"status": "pending", "backfills": 1, "last_day": 0, "chunks_done": 0, "chunks_total": 2, "records": 0}
     ]
     (broken,) = plain["connections_in_error"]
     assert (broken["user_id"], broken["provider"], broken["error"]) == ("u1", "oura", "token_refresh_failed")
@@ -95,8 +95,14 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
         "gaps": [],
         "connections_in_error": [],
         "dead_letters": [],
+        "delay": None,
+        "swept": None,
+        "suspects": 0,
+        "outage": {},
+        "faults": [],
     }
     text_shown = shown(picture)
+    assert text_shown.startswith("healthy")
     assert "Lanes" in text_shown
     assert "Dead letters" not in text_shown
 

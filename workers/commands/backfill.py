@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Engine
 from app.catalogue import catalogue
 from app.config import Settings
 from workers.commands import common
-from workers.status import in_words, plain, progress
+from workers.health import plain
+from workers.status import in_words, progress
 from workers.store import history
 from workers.store.engine import make_engine, transaction
 from workers.store.history import Backfill, Chunk, Filter, Plan, Wanted

@@ -1,5 +1,6 @@
 """What all commands share: errors as one line, the stack they work against, tables, JSON, pictures kept fresh."""
 
+import contextlib
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from app.errors import HeadraceError
 from workers import up
 
 Command = Callable[..., Any]
+PAUSE_A_LOOK = 4  # times as long as it took
 
 
 class Group(click.Group):
@@ -83,16 +85,28 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
 
 
 def keep_fresh(picture: Callable[[], RenderableType], every: float) -> None:
-    """Shows a picture until Ctrl-C: on a terminal in place, elsewhere again and again."""
+    """Shows a picture until Ctrl-C: on a terminal in place, elsewhere again and again.
+
+    A look that takes long is taken less often: whoever watches must not be what is wrong.
+    """
     screen = console()
-    if not screen.is_terminal:
-        while True:
-            screen.print(picture())
-            time.sleep(every)
-    with Live(picture(), console=screen, screen=True) as live:
-        while True:
-            time.sleep(every)
-            live.update(picture())
+    with contextlib.suppress(KeyboardInterrupt):
+        shown, took = _timed(picture)
+        if not screen.is_terminal:
+            while True:
+                screen.print(shown)
+                time.sleep(max(every, PAUSE_A_LOOK * took))
+                shown, took = _timed(picture)
+        with Live(shown, console=screen, screen=True) as live:
+            while True:
+                time.sleep(max(every, PAUSE_A_LOOK * took))
+                shown, took = _timed(picture)
+                live.update(shown, refresh=True)
+
+
+def _timed(picture: Callable[[], RenderableType]) -> tuple[RenderableType, float]:
+    began = time.monotonic()
+    return picture(), time.monotonic() - began
 
 
 def _plain(value: Any) -> Any:

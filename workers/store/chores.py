@@ -12,6 +12,7 @@ from workers.gaps import Gap
 from workers.store.coverage import Key
 from workers.store.engine import transaction
 
+SWEPT = "sweep"  # the name under which the sweep says that beat and the maintenance worker are alive
 LEASE = "interval '60 seconds'"  # longer than a step
 # The first time is a whole period after the installation, when there is something to compare.
 PLAN = text("""
@@ -26,6 +27,9 @@ UPDATE headrace.chores SET position = CAST(:position AS jsonb), due_at = now() +
        lease_until = CASE WHEN :held THEN now() + {LEASE} ELSE '-infinity' END,
        done_at = CASE WHEN CAST(:position AS jsonb) IS NULL THEN now() ELSE done_at END
 WHERE name = :name""")
+MARK = text("""
+INSERT INTO headrace.chores (name, due_at, done_at) VALUES (:name, now(), now())
+ON CONFLICT (name) DO UPDATE SET done_at = now()""")
 KEEP = text("""
 INSERT INTO headrace.gaps AS stored
     (user_id, provider, resource, part, whose, reason, is_pulling, window_start, window_end)
@@ -65,6 +69,12 @@ def save(engine: Engine, name: str, position: Any, seconds: float, *, held: bool
     values = {"name": name, "position": position and msgspec.json.encode(position).decode()}
     with transaction(engine) as connection:
         connection.execute(SAVE, values | {"seconds": seconds, "held": held})
+
+
+def mark(engine: Engine, name: str) -> None:
+    """Writes down that it has been done just now, for whoever wants to know whether anybody still does it."""
+    with transaction(engine) as connection:
+        connection.execute(MARK, {"name": name})
 
 
 def keep_gaps(connection: Connection, part: str, users: Sequence[str], gaps: Iterable[Gap]) -> None:

@@ -1,7 +1,7 @@
 """Writes actions: one statement per table and batch, all through the guarded upsert, in one order of tables."""
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -70,6 +70,7 @@ class Written:
 
     changed: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     stale: set[int] = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)  # that were changed, by kind
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
     for name, resource in catalogue().items():
         if name in records:
             _write_records(connection, resource, records[name], written)
+    _tell(written, "record")
     samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
     if samples:
         _write_samples(connection, samples, origin, numbers, written)
+        _tell(written, "sample")
     connections = [
         ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
         for one in batch
@@ -104,7 +107,13 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
     ]
     if connections:
         _write_connections(connection, connections, written)
+        _tell(written, "connection")
     return written
+
+
+def _tell(written: Written, kind: str) -> None:
+    """What was changed since the last kind is of this one."""
+    written.rows[kind] = sum(written.changed.values()) - written.rows.total()
 
 
 def _record_row(n: int, record: Record, origin: Origin) -> RecordRow:
