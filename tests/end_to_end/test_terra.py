@@ -1,0 +1,71 @@
+"""Terra on a whole stack: what is killed meanwhile takes nothing with it, and makes nothing twice."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+
+import pytest
+
+from app.config import load
+from tests.support import until
+from workers.proof import prove, terra_history
+from workers.simulator import Simulator, terra
+from workers.simulator.terra.sender import TerraSender
+from workers.stack import Stack, running_stack
+from workers.store.engine import make_engine, transaction
+from workers.store.history import OPEN, Filter, listed
+
+pytestmark = pytest.mark.stack
+STRUCK = ("live", "broker", "web", "backfill", "postgres", "live")
+EVENTS, A_SECOND = 400, 25
+WAITS = (0.1, 0.5, *[1.0] * 60)  # a sender that hardly gives up
+PAST = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    """Four people with accounts at Terra."""
+    with Simulator(4, 20, 7, until=datetime.now(UTC) + PAST) as one:
+        yield one
+
+
+def strike(stack: Stack) -> int:
+    """Kills one process after another, each when it is back from the last time. Returns how many."""
+    killed = 0
+    for group in STRUCK:
+        time.sleep(2)
+        (pid,) = until(lambda group=group: stack.says()["processes"][group][:1])
+        os.kill(pid, signal.SIGKILL)
+        until(lambda group=group, pid=pid: stack.says()["processes"][group][:1] not in ([], [pid]))
+        killed += 1
+    return killed
+
+
+def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator) -> None:
+    """Breaks if an event of Terra's that was answered 202 is lost with a process, or a page of its history is."""
+    twin = simulator.terra
+    settings = simulator.environment | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_HISTORY_DAYS": "60"}
+    with running_stack("terra", settings, workers=1) as stack:
+        says = stack.says()
+        engine = make_engine(load({"DATABASE_URL": says["database_url"]}))
+        disorder = {"duplicates": 0.2, "reordering": 0.2, "late": 0.05, "seed": 7, "waits": WAITS, "remember": True}
+        events = chain(terra.first_events(twin), islice(terra.live_events(twin, 7), EVENTS))
+        with (
+            TerraSender(f"{says['web']}/webhooks/terra", says["terra_signing_secret"], **disorder) as sender,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            striking = pool.submit(strike, stack)
+            sender.send_all(events, A_SECOND)
+            assert striking.result(120) == len(STRUCK)
+        until(lambda: not listed(engine, Filter(states=OPEN)), 240)
+        proof = prove(engine, sender.taken, terra_history(twin), 60)
+        with transaction(engine) as connection:
+            names = connection.exec_driver_sql("SELECT count(*), count(DISTINCT message_id) FROM health.deliveries")
+            assert len(set(names.one())) == 1
+        engine.dispose()
+    assert proof.holds, proof
+    assert proof.accepted >= EVENTS
