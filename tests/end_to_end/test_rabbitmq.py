@@ -19,7 +19,6 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
-from app.queue import LANES
 from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support import heartrate, message_id, signed, until, workout
 from workers import embedded
@@ -190,7 +189,8 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any) -> 
         assert time.monotonic() - began < 30
         until(lambda: not connections(server), 30)
         left = dict(server.table("list_queues", "name", "messages"))
-        assert [left[lane] for lane in LANES if lane != "maintenance"] == ["0", "0"]
+        # In the others there may be a word that something is due, which is in a table as well.
+        assert (left["live"], left["download"]) == ("0", "0")
 
 
 def connections(server: RabbitMQ) -> list[list[str]]:
