@@ -9,9 +9,10 @@ import click
 
 from app.config import Settings, load
 from app.errors import DeadLetter, Misconfigured
-from app.providers import junction, terra, terra_linking
+from app.providers import junction, terra
 from app.providers.junction import linking as junction_linking
 from app.providers.request import Request
+from app.providers.terra import linking as terra_linking
 from workers.commands import common
 from workers.http import Answer, Client
 from workers.retry import NO_ANSWER, retry_after

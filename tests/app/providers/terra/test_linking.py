@@ -5,8 +5,8 @@ import json
 import pytest
 
 from app.errors import DeadLetter
-from app.providers import terra_linking as linking
 from app.providers.linking import Link
+from app.providers.terra import linking
 
 # The example of the public API document, word for word.
 PUBLIC_SESSION = {
