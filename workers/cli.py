@@ -26,6 +26,7 @@ from workers.commands.common import (
 from workers.commands.dead import dead, replay
 from workers.commands.drill import command as drill
 from workers.commands.erase import erase
+from workers.commands.explain import explain
 from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
 from workers.store.engine import make_engine, migrate
@@ -172,7 +173,7 @@ def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **o
     simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)
 
 
-for command in (link, backfill, reconcile, refresh, dead, replay, erase, drill):
+for command in (link, backfill, reconcile, refresh, dead, replay, erase, explain, drill):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ FROM headrace.dead_letters WHERE id = :id""")
 # A few at a time: one may be of many megabytes.
 READ = text("""
 SELECT letter.id, entry.user_id, letter.aggregator, letter.message_id,
-       extract(epoch FROM letter.received_at)::float8 AS received_at, sealed, ordering_ms, reference
+       extract(epoch FROM letter.received_at)::float8 AS received_at, sealed, ordering_ms, letter.reference
 FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE letter.id > :after ORDER BY letter.id LIMIT 10""")
 RESTATE = text("""

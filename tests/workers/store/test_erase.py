@@ -329,7 +329,7 @@ def replace_body(one: Delivery, body: dict[str, Any]) -> Delivery:
 def test_nobody_is_fetched_after_they_were_erased(engine: Engine, settings: Settings) -> None:
     """Breaks if an operator's hand opens what an event may not, or a refused request is buried with what it held."""
     erased(engine, settings)
-    plan = history.Plan(USER, "garmin", "sleep", START, START, 1, is_measured=True)
+    plan = history.Plan("junction", USER, "garmin", "sleep", START, START, 1, is_measured=True)
     with pytest.raises(DeadLetter, match=r"^0c7a1a9e-person was erased"), transaction(engine) as connection:
         history.start(connection, plan)
     assert holding(engine, USER) == MAY_NAME
