@@ -18,7 +18,7 @@ WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.erase workers.drill "
-    "workers.stack workers.explain"
+    "workers.stack workers.explain workers.completeness"
 )
 CELERY = "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer"
 MAY_IMPORT = {
