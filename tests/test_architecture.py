@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
     "celery": CELERY,
-    "kombu": CELERY,
+    "kombu": f"{CELERY} workers.etl",
     "sqlalchemy": DATABASE,
     "alembic": "workers.store.engine workers.migrations",
     "psycopg": "workers.store.engine workers.store.writer workers.embedded",

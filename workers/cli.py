@@ -11,7 +11,8 @@ import click
 from app.config import inherited, load
 from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
-from workers import broker, check, processes, simulator, status, up
+from workers import broker, check, etl, processes, simulator, status, up
+from workers.apply import Applier
 from workers.commands.backfill import backfill
 from workers.commands.common import (
     Group,
@@ -30,7 +31,7 @@ from workers.commands.explain import explain
 from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
 from workers.commands.report import report
-from workers.store.engine import make_engine, migrate
+from workers.store.engine import make_engine, make_writer, migrate
 from workers.store.kept import tend
 from workers.throttle import hushes
 
@@ -72,6 +73,16 @@ def worker(lane: str) -> None:
     with contextlib.suppress(TryLater):  # Celery waits for a broker that is away
         broker.need_durable(settings)
     processes.worker(settings, lane)
+
+
+@main.command("etl")
+def etl_command() -> None:
+    """Take events out of the queue that Junction's ETL pipeline feeds. One for each queue; a second one stands by."""
+    settings = load()
+    settings.need_etl()
+    settings.need_database()
+    logging.getLogger().setLevel(settings.log_level)
+    etl.run(settings, Applier(make_writer(settings, "headrace-etl"), settings))
 
 
 @main.command()

@@ -203,7 +203,7 @@ def test_status_is_json_and_a_table(environment: dict[str, str], settings: Setti
     apply(writer, settings, delivery(workout("u1")), delivery(b"half"))
     writer.dispose()
     plain = json.loads(run("status", "--json", **environment).stdout)
-    assert [lane["name"] for lane in plain["lanes"]] == ["live", "backfill", "maintenance"]
+    assert [lane["name"] for lane in plain["lanes"]] == ["live", "download", "backfill", "maintenance"]
     assert {row["outcome"]: row["total"] for row in plain["deliveries"]} == {"applied": 1, "dead": 1}
     table = run("status", **environment)
     assert (table.returncode, table.stderr) == (0, "")
