@@ -292,6 +292,15 @@ class Settings:
         "backfills of one provider account that may run side by side",
         want="a number",
     )
+    etl_url: str | None = _setting(
+        "HEADRACE_ETL_URL",
+        None,
+        _url("amqp", "amqps"),
+        "the RabbitMQ into which Junction's ETL pipeline puts events, for `headrace etl`",
+        want="amqp:// or amqps:// and a host",
+        secret=True,
+    )
+    etl_queue: str | None = _setting("HEADRACE_ETL_QUEUE", None, _text, "the queue there; you make and bind it")
     keep_days: int = _setting(
         "HEADRACE_KEEP_DAYS",
         30,
@@ -390,6 +399,11 @@ class Settings:
     def need_terra_api_key(self) -> str:
         """The key of Terra's API. Raises Misconfigured if there is none."""
         return self.terra_api_key or _missing("TERRA_API_KEY", "your key, as the dashboard shows it", "")
+
+    def need_etl(self) -> tuple[str, str]:
+        """Where Junction's ETL pipeline puts events: a broker and a queue. Raises Misconfigured."""
+        url = self.etl_url or _missing("HEADRACE_ETL_URL", "amqps://user:password@host/vhost", "")
+        return url, self.etl_queue or _missing("HEADRACE_ETL_QUEUE", "the queue that the pipeline's exchange feeds", "")
 
     def need_webhook_secret(self) -> None:
         """Raises Misconfigured if no provider's signatures could be verified: there is no way to switch that off."""

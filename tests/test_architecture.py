@@ -18,7 +18,7 @@ WEB = "app app.webhooks app.server workers.simulator"
 DATABASE = (
     "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
     "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.erase workers.drill "
-    "workers.stack workers.watch workers.observed"
+    "workers.stack workers.watch workers.observed workers.explain workers.completeness"
 )
 CELERY = (
     "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer "
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
     "celery": CELERY,
-    "kombu": CELERY,
+    "kombu": f"{CELERY} workers.etl",
     "sqlalchemy": DATABASE,
     "alembic": "workers.store.engine workers.migrations",
     "psycopg": "workers.store.engine workers.store.writer workers.embedded",

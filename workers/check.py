@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config import Settings
 from app.errors import HeadraceError, Misconfigured, TryLater
+from workers import etl
 from workers.broker import need_durable, need_redis
 from workers.store.engine import make_engine, transaction
 
@@ -36,6 +37,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
         ("database", _database),
         ("Flower", _flower),
     ]
+    if settings.etl_url or settings.etl_queue:
+        looks.append(("ETL pipeline", lambda given: f"{etl.look(given)} messages wait in {given.etl_queue}"))
     for what, look in looks:
         try:
             yield Finding(what, fine=True, text=look(settings))
@@ -56,6 +59,8 @@ def _default(value: Any) -> str:
 
 
 def _secrets(settings: Settings) -> str:
+    if settings.etl_url and not (settings.junction_webhook_secrets or settings.terra_signing_secrets):
+        return "none: events come by the ETL pipeline, and `headrace web` does not start"
     settings.need_webhook_secret()
     counts = {"Junction": settings.junction_webhook_secrets, "Terra": settings.terra_signing_secrets}
     return ", ".join(f"{len(secrets)} for {name}" for name, secrets in counts.items() if secrets)

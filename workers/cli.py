@@ -12,7 +12,8 @@ from app import log
 from app.config import inherited, load
 from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
-from workers import broker, check, processes, simulator, status, up
+from workers import broker, check, etl, processes, simulator, status, up
+from workers.apply import Applier
 from workers.commands.backfill import backfill
 from workers.commands.common import (
     Group,
@@ -27,9 +28,11 @@ from workers.commands.common import (
 from workers.commands.dead import dead, replay
 from workers.commands.drill import command as drill
 from workers.commands.erase import erase
+from workers.commands.explain import explain
 from workers.commands.link import link
 from workers.commands.reconcile import reconcile, refresh
-from workers.store.engine import make_engine, migrate
+from workers.commands.report import report
+from workers.store.engine import make_engine, make_writer, migrate
 from workers.store.kept import tend
 from workers.watch import Watcher
 
@@ -71,6 +74,16 @@ def worker(lane: str) -> None:
     with contextlib.suppress(TryLater):  # Celery waits for a broker that is away
         broker.need_durable(settings)
     processes.worker(settings, lane)
+
+
+@main.command("etl")
+def etl_command() -> None:
+    """Take events out of the queue that Junction's ETL pipeline feeds. One for each queue; a second one stands by."""
+    settings = load()
+    settings.need_etl()
+    settings.need_database()
+    logging.getLogger().setLevel(settings.log_level)
+    etl.run(settings, Applier(make_writer(settings, "headrace-etl"), settings))
 
 
 @main.command()
@@ -177,7 +190,7 @@ def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **o
     simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)
 
 
-for command in (link, backfill, reconcile, refresh, dead, replay, erase, drill):
+for command in (link, backfill, reconcile, refresh, dead, replay, erase, explain, report, drill):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from app.delivery import Delivery
 from app.errors import DeadLetter
 
 CLOCK_SKEW = timedelta(minutes=5)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL reads the rest, strictly
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -34,6 +35,14 @@ def moment(text: Any, what: str) -> datetime:
         return given if given.tzinfo else given.replace(tzinfo=UTC)
     except (ValueError, TypeError):
         raise DeadLetter(f"{what}: expected an ISO 8601 date and time") from None
+
+
+def made_at(delivery: Delivery) -> datetime | None:
+    """What the clock says that came with a delivery, if one came; None where that is no time."""
+    try:
+        return EPOCH + timedelta(milliseconds=delivery.ordering_ms) if delivery.ordering_ms is not None else None
+    except OverflowError:
+        return None
 
 
 def version_of(told: datetime | None, delivery: Delivery) -> datetime:

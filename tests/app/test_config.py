@@ -171,6 +171,7 @@ def test_its_repr_hides_secrets() -> None:
         "TERRA_SIGNING_SECRET": TERRA_SECRET,
         "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
         "HEADRACE_FLOWER_AUTH": "canary-canary:canary-canary",
+        "HEADRACE_ETL_URL": "amqp://u:canary@h",
     }
     settings = load(secret | {"HEADRACE_PORT": "1234"})
     assert {one.metadata["name"] for one in fields(Settings) if one.metadata["secret"]} == set(secret)

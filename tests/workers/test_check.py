@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import redis
 
+from app.catalogue import catalogue
 from app.config import Settings
 from workers.check import explain, findings
 from workers.embedded import free_port
@@ -64,7 +65,7 @@ def test_a_complete_deployment_has_no_fault(settings: Settings) -> None:
     texts = {one.what: one.text for one in findings(settings)}
     assert texts["webhook secrets"] == "1 for Junction, 1 for Terra"
     assert texts["encryption"] == "AES-256-GCM, 1 key(s)"
-    assert texts["what is kept"] == "69 resources, all providers"
+    assert texts["what is kept"] == f"{len(catalogue())} resources, all providers"
     assert texts["broker"] == "keeps what it confirms"
     assert re.fullmatch(r"PostgreSQL \d+, migrated", texts["database"])
     assert texts["Flower"] == "has a password"

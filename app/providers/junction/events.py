@@ -13,7 +13,7 @@ from app.config import Settings
 from app.delivery import Delivery
 from app.errors import DeadLetter
 from app.providers import ksuid
-from app.providers.common import decode, moment, version_of, wanted
+from app.providers.common import decode, made_at, moment, version_of, wanted
 from app.providers.junction.shapes import Group, Source, record, samples
 from app.strict import refuse_doubles
 
@@ -58,7 +58,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     user_id = envelope.user_id or _owner(envelope.data)
     if not user_id:
         raise DeadLetter("no user: neither user_id nor data.user_id")
-    version = version_of(ksuid.created_at(delivery.message_id), delivery)
+    version = version_of(ksuid.created_at(delivery.message_id) or made_at(delivery), delivery)
     collapsed: list[int] = []
     found = list(_actions(event, user_id, bytes(envelope.data), version, collapsed))
     found += [notice for action in found for notice in _streams_of(action, settings)]

@@ -1,0 +1,257 @@
+"""`headrace etl`: the second front door, a RabbitMQ queue into which Junction's ETL pipeline puts events.
+
+Whoever may publish there is trusted: the broker's login is the signature. A message is acknowledged when what it says
+is committed, so that whatever is killed in between, RabbitMQ gives it out again and nothing changes.
+"""
+
+import hashlib
+import logging
+import signal
+import time
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from app.config import Settings
+from app.delivery import Delivery, Receipt, seal
+from app.errors import DeadLetter, Misconfigured, TryLater
+from app.sealing import Sealer
+from workers.apply import Applied, Applier
+
+AGGREGATOR = "junction"
+PREFETCH = 50  # messages that are held, and applied in one transaction, at most
+IDLE_SECONDS = 0.05  # without another message, what has come is applied
+LOOK_UP_SECONDS = 1.0  # how often it looks whether it is to end
+HEARTBEAT_SECONDS = 30
+LONGEST_PAUSE_SECONDS = 30.0
+MICROSECOND = 1e-6
+LATEST_SECOND = 1 << 33  # whoever gives milliseconds gives no time that can be used
+AS_THEY_ARE = ("", "identity", "utf-8", "utf8")  # some clients name the charset there
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A message as it came from the queue."""
+
+    tag: int
+    body: bytes
+    encoding: str
+    routing_key: str  # the event type
+    is_again: bool  # it was given out before, and not acknowledged
+    message_id: str | None
+    seconds: int | None  # its AMQP timestamp
+
+
+def take(message: Any) -> Taken:
+    """What the AMQP library gives, as far as it matters."""
+    about, told = message.delivery_info, message.properties
+    body = message.body if isinstance(message.body, bytes) else bytes(str(message.body), "utf-8")
+    made = told.get("timestamp")
+    seconds = made if isinstance(made, int) and 0 < made < LATEST_SECOND else None
+    encoding = str(told.get("content_encoding") or "").lower()
+    key, is_again = str(about.get("routing_key") or ""), bool(about.get("redelivered"))
+    return Taken(about["delivery_tag"], body, encoding, key, is_again, told.get("message_id"), seconds)
+
+
+def unwrapped(taken: Taken, most: int) -> bytes:
+    """The event. Raises DeadLetter."""
+    if taken.encoding in AS_THEY_ARE:
+        return taken.body
+    if taken.encoding != "gzip":
+        raise DeadLetter("its content-encoding is neither gzip nor none")
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        body = inflater.decompress(taken.body, most)
+    except zlib.error:
+        raise DeadLetter("its content-encoding is gzip, and it is not") from None
+    if inflater.unconsumed_tail or not inflater.eof or inflater.unused_data:
+        raise DeadLetter("gzip that was cut short, or is larger than HEADRACE_MAX_BODY_BYTES")
+    return body
+
+
+@dataclass
+class Naming:
+    """Gives messages the id and the clock that they do not bring, for one connection.
+
+    The id: from a message's own id where it has one, with the event type and the body, because such ids need not be
+    unique beyond them. Else it is made up: of A, B, A the second A is an event of its own, and an id made of its
+    content would be taken for the first one's. Only what is given out again is named by its content, and by how
+    often that came since the connection was made, so that a message with which workers die is known again.
+    """
+
+    seen: Counter[str] = field(default_factory=Counter)
+    newest: float = 0.0
+    ordering_ms: int = 0
+
+    def name(self, taken: Taken) -> str:
+        """The message id of the delivery."""
+        whole = b"\0".join((taken.routing_key.encode(), (taken.message_id or "").encode(), taken.body))
+        digest = hashlib.sha256(whole).hexdigest()
+        if taken.message_id:
+            return f"etl-{digest}"
+        if not taken.is_again:
+            return f"etl-{uuid.uuid4()}"
+        self.seen[digest] += 1
+        return f"etl-{digest}-{self.seen[digest]}"
+
+    def clock(self, taken: Taken) -> tuple[float, int | None]:
+        """When it came, and when it was made if it says: each later than that of the message before it.
+
+        A queue keeps its order and a timestamp has only seconds, so messages of one second are counted on.
+        """
+        self.newest = max(time.time(), self.newest + MICROSECOND)
+        if taken.seconds is None:
+            return self.newest, None
+        made = taken.seconds * 1000
+        self.ordering_ms = self.ordering_ms + 1 if 0 <= self.ordering_ms - made < 1000 else made
+        return self.newest, self.ordering_ms
+
+
+class Door:
+    """Takes batches out of the queue until it is told to end."""
+
+    def __init__(self, settings: Settings, applier: Applier, pause: Callable[[float], None] = time.sleep) -> None:
+        self._settings, self._applier, self._pause = settings, applier, pause
+        self._sealer = Sealer(settings.encryption_keys)
+        self._ends = False
+
+    def end(self, *_: object) -> None:
+        """After the batch that is at hand."""
+        self._ends = True
+
+    def run(self) -> None:
+        """Goes on until it is ended, whatever goes away and comes back meanwhile."""
+        attempt = 0
+        while not self._ends:
+            connection = make_connection(self._settings)
+            try:
+                with connection:
+                    queue = self._open(connection)
+                    log.info("takes what comes into %s", self._settings.etl_queue)
+                    attempt = 0
+                    self._take(connection, queue)
+            except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
+                if not self._ends:
+                    attempt += 1
+                    log.warning("HEADRACE_ETL_URL: %s; tries again", why(error))
+                    self._rest(min(LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(attempt, 10)))
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._ends and time.monotonic() < until:
+            self._pause(min(LOOK_UP_SECONDS, max(until - time.monotonic(), 0)))
+
+    def _open(self, connection: Any) -> list[Taken]:
+        """Starts to consume; the list is what arrives in it.
+
+        Exclusively, because the order of the queue is what orders versions that bring no clock: a second worker on the
+        same queue is refused by RabbitMQ, and stands by.
+        """
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        channel, arrived = connection.default_channel, list[Taken]()
+        channel.auto_decode = False  # gzip is no charset
+        channel.basic_qos(0, PREFETCH, False)
+        channel.basic_consume(
+            self._settings.etl_queue, no_ack=False, exclusive=True, callback=lambda m: arrived.append(take(m))
+        )
+        return arrived
+
+    def _take(self, connection: Any, arrived: list[Taken]) -> None:
+        naming = Naming()
+        while not self._ends:
+            _drain(connection, LOOK_UP_SECONDS)
+            while arrived and len(arrived) < PREFETCH and _drain(connection, IDLE_SECONDS):
+                pass
+            if arrived:
+                batch = arrived[:PREFETCH]
+                del arrived[:PREFETCH]
+                self._commit(connection, batch, naming)
+            connection.heartbeat_check()
+
+    def _commit(self, connection: Any, batch: Sequence[Taken], naming: Naming) -> None:
+        """Applies a batch, and acknowledges all of it then. While the database is away, it waits with it."""
+        deliveries = [self._delivery(taken, naming) for taken in batch]
+        attempt = 0
+        while not self._ends:
+            try:
+                self._apply(deliveries, again=any(taken.is_again for taken in batch))
+            except Exception as error:  # noqa: BLE001 - what nobody foresaw waits too; its text may quote a body
+                attempt += 1
+                reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
+                log.warning("%d messages wait: %s", len(batch), reason)
+                self._rest(min(5.0, 0.5 * 2**attempt))
+                connection.heartbeat_check()
+            else:
+                connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
+                return
+
+    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, again: bool) -> None:
+        sound = [delivery for delivery, reason in deliveries if reason is None]
+        for delivery, reason in deliveries:
+            if reason is not None:
+                self._applier.refuse(delivery, reason)
+        applied = self._applier.receive(sound, again=again) if sound else Applied([], [])
+        log.debug("applied %s", dict(applied.outcomes))
+
+    def _delivery(self, taken: Taken, naming: Naming) -> tuple[Delivery, str | None]:
+        """The delivery, and why it cannot be used if it cannot."""
+        reason, body = None, taken.body
+        try:
+            body = unwrapped(taken, self._settings.max_body_bytes)
+        except DeadLetter as why_not:
+            reason = str(why_not)
+        received_at, ordering_ms = naming.clock(taken)
+        sealed = seal(AGGREGATOR, Receipt(naming.name(taken), ordering_ms), body, self._sealer)
+        return msgspec.structs.replace(sealed, received_at=received_at), reason
+
+
+def make_connection(settings: Settings) -> Any:
+    """A connection to the pipeline's RabbitMQ, not opened yet."""
+    url, _ = settings.need_etl()
+    return Connection(url, heartbeat=HEARTBEAT_SECONDS, connect_timeout=5)
+
+
+def look(settings: Settings) -> int:
+    """How many messages wait in the queue. Raises Misconfigured, naming the setting."""
+    connection = make_connection(settings)
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
+            found = connection.default_channel.queue_declare(settings.etl_queue, passive=True)
+            return int(found.message_count)
+    except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
+        raise Misconfigured(f"HEADRACE_ETL_URL: {why(error)}") from None
+
+
+def why(error: Exception) -> str:
+    """What a refusal of RabbitMQ's means; its own words name the user and the host."""
+    known = {
+        404: "there is no queue of the name in HEADRACE_ETL_QUEUE",
+        403: "it refuses the login, or another `headrace etl` has the queue, and this one stands by",
+    }
+    return known.get(getattr(error, "reply_code", 0), f"RabbitMQ cannot be reached ({type(error).__name__})")
+
+
+def _drain(connection: Any, seconds: float) -> bool:
+    """Waits for a message; whether one came."""
+    try:
+        connection.drain_events(timeout=seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def run(settings: Settings, applier: Applier) -> None:
+    """Until SIGTERM or Ctrl-C."""
+    door = Door(settings, applier)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, door.end)
+    door.run()

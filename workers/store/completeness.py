@@ -1,0 +1,139 @@
+"""What a report of completeness is made of: the ledger by day, what is dead, what history is open, days with data."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from sqlalchemy import Connection, Engine, text
+
+from app.catalogue import Resource, catalogue
+from workers.store.coverage import Key, days_stored
+from workers.store.engine import transaction
+from workers.store.schema import quoted, record_table
+
+PAGE = 200  # people of one transaction
+LEDGER = text("""
+SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, outcome,
+       count(*) AS deliveries, sum(attempts)::bigint AS attempts
+FROM headrace.deliveries WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2, 3""")
+LETTERS = text("""
+SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, count(*) AS letters
+FROM headrace.dead_letters WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2""")
+GAPS = text("""
+SELECT user_id, provider, resource, whose, reason, window_start, window_end, since FROM headrace.gaps
+ORDER BY user_id, provider, resource, part LIMIT :most""")
+COUNT_GAPS = text("SELECT whose, count(*) AS gaps FROM headrace.gaps GROUP BY whose ORDER BY whose")
+UNFINISHED = text("""
+SELECT id, user_id, provider, resource, status, window_start, window_end, error FROM headrace.backfills
+WHERE item = '' AND (status IN ('pending', 'running', 'paused') OR status = 'failed' AND finished_at >= :since)
+ORDER BY id LIMIT :most""")
+PEOPLE = text("""
+SELECT user_id FROM headrace.users WHERE user_id > :after AND erased_at IS NULL AND succeeded_by IS NULL
+ORDER BY user_id LIMIT :most""")
+COUNT_PEOPLE = text("SELECT count(*) FROM headrace.users WHERE erased_at IS NULL AND succeeded_by IS NULL")
+SERIES = text("SELECT DISTINCT user_id, provider, resource FROM headrace.series WHERE user_id = ANY(:users)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """So many deliveries that came on a day ended in this way; each may have come more than once."""
+
+    provider: str
+    day: date
+    outcome: str
+    deliveries: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What the last reconciliation found missing."""
+
+    user_id: str
+    provider: str
+    resource: str
+    whose: str
+    reason: str
+    window_start: datetime | None
+    window_end: datetime | None
+    since: datetime
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A backfill that has not brought all of its history."""
+
+    id: int
+    user_id: str
+    provider: str
+    resource: str
+    status: str
+    window_start: datetime | None
+    window_end: datetime | None
+    error: str | None
+
+
+def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Entry]:
+    """What became of what came, by day (UTC) of its first attempt that got this far; a transaction a day."""
+    while since < until:
+        midnight = datetime.combine(since.astimezone(UTC).date(), time(), UTC) + timedelta(days=1)
+        end = min(midnight, until)
+        with transaction(engine) as connection:
+            rows = connection.execute(LEDGER, {"since": since, "until": end}).mappings().all()
+        yield from (Entry(**row) for row in rows)
+        since = end
+
+
+def letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
+    """Dead letters that are there still, by provider and day; also pages that could not be read."""
+    rows = connection.execute(LETTERS, {"since": since, "until": until})
+    return {(row.provider, row.day): row.letters for row in rows}
+
+
+def gaps(connection: Connection, most: int) -> tuple[dict[str, int], list[Gap]]:
+    """How many gaps are open, by whose turn it is, and the first of them."""
+    counts = {row.whose: row.gaps for row in connection.execute(COUNT_GAPS)}
+    return counts, [Gap(**row) for row in connection.execute(GAPS, {"most": most}).mappings()]
+
+
+def unfinished(connection: Connection, since: datetime, most: int) -> list[Unfinished]:
+    """Backfills that are open, and those that failed since then."""
+    rows = connection.execute(UNFINISHED, {"since": since, "most": most})
+    return [Unfinished(**row) for row in rows.mappings()]
+
+
+def count_people(connection: Connection) -> int:
+    """How many there are."""
+    return int(connection.scalar(COUNT_PEOPLE) or 0)
+
+
+def days(engine: Engine, since: datetime, until: datetime) -> Iterator[tuple[list[str], Mapping[Key, set[int]]]]:
+    """The days (ordinals, UTC) on which there is data, for some people at a time; a transaction each."""
+    after = ""
+    while True:
+        with transaction(engine) as connection:
+            users = list(connection.scalars(PEOPLE, {"after": after, "most": PAGE}))
+            if not users:
+                return
+            yield users, _days_of(connection, users, since, until)
+        after = users[-1]
+
+
+def _days_of(connection: Connection, users: Sequence[str], since: datetime, until: datetime) -> dict[Key, set[int]]:
+    spans = {Key(*row): (since, until) for row in connection.execute(SERIES, {"users": users})}
+    found = defaultdict(set, days_stored(connection, spans))
+    for resource in catalogue().values():
+        if resource.day_field and not resource.is_series:
+            query = _days_of_records(resource, resource.day_field)
+            values = {"users": users, "since": since.date(), "until": until.date()}
+            for row in connection.execute(text(query), values):
+                found[Key(row.user_id, row.provider, resource.name)].add(row.day.toordinal())
+    return found
+
+
+def _days_of_records(resource: Resource, field: str) -> str:
+    day = f"CAST({quoted(field)} AS date)"
+    return f"""
+SELECT DISTINCT user_id, provider, {day} AS day FROM {record_table(resource)}
+WHERE user_id = ANY(:users) AND {day} BETWEEN :since AND :until AND NOT deleted"""
