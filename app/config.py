@@ -18,6 +18,7 @@ JUNCTION_HOSTS = {
     "sk_eu_": "https://api.sandbox.eu.junction.com",
 }
 SHORTEST_SECRET_BYTES = 16
+SHORTEST_LEDGER_DAYS = 40
 LONGEST_DEADLINE_SECONDS = 4.0  # every request is answered within five
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -84,6 +85,22 @@ def _hosts(value: str) -> tuple[str, ...]:
 def _seconds(value: str) -> float:
     number = float(value)
     if not 0 < number <= LONGEST_DEADLINE_SECONDS:
+        raise ValueError
+    return number
+
+
+def _retention(value: str) -> tuple[tuple[str, int], ...]:
+    """`heartrate=365,*=3650`: days by resource, `*` being all others; 0 is for ever."""
+    pairs = [part.partition("=") for part in _list(value.lower())]
+    if any(name.strip() not in catalogue() and name.strip() != "*" for name, _, _ in pairs):
+        raise ValueError
+    return tuple((name.strip(), _number(days)) for name, _, days in pairs)
+
+
+def _ledger_days(value: str) -> int:
+    """The reconciliation looks back 35 days for silences of a day, and would take a shorter ledger for one."""
+    number = _number(value)
+    if 0 < number < SHORTEST_LEDGER_DAYS:
         raise ValueError
     return number
 
@@ -307,6 +324,20 @@ class Settings:
         _number,
         "how long applied deliveries are kept, sealed, for `headrace replay`; 0: not at all",
         want="a number of days",
+    )
+    retention: tuple[tuple[str, int], ...] = _setting(
+        "HEADRACE_RETENTION",
+        (),
+        _retention,
+        "how many days stored data is kept, by resource; * stands for all others, 0 is for ever",
+        want="days by resource, such as heartrate=365,workouts=0,*=3650",
+    )
+    ledger_days: int = _setting(
+        "HEADRACE_LEDGER_DAYS",
+        0,
+        _ledger_days,
+        "how long the ledger remembers what became of a delivery; 0: for ever",
+        want="a number of days, 40 or more, or 0",
     )
     reconcile_hours: int = _setting(
         "HEADRACE_RECONCILE_HOURS",

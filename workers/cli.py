@@ -30,6 +30,7 @@ from workers.commands.drill import command as drill
 from workers.commands.erase import erase
 from workers.commands.explain import explain
 from workers.commands.link import link
+from workers.commands.privacy import audit, retention, roles
 from workers.commands.reconcile import reconcile, refresh
 from workers.commands.report import report
 from workers.store.engine import make_engine, make_writer, migrate
@@ -190,7 +191,21 @@ def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **o
     simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)
 
 
-for command in (link, backfill, reconcile, refresh, dead, replay, erase, explain, report, drill):
+for command in (
+    link,
+    backfill,
+    reconcile,
+    refresh,
+    dead,
+    replay,
+    erase,
+    explain,
+    report,
+    retention,
+    roles,
+    audit,
+    drill,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

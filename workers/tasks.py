@@ -3,7 +3,9 @@
 import json
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from workers.http import Files
 from workers.observed import Observer
 from workers.reconcile import ACCOUNT as COMPARED
 from workers.reconcile import CHORE, Reconciler, turn
+from workers.store import retention
 from workers.store.backfills import due
 from workers.store.chores import SWEPT, claim, mark, plan, save
 from workers.store.engine import make_writer
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_COUNTDOWN_SECONDS = 50.0
 TEND, TEND_SECONDS = "tend", 6 * 3600.0
+RETAIN, RETAIN_SECONDS, RETAIN_TURN_SECONDS = "retain", 6 * 3600.0, 20.0
 MOST_WAITING = 500  # messages of the backfill lane that a sweep fills it up to
 
 
@@ -118,6 +122,7 @@ class Work:
                 self._send(RECONCILE, (), 0)
         take_foreign(self._settings, self.applier.set_aside)
         self._tend()
+        self._retain()
         mark(self.engine, SWEPT)
         self._observer.look(found)
 
@@ -130,6 +135,19 @@ class Work:
             for name in tend(self.engine, self._settings.keep_days):
                 log.info("dropped %s: older than HEADRACE_KEEP_DAYS", name)
             save(self.engine, TEND, None, TEND_SECONDS)
+
+    def _retain(self) -> None:
+        """Removes what is older than HEADRACE_RETENTION, for a turn; what is left then waits for the next sweep."""
+        edges = retention.limits(self._settings, datetime.now(UTC))
+        if not edges or not plan(self.engine, RETAIN, 0) or not claim(self.engine, RETAIN):
+            return
+        ends, pause = time.monotonic() + RETAIN_TURN_SECONDS, RETAIN_SECONDS
+        for name, gone in retention.remove(self.engine, edges):
+            log.info("removed %d rows of %s: older than HEADRACE_RETENTION", gone, name)
+            if time.monotonic() > ends:
+                pause = 0.0
+                break
+        save(self.engine, RETAIN, None, pause)
 
     def reconcile(self) -> None:
         """Goes on with the reconciliation, and comes back to it soon if it is not at its end."""

@@ -16,7 +16,7 @@ from app.config import Settings
 from workers.commands import common
 from workers.health import plain
 from workers.status import in_words, progress
-from workers.store import history
+from workers.store import audit, history
 from workers.store.engine import make_engine, transaction
 from workers.store.history import Backfill, Chunk, Filter, Plan, Wanted
 
@@ -100,6 +100,10 @@ def start(
         wanted = Wanted(_resolve(connection, user), since, end, names, resources)
         plans = history.plan(connection, settings, wanted)
         numbers = [None if dry_run else history.start(connection, plan) for plan in plans]
+        if plans and not dry_run:
+            audit.note(
+                connection, "backfill start", wanted.user_id, {"backfills": numbers, "since": since, "until": end}
+            )
     if not plans:
         raise click.ClickException("HEADRACE_RESOURCES and HEADRACE_PROVIDERS leave out all of that")
     if as_json:
@@ -223,6 +227,7 @@ def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: 
         for missing in sorted(set(ids) - set(found)):
             click.echo(f"there is no such backfill {missing}; headrace backfill list shows what there is", err=True)
         changed = do(engine, found)
+        audit.record(engine, f"backfill {name}", user or "backfills", {"backfills": changed})
         click.echo(f"{done} {len(changed)} of {len(found)}")
         for left in history.listed(engine, Filter(tuple(set(found) - set(changed)) or (0,))):
             click.echo(f"backfill {left.id} is {left.status}, and stays so", err=True)

@@ -19,8 +19,8 @@ from workers.commands import common
 from workers.commands.backfill import Moment
 from workers.replay import Order, raise_dead
 from workers.replay import replay as replay_kept
+from workers.store import audit, kept
 from workers.store import dead as letters
-from workers.store import kept
 from workers.store.dead import Letter
 from workers.store.engine import make_engine, make_writer, migrate
 from workers.store.kept import Window
@@ -76,6 +76,7 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
     if not found:
         raise click.ClickException(f"there is no dead letter {number}; headrace dead list shows what there is")
     if body:
+        audit.record(engine, "dead show", found[0].user_id or "unknown", {"letter": number})
         delivery = letters.delivery(engine, found[0])
         sys.stdout.buffer.write(Sealer(settings.encryption_keys).open(delivery.sealed, delivery.about) + b"\n")
     elif as_json:
@@ -97,6 +98,7 @@ def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | No
     engine = make_writer(settings, "headrace-dead")
     found = letters.listed(engine, ids, reason, ALL)
     outcomes = raise_dead(engine, Applier(engine, settings), found)
+    audit.record(engine, "dead replay", "dead letters", {"letters": len(found), "outcomes": dict(outcomes)})
     _tell(outcomes, as_json=as_json)
     if outcomes["dead"]:
         click.echo(f"{outcomes['dead']} are dead still; headrace dead list says why", err=True)
@@ -115,7 +117,9 @@ def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, da
     found = letters.listed(engine, ids, reason, ALL)
     if found and not yes:
         click.confirm(f"throw away {len(found)} dead letters for good?", abort=True)
-    click.echo(f"dropped {letters.drop(engine, found)}")
+    dropped = letters.drop(engine, found)
+    audit.record(engine, "dead drop", "dead letters", {"letters": [letter.id for letter in found]})
+    click.echo(f"dropped {dropped}")
 
 
 @click.command()
@@ -160,6 +164,8 @@ def replay(
         outcomes = replay_kept(
             source, Applier(target, into), window, order, lambda done: progress.update(task, completed=done)
         )
+    what = {"since": window.since, "until": window.until, "event_type": event_type, "outcomes": dict(outcomes)}
+    audit.record(target, "replay", "deliveries", what)
     changed = sorted(name for name, value in proof.digests(target).items() if before[name] != value) if digest else None
     _tell(outcomes, changed, as_json=as_json)
 

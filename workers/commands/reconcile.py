@@ -21,7 +21,7 @@ from workers.commands import common
 from workers.commands.backfill import Moment
 from workers.gaps import Gap, Whose
 from workers.reconcile import ACCOUNT, CONNECTION, Position, Reconciler, Step
-from workers.store import history
+from workers.store import audit, history
 from workers.store.coverage import erased
 from workers.store.engine import make_engine, transaction
 from workers.throttle import hushes
@@ -74,6 +74,8 @@ def reconcile(*, user: str | None, since: datetime | None, dry_run: bool, data_d
             found.add(step)
             waits = f"; waits {step.seconds:.0f} s: {step.reason}" if step.seconds else ""
             progress.update(task, description=f"{found.people} people, {len(found.gaps)} gaps{waits}")
+    if not dry_run:
+        audit.record(engine, "reconcile", user or "everybody", {"gaps": len(found.gaps), "opened": found.opened})
     rows = _rows(engine, found.gaps)
     if as_json:
         common.print_json(rows)

@@ -1,0 +1,152 @@
+"""Roles: workers get by with the writer's rights, a reader sees the views and nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import Engine, text
+
+from app.config import Settings
+from tests.conftest import Servers
+from tests.support import apply, delivery, event, heartrate, rows, workout
+from workers.erase import Eraser
+from workers.store import kept, retention
+from workers.store.engine import make_engine, make_writer, migrate
+from workers.store.kept import tend
+from workers.store.roles import script
+
+OWNER, WRITER, READER = "roles owner", 'the "writer"', "reader's"
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def urls(servers: Servers) -> Iterator[dict[str, str]]:
+    """A database of an owner who is no superuser, migrated, with both roles."""
+    where = urlsplit(servers.database_url)
+    made: dict[str, str] = {}
+    with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
+        for role in (OWNER, WRITER, READER):
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'tests'").format(sql.Identifier(role)))
+        connection.execute(sql.SQL("CREATE DATABASE roles TEMPLATE template0 OWNER {}").format(sql.Identifier(OWNER)))
+        connection.execute("REVOKE ALL ON DATABASE roles FROM PUBLIC")
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE roles TO {}").format(sql.Identifier(READER)))
+        for role, user in ((OWNER, "roles%20owner"), (WRITER, "the%20%22writer%22"), (READER, "reader%27s")):
+            made[role] = f"postgresql+psycopg://{user}:tests@{where.hostname}:{where.port}/roles"
+        engine = make_engine(Settings(database_url=made[OWNER]))
+        migrate(engine)
+        tend(engine, 30)
+        engine.dispose()
+        for _ in range(2):  # again does no harm
+            with psycopg.connect(made[OWNER].replace("+psycopg", "")) as owner:
+                owner.execute(script(WRITER, READER))
+        yield made
+        connection.execute("DROP DATABASE roles WITH (FORCE)")
+
+
+@pytest.fixture
+def writer(urls: dict[str, str]) -> Iterator[Engine]:
+    """What a worker has."""
+    engine = make_writer(Settings(database_url=urls[WRITER]))
+    yield engine
+    engine.dispose()
+
+
+def of_writer(settings: Settings, urls: dict[str, str]) -> Settings:
+    """The settings of a worker that logs in as the writer."""
+    return replace(settings, database_url=urls[WRITER], retention=(("*", 3650),), ledger_days=40)
+
+
+def test_the_writer_can_do_what_workers_do(writer: Engine, settings: Settings, urls: dict[str, str]) -> None:
+    """Breaks if applying, erasing, keeping or cleaning up needs a right that a writer has not got."""
+    here = of_writer(settings, urls)
+    connected = event("provider.connection.created", "u1", {"provider": {"slug": "oura"}})
+    history = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura"})
+    sent = [delivery(one) for one in (workout("u1"), heartrate("u1", {0: 60}), connected, history, b"{}")]
+    assert apply(writer, here, *sent) == {"applied": 4, "dead": 1}
+    assert len(rows(writer, "SELECT 1 FROM health.workouts")) == 1
+    assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 4
+    assert tend(writer, 0, (NOW + 3 * DAY).date()) == []
+    assert rows(writer, "SELECT 1 FROM headrace.kept") == []
+    assert list(retention.remove(writer, retention.limits(here, NOW + 3650 * DAY))) != []
+    apply(writer, here, delivery(workout("u2")))
+    Eraser(writer, here).erase("u2", lambda _: None)
+    assert rows(writer, "SELECT 1 FROM health.workouts") == []
+
+
+def test_what_the_writer_cleans_up_by_rows_is_all_that_is_old(
+    writer: Engine, settings: Settings, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if health data is kept for longer where the owner's partitions cannot be dropped."""
+    monkeypatch.setattr(kept, "BATCH", 2)
+    apply(writer, of_writer(settings, urls), *(delivery(workout("u3", f"w{n}")) for n in range(5)))
+    tend(writer, 1)
+    assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 5
+    tend(writer, 0, (NOW + DAY).date())
+    assert rows(writer, "SELECT 1 FROM headrace.kept") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM headrace.audit",
+        "UPDATE headrace.audit SET operator = 'nobody'",
+        "DROP TABLE headrace.workouts",
+        "ALTER TABLE headrace.users ADD COLUMN x int",
+        "CREATE TABLE headrace.x (y int)",
+        "UPDATE headrace.schema_version SET version_num = '0'",
+        "DROP VIEW health.workouts",
+    ],
+)
+def test_the_writer_can_do_no_more(writer: Engine, query: str) -> None:
+    """Breaks if whoever takes a worker over can cover up what was done, or change the schema."""
+    with pytest.raises(Exception, match="InsufficientPrivilege"), writer.begin() as connection:
+        connection.execute(text(query))
+
+
+def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, settings: Settings) -> None:
+    """Breaks if a dashboard needs more than this role."""
+    apply(writer, of_writer(settings, urls), delivery(workout("seen")))
+    with psycopg.connect(urls[READER].replace("+psycopg", "")) as reader:
+        assert reader.execute("SELECT average_hr FROM health.workouts WHERE user_id = 'seen'").fetchall() == [(120,)]
+        views = reader.execute("SELECT table_name FROM information_schema.views WHERE table_schema = 'health'")
+        for (name,) in views.fetchall():
+            reader.execute(sql.SQL("SELECT * FROM health.{} LIMIT 1").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1 FROM headrace.workouts",
+        "SELECT 1 FROM headrace.kept",
+        "SELECT 1 FROM headrace.audit",
+        "DELETE FROM health.connections",
+        "INSERT INTO health.users (user_id) VALUES ('x')",
+        "UPDATE health.connections SET status = 'x'",
+        "CREATE TABLE health.x (y int)",
+        "CREATE TEMPORARY TABLE x (y int)",
+    ],
+)
+def test_the_reader_sees_nothing_else_and_writes_nothing(urls: dict[str, str], query: str) -> None:
+    """Breaks if an analyst can read sealed bodies, whose names were erased, or change what is stored."""
+    with (
+        psycopg.connect(urls[READER].replace("+psycopg", "")) as reader,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        reader.execute(query)
+
+
+def test_what_a_later_migration_makes_is_theirs_too(urls: dict[str, str]) -> None:
+    """Breaks if after an upgrade a new view cannot be read, or a new table not written, until somebody notices."""
+    with psycopg.connect(urls[OWNER].replace("+psycopg", ""), autocommit=True) as owner:
+        owner.execute("CREATE TABLE headrace.later (y int); CREATE VIEW health.later AS SELECT * FROM headrace.later")
+        try:
+            for role, query in ((WRITER, "INSERT INTO headrace.later VALUES (1)"), (READER, "TABLE health.later")):
+                with psycopg.connect(urls[role].replace("+psycopg", "")) as connection:
+                    connection.execute(query)
+        finally:
+            owner.execute("DROP VIEW health.later; DROP TABLE headrace.later")
