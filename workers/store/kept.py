@@ -56,21 +56,35 @@ def tend(engine: Engine, keep_days: int | None, today: date | None = None) -> li
     Without a number of days nothing is dropped.
     """
     today = today or datetime.now(UTC).date()
-    late = datetime.combine(today, datetime.min.time(), UTC) - timedelta(days=keep_days)
     with transaction(engine) as connection:
-        may_make = connection.scalar(IS_OURS)
-    if not may_make:
+        is_ours = connection.scalar(IS_OURS)
+        if is_ours:
+            connection.execute(ONE_AT_A_TIME)
+            _make_ahead(connection, today)
+    if keep_days is None:
+        return []
+    late = datetime.combine(today, datetime.min.time(), UTC) - timedelta(days=keep_days)
+    if not is_ours:
         _delete(engine, late)
         return []
+    return _drop(engine, late)
+
+
+def _make_ahead(connection: Connection, today: date) -> None:
+    present = _partitions(connection)
+    for ahead in range(DAYS_AHEAD + 1):
+        _make(connection, today + timedelta(days=ahead), present)
+
+
+def _partitions(connection: Connection) -> set[str]:
+    return {name.rpartition(".")[2] for name in connection.scalars(PARTITIONS)}
+
+
+def _drop(engine: Engine, late: datetime) -> list[str]:
     with transaction(engine) as connection:
         connection.execute(ONE_AT_A_TIME)
-        present = {name.rpartition(".")[2] for name in connection.scalars(PARTITIONS)}
-        for ahead in range(DAYS_AHEAD + 1):
-            _make(connection, today + timedelta(days=ahead), present)
-        if keep_days is None:
-            return []
-        oldest = _name(today - timedelta(days=keep_days))
-        old = sorted(name for name in present if name.startswith("kept_2") and name < oldest)
+        oldest = _name(late.date())
+        old = sorted(name for name in _partitions(connection) if name.startswith("kept_2") and name < oldest)
         for name in old:
             connection.execute(text(f"DROP TABLE headrace.{name}"))
         connection.execute(text("DELETE FROM headrace.kept_other WHERE received_at < :late"), {"late": late})
