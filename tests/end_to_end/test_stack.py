@@ -36,7 +36,8 @@ SECRET_TITLE = "a title that nobody else may read"
 class Stack:
     """A `headrace up` in a folder of its own, which may be started again there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: str) -> None:
+        self.more = more  # variables of its environment
         self.data = folder / "data"
         self.output = folder / "output"
         self.process: subprocess.Popen[bytes] | None = None
@@ -44,7 +45,7 @@ class Stack:
     def start(self) -> None:
         """Starts it and waits until it is ready."""
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
         environment["HEADRACE_VISIBILITY_TIMEOUT_SECONDS"] = "5"  # how long a killed worker's message is waited for
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
@@ -93,7 +94,7 @@ class Stack:
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """A command that finds the stack by its folder, as an operator's does."""
         command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:

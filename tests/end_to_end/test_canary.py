@@ -1,0 +1,276 @@
+"""Canaries: what is planted in bodies and pages is found in the views, and nowhere that a stranger could read."""
+
+import base64
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from app.delivery import pack
+from app.sealing import Sealer
+from tests.end_to_end.test_stack import ROOT, Stack
+from tests.support import ENCRYPTION_KEY, delivery, event, heartrate, message_id, until, workout
+
+pytestmark = pytest.mark.stack
+NAME, NUMBER, TOKEN, NOTE = "Canaria Gelbfink", 87.654321, "tok-canary-5d0e7c", "canary: felt dizzy at noon"
+CANARIES = [one.encode() for one in (NAME, str(NUMBER), TOKEN, NOTE)]
+USER = "canary-cage"
+SOURCE = {"provider": "garmin", "type": "watch"}
+BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}")
+FLOWER = (
+    "/",
+    "/tasks",
+    "/workers",
+    "/broker",
+    "/api/tasks?limit=10000",
+    "/api/workers",
+    "/api/queues/length",
+    "/metrics",
+)
+
+
+def readable(content: bytes, depth: int = 4) -> Iterator[bytes]:
+    """The bytes, and what lies under base64 and compression."""
+    yield content
+    if depth == 0:
+        return
+    for open_it in (zlib.decompress, gzip.decompress):
+        with suppress(zlib.error, OSError, EOFError):
+            yield from readable(open_it(content), depth - 1)
+    for run in BASE64_RUN.findall(content):
+        with suppress(ValueError):
+            yield from readable(base64.b64decode(run.translate(bytes.maketrans(b"-_", b"+/")) + b"==="), depth - 1)
+
+
+def leaks(places: dict[str, bytes]) -> list[str]:
+    """Where a canary sings."""
+    return [
+        f"{place}: {canary.decode()}"
+        for place, content in places.items()
+        for layer in readable(content)
+        for canary in CANARIES
+        if canary in layer
+    ]
+
+
+class Provider(BaseHTTPRequestHandler):
+    """Junction's read API with canaries: a page of samples, a page that cannot be read, refusals that quote."""
+
+    def do_GET(self) -> None:
+        samples = [{"timestamp": "2026-03-01T12:00:00+00:00", "value": NUMBER, "unit": "bpm"}]
+        answers: dict[str, tuple[int, Any]] = {
+            "/heartrate/": (200, {"groups": {"garmin": [{"source": SOURCE, "data": samples}]}, "next_cursor": None}),
+            "/sleep/": (200, {"sleep": [{"id": "s1", "user_id": USER, "source": SOURCE, "duration": NOTE}]}),
+            "/activity/": (422, {"detail": f"{NAME} {TOKEN}"}),
+        }
+        status, body = next((found for part, found in answers.items() if part in self.path), (500, {"detail": TOKEN}))
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack whose history comes from that provider."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-canary-"))
+    folder.chmod(0o755)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    one = Stack(folder, JUNCTION_API_KEY=f"sk_us_{TOKEN}", JUNCTION_BASE_URL=base)
+    try:
+        one.start()
+        yield one
+    finally:
+        if one.process is not None and one.process.poll() is None:
+            one.end(signal.SIGTERM)
+        server.shutdown()
+        server.server_close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def planted(number: int) -> list[Any]:
+    """Events that are good, with canaries in them."""
+    note = {"source": SOURCE, "data": [{"timestamp": "2026-03-14T12:00:00+00:00", "value": NOTE, "unit": "text"}]}
+    return [
+        workout(USER, f"w{number}", title=NAME, distance=NUMBER, access_token=TOKEN),
+        heartrate(USER, {number: NUMBER}),
+        event("daily.data.note.created", USER, note),
+    ]
+
+
+def broken() -> list[Any]:
+    """Events that become dead letters, each in another way."""
+    return [
+        workout(USER, "b1", average_hr=NOTE),
+        workout(USER, "b2", time_start=TOKEN),
+        workout(USER, "b3", title=f"{NAME}\u0000"),
+        workout(USER, "b4", average_hr=NUMBER),  # no whole number, which only PostgreSQL sees
+        workout(USER, "b5", calendar_date=f"2026-03-14 {TOKEN}"),
+        event(
+            "daily.data.heartrate.created", USER, {"source": SOURCE, "data": [{"timestamp": TOKEN, "value": NUMBER}]}
+        ),
+        NOTE.encode(),
+        b'{"event_type": "' + TOKEN.encode() + b'", "event_type": "x"}',
+    ]
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """These processes do nothing for as long as the block lasts."""
+    family = [one for pid in pids for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    for one in family:
+        os.kill(one.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in family:
+            os.kill(one.pid, signal.SIGCONT)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file of the stack but PostgreSQL's tables, where the data belongs, and those that hold its secrets."""
+    found = {}
+    for folder, names, some in os.walk(root):
+        if "PG_VERSION" in some:
+            names[:] = [name for name in names if name in ("log", "pg_log")]
+            some = [name for name in some if name.endswith(".log")]  # noqa: PLW2901
+        for name in some:
+            if name not in ("stack.json", "secrets.json"):
+                found[str(Path(folder) / name)] = (Path(folder) / name).read_bytes()
+    return found
+
+
+def pages(stack: Stack) -> dict[str, bytes]:
+    """What Flower and the endpoint show to whoever may look."""
+    says = stack.says
+    user, _, password = says["flower_auth"].partition(":")
+    with httpx.Client(base_url=says["flower"], auth=(user, password), timeout=30) as flower:
+        found = {path: flower.get(path).content for path in FLOWER}
+        tasks = re.findall(rb'"uuid": "([\w-]+)"', found["/api/tasks?limit=10000"])
+        assert tasks
+        found |= {f"/task/{task.decode()}": flower.get(f"/task/{task.decode()}").content for task in tasks[:30]}
+    return found | {"web /metrics": httpx.get(f"{says['web']}/metrics", timeout=20).content}
+
+
+def test_the_search_finds_what_is_not_sealed() -> None:
+    """Breaks if this file would find nothing even if there were something."""
+    open_body = delivery(workout(USER, title=NAME))
+    message = json.dumps([[pack([open_body])], {}]).encode()
+    assert leaks({"sealed": base64.b64encode(message)}) == []
+    bare = Sealer([]).seal(Sealer([ENCRYPTION_KEY]).open(open_body.sealed, open_body.about), open_body.about)
+    message = json.dumps([[pack([replace(open_body, sealed=bare)])], {}]).encode()
+    assert leaks({"open": b'{"body": "' + base64.b64encode(message) + b'"}'}) != []
+
+
+def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack) -> None:
+    """Breaks if a name, a number, a token or a note gets where an operator, a colleague or a ticket can see it."""
+    sent = [message_id(datetime.now(UTC)) for _ in range(len(planted(0)) * 5 + len(broken()))]
+    bodies = [one for number in range(5) for one in planted(number)] + broken()
+    for name, body in zip(sent, bodies, strict=True):
+        assert stack.post(body, name).status_code == 202
+    for resource in ("heartrate", "sleep", "activity"):
+        window = {"user_id": USER, "provider": "garmin", "start_date": "2026-02-20", "end_date": "2026-03-10"}
+        assert stack.post(event(f"historical.data.{resource}.created", USER, window)).status_code == 202
+    settled = "SELECT 1 FROM health.deliveries WHERE message_id = ANY(%s)"
+    until(lambda: len(stack.rows(settled, sent)) == len(sent), 90)
+    until(lambda: stack.rows("SELECT 1 FROM health.heartrate WHERE origin = 'backfill' AND value = %s", NUMBER), 90)
+    until(lambda: len(stack.rows("SELECT 1 FROM headrace.backfills WHERE error IS NOT NULL")) >= 2, 90)
+    assert stack.rows("SELECT title, distance FROM health.workouts WHERE id = 'w1'") == [(NAME, NUMBER)]
+    places = provoked(stack)
+    with stopped(stack.says["processes"]["live"]):
+        for body in planted(9):
+            assert stack.post(body).status_code == 202
+        places |= files(stack.data) | pages(stack)
+    places |= told(stack)
+    for one in stack.family():
+        places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
+    assert any("aof" in place for place in places)
+    assert leaks(places) == []
+
+
+def provoked(stack: Stack) -> dict[str, bytes]:
+    """Errors that nobody foresaw: a table that is gone for a while, and a command that fails with a traceback."""
+    change = "ALTER TABLE headrace.{} RENAME TO {}"
+    with psycopg.connect(stack.says["database_url"], autocommit=True) as connection:
+        connection.execute(change.format("workouts", "workouts_away"))
+        try:
+            assert stack.post(workout(USER, "w99", title=NAME, distance=NUMBER)).status_code == 202
+            log = stack.data / "log"
+            until(lambda: any("UndefinedTable" in one.read_text(errors="replace") for one in log.iterdir()), 60)
+        finally:
+            connection.execute(change.format("workouts_away", "workouts"))
+    until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE id = 'w99'"), 90)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    environment |= {
+        "DATABASE_URL": f"postgresql://u:{TOKEN}@127.0.0.1:1/x",
+        "BROKER_URL": f"redis://:{TOKEN}@127.0.0.1:1",
+    }
+    command = (sys.executable, "-m", "workers.cli", "--debug", "dead", "list")
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert b"Traceback" in done.stderr
+    return {"a traceback": done.stdout + done.stderr}
+
+
+def told(stack: Stack) -> dict[str, bytes]:
+    """What commands print, and what is written down about deliveries."""
+    (letter,) = stack.rows("SELECT min(id) FROM headrace.dead_letters")
+    (number,) = stack.rows("SELECT min(id) FROM headrace.backfills")
+    commands = [
+        ("status",),
+        ("status", "--json"),
+        ("report", "completeness", "--since", "2026-01-01", "--json"),
+        ("report", "completeness", "--since", "2026-01-01"),
+        ("explain", "--user", USER, "--resource", "workouts", "--id", "w1", "--json"),
+        ("explain", "--user", USER, "--resource", "workouts", "--id", "w1"),
+        ("explain", "--user", USER, "--resource", "heartrate", "--at", "2026-03-14T06:31:00Z", "--json"),
+        ("dead", "list", "--json"),
+        ("dead", "list"),
+        ("dead", "show", str(letter[0])),
+        ("dead", "replay", "--json"),
+        ("backfill", "list", "--json"),
+        ("backfill", "show", str(number[0]), "--json"),
+        ("replay", "--since", "2026-01-01", "--json"),
+        ("retention", "--dry-run"),
+        ("audit", "--since", "2026-01-01", "--json"),
+        ("check", "--json"),
+    ]
+    found = {}
+    for words in commands:
+        done = stack.run(*words)
+        assert done.returncode in (0, 1), (words, done.stderr)
+        assert done.stdout, (words, done.stderr)
+        found["headrace " + " ".join(words)] = (done.stdout + done.stderr).encode()
+    queries = {
+        "reasons": "SELECT reason, event_type FROM headrace.dead_letters",
+        "errors": "SELECT error, event_type FROM headrace.deliveries",
+        "backfills": "SELECT error FROM headrace.backfills",
+        "audit": "SELECT t::text FROM headrace.audit t",
+        "chores": "SELECT t::text FROM headrace.chores t",
+    }
+    return found | {name: repr(stack.rows(query)).encode() for name, query in queries.items()}
