@@ -12,6 +12,7 @@ from app.config import Settings
 from app.delivery import Delivery, Receipt, seal
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, apply, rows
+from workers.erase import Eraser
 
 SEALER = Sealer([ENCRYPTION_KEY])
 MINUTE = timedelta(minutes=1)
@@ -108,3 +109,11 @@ def test_a_notice_without_an_old_id_moves_nothing(engine: Engine, settings: Sett
     apply(engine, settings, EVENTS[0])
     assert apply(engine, settings, terra(3, REAUTH | {"old_user": old})) == {"applied": 1}
     assert [row[0] for row in seen(engine)["people"]] == ["new", "old"]
+
+
+def test_what_came_with_the_reconnection_goes_with_the_person(engine: Engine, settings: Settings) -> None:
+    """Breaks if an erasure leaves sealed bodies behind that came in the message in which the id changed."""
+    apply(engine, settings, *EVENTS)
+    assert rows(engine, "SELECT 1 FROM headrace.kept WHERE user_id = 'old'")
+    Eraser(engine, settings).erase("new", lambda _: None)
+    assert rows(engine, "SELECT user_id FROM headrace.kept") == []

@@ -37,6 +37,8 @@ OF_THEIRS = {
     "suspects": """EXISTS (SELECT 1 FROM headrace.deliveries d WHERE d.user_id = :user AND d.aggregator
         = split_part(name, ':', 1) AND d.message_id = substr(name, strpos(name, ':') + 1))""",
     "deliveries": THEIRS,
+    # What came in one message with the reconnection itself was kept under the id that it came with.
+    "kept": "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR succeeded_by = :user)",
 }
 SERIES = text("SELECT id FROM headrace.series WHERE user_id = :user ORDER BY id")
 # From where the last batch ended: an index keeps what was deleted, and from its start each batch would read all that.
