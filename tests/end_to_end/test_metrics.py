@@ -52,6 +52,7 @@ def disturb(stack: dict[str, Any]) -> None:
     assert answers == [202] * len(good)
     assert post(b"late", at=datetime.now(UTC) - timedelta(minutes=9)) == 401
     assert post(b"x" * 30_000) == 413
+    until(lambda: "headrace_requests_total{" in show(stack), 90)  # before the account is silent
     settings = load({"BROKER_URL": stack["broker_url"]})
     Throttle(settings).hush("junction", 300, "status 401: the API key is refused")
     with psycopg.connect(stack["database_url"]) as connection:

@@ -30,11 +30,11 @@ def observer(engine: Engine, settings: Settings, broker_url: str) -> Iterator[Ob
 
 def test_lanes_are_shown_as_they_are(observer: Observer) -> None:
     """Breaks if what scales workers up is named differently, stays when a lane is empty, or is made up."""
-    observer.look([Lane("live", 3, timedelta(seconds=61.5)), Lane("backfill", 0, None), Lane("download", 2, None)])
+    observer.look([Lane("live", 3, timedelta(seconds=61.5)), Lane("backfill", 0, None), Lane("unseen", 2, None)])
     assert 'headrace_lane_messages{lane="live"} 3.0' in lines()
     assert 'headrace_lane_oldest_seconds{lane="live"} 61.5' in lines()
     assert 'headrace_lane_oldest_seconds{lane="backfill"} 0.0' in lines()
-    assert not any(line.startswith('headrace_lane_oldest_seconds{lane="download"}') for line in lines())
+    assert not any(line.startswith('headrace_lane_oldest_seconds{lane="unseen"}') for line in lines())
     observer.look([Lane("live", 0, None)])
     assert {'headrace_lane_messages{lane="live"} 0.0', 'headrace_lane_oldest_seconds{lane="live"} 0.0'} <= lines()
     (swept,) = [line for line in lines() if line.startswith("headrace_last_sweep_timestamp_seconds ")]

@@ -155,6 +155,7 @@ def test_no_token_and_no_key_is_logged(
 ) -> None:
     """Breaks if whoever reads the logs can connect as the person."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "httpx")
     said = json.loads(run("--user", "m", "--json", **here).stdout)
     assert caplog.text
     assert said["token"] not in caplog.text
