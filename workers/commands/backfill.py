@@ -97,7 +97,9 @@ def start(
     settings = common.attached(data_dir, broker=False)
     names = tuple(name.lower() for name in providers)
     with transaction(make_engine(settings, "headrace-backfill")) as connection:
-        wanted = Wanted(_resolve(connection, user), since, end, names, resources)
+        user_id = _resolve(connection, user)
+        aggregator = history.aggregator_of(connection, settings, user_id)
+        wanted = Wanted(user_id, since, end, names, resources, aggregator)
         plans = history.plan(connection, settings, wanted)
         numbers = [None if dry_run else history.start(connection, plan) for plan in plans]
         if plans and not dry_run:

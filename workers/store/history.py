@@ -65,6 +65,9 @@ WHO = text("""
 SELECT DISTINCT present.user_id, present.erased_at IS NOT NULL AS is_erased, present.user_id = :name AS is_exact
 FROM headrace.users named JOIN headrace.users present ON present.user_id = coalesce(named.succeeded_by, named.user_id)
 WHERE named.user_id = :name OR named.client_user_id = :name ORDER BY is_exact DESC, present.user_id""")
+AGGREGATOR = text("""
+SELECT aggregator FROM headrace.backfills WHERE user_id = :user_id
+UNION ALL SELECT aggregator FROM headrace.kept WHERE user_id = :user_id LIMIT 1""")
 PROVIDERS = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
 
 
@@ -208,7 +211,9 @@ def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Pla
     """A backfill for each provider and resource; without a known provider, one for all there may be."""
     known = tuple(connection.scalars(PROVIDERS, {"user_id": wanted.user_id}))
     providers = wanted.providers or known or ("",)
-    names = wanted.resources or [one.name for one in catalogue().values() if one.has_history]
+    names = wanted.resources or [one.name for one in catalogue().values() if _gives_out(wanted.aggregator, one)]
+    if wanted.aggregator == "terra" and (not_there := [one for one in names if not catalogue()[one].terra]):
+        raise DeadLetter(f"Terra gives out no history of {', '.join(not_there)}")
     spent = experience(connection)
     return [
         _plan_one(connection, wanted, spent, provider, catalogue()[name])
@@ -216,6 +221,16 @@ def plan(connection: Connection, settings: Settings, wanted: Wanted) -> list[Pla
         for name in names
         if settings.keeps(name, provider)
     ]
+
+
+def _gives_out(aggregator: str, resource: Resource) -> bool:
+    return resource.terra is not None if aggregator == "terra" else resource.has_history
+
+
+def aggregator_of(connection: Connection, settings: Settings, user_id: str) -> str:
+    """Where somebody's history is: where they are known from; for whoever is not known, an account that there is."""
+    known: str | None = connection.scalar(AGGREGATOR, {"user_id": user_id})
+    return known or next(iter(settings.readable), "junction")
 
 
 def _plan_one(connection: Connection, wanted: Wanted, spent: "Experience", provider: str, resource: Resource) -> Plan:

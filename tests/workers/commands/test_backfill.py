@@ -145,6 +145,18 @@ def test_start_as_json_is_complete(run: Run, engine: Engine) -> None:
     ]
 
 
+def test_whoever_is_known_from_terra_is_fetched_there(run: Run, engine: Engine, settings: Settings) -> None:
+    """Breaks if Junction is asked for the history of a person of Terra's, or Terra for what it does not have."""
+    body = {"type": "auth", "status": "success", "user": {"user_id": "t1", "provider": "OURA", "reference_id": "m1"}}
+    apply(engine, settings, delivery(body, aggregator="terra"))
+    done = run("start", "--user", "t1", "--json", *SINCE)
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert {one["aggregator"] for one in found} == {"terra"}
+    assert {one["resource"] for one in found} == {one.name for one in catalogue().values() if one.terra}
+    assert "glucose" in run("start", "--user", "t1", "--resource", "glucose", *SINCE).output
+
+
 def test_what_is_known_makes_the_cost_a_measure(run: Run, engine: Engine, settings: Settings) -> None:
     """Breaks if "at least" is said of what was measured, or "about" of what was not."""
     announce(engine, settings, notice("u9", days=(0, 54)))
