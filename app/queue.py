@@ -117,6 +117,8 @@ def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
         # Without these two a killed worker's message comes back after ten times ten seconds more.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        # Who gives them back holds this lock. Killed with it, nobody did for kombu's five minutes.
+        "unacked_mutex_expire": 5,
         "socket_keepalive": True,
     }
     if role == "publisher":

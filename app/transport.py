@@ -29,13 +29,12 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Writes a message down as being worked on and takes it out of the list, in one transaction."""
-        where = message.delivery_info
-        written = json.dumps([message._raw, where["exchange"], where["routing_key"]])  # noqa: SLF001 - kombu's own way
+        written = json.dumps([message._raw, "", self.channel.lane])  # noqa: SLF001 - kombu's own way
         with self.pipe_or_acquire() as pipe:
             pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
             pipe.hset(self.unacked_key, delivery_tag, written)
             if self.channel.taken:
-                pipe.lrem(self.channel.taken[0], 1, self.channel.taken[1])
+                pipe.lrem(self.channel.lane + TAKEN, 1, self.channel.taken)
             pipe.execute()
         self.channel.taken = None
         virtual.QoS.append(self, message, delivery_tag)
@@ -57,18 +56,19 @@ class Channel(redis.Channel):
     """Takes messages by BLMOVE. A worker works on one lane, and messages have no priorities."""
 
     QoS = QoS
-    taken: tuple[str, bytes] | None = None
+    lane = ""  # that was read last
+    taken: bytes | None = None  # and from it, until it is written down
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         lanes = self._queue_cycle.consume(len(self.active_queues))
         if not lanes:
             return
-        self._lane = lanes[0]
-        self._queue_cycle.rotate(self._lane)
+        self.lane = lanes[0]
+        self._queue_cycle.rotate(self.lane)
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         wait = self.brpop_timeout if timeout is None else timeout
-        self.client.connection.send_command("BLMOVE", self._lane, self._lane + TAKEN, "RIGHT", "LEFT", wait or 0)
+        self.client.connection.send_command("BLMOVE", self.lane, self.lane + TAKEN, "RIGHT", "LEFT", wait or 0)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -79,12 +79,12 @@ class Channel(redis.Channel):
                 raise
             if raw is None:
                 raise virtual.base.Empty
-            self.taken = (self._lane + TAKEN, raw)
-            message = _message(raw)
+            self.taken = raw
+            message = self._message(raw)
             if message is None:
                 self._set_aside(raw)
                 raise virtual.base.Empty
-            self.connection._deliver(message, self._lane)  # noqa: SLF001 - kombu's own way
+            self.connection._deliver(message, self.lane)  # noqa: SLF001 - kombu's own way
             return True
         finally:
             self._in_poll = None
@@ -92,18 +92,31 @@ class Channel(redis.Channel):
 
     def _set_aside(self, raw: bytes) -> None:
         """Bytes that are no message would end the worker, and after it the next one. They are kept, out of the way."""
-        log.error("something that is no message was in lane %s; it is kept in %s%s", self._lane, self._lane, FOREIGN)
+        log.error("something that is no message was in lane %s; it is kept in %s%s", self.lane, self.lane, FOREIGN)
         with self.conn_or_acquire() as client:
-            client.pipeline().lrem(self._lane + TAKEN, 1, raw).lpush(self._lane + FOREIGN, raw).execute()
+            client.pipeline().lrem(self.lane + TAKEN, 1, raw).lpush(self.lane + FOREIGN, raw).execute()
         self.taken = None
 
+    def _message(self, raw: bytes) -> dict[str, Any] | None:
+        try:
+            found = json.loads(raw)
+            self.Message(found, channel=self)
+            parts = (found["headers"], found["properties"]["delivery_info"])
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return None
+        return found if all(isinstance(part, dict) for part in parts) else None
 
-def _message(raw: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "properties" in found else None
+    def _do_restore_message(
+        self, payload: dict[str, Any], _exchange: str, lane: str, pipe: Any, leftmost: Any = None
+    ) -> None:
+        """Gives a message back to the lane that it was taken from, in the transaction that takes it from "unacked".
+
+        Kombu asks the exchange's bindings for the lane, and drops the message (and logs its body) if there are none, or
+        if Redis answers with an error.
+        """
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+        (pipe.lpush if leftmost else pipe.rpush)(lane, json.dumps(payload))
 
 
 class Transport(redis.Transport):

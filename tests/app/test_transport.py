@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,12 @@ def test_nothing_stays_behind_after_normal_work(
     "rubbish",
     [
         b"{}",
-        pytest.param(b"no JSON"),
-        pytest.param(b"[]"),
+        b"no JSON",
+        b"[]",
+        b'{"properties": {}}',
+        b'{"properties": {"delivery_tag": "1"}, "headers": {}}',
+        b'{"properties": {"delivery_tag": "1", "delivery_info": {}, "body_encoding": "base64"}, "body": "/"}',
+        b'{"properties": {"delivery_tag": "1", "delivery_info": {}}, "headers": []}',
     ],
 )
 def test_rubbish_in_the_lane_does_not_stop_it(
@@ -116,6 +120,45 @@ def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, brok
     assert seen == [(0, 0, 1)]
     assert held(broker) == 0
     celery.close()
+
+
+def take(settings: Settings, then: Callable[[Any], None]) -> None:
+    """Takes one message of the lane as a worker does, and does this with it."""
+    celery = make_celery(settings, "worker")
+    lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
+    with (
+        celery.connection_for_read() as connection,
+        connection.channel() as channel,
+        celery.amqp.Consumer(channel, [lane], on_message=then, accept=["json"]),
+    ):
+        connection.drain_events(timeout=10)
+    celery.close()
+
+
+def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if a message is dropped when its exchange has no bindings: kombu finds no lane for it then."""
+    publish(settings, [delivery(workout("u1"))])
+
+    def give_back(message: Any) -> None:
+        broker.delete("_kombu.binding.live")
+        message.reject(requeue=True)
+
+    take(settings, give_back)
+    assert (broker.llen(LIVE), held(broker)) == (1, 1)
+
+
+def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
+) -> None:
+    """Breaks if the lock of a dead process outlives it by minutes, in which no killed worker's message comes back."""
+    publish(settings, [delivery(workout("u1"))])
+    message = json.loads(broker.rpop(LIVE) or b"")
+    broker.hset("unacked", "1", json.dumps([message, "", LIVE]))
+    broker.zadd("unacked_index", {"1": 1})  # long ago
+    with make_celery(settings, "worker").connection_for_read().channel() as dead:
+        assert broker.lock(dead.unacked_mutex_key, timeout=dead.unacked_mutex_expire).acquire(blocking=False)
+    with worker(settings, tmp_path / "log"):
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
 
 
 # A task that cannot be put back
