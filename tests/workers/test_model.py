@@ -582,10 +582,7 @@ def test_a_late_connection_event_is_stale(engine: Engine, settings: Settings) ->
     assert apply(engine, settings, delivery(connected, BEGINNING)) == {"stale": 1}
 
 
-BY_LUCK = pytest.mark.xfail(strict=True, reason="of two of one moment in one message, the last counts as the winner")
-
-
-@pytest.mark.parametrize("values", [(70, 80), pytest.param((80, 70), marks=BY_LUCK)])
+@pytest.mark.parametrize("values", [(70, 80), (80, 70)])
 def test_of_two_of_one_moment_the_one_that_is_stored_was_applied(
     engine: Engine, settings: Settings, values: tuple[int, int]
 ) -> None:
@@ -596,3 +593,17 @@ def test_of_two_of_one_moment_the_one_that_is_stored_was_applied(
     ledger = rows(engine, "SELECT message_id, outcome FROM health.deliveries")
     outcomes = {row["message_id"]: row["outcome"] for row in ledger}
     assert [outcomes[one.message_id] for one in sent] == ["applied" if value == 80 else "stale" for value in values]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_three_versions_of_one_time_the_one_that_is_stored_was_applied(
+    engine: Engine, settings: Settings, order: tuple[int, ...]
+) -> None:
+    """Breaks if the same is wrong for records: which of one `updated_at` is stored does not hang on their order."""
+    sent = [delivery(workout("u1", average_hr=rate)) for rate in (100, 110, 120)]
+    apply(engine, settings, *(sent[number] for number in order))
+    (stored,) = rows(engine, "SELECT CAST(payload ->> 'average_hr' AS int) AS rate FROM health.workouts")
+    ledger = rows(engine, "SELECT message_id, outcome FROM health.deliveries")
+    applied = {row["message_id"] for row in ledger if row["outcome"] == "applied"}
+    assert applied == {sent[(stored["rate"] - 100) // 10].message_id}
+    assert [row["outcome"] for row in ledger].count("stale") == 2

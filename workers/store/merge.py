@@ -56,6 +56,20 @@ SELECT DISTINCT incoming.n FROM {source} JOIN {target.table} AS stored ON {same_
 WHERE {_differs(target, "stored", "incoming")}"""
 
 
+def credited(target: Target, source: str) -> str:
+    """SQL that says how many of the rows that this transaction has changed each delivery (column `n`) brought.
+
+    For a source in which two deliveries have one key and version: what `upsert` returns does not tell them apart.
+    """
+    key = ", ".join(f"incoming.{name}" for name in target.key)
+    same_row = " AND ".join(f"incoming.{name} = stored.{name}" for name in (*target.key, "version"))
+    return f"""
+SELECT n, count(*) AS rows FROM (
+    SELECT DISTINCT ON ({key}) incoming.n FROM {source} JOIN {target.table} AS stored ON {same_row}
+    WHERE stored.stored_at = now() AND NOT ({_differs(target, "stored", "incoming")}) ORDER BY {key}, incoming.n
+) AS winners GROUP BY n"""
+
+
 def _ranked(owner: str, name: str, for_null: str) -> str:
     return f"coalesce({owner}.{name}, {for_null})" if for_null else f"{owner}.{name}"
 

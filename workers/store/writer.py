@@ -15,14 +15,12 @@ from sqlalchemy import Connection, Row, text
 from app import actions
 from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
-from workers.store.merge import Target, outdone, upsert
+from workers.store.merge import Target, credited, outdone, upsert
 from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
 from workers.store.series import Key
 
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
-MERGE_CONNECTIONS = text(upsert(CONNECTIONS, CONNECTION_SOURCE))
-OUTDONE_CONNECTIONS = text(outdone(CONNECTIONS, CONNECTION_SOURCE))
 STAGED = "staged_samples AS incoming"
 COPY_SAMPLES = """COPY staged_samples (n, series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin)
 FROM STDIN (FORMAT BINARY)"""
@@ -35,6 +33,7 @@ MERGE_SAMPLES = text(f"""
 WITH merged AS ({upsert(SAMPLES, STAGED)})
 SELECT series_id, version, count(*) AS rows FROM merged WHERE changed GROUP BY series_id, version""")
 OUTDONE_SAMPLES = text(outdone(SAMPLES, STAGED))
+CREDITED_SAMPLES = text(credited(SAMPLES, STAGED))
 
 
 class RecordRow(msgspec.Struct, omit_defaults=True):
@@ -126,36 +125,46 @@ def _json(rows: Iterable[msgspec.Struct]) -> str:
     return msgspec.json.encode(list(rows)).decode()
 
 
+class Statements:
+    """What is asked of a table whose rows are given as one JSON array, `:rows`."""
+
+    def __init__(self, target: Target, source: str) -> None:
+        self.merge = text(upsert(target, source))
+        self._identity = operator.attrgetter(*target.key, "version")
+        self._outdone, self._credited = text(outdone(target, source)), text(credited(target, source))
+
+    def count(self, connection: Connection, rows: Sequence[Any], merged: Iterable[Row[Any]], written: Written) -> None:
+        """Gives each merged row to the delivery that brought it, and finds those that came too late for one."""
+        owners = {self._identity(row): row.n for row in rows}
+        if len(owners) == len(rows):
+            for row in merged:
+                if row.changed:
+                    written.changed[owners[self._identity(row)]] += 1
+        else:
+            for n, brought in connection.execute(self._credited, {"rows": _json(rows)}):
+                written.changed[n] += brought
+        if any(row.n not in written.changed for row in rows):
+            written.stale.update(connection.scalars(self._outdone, {"rows": _json(rows)}))
+
+
+CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE)
+
+
 @cache
-def _record_statements(resource: Resource) -> tuple[Target, Any, Any]:
-    target, source = record_target(resource), record_source(resource, ":rows")
-    return target, text(upsert(target, source)), text(outdone(target, source))
+def _of_records(resource: Resource) -> Statements:
+    return Statements(record_target(resource), record_source(resource, ":rows"))
 
 
 def _write_records(connection: Connection, resource: Resource, rows: list[RecordRow], written: Written) -> None:
-    target, merge, late = _record_statements(resource)
-    parameters = {"rows": _json(rows)}
-    _count(written, rows, connection.execute(merge, parameters), target)
-    if any(row.n not in written.changed for row in rows):
-        written.stale.update(connection.scalars(late, parameters))
+    statements = _of_records(resource)
+    statements.count(connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}), written)
 
 
 def _write_connections(connection: Connection, rows: list[ConnectionRow], written: Written) -> None:
     """What is only supposed is written where nothing is known, and is neither news nor late: the data with it is."""
-    merged = connection.execute(MERGE_CONNECTIONS, {"rows": _json(rows)}).all()
+    merged = connection.execute(CONNECTION.merge, {"rows": _json(rows)}).all()
     told = [row for row in rows if row.version > actions.SUPPOSED]
-    _count(written, told, (row for row in merged if row.version > actions.SUPPOSED), CONNECTIONS)
-    if any(row.n not in written.changed for row in told):
-        written.stale.update(connection.scalars(OUTDONE_CONNECTIONS, {"rows": _json(told)}))
-
-
-def _count(written: Written, rows: Sequence[Any], merged: Iterable[Row[Any]], target: Target) -> None:
-    """Gives each merged row to the delivery that brought it: of one key's rows, the one whose version was taken."""
-    identity = operator.attrgetter(*target.key, "version")
-    owners = {identity(row): row.n for row in rows}
-    for row in merged:
-        if row.changed:
-            written.changed[owners[identity(row)]] += 1
+    CONNECTION.count(connection, told, (row for row in merged if row.version > actions.SUPPOSED), written)
 
 
 def _write_samples(
@@ -176,7 +185,12 @@ def _write_samples(
                 extra = JSONB_VERSION + row.extra if row.extra else None
                 copy.write_row((n, number, *row[:5], extra, version, origin))
     owners = {(numbers[action.series], action.version): n for n, action in samples}
-    for number, version, rows in connection.execute(MERGE_SAMPLES):
-        written.changed[owners[number, version]] += rows
+    merged = connection.execute(MERGE_SAMPLES).all()
+    if len(owners) == len(samples):
+        brought = [(owners[number, version], rows) for number, version, rows in merged]
+    else:
+        brought = [(n, rows) for n, rows in connection.execute(CREDITED_SAMPLES)]
+    for n, rows in brought:
+        written.changed[n] += rows
     if any(n not in written.changed for n, _ in samples):
         written.stale.update(connection.scalars(OUTDONE_SAMPLES))
