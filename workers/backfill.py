@@ -120,7 +120,7 @@ class Fetcher:
             return self._commit(work, Page((), 0), work.after(None, len(owners)))
         request = junction.stream_request(work.of, owner.id)
         read = partial(_read_stream, work.of, owner)
-        page = self._page(work, request, read, optional=True)
+        page = self._page(work, request, read, optional=True, item=owner.id)
         return self._commit(work, page, work.after(owner.id, page.records))
 
     def _owners_of(self, work: Work) -> list[Record]:
@@ -146,7 +146,7 @@ class Fetcher:
         records = (replace(action, payload=b"") for action in page.actions if isinstance(action, Record))
         return sorted(records, key=lambda record: record.id)
 
-    def _page(self, work: Work, request: Request, read: Read, *, optional: bool = False) -> Page:
+    def _page(self, work: Work, request: Request, read: Read, *, optional: bool = False, item: str = "") -> Page:
         """Asks, when it may, and reads the answer. Raises _Waits where there is no page to be had now.
 
         What is `optional` may be missing, or refused by itself, without ending the backfill.
@@ -158,23 +158,27 @@ class Fetcher:
         if reply.not_yet == "no_data" and work.attempts + 1 >= NO_DATA_IS_BELIEVED:
             return Page((), 0)
         if optional and reply.decision.what in ENDS and 400 <= reply.status < 500:
-            return self._without(work, request, reply)
-        return self._wait(work, reply.decision, self._evidence(work, request, reply))
+            return self._without(work, reply, self._evidence(work, request, reply, item))
+        return self._wait(work, reply.decision, self._evidence(work, request, reply, item))
 
-    def _without(self, work: Work, request: Request, reply: Reply[Page]) -> Page:
+    def _without(self, work: Work, reply: Reply[Page], evidence: Delivery | None) -> Page:
         """An empty page, for what may be missing; if its request was refused, the answer is kept."""
-        if evidence := self._evidence(work, request, reply):
+        if evidence:
             with transaction(self._engine) as connection:
                 if not is_closed(connection, work.user_id):
                     bury(connection, evidence, f"fetch.{work.resource}", reply.decision.reason)
         return Page((), 0, refused=() if reply.decision.what == "gone" else (reply.decision.reason,))
 
-    def _evidence(self, work: Work, request: Request, reply: Reply[Page]) -> Delivery | None:
-        """An answer that is to be a dead letter, sealed, under the name of what was asked; asked again, it is one."""
+    def _evidence(self, work: Work, request: Request, reply: Reply[Page], item: str) -> Delivery | None:
+        """An answer that is to be a dead letter, sealed, under the name of what was asked; asked again, it is one.
+
+        It refers to the record whose stream was asked for: the backfill may be complete when somebody looks at it.
+        """
         if reply.decision.what != "dead":
             return None
         name = hashlib.sha256(repr((request.path, request.query)).encode()).hexdigest()[:16]
-        return seal(work.aggregator, Receipt(f"fetch-{work.backfill_id}-{name}"), reply.body, self._sealer)
+        receipt = Receipt(f"fetch-{work.backfill_id}-{name}", reference=item or None)
+        return seal(work.aggregator, receipt, reply.body, self._sealer)
 
     def _wait(self, work: Work, decision: Decision, evidence: Delivery | None = None) -> Page:
         """Does what was decided other than using a page, and raises _Waits."""

@@ -35,11 +35,11 @@ def replay(
 
 
 def raise_dead(engine: Engine, applier: Applier, letters: Iterable[dead.Letter]) -> Counter[Outcome]:
-    """Applies dead letters again, one by one. A refused request to a provider has its backfill resumed instead."""
+    """Applies dead letters again, one by one. A refused request to a provider is made again instead."""
     outcomes: Counter[Outcome] = Counter()
     for letter in letters:
         if letter.backfill_id is not None:
-            outcomes["applied" if _resumed(engine, letter) else "dead"] += 1
+            outcomes["applied" if _asked_again(engine, letter) else "dead"] += 1
         elif letter.aggregator == UNKNOWN:
             outcomes += _raise_foreign(engine, applier, letter)
         else:
@@ -60,14 +60,18 @@ def _raise_foreign(engine: Engine, applier: Applier, letter: dead.Letter) -> Cou
     return applied.outcomes
 
 
-def _resumed(engine: Engine, letter: dead.Letter) -> bool:
-    """Whether the backfill of a refused request goes on; another letter of the same may have seen to that."""
+def _asked_again(engine: Engine, letter: dead.Letter) -> bool:
+    """Whether what was refused is going to be asked for; another letter of the same backfill may have seen to that.
+
+    Its backfill goes on, or it was complete without, and another one is opened.
+    """
     number = letter.backfill_id or 0
     history.resume(engine, [number])
-    goes_on = bool(history.listed(engine, Filter(ids=(number,), states=OPEN)))
-    if goes_on:
-        dead.drop(engine, [letter])
-    return goes_on
+    goes_on = history.listed(engine, Filter(ids=(number,), states=OPEN))
+    if not goes_on and not history.begin_again(engine, number, letter.reference or ""):
+        return False
+    dead.drop(engine, [letter])
+    return True
 
 
 def _ordered(deliveries: list[Delivery], order: Order) -> list[Delivery]:

@@ -20,7 +20,19 @@ from app.delivery import Delivery, Receipt, pack, seal
 from app.sealing import Sealer
 from tests.conftest import Servers
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
-from tests.workers.test_backfill import FIRST, Provider, announce, heartrates, hourly, notice, settle, status
+from tests.workers.test_backfill import (
+    FIRST,
+    Provider,
+    announce,
+    daily,
+    gone_streams,
+    heartrates,
+    hourly,
+    notice,
+    settle,
+    status,
+    workouts,
+)
 from workers import proof
 from workers.apply import Applier
 from workers.replay import MOST_TOGETHER, Order, raise_dead, replay
@@ -441,13 +453,29 @@ def test_a_request_that_is_refused_again_is_a_letter_again(engine: Engine, readi
     assert [letter.backfill_id for letter in dead.listed(engine)] == [one]
 
 
-def test_a_letter_whose_backfill_cannot_be_resumed_stays(engine: Engine, reading: Settings) -> None:
+def test_a_letter_whose_backfill_is_gone_stays(engine: Engine, reading: Settings) -> None:
     """Breaks if the evidence is thrown away although nothing was done about it."""
     one, _ = refused(engine, reading)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE headrace.backfills SET status = 'complete'"))
+        connection.execute(text("DELETE FROM headrace.chunks"))
+        connection.execute(text("DELETE FROM headrace.backfills"))
     assert lift(engine, reading) == {"dead": 1}
     assert [letter.backfill_id for letter in dead.listed(engine)] == [one]
+
+
+def test_a_refused_stream_is_asked_for_although_the_rest_is_complete(engine: Engine, reading: Settings) -> None:
+    """Breaks if one stream among many, refused for a while, is never had: its backfill is complete without it."""
+    provider = gone_streams(422)
+    announce(engine, reading, notice(resource="workout_stream"))
+    settle(engine, provider.fetcher(engine, reading))
+    assert (status(engine), len(dead.listed(engine))) == ([("complete", 1, 1)], 1)
+    assert lift(engine, reading) == {"applied": 1}
+    asked = len(provider.asked)
+    mended = Provider(workouts(daily(10)))
+    settle(engine, mended.fetcher(engine, reading))
+    assert (dead.listed(engine), len(provider.asked), len(mended.asked)) == ([], asked, 1)
+    assert len(rows(engine, "SELECT 1 FROM health.workout_stream WHERE origin = 'backfill'")) == 10
+    assert status(engine) == [("complete", 1, 1)] * 2
 
 
 def test_two_letters_of_one_backfill_are_both_mended(engine: Engine, reading: Settings) -> None:

@@ -15,7 +15,7 @@ from workers.store.ledger import Name, exhume
 LIST = text("""
 SELECT letter.id, letter.aggregator, letter.message_id, coalesce(letter.event_type, entry.event_type) AS event_type,
        entry.user_id, letter.received_at, letter.died_at, letter.reason, coalesce(entry.attempts, 1) AS attempts,
-       octet_length(letter.sealed) AS sealed_bytes
+       octet_length(letter.sealed) AS sealed_bytes, letter.reference
 FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE (CAST(:ids AS bigint[]) IS NULL OR letter.id = ANY(:ids))
   AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(letter.reason)) > 0)
@@ -55,6 +55,7 @@ class Letter:
     reason: str
     attempts: int
     sealed_bytes: int
+    reference: str | None = None  # of an answer: the record whose stream was asked for
 
     @property
     def name(self) -> Name:

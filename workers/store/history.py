@@ -21,6 +21,9 @@ from workers.store.users import is_closed
 State = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
 OPEN = ("pending", "running", "paused")
 
+ASKED = text("""
+SELECT aggregator, user_id, provider, resource, item, window_start, window_end
+FROM headrace.backfills WHERE id = :id""")
 # How far a chunk has come: the part of its window, with a day's margin at both ends, that has been walked.
 LIST = text("""
 SELECT b.id, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.status, b.window_start, b.window_end,
@@ -258,9 +261,28 @@ def start(connection: Connection, planned: Plan) -> int:
     """
     if is_closed(connection, planned.user_id):
         raise DeadLetter(f"{planned.user_id} was erased, and is not fetched again")
-    asked = Asked(planned.aggregator, f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
     window = (planned.since, planned.until)
     notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
+    return _open(connection, planned.aggregator, notice)
+
+
+def begin_again(engine: Engine, number: int, item: str = "") -> bool:
+    """Opens another backfill for what one that is complete could not have: one record's stream, or its whole window.
+
+    False if there is no such backfill, or its person was erased.
+    """
+    with transaction(engine) as connection:
+        was = connection.execute(ASKED, {"id": number}).first()
+        if was is None or is_closed(connection, was.user_id):
+            return False
+        window = (was.window_start, was.window_end)
+        notice = Notice(was.user_id, was.provider, was.resource, *window, is_final=True, item=item or was.item)
+        _open(connection, was.aggregator, notice)
+        return True
+
+
+def _open(connection: Connection, aggregator: str, notice: Notice) -> int:
+    asked = Asked(aggregator, f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
     return open_backfill(connection, asked, notice) or 0
 
 
