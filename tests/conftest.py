@@ -1,6 +1,7 @@
 """The real services for the tests that need them: one PostgreSQL and one Valkey a run, emptied after each test."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,6 +37,12 @@ class Servers:
 
     database_url: str
     broker_url: str
+
+
+def pytest_configure() -> None:
+    """A run in the background of a shell has Ctrl-C ignored, and so would every program that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

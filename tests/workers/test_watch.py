@@ -1,5 +1,6 @@
 """`headrace status --watch`: a page that fits, with rates, whatever can be reached."""
 
+import contextlib
 import http.server
 import io
 import os
@@ -192,7 +193,11 @@ def test_ctrl_c_ends_it_and_leaves_the_terminal_as_it_was(settings: Settings, br
     master, slave = pty.openpty()
     ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = (sys.executable, "-m", "workers.cli", "status", "--watch", "--interval", "0.2")
-    with subprocess.Popen(command, env=environment(settings), stdin=slave, stdout=slave, stderr=slave) as process:
+    with (
+        subprocess.Popen(command, env=environment(settings), stdin=slave, stdout=slave, stderr=slave) as process,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(process.kill)  # a test that has failed must not wait for it
         os.close(slave)
         said, deadline = b"", time.monotonic() + 60
         while said.count(b"healthy") < 3:
@@ -217,9 +222,13 @@ def test_into_a_pipe_it_prints_plain_pictures(settings: Settings, broker_url: st
     """Breaks if a log of --watch holds control characters, or only half of what there is."""
     del broker_url
     command = (sys.executable, "-m", "workers.cli", "status", "--watch", "--interval", "0.2")
-    with subprocess.Popen(
-        command, env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(process.kill)
         assert process.stdout is not None
         lines: list[str] = []
         while lines.count("healthy") < 2:
