@@ -16,7 +16,7 @@ from flask import Flask, Response
 from app.config import Settings
 from app.courier import Courier
 from app.errors import NotTaken
-from app.webhooks import COURIER_AWAITED, Accepted, settled, too_large, turned_away, unavailable
+from app.webhooks import BODY, COURIER_AWAITED, Accepted, settled, too_large, turned_away, unavailable
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 15.0  # for a whole body: after that no sender waits any more (Junction 15 s, Terra 8 s)
@@ -128,6 +128,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         COURIER_AWAITED: True,
+        BODY: body,
     }
     for name, value in scope.headers.items():
         key = "HTTP_" + name.upper().replace("-", "_")

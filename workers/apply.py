@@ -22,7 +22,7 @@ from app.sealing import Sealer
 from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
 from workers.store.large_requests import expect
-from workers.store.ledger import Name, Outcome, Settled, acquit, bury, keep, settle, suspect, suspects
+from workers.store.ledger import Kept, Outcome, Settled, acquit, bury, settle, suspect, suspects
 from workers.store.series import Key, SeriesNumbers
 from workers.store.successions import succeed
 from workers.store.users import Told, User, touch_users
@@ -210,10 +210,8 @@ class Applier:
         written = write(connection, batch, origin, numbers)
         announced = _announce(connection, opened, batch, written)
         settled = [_settled(n, one, written) for n, one in enumerate(opened)]
-        entered = settle(connection, settled, replayed=origin == "replay")
-        _bury_dead(connection, opened, entered.dead)
-        if self._settings.keep_days:
-            _keep(connection, opened, entered.news)
+        kept = _to_keep(opened) if self._settings.keep_days else ()
+        _bury_dead(connection, opened, settle(connection, settled, kept, replayed=origin == "replay"))
         if self._owed:
             acquit(connection, self._owed)
         return Applied(settled, announced, rows=written.rows)
@@ -347,13 +345,9 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
     )
 
 
-def _keep(connection: Connection, opened: Sequence[Opened], news: set[Name]) -> None:
-    """Keeps what was seen for the first time."""
-    found = [one for one in opened if not one.is_erased and (one.delivery.aggregator, one.delivery.message_id) in news]
-    keep(
-        connection,
-        [(o.delivery, o.parsed and o.parsed.event_type, o.parsed and o.parsed.user_id) for o in found],  # type: ignore[misc]
-    )
+def _to_keep(opened: Sequence[Opened]) -> list[Kept]:
+    alive = (one for one in opened if one.parsed and not one.reason and not one.is_erased)
+    return [Kept(one.delivery, one.parsed.event_type, one.parsed.user_id) for one in alive if one.parsed]
 
 
 def _bury_dead(connection: Connection, opened: Sequence[Opened], dead: set[tuple[str, str]]) -> None:

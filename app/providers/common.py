@@ -1,5 +1,6 @@
 """What all provider modules do in the same way: decoding, reading moments, dating, leaving out what nobody wants."""
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -26,6 +27,14 @@ def decode(body: bytes, kind: Any, what: str) -> Any:
         raise DeadLetter(f"{what}: {error}") from None
     except RecursionError:
         raise DeadLetter(f"{what}: nested too deep") from None
+
+
+def decode_or(first: Any, body: bytes, kind: Any, what: str) -> Any:
+    """As `decode`, but as `first`, if there is such a type and that is what it is."""
+    if first is not None:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(body, type=first)
+    return decode(body, kind, what)
 
 
 def moment(text: Any, what: str) -> datetime:

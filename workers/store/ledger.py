@@ -1,9 +1,8 @@
 """The ledger: a row per delivery id, in the transaction of its effect; what was applied, and what could not be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, text
@@ -13,28 +12,48 @@ from workers.store.engine import transaction
 
 Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 
-INSERT = """
-INSERT INTO headrace.deliveries AS stored
-    (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference)
-SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(aggregator text, message_id text, event_type text, user_id text,
-     received_at timestamptz, outcome text, attempts int, error text, reference text)
-ORDER BY aggregator, message_id"""
-SETTLE = text(f"""{INSERT}
-ON CONFLICT (aggregator, message_id) DO UPDATE SET
-    attempts = stored.attempts + excluded.attempts,
-    applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END,
-    outcome = CASE WHEN stored.outcome = 'dead' THEN excluded.outcome ELSE stored.outcome END,
-    error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END
-RETURNING aggregator, message_id, outcome, applied_at = now() AS is_news""")
+# One statement, because each is a round trip and costs a message of few deliveries more than its rows do.
+SETTLED = """
+WITH settled AS (
+    INSERT INTO headrace.deliveries AS stored
+        (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference)
+    SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(aggregator text, message_id text, event_type text,
+         user_id text, received_at timestamptz, outcome text, attempts int, error text, reference text)
+    ORDER BY aggregator, message_id
+    ON CONFLICT (aggregator, message_id) DO UPDATE SET {change}
+    RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_news
+), mended AS (
+    DELETE FROM headrace.dead_letters AS letter USING settled
+    WHERE is_news AND (letter.aggregator, letter.message_id) = (settled.aggregator, settled.message_id)
+), kept AS (
+    INSERT INTO headrace.kept (received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
+    SELECT received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed
+    FROM unnest(CAST(:received_at AS timestamptz[]), CAST(:aggregator AS text[]), CAST(:message_id AS text[]),
+                CAST(:event_type AS text[]), CAST(:user_id AS text[]), CAST(:ordering_ms AS bigint[]),
+                CAST(:reference AS text[]), CAST(:sealed AS bytea[]))
+         AS given(received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
+    JOIN settled USING (aggregator, message_id) WHERE is_news
+)
+SELECT aggregator, message_id FROM settled WHERE outcome = 'dead'"""
+SETTLE = text(
+    SETTLED.format(
+        change="""attempts = stored.attempts + excluded.attempts,
+        applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END,
+        outcome = CASE WHEN stored.outcome = 'dead' THEN excluded.outcome ELSE stored.outcome END,
+        error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END"""
+    )
+)
 # A replay is no attempt of the sender's. It can only mend what was dead, or was left out by a setting.
-SETTLE_AGAIN = text(f"""{INSERT}
-ON CONFLICT (aggregator, message_id) DO UPDATE SET outcome = excluded.outcome, error = excluded.error,
-    event_type = excluded.event_type, user_id = excluded.user_id,
-    applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END
-WHERE (stored.outcome = 'dead' AND excluded.outcome <> 'dead')
-   OR (stored.outcome = 'ignored' AND excluded.outcome NOT IN ('dead', 'ignored'))
-RETURNING aggregator, message_id, outcome, applied_at = now() AS is_news""")
+SETTLE_AGAIN = text(
+    SETTLED.format(
+        change="""outcome = excluded.outcome, error = excluded.error,
+        event_type = excluded.event_type, user_id = excluded.user_id,
+        applied_at = CASE WHEN stored.outcome = 'dead' THEN excluded.applied_at ELSE stored.applied_at END
+    WHERE (stored.outcome = 'dead' AND excluded.outcome <> 'dead')
+       OR (stored.outcome = 'ignored' AND excluded.outcome NOT IN ('dead', 'ignored'))"""
+    )
+)
 EXHUME = text("""
 DELETE FROM headrace.dead_letters AS letter
 USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS mended(aggregator, message_id)
@@ -45,11 +64,6 @@ INSERT INTO headrace.dead_letters
     (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
 VALUES (:aggregator, :message_id, :event_type, :received_at, :reason, :ordering_ms, :reference, :sealed)
 ON CONFLICT (aggregator, message_id) DO NOTHING""")
-KEEP = text("""
-INSERT INTO headrace.kept (received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
-SELECT * FROM unnest(CAST(:received_at AS timestamptz[]), CAST(:aggregator AS text[]), CAST(:message_id AS text[]),
-    CAST(:event_type AS text[]), CAST(:user_id AS text[]), CAST(:ordering_ms AS bigint[]), CAST(:reference AS text[]),
-    CAST(:sealed AS bytea[]))""")
 SUSPECT = text("""
 INSERT INTO headrace.suspects AS stored (name, crashes) VALUES (:name, 1)
 ON CONFLICT (name) DO UPDATE SET crashes = stored.crashes + 1 RETURNING crashes""")
@@ -74,27 +88,32 @@ class Settled(msgspec.Struct):
 Name = tuple[str, str]  # aggregator, message id
 
 
-@dataclass(frozen=True)
-class Entered:
-    """What came of entering deliveries in the ledger."""
+class Kept(NamedTuple):
+    """A delivery that is to be kept sealed as it came, so that it can be applied again."""
 
-    dead: set[Name]
-    news: set[Name]  # seen for the first time and alive, or mended just now: to be kept
+    delivery: Delivery
+    event_type: str | None
+    user_id: str | None
 
 
-def settle(connection: Connection, settled: Sequence[Settled], *, replayed: bool = False) -> Entered:
-    """Records outcomes. The first one stands, unless it was `dead`: then a later attempt has mended it.
+def settle(
+    connection: Connection, settled: Sequence[Settled], kept: Sequence[Kept] = (), *, replayed: bool = False
+) -> set[Name]:
+    """Records outcomes, and returns which are dead. The first one stands, unless that is `dead`.
 
-    With that its letter goes. A replay changes only what was dead or left out.
+    Then a later attempt has mended it, and its letter goes; a replay changes only what was dead or left out. Of `kept`,
+    what was seen for the first time and is alive, or was mended just now, is kept.
     """
     if not settled:
-        return Entered(set(), set())
+        return set()
+    deliveries = [one.delivery for one in kept]
+    columns = ("received", "aggregator", "message_id", "ordering_ms", "reference", "sealed")
+    values: dict[str, Any] = {name: [getattr(one, name) for one in deliveries] for name in columns}
+    values["received_at"] = values.pop("received")
+    values["event_type"], values["user_id"] = [one.event_type for one in kept], [one.user_id for one in kept]
     statement = SETTLE_AGAIN if replayed else SETTLE
-    rows = connection.execute(statement, {"rows": msgspec.json.encode(settled).decode()}).all()
-    dead = {(row.aggregator, row.message_id) for row in rows if row.outcome == "dead"}
-    news = [(row.aggregator, row.message_id) for row in rows if row.is_news and row.outcome != "dead"]
-    exhume(connection, news)
-    return Entered(dead, set(news))
+    rows = connection.execute(statement, values | {"rows": msgspec.json.encode(settled).decode()})
+    return {(row.aggregator, row.message_id) for row in rows}
 
 
 def exhume(connection: Connection, names: Sequence[Name]) -> set[Name]:
@@ -104,17 +123,6 @@ def exhume(connection: Connection, names: Sequence[Name]) -> set[Name]:
     aggregators, ids = zip(*names, strict=True)
     found = connection.execute(EXHUME, {"aggregators": list(aggregators), "ids": list(ids)})
     return {(row.aggregator, row.message_id) for row in found}
-
-
-def keep(connection: Connection, kept: Sequence[tuple[Delivery, str | None, str | None]]) -> None:
-    """Keeps deliveries sealed as they came, with their event type and user, so that they can be applied again."""
-    if kept:
-        deliveries = [delivery for delivery, _, _ in kept]
-        columns = ("aggregator", "message_id", "ordering_ms", "reference", "sealed")
-        values: dict[str, Any] = {name: [getattr(one, name) for one in deliveries] for name in columns}
-        values["received_at"] = [delivery.received for delivery in deliveries]
-        values["event_type"], values["user_id"] = ([one[n] for one in kept] for n in (1, 2))
-        connection.execute(KEEP, values)
 
 
 def suspect(engine: Engine, name: str) -> int:

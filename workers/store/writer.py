@@ -22,12 +22,23 @@ from workers.store.series import Key
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
 STAGED = "staged_samples AS incoming"
-COPY_SAMPLES = """COPY staged_samples (n, series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin)
-FROM STDIN (FORMAT BINARY)"""
+COPIED = "series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin"
+STAGE = f"COPY staged_samples (n, {COPIED}) FROM STDIN (FORMAT BINARY)"
+FILL = f"COPY headrace.samples (stored_at, {COPIED}) FROM STDIN (FORMAT BINARY)"
 # `extra` is copied as what jsonb looks like on the wire: a version byte and the text. Declared as jsonb, psycopg would
 # want the object and encode it once more.
 JSONB_VERSION = b"\x01"
-COPY_TYPES = ["int4", "int4", "timestamptz", "timestamptz", "float8", "text", "int4", "bytea", "timestamptz", "text"]
+MOMENT = operator.itemgetter(0)
+COPIED_TYPES = ["int4", "timestamptz", "timestamptz", "float8", "text", "int4", "bytea", "timestamptz", "text"]
+# Where there is nothing yet, samples are copied straight into their table: 3 times as fast as through the staging table
+# and the merge. For fewer than this the question whether there is something costs more than it saves.
+FILL_FROM = 200
+OCCUPIED = text("""
+SELECT now(), array(
+    SELECT place FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
+        WITH ORDINALITY AS given(series_id, first, last, place)
+    WHERE EXISTS (SELECT 1 FROM headrace.samples stored
+                  WHERE stored.series_id = given.series_id AND stored.ts BETWEEN given.first AND given.last))""")
 # A row for each series and version, not for each sample: the version tells the deliveries of one series apart.
 MERGE_SAMPLES = text(f"""
 WITH merged AS ({upsert(SAMPLES, STAGED)})
@@ -167,6 +178,21 @@ def _write_connections(connection: Connection, rows: list[ConnectionRow], writte
     CONNECTION.count(connection, told, (row for row in merged if row.version > actions.SUPPOSED), written)
 
 
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Samples of one series in the order of their time, and which delivery of the batch they came with."""
+
+    n: int
+    series_id: int
+    rows: list[actions.Sample]
+    version: datetime
+
+    @property
+    def place(self) -> tuple[int, datetime]:
+        """Where it begins, in the order of the table's key."""
+        return self.series_id, self.rows[0].ts
+
+
 def _write_samples(
     connection: Connection,
     samples: Sequence[tuple[int, Samples]],
@@ -174,23 +200,75 @@ def _write_samples(
     numbers: Mapping[Key, int],
     written: Written,
 ) -> None:
+    """In the order of the table's key, so that two transactions never wait for each other in a circle."""
+    found = (Stretch(n, numbers[a.series], sorted(a.rows, key=MOMENT), a.version) for n, a in samples if a.rows)
+    stretches = sorted(found, key=operator.attrgetter("place"))
+    filled = set(_fill(connection, stretches, origin))
+    for stretch in filled:
+        written.changed[stretch.n] += len(stretch.rows)
+    if rest := [stretch for stretch in stretches if stretch not in filled]:
+        _merge_samples(connection, rest, origin, written)
+
+
+def _fill(connection: Connection, stretches: Sequence[Stretch], origin: Origin) -> list[Stretch]:
+    """Copies those that touch nothing, stored or in this batch, into the table; returns which these were.
+
+    Somebody else may write the same at the same moment. Then all of them are left for the merge.
+    """
+    if sum(len(stretch.rows) for stretch in stretches) < FILL_FROM:
+        return []
+    apart = _apart(stretches)
+    firsts, lasts = [stretch.rows[0].ts for stretch in apart], [stretch.rows[-1].ts for stretch in apart]
+    places = {"series": [stretch.series_id for stretch in apart], "firsts": firsts, "lasts": lasts}
+    now, occupied = connection.execute(OCCUPIED, places).one()
+    free = [stretch for place, stretch in enumerate(apart, start=1) if place not in occupied]
+    if not free:
+        return []
+    try:
+        with connection.begin_nested():
+            _copy(connection, FILL, "timestamptz", ((now, stretch) for stretch in free), origin)
+    except psycopg.errors.UniqueViolation:
+        return []
+    return free
+
+
+def _apart(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Those that do not reach into another one of their series. They come in the order of the key."""
+    together, furthest = set[Stretch](), None
+    for stretch in stretches:
+        is_same = furthest is not None and furthest.series_id == stretch.series_id
+        if furthest and is_same and furthest.rows[-1].ts >= stretch.rows[0].ts:
+            together |= {furthest, stretch}
+        if not furthest or not is_same or stretch.rows[-1].ts > furthest.rows[-1].ts:
+            furthest = stretch
+    return [stretch for stretch in stretches if stretch not in together]
+
+
+def _copy(
+    connection: Connection, statement: str, kind: str, parts: Iterable[tuple[Any, Stretch]], origin: Origin
+) -> None:
+    """Copies the rows of stretches, each with a first column of its own, of this type."""
     driver = connection.connection.driver_connection
     if not isinstance(driver, psycopg.Connection):
         raise TypeError("the engine does not use psycopg")
-    with driver.cursor() as cursor, cursor.copy(COPY_SAMPLES) as copy:
-        copy.set_types(COPY_TYPES)
-        for n, action in samples:
-            number, version = numbers[action.series], action.version
-            for row in action.rows:
-                extra = JSONB_VERSION + row.extra if row.extra else None
-                copy.write_row((n, number, *row[:5], extra, version, origin))
-    owners = {(numbers[action.series], action.version): n for n, action in samples}
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.set_types([kind, *COPIED_TYPES])
+        for first, stretch in parts:
+            series_id, version = stretch.series_id, stretch.version
+            for ts, ts_end, value, unit, offset, extra in stretch.rows:
+                object_ = JSONB_VERSION + extra if extra else None
+                copy.write_row((first, series_id, ts, ts_end, value, unit, offset, object_, version, origin))
+
+
+def _merge_samples(connection: Connection, stretches: Sequence[Stretch], origin: Origin, written: Written) -> None:
+    _copy(connection, STAGE, "int4", ((stretch.n, stretch) for stretch in stretches), origin)
+    owners = {(stretch.series_id, stretch.version): stretch.n for stretch in stretches}
     merged = connection.execute(MERGE_SAMPLES).all()
-    if len(owners) == len(samples):
-        brought = [(owners[number, version], rows) for number, version, rows in merged]
+    if len(owners) == len(stretches):
+        brought = [(owners[series_id, version], rows) for series_id, version, rows in merged]
     else:
         brought = [(n, rows) for n, rows in connection.execute(CREDITED_SAMPLES)]
     for n, rows in brought:
         written.changed[n] += rows
-    if any(n not in written.changed for n, _ in samples):
+    if any(stretch.n not in written.changed for stretch in stretches):
         written.stale.update(connection.scalars(OUTDONE_SAMPLES))

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -11,16 +12,19 @@ from app.actions import Action, Record
 from app.catalogue import Resource
 from app.config import Settings
 from app.errors import DeadLetter
-from app.providers.common import decode
-from app.providers.junction.shapes import Group, record, samples
+from app.providers.common import decode, decode_or
+from app.providers.junction.shapes import Group, plain, record, samples
 from app.providers.request import Page, Request, Slice, Terms
 from app.strict import refuse_doubles
 
 TERMS = Terms()  # a rate for the whole account, and 429 (Junction: rate limits)
 
 
-class _Groups(msgspec.Struct):
-    groups: dict[str, list[Group]]
+_Kind = TypeVar("_Kind", bound=Group)
+
+
+class _Groups(msgspec.Struct, Generic[_Kind]):
+    groups: dict[str, list[_Kind]]
     next_cursor: str | None = None
     next: str | None = None  # the older name of the cursor
 
@@ -74,8 +78,14 @@ def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
     return decode(bytes(document[resource.rows]), list[msgspec.Raw], what)  # type: ignore[no-any-return]
 
 
+@cache
+def _plain_groups(resource: Resource) -> Any:
+    kind = plain(resource)
+    return kind and _Groups[kind]  # type: ignore[valid-type]
+
+
 def _read_groups(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
-    page: Any = decode(body, _Groups, f"{resource.name}: a page")
+    page: Any = decode_or(_plain_groups(resource), body, _Groups[Group], f"{resource.name}: a page")
     found: list[Action] = []
     refused: list[str] = []
     count = 0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ from app.config import Settings
 from app.delivery import Delivery
 from app.errors import DeadLetter
 from app.providers import ksuid
-from app.providers.common import decode, made_at, moment, version_of, wanted
-from app.providers.junction.shapes import Group, Source, record, samples
+from app.providers.common import decode, decode_or, made_at, moment, version_of, wanted
+from app.providers.junction.shapes import Group, Source, plain, record, samples
 from app.strict import refuse_doubles
 
 
@@ -76,12 +77,17 @@ def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:
     resource = catalogue()[action.resource]
     if isinstance(action, Record) and resource.kind == "stream":
         yield Notice(action.user_id, action.provider, resource.name, None, None, is_final=True, item=action.id)
-    for stream in catalogue().of_kind("stream"):
-        if stream.legacy and stream.of == resource.name and stream.name in settings.resources:
+    for stream in _unannounced_streams():
+        if stream.of == resource.name and stream.name in settings.resources:
             if isinstance(action, Notice):
                 yield replace(action, resource=stream.name)
             else:
                 yield Notice(action.user_id, action.provider, stream.name, None, None, is_final=True, item=action.id)
+
+
+@cache
+def _unannounced_streams() -> list[Resource]:
+    return [stream for stream in catalogue().of_kind("stream") if stream.legacy]
 
 
 def _actions(event: EventType, user_id: str, data: bytes, version: datetime, collapsed: list[int]) -> Iterator[Action]:
@@ -91,7 +97,7 @@ def _actions(event: EventType, user_id: str, data: bytes, version: datetime, col
     elif event.does == "historical" and resource:
         yield _notice(resource, user_id, data)
     elif resource and resource.kind == "timeseries":
-        group = decode(data, Group, f"{resource.name}: data is not a group of samples")
+        group = decode_or(plain(resource), data, Group, f"{resource.name}: data is not a group of samples")
         yield from samples(resource, user_id, group, version, collapsed)
     elif resource:
         # A stream's notice holds no data: whatever has been fetched goes before it.

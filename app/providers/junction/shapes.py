@@ -1,9 +1,9 @@
 """What Junction's objects look like, in every shape since 2022, and the records and samples they become."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Group(msgspec.Struct):
     """Samples of one source: an event's `data`, or one group of a page."""
 
     source: Source | None = None
-    data: list[dict[str, Any]] = []
+    data: list[dict[str, Any]] = []  # in what `plain` reads, objects
 
 
 def record(resource: Resource, user_id: str, data: bytes, version: datetime) -> Record:
@@ -80,6 +80,32 @@ def _record_type(resource: Resource) -> Any:
     return msgspec.defstruct(resource.name, fields)
 
 
+@cache
+def plain(resource: Resource) -> Any:
+    """A group whose samples have nothing but what has a column, which nearly all are; None if the resource has more.
+
+    Decoding refuses whatever else is in them, and whatever would need a second look. What it takes means the same as in
+    mappings, at less than half of the cost (2.1 us a sample of a page instead of 6.2, measured in one run).
+    """
+    if resource.fields:
+        return None
+    parts = [part for part in resource.key if "." not in part]
+    fields: list[Any] = [("value", float)]
+    fields += [(name, str | None, None) for name in ("timestamp", "start", "end", "unit", *parts)]
+    fields += [("timezone_offset", _Offset | None, None), ("id", Any, None)]
+    fields += [("type", None, None)] if "type" not in parts else []
+    item = msgspec.defstruct("Plain", fields, forbid_unknown_fields=True, gc=False)
+    group: list[Any] = [("source", Source | None, None), ("data", list[item], [])]  # type: ignore[valid-type]
+    return msgspec.defstruct("PlainGroup", group, bases=(_PlainGroup,))
+
+
+class _PlainGroup(Group):
+    pass
+
+
+_Offset = Annotated[int, msgspec.Meta(ge=-86_400, le=86_400)]
+
+
 def samples(
     resource: Resource, user_id: str, group: Group, version: datetime, collapsed: list[int]
 ) -> Iterator[Samples]:
@@ -87,16 +113,42 @@ def samples(
     source = group.source or Source()
     provider = source.slug_of_provider
     attributes = _attributes(source, floating=provider in FLOATING_TIME)
+    read = _of_plain if isinstance(group, _PlainGroup) else _of_mappings
     series: dict[str, dict[datetime, Sample]] = {}
-    for item in group.data:
-        subtype = "/".join(_discriminator(part, item, source) for part in resource.key)
-        sample = _sample(resource, item, attributes)
+    for subtype, sample in read(resource, source, group.data, attributes):
         rows = series.setdefault(subtype, {})
         if (other := rows.get(sample.ts)) and other != sample:
             collapsed.append(1)
         rows[sample.ts] = sample
     for subtype, rows in series.items():
         yield Samples(resource.name, user_id, provider, source.kind, subtype, list(rows.values()), version)
+
+
+def _of_plain(
+    resource: Resource, source: Source, data: Sequence[Any], attributes: dict[str, Any]
+) -> Iterator[tuple[str, Sample]]:
+    extra = msgspec.json.encode(attributes) if attributes else None
+    own = [part for part in resource.key if "." not in part]
+    subtype = "/".join(_discriminator(part, {}, source) for part in resource.key)
+    for item in data:
+        if own:
+            known = {part: getattr(item, part) for part in own}
+            subtype = "/".join(_discriminator(part, known, source) for part in resource.key)
+        at, end = item.timestamp or item.start or _dateless(resource), item.end
+        ts, ts_end = moment(at, "timestamp"), moment(end, "end") if end else None
+        yield subtype, Sample(ts, ts_end, item.value, item.unit or "", item.timezone_offset, extra)
+
+
+def _of_mappings(
+    resource: Resource, source: Source, data: Sequence[Any], attributes: dict[str, Any]
+) -> Iterator[tuple[str, Sample]]:
+    for item in data:
+        subtype = "/".join(_discriminator(part, item, source) for part in resource.key)
+        yield subtype, _sample(resource, item, attributes)
+
+
+def _dateless(resource: Resource) -> str:
+    raise DeadLetter(f"{resource.name}: a sample has neither timestamp nor start")
 
 
 def _attributes(source: Source, *, floating: bool) -> dict[str, Any]:
@@ -120,9 +172,7 @@ def _discriminator(part: str, item: dict[str, Any], source: Source) -> str:
 
 
 def _sample(resource: Resource, item: dict[str, Any], attributes: dict[str, Any]) -> Sample:
-    at = item.get("timestamp") or item.get("start")  # interval samples often have no timestamp
-    if not at:
-        raise DeadLetter(f"{resource.name}: a sample has neither timestamp nor start")
+    at = item.get("timestamp") or item.get("start") or _dateless(resource)  # intervals often have no timestamp
     end = item.get("end")
     offset = item.get("timezone_offset")
     if offset is not None and (type(offset) is not int or abs(offset) > 86_400):

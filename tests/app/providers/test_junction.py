@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.actions import Connection, Notice, Parsed, Record, Sample, Samples
-from app.catalogue import catalogue
+from app.catalogue import Resource, catalogue
 from app.config import Settings
 from app.errors import DeadLetter, Refused
 from app.providers.junction import parse, verify
+from app.providers.junction.shapes import Group, plain, samples
 from tests.support import JUNCTION_SECRET, START, delivery, event, heartrate, message_id, signed, workout
 
 RECORDED = {
@@ -821,3 +822,53 @@ def test_no_time_raises(moment: str) -> None:
     survives(
         msgspec.json.encode(event("historical.data.sleep.created", "u1", {"start_date": moment, "end_date": MOMENT}))
     )
+
+
+# Plain samples, which are decoded in another way
+
+PLAIN = [resource for resource in catalogue().values() if resource.kind == "timeseries" and not resource.fields]
+ODD: dict[str, list[Any]] = {
+    "timestamp": [MOMENT, "2026-03-14T06:30:00.1234567Z", "2026-03-14", "20260314T063000Z", "", None, 5, "never"],
+    "start": [MOMENT, None, ""],
+    "end": [MOMENT, None, "", 3],
+    "value": [1, 1.5, -0.0, 2**70, True, None, "1", [1]],
+    "unit": ["x", "", None, 7],
+    "timezone_offset": [0, -3600, 86_401, 3600.0, True, None, "0"],
+    "id": [1, "1", None],
+    "type": ["a", "", None, 4],
+    "intensity": ["low", None, 1],
+    "grouping": [{"a": 1}, None],
+}
+items = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in ODD.items()}).map(
+    lambda item: {"timestamp": MOMENT, "value": 1} | item
+)
+
+
+@given(st.sampled_from(PLAIN), st.lists(items, max_size=3), st.sampled_from(["watch", "a/b", None]))
+def test_plain_samples_mean_what_any_others_do(
+    resource: Resource, data: list[dict[str, Any]], kind: str | None
+) -> None:
+    """Breaks if the quick way to read samples stores another value, moment or series, or refuses less."""
+    body = msgspec.json.encode({"source": {"provider": "garmin", "type": kind, "device_id": "d"}, "data": data})
+    try:
+        quick = msgspec.json.decode(body, type=plain(resource))
+    except msgspec.ValidationError:
+        return  # which is read in the other way then
+    slow = msgspec.json.decode(body, type=Group)
+
+    def meant(group: Group) -> Any:
+        collapsed: list[int] = []
+        try:
+            return list(samples(resource, "u1", group, START, collapsed)), collapsed
+        except DeadLetter as reason:
+            return str(reason)
+
+    assert meant(quick) == meant(slow)
+
+
+def test_samples_as_they_come_every_day_are_plain() -> None:
+    """Breaks if the quick way is never taken."""
+    for resource in PLAIN:
+        data = [sample(timezone_offset=0, type=None), {"start": MOMENT, "end": MOMENT, "value": 2.5, "unit": ""}]
+        body = msgspec.json.encode({"source": {"provider": "garmin"}, "data": data})
+        assert len(msgspec.json.decode(body, type=plain(resource)).data) == 2, resource.name

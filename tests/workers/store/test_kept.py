@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from app.config import Settings
 from app.delivery import Delivery, pack
@@ -18,7 +18,7 @@ from workers.apply import Applier
 from workers.store import dead, kept
 from workers.store.engine import transaction
 from workers.store.kept import DAYS_AHEAD, Window, count, read, tend
-from workers.store.ledger import keep
+from workers.store.ledger import Kept, Settled, settle
 
 TODAY = date(2026, 3, 14)
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -41,11 +41,18 @@ def empty(shared: Engine) -> Iterator[None]:
         connection.execute(CLEAR)
 
 
+def keep(connection: Connection, *kept: Kept) -> None:
+    """Enters these in the ledger as applied, and keeps them."""
+    deliveries = [one.delivery for one in kept]
+    entries = [Settled(one.aggregator, one.message_id, None, None, one.received, "applied") for one in deliveries]
+    settle(connection, entries, kept)
+
+
 def put(engine: Engine, *moments: datetime, event_type: str = "daily.data.sleep.created") -> list[str]:
     """Keeps a delivery at each of these moments; their ids."""
     found = [msgspec.structs.replace(delivery(b"{}"), received_at=at.timestamp()) for at in moments]
     with transaction(engine) as connection:
-        keep(connection, [(one, event_type, "u1") for one in found])
+        keep(connection, *(Kept(one, event_type, "u1") for one in found))
     return [one.message_id for one in found]
 
 
@@ -351,7 +358,7 @@ def test_what_is_read_is_what_was_kept(shared: Engine) -> None:
         Delivery("terra", "m2", moment + 1, b"\x00\xff", 1_773_489_600_123, "ref"),
     ]
     with transaction(shared) as connection:
-        keep(connection, [(one, None, None) for one in sent])
+        keep(connection, *(Kept(one, None, None) for one in sent))
     (found,) = read(shared, Window(NOON, NOON + HOUR))
     assert found == sent
     assert [one.received for one in found] == [one.received for one in sent]
@@ -360,7 +367,8 @@ def test_what_is_read_is_what_was_kept(shared: Engine) -> None:
 def test_nothing_to_keep_is_nothing_written(shared: Engine) -> None:
     """Breaks if a message in which all is dead fails."""
     with transaction(shared) as connection:
-        keep(connection, [])
+        keep(connection)
+        settle(connection, [Settled("junction", "m1", None, None, NOON, "dead")])
     assert kept_ids(shared) == []
 
 

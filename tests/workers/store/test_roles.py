@@ -70,7 +70,7 @@ def test_the_writer_can_do_what_workers_do(writer: Engine, settings: Settings, u
     assert apply(writer, here, *sent) == {"applied": 4, "dead": 1}
     assert len(rows(writer, "SELECT 1 FROM health.workouts")) == 1
     assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 4
-    assert tend(writer, 0, (NOW + 3 * DAY).date()) == []
+    assert tend(writer, 0, (datetime.now(UTC) + 3 * DAY).date()) == []
     assert rows(writer, "SELECT 1 FROM headrace.kept") == []
     assert list(retention.remove(writer, retention.limits(here, NOW + 3650 * DAY))) != []
     apply(writer, here, delivery(workout("u2")))
@@ -86,7 +86,7 @@ def test_what_the_writer_cleans_up_by_rows_is_all_that_is_old(
     apply(writer, of_writer(settings, urls), *(delivery(workout("u3", f"w{n}")) for n in range(5)))
     tend(writer, 1)
     assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 5
-    tend(writer, 0, (NOW + DAY).date())
+    tend(writer, 0, (datetime.now(UTC) + DAY).date())  # not NOW: midnight may have passed
     assert rows(writer, "SELECT 1 FROM headrace.kept") == []
 
 

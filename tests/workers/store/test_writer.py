@@ -1,0 +1,131 @@
+"""Writing a batch: samples that touch nothing are copied in, all others merged, and nobody can tell afterwards."""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from app.config import Settings
+from app.delivery import Delivery, pack
+from tests.support import START, delivery, heartrate, rows
+from workers.apply import Applier
+from workers.store import writer
+
+MINUTE = timedelta(minutes=1)
+
+
+def sent(user: str, minutes: range, value: float = 60, at: datetime = START) -> Delivery:
+    """A delivery of so many samples."""
+    return delivery(heartrate(user, {minute: value + minute % 7 for minute in minutes}), at)
+
+
+@contextmanager
+def merges(engine: Engine) -> Iterator[list[str]]:
+    """The merges of samples that are made while it is entered."""
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "staged_samples" in statement and "INSERT INTO headrace.samples" in statement:
+            seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def stored(engine: Engine, user: str) -> list[dict[str, Any]]:
+    """What a reader sees of somebody's samples, but for when it was stored."""
+    query = (
+        f"SELECT ts, ts_end, value, unit, timezone_offset, extra, origin FROM health.heartrate WHERE user_id = '{user}'"
+    )
+    return sorted(rows(engine, query), key=lambda row: row["ts"])
+
+
+def test_where_there_is_nothing_samples_are_copied_in(engine: Engine, settings: Settings) -> None:
+    """Breaks if new samples take the long way: three times the work for PostgreSQL."""
+    applier = Applier(engine, settings)
+    with merges(engine) as made:
+        message = [sent("u1", range(300)), sent("u1", range(300, 600)), sent("u2", range(300))]
+        assert applier.apply(pack(message)).outcomes == {"applied": 3}
+    assert made == []
+    assert [len(stored(engine, user)) for user in ("u1", "u2")] == [600, 300]
+    assert {row["origin"] for row in stored(engine, "u1")} == {"webhook"}
+
+
+def test_where_there_is_something_they_are_merged(engine: Engine, settings: Settings) -> None:
+    """Breaks if what reaches into what is stored, or into another delivery of the message, is not compared with it."""
+    applier = Applier(engine, settings)
+    applier.apply(pack([sent("u1", range(300))]))
+    newer, older = START + timedelta(hours=1), START - timedelta(hours=1)
+    with merges(engine) as made:
+        assert applier.apply(pack([sent("u1", range(299, 600), 80, newer)])).outcomes == {"applied": 1}
+        both = [sent("u2", range(0, 300, 2), 80, newer), sent("u2", range(300), 60, older)]
+        assert applier.apply(pack(both)).outcomes == {"applied": 2}
+    assert len(made) == 2
+    assert [row["value"] >= 80 for row in stored(engine, "u1")] == [False] * 299 + [True] * 301
+    assert [row["value"] >= 80 for row in stored(engine, "u2")] == [True, False] * 150
+
+
+def test_a_long_one_around_short_ones_is_noticed(engine: Engine, settings: Settings) -> None:
+    """Breaks if only neighbours are compared: the third lies within the first, and not next to it."""
+    message = [sent("u1", range(0, 300, 3), 80), sent("u1", range(10, 20)), sent("u1", range(200, 290))]
+    Applier(engine, settings).apply(pack(message))
+    assert len(stored(engine, "u1")) == len({*range(0, 300, 3), *range(10, 20), *range(200, 290)})
+
+
+def test_somebody_else_writes_the_same_meanwhile(engine: Engine, settings: Settings) -> None:
+    """Breaks if two workers with the same new samples, at the same time, lose a delivery or a newer value."""
+    applier = Applier(engine, settings)
+    applier.apply(pack([sent("u1", range(1))]))
+    (series,) = rows(engine, "SELECT id FROM headrace.series")
+    outcomes = []
+    with engine.connect() as other:
+        other.execute(
+            text("""INSERT INTO headrace.samples (series_id, ts, value, unit, version, origin, stored_at)
+                    VALUES (:series, :ts, 99, 'bpm', now() + interval '1 year', 'webhook', now())"""),
+            {"series": series["id"], "ts": START + 100 * MINUTE},
+        )
+        message = pack([sent("u1", range(50, 350))])
+        thread = threading.Thread(target=lambda: outcomes.append(applier.apply(message).outcomes))
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()  # it waits to learn what becomes of that row
+        other.commit()
+        thread.join(30)
+    assert outcomes == [{"applied": 1}]
+    values = {row["ts"]: row["value"] for row in stored(engine, "u1")}
+    assert (len(values), values[START + 100 * MINUTE]) == (301, 99)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_both_ways_end_in_the_same(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Breaks if it can be told from the rows or the ledger which way samples took."""
+    chance = random.Random(seed)
+    plan = [
+        [
+            (
+                chance.choice("ab"),
+                range(first, first + chance.randint(1, 40), chance.randint(1, 3)),
+                chance.randint(0, 9),
+            )
+            for first in (chance.randrange(100) for _ in range(chance.randint(1, 5)))
+        ]
+        for _ in range(4)
+    ]
+    found = {}
+    for way, threshold in (("filled", 1), ("merged", 10**9)):
+        monkeypatch.setattr(writer, "FILL_FROM", threshold)
+        applier, outcomes = Applier(engine, settings), []
+        for message in plan:
+            deliveries = [sent(f"{way}-{user}", part, 60 + age, START + age * MINUTE) for user, part, age in message]
+            by_id = {s.message_id: s.outcome for s in applier.apply(pack(deliveries)).settled}
+            outcomes.append([by_id[one.message_id] for one in deliveries])
+        found[way] = (outcomes, [stored(engine, f"{way}-{user}") for user in "ab"])
+    assert found["filled"] == found["merged"]
