@@ -55,8 +55,9 @@ class Follower(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """The decision for a span that begins."""
-        if links and not get_current_span(parent_context).get_span_context().is_valid:
-            sampled = any(link.context.trace_flags.sampled for link in links)
+        parent = get_current_span(parent_context).get_span_context()
+        if before := [parent] if parent.is_valid else [link.context for link in links or ()]:
+            sampled = any(one.trace_flags.sampled for one in before)
             return SamplingResult(Decision.RECORD_AND_SAMPLE if sampled else Decision.DROP, attributes)
         return self._otherwise.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 

@@ -27,9 +27,9 @@ def _our_log(**_: Any) -> None:
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
-def _trace(sender: str, **_: Any) -> None:
+def _trace(sender: Any, **_: Any) -> None:
     """Of workers alone, whose names begin with their lane: beat only sends what they do, and Flower only looks."""
-    tracing.start(settings, sender.partition(".")[0], system(settings))
+    tracing.start(settings, sender.hostname.partition(".")[0], system(settings))
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
