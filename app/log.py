@@ -24,7 +24,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     # httpx would tell every URL, and with it whose history is fetched; Celery quotes the arguments of tasks.
-    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore"):
+    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

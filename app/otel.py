@@ -224,6 +224,12 @@ class _Seldom(logging.Filter):
         return True
 
 
+def _without_token(record: logging.LogRecord) -> bool:
+    """The library quotes a header that it cannot read, and in it stands the collector's token."""
+    record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS: not usable; it should be name=value, comma-separated", ()
+    return True
+
+
 def _resource(service: str) -> Resource:
     """What the environment says of this process, and its name if that has none."""
     found = Resource.create()
@@ -237,6 +243,7 @@ def exporting(service: str, system: str) -> Spans:
 
     What does not fit into the queue, or is not taken in time, is dropped: it is about the work, and not the work.
     """
+    logging.getLogger("opentelemetry.util.re").addFilter(_without_token)
     given = inherited().keys() & {"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"}
     exporter = OTLPSpanExporter(timeout=None if given else EXPORT_SECONDS)
     seldom = _Seldom()

@@ -211,6 +211,17 @@ def test_without_the_package_it_says_so_and_goes_on() -> None:
     assert "pip install 'headrace[tracing]'" in done.stderr
 
 
+def test_a_collectors_token_is_not_told() -> None:
+    """Breaks if a header that is written wrongly stands in the log, as the library would have it."""
+    environment = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": TERRA_SECRET}
+    environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    environment |= {"OTEL_EXPORTER_OTLP_HEADERS": "authorization Bearer sesame"}
+    command = [sys.executable, "-c", "import app; app.from_environment()"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert "OTEL_EXPORTER_OTLP_HEADERS: not usable" in done.stderr
+    assert "sesame" not in done.stderr
+
+
 def web(broker_url: str, endpoint: str, port: int, log: Path) -> Any:
     """An endpoint of two processes that sends its spans there."""
     return program(
