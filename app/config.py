@@ -379,16 +379,16 @@ class Settings:
     otlp_endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         None,
-        _url("http", "https"),
-        "where traces go (OTLP over HTTP); without it there are none. OpenTelemetry's other variables hold as well",
-        want="a URL such as http://collector:4318",
+        _text,  # a cluster may set it for everybody, in a form that is not ours: that must stop nothing
+        "where traces go, by OTLP over HTTP: http://collector:4318; none without. OpenTelemetry's others hold too",
+        secret=True,
     )
     otlp_traces_endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         None,
-        _url("http", "https"),
-        "the same, in full",
-        want="a URL such as http://collector:4318/v1/traces",
+        _text,
+        "the same, in full: http://collector:4318/v1/traces",
+        secret=True,
     )
 
     def __repr__(self) -> str:

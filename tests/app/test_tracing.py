@@ -188,6 +188,7 @@ def test_it_is_off_unless_somebody_wants_it(plain_settings: Settings) -> None:
     assert tracing.trace_id() == ""
     assert tracing.span("open", delivery="m") is tracing.sending("live", [])
     assert load({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}).traces
+    assert load({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"}).traces  # not ours, and no reason not to start
     assert load({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"}).traces
 
 
