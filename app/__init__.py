@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from app import log
+from app import log, tracing
 from app.config import Settings, load
 from app.courier import Courier, Publish
-from app.queue import Publisher, make_celery
+from app.queue import Publisher, make_celery, system
 from app.server import Server
 from app.webhooks import make_blueprint, on_error
 
@@ -37,6 +37,7 @@ def from_environment() -> Server:
     settings = load()
     settings.need_webhook_secret()
     log.configure(settings)
+    tracing.start(settings, "web", system(settings))
     publisher = Publisher(make_celery(settings, "publisher"))
     courier = make_courier(settings, publisher.publish)
     return Server(create_app(settings, courier, publisher.ping), courier, settings)

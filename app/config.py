@@ -376,6 +376,21 @@ class Settings:
         "HEADRACE_LOG_FORMAT", "text", _format, "text for people, json for programs", want="text or json"
     )
 
+    otlp_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        None,
+        _text,  # a cluster may set it for everybody, in a form that is not ours: that must stop nothing
+        "where traces go, by OTLP over HTTP: http://collector:4318; none without. OpenTelemetry's others hold too",
+        secret=True,
+    )
+    otlp_traces_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        None,
+        _text,
+        "the same, in full: http://collector:4318/v1/traces",
+        secret=True,
+    )
+
     def __repr__(self) -> str:
         shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if not one.metadata["secret"])
         return f"Settings({', '.join(shown)})"
@@ -383,6 +398,11 @@ class Settings:
     def keeps(self, resource: str, provider: str) -> bool:
         """Whether the operator wants this resource from this provider."""
         return (not self.resources or resource in self.resources) and (not self.providers or provider in self.providers)
+
+    @property
+    def traces(self) -> bool:
+        """Whether somebody wants to see what processes are at."""
+        return bool(self.otlp_endpoint or self.otlp_traces_endpoint)
 
     @property
     def readable(self) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from app import metrics
+from app import metrics, tracing
 from app.delivery import Delivery
 from app.errors import NotTaken
+from app.tracing import Received
 
 log = logging.getLogger(__name__)
 # After a message that several shared, the next one waits so long for company. Measured in turns on two cores with 32
@@ -26,10 +27,10 @@ Publish = Callable[[Sequence[Delivery]], None]
 class _Parcel:
     """A delivery on its way, and the request that waits for it."""
 
-    __slots__ = ("abandoned", "answered", "delivery", "error", "future")
+    __slots__ = ("abandoned", "answered", "delivery", "error", "future", "span")
 
-    def __init__(self, delivery: Delivery, future: "asyncio.Future[None] | None" = None) -> None:
-        self.delivery = delivery
+    def __init__(self, delivery: Delivery, span: Received | None, future: "asyncio.Future[None] | None" = None) -> None:
+        self.delivery, self.span = delivery, span
         self.error: NotTaken | None = None
         self.abandoned = False
         self.future = future  # of a request on an event loop; otherwise its thread waits on the lock
@@ -58,18 +59,18 @@ class Courier:
         self._was_open = False
         self._shared = False  # whether several requests shared the last message
 
-    def take(self, delivery: Delivery) -> None:
+    def take(self, delivery: Delivery, span: Received | None = None) -> None:
         """Returns once the delivery is durable. Raises NotTaken if that is not certain within the deadline."""
-        parcel = self._hand_over(_Parcel(delivery))
+        parcel = self._hand_over(_Parcel(delivery, span))
         if not parcel.answered.acquire(timeout=self._deadline):
             parcel.abandoned = True
             raise NotTaken("the broker has not confirmed within the deadline")
         if parcel.error is not None:
             raise parcel.error
 
-    async def taken(self, delivery: Delivery) -> None:
+    async def taken(self, delivery: Delivery, span: Received | None = None) -> None:
         """As `take`, for a request that holds no thread."""
-        parcel = self._hand_over(_Parcel(delivery, asyncio.get_running_loop().create_future()))
+        parcel = self._hand_over(_Parcel(delivery, span, asyncio.get_running_loop().create_future()))
         try:
             async with asyncio.timeout(self._deadline):
                 await parcel.future  # type: ignore[misc]
@@ -126,7 +127,8 @@ class Courier:
         error: NotTaken | None = NotTaken("the message could not be published")
         self._in_flight_since = began = time.monotonic()
         try:
-            self._publish([parcel.delivery for parcel in parcels])
+            with tracing.sending("live", (parcel.span for parcel in parcels)):
+                self._publish([parcel.delivery for parcel in parcels])
             error = None
         except NotTaken as reason:
             error = reason

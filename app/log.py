@@ -1,7 +1,7 @@
 """The log: a line for what happens, as text or JSON, with the ids of what it is about. Never what that holds.
 
 A delivery goes by its message id from the endpoint's line to the worker's and its row in health.deliveries; what a
-worker says while it is at a task has the task's id beside it.
+worker says while it is at a task has the task's id beside it, and in JSON the id of its trace, if there is one.
 """
 
 import logging
@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
 
+from app import tracing
 from app.config import Settings
 
 IDS = ("aggregator", "delivery", "backfill", "task", "task_id")
@@ -23,7 +24,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     # httpx would tell every URL, and with it whose history is fetched; Celery quotes the arguments of tasks.
-    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore"):
+    for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -35,6 +36,8 @@ def bind(**ids: str) -> None:
 def _add_context(record: logging.LogRecord) -> bool:
     for name, value in _context.get().items():
         record.__dict__.setdefault(name, value)
+    if trace_id := tracing.trace_id():
+        record.__dict__.setdefault("trace_id", trace_id)
     return True
 
 

@@ -9,6 +9,7 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError, OperationalError
 
+from app import tracing
 from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import NotTaken
@@ -30,6 +31,11 @@ Role = Literal["publisher", "worker"]
 def is_amqp(url: str) -> bool:
     """Whether the broker speaks AMQP (RabbitMQ) rather than Redis."""
     return urlsplit(url).scheme in ("amqp", "amqps")
+
+
+def system(settings: Settings) -> str:
+    """The broker's kind, by the name that OpenTelemetry has for it."""
+    return "rabbitmq" if is_amqp(settings.need_broker()) else "redis"
 
 
 def make_celery(settings: Settings, role: Role) -> Celery:
@@ -152,6 +158,7 @@ class Publisher:
                 args=(pack(deliveries),),
                 queue=self._lane,  # declared with every first publish: an unbound key would swallow the message
                 producer=self._producer,
+                headers=tracing.carried(),
                 retry=False,
                 mandatory=True,  # RabbitMQ confirms also what it could route nowhere, unless it is to send that back
                 argsrepr=f"({len(deliveries)} deliveries)",  # what Flower and logs may show

@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response
 
+from app import tracing
 from app.config import Settings
 from app.courier import Courier
 from app.errors import NotTaken
@@ -62,6 +63,10 @@ class Server:
             answer = turned_away(scope.path, unavailable())
         protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
 
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Granian calls this when the process ends."""
+        tracing.stop()
+
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
         try:
             async with asyncio.timeout(self._body_seconds):
@@ -80,7 +85,7 @@ class Server:
     async def _durable(self, accepted: Accepted) -> Response:
         """Waits until the broker has it. The 202 was a promise of this."""
         try:
-            await self._courier.taken(accepted.delivery)
+            await self._courier.taken(accepted.delivery, accepted.span)
         except NotTaken:
             return settled(accepted, unavailable())
         return settled(accepted, accepted)

@@ -9,7 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from app import metrics
+from app import metrics, tracing
 from app.config import Settings
 from app.courier import Courier
 from app.delivery import Delivery, seal
@@ -53,30 +53,30 @@ def make_blueprint(settings: Settings, courier: Courier, ready: Callable[[], Non
 class Accepted(Response):
     """A 202 to be: true once the broker has the delivery."""
 
-    def __init__(self, aggregator: str, delivery: Delivery, began: float) -> None:
+    def __init__(self, aggregator: str, delivery: Delivery, began: float, span: tracing.Received | None) -> None:
         super().__init__(status=202)
-        self.aggregator, self.delivery, self.began = aggregator, delivery, began
+        self.aggregator, self.delivery, self.began, self.span = aggregator, delivery, began, span
 
 
 def _webhook(
     name: str, provider: Provider, settings: Settings, courier: Courier, sealer: Sealer
 ) -> Callable[[], Response]:
     def webhook() -> Response:
-        began = time.perf_counter()
+        began, span = time.perf_counter(), tracing.received(name)
         try:
             body = _body(settings.max_body_bytes)
             receipt = provider.verify(request.headers, body, settings, datetime.now(UTC))
-            accepted = Accepted(name, seal(name, receipt, body, sealer), began)
+            accepted = Accepted(name, seal(name, receipt, body, sealer), began, span)
             if COURIER_AWAITED in request.environ:
                 return accepted  # the server waits, and holds no thread meanwhile
-            courier.take(accepted.delivery)
+            courier.take(accepted.delivery, span)
         except RequestEntityTooLarge:
-            return _counted(name, too_large(), began)
+            return _counted(name, too_large(), began, span)
         except Refused as refused:
             metrics.REFUSED.labels(name, refused.reason).inc()
-            return _counted(name, Response("signature refused\n", 401, mimetype="text/plain"), began)
+            return _counted(name, Response("signature refused\n", 401, mimetype="text/plain"), began, span)
         except NotTaken:
-            return _counted(name, unavailable(), began)
+            return settled(accepted, unavailable())
         return settled(accepted, accepted)
 
     return webhook
@@ -86,8 +86,9 @@ def settled(accepted: Accepted, answer: Response) -> Response:
     """The answer to what was accepted, counted."""
     if log.isEnabledFor(logging.DEBUG):
         ids = {"aggregator": accepted.aggregator, "delivery": accepted.delivery.message_id}
+        ids |= {"trace_id": accepted.span.trace_id} if accepted.span else {}
         log.debug("answered %d", answer.status_code, extra=ids)
-    return _counted(accepted.aggregator, answer, accepted.began)
+    return _counted(accepted.aggregator, answer, accepted.began, accepted.span, accepted.delivery.message_id)
 
 
 def turned_away(path: str, answer: Response) -> Response:
@@ -95,10 +96,16 @@ def turned_away(path: str, answer: Response) -> Response:
     aggregator = path.removeprefix("/webhooks/")
     if aggregator in PROVIDERS:
         metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
+        if span := tracing.received(aggregator):
+            span.answered(answer.status_code)
     return answer
 
 
-def _counted(aggregator: str, answer: Response, began: float) -> Response:
+def _counted(
+    aggregator: str, answer: Response, began: float, span: tracing.Received | None, delivery: str = ""
+) -> Response:
+    if span is not None:
+        span.answered(answer.status_code, delivery)
     metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
     metrics.ANSWER_SECONDS.labels(aggregator).observe(time.perf_counter() - began)
     return answer

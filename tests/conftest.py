@@ -11,8 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 import redis
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
 from sqlalchemy import Engine
 
+from app import otel, tracing
 from app.config import Settings
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
 from workers import embedded
@@ -124,3 +129,19 @@ def plain_settings() -> Settings:
         terra_signing_secrets=(TERRA_SECRET,),
         encryption_keys=(ENCRYPTION_KEY,),
     )
+
+
+@pytest.fixture
+def sampler() -> Sampler | None:
+    """As the environment says."""
+    return None
+
+
+@pytest.fixture
+def exported(sampler: Sampler | None) -> Iterator[InMemorySpanExporter]:
+    """What this process traces, which it does for one test."""
+    provider, exporter = TracerProvider(sampler=sampler, shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.use(otel.Spans(provider, "redis"))
+    yield exporter
+    tracing.use(None)

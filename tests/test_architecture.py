@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "svix": "workers.simulator",
     "cryptography": "app.sealing",
     "granian": "app.endpoint",
+    "opentelemetry": "app.otel",
     "prometheus_client": "app.metrics",
     "pickle": "",
 }
-NOT_IN_THE_ENDPOINT = {"sqlalchemy", "alembic", "psycopg", "httpx", "requests", "aiohttp", "workers"}
+NOT_IN_THE_ENDPOINT = {"sqlalchemy", "alembic", "psycopg", "httpx", "requests", "aiohttp", "opentelemetry", "workers"}
 
 
 def imports(name: str) -> set[str]:

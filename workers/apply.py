@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine
 
-from app import metrics
+from app import metrics, tracing
 from app.actions import Action, Download, LargeRequest, Notice, Origin, Parsed, Record, Samples, Succession
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal, unpack
@@ -98,6 +98,7 @@ class Applier:
     def receive(self, deliveries: Sequence[Delivery], *, again: bool = False) -> Applied:
         """As `apply`, for deliveries that are at hand."""
         once = _once_each(deliveries)
+        tracing.holds(len(deliveries))
         return self._counted(self._suspiciously(once) if again else self._together(once, "webhook"))
 
     def refuse(self, delivery: Delivery, reason: str) -> Applied:
@@ -153,6 +154,7 @@ class Applier:
             _tell(settled)
         for (aggregator, outcome), count in Counter((s.aggregator, s.outcome) for s in applied.settled).items():
             metrics.OUTCOMES.labels(aggregator, outcome).inc(count)
+        tracing.tell(**{str(outcome): count for outcome, count in applied.outcomes.items()})
         return applied
 
     def _open(self, delivery: Delivery, attempts: int, origin: Origin = "webhook") -> Opened:
@@ -160,8 +162,9 @@ class Applier:
         if provider is None:
             return Opened(delivery, attempts, reason="from an aggregator that this worker does not know")
         try:
-            body = self._sealer.open(delivery.sealed, delivery.about)
-            parsed = provider.parse(delivery, body, self._settings)
+            with tracing.span("open", aggregator=delivery.aggregator, delivery=delivery.message_id):
+                body = self._sealer.open(delivery.sealed, delivery.about)
+                parsed = provider.parse(delivery, body, self._settings)
         except Exception as error:  # noqa: BLE001 - the edge of a delivery: it is kept, whatever is wrong with it
             return Opened(delivery, attempts, reason=_reason(error))
         if parsed.collapsed:
@@ -192,7 +195,7 @@ class Applier:
         here = [one for one in given if not one.is_elsewhere]
         numbers = self._series.of(a.series for one in here for a in one.actions if isinstance(a, Samples))
         applied = Applied([], [])
-        with transaction(self._engine) as connection:
+        with tracing.span("commit", deliveries=len(here)), transaction(self._engine) as connection:
             users = touch_users(connection, _users(here))
             successors = {name: user.successor for name, user in users.items() if user.successor}
             if not successors:
@@ -207,11 +210,14 @@ class Applier:
         self, connection: Connection, opened: Sequence[Opened], numbers: Mapping[Key, int], origin: Origin
     ) -> Applied:
         batch = [Numbered(n, action) for n, one in enumerate(opened) for action in one.actions]
-        written = write(connection, batch, origin, numbers)
+        with tracing.span("merge", actions=len(batch)):
+            written = write(connection, batch, origin, numbers)
         announced = _announce(connection, opened, batch, written)
         settled = [_settled(n, one, written) for n, one in enumerate(opened)]
         kept = _to_keep(opened) if self._settings.keep_days else ()
-        _bury_dead(connection, opened, settle(connection, settled, kept, replayed=origin == "replay"))
+        with tracing.span("settle"):
+            dead = settle(connection, settled, kept, replayed=origin == "replay")
+        _bury_dead(connection, opened, dead)
         if self._owed:
             acquit(connection, self._owed)
         return Applied(settled, announced, rows=written.rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from app import metrics
+from app import metrics, tracing
 from app.config import Settings
 from app.errors import DeadLetter, NotYet
 from app.providers import PROVIDERS, Provider
@@ -55,8 +55,10 @@ class Account:
         if seconds > 0:
             metrics.THROTTLED.labels(self.name).inc()
             return Reply(Decision("wait", seconds, counts=False))
-        with metrics.REQUEST_SECONDS.labels(self.name).time():
+        about: dict[str, str | int] = {"aggregator": self.name, "provider": provider, "attempt": attempts + 1}
+        with metrics.REQUEST_SECONDS.labels(self.name).time(), tracing.asking(request.method, **about):
             answer, value = self.client.ask(request), None
+            tracing.answered(answer.status)
         status = answer.status
         metrics.REQUESTS.labels(self.name, metrics.status_class(status)).inc()
         if status == 200:

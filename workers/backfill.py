@@ -11,7 +11,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
-from app import metrics
+from app import metrics, tracing
 from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
 from app.config import Settings
@@ -152,7 +152,10 @@ class Fetcher:
         What is `optional` may be missing, or refused by itself, without ending the backfill.
         """
         account = self._accounts[work.aggregator]
-        reply = account.ask(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
+        who = {"aggregator": work.aggregator, "provider": work.provider, "resource": work.resource}
+        with tracing.span("page", backfill=work.backfill_id, chunk=work.chunk_id, **who):
+            reply = account.ask(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
+            tracing.tell(decision=reply.decision.what)
         if reply.value is not None:
             return reply.value
         if reply.not_yet == "no_data" and work.attempts + 1 >= NO_DATA_IS_BELIEVED:
@@ -212,10 +215,11 @@ class Fetcher:
         batch = [Numbered(0, action) for action in actions]
         numbers = self._numbers(batch)
         error = f"{len(refused)} refused, first: {refused[0]}" if refused else None
-        with transaction(self._engine) as connection:
+        with tracing.span("commit", actions=len(batch)), transaction(self._engine) as connection:
             if is_closed(connection, work.user_id):
                 return False
-            written = write(connection, batch, _origin(work), numbers)
+            with tracing.span("merge", actions=len(batch)):
+                written = write(connection, batch, _origin(work), numbers)
             moved = backfills.advance(connection, work, then, records, error)
         metrics.count_rows(written.rows, _origin(work))
         return moved

@@ -1,14 +1,15 @@
 """What `celery -A workers.celery_app` and Flower load: the Celery application of a worker, its tasks and its log."""
 
 import time
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from celery import Task, signals
 
-from app import log, metrics
+from app import log, metrics, tracing
 from app.config import load
-from app.queue import SENT_AT, SWEEP, make_celery
+from app.queue import SENT_AT, SWEEP, make_celery, system
+from workers.ready import tell_ready
 from workers.tasks import register
 
 settings = load()
@@ -25,26 +26,36 @@ def _our_log(**_: Any) -> None:
     log.configure(settings)
 
 
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _trace(sender: Any, **_: Any) -> None:
+    """Of workers alone, whose names begin with their lane: beat only sends what they do, and Flower only looks."""
+    tracing.start(settings, sender.hostname.partition(".")[0], system(settings))
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _trace_no_more(**_: Any) -> None:
+    tracing.stop()
+
+
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 @signals.beat_init.connect  # type: ignore[untyped-decorator]
 def _tell_ready(**_: Any) -> None:
-    """Tells the supervisor that this process takes work, and whoever asks what it has counted."""
-    if settings.metrics_port:
-        metrics.serve(settings.host, settings.metrics_port)
-    if settings.ready_file:
-        Path(settings.ready_file).touch()
+    tell_ready(settings)
 
 
 @signals.before_task_publish.connect  # type: ignore[untyped-decorator]
 def _say_when(sender: str, headers: dict[str, Any], **_: Any) -> None:
-    """By this a lane knows how long its next message has waited."""
-    headers[SENT_AT] = time.time()
+    """By this a lane knows how long its next message has waited, and its work from where it came."""
+    headers |= {SENT_AT: time.time(), **tracing.carried()}
     metrics.PUBLISHED.labels(sender).inc()
 
 
 @signals.task_prerun.connect  # type: ignore[untyped-decorator]
 def _begin(task: Task, **_: Any) -> None:
     task.request.began = time.monotonic()
+    task.request.at_hand = ExitStack()
+    lane = (task.request.delivery_info or {}).get("routing_key", "")
+    task.request.at_hand.enter_context(tracing.processing(task.name, lane, task.request.id, task.request.headers))
     log.bind(task=task.name, task_id=task.request.id)
 
 
@@ -52,4 +63,6 @@ def _begin(task: Task, **_: Any) -> None:
 def _end(task: Task, state: str | None = None, **_: Any) -> None:
     metrics.TASK_SECONDS.labels(task.name).observe(time.monotonic() - task.request.began)
     metrics.TASKS.labels(task.name, state or "REJECTED").inc()
+    tracing.tell(state=state or "REJECTED")
+    task.request.at_hand.close()
     log.bind()

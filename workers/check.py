@@ -1,5 +1,6 @@
 """`headrace check`: reads the configuration, connects to everything, says what is wrong and how to mend it."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ from app.errors import HeadraceError, Misconfigured, TryLater
 from workers import etl
 from workers.broker import need_durable, need_redis
 from workers.store.engine import make_engine, transaction
+from workers.throttle import hushes
 
 OLDEST_POSTGRES = 140000
 
@@ -80,8 +82,14 @@ def _kept(settings: Settings) -> str:
 
 
 def _junction(settings: Settings) -> str:
+    with contextlib.suppress(TryLater):  # which the broker's own line tells
+        for hush in hushes(settings) if settings.has_redis else ():
+            if hush.account == "junction" and "refused" in hush.reason:
+                raise Misconfigured(
+                    f"JUNCTION_API_KEY: {hush.reason}; set another, and restart workers of lane backfill"
+                )
     if not settings.junction_api_key:
-        return "JUNCTION_API_KEY is not set: events are stored, history is not fetched"
+        return "JUNCTION_API_KEY is not set here: without it workers store events, and fetch no history"
     return f"history is read from {settings.junction_api_url}"
 
 

@@ -14,6 +14,7 @@ from app.errors import Misconfigured, TryLater
 from app.queue import LANES, make_celery
 from workers import broker, check, etl, processes, simulator, status, up
 from workers.apply import Applier
+from workers.backfill import Again
 from workers.commands.backfill import backfill
 from workers.commands.common import (
     Group,
@@ -35,6 +36,7 @@ from workers.commands.reconcile import reconcile, refresh
 from workers.commands.report import report
 from workers.store.engine import make_engine, make_writer, migrate
 from workers.store.kept import tend
+from workers.tasks import Work
 from workers.watch import Watcher
 
 
@@ -78,13 +80,22 @@ def worker(lane: str) -> None:
 
 
 @main.command("etl")
-def etl_command() -> None:
+@click.option("--optional", is_flag=True, help="without HEADRACE_ETL_URL wait to be ended, instead of failing")
+def etl_command(*, optional: bool) -> None:
     """Take events out of the queue that Junction's ETL pipeline feeds. One for each queue; a second one stands by."""
     settings = load()
+    if optional and not settings.etl_url:
+        etl.idle()
+        return
     settings.need_etl()
     settings.need_database()
-    logging.getLogger().setLevel(settings.log_level)
-    etl.run(settings, Applier(make_writer(settings, "headrace-etl"), settings))
+    log.configure(settings)
+    name = "headrace-etl"
+    if settings.broker_url or settings.redis_url:
+        work = Work(make_celery(settings, "publisher"), settings, name)
+        etl.run(settings, work.applier, lambda announced: work.enqueue(Again(one, 0) for one in announced))
+    else:  # what history it announces, beat's sweep finds
+        etl.run(settings, Applier(make_writer(settings, name), settings))
 
 
 @main.command()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
 
+from app import tracing
 from app.actions import Download
 from app.config import Settings
 from app.delivery import Delivery, unpack
@@ -52,7 +53,9 @@ class Downloader:
         actions = PROVIDERS[announced.aggregator].parse(announced, opened, self._settings).actions
         (download,) = (one for one in actions if isinstance(one, Download))
         expires = announced.received + timedelta(seconds=download.expires_in) + GRACE
-        answer = self._files.fetch(download.url)
+        with tracing.asking("GET", aggregator=announced.aggregator, delivery=announced.message_id):
+            answer = self._files.fetch(download.url)
+            tracing.answered(answer.status)
         if answer.status == 200:
             return answer.body
         if answer.status == 413:

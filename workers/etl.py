@@ -19,13 +19,15 @@ import msgspec
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from app import tracing
 from app.config import Settings
 from app.delivery import Delivery, Receipt, seal
 from app.errors import DeadLetter, Misconfigured, TryLater
 from app.sealing import Sealer
 from workers.apply import Applied, Applier
+from workers.ready import tell_ready
 
-AGGREGATOR = "junction"
+AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # messages that are held, and applied in one transaction, at most
 IDLE_SECONDS = 0.05  # without another message, what has come is applied
 LOOK_UP_SECONDS = 1.0  # how often it looks whether it is to end
@@ -34,6 +36,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 MICROSECOND = 1e-6
 LATEST_SECOND = 1 << 33  # whoever gives milliseconds gives no time that can be used
 AS_THEY_ARE = ("", "identity", "utf-8", "utf8")  # some clients name the charset there
+Announce = Callable[[Sequence[int]], object]  # takes the backfills that somebody should go on with
 log = logging.getLogger(__name__)
 
 
@@ -118,8 +121,14 @@ class Naming:
 class Door:
     """Takes batches out of the queue until it is told to end."""
 
-    def __init__(self, settings: Settings, applier: Applier, pause: Callable[[float], None] = time.sleep) -> None:
-        self._settings, self._applier, self._pause = settings, applier, pause
+    def __init__(
+        self,
+        settings: Settings,
+        applier: Applier,
+        announce: Announce | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings, self._applier, self._announce, self._pause = settings, applier, announce, pause
         self._sealer = Sealer(settings.encryption_keys)
         self._ends = False
 
@@ -182,7 +191,8 @@ class Door:
         attempt = 0
         while not self._ends:
             try:
-                self._apply(deliveries, again=any(taken.is_again for taken in batch))
+                with tracing.processing(TASK, self._settings.etl_queue or "", "", None):
+                    applied = self._apply(deliveries, again=any(taken.is_again for taken in batch))
             except Exception as error:  # noqa: BLE001 - what nobody foresaw waits too; its text may quote a body
                 attempt += 1
                 reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
@@ -191,15 +201,18 @@ class Door:
                 connection.heartbeat_check()
             else:
                 connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
+                if self._announce:
+                    self._announce(applied.backfills)
                 return
 
-    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, again: bool) -> None:
+    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, again: bool) -> Applied:
         sound = [delivery for delivery, reason in deliveries if reason is None]
         for delivery, reason in deliveries:
             if reason is not None:
                 self._applier.refuse(delivery, reason)
         applied = self._applier.receive(sound, again=again) if sound else Applied([], [])
         log.debug("applied %s", dict(applied.outcomes))
+        return applied
 
     def _delivery(self, taken: Taken, naming: Naming) -> tuple[Delivery, str | None]:
         """The delivery, and why it cannot be used if it cannot."""
@@ -249,9 +262,20 @@ def _drain(connection: Any, seconds: float) -> bool:
     return True
 
 
-def run(settings: Settings, applier: Applier) -> None:
+def idle() -> None:
+    """Nothing, until SIGTERM or Ctrl-C: a runner that starts every line of a Procfile ends them all with the first."""
+    log.warning("HEADRACE_ETL_URL: not set, so there is nothing to take; waits to be ended")
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
+
+
+def run(settings: Settings, applier: Applier, announce: Announce | None = None) -> None:
     """Until SIGTERM or Ctrl-C."""
-    door = Door(settings, applier)
+    door = Door(settings, applier, announce)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, door.end)
+    tell_ready(settings)
+    tracing.start(settings, "etl", "rabbitmq")
     door.run()
+    tracing.stop()

@@ -58,6 +58,7 @@ class Status:
     delay: Delay | None = None
     swept: timedelta | None = None  # since the last sweep; None: there was none yet
     suspects: int = 0  # deliveries that workers have died with
+    idle: int = 0  # backfills that nobody goes on with
     untaken: Mapping[str, timedelta] = field(default_factory=dict)  # in an outage, since an aggregator's last event
     endpoint: Endpoint | None = None  # where somebody says where it is
     away: tuple[str, ...] = ()  # what cannot be reached, and why
@@ -82,6 +83,7 @@ class Status:
             "delay": None if self.delay is None else asdict(self.delay),
             "swept": _seconds(self.swept),
             "suspects": self.suspects,
+            "idle": self.idle,
             "outage": {name: _seconds(left) for name, left in patience_left(self).items()},
             "faults": [asdict(one) for one in faults(self)],
         }
@@ -132,6 +134,11 @@ def _stuck(now: Status) -> Iterator[Fault]:
         yield Fault(
             f"nobody has looked for work that is due for {_minutes(now.swept)}",
             "headrace beat, headrace worker --lane maintenance",
+        )
+    if now.idle and not now.silences:
+        yield Fault(
+            f"{now.idle} backfills wait, and nobody fetches: no worker of their lane, or it has no API key",
+            "headrace worker --lane backfill",
         )
     if now.suspects:
         yield Fault(

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine
 
-from app import actions
+from app import actions, tracing
 from app.actions import Notice
 from app.catalogue import catalogue
 from app.config import Settings
@@ -212,7 +212,9 @@ class Reconciler:
 
     def _ask(self, request: Request, at: Position, read: Callable[[Answer], R]) -> R:
         """What an answer says. Raises _Waits, or DeadLetter where asking again cannot help."""
-        reply = self._account.ask(request, read, attempts=at.attempts)
+        with tracing.span("page", aggregator=ACCOUNT, part=at.part):
+            reply = self._account.ask(request, read, attempts=at.attempts)
+            tracing.tell(decision=reply.decision.what)
         if reply.value is not None:
             return reply.value
         if reply.decision.what in ("gone", "fail", "dead"):

@@ -36,6 +36,10 @@ SELECT aggregator, now() - max(received_at) AS since FROM headrace.deliveries
 WHERE received_at > now() - interval '2 days' AND aggregator <> 'unknown' GROUP BY aggregator""")
 SWEEP = text("SELECT now() - done_at FROM headrace.chores WHERE name = :name")
 SUSPECTS = text("SELECT count(*) FROM headrace.suspects WHERE since < now() - interval '1 minute'")
+# Due for long, and nobody is at any: a key is missing, or workers. Of a long queue, somebody always is at one.
+IDLE = text("""
+SELECT count(*) FROM headrace.backfills WHERE status IN ('pending', 'running') AND due_at < now() - interval '5 minutes'
+AND NOT EXISTS (SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') AND lease_until > now())""")
 BACKFILLS = text("""
 SELECT status, count(*) AS backfills, count(*) FILTER (WHERE finished_at > now() - interval '1 day') AS last_day,
        coalesce(sum(chunks_done), 0)::bigint AS chunks_done,
@@ -86,11 +90,12 @@ def read(engine: Engine, lanes: list[Lane], hushes: list[Hush], ledger: Ledger |
         delay = Delay(*(round(seconds, 3) for seconds in took)) if took else None
         swept = connection.scalar(SWEEP, {"name": SWEPT})
         suspects = connection.scalar(SUSPECTS) or 0
+        idle = connection.scalar(IDLE) or 0
     silences = [
         {"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds)} for one in hushes
     ]
     under_way = listed(engine, Filter(states=OPEN), MOST_SHOWN)
-    return Status(lanes, deliveries, backfills, under_way, silences, gaps, broken, dead, delay, swept, suspects)
+    return Status(lanes, deliveries, backfills, under_way, silences, gaps, broken, dead, delay, swept, suspects, idle)
 
 
 def untaken(engine: Engine) -> dict[str, timedelta]:

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
-from app import metrics
+from app import metrics, tracing
 from app.config import Settings
 from app.delivery import Delivery, pack
 from app.errors import TryLater
@@ -56,8 +56,8 @@ def pause_before(attempt: int) -> float:
 class Work:
     """What the tasks of a process share. Made by the first task and not on import: pools do not survive a fork."""
 
-    def __init__(self, celery: Celery, settings: Settings) -> None:
-        self.engine: Engine = make_writer(settings)
+    def __init__(self, celery: Celery, settings: Settings, name: str = "headrace-worker") -> None:
+        self.engine: Engine = make_writer(settings, name)
         self.applier = Applier(self.engine, settings)
         self.fetches = bool(settings.readable) and settings.fetch_history
         # Terra has nothing to compare with: it does not tell what it has.
@@ -100,10 +100,11 @@ class Work:
             raise TryLater(f"BROKER_URL: the broker does not take it ({type(error).__name__})") from None
 
     def enqueue(self, again: Iterable[Again]) -> None:
-        """Has backfills gone on with. What must wait longer stays a row, and the sweep finds it."""
+        """Has backfills gone on with. What must wait longer, or is not taken, stays a row, and the sweep finds it."""
         for one in again:
-            if self.fetches and one.seconds <= LONGEST_COUNTDOWN_SECONDS:
-                self._send(FETCH, (one.backfill_id,), one.seconds)
+            soon = self.fetches and one.seconds <= LONGEST_COUNTDOWN_SECONDS
+            if soon and not self._send(FETCH, (one.backfill_id,), one.seconds):
+                return  # a broker that is frozen costs seconds each time
 
     def keep(self, raw: bytes, reason: str) -> None:
         """Keeps what came from the broker and is no task."""
@@ -155,12 +156,14 @@ class Work:
         if seconds is not None and seconds <= LONGEST_COUNTDOWN_SECONDS:
             self._send(RECONCILE, (), seconds)
 
-    def _send(self, task: str, arguments: tuple[int, ...], seconds: float) -> None:
+    def _send(self, task: str, arguments: tuple[int, ...], seconds: float) -> bool:
         try:
             options = {"queue": self._lane} | after(self._celery, self._lane.name, seconds)
             self._celery.send_task(task, args=arguments, **options)
         except OperationalError as error:
             log.warning("%s could not be enqueued (%s); the sweep will find it", task, type(error).__name__)
+            return False
+        return True
 
 
 def register(celery: Celery, settings: Settings) -> None:
@@ -222,6 +225,7 @@ def again_later(task: Task, work: Callable[[], T]) -> T:
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - the edge of a task
+        tracing.failed(error)
         seconds = pause_before(task.request.retries)
         reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
         log.warning("%s waits %.1f s: %s", task.name, seconds, reason)

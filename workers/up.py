@@ -262,7 +262,7 @@ class _Stack:
         self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
 
     def start_programs(self, port: int | None, workers: int) -> None:
-        """The endpoint, the workers of every lane, beat and Flower, all at once."""
+        """The endpoint, the workers of every lane, beat and Flower, all at once; a pipeline's queue if there is one."""
         host = self.settings.host
         self.held = self._hold_port(port, self.settings.port)
         web = self.held.getsockname()[1]
@@ -279,6 +279,7 @@ class _Stack:
             [
                 self._serving("web", f"{self.web}/readyz"),
                 *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
+                *([self._marking("etl", "etl", ("etl",))] if self.settings.etl_url else []),
                 self._marking("beat", "beat", ("beat",)),
                 replace(watching, stop_signal=signal.SIGKILL),
             ]

@@ -72,7 +72,9 @@ class Watcher:
         return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))
 
     def _in_context(self, found: Status) -> Status:
-        """With how long nothing was taken, which is only asked for when nothing is."""
+        """With how long nothing was taken, asked for only when nothing is; without history that nobody wants."""
+        if not self._settings.fetch_history:
+            found = replace(found, idle=0)
         if not found.is_outage:
             return found
         try:

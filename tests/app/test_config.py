@@ -172,6 +172,8 @@ def test_its_repr_hides_secrets() -> None:
         "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
         "HEADRACE_FLOWER_AUTH": "canary-canary:canary-canary",
         "HEADRACE_ETL_URL": "amqp://u:canary@h",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:canary@h",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://u:canary@h/v1/traces",
     }
     settings = load(secret | {"HEADRACE_PORT": "1234"})
     assert {one.metadata["name"] for one in fields(Settings) if one.metadata["secret"]} == set(secret)

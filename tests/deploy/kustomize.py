@@ -18,6 +18,11 @@ def render(folder: Path) -> list[Resource]:
     return _build(folder, [])
 
 
+def with_component(found: list[Resource], folder: Path) -> list[Resource]:
+    """What becomes of rendered resources where an overlay names a component as well."""
+    return _build(folder, copy.deepcopy(found))
+
+
 def _build(folder: Path, found: list[Resource]) -> list[Resource]:
     (told,) = documents(folder / "kustomization.yaml")
     assert told.keys() <= KNOWN | {"images"}, f"{folder}: more than is understood here"

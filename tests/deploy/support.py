@@ -21,6 +21,8 @@ SAMPLES = {
     "HEADRACE_FLOWER_AUTH": "operator:not-a-real-one",
     "JUNCTION_WEBHOOK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
     "DATABASE_URL": "postgresql://headrace:p@postgres.example/headrace",
+    "HEADRACE_ETL_URL": "amqps://u:p@rabbitmq.example/vhost",
+    "HEADRACE_ETL_QUEUE": "junction",
     "BROKER_URL": "rediss://:p@broker.example:6379/0",
     "REDIS_URL": "rediss://:p@broker.example:6379/0",
 }

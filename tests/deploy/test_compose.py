@@ -23,7 +23,7 @@ EXAMPLE = (DEPLOY / "env.example").read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("headrace:")}
 FILLED = SAMPLES | {"POSTGRES_PASSWORD": "pg", "VALKEY_PASSWORD": "vk", "GRAFANA_PASSWORD": "gf"}
-FILLED = {name: value for name, value in FILLED.items() if not name.endswith("_URL")}
+FILLED = {name: value for name, value in FILLED.items() if name not in ("DATABASE_URL", "BROKER_URL", "REDIS_URL")}
 NOT_YET = {"grafana/dashboards", "prometheus"}  # others are writing them
 
 
@@ -63,10 +63,11 @@ def test_its_command_is_one_of_headrace(name: str) -> None:
 def test_everything_runs_once_and_every_lane_is_worked_on() -> None:
     """Breaks if a process is missing, or if there were two clocks."""
     commands = [tuple(one["command"]) for one in OURS.values()]
-    wanted = {("migrate",), ("web",), ("beat",), ("flower",), *(("worker", "--lane", lane) for lane in LANES)}
+    wanted = {("migrate",), ("web",), ("beat",), ("flower",), ("etl",), *(("worker", "--lane", lane) for lane in LANES)}
     assert set(commands) == wanted
     assert len(commands) == len(wanted)
     assert "replicas" not in SERVICES["beat"]["deploy"]
+    assert {name for name, one in OURS.items() if "profiles" in one} == {"etl"}  # which fails without its queue
 
 
 def test_what_is_set_is_known() -> None:
@@ -97,7 +98,9 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
         values["RABBITMQ_PASSWORD"] = "rq"
         values["BROKER_URL"] = interpolate(re.findall(r"^#BROKER_URL=(.*)$", EXAMPLE, re.MULTILINE)[0], values)
     settings = load(environment(name, values))
-    if name in ("migrate", *LANES):
+    if name in ("etl", "maintenance"):
+        settings.need_etl()
+    if name in ("migrate", "etl", *LANES):
         assert settings.need_database().endswith("://headrace:pg@postgres:5432/headrace")
     if name != "migrate":
         assert is_amqp(settings.need_broker()) == (broker == "rabbitmq")
@@ -117,6 +120,10 @@ def test_nobody_is_told_more_than_it_needs() -> None:
     assert COMPOSE["networks"]["broker"] == {"internal": True}
     told = {name for name, one in OURS.items() if "JUNCTION_WEBHOOK_SECRET" in one.get("environment", {})}
     assert told == {"web", "maintenance"}
+    assert {name for name, one in OURS.items() if "HEADRACE_ETL_URL" in one.get("environment", {})} == {
+        "etl",
+        "maintenance",
+    }
 
 
 def test_whoever_tends_what_is_kept_knows_how_long() -> None:

@@ -49,6 +49,7 @@ def test_the_image_holds_what_is_needed_and_nothing_else() -> None:
     """Breaks if the image misses a requirement, or carries test tools and servers."""
     runtime = names(locked("requirements-runtime.lock"))
     assert wanted(PROJECT["dependencies"]) - EMBEDDED <= runtime
+    assert wanted(PROJECT["optional-dependencies"]["tracing"]) <= runtime  # a setting switches it on, and no new image
     assert not runtime & (wanted(PROJECT["optional-dependencies"]["test"]) - {"setuptools"} | EMBEDDED)
 
 

@@ -1,9 +1,11 @@
 """deploy/kubernetes, rendered and held against the API's own types, the command line, the settings and the routes."""
 
+import os
 import re
 import shutil
 import subprocess
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +15,14 @@ from app import create_app
 from app.config import Settings, load
 from app.queue import LANES
 from tests.deploy.api_types import faults
-from tests.deploy.kustomize import Resource, render
+from tests.deploy.kustomize import Resource, render, with_component
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, parse
 
 FOLDER = DEPLOY / "kubernetes"
-BASE, OVERLAY = FOLDER / "base", FOLDER / "overlays" / "example"
+BASE, OVERLAY, ETL = FOLDER / "base", FOLDER / "overlays" / "example", FOLDER / "etl"
 SECRETS = {one["metadata"]["name"]: one for one in documents(BASE / "secrets.example.yaml")}
 NOT_APPLIED = {BASE / "secrets.example.yaml"}
-RENDERED = {"base": render(BASE), "example": render(OVERLAY)}
+RENDERED = {"base": render(BASE), "example": render(OVERLAY), "etl": with_component(render(BASE), ETL)}
 ALL = {f"{name}-{one['kind']}-{one['metadata']['name']}": one for name, found in RENDERED.items() for one in found}
 
 
@@ -29,7 +31,9 @@ def of(kind: str, found: list[Resource] = RENDERED["example"]) -> dict[str, Reso
     return {one["metadata"]["name"]: one for one in found if one["kind"] == kind}
 
 
-PODS = {name: one["spec"]["template"] for name, one in (of("Deployment") | of("Job")).items()}
+DEPLOYMENTS = of("Deployment") | {"headrace-etl": of("Deployment", RENDERED["etl"])["headrace-etl"]}
+POLICIES = of("NetworkPolicy", RENDERED["etl"]) | of("NetworkPolicy")
+PODS = {name: one["spec"]["template"] for name, one in (DEPLOYMENTS | of("Job")).items()}
 
 
 def container(name: str) -> dict[str, Any]:
@@ -64,12 +68,15 @@ def test_it_is_what_the_api_takes(one: Resource) -> None:
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_kustomize_makes_the_same_of_it(name: str) -> None:
+def test_kustomize_makes_the_same_of_it(name: str, tmp_path: Path) -> None:
     """Breaks if these tests look at something else than what is applied."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl")
-    folder = {"base": BASE, "example": OVERLAY}[name]
+    folder = {"base": BASE, "example": OVERLAY}.get(name, tmp_path)
+    if name == "etl":
+        base, component = (os.path.relpath(one, tmp_path) for one in (BASE, ETL))
+        (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{component}]\n")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -93,7 +100,7 @@ def test_every_file_is_applied() -> None:
     files = {file for file in FOLDER.rglob("*.yaml") if file.name != "kustomization.yaml"}
     assert files - named == NOT_APPLIED
     folders = {file.parent for file in FOLDER.rglob("kustomization.yaml")}
-    assert folders - named == {OVERLAY}
+    assert folders - named == {OVERLAY, ETL}
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -124,14 +131,17 @@ def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
     settings = load(told)
     assert settings.keep_days == Settings().keep_days  # stands in the ConfigMap for the migration's sake
     role = PODS[name]["metadata"]["labels"]["app.kubernetes.io/component"]
+    if role == "etl":
+        settings.need_etl()
     if role != "migrate":
         settings.need_broker()
         assert settings.encryption_keys
     is_operators = name == "headrace-maintenance"  # where `headrace check` must find everything
     assert bool(settings.flower_auth) == (role == "flower" or is_operators)
     assert bool(settings.junction_webhook_secrets) == (role == "web" or is_operators)
-    assert bool(settings.database_url) == (role in ("worker", "migrate"))
-    assert bool(settings.junction_api_key) == (role == "worker")
+    assert bool(settings.database_url) == (role in ("worker", "migrate", "etl"))
+    assert bool(settings.junction_api_key) == (role in ("worker", "etl"))
+    assert bool(settings.etl_url) == (role == "etl")
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -157,10 +167,10 @@ def test_a_pod_is_hardened(name: str) -> None:
 def test_selectors_find_their_pods_and_only_those() -> None:
     """Breaks if a Service, a budget or a policy selects nobody, or if two Deployments fight over a pod."""
     labels = {name: pod["metadata"]["labels"] for name, pod in PODS.items()}
-    for name, one in of("Deployment").items():
+    for name, one in DEPLOYMENTS.items():
         assert [other for other in labels if matches(labels[other], one["spec"]["selector"])] == [name]
     for kind in ("PodDisruptionBudget", "Service", "NetworkPolicy"):
-        for name, one in of(kind).items():
+        for name, one in (POLICIES if kind == "NetworkPolicy" else of(kind)).items():
             spec = one["spec"]
             selector = spec.get("podSelector", spec.get("selector"))
             selector = {"matchLabels": selector} if kind == "Service" else selector
@@ -171,7 +181,7 @@ def test_selectors_find_their_pods_and_only_those() -> None:
 
 def test_the_network_is_closed_but_for_what_is_needed() -> None:
     """Breaks if the endpoint reaches more than the broker, or a worker too little."""
-    policies = of("NetworkPolicy")
+    policies = POLICIES
     assert policies["nobody"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     ways = {name: one["spec"]["podSelector"] for name, one in policies.items() if name.startswith("to-")}
     reached = {
@@ -183,6 +193,7 @@ def test_the_network_is_closed_but_for_what_is_needed() -> None:
         "headrace-beat": {"to-broker"},
         "headrace-flower": {"to-broker"},
         "headrace-migrate": {"to-database"},
+        "headrace-etl": {"to-broker", "to-database", "to-pipeline"},
         **{f"headrace-{lane}": worker for lane in LANES},
     }
     (internet,) = policies["to-internet"]["spec"]["egress"]
@@ -234,7 +245,7 @@ def test_the_ingress_lets_webhooks_in_and_nothing_else() -> None:
 
 def test_a_worker_may_finish_its_message() -> None:
     """Breaks if a worker is killed in the middle of a message that it would have finished."""
-    for lane in LANES:
+    for lane in (*LANES, "etl"):
         assert PODS[f"headrace-{lane}"]["spec"]["terminationGracePeriodSeconds"] >= 60
 
 
@@ -264,4 +275,4 @@ def test_lanes_are_scaled_by_their_own_depth_and_age() -> None:
 
 def test_the_example_overlay_names_an_image_of_its_own() -> None:
     """Breaks if a copy of the example would pull `latest` from nowhere."""
-    assert {container(name)["image"] for name in PODS} == {"registry.example/headrace:0.1.0"}
+    assert {container(name)["image"] for name in PODS if name != "headrace-etl"} == {"registry.example/headrace:0.1.0"}

@@ -86,12 +86,13 @@ def test_nobody_is_told_more_than_it_needs() -> None:
     assert all(names <= SETTINGS for names in kept.values())
     signing = {"JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET"}
     asking = {"JUNCTION_API_KEY", "TERRA_API_KEY"}
-    own, database = {"HEADRACE_FLOWER_AUTH"}, {"DATABASE_URL"}
+    own, database, pipeline = {"HEADRACE_FLOWER_AUTH"}, {"DATABASE_URL"}, {"HEADRACE_ETL_URL"}
     assert kept == {
-        "headrace-web": database | asking | own,
-        "headrace-worker@": signing | own,
-        "headrace-beat": database | asking | signing | own,
-        "headrace-flower": database | asking | signing,
+        "headrace-web": database | asking | own | pipeline,
+        "headrace-worker@": signing | own | pipeline,
+        "headrace-etl": signing | own,
+        "headrace-beat": database | asking | signing | own | pipeline,
+        "headrace-flower": database | asking | signing | pipeline,
     }
 
 
@@ -109,7 +110,8 @@ def test_every_service_is_sandboxed() -> None:
 
 def test_a_worker_may_finish_its_message() -> None:
     """Breaks if a worker is killed in the middle of a message that it would have finished."""
-    assert int(directives(FOLDER / "headrace-worker@.service")["TimeoutStopSec"][0]) >= 60
+    for name in ("headrace-worker@.service", "headrace-etl.service"):
+        assert int(directives(FOLDER / name)["TimeoutStopSec"][0]) >= 60
     assert "TimeoutStopSec" not in directives(COMMON)  # which would be read after it, and win
 
 
@@ -119,6 +121,6 @@ def test_the_procfile_has_every_process() -> None:
     processes = {name: parse(arguments.split()) for name, arguments in lines}
     assert processes == {
         "release": ["migrate"],
-        **{name: [name] for name in ("web", "beat", "flower")},
+        **{name: [name] for name in ("web", "beat", "flower", "etl")},
         **{lane: ["worker"] for lane in LANES},
     }

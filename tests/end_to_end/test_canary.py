@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from app.delivery import pack
 from app.sealing import Sealer
+from tests.collector import Collector, collector
 from tests.end_to_end.test_stack import ROOT, Stack
 from tests.support import ENCRYPTION_KEY, delivery, event, heartrate, message_id, until, workout
 
@@ -95,14 +96,23 @@ class Provider(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def traced() -> Iterator[Collector]:
+    """Where the stack's spans go."""
+    with collector() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def stack(traced: Collector) -> Iterator[Stack]:
     """A stack whose history comes from that provider."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-canary-"))
     folder.chmod(0o755)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
-    one = Stack(folder, JUNCTION_API_KEY=f"sk_us_{TOKEN}", JUNCTION_BASE_URL=base)
+    one = Stack(
+        folder, JUNCTION_API_KEY=f"sk_us_{TOKEN}", JUNCTION_BASE_URL=base, OTEL_EXPORTER_OTLP_ENDPOINT=traced.url
+    )
     try:
         one.start()
         yield one
@@ -188,7 +198,7 @@ def test_the_search_finds_what_is_not_sealed() -> None:
     assert leaks({"open": b'{"body": "' + base64.b64encode(message) + b'"}'}) != []
 
 
-def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack) -> None:
+def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collector) -> None:
     """Breaks if a name, a number, a token or a note gets where an operator, a colleague or a ticket can see it."""
     sent = [message_id(datetime.now(UTC)) for _ in range(len(planted(0)) * 5 + len(broken()))]
     bodies = [one for number in range(5) for one in planted(number)] + broken()
@@ -211,6 +221,10 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack) -> None:
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
     assert any("aof" in place for place in places)
+    until(lambda: {one.about.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
+    assert {"POST /webhooks/junction", "publish live", "headrace.apply live", "page"} <= {o.name for o in traced.spans}
+    places |= {f"spans {number}": raw for number, raw in enumerate(traced.raw)}
+    assert not any(USER.encode() in raw for raw in traced.raw)
     assert leaks(places) == []
 
 

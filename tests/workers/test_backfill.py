@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import pytest
 import redis
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
@@ -23,6 +24,7 @@ from app.config import Settings
 from app.delivery import pack
 from app.providers import junction
 from app.queue import make_celery
+from tests.collector import about, named, own
 from tests.support import delivery, event, heartrate, message_id, rows, workout
 from workers.apply import Applier
 from workers.asking import Account
@@ -176,6 +178,32 @@ def daily(count: int) -> list[datetime]:
 def hourly(days: int) -> list[datetime]:
     """Every hour of so many days."""
     return [FIRST + number * DAY / 24 for number in range(24 * days)]
+
+
+def test_a_page_is_traced_without_saying_whose_it_is(
+    engine: Engine, settings: Settings, exported: InMemorySpanExporter
+) -> None:
+    """Breaks if nobody sees why history is slow, or a URL with its user gets into a trace."""
+    sends = heartrates(daily(3), value=87.654321)
+    times = itertools.count()
+    provider = Provider(lambda request: sends(request) if next(times) else httpx.Response(500, json={"user": "u1"}))
+    (backfill_id,) = announce(engine, settings, notice("u-secret"))
+    exported.clear()
+    settle(engine, provider.fetcher(engine, settings))
+    pages, asked = named(exported, "page"), named(exported, "GET")
+    assert len(pages) == len(asked) == len(provider.asked) > 1
+    assert [one.parent.span_id for one in asked if one.parent] == [own(one)[1] for one in pages]
+    first, second = (about(one) for one in asked[:2])
+    assert [one["http.response.status_code"] for one in (first, second)] == [500, 200]
+    assert [one["headrace.attempt"] for one in (first, second)] == [1, 2]
+    assert first["headrace.provider"] == "garmin"
+    assert [about(one)["headrace.decision"] for one in pages[:2]] == ["again", "use"]
+    assert {about(one)["headrace.backfill"] for one in pages} == {backfill_id}
+    assert {about(one)["headrace.resource"] for one in pages} == {"heartrate"}
+    assert all(about(one)["headrace.chunk"] for one in pages)
+    assert len(named(exported, "commit")) == len(pages) - 1
+    everything = "".join(one.to_json() for one in exported.get_finished_spans())
+    assert not any(secret in everything for secret in ("u-secret", "87.654321", "provider.test", "start_date", "/v2/"))
 
 
 # The whole way, from the simulated provider over HTTP

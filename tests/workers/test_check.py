@@ -15,6 +15,7 @@ from app.catalogue import catalogue
 from app.config import Settings
 from workers.check import explain, findings
 from workers.embedded import free_port
+from workers.throttle import Throttle
 
 LOOKS = [
     "webhook secrets",
@@ -35,6 +36,13 @@ def faults(settings: Settings) -> dict[str, str]:
     found = list(findings(settings))
     assert [one.what for one in found] == LOOKS
     return {one.what: one.text for one in found if not one.fine}
+
+
+@pytest.fixture
+def settings(settings: Settings, broker_url: str) -> Settings:
+    """A deployment that nobody has been refused by."""
+    del broker_url  # emptied
+    return settings
 
 
 @pytest.fixture
@@ -169,3 +177,12 @@ def test_explain_lists_every_setting() -> None:
     defaults = {row["setting"]: row["default"] for row in rows}
     assert (defaults["DATABASE_URL"], defaults["HEADRACE_RESOURCES"]) == ("", "")
     assert (defaults["HEADRACE_PORT"], defaults["HEADRACE_BROKER_DURABILITY_ASSERTED"]) == ("8000", "false")
+
+
+def test_a_key_that_workers_were_refused_with_is_told(settings: Settings, broker_url: str) -> None:
+    """Breaks if all is well but history, and the shell that asks has another key, or none."""
+    here = replace(settings, broker_url=broker_url)
+    Throttle(here).hush("junction", 300, "status 429")
+    assert faults(here) == {}
+    Throttle(here).hush("junction", 400, "status 401: the API key is refused")
+    assert "the API key is refused; set another" in faults(here)["Junction's API"]

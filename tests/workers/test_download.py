@@ -9,12 +9,14 @@ import httpx
 import msgspec
 import pytest
 from msgspec.structs import replace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Engine
 
 from app.config import Settings
 from app.delivery import Delivery, Receipt, pack, seal
 from app.errors import TryLater
 from app.sealing import Sealer
+from tests.collector import about, named
 from tests.support import ENCRYPTION_KEY, rows
 from workers.apply import Applied, Applier
 from workers.download import GRACE, Downloader
@@ -158,3 +160,12 @@ def test_what_is_no_announcement_is_kept(engine: Engine, settings: Settings, pac
     applied = Downloader(Applier(engine, settings), settings, files).run(packed)
     files.close()
     assert applied.outcomes == {"dead": 1}
+
+
+def test_a_download_is_traced_without_its_url(download: Callable[..., Applied], exported: InMemorySpanExporter) -> None:
+    """Breaks if a URL that opens somebody's data is in a trace, or nobody sees that it was refused."""
+    assert download(given(b"<Code>ExpiredToken</Code>", 403)).outcomes == {"dead": 1}
+    (asked,) = named(exported, "GET")
+    assert about(asked)["http.response.status_code"] == 403
+    assert about(asked)["headrace.delivery"] == "trace-1"
+    assert not any(word in asked.to_json() for word in ("amazonaws", "Signature", "Expired"))

@@ -12,14 +12,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from amqp import Message  # type: ignore[import-untyped]
 from sqlalchemy import Engine
 
 from app.config import Settings
 from app.errors import DeadLetter, Misconfigured, TryLater
+from app.queue import FETCH
+from tests.app.test_queue import arguments, waiting
+from tests.bench.stack import running_stack
 from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
-from tests.support import START, apply, delivery, heartrate, of_worker, program, rows, until, workout
+from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
 from workers import etl
 from workers.apply import Applier
 from workers.etl import Door, Naming, Taken, unwrapped
@@ -27,6 +31,7 @@ from workers.etl import Door, Naming, Taken, unwrapped
 QUEUE = "etl"
 needs_rabbitmq = pytest.mark.skipif(binaries() is None, reason=ABSENT)
 CANARY = "canary-7d1f"
+NOTICE = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": True})
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +88,11 @@ def through(engine: Engine, here: Settings, server: RabbitMQ) -> None:
 
 
 @contextmanager
-def running(here: Settings, log: Path) -> Iterator[Any]:
-    """`headrace etl` as a process of its own, without a broker for anything else."""
+def running(here: Settings, log: Path, **more: str) -> Iterator[Any]:
+    """`headrace etl` as a process of its own, without a broker for anything else unless it is given one."""
     variables = of_worker(here) | {"HEADRACE_ETL_URL": here.need_etl()[0], "HEADRACE_ETL_QUEUE": QUEUE}
     del variables["BROKER_URL"]
+    variables |= more
     with program("workers.cli", "etl", log=log, **variables, HEADRACE_LOG_LEVEL="INFO") as process:
         yield process
 
@@ -270,6 +276,59 @@ def test_while_the_database_is_away_nothing_is_acknowledged(here: Settings, serv
     assert len(waiting) == 2
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
     assert server.waiting(QUEUE) == 0
+
+
+@needs_rabbitmq
+def test_announced_history_is_fetched_at_once(
+    here: Settings, server: RabbitMQ, broker_url: str, tmp_path: Path
+) -> None:
+    """Breaks if what a pipeline announces waits for beat, where what a webhook announces does not."""
+    ready = tmp_path / "ready"
+    more = {"BROKER_URL": broker_url, "JUNCTION_API_KEY": "sk_us_key", "HEADRACE_READY_FILE": str(ready)}
+    with running(here, tmp_path / "log", **more):
+        until(ready.exists)
+        publish(server, NOTICE, workout("u1"))
+        (message,) = until(lambda: waiting(broker_url, "backfill"))
+    assert (message["headers"]["task"], len(arguments(message))) == (FETCH, 1)
+
+
+@needs_rabbitmq
+def test_a_broker_of_ours_that_is_away_delays_nothing(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if events of the pipeline wait for a broker that only history needs, or go unacknowledged."""
+    more = {"BROKER_URL": "redis://127.0.0.1:1/0", "JUNCTION_API_KEY": "sk_us_key"}
+    with running(here, tmp_path / "log", **more):
+        publish(server, NOTICE, NOTICE, workout("u1"))
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+        until(lambda: "the sweep will find it" in (tmp_path / "log").read_text())
+        until(lambda: server.waiting(QUEUE) == 0)
+    assert len(rows(engine, "SELECT 1 FROM health.backfills")) == 1
+
+
+@needs_rabbitmq
+@pytest.mark.stack
+def test_a_whole_stack_takes_it_too(server: RabbitMQ) -> None:
+    """Breaks if `headrace up` leaves the queue alone that its settings name."""
+    with running_stack(
+        "--workers", "1", environment={"HEADRACE_ETL_URL": server.url, "HEADRACE_ETL_QUEUE": QUEUE}
+    ) as stack:
+        assert len(stack["processes"]["etl"]) == 1
+        publish(server, workout("u1"))
+        with psycopg.connect(stack["database_url"], autocommit=True) as connection:
+            until(lambda: connection.execute("SELECT 1 FROM health.workouts").fetchall())
+
+
+def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:
+    """Breaks if whoever has no pipeline cannot start every line of the Procfile, or the process does not end."""
+    log = tmp_path / "log"
+    with program("workers.cli", "etl", "--optional", log=log) as process:
+        until(lambda: "HEADRACE_ETL_URL: not set" in log.read_text())
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == 0
+    with program("workers.cli", "etl", log=log) as process:
+        assert process.wait(30) == 1
 
 
 @needs_rabbitmq

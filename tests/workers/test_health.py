@@ -32,6 +32,7 @@ def silence(because_of: str, seconds: int) -> dict[str, Any]:
             ["3 messages wait", "live", "3 min", "worker --lane live"],
         ),
         ({"swept": timedelta(minutes=5)}, ["work that is due for 5 min", "headrace beat"]),
+        ({"idle": 138}, ["138 backfills wait", "no API key", "worker --lane backfill"]),
         ({"suspects": 2}, ["died with 2 deliveries", "logs"]),
         ({"silences": [silence("status 401: the API key is refused", 30)]}, ["refused", "JUNCTION_API_KEY"]),
         ({"silences": [silence("status 429", 600)]}, ["left alone for 10 min: status 429"]),
@@ -53,6 +54,7 @@ def test_a_fault_is_told_with_what_to_type(what: dict[str, Any], told: list[str]
         {"lanes": [Lane("live", 500, timedelta(seconds=20)), Lane("backfill", 400, HOUR)]},  # history may wait
         {"swept": timedelta(seconds=9), "endpoint": WEB},
         {"silences": [silence("status 429", 20)]},
+        {"silences": [silence("status 429", 20)], "idle": 138},  # which is why
         {"dead_letters": [LETTERS | {"last_hour": 0}]},
         {"backfills": [FAILED | {"last_day": 0}, FAILED | {"status": "running"}]},
         {"gaps": [GAPS | {"whose": "provider"}]},
@@ -90,12 +92,13 @@ def test_the_commands_that_are_named_exist() -> None:
         away=("x",),
         lanes=[Lane("live", 1, HOUR), Lane("download", 1, HOUR)],
         swept=HOUR,
+        idle=1,
         dead_letters=[LETTERS],
         backfills=[FAILED],
         gaps=[GAPS],
     )
     typed = [fault.do for fault in faults(everything) if fault.do.startswith("headrace ")]
-    assert len(typed) == 7
+    assert len(typed) == 8
     for command in ", ".join(typed).split(", "):
         assert command.split()[1] in main.commands
     assert Fault("a", "b") == Fault("a", "b")

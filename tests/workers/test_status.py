@@ -48,6 +48,17 @@ def shown(what: status.Status) -> str:
     return out.getvalue()
 
 
+def test_backfills_that_nobody_goes_on_with_are_told(full: Engine) -> None:
+    """Breaks if history that is never fetched, for want of a key, looks healthy; or history whose turn has not come."""
+    assert status.read(full, IDLE, []).idle == 0
+    with full.begin() as connection:
+        connection.execute(text("UPDATE headrace.backfills SET due_at = now() - interval '6 minutes'"))
+    assert status.read(full, IDLE, []).idle == 1
+    with full.begin() as connection:
+        connection.execute(text("UPDATE headrace.backfills SET lease_until = now() + interval '1 minute'"))
+    assert status.read(full, IDLE, []).idle == 0
+
+
 def test_the_picture_counts_what_there_is(full: Engine) -> None:
     """Breaks if a number of the picture is taken from the wrong place."""
     plain = status.read(full, BUSY, []).plain()
@@ -98,6 +109,7 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
         "delay": None,
         "swept": None,
         "suspects": 0,
+        "idle": 0,
         "outage": {},
         "faults": [],
     }

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 from app.config import Settings
 from app.delivery import Delivery
 from app.queue import APPLY, FETCH, RECONCILE, Publisher, make_celery
+from tests.collector import Collector, Seen, collector
 from tests.support import apply, delivery, event, rows, until, worker, workout
 from workers import tasks
 from workers.backfill import Again
@@ -268,3 +269,30 @@ def test_a_reconciliation_waits_for_room(
         for _ in range(3):
             work.sweep()
     assert [task for task, _ in sent(broker_url)] == [FETCH, FETCH]
+
+
+def attempts_before(found: Collector, one: Seen) -> int:
+    """How many attempts came before."""
+    before = {seen.id: seen.links for seen in found.named("headrace.apply live")}
+    count, at = 0, one.id
+    while before.get(at):
+        count, (at,) = count + 1, before[at]
+    return count
+
+
+def test_each_attempt_is_traced_and_leads_to_the_one_before(
+    settings: Settings, broker_url: str, tmp_path: Path
+) -> None:
+    """Breaks if a message that waits for its database is seen once, or what it waited for cannot be found."""
+    log = tmp_path / "log"
+    with collector() as found:
+        with worker(settings, log, DATABASE_URL=NOWHERE, OTEL_EXPORTER_OTLP_ENDPOINT=found.url):
+            publish(settings, delivery(workout("u1")))
+            until(lambda: waits(log) >= 3)
+        first, second, third = sorted(found.named("headrace.apply live"), key=lambda one: attempts_before(found, one))[
+            :3
+        ]
+    assert [first.links, second.links, third.links] == [(), (first.id,), (second.id,)]
+    assert {one.about["headrace.state"] for one in (first, second, third)} == {"RETRY"}
+    assert {one.about["error.type"] for one in (first, second, third)} == {"TryLater"}
+    assert "sesame" not in str(found.raw)

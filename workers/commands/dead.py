@@ -115,6 +115,8 @@ def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, da
         raise click.UsageError("say which: by ID, by --reason, or --all")
     engine = make_engine(common.attached(data_dir, broker=False), "headrace-dead")
     found = letters.listed(engine, ids, reason, ALL)
+    if reason and not found:
+        raise click.ClickException("no dead letter has that in its reason; `headrace dead list` shows what they say")
     if found and not yes:
         click.confirm(f"throw away {len(found)} dead letters for good?", abort=True)
     dropped = letters.drop(engine, found)

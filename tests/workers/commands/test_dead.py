@@ -228,6 +228,8 @@ def test_a_drop_asks_first(run: Run, engine: Engine, letters: dict[str, int]) ->
 
 def test_drops_by_reason_and_of_all(run: Run, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if a drop takes more than it was told, or the ledger forgets."""
+    none = run("dead", "drop", "--reason", "in other words", "--yes")
+    assert (none.exit_code, "headrace dead list" in none.stderr) == (1, True)
     assert run("dead", "drop", "--reason", "sealed with", "--yes").stdout == "dropped 1\n"
     assert left(engine) == {letters["rubbish"], letters["refused"]}
     assert run("dead", "drop", "--all", "--yes").stdout == "dropped 2\n"
