@@ -121,16 +121,14 @@ class Spans:
         return self._open(f"publish {lane}", SpanKind.PRODUCER, about, links, ROOT)
 
     def processing(
-        self, task: str, lane: str, message_id: str, headers: Mapping[str, Any]
+        self, task: str, lane: str, message_id: str, carriers: Iterable[Mapping[str, Any]]
     ) -> AbstractContextManager[object]:
         """Linked, and not the child: it may come hours later, and again, and holds what many requests brought."""
-        sent = get_current_span(
-            _headers.extract({"traceparent": str(headers.get("traceparent"))}, ROOT)
-        ).get_span_context()
+        links = [Link(sent) for sent in map(_sent, carriers) if sent.is_valid]
         about = self._message("process", task, lane) | {"headrace.task": task}
         if message_id:
             about |= {"messaging.message.id": message_id, "headrace.task_id": message_id}
-        return self._open(f"{task} {lane}", SpanKind.CONSUMER, about, [Link(sent)] if sent.is_valid else [], ROOT)
+        return self._open(f"{task} {lane}", SpanKind.CONSUMER, about, links, ROOT)
 
     def carried(self) -> dict[str, str]:
         """W3C's headers of the span that is now, if there is one."""
@@ -198,6 +196,11 @@ class Spans:
             except Exception as error:
                 _failed(span, error)
                 raise
+
+
+def _sent(headers: Mapping[str, Any]) -> SpanContext:
+    carrier = {"traceparent": str(headers.get("traceparent"))}
+    return get_current_span(_headers.extract(carrier, ROOT)).get_span_context()
 
 
 def _own(about: Mapping[str, str | int]) -> dict[str, str | int]:

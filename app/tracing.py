@@ -17,6 +17,7 @@ from app.config import Settings
 if TYPE_CHECKING:
     from app.otel import Spans
 
+OTHERS = "headrace-others"  # a header: what the messages carried that were joined to this one
 log = logging.getLogger(__name__)
 _spans: "Spans | None" = None
 _nothing = contextlib.nullcontext()
@@ -77,7 +78,10 @@ def processing(
     task: str, lane: str, message_id: str, headers: Mapping[str, Any] | None
 ) -> AbstractContextManager[object]:
     """The work on a message, linked to where it was sent."""
-    return _nothing if _spans is None else _spans.processing(task, lane, message_id, headers or {})
+    if _spans is None:
+        return _nothing
+    known = headers or {}
+    return _spans.processing(task, lane, message_id, [known, *known.get(OTHERS, ())])
 
 
 def holds(count: int) -> None:

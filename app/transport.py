@@ -5,18 +5,35 @@ between, the worker, or the broker with its answer not yet sent, takes the messa
 random, 4 of 6,000 acknowledged events were lost. BLMOVE (Redis 6.2, Valkey) moves it into a list beside the lane.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kombu.transport import redis, virtual
+
+from app.errors import DeadLetter
+from app.joining import Message, is_fresh, join
 
 TAKEN = ":taken"
 FOREIGN = ":foreign"
 TAKEN_SECONDS = 5.0  # what is longer in there belongs to nobody; an early return would only be done twice
 log = logging.getLogger(__name__)
-MOST_LOOKED_AT = 10
+MOST_LOOKED_AT = 50
+# What waits behind a message that was taken is taken along, up to so many messages and bytes of them.
+MOST_TOGETHER, MOST_BYTES = 32, 512 * 1024
+TAKE_ALONG = """
+local taken, bytes = {}, tonumber(ARGV[2])
+while #taken < tonumber(ARGV[1]) do
+    local raw = redis.call('LINDEX', KEYS[1], -1)
+    if not raw or #raw > bytes then break end
+    bytes = bytes - #raw
+    table.insert(taken, redis.call('LMOVE', KEYS[1], KEYS[2], 'RIGHT', 'LEFT'))
+end
+return taken"""
 PUT_BACK = "if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end"
 
 
@@ -33,10 +50,10 @@ class QoS(redis.QoS):
         with self.pipe_or_acquire() as pipe:
             pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
             pipe.hset(self.unacked_key, delivery_tag, written)
-            if self.channel.taken:
-                pipe.lrem(self.channel.lane + TAKEN, 1, self.channel.taken)
+            for raw in self.channel.taken:
+                pipe.lrem(self.channel.lane + TAKEN, 1, raw)
             pipe.execute()
-        self.channel.taken = None
+        self.channel.taken = ()
         virtual.QoS.append(self, message, delivery_tag)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
@@ -56,8 +73,18 @@ class Channel(redis.Channel):
     """Takes messages by BLMOVE. A worker works on one lane, and messages have no priorities."""
 
     QoS = QoS
+    _kept: Any = None
     lane = ""  # that was read last
-    taken: bytes | None = None  # and from it, until it is written down
+    taken: Sequence[bytes] = ()  # and from it, until that is written down
+
+    @contextlib.contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """One client for the life of the channel: kombu makes one a command, which costs more than sending it."""
+        if client is None:
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         lanes = self._queue_cycle.consume(len(self.active_queues))
@@ -79,23 +106,40 @@ class Channel(redis.Channel):
                 raise
             if raw is None:
                 raise virtual.base.Empty
-            self.taken = raw
+            self.taken = [raw]
             message = self._message(raw)
             if message is None:
                 self._set_aside(raw)
                 raise virtual.base.Empty
+            if is_fresh(message) and len(raw) < MOST_BYTES:
+                message = self._with_others(message, raw)
             self.connection._deliver(message, self.lane)  # noqa: SLF001 - kombu's own way
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
 
+    def _with_others(self, message: Message, raw: bytes) -> Message:
+        """The message and those that wait behind it, as one. None of them is anywhere else meanwhile than in TAKEN."""
+        places = (self.lane, self.lane + TAKEN)
+        with self.conn_or_acquire() as client:
+            others = client.eval(TAKE_ALONG, 2, *places, MOST_TOGETHER - 1, MOST_BYTES - len(raw))
+            fresh = list(itertools.takewhile(lambda one: one and is_fresh(one), map(self._message, others)))
+            try:
+                joined = join([message, *filter(None, fresh)]) if fresh else message
+            except DeadLetter:  # whichever it is that cannot be read: each goes alone
+                joined, fresh = message, []
+            for other in reversed(others[len(fresh) :]):
+                client.eval(PUT_BACK, 2, *reversed(places), other)
+        self.taken = [raw, *others[: len(fresh)]]
+        return joined
+
     def _set_aside(self, raw: bytes) -> None:
         """Bytes that are no message would end the worker, and after it the next one. They are kept, out of the way."""
         log.error("something that is no message was in lane %s; it is kept in %s%s", self.lane, self.lane, FOREIGN)
         with self.conn_or_acquire() as client:
             client.pipeline().lrem(self.lane + TAKEN, 1, raw).lpush(self.lane + FOREIGN, raw).execute()
-        self.taken = None
+        self.taken = ()
 
     def _message(self, raw: bytes) -> dict[str, Any] | None:
         try:

@@ -1,11 +1,14 @@
 """The workers' transport on a real Valkey: a message is always in a place where it is found again."""
 
+import base64
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from celery import Task
@@ -16,7 +19,7 @@ from app.config import Settings
 from app.delivery import Delivery
 from app.errors import TryLater
 from app.queue import Publisher, make_celery
-from app.transport import TAKEN
+from app.transport import FOREIGN, MOST_BYTES, MOST_TOGETHER, TAKEN
 from tests.support import delivery, rows, until, worker, workout
 from workers.tasks import again_later
 
@@ -159,6 +162,81 @@ def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
         assert broker.lock(dead.unacked_mutex_key, timeout=dead.unacked_mutex_expire).acquire(blocking=False)
     with worker(settings, tmp_path / "log"):
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+
+
+# What waits together
+
+
+def test_what_waits_together_is_applied_together(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
+) -> None:
+    """Breaks if a lane that has filled is worked off at a message's price for each, or anything of it is lost."""
+    count = 200
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
+    with worker(settings, tmp_path / "log"):
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == count and held(broker) == 0)
+    (found,) = rows(engine, "SELECT count(*) AS n, count(DISTINCT applied_at) AS together FROM health.deliveries")
+    assert found["n"] == count
+    assert found["together"] <= 2 * count / MOST_TOGETHER
+    assert rows(engine, "SELECT DISTINCT outcome, attempts FROM health.deliveries") == [
+        {"outcome": "applied", "attempts": 1}
+    ]
+
+
+def test_what_was_taken_together_comes_back_together(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
+) -> None:
+    """Breaks if a worker that is killed with joined messages takes along all but the first."""
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(5)))
+    seen = []
+
+    def give_back(message: Any) -> None:
+        seen.append((message.headers["argsrepr"], broker.llen(LIVE), broker.llen(LIVE + TAKEN), broker.hlen("unacked")))
+        message.reject(requeue=True)
+
+    take(settings, give_back)
+    assert (seen, broker.llen(LIVE), held(broker)) == ([("(5 deliveries)", 0, 0, 1)], 1, 1)
+    with worker(settings, tmp_path / "log"):
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 5)
+
+
+def test_no_more_is_taken_along_than_a_worker_can_hold(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if messages of megabytes are joined, or so many that one transaction takes seconds."""
+    noise = os.urandom(MOST_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large
+    publish(settings, *([delivery(workout("u1", note=noise))] for _ in range(4)))
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(2 * MOST_TOGETHER)))
+    taken: list[int] = []
+
+    def note(message: Any) -> None:
+        taken.append(int(message.headers["argsrepr"][1:].partition(" ")[0]))
+        message.ack()
+
+    while broker.llen(LIVE):
+        take(settings, note)
+    assert (sum(taken), max(taken), taken[0]) == (4 + 2 * MOST_TOGETHER, MOST_TOGETHER, 2), taken
+
+
+@pytest.mark.parametrize("odd", ["rubbish", "retried", "newer", "another task"])
+def test_what_cannot_be_joined_stops_nothing(
+    engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path, odd: str
+) -> None:
+    """Breaks if one message among others that is of another kind takes them along, or stays for ever."""
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(9)))
+    message = json.loads(broker.lindex(LIVE, 4) or b"")
+    arguments = json.loads(base64.b64decode(message["body"]))
+    if odd == "retried":
+        message["headers"] |= {"retries": 1}
+    elif odd == "newer":
+        arguments[0] = [base64.b64encode(msgspec.msgpack.encode([2, []])).decode()]
+    elif odd == "another task":
+        message["headers"] |= {"task": "headrace.unheard"}
+    message["body"] = base64.b64encode(json.dumps(arguments).encode()).decode()
+    broker.lset(LIVE, 4, b"rubbish" if odd == "rubbish" else json.dumps(message))
+    with worker(settings, tmp_path / "log"):
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == (9 if odd == "retried" else 8))
+        until(lambda: held(broker) == 0)
+    kept = len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) + broker.llen(LIVE + FOREIGN)
+    assert kept == (0 if odd == "retried" else 1)
 
 
 # A task that cannot be put back
