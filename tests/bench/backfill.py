@@ -9,7 +9,6 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.providers import junction
 from tests.bench import pages
-from tests.bench.floors import merging
 from tests.bench.pages import PAGES, SAMPLES_A_PAGE, WINDOW, page
 from tests.bench.passage import people
 from tests.bench.probe import Probe, Sender
@@ -37,7 +36,7 @@ def measure(plan: Plan) -> Backfill:
                 time.sleep(plan.people * QUIET_SECONDS)
             with Probe(stack, plan.probes) as beside:
                 stored, seconds = _pull(stack, plan.people)
-            floors = dict(_floors(stack.database_url, url, plan.people))
+            floors = dict(_floors(url))
     missing = plan.people * PAGES * SAMPLES_A_PAGE - stored
     return Backfill(stored, missing, stored / seconds, before.to_row, beside.to_row, floors)
 
@@ -69,12 +68,11 @@ def _fetched(engine: Engine, users: Sequence[str]) -> float:
         time.sleep(0.2)
 
 
-def _floors(database_url: str, url: str, count: int) -> Iterator[tuple[str, float]]:
+def _floors(url: str) -> Iterator[tuple[str, float]]:
     """What each part of a page's way does alone, in samples a second."""
     yield "the page server, to two connections", pages.ceiling(url, PAGES)
     yield "asking for pages alone, 1 process", _asking(url)
     yield "reading pages alone, 1 process", _reading()
-    yield "bulk merge of pages alone, 2 processes", merging(database_url, max(count // 2, 2), 2)
 
 
 def _asking(url: str, seconds: float = 2.0) -> float:

@@ -48,7 +48,7 @@ def measure(plan: Plan) -> Floors:
             {size: publishing(broker_url, size) for size in SIZES},
             {size: applying(settings, size, 60) for size in SIZES},
             applying(settings, 10, 6, samples=True) * SAMPLES_AN_EVENT,
-            merging(database_url, 5, 1),
+            {count: merging(database_url, 3, count) for count in sorted({1, plan.workers})},
         )
 
 
@@ -138,12 +138,11 @@ def deliveries(kind: str, count: int) -> list[Delivery]:
 def merging(database_url: str, people: int, processes: int) -> float:
     """Samples a second that processes copy, merge and commit who have read them before, page by page.
 
-    Each for people of its own.
+    Each for so many people of its own.
     """
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(processes + 1), context.Barrier(processes + 1)
-    share = people // processes
-    children = [context.Process(target=_merge_all, args=(database_url, share, ready, go)) for _ in range(processes)]
+    children = [context.Process(target=_merge_all, args=(database_url, people, ready, go)) for _ in range(processes)]
     for child in children:
         child.start()
     ready.wait(120)
@@ -153,7 +152,7 @@ def merging(database_url: str, people: int, processes: int) -> float:
         child.join(300)
     if any(child.exitcode for child in children):
         raise RuntimeError("a process could not write")
-    return share * processes * PAGES * SAMPLES_A_PAGE / (time.perf_counter() - began)
+    return people * processes * PAGES * SAMPLES_A_PAGE / (time.perf_counter() - began)
 
 
 def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:

@@ -55,15 +55,14 @@ def _register(engine: Engine, users: Sequence[str]) -> None:
 
 
 def _fill(stack: Stack, present: int, wanted: int, console: Console) -> int:
-    """Stores about as many samples as are wanted, straight into the table, and lets PostgreSQL settle."""
+    """Stores samples straight into the table, as many as are wanted but for a few, and lets PostgreSQL settle."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    each = AT_ONCE // USERS
     with (
         psycopg.connect(stack.database_url, autocommit=True) as connection,
         Progress(*columns, console=console, transient=True) as progress,
     ):
         task = progress.add_task(f"filling up to {wanted:,} samples", total=wanted, completed=present)
-        while present + AT_ONCE // 2 < wanted:
+        while each := min(AT_ONCE, wanted - present) // USERS:
             first = present // USERS + 1  # the sample of START itself is one that is sent
             connection.execute(FILL, {"start": START, "first": first, "last": first + each - 1})
             present += each * USERS

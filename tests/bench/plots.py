@@ -6,9 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from tests.bench.results import SAMPLES_AN_EVENT, Grown, Live, Passage, Results, Soak
+from tests.bench.verdict import ANSWER_MS
 
 mpl.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN = "tab:blue", "tab:orange", "tab:green"
@@ -40,9 +41,11 @@ def _connections(results: Results, live: Live, file: Path) -> Path:
     paced, at = live.paced, f"at 80 % ({live.rate:,.0f}/s)"
     times.plot(paced.connections, paced.answer.p50, "o", color=GREEN, label=f"p50 {at}", markersize=10)
     times.plot(paced.connections, paced.answer.p99, "s", color=GREEN, label=f"p99 {at}", markersize=10)
+    times.axhline(ANSWER_MS, color="gray", linestyle="--", label=f"aim for p99 at 80 % ({ANSWER_MS} ms)")
     _label(times, "Time of answer", "connections", "milliseconds")
     times.set_yscale("log")
-    times.yaxis.set_major_formatter(ScalarFormatter())
+    times.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    times.yaxis.set_major_formatter(THOUSANDS)
     for axes in (rates, times):
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])

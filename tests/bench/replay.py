@@ -48,8 +48,9 @@ def _emptied(database_url: str, name: str) -> str:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
-    with _engine(_settings(url)) as engine:
-        migrate(engine)
+    engine = make_engine(_settings(url), "headrace-bench")  # a writer's connections want the schema to be there
+    migrate(engine)
+    engine.dispose()
     return url
 
 

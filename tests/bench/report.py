@@ -34,7 +34,7 @@ def _reached(share: float) -> str:
 
 
 def _table(title: str, *columns: str, caption: str = "") -> Table:
-    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left", min_width=60)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     return table
@@ -60,8 +60,13 @@ def _floors(results: Results) -> Iterable[Table]:
     for size, rate in floors.applying.items():
         table.add_row(f"applying alone, {size} to a message, 1 process", f"{rate:,.0f}", "")
     table.add_row("applying samples alone, 1 process", f"{floors.applying_samples:,.0f}", "")
-    table.add_row("bulk merge of samples alone, 1 process", f"{floors.merging:,.0f}", "")
+    for name, rate in _merging(floors).items():
+        table.add_row(name, f"{rate:,.0f}", "")
     yield table
+
+
+def _merging(floors: Floors) -> dict[str, float]:
+    return {f"bulk merge of samples alone, processes: {count}": rate for count, rate in floors.merging.items()}
 
 
 def _live(results: Results) -> Iterable[Table]:
@@ -112,11 +117,18 @@ def _samples(results: Results) -> Iterable[Table]:
     one, floors = results.samples, results.floors
     assert one
     assert floors
-    columns = ["accepted/s", "committed/s", "answer p50 / p99, ms", "of bulk merge", "of applying alone", "missing"]
+    columns = [
+        "accepted/s",
+        "committed/s",
+        "answer p50 / p99, ms",
+        "of bulk merge alone",
+        "of applying alone",
+        "missing",
+    ]
     table = _table("Samples, 1,000 an event, 32 connections", *columns)
     rates = [rate * SAMPLES_AN_EVENT for rate in (one.accepted, one.committed)]
     ratios = [
-        _ratio(rates[1], floors.merging),
+        _ratio(rates[1], floors.merging[results.plan.workers]),
         _ratio(rates[1], floors.applying_samples * results.plan.workers),
     ]
     table.add_row(*(f"{rate:,.0f}" for rate in rates), _times(one.answer), *ratios, _lost(one))
@@ -131,7 +143,7 @@ def _backfill(results: Results) -> Iterable[Table]:
     lost = f", {found.missing:,} MISSING" if found.missing else ""
     table.add_row(f"{found.samples:,} samples{lost}", f"{found.rate:,.0f}", "")
     assert results.floors
-    for name, floor in (found.floors | {"bulk merge alone, 1 process": results.floors.merging}).items():
+    for name, floor in (found.floors | _merging(results.floors)).items():
         table.add_row(name, f"{floor:,.0f}", _ratio(found.rate, floor))
     yield table
 

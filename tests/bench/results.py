@@ -73,7 +73,7 @@ class Floors:
     publishing: dict[int, float]  # by deliveries to a message
     applying: dict[int, float]  # likewise
     applying_samples: float
-    merging: float
+    merging: dict[int, float]  # samples, by processes
 
 
 @dataclass(frozen=True)
