@@ -26,7 +26,7 @@ PARTS: dict[str, Callable[[Plan, Console], Any]] = {
 DEFAULT, WIDTH = Plan(), 125
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--seconds", type=click.FloatRange(1), default=DEFAULT.seconds, help="length of each load")
 @click.option("--workers", type=click.IntRange(1), default=DEFAULT.workers, help="worker processes per lane")

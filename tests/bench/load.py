@@ -19,6 +19,8 @@ import msgspec
 from tests.bench.results import SAMPLES_AN_EVENT
 from tests.support import START, event, message_id, signed
 
+READY_SECONDS = 300
+
 
 @dataclass
 class Load:
@@ -185,8 +187,10 @@ def run(
     plan = (connections, seconds, 1 / rate if rate else 0.0, ready, go, result)
     child = context.Process(target=_process, args=((url, secret, kind, users, numbers), plan), daemon=True)
     child.start()
-    if not ready.wait(300):
-        raise TimeoutError("the load generator did not get ready")
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready.wait(1):
+        if not child.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the load generator did not get ready")
     if on_go:
         on_go()
     go.set()

@@ -13,7 +13,7 @@ from tests.bench.verdict import ANSWER_MS
 
 mpl.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN = "tab:blue", "tab:orange", "tab:green"
-THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+THOUSANDS = FuncFormatter(lambda value, _: f"{round(value, 2):,g}")
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
