@@ -57,4 +57,4 @@ def main(*, parts: Sequence[str], out: Path | None, **asked: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="deploy/bench")

@@ -17,7 +17,7 @@ from app.config import Settings, load
 from app.delivery import Delivery, pack
 from app.providers import junction
 from app.queue import Publisher, make_celery
-from tests.bench.load import MAKERS, run, workout_event
+from tests.bench.load import MAKERS, Load, run, workout_event
 from tests.bench.pages import PAGES, SAMPLES_A_PAGE, page
 from tests.bench.results import SAMPLES_AN_EVENT, Floors, Plan, Times, times
 from tests.bench.stack import running_floor, running_servers
@@ -29,21 +29,18 @@ from workers.store.users import touch_users
 from workers.store.writer import Numbered, write
 
 SIZES = (1, 10, 50)  # deliveries to a message
-CONNECTIONS = 32
+CONNECTIONS, ROUNDS = 32, 3
 MOST = 16_000  # requests that are made ready for a second of load
 
 
 def measure(plan: Plan) -> Floors:
     """All of them, on the endpoint's web server and on servers that nobody else is at."""
-    bare_rate, bare_answer = _answering("bare", plan.seconds / 2)
-    verified_rate, verified_answer = _answering("verified", plan.seconds / 2)
+    answering = {target: _answering(target, plan.seconds / 2) for target in ("bare", "verified")}
     with running_servers() as (database_url, broker_url):
         settings = load({"DATABASE_URL": database_url})
         return Floors(
-            bare_rate,
-            bare_answer,
-            verified_rate,
-            verified_answer,
+            *answering["bare"],
+            *answering["verified"],
             verifying(),
             {size: publishing(broker_url, size) for size in SIZES},
             {size: applying(settings, size, 60) for size in SIZES},
@@ -53,12 +50,14 @@ def measure(plan: Plan) -> Floors:
 
 
 def _answering(target: str, seconds: float) -> tuple[float, Times]:
-    numbers = range(int(seconds * MOST))
+    """The best of some rounds: whatever else the machine does can only make a floor too low, and the rest look good."""
+    numbers, rounds = range(int(seconds * MOST)), list[Load]()
     with running_floor(target, JUNCTION_SECRET) as url:
-        found = run(
-            url, JUNCTION_SECRET, "workouts", ["floor"], connections=CONNECTIONS, seconds=seconds, numbers=numbers
-        )
-    return found.accepted / found.seconds, times(found.seconds_each)
+        for _ in range(ROUNDS):
+            given = (url, JUNCTION_SECRET, "workouts", ["floor"])
+            rounds.append(run(*given, connections=CONNECTIONS, seconds=seconds, numbers=numbers))
+    best = max(rounds, key=lambda one: one.accepted / one.seconds)
+    return best.accepted / best.seconds, times(best.seconds_each)
 
 
 def _route(*, verify: bool) -> Flask:

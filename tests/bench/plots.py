@@ -42,10 +42,9 @@ def _connections(results: Results, live: Live, file: Path) -> Path:
     times.plot(paced.connections, paced.answer.p50, "o", color=GREEN, label=f"p50 {at}", markersize=10)
     times.plot(paced.connections, paced.answer.p99, "s", color=GREEN, label=f"p99 {at}", markersize=10)
     times.axhline(ANSWER_MS, color="gray", linestyle="--", label=f"aim for p99 at 80 % ({ANSWER_MS} ms)")
-    _label(times, "Time of answer", "connections", "milliseconds")
     times.set_yscale("log")
+    _label(times, "Time of answer", "connections", "milliseconds")
     times.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    times.yaxis.set_major_formatter(THOUSANDS)
     for axes in (rates, times):
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
@@ -96,7 +95,8 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_ylim(bottom=0, auto=None)
+    if axes.get_yscale() == "linear":  # from nothing on, or small differences would look large
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.legend()
 

@@ -23,7 +23,7 @@ from workers.store.engine import make_engine, make_writer, migrate
 from workers.store.kept import Window
 
 TOGETHER = 20  # deliveries to a message, when they come first
-EVENTS = {"workouts": 2_000, "heartrate": 25}  # for each second that loads last
+EVENTS = {"workouts": 4_000, "heartrate": 50}  # for each second that loads last
 SIZE = text("""
 SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM pg_class
 WHERE relnamespace = 'headrace'::regnamespace AND relkind = 'r'""")

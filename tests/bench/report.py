@@ -25,12 +25,22 @@ def show_verdict(console: Console, results: Results) -> None:
     table = _table("What it must show", "", "wanted", "found", "share", "reached", "scaled", "", caption=caption)
     for aim in verdict.aims(results):
         scaled = "" if aim.scaled_share is None else f"{_reached(aim.scaled_share)} ({aim.scaled_share:.0%})"
-        table.add_row(aim.name, aim.wanted, aim.found, f"{aim.share:.0%}", _reached(aim.share), scaled, aim.remark)
+        table.add_row(
+            aim.name,
+            aim.wanted,
+            aim.found,
+            f"{aim.share:.0%}",
+            _reached(aim.share, is_whole=aim.is_whole),
+            scaled,
+            aim.remark,
+        )
     console.print(table)
 
 
-def _reached(share: float) -> str:
-    return "[green]yes[/]" if share >= 1 else "[red]no[/]"
+def _reached(share: float, *, is_whole: bool = True) -> str:
+    if share < 1:
+        return "[red]no[/]"
+    return "[green]yes[/]" if is_whole else "[yellow]so far[/]"
 
 
 def _table(title: str, *columns: str, caption: str = "") -> Table:
