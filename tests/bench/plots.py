@@ -87,18 +87,18 @@ def _memory(soak: Soak, file: Path) -> Path:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([at / 60 for at in soak.seconds], soak.mb, color=BLUE, label=f"slope {soak.slope:+.2f} MB a minute")
-    _label(axes, f"The endpoint's memory at {soak.rate:,.0f} workouts a second", "minutes", "MB, all its processes")
+    _label(axes, f"The endpoint's memory at {soak.rate:,.0f} workouts a second", "minutes", "MB", legend="lower right")
     return _saved(figure, file)
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def _label(axes: Axes, title: str, x: str, y: str, legend: str = "best") -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if axes.get_yscale() == "linear":  # from nothing on, or small differences would look large
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     axes.yaxis.set_major_formatter(THOUSANDS)
-    axes.legend()
+    axes.legend(loc=legend)
 
 
 def _saved(figure: Figure, file: Path) -> Path:

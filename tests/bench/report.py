@@ -18,12 +18,12 @@ def show(console: Console, results: Results, part: str) -> None:
 
 def show_verdict(console: Console, results: Results) -> None:
     """Which aims were reached, as they stand and in proportion to how fast this machine is."""
-    scale = verdict.machine(results)
+    scale, found = verdict.machine(results), list(verdict.aims(results))
     caption = (
         f"This machine: Flask and verification at {scale:.2f} of the {verdict.REFERENCE_FLOOR:,}/s that rates are for"
     )
     table = _table("What it must show", "", "wanted", "found", "share", "reached", "scaled", "", caption=caption)
-    for aim in verdict.aims(results):
+    for aim in found:
         scaled = "" if aim.scaled_share is None else f"{_reached(aim.scaled_share)} ({aim.scaled_share:.0%})"
         table.add_row(
             aim.name,
@@ -34,7 +34,8 @@ def show_verdict(console: Console, results: Results) -> None:
             scaled,
             aim.remark,
         )
-    console.print(table)
+    if found:
+        console.print(table)
 
 
 def _reached(share: float, *, is_whole: bool = True) -> str:
