@@ -1,21 +1,63 @@
-"""The floors: what parts of the way cost alone, measured beside the whole, so that every figure is also a ratio."""
+"""The floors: what parts of the way cost alone, measured in the same run, so that every figure is also a ratio."""
 
+import multiprocessing
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 from flask import Flask, Response, request
+from werkzeug.datastructures import Headers
 
+from app.actions import Samples
+from app.catalogue import catalogue
 from app.config import Settings, load
 from app.delivery import Delivery, pack
 from app.providers import junction
 from app.queue import Publisher, make_celery
-from tests.bench.load import samples_event, workout_event
-from tests.support import ENCRYPTION_KEY, delivery
+from tests.bench.load import MAKERS, Load, run, workout_event
+from tests.bench.pages import PAGES, SAMPLES_A_PAGE, page
+from tests.bench.results import SAMPLES_AN_EVENT, Floors, Plan, Times, times
+from tests.bench.stack import running_floor, running_servers
+from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, delivery, signed
 from workers.apply import Applier
-from workers.store.engine import make_writer
+from workers.store.engine import make_writer, transaction
+from workers.store.series import SeriesNumbers
+from workers.store.users import touch_users
+from workers.store.writer import Numbered, write
+
+SIZES = (1, 10, 50)  # deliveries to a message
+CONNECTIONS, ROUNDS = 32, 3
+MOST = 16_000  # requests that are made ready for a second of load
+
+
+def measure(plan: Plan) -> Floors:
+    """All of them, on the endpoint's web server and on servers that nobody else is at."""
+    answering = {target: _answering(target, plan.seconds / 2) for target in ("bare", "verified")}
+    with running_servers() as (database_url, broker_url):
+        settings = load({"DATABASE_URL": database_url})
+        return Floors(
+            *answering["bare"],
+            *answering["verified"],
+            verifying(),
+            {size: publishing(broker_url, size) for size in SIZES},
+            {size: applying(settings, size, 60) for size in SIZES},
+            applying(settings, 10, 6, samples=True) * SAMPLES_AN_EVENT,
+            {count: merging(database_url, 3, count) for count in sorted({1, plan.workers})},
+        )
+
+
+def _answering(target: str, seconds: float) -> tuple[float, Times]:
+    """The best of some rounds: whatever else the machine does can only make a floor too low, and the rest look good."""
+    numbers, rounds = range(int(seconds * MOST)), list[Load]()
+    with running_floor(target, JUNCTION_SECRET) as url:
+        for _ in range(ROUNDS):
+            given = (url, JUNCTION_SECRET, "workouts", ["floor"])
+            rounds.append(run(*given, connections=CONNECTIONS, seconds=seconds, numbers=numbers))
+    best = max(rounds, key=lambda one: one.accepted / one.seconds)
+    return best.accepted / best.seconds, times(best.seconds_each)
 
 
 def _route(*, verify: bool) -> Flask:
@@ -45,15 +87,21 @@ def verified() -> Flask:
     return _route(verify=True)
 
 
-def _deliveries(count: int, *, samples: bool = False) -> list[Delivery]:
-    make = samples_event if samples else workout_event
-    return [delivery(make(f"floor-{number % 50}", number), datetime.now(UTC)) for number in range(count)]
+def verifying(seconds: float = 1.0) -> float:
+    """Requests a second that one process verifies, without a web server."""
+    given = msgspec.json.encode(workout_event("floor", 0))
+    headers, settings = Headers(signed(given)), load({"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET})
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() < began + seconds:
+        junction.verify(headers, given, settings, datetime.now(UTC))
+        count += 1
+    return count / (time.perf_counter() - began)
 
 
-def publishing(broker_url: str, *, size: int, seconds: float = 2.0) -> float:
-    """Deliveries a second that one thread publishes, `size` to a message. Leaves the lane as it was: empty."""
+def publishing(broker_url: str, size: int, seconds: float = 2.0) -> float:
+    """Deliveries a second that one thread publishes, `size` to a message, to a broker from which nobody takes."""
     celery = make_celery(Settings(broker_url=broker_url), "publisher")
-    publisher, message, sent = Publisher(celery), _deliveries(size), 0
+    publisher, message, sent = Publisher(celery), deliveries("workouts", size), 0
     began = time.perf_counter()
     while time.perf_counter() < began + seconds:
         publisher.publish(message)
@@ -65,21 +113,66 @@ def publishing(broker_url: str, *, size: int, seconds: float = 2.0) -> float:
     return rate
 
 
-def applying(settings: Settings, *, size: int, messages: int, samples: bool = False) -> float:
+def applying(settings: Settings, size: int, messages: int, *, samples: bool = False) -> float:
     """Deliveries a second that one process applies, `size` to a message."""
     settings = replace(settings, encryption_keys=(ENCRYPTION_KEY,))
-    deliveries = _deliveries(size * (messages + 1), samples=samples)
-    packed = [pack(deliveries[start : start + size]) for start in range(0, len(deliveries), size)]
-    with _applier(settings) as applier:
-        applier.apply(packed.pop())
-        began = time.perf_counter()
-        for message in packed:
-            applier.apply(message)
-        return size * messages / (time.perf_counter() - began)
-
-
-@contextmanager
-def _applier(settings: Settings) -> Iterator[Applier]:
+    given = deliveries("heartrate" if samples else "workouts", size * (messages + 1))
+    packed = [pack(given[start : start + size]) for start in range(0, len(given), size)]
     engine = make_writer(settings)
-    yield Applier(engine, settings)
+    applier = Applier(engine, settings)
+    applier.apply(packed.pop())
+    began = time.perf_counter()
+    for message in packed:
+        applier.apply(message)
+    rate = size * messages / (time.perf_counter() - began)
     engine.dispose()
+    return rate
+
+
+def deliveries(kind: str, count: int) -> list[Delivery]:
+    """So many deliveries, as the endpoint would have sealed them, of fifty people."""
+    return [delivery(MAKERS[kind](f"floor-{number % 50}", number), datetime.now(UTC)) for number in range(count)]
+
+
+def merging(database_url: str, people: int, processes: int) -> float:
+    """Samples a second that processes copy, merge and commit who have read them before, page by page.
+
+    Each for so many people of its own.
+    """
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Barrier(processes + 1), context.Barrier(processes + 1)
+    children = [context.Process(target=_merge_all, args=(database_url, people, ready, go)) for _ in range(processes)]
+    for child in children:
+        child.start()
+    ready.wait(120)
+    go.wait(120)
+    began = time.perf_counter()
+    for child in children:
+        child.join(300)
+    if any(child.exitcode for child in children):
+        raise RuntimeError("a process could not write")
+    return people * processes * PAGES * SAMPLES_A_PAGE / (time.perf_counter() - began)
+
+
+def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
+    engine = make_writer(load({"DATABASE_URL": database_url}), "headrace-bench-floor")
+    numbers, read = SeriesNumbers(engine), [_samples(page(number, PAGES)) for number in range(PAGES)]
+    with transaction(engine) as connection:  # else the first page would pay for the connection
+        touch_users(connection, {"floor": None})
+    ready.wait(120)
+    go.wait(120)
+    for _ in range(people):
+        user = str(uuid.uuid4())
+        for samples in read:
+            action = replace(samples, user_id=user)
+            known = numbers.of([action.series])
+            with transaction(engine) as connection:
+                touch_users(connection, {user: None})
+                write(connection, [Numbered(0, action)], "backfill", known)
+    engine.dispose()
+
+
+def _samples(body: bytes) -> Samples:
+    (action,) = junction.read_page(catalogue()["heartrate"], "floor", body, datetime.now(UTC)).actions
+    assert isinstance(action, Samples)
+    return action

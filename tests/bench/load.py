@@ -16,28 +16,26 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tests.bench.results import SAMPLES_AN_EVENT
 from tests.support import START, event, message_id, signed
 
-SAMPLES_AN_EVENT = 1000
+READY_SECONDS = 300
 
 
 @dataclass
 class Load:
-    """What came of a run: answers by status, their times, and how long it took."""
+    """What came of a run: answers by status, their times, how long it took, and what the generator itself cost."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds_each: list[float] = field(default_factory=list)
     began: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def accepted(self) -> int:
         """How many were answered 202."""
         return self.statuses[202]
-
-    def percentile(self, share: float) -> float:
-        """The time of answer that this share of requests stayed under, in milliseconds."""
-        return sorted(self.seconds_each)[int(len(self.seconds_each) * share)] * 1000
 
 
 def workout_event(user_id: str, number: int) -> dict[str, Any]:
@@ -155,16 +153,16 @@ def _send_all(address: tuple[str, int], requests: list[bytes], connections: int,
 
 
 def _process(what: Any, plan: Any) -> None:
-    (url, secret, kind, users, most), (connections, seconds, pause, ready, go, result) = what, plan
+    (url, secret, kind, users, numbers), (connections, seconds, pause, ready, go, result) = what, plan
     where, make = urlsplit(url), MAKERS[kind]
-    bodies = (msgspec.json.encode(make(users[number % len(users)], number)) for number in range(most))
+    bodies = (msgspec.json.encode(make(users[number % len(users)], number)) for number in numbers)
     requests = [as_request(where.path, body, secret) for body in bodies]
     gc.disable()
     ready.set()
     go.wait()
-    began = time.time()
+    began, cpu = time.time(), time.process_time()
     load = _send_all((where.hostname or "", where.port or 80), requests, connections, seconds, pause)
-    load.began = began
+    load.began, load.cpu_seconds = began, time.process_time() - cpu
     result.put(load)
 
 
@@ -176,17 +174,25 @@ def run(
     *,
     connections: int,
     seconds: float,
-    most: int,
+    numbers: range,
     rate: float | None = None,
+    on_go: Callable[[], None] | None = None,
 ) -> Load:
-    """Sends from a process of its own until the time is up or `most` requests are through; at a `rate` if told to."""
+    """Sends from a process of its own until the time is up or events of all `numbers` are through.
+
+    At a `rate` if one is given. `on_go` is called when everything is prepared, just before the first request.
+    """
     context = multiprocessing.get_context("spawn")
     ready, go, result = context.Event(), context.Event(), context.Queue()
     plan = (connections, seconds, 1 / rate if rate else 0.0, ready, go, result)
-    child = context.Process(target=_process, args=((url, secret, kind, users, most), plan), daemon=True)
+    child = context.Process(target=_process, args=((url, secret, kind, users, numbers), plan), daemon=True)
     child.start()
-    if not ready.wait(300):
-        raise TimeoutError("the load generator did not get ready")
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready.wait(1):
+        if not child.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the load generator did not get ready")
+    if on_go:
+        on_go()
     go.set()
     try:
         return cast("Load", result.get(timeout=seconds + 90))

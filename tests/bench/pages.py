@@ -14,6 +14,7 @@ import msgspec
 from tests.support import START
 
 SAMPLES_A_PAGE = 1000
+PAGES = 50  # of one person's history
 WINDOW = timedelta(days=11)  # with the day that is added on each side it is still one slice
 SOURCE = {"provider": "garmin", "type": "watch"}
 

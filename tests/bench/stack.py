@@ -1,4 +1,4 @@
-"""A `headrace up` of its own for a benchmark, and a bare Flask route to compare with."""
+"""What is measured: a `headrace up` of its own, only its servers, or a bare Flask route to compare with."""
 
 import contextlib
 import json
@@ -10,30 +10,60 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from sqlalchemy import Engine
+
+from app.config import load
+from workers import embedded
 from workers.embedded import free_port
+from workers.store.engine import make_engine, migrate
+from workers.supervisor import Pids, running
 
 START_SECONDS = 120
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A complete stack: where its endpoint is, how to sign for it, its database, and its processes."""
+
+    url: str
+    secret: str
+    database_url: str
+    engine: Engine
+    pids: Pids
+
+
 @contextlib.contextmanager
-def running_stack(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """What stack.json says of a complete stack, which ends with the block."""
+def running_stack(workers: int, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A stack that is ready, and ends with the block."""
+    with _folder() as folder:
+        # A port of its own: web servers share theirs with each other, so another stack could answer on the usual one.
+        command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
+        command += ["--port", str(free_port()), "--workers", str(workers)]
+        with (folder / "output").open("wb") as output:
+            process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
+        try:
+            says = _wait(process, folder / "data" / "stack.json", folder / "output")
+            engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-bench")
+            url, secret = f"{says['web']}/webhooks/junction", says["junction_webhook_secret"]
+            yield Stack(url, secret, says["database_url"], engine, says["processes"])
+            engine.dispose()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
-    folder.chmod(0o755)
-    # A port of its own: web servers share theirs with each other, so another stack could answer on the usual one.
-    command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
-    command += ["--port", str(free_port()), *options]
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
+    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
     try:
-        yield _wait(process, folder / "data" / "stack.json", folder / "output")
+        yield folder
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -44,6 +74,19 @@ def _wait(process: subprocess.Popen[bytes], stack: Path, output: Path) -> dict[s
             raise RuntimeError(f"the stack did not start: {output.read_text()[-500:]}")
         time.sleep(0.1)
     return dict(json.loads(stack.read_text()))
+
+
+@contextlib.contextmanager
+def running_servers() -> Iterator[tuple[str, str]]:
+    """The URLs of a migrated PostgreSQL and a Valkey, set up as in a stack, with nobody at work on them."""
+    with _folder() as folder:
+        postgres, database_url = embedded.postgres(folder / "postgres", "bench", folder / "postgres.log")
+        valkey, broker_url = embedded.valkey(folder / "broker", "bench", folder / "broker.log")
+        with running(postgres), running(valkey):
+            engine = make_engine(load({"DATABASE_URL": database_url}), "headrace-bench")
+            migrate(engine)
+            engine.dispose()
+            yield database_url, broker_url
 
 
 @contextlib.contextmanager

@@ -53,7 +53,15 @@ def test_the_image_holds_what_is_needed_and_nothing_else() -> None:
     assert not runtime & (wanted(PROJECT["optional-dependencies"]["test"]) - {"setuptools"} | EMBEDDED)
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-runtime.lock"])
+def test_what_the_benchmark_draws_with_changes_nothing_else() -> None:
+    """Breaks if what is measured with is of other versions than what is tested, or the plots' libraries go to all."""
+    whole, drawing = names(locked("requirements.lock")), names(locked("requirements-bench.lock"))
+    assert not whole & drawing
+    assert wanted(PROJECT["optional-dependencies"]["bench"]) <= drawing
+    assert all(locked("requirements-bench.lock").values())
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"])
 def test_a_lock_names_no_registry(lock: str) -> None:
     """Breaks if a lock sends everybody to the registry of whoever made it."""
     assert "://" not in (DEPLOY / lock).read_text(encoding="utf-8")
