@@ -536,9 +536,9 @@ def test_nothing_that_happens_makes_a_difference(engine: Engine, other: Engine, 
 def no_guard(patch: pytest.MonkeyPatch) -> None:
     """Whatever comes last wins."""
     guarded = str(writer.MERGE_SAMPLES)
-    patch.setattr(
-        writer, "MERGE_SAMPLES", text(guarded.replace("WHERE excluded.version", "WHERE true OR excluded.version"))
-    )
+    for guard in ("WHERE excluded.version", "WHERE NOT EXISTS"):
+        guarded = guarded.replace(guard, guard.replace("WHERE", "WHERE true OR"))
+    patch.setattr(writer, "MERGE_SAMPLES", text(guarded))
 
 
 def kept_always(patch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def upsert(target: Target, source: str) -> str:
     A row that is newer but says the same moves only the version: were it passed over, a version between the two that
     arrives late would be taken for the newest. It does not count as written: `changed` is false, and origin and
     stored_at stay. A row of the same version is taken only if its content ranks higher, the same way everywhere.
+
+    What would change nothing is left out beforehand: ON CONFLICT locks the rows that it then leaves alone, which is
+    written to disk like a change. The guard is still needed, for what others write meanwhile.
     """
     key, columns = ", ".join(target.key), ", ".join(target.columns)
     best = ", ".join([*target.key, "version DESC", *(f"{_ranked('incoming', *one)} DESC" for one in target.rank)])
@@ -39,20 +42,21 @@ def upsert(target: Target, source: str) -> str:
     differs = _differs(target, "stored", "excluded")
     return f"""
 INSERT INTO {target.table} AS stored ({columns}, origin, stored_at)
-SELECT DISTINCT ON ({key}) {columns}, origin, now() FROM {source} ORDER BY {best}
+SELECT DISTINCT ON ({key}) {columns}, origin, now() FROM {source}
+WHERE NOT EXISTS (SELECT 1 FROM {target.table} AS stored
+                  WHERE {_same_key(target)} AND NOT ({_goes_before("incoming", target)}))
+ORDER BY {best}
 ON CONFLICT ({key}) DO UPDATE SET {taken},
     origin = CASE WHEN {differs} THEN excluded.origin ELSE stored.origin END,
     stored_at = CASE WHEN {differs} THEN excluded.stored_at ELSE stored.stored_at END
-WHERE excluded.version > stored.version
-   OR (excluded.version = stored.version AND {_row("excluded", target)} > {_row("stored", target)})
+WHERE {_goes_before("excluded", target)}
 RETURNING {key}, version, stored_at = now() AS changed"""
 
 
 def outdone(target: Target, source: str) -> str:
     """SQL that names (column `n`) the deliveries of `source` that differ from what is stored: they came too late."""
-    same_key = " AND ".join(f"incoming.{name} = stored.{name}" for name in target.key)
     return f"""
-SELECT DISTINCT incoming.n FROM {source} JOIN {target.table} AS stored ON {same_key}
+SELECT DISTINCT incoming.n FROM {source} JOIN {target.table} AS stored ON {_same_key(target)}
 WHERE {_differs(target, "stored", "incoming")}"""
 
 
@@ -62,12 +66,22 @@ def credited(target: Target, source: str) -> str:
     For a source in which two deliveries have one key and version: what `upsert` returns does not tell them apart.
     """
     key = ", ".join(f"incoming.{name}" for name in target.key)
-    same_row = " AND ".join(f"incoming.{name} = stored.{name}" for name in (*target.key, "version"))
+    same_row = f"{_same_key(target)} AND incoming.version = stored.version"
     return f"""
 SELECT n, count(*) AS rows FROM (
     SELECT DISTINCT ON ({key}) incoming.n FROM {source} JOIN {target.table} AS stored ON {same_row}
     WHERE stored.stored_at = now() AND NOT ({_differs(target, "stored", "incoming")}) ORDER BY {key}, incoming.n
 ) AS winners GROUP BY n"""
+
+
+def _goes_before(owner: str, target: Target) -> str:
+    """The guard: whether a row takes the place of the stored one."""
+    ranks_higher = f"{_row(owner, target)} > {_row('stored', target)}"
+    return f"{owner}.version > stored.version OR ({owner}.version = stored.version AND {ranks_higher})"
+
+
+def _same_key(target: Target) -> str:
+    return " AND ".join(f"incoming.{name} = stored.{name}" for name in target.key)
 
 
 def _ranked(owner: str, name: str, for_null: str) -> str:

@@ -26,7 +26,10 @@ THINGS = Target(
 COLUMNS = "n int, owner text, place int, value float8, unit text, remark text, version timestamptz, origin text"
 SOURCE = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming({COLUMNS})"
 MERGE, LATE = upsert(THINGS, SOURCE), outdone(THINGS, SOURCE)
-UNSORTED = re.sub(r" ORDER BY .*", "", MERGE.replace("DISTINCT ON (owner, place) ", ""))
+# As they come: whatever is left out beforehand, a join may sort them after all.
+UNSORTED = re.sub(
+    r"\nWHERE NOT EXISTS.*?(?=\nON CONFLICT)", "", MERGE.replace("DISTINCT ON (owner, place) ", ""), flags=re.DOTALL
+)
 DAY = datetime(2026, 3, 14, tzinfo=UTC)
 
 # From the second row of a transaction on, whoever holds advisory lock 7 decides when it goes on.
