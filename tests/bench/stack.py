@@ -40,18 +40,24 @@ class Stack:
 @contextlib.contextmanager
 def running_stack(workers: int, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A stack that is ready, and ends with the block."""
+    with running_up("--workers", str(workers), environment=environment) as says:
+        engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-bench")
+        url, secret = f"{says['web']}/webhooks/junction", says["junction_webhook_secret"]
+        yield Stack(url, secret, says["database_url"], engine, says["processes"])
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def running_up(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """What stack.json says of a complete stack, which ends with the block."""
     with _folder() as folder:
         # A port of its own: web servers share theirs with each other, so another stack could answer on the usual one.
         command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
-        command += ["--port", str(free_port()), "--workers", str(workers)]
+        command += ["--port", str(free_port()), *options]
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
         try:
-            says = _wait(process, folder / "data" / "stack.json", folder / "output")
-            engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-bench")
-            url, secret = f"{says['web']}/webhooks/junction", says["junction_webhook_secret"]
-            yield Stack(url, secret, says["database_url"], engine, says["processes"])
-            engine.dispose()
+            yield _wait(process, folder / "data" / "stack.json", folder / "output")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 from app.config import load
-from tests.bench.stack import running_stack
+from tests.bench.stack import running_up
 from tests.promql import ALERTS, Query, queries, selectors
 from tests.support import ROOT, event, signed, until, workout
 from workers.embedded import free_port
@@ -66,7 +66,7 @@ def disturb(stack: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def stack() -> Iterator[dict[str, Any]]:
     """A stack to which something of everything has happened, and which has been looked at since."""
-    with running_stack("--workers", "1", environment=KEY) as found:
+    with running_up("--workers", "1", environment=KEY) as found:
         disturb(found)
         wanted = ("headrace_gaps{", "headrace_dead_letters{", "headrace_account_paused", "headrace_throttled_total{")
         until(lambda: all(name in show(found) for name in wanted), 90)

@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from tests.bench.stack import running_stack
+from tests.bench.stack import running_up
 from tests.collector import Collector, Seen, collector
 from tests.support import event, signed, until
 
@@ -24,7 +24,7 @@ def found() -> Iterator[Collector]:
         # An address at which nobody answers: what is asked is traced all the same.
         key = {"JUNCTION_API_KEY": "sk_us_nobody", "JUNCTION_BASE_URL": "http://127.0.0.1:1"}
         environment = key | {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
-        with running_stack("--workers", "1", environment=environment) as stack:
+        with running_up("--workers", "1", environment=environment) as stack:
             headers = signed(body, name="msg_followed", secret=stack["junction_webhook_secret"])
             answer = httpx.post(f"{stack['web']}/webhooks/junction", content=body, headers=headers, timeout=20)
             assert answer.status_code == 202

@@ -21,7 +21,7 @@ from app.config import Settings
 from app.errors import DeadLetter, Misconfigured, TryLater
 from app.queue import FETCH
 from tests.app.test_queue import arguments, waiting
-from tests.bench.stack import running_stack
+from tests.bench.stack import running_up
 from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
 from workers import etl
@@ -310,7 +310,7 @@ def test_a_broker_of_ours_that_is_away_delays_nothing(
 @pytest.mark.stack
 def test_a_whole_stack_takes_it_too(server: RabbitMQ) -> None:
     """Breaks if `headrace up` leaves the queue alone that its settings name."""
-    with running_stack(
+    with running_up(
         "--workers", "1", environment={"HEADRACE_ETL_URL": server.url, "HEADRACE_ETL_QUEUE": QUEUE}
     ) as stack:
         assert len(stack["processes"]["etl"]) == 1
