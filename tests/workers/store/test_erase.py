@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event, text
 
 from app.config import Settings
 from app.delivery import Delivery, Receipt, pack, seal
-from app.errors import DeadLetter
+from app.errors import DeadLetter, TryLater
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, apply, delivery, heartrate, message_id, rows, workout
 from tests.support import event as envelope
@@ -580,7 +580,8 @@ def test_the_crowd_notices(engine: Engine, reading: Settings, monkeypatch: pytes
         crowd = Crowd(reading)
         ends.callback(crowd.dispose)
         for turn in range(100):
-            crowd.erase(f"crowd-{turn:03}", turn % 10 * 0.02)
+            with suppress(TryLater):  # which may be a deadlock: the lock is what keeps the two in order
+                crowd.erase(f"crowd-{turn:03}", turn % 10 * 0.02)
             if remains(engine, f"crowd-{turn:03}"):
                 return
     raise AssertionError("without the lock nothing was left either")
