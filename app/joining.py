@@ -47,7 +47,7 @@ def _deliveries(message: Message) -> list[Delivery]:
 def _body(message: Message) -> list[Any]:
     try:
         found = json.loads(base64.b64decode(message["body"]))
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, RecursionError, TypeError, ValueError):
         raise DeadLetter("not a message of deliveries") from None
     if not isinstance(found, list) or len(found) != 3:
         raise DeadLetter("not a message of deliveries")

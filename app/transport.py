@@ -146,7 +146,7 @@ class Channel(redis.Channel):
             found = json.loads(raw)
             self.Message(found, channel=self)
             parts = (found["headers"], found["properties"]["delivery_info"])
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return None
         return found if all(isinstance(part, dict) for part in parts) else None
 

@@ -72,3 +72,5 @@ def test_what_cannot_be_read_is_refused(arguments: Any) -> None:
         join([message(delivery(workout("u1"))), message(arguments=arguments)])
     with pytest.raises(DeadLetter):
         join([message() | {"body": "no base64"}])
+    with pytest.raises(DeadLetter):
+        join([message() | {"body": base64.b64encode(b"[" * 100_000).decode()}])

@@ -86,6 +86,7 @@ def test_nothing_stays_behind_after_normal_work(
     [
         b"{}",
         b"no JSON",
+        pytest.param(b"[" * 100_000, id="deep"),
         b"[]",
         b'{"properties": {}}',
         b'{"properties": {"delivery_tag": "1"}, "headers": {}}',
