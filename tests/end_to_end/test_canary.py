@@ -5,11 +5,9 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ from msgspec.structs import replace
 from app.delivery import pack
 from app.sealing import Sealer
 from tests.collector import Collector, collector
-from tests.end_to_end.test_stack import ROOT, Stack
+from tests.end_to_end.test_stack import ROOT, Stack, started
 from tests.support import ENCRYPTION_KEY, delivery, event, heartrate, message_id, until, workout
 
 pytestmark = pytest.mark.stack
@@ -105,23 +103,16 @@ def traced() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def stack(traced: Collector) -> Iterator[Stack]:
     """A stack whose history comes from that provider."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-canary-"))
-    folder.chmod(0o755)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
-    one = Stack(
-        folder, JUNCTION_API_KEY=f"sk_us_{TOKEN}", JUNCTION_BASE_URL=base, OTEL_EXPORTER_OTLP_ENDPOINT=traced.url
-    )
+    more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": traced.url}
     try:
-        one.start()
-        yield one
+        with started(JUNCTION_API_KEY=f"sk_us_{TOKEN}", **more) as one:
+            yield one
     finally:
-        if one.process is not None and one.process.poll() is None:
-            one.end(signal.SIGTERM)
         server.shutdown()
         server.server_close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def planted(number: int) -> list[Any]:

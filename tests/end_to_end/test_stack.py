@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,12 @@ class Stack:
         return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """One stack for all tests."""
+@contextmanager
+def started(**more: str) -> Iterator[Stack]:
+    """A stack with these variables in its environment, which ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
-    one = Stack(folder)
+    one = Stack(folder, **more)
     try:
         one.start()
         yield one
@@ -131,6 +132,13 @@ def stack() -> Iterator[Stack]:
         if one.process is not None and one.process.poll() is None:
             one.end(signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """One stack for all tests."""
+    with started() as one:
+        yield one
 
 
 def test_stack_json_is_as_promised(stack: Stack) -> None:
