@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from app.config import Settings, inherited
 from app.endpoint import FOLDER, make_folder
+from workers.priority import give_way
 
 CELERY = [sys.executable, "-m", "celery", "--app", "workers.celery_app"]
 
@@ -41,6 +42,7 @@ def worker(settings: Settings, lane: str) -> NoReturn:
     # Solo does one at a time; the concurrency is what it fetches ahead, by default one message a core.
     options = ["--queues", lane, "--pool", "solo", "--concurrency", "1", "--hostname", name]
     options += ["--without-gossip", "--without-mingle"]
+    give_way(lane)
     _become([*CELERY, "worker", *options, "--loglevel", settings.log_level], {})
 
 

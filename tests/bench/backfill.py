@@ -1,4 +1,4 @@
-"""History beside live events: samples stored a second, and how long a live event takes meanwhile."""
+"""History: samples stored a second, alone and beside live events, and how long a live event takes meanwhile."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,15 @@ def measure(plan: Plan) -> Backfill:
     with pages.serving(PAGES) as url:
         environment = {"JUNCTION_BASE_URL": url, "JUNCTION_API_KEY": "sk_us_bench", "HEADRACE_REQUEST_RATE": FAST}
         with running_stack(plan.workers, environment) as stack:
+            alone, seconds = _pull(stack, plan.people)
             with Probe(stack, plan.probes) as before:
                 time.sleep(plan.people * QUIET_SECONDS)
-            with Probe(stack, plan.probes) as beside:
-                stored, seconds = _pull(stack, plan.people)
+            with Probe(stack, plan.probes) as during:
+                beside, seconds_beside = _pull(stack, plan.people)
             floors = dict(_floors(url))
-    missing = plan.people * PAGES * SAMPLES_A_PAGE - stored
-    return Backfill(stored, missing, stored / seconds, before.to_row, beside.to_row, floors)
+    missing = 2 * plan.people * PAGES * SAMPLES_A_PAGE - alone - beside
+    rates = alone / seconds, beside / seconds_beside
+    return Backfill(alone, missing, *rates, before.to_row, during.to_row, floors)
 
 
 def _pull(stack: Stack, count: int) -> tuple[int, float]:

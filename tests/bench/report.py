@@ -153,6 +153,8 @@ def _backfill(results: Results) -> Iterable[Table]:
     table = _table("History, in pages of 1,000 samples", "", "samples/s", "history is at", caption=_isolation(results))
     lost = f", {found.missing:,} MISSING" if found.missing else ""
     table.add_row(f"{found.samples:,} samples{lost}", f"{found.rate:,.0f}", "")
+    beside = _ratio(found.rate_beside, found.rate)
+    table.add_row("as many more, beside live events", f"{found.rate_beside:,.0f}", f"{beside} of it alone")
     assert results.floors
     for name, floor in (found.floors | _merging(results.floors)).items():
         table.add_row(name, f"{floor:,.0f}", _ratio(found.rate, floor))

@@ -89,11 +89,12 @@ class Live:
 
 @dataclass(frozen=True)
 class Backfill:
-    """History in samples a second, and live events from their 202 to their row before it and beside it."""
+    """History in samples a second, alone and beside live events; and those, from 202 to row, before and beside it."""
 
     samples: int
     missing: int
     rate: float
+    rate_beside: float
     before: Times
     beside: Times
     floors: dict[str, float]

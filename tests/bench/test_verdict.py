@@ -72,7 +72,7 @@ def test_an_answer_is_quick_or_it_is_not(p99: float, is_reached: bool) -> None: 
 def test_history_may_double_the_time_of_a_live_event(beside: float, is_reached: bool) -> None:  # noqa: FBT001
     """Breaks if isolation is judged by anything but the ratio."""
     of = results()
-    of.backfill = Backfill(1, 0, 1, times([0.01]), times([beside]), {})
+    of.backfill = Backfill(1, 0, 1, 1, times([0.01]), times([beside]), {})
     assert (aim(of, "live p99 beside a backfill").share >= 1) == is_reached
 
 

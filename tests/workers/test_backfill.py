@@ -28,7 +28,7 @@ from tests.collector import about, named, own
 from tests.support import delivery, event, heartrate, message_id, rows, workout
 from workers.apply import Applier
 from workers.asking import Account
-from workers.backfill import Again, Fetcher
+from workers.backfill import Again, Fetcher, Together
 from workers.http import Client
 from workers.retry import MOST_ATTEMPTS
 from workers.simulator import events
@@ -74,10 +74,11 @@ class Provider:
         """A parameter of every request so far."""
         return [request.url.params.get(name) for request in self.asked]
 
-    def fetcher(self, engine: Engine, settings: Settings) -> Fetcher:
+    def fetcher(self, engine: Engine, settings: Settings, **together: float) -> Fetcher:
         """A worker that has just started and reads from this provider."""
         client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        return Fetcher(engine, settings, [Account(self.name, client, Throttle(settings))])
+        account = Account(self.name, client, Throttle(settings))
+        return Fetcher(engine, settings, [account], Together(**together))  # type: ignore[arg-type]
 
 
 def notice(
@@ -572,7 +573,7 @@ def test_a_page_that_was_not_committed_is_asked_for_again(engine: Engine, settin
     provider = Provider(answer)
     (one,) = announce(engine, settings, notice(days=(0, 20)))
     with pytest.raises(Exception, match="UndefinedTable"):
-        provider.fetcher(engine, settings).run(one)
+        provider.fetcher(engine, settings, pages=2).run(one)
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE headrace.away RENAME TO chunks"))
     stored = len(rows(engine, "SELECT 1 FROM health.heartrate"))
@@ -581,6 +582,65 @@ def test_a_page_that_was_not_committed_is_asked_for_again(engine: Engine, settin
     settle(engine, provider.fetcher(engine, settings))
     assert max(Counter(str(request.url) for request in provider.asked).values()) == 2
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def commits(engine: Engine) -> int:
+    """In how many transactions the samples came."""
+    return len(rows(engine, "SELECT DISTINCT stored_at FROM headrace.samples"))
+
+
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [({}, 2), ({"pages": 1}, 10), ({"pages": 3}, 4), ({"rows": 50}, 5), ({"seconds": 0}, 10)],
+    ids=["as it is", "each alone", "three pages", "fifty rows", "at once"],
+)
+def test_pages_are_committed_together(
+    engine: Engine, settings: Settings, together: dict[str, float], expected: int
+) -> None:
+    """Breaks if each page costs a commit of its own, or if what comes slowly, or is large, is held back."""
+    provider = Provider(heartrates(hourly(10), 25))
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    provider.fetcher(engine, settings, **together).run(one)
+    assert commits(engine) == expected
+    assert status(engine) == [("complete", 1, 1)]
+    counted = {"records": 240, "pages": len(provider.asked)}
+    assert rows(engine, "SELECT records, pages FROM headrace.backfills") == [counted]
+
+
+def test_what_is_held_is_stored_before_a_wait(engine: Engine, settings: Settings) -> None:
+    """Breaks if pages that were read are asked for again because the one after them has to wait."""
+    inner = heartrates(hourly(10), 25)
+    answers: list[httpx.Response | None] = [None, None, httpx.Response(500)]
+    provider = Provider(lambda request: (answers.pop(0) if answers else None) or inner(request))
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    fetcher = provider.fetcher(engine, settings)
+    assert [again.backfill_id for again in fetcher.run(one)] == [one]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 50}]
+    hurry(engine)
+    fetcher.run(one)
+    assert sorted(Counter(str(request.url) for request in provider.asked).values())[-2:] == [1, 2]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings: Settings) -> None:
+    """Breaks if more than that is lost, or if it begins to hold pages again before it knows which one kills."""
+    inner, kills = heartrates(hourly(10), 25), [7]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(provider.asked) in kills:
+            raise Killed
+        return inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    with pytest.raises(Killed):
+        provider.fetcher(engine, settings, pages=4).run(one)
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 100}]
+    hurry(engine, leases=True)
+    provider.fetcher(engine, settings, pages=4).run(one)
+    assert Counter(Counter(str(request.url) for request in provider.asked).values())[2] == 3
+    assert commits(engine) == 1 + 6
     assert status(engine) == [("complete", 1, 1)]
 
 
@@ -601,7 +661,7 @@ def test_workers_at_once_do_not_double_or_lose(engine: Engine, settings: Setting
     assert status(engine) == [("complete", 1, 1)]
 
 
-def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = None) -> Provider:
+def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = None, **together: float) -> Provider:
     """What a worker was asked that slept through its lease with its second page in its hands; another one finished."""
     inner = heartrates(hourly(3), 10)
     provider = Provider(inner)
@@ -615,14 +675,15 @@ def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = 
 
     provider.answer = answer
     (one,) = announce(engine, settings, notice(days=(0, 3)))
-    assert provider.fetcher(engine, settings).run(one) == []
+    assert provider.fetcher(engine, settings, **together).run(one) == []
     return provider
 
 
-def test_a_worker_that_lost_its_lease_stops(engine: Engine, settings: Settings) -> None:
+@pytest.mark.parametrize("pages", [1, 4])
+def test_a_worker_that_lost_its_lease_stops(engine: Engine, settings: Settings, pages: int) -> None:
     """Breaks if a worker that was away turns the position back, or goes on with what somebody else has done."""
-    provider = overtaken(engine, settings)
-    assert len(provider.asked) == 2
+    provider = overtaken(engine, settings, pages=pages)
+    assert len(provider.asked) == max(pages, 2)
     assert status(engine) == [("complete", 1, 1)]
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
 

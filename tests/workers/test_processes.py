@@ -10,6 +10,7 @@ from app.errors import Misconfigured
 from tests.support import JUNCTION_SECRET, program, until
 from workers import processes
 from workers.embedded import free_port
+from workers.priority import NICE
 
 SESAME = "sesame-open-the-door"
 
@@ -58,5 +59,6 @@ def test_a_command_becomes_its_program(broker_url: str, arguments: tuple[str, ..
 
         line = until(became, 30)
         assert all(re.search(part, line) for part in becomes), line
+        assert psutil.Process(process.pid).nice() == (NICE["backfill"] if "backfill" in arguments else 0)
         assert SESAME not in line
         assert broker_url not in line

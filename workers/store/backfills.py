@@ -76,7 +76,7 @@ UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cur
 WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
-UPDATE headrace.backfills SET records = records + :records, pages = pages + 1, attempts = 0, crashes = 0,
+UPDATE headrace.backfills SET records = records + :records, pages = pages + :pages, attempts = 0, crashes = 0,
        error = coalesce(:error, CASE WHEN error LIKE '% refused, first: %' THEN error END),
        lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
 WHERE id = :id RETURNING status = 'running'""")
@@ -224,14 +224,18 @@ def _next(connection: Connection, backfill_id: int) -> Work | None:
     return Work(**row) if row else None
 
 
-def advance(connection: Connection, work: Work, then: Work | None, records: int, error: str | None) -> bool:
-    """Moves the position, in the transaction of the page's rows.
+def advance(
+    connection: Connection, work: Work, then: Work | None, *, pages: int, records: int, error: str | None
+) -> bool:
+    """Moves the position, in the transaction of the rows of so many pages.
 
     False if nobody should go on: somebody else has moved it, or an operator has stopped the backfill.
     """
     if not _moved(connection, work, then):
         return False
-    goes_on = bool(connection.scalar(COUNT, {"id": work.backfill_id, "records": records, "error": error}))
+    goes_on = bool(
+        connection.scalar(COUNT, {"id": work.backfill_id, "pages": pages, "records": records, "error": error})
+    )
     if then is None:  # now, because whoever dies before it looks for the next chunk leaves nothing that is due
         connection.execute(COMPLETE, {"id": work.backfill_id})
     return goes_on

@@ -33,6 +33,7 @@ from tests.workers.test_backfill import (
     settle,
     workouts,
 )
+from workers.backfill import Together
 from workers.simulator.server import API_KEY
 from workers.store import backfills, history
 from workers.store.backfills import claim, due, release
@@ -84,7 +85,7 @@ def killed_at(answer: Answer, number: int) -> Provider:
 def walked(engine: Engine, settings: Settings, provider: Provider, number: int) -> Backfill:
     """The backfill after a worker has gone on with it until it died."""
     with pytest.raises(Killed):
-        provider.fetcher(engine, settings).run(number)
+        provider.fetcher(engine, settings, pages=1).run(number)
     return only(engine)
 
 
@@ -343,7 +344,7 @@ def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings, re
     answer, days, records = ANSWERS[resource]
     (number,) = announce(engine, settings, notice(resource=resource, days=days))
     provider = stopping(engine, answer, at, stop)
-    assert provider.fetcher(engine, settings).run(number) == []
+    assert provider.fetcher(engine, settings, pages=1).run(number) == []
     assert len(provider.asked) == at
     stored = rows(engine, f"SELECT count(*) AS n FROM health.{resource}")[0]["n"]
     one = only(engine)
@@ -358,6 +359,21 @@ def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings, re
     assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": records}]
     one = only(engine)
     assert (one.status, one.records, one.share, one.error) == ("complete", records, 1, None)
+
+
+def test_a_stop_costs_nothing_where_pages_are_committed_together(engine: Engine, settings: Settings) -> None:
+    """Breaks if pages that were read around the stop are lost or asked for twice, or if it is never noticed."""
+    (number,) = announce(engine, settings, notice(days=(0, 20)))
+    provider = stopping(engine, heartrates(hourly(20), 20), 3, pause)
+    assert provider.fetcher(engine, settings).run(number) == []
+    one = only(engine)
+    assert len(provider.asked) == Together().pages
+    assert (one.status, one.records) == ("paused", Together().pages * 20)
+    assert resume(engine, [number]) == [number]
+    settle(engine, provider.fetcher(engine, settings))
+    assert set(Counter(str(one.url) for one in provider.asked).values()) == {1}
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
+    assert only(engine).status == "complete"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +405,7 @@ def test_stopped_and_resumed_before_the_page_came(engine: Engine, settings: Sett
 
     provider = stopping(engine, inner, 3, pause, resume, finish)
     (number,) = announce(engine, settings, notice(days=(0, 3)))
-    assert provider.fetcher(engine, settings).run(number) == []
+    assert provider.fetcher(engine, settings, pages=1).run(number) == []
     assert len(provider.asked) == 3
     assert (only(engine).status, only(engine).records, only(engine).pages) == ("complete", 72, 8)
 
