@@ -22,7 +22,7 @@ from app.sealing import Sealer
 from workers.store.backfills import Asked, open_backfill
 from workers.store.engine import transaction
 from workers.store.large_requests import expect
-from workers.store.ledger import Kept, Outcome, Settled, acquit, bury, settle, suspect, suspects
+from workers.store.ledger import Kept, Outcome, Settled, acquit, bury, settle, settled_already, suspect, suspects
 from workers.store.series import Key, SeriesNumbers
 from workers.store.successions import succeed
 from workers.store.users import Told, User, touch_users
@@ -210,13 +210,15 @@ class Applier:
         self, connection: Connection, opened: Sequence[Opened], numbers: Mapping[Key, int], origin: Origin
     ) -> Applied:
         batch = [Numbered(n, action) for n, one in enumerate(opened) for action in one.actions]
+        seen = _seen(connection, opened) if origin == "replay" else ()
         with tracing.span("merge", actions=len(batch)):
-            written = write(connection, batch, origin, numbers)
+            written = write(connection, batch, origin, numbers, seen)
         announced = _announce(connection, opened, batch, written)
         settled = [_settled(n, one, written) for n, one in enumerate(opened)]
-        kept = _to_keep(opened) if self._settings.keep_days else ()
+        news = [n for n in range(len(opened)) if n not in seen]
+        kept = _to_keep([opened[n] for n in news]) if self._settings.keep_days else ()
         with tracing.span("settle"):
-            dead = settle(connection, settled, kept, replayed=origin == "replay")
+            dead = settle(connection, [settled[n] for n in news], kept, replayed=origin == "replay")
         _bury_dead(connection, opened, dead)
         if self._owed:
             acquit(connection, self._owed)
@@ -349,6 +351,13 @@ def _settled(n: int, opened: Opened, written: Written) -> Settled:
         opened.reason or (parsed.ignored if parsed else None),
         (delivery.reference or "").partition(":chunk:")[0] or None,
     )
+
+
+def _seen(connection: Connection, opened: Sequence[Opened]) -> set[int]:
+    """Which of these were settled for good: nothing that a replay may find changes what the ledger says of them."""
+    names = [(one.delivery.aggregator, one.delivery.message_id) for one in opened]
+    known = settled_already(connection, names)
+    return {n for n, name in enumerate(names) if name in known}
 
 
 def _to_keep(opened: Sequence[Opened]) -> list[Kept]:

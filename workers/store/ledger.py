@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, TextClause, text
 
 from app.delivery import Delivery
 from workers.store.engine import transaction
@@ -54,6 +54,10 @@ SETTLE_AGAIN = text(
        OR (stored.outcome = 'ignored' AND excluded.outcome NOT IN ('dead', 'ignored'))"""
     )
 )
+SETTLED_ALREADY = text("""
+SELECT aggregator, message_id
+FROM unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
+JOIN headrace.deliveries USING (aggregator, message_id) WHERE outcome NOT IN ('dead', 'ignored')""")
 EXHUME = text("""
 DELETE FROM headrace.dead_letters AS letter
 USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS mended(aggregator, message_id)
@@ -116,12 +120,21 @@ def settle(
     return {(row.aggregator, row.message_id) for row in rows}
 
 
+def settled_already(connection: Connection, names: Sequence[Name]) -> set[Name]:
+    """Which of these a replay cannot settle otherwise: they were neither dead nor left out."""
+    return _named(connection, SETTLED_ALREADY, names)
+
+
 def exhume(connection: Connection, names: Sequence[Name]) -> set[Name]:
     """Takes letters away that are dead no more, or that nobody wants. Returns which there were."""
+    return _named(connection, EXHUME, names)
+
+
+def _named(connection: Connection, statement: TextClause, names: Sequence[Name]) -> set[Name]:
     if not names:
         return set()
     aggregators, ids = zip(*names, strict=True)
-    found = connection.execute(EXHUME, {"aggregators": list(aggregators), "ids": list(ids)})
+    found = connection.execute(statement, {"aggregators": list(aggregators), "ids": list(ids)})
     return {(row.aggregator, row.message_id) for row in found}
 
 

@@ -53,11 +53,17 @@ WHERE {_goes_before("excluded", target)}
 RETURNING {key}, version, stored_at = now() AS changed"""
 
 
-def outdone(target: Target, source: str) -> str:
-    """SQL that names (column `n`) the deliveries of `source` that differ from what is stored: they came too late."""
+def standing(target: Target, source: str) -> str:
+    """SQL that says how each delivery (column `n`) of `source` stands to what is stored.
+
+    `is_ahead`: something of it would be written now. `is_late`: something of it differs from what is stored, and will
+    not be. Of the source only the key, the version and what is ranked are read.
+    """
+    ahead = f"stored.version IS NULL OR {_goes_before('incoming', target)}"
+    late = f"{_differs(target, 'stored', 'incoming')} AND NOT ({ahead})"
     return f"""
-SELECT DISTINCT incoming.n FROM {source} JOIN {target.table} AS stored ON {_same_key(target)}
-WHERE {_differs(target, "stored", "incoming")}"""
+SELECT incoming.n, bool_or({ahead}) AS is_ahead, bool_or({late}) AS is_late
+FROM {source} LEFT JOIN {target.table} AS stored ON {_same_key(target)} GROUP BY incoming.n"""
 
 
 def credited(target: Target, source: str) -> str:

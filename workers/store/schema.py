@@ -37,18 +37,19 @@ def record_target(resource: Resource) -> Target:
     return Target(record_table(resource), ("user_id", "id"), content, (("deleted", ""), ("payload", "")))
 
 
-def record_source(resource: Resource, parameter: str) -> str:
+def record_source(resource: Resource, parameter: str, *, scalars: bool = True) -> str:
     """A FROM item over one JSON parameter: an array of records, their scalars read out of their `columns` or payloads.
 
     One parameter and not an array per column, because building thirty arrays in Python costs more than PostgreSQL
     takes to read the columns out of the document.
     """
-    scalars = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in resource.fields)
-    read_types = ", ".join(f"{quoted(field.name)} {READ_TYPES[field.type]}" for field in resource.fields)
+    read = resource.fields if scalars else ()
+    columns = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in read)
+    read_types = ", ".join(f"{quoted(field.name)} {READ_TYPES[field.type]}" for field in read)
     given = "coalesce(given.columns, given.payload)"
     fields = f", jsonb_to_record({given}) AS field({read_types})" if read_types else ""
     return f"""(
-    SELECT given.n, given.user_id, given.id, given.provider, given.source_type{scalars},
+    SELECT given.n, given.user_id, given.id, given.provider, given.source_type{columns},
            given.payload, coalesce(given.deleted, false) AS deleted, given.version, given.origin
     FROM jsonb_to_recordset(CAST({parameter} AS jsonb)) AS given(n int, user_id text, id text, provider text,
          source_type text, columns jsonb, payload jsonb, deleted boolean, version timestamptz,

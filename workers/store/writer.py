@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, text
 from app import actions
 from app.actions import Action, Origin, Record, Samples
 from app.catalogue import Resource, catalogue
-from workers.store.merge import Target, credited, outdone, upsert
+from workers.store.merge import Target, credited, standing, upsert
 from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
 from workers.store.series import Key
 
@@ -43,7 +43,7 @@ SELECT now(), array(
 MERGE_SAMPLES = text(f"""
 WITH merged AS ({upsert(SAMPLES, STAGED)})
 SELECT series_id, version, count(*) AS rows FROM merged WHERE changed GROUP BY series_id, version""")
-OUTDONE_SAMPLES = text(outdone(SAMPLES, STAGED))
+STANDING_OF_SAMPLES = text(standing(SAMPLES, STAGED))
 CREDITED_SAMPLES = text(credited(SAMPLES, STAGED))
 
 
@@ -91,11 +91,17 @@ class Numbered:
     action: Action
 
 
-def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, numbers: Mapping[Key, int]) -> Written:
+def write(
+    connection: Connection,
+    batch: Sequence[Numbered],
+    origin: Origin,
+    numbers: Mapping[Key, int],
+    seen: Collection[int] = (),
+) -> Written:
     """Merges every record, sample and connection of a batch. Tables are taken in the order of the catalogue.
 
     `numbers` has the number of every series of the batch; it is asked for before the transaction, because a new one
-    is committed by itself.
+    is committed by itself. Of deliveries that were `seen` before, it is looked first whether anything is to be merged.
     """
     written = Written()
     records: dict[str, list[RecordRow]] = {}
@@ -104,11 +110,11 @@ def write(connection: Connection, batch: Sequence[Numbered], origin: Origin, num
             records.setdefault(one.action.resource, []).append(_record_row(one.n, one.action, origin))
     for name, resource in catalogue().items():
         if name in records:
-            _write_records(connection, resource, records[name], written)
+            _write_records(connection, resource, records[name], seen, written)
     _tell(written, "record")
     samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
     if samples:
-        _write_samples(connection, samples, origin, numbers, written)
+        _write_samples(connection, _stretches(samples, numbers), origin, seen, written)
         _tell(written, "sample")
     connections = [
         ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
@@ -139,10 +145,15 @@ def _json(rows: Iterable[msgspec.Struct]) -> str:
 class Statements:
     """What is asked of a table whose rows are given as one JSON array, `:rows`."""
 
-    def __init__(self, target: Target, source: str) -> None:
+    def __init__(self, target: Target, source: str, bare: str) -> None:
+        """Of `bare`, if it is less to read, no more than the key, the version and what is ranked is asked."""
         self.merge = text(upsert(target, source))
         self._identity = operator.attrgetter(*target.key, "version")
-        self._outdone, self._credited = text(outdone(target, source)), text(credited(target, source))
+        self._standing, self._credited = text(standing(target, bare)), text(credited(target, bare))
+
+    def ahead(self, connection: Connection, rows: Sequence[Any], written: Written) -> Sequence[Any]:
+        """The rows of those deliveries that would change something; notes those that came too late."""
+        return _ahead(connection.execute(self._standing, {"rows": _json(rows)}), rows, written)
 
     def count(self, connection: Connection, rows: Sequence[Any], merged: Iterable[Row[Any]], written: Written) -> None:
         """Gives each merged row to the delivery that brought it, and finds those that came too late for one."""
@@ -155,19 +166,37 @@ class Statements:
             for n, brought in connection.execute(self._credited, {"rows": _json(rows)}):
                 written.changed[n] += brought
         if any(row.n not in written.changed for row in rows):
-            written.stale.update(connection.scalars(self._outdone, {"rows": _json(rows)}))
+            self.ahead(connection, rows, written)
 
 
-CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE)
+def _ahead(found: Iterable[Row[Any]], given: Sequence[Any], written: Written) -> Sequence[Any]:
+    """What of the given comes with a delivery that is ahead of what is stored; notes those that came too late."""
+    numbers = set()
+    for row in found:
+        if row.is_ahead:
+            numbers.add(row.n)
+        if row.is_late:
+            written.stale.add(row.n)
+    return [one for one in given if one.n in numbers]
+
+
+CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE, CONNECTION_SOURCE)
 
 
 @cache
 def _of_records(resource: Resource) -> Statements:
-    return Statements(record_target(resource), record_source(resource, ":rows"))
+    source, bare = record_source(resource, ":rows"), record_source(resource, ":rows", scalars=False)
+    return Statements(record_target(resource), source, bare)
 
 
-def _write_records(connection: Connection, resource: Resource, rows: list[RecordRow], written: Written) -> None:
-    statements = _of_records(resource)
+def _write_records(
+    connection: Connection, resource: Resource, given: list[RecordRow], seen: Collection[int], written: Written
+) -> None:
+    statements, rows = _of_records(resource), [row for row in given if row.n not in seen]
+    if again := [row for row in given if row.n in seen]:
+        rows += statements.ahead(connection, again, written)
+    if not rows:
+        return
     statements.count(connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}), written)
 
 
@@ -193,21 +222,20 @@ class Stretch:
         return self.series_id, self.rows[0].ts
 
 
-def _write_samples(
-    connection: Connection,
-    samples: Sequence[tuple[int, Samples]],
-    origin: Origin,
-    numbers: Mapping[Key, int],
-    written: Written,
-) -> None:
+def _stretches(samples: Sequence[tuple[int, Samples]], numbers: Mapping[Key, int]) -> list[Stretch]:
     """In the order of the table's key, so that two transactions never wait for each other in a circle."""
     found = (Stretch(n, numbers[a.series], sorted(a.rows, key=MOMENT), a.version) for n, a in samples if a.rows)
-    stretches = sorted(found, key=operator.attrgetter("place"))
+    return sorted(found, key=operator.attrgetter("place"))
+
+
+def _write_samples(
+    connection: Connection, stretches: Sequence[Stretch], origin: Origin, seen: Collection[int], written: Written
+) -> None:
     filled = set(_fill(connection, stretches, origin))
     for stretch in filled:
         written.changed[stretch.n] += len(stretch.rows)
     if rest := [stretch for stretch in stretches if stretch not in filled]:
-        _merge_samples(connection, rest, origin, written)
+        _merge_samples(connection, rest, origin, seen, written)
 
 
 def _fill(connection: Connection, stretches: Sequence[Stretch], origin: Origin) -> list[Stretch]:
@@ -260,8 +288,13 @@ def _copy(
                 copy.write_row((first, series_id, ts, ts_end, value, unit, offset, object_, version, origin))
 
 
-def _merge_samples(connection: Connection, stretches: Sequence[Stretch], origin: Origin, written: Written) -> None:
+def _merge_samples(
+    connection: Connection, stretches: Sequence[Stretch], origin: Origin, seen: Collection[int], written: Written
+) -> None:
     _copy(connection, STAGE, "int4", ((stretch.n, stretch) for stretch in stretches), origin)
+    is_again = all(stretch.n in seen for stretch in stretches)
+    if is_again and not _ahead(connection.execute(STANDING_OF_SAMPLES), stretches, written):
+        return
     owners = {(stretch.series_id, stretch.version): stretch.n for stretch in stretches}
     merged = connection.execute(MERGE_SAMPLES).all()
     if len(owners) == len(stretches):
@@ -271,4 +304,4 @@ def _merge_samples(connection: Connection, stretches: Sequence[Stretch], origin:
     for n, rows in brought:
         written.changed[n] += rows
     if any(stretch.n not in written.changed for stretch in stretches):
-        written.stale.update(connection.scalars(OUTDONE_SAMPLES))
+        _ahead(connection.execute(STANDING_OF_SAMPLES), stretches, written)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from tests.support import rows
-from workers.store.merge import Target, outdone, upsert
+from workers.store.merge import Target, standing, upsert
 
 THINGS = Target(
     table="things",
@@ -25,7 +25,8 @@ THINGS = Target(
 )
 COLUMNS = "n int, owner text, place int, value float8, unit text, remark text, version timestamptz, origin text"
 SOURCE = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming({COLUMNS})"
-MERGE, LATE = upsert(THINGS, SOURCE), outdone(THINGS, SOURCE)
+MERGE, STANDING = upsert(THINGS, SOURCE), standing(THINGS, SOURCE)
+LATE = f"SELECT n FROM ({STANDING}) AS found WHERE is_late"
 # As they come: whatever is left out beforehand, a join may sort them after all.
 UNSORTED = re.sub(
     r"\nWHERE NOT EXISTS.*?(?=\nON CONFLICT)", "", MERGE.replace("DISTINCT ON (owner, place) ", ""), flags=re.DOTALL
@@ -73,7 +74,7 @@ def merge(engine: Engine, *given: dict[str, Any], statement: str = MERGE) -> lis
 
 
 def late(engine: Engine, *given: dict[str, Any]) -> set[int]:
-    """The deliveries that `outdone` names."""
+    """The deliveries that `standing` calls late."""
     with engine.begin() as connection:
         return set(connection.scalars(text(LATE), {"rows": msgspec.json.encode(given).decode()}))
 
@@ -179,13 +180,35 @@ def test_nothing_merges_to_nothing(things: Engine) -> None:
         (thing(0, 2.0, 2, n=7), False),
     ],
 )
-def test_outdone_names_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_late: bool) -> None:
+def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_late: bool) -> None:
     """Breaks if a repetition is called stale, or a late version a duplicate."""
     merge(things, thing(1, 2.0))
     assert late(things, given, given) == ({7} if is_late else set())
 
 
-def test_outdone_sees_nulls(things: Engine) -> None:
+@pytest.mark.parametrize(
+    ("given", "is_ahead"),
+    [
+        (thing(2, 2.0), True),
+        (thing(2, 3.0), True),
+        (thing(0, 2.0, 2), True),
+        (thing(1, 3.0), True),
+        (thing(1, 1.0), False),
+        (thing(1, 2.0), False),
+        (thing(0, 3.0), False),
+    ],
+    ids=["newer", "newer and other", "not stored", "ranks higher", "ranks lower", "the same", "older"],
+)
+def test_ahead_is_what_a_merge_would_write(things: Engine, given: dict[str, Any], *, is_ahead: bool) -> None:
+    """Breaks if a look before the merge leaves out what it would write, or finds work where there is none."""
+    merge(things, thing(1, 2.0))
+    with things.begin() as connection:
+        found = connection.execute(text(STANDING), {"rows": msgspec.json.encode([given]).decode()}).one()
+    assert found.is_ahead == is_ahead
+    assert len(merge(things, given)) == is_ahead
+
+
+def test_late_sees_nulls(things: Engine) -> None:
     """Breaks if two rows without a value are taken for different."""
     merge(things, thing(1, None))
     assert late(things, thing(0, None, n=1), thing(0, 1.0, n=2)) == {2}
