@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from app import log, tracing
+from app import heap, log, tracing
 from app.config import Settings, load
 from app.courier import Courier, Publish
 from app.queue import Publisher, make_celery, system
@@ -40,4 +40,6 @@ def from_environment() -> Server:
     tracing.start(settings, "web", system(settings))
     publisher = Publisher(make_celery(settings, "publisher"))
     courier = make_courier(settings, publisher.publish)
-    return Server(create_app(settings, courier, publisher.ping), courier, settings)
+    server = Server(create_app(settings, courier, publisher.ping), courier, settings)
+    heap.keep()
+    return server

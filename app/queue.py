@@ -42,7 +42,7 @@ def make_celery(settings: Settings, role: Role) -> Celery:
     """The Celery application of one process. Publishers give up quickly; workers wait for their broker."""
     url = settings.need_broker()
     celery = Celery("headrace", broker=url, set_as_current=role == "worker")
-    if role == "worker" and not is_amqp(url):
+    if not is_amqp(url):
         celery.conf.broker_transport = "app.transport:Transport"
     celery.conf.update(
         task_queues=[_queue(lane, url) for lane in LANES],

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Task, signals
 
-from app import log, metrics, tracing
+from app import heap, log, metrics, tracing
 from app.config import load
 from app.queue import SENT_AT, SWEEP, make_celery, system
 from workers.ready import tell_ready
@@ -40,6 +40,7 @@ def _trace_no_more(**_: Any) -> None:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 @signals.beat_init.connect  # type: ignore[untyped-decorator]
 def _tell_ready(**_: Any) -> None:
+    heap.keep()
     tell_ready(settings)
 
 
