@@ -1,5 +1,6 @@
 """Who goes first when there is too little CPU: the endpoint, then what has just come, then history."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -18,13 +19,14 @@ def give_way(lane: str) -> None:
     at the niceness of processes only within one, so the session is told as well, if it is this process's own: measured
     with two that spin on one core, niceness 10 alone leaves both with half of it, together with the session's a tenth.
     """
-    os.nice(max(0, NICE[lane] - os.nice(0)))
+    with contextlib.suppress(OSError):  # a sandbox may forbid it: this is a favour, not a need
+        os.nice(max(0, NICE[lane] - os.nice(0)))
     if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
         _tell_session(NICE[lane])
 
 
 def _tell_session(niceness: int) -> None:
-    """The kernel takes one such change in a tenth of a second, of all who are not root. It is a favour, not a need."""
+    """The kernel takes one such change in a tenth of a second, of all who are not root."""
     for _ in range(ATTEMPTS):
         try:
             AUTOGROUP.write_text(str(niceness))

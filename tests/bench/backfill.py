@@ -12,7 +12,7 @@ from tests.bench import pages
 from tests.bench.pages import PAGES, SAMPLES_A_PAGE, WINDOW, page
 from tests.bench.passage import people
 from tests.bench.probe import Probe, Sender
-from tests.bench.results import Backfill, Plan
+from tests.bench.results import Backfill, Beside, Plan
 from tests.bench.stack import Stack, running_stack
 from tests.support import START, event
 
@@ -28,19 +28,27 @@ STORED = text("SELECT count(*) FROM health.heartrate WHERE user_id = ANY(:users)
 
 
 def measure(plan: Plan) -> Backfill:
-    """On a stack of its own, from a provider that costs nearly nothing."""
+    """On stacks of its own, from a provider that costs nearly nothing."""
     with pages.serving(PAGES) as url:
-        environment = {"JUNCTION_BASE_URL": url, "JUNCTION_API_KEY": "sk_us_bench", "HEADRACE_REQUEST_RATE": FAST}
-        with running_stack(plan.workers, environment) as stack:
+        environment = {"JUNCTION_BASE_URL": url, "JUNCTION_API_KEY": "sk_us_bench"}
+        with running_stack(plan.workers, environment | {"HEADRACE_REQUEST_RATE": FAST}) as stack:
             alone, seconds = _pull(stack, plan.people)
-            with Probe(stack, plan.probes) as before:
-                time.sleep(plan.people * QUIET_SECONDS)
-            with Probe(stack, plan.probes) as during:
-                beside, seconds_beside = _pull(stack, plan.people)
-            floors = dict(_floors(url))
-    missing = 2 * plan.people * PAGES * SAMPLES_A_PAGE - alone - beside
-    rates = alone / seconds, beside / seconds_beside
-    return Backfill(alone, missing, *rates, before.to_row, during.to_row, floors)
+            more, unlimited = _beside(stack, plan)
+        with running_stack(plan.workers, environment) as stack:
+            _pull(stack, 1)  # so that nothing that is watched is the first of its kind
+            again, as_shipped = _beside(stack, plan)
+        floors = dict(_floors(url))
+    missing = 3 * plan.people * PAGES * SAMPLES_A_PAGE - alone - more - again
+    return Backfill(alone, missing, alone / seconds, unlimited, as_shipped, floors)
+
+
+def _beside(stack: Stack, plan: Plan) -> tuple[int, Beside]:
+    """How many samples of another history came, and what it was to live events."""
+    with Probe(stack, plan.probes) as before:
+        time.sleep(plan.people * QUIET_SECONDS)
+    with Probe(stack, plan.probes) as during:
+        count, seconds = _pull(stack, plan.people)
+    return count, Beside(count / seconds, before.to_row, during.to_row)
 
 
 def _pull(stack: Stack, count: int) -> tuple[int, float]:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from app.config import Settings
 from tests.bench import verdict
-from tests.bench.results import SAMPLES_AN_EVENT, Floors, Passage, Results, Times
+from tests.bench.results import SAMPLES_AN_EVENT, Backfill, Beside, Floors, Passage, Results, Times
 
 
 def show(console: Console, results: Results, part: str) -> None:
@@ -153,8 +154,10 @@ def _backfill(results: Results) -> Iterable[Table]:
     table = _table("History, in pages of 1,000 samples", "", "samples/s", "history is at", caption=_isolation(results))
     lost = f", {found.missing:,} MISSING" if found.missing else ""
     table.add_row(f"{found.samples:,} samples{lost}", f"{found.rate:,.0f}", "")
-    beside = _ratio(found.rate_beside, found.rate)
-    table.add_row("as many more, beside live events", f"{found.rate_beside:,.0f}", f"{beside} of it alone")
+    for name, beside in _besides(found).items():
+        table.add_row(
+            f"beside live events, {name}", f"{beside.rate:,.0f}", f"{_ratio(beside.rate, found.rate)} of it alone"
+        )
     assert results.floors
     for name, floor in (found.floors | _merging(results.floors)).items():
         table.add_row(name, f"{floor:,.0f}", _ratio(found.rate, floor))
@@ -163,11 +166,15 @@ def _backfill(results: Results) -> Iterable[Table]:
 
 def _isolation(results: Results) -> str:
     assert results.backfill
-    quiet, beside = results.backfill.before, results.backfill.beside
-    return (
-        f"A live event from its 202 to its row, p50 / p99: {_times(quiet)} ms before it ({quiet.count} events), "
-        f"{_times(beside)} ms beside it ({beside.count})"
+    return "A live event from its 202 to its row, p50 / p99: " + "; ".join(
+        f"{name}: {_times(one.before)} ms before ({one.before.count} events), {_times(one.during)} ms beside "
+        f"({one.during.count})"
+        for name, one in _besides(results.backfill).items()
     )
+
+
+def _besides(found: Backfill) -> dict[str, Beside]:
+    return {"no limit": found.unlimited, f"{Settings().request_rate} requests": found.as_shipped}
 
 
 def _replay(results: Results) -> Iterable[Table]:

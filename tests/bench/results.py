@@ -88,15 +88,23 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """History beside live events, in samples a second; and those, from 202 to row, before and beside it."""
+
+    rate: float
+    before: Times
+    during: Times
+
+
+@dataclass(frozen=True)
 class Backfill:
-    """History in samples a second, alone and beside live events; and those, from 202 to row, before and beside it."""
+    """History in samples a second, alone, and beside live events as fast as it goes and at the rate of the defaults."""
 
     samples: int
     missing: int
     rate: float
-    rate_beside: float
-    before: Times
-    beside: Times
+    unlimited: Beside
+    as_shipped: Beside
     floors: dict[str, float]
 
 

@@ -2,7 +2,19 @@
 
 import pytest
 
-from tests.bench.results import ELSEWHERE, GENERATOR, Backfill, Floors, Live, Passage, Plan, Replayed, Results, times
+from tests.bench.results import (
+    ELSEWHERE,
+    GENERATOR,
+    Backfill,
+    Beside,
+    Floors,
+    Live,
+    Passage,
+    Plan,
+    Replayed,
+    Results,
+    times,
+)
 from tests.bench.soak import slope
 from tests.bench.verdict import REFERENCE_FLOOR, Aim, aims
 
@@ -72,8 +84,10 @@ def test_an_answer_is_quick_or_it_is_not(p99: float, is_reached: bool) -> None: 
 def test_history_may_double_the_time_of_a_live_event(beside: float, is_reached: bool) -> None:  # noqa: FBT001
     """Breaks if isolation is judged by anything but the ratio."""
     of = results()
-    of.backfill = Backfill(1, 0, 1, 1, times([0.01]), times([beside]), {})
-    assert (aim(of, "live p99 beside a backfill").share >= 1) == is_reached
+    watched = Beside(1, times([0.01]), times([beside]))
+    of.backfill = Backfill(1, 0, 1, watched, watched, {})
+    for name in ("as fast as it goes", "at the default rate"):
+        assert (aim(of, f"live p99 beside a backfill {name}").share >= 1) == is_reached
 
 
 @pytest.mark.parametrize(("after", "is_same", "share"), [(10, True, 1), (11, True, 0), (10, False, 0)])
