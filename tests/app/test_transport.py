@@ -1,9 +1,12 @@
 """The workers' transport on a real Valkey: a message is always in a place where it is found again."""
 
 import base64
+import contextlib
 import itertools
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from celery import Task
 from celery.exceptions import Reject, Retry
 from sqlalchemy import Engine
 
+from app import transport
 from app.config import Settings
 from app.delivery import Delivery
 from app.errors import TryLater
@@ -126,8 +130,9 @@ def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, brok
     celery.close()
 
 
-def take(settings: Settings, then: Callable[[Any], None]) -> None:
-    """Takes one message of the lane as a worker does, and does this with it."""
+@contextlib.contextmanager
+def taking(settings: Settings, then: Callable[[Any], None]) -> Iterator[Callable[[], None]]:
+    """Takes a message of the lane as a worker does, each time it is called, and does this with it."""
     celery = make_celery(settings, "worker")
     lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
     with (
@@ -135,8 +140,14 @@ def take(settings: Settings, then: Callable[[Any], None]) -> None:
         connection.channel() as channel,
         celery.amqp.Consumer(channel, [lane], on_message=then, accept=["json"]),
     ):
-        connection.drain_events(timeout=10)
+        yield lambda: connection.drain_events(timeout=10)
     celery.close()
+
+
+def take(settings: Settings, then: Callable[[Any], None]) -> None:
+    """Takes one."""
+    with taking(settings, then) as take_one:
+        take_one()
 
 
 def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, broker: "redis.Redis") -> None:
@@ -182,6 +193,34 @@ def test_what_waits_together_is_applied_together(
     assert rows(engine, "SELECT DISTINCT outcome, attempts FROM health.deliveries") == [
         {"outcome": "applied", "attempts": 1}
     ]
+
+
+def test_who_had_company_waits_for_more(
+    settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if several workers share a busy lane in small messages, or one at a quiet lane waits in vain."""
+    monkeypatch.setattr(transport, "COMPANY_SECONDS", 2.0)
+    publisher, taken = Publisher(make_celery(settings, "publisher")), list[tuple[str, bool]]()
+    began = time.monotonic()
+
+    def note(message: Any) -> None:
+        taken.append((message.headers["argsrepr"], time.monotonic() - began > 2.0))
+        message.ack()
+
+    with taking(settings, note) as take_one:
+        for user in ("u1", "u2"):
+            publisher.publish([delivery(workout(user))])
+        take_one()  # both were there
+        publisher.publish([delivery(workout("u3"))])
+        timer = threading.Timer(0.3, publisher.publish, [[delivery(workout("u4"))]])
+        timer.start()
+        take_one()
+        timer.join()
+        publisher.publish([delivery(workout("u5"))])
+        take_one()
+    publisher.close()
+    assert [many for many, _ in taken] == ["(2 deliveries)", "(2 deliveries)", "(1 deliveries)"]
+    assert not taken[0][1]
 
 
 def test_what_was_taken_together_comes_back_together(
