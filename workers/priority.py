@@ -7,7 +7,7 @@ from pathlib import Path
 
 # A sender waits for the endpoint, and somebody looking at today's data for the live lane; nobody waits for history.
 # The endpoint, the broker and PostgreSQL keep 0.
-NICE = {"live": 5, "download": 5, "maintenance": 10, "backfill": 15}
+NICE = {"live": 2, "download": 2, "maintenance": 10, "backfill": 15}
 AUTOGROUP = Path("/proc/self/autogroup")
 ATTEMPTS, PAUSE_SECONDS = 50, 0.1
 
