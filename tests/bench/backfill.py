@@ -7,7 +7,6 @@ import httpx
 from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
-from app.providers import junction
 from tests.bench import pages
 from tests.bench.pages import PAGES, SAMPLES_A_PAGE, WINDOW, page
 from tests.bench.passage import people
@@ -15,6 +14,7 @@ from tests.bench.probe import Probe, Sender
 from tests.bench.results import Backfill, Beside, Plan
 from tests.bench.stack import Stack, running_stack
 from tests.support import START, event
+from workers.aggregators import junction
 
 FAST = "100000/second"  # the provider's limit is not what is measured
 QUIET_SECONDS = 0.6  # for each person, so that live events are watched as long without their history as beside it

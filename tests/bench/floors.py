@@ -11,22 +11,24 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.datastructures import Headers
 
-from app.actions import Samples
+from app.broker.celery import make_celery
+from app.broker.publisher import Publisher
 from app.catalogue import catalogue
-from app.config import Settings, load
+from app.config.settings import Settings, load
 from app.delivery import Delivery, pack
-from app.providers import junction
-from app.queue import Publisher, make_celery
+from app.signatures.junction import verify
 from tests.bench.load import MAKERS, Load, run, workout_event
 from tests.bench.pages import PAGES, SAMPLES_A_PAGE, page
 from tests.bench.results import SAMPLES_AN_EVENT, Floors, Plan, Times, times
 from tests.bench.stack import running_floor, running_servers
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, delivery, signed
-from workers.apply import Applier
+from workers.actions import Samples
+from workers.aggregators import junction
+from workers.ingest.apply import Applier
 from workers.store.engine import make_writer, transaction
 from workers.store.series import SeriesNumbers
-from workers.store.users import touch_users
-from workers.store.writer import Numbered, write
+from workers.store.users import upsert_users
+from workers.store.writer import BatchItem, write
 
 SIZES = (1, 10, 50)  # deliveries to a message
 CONNECTIONS, ROUNDS = 32, 3
@@ -67,7 +69,7 @@ def _route(*, verify: bool) -> Flask:
     def webhook() -> Response:
         body = request.get_data()
         if verify:
-            junction.verify(request.headers, body, settings, datetime.now(UTC))
+            verify(request.headers, body, settings, datetime.now(UTC))
         return Response(status=202)
 
     @flask.get("/livez")
@@ -93,7 +95,7 @@ def verifying(seconds: float = 1.0) -> float:
     headers, settings = Headers(signed(given)), load({"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET})
     count, began = 0, time.perf_counter()
     while time.perf_counter() < began + seconds:
-        junction.verify(headers, given, settings, datetime.now(UTC))
+        verify(headers, given, settings, datetime.now(UTC))
         count += 1
     return count / (time.perf_counter() - began)
 
@@ -158,7 +160,7 @@ def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
     engine = make_writer(load({"DATABASE_URL": database_url}), "headrace-bench-floor")
     numbers, read = SeriesNumbers(engine), [_samples(page(number, PAGES)) for number in range(PAGES)]
     with transaction(engine) as connection:  # else the first page would pay for the connection
-        touch_users(connection, {"floor": None})
+        upsert_users(connection, {"floor": None})
     ready.wait(120)
     go.wait(120)
     for _ in range(people):
@@ -167,8 +169,8 @@ def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
             action = replace(samples, user_id=user)
             known = numbers.of([action.series])
             with transaction(engine) as connection:
-                touch_users(connection, {user: None})
-                write(connection, [Numbered(0, action)], "backfill", known)
+                upsert_users(connection, {user: None})
+                write(connection, [BatchItem(0, action)], "backfill", known)
     engine.dispose()
 
 

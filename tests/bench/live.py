@@ -29,10 +29,10 @@ def samples(plan: Plan) -> Passage:
         return through(stack, "heartrate", connections=32, seconds=plan.seconds, users=people())
 
 
-def scaling(plan: Plan, most: int = 4) -> dict[int, Passage]:
+def scaling(plan: Plan, limit: int = 4) -> dict[int, Passage]:
     """Workouts with one worker process and with more, each on a stack of its own."""
     found = {}
-    for workers in range(1, most + 1):
+    for workers in range(1, limit + 1):
         with running_stack(workers) as stack:
             warm(stack)
             found[workers] = through(stack, "workouts", connections=32, seconds=plan.seconds)

@@ -45,7 +45,7 @@ def through(
     They are numbered from `first` on. Of the same users, samples of the same numbers would be repetitions.
     """
     users, snapshots = users or people(), []
-    most = int(seconds * (rate or MOST[kind]))
+    limit = int(seconds * (rate or MOST[kind]))
     load = run(
         stack.url,
         stack.secret,
@@ -53,7 +53,7 @@ def through(
         users,
         connections=connections,
         seconds=seconds,
-        numbers=range(first, first + most),
+        numbers=range(first, first + limit),
         rate=rate,
         on_go=lambda: snapshots.append(Cpu(stack)),
     )

@@ -10,17 +10,18 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy import Engine, text
 
-from app.config import Settings, load
+from app.config.settings import Settings, load
 from app.delivery import pack
 from tests.bench.floors import deliveries
 from tests.bench.results import SAMPLES_AN_EVENT, Plan, Replayed
 from tests.bench.stack import running_servers
 from tests.support import ENCRYPTION_KEY
-from workers import proof
-from workers.apply import Applier
-from workers.replay import replay
-from workers.store.engine import make_engine, make_writer, migrate
-from workers.store.kept import Window
+from workers.ingest.apply import Applier
+from workers.ingest.replay import replay
+from workers.store import digests
+from workers.store.archive import ArchiveWindow
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
 
 TOGETHER = 20  # deliveries to a message, when they come first
 EVENTS = {"workouts": 4_000, "heartrate": 50}  # for each second that loads last
@@ -68,17 +69,17 @@ def _twice(source: Settings, target: Settings, kind: str, count: int) -> Replaye
         for start in range(0, count, TOGETHER):
             applier.apply(pack(given[start : start + TOGETHER]))
         now = datetime.now(UTC)
-        window = Window(now - timedelta(hours=1), now + timedelta(minutes=1), f"daily.data.{kind}.*")
+        window = ArchiveWindow(now - timedelta(hours=1), now + timedelta(minutes=1), f"daily.data.{kind}.*")
         storing = _rate(kept, engine, target, window)
         _vacuum(target)
-        digests, before = proof.digests(engine), _size(engine)
+        was, before = digests.digests(engine), _size(engine)
         again = _rate(kept, engine, target, window)
-        after, is_same = _size(engine), proof.digests(engine) == digests
+        after, is_same = _size(engine), digests.digests(engine) == was
     each = SAMPLES_AN_EVENT if kind == "heartrate" else 1
     return Replayed(kind, count * each, storing * each, again * each, before, after, is_same)
 
 
-def _rate(kept: Engine, engine: Engine, target: Settings, window: Window) -> float:
+def _rate(kept: Engine, engine: Engine, target: Settings, window: ArchiveWindow) -> float:
     began = time.perf_counter()
     outcomes = replay(kept, Applier(engine, target), window, "oldest", lambda _: None)
     return outcomes.total() / (time.perf_counter() - began)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from app.config import Settings
+from app.config.settings import Settings
 from tests.bench import verdict
 from tests.bench.results import SAMPLES_AN_EVENT, Backfill, Beside, Floors, Passage, Results, Times
 

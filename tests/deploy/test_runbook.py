@@ -6,7 +6,7 @@ import shlex
 import pytest
 from sqlalchemy import Engine, text
 
-from app.queue import LANES
+from app.broker.lanes import LANES
 from tests.deploy.support import DEPLOY, ROOT, SETTINGS, documents, parse
 from tests.deploy.test_kubernetes import RENDERED
 from workers.store.engine import SESSION

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.queue import LANES
+from app.broker.lanes import LANES
 from tests.deploy.support import DEPLOY, ROOT, SETTINGS, parse
 
 FOLDER = DEPLOY / "systemd"

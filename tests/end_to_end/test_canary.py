@@ -25,9 +25,9 @@ from msgspec.structs import replace
 
 from app.delivery import pack
 from app.sealing import Sealer
-from tests.collector import Collector, collector
 from tests.end_to_end.test_stack import ROOT, Stack, started
 from tests.support import ENCRYPTION_KEY, delivery, event, heartrate, message_id, until, workout
+from tests.support.collector import Collector, collector
 
 pytestmark = pytest.mark.stack
 NAME, NUMBER, TOKEN, NOTE = "Canaria Gelbfink", 87.654321, "tok-canary-5d0e7c", "canary: felt dizzy at noon"
@@ -169,14 +169,14 @@ def files(root: Path) -> dict[str, bytes]:
 
 def pages(stack: Stack) -> dict[str, bytes]:
     """What Flower and the endpoint show to whoever may look."""
-    says = stack.says
-    user, _, password = says["flower_auth"].partition(":")
-    with httpx.Client(base_url=says["flower"], auth=(user, password), timeout=30) as flower:
+    info = stack.info
+    user, _, password = info["flower_auth"].partition(":")
+    with httpx.Client(base_url=info["flower"], auth=(user, password), timeout=30) as flower:
         found = {path: flower.get(path).content for path in FLOWER}
         tasks = re.findall(rb'"uuid": "([\w-]+)"', found["/api/tasks?limit=10000"])
         assert tasks
         found |= {f"/task/{task.decode()}": flower.get(f"/task/{task.decode()}").content for task in tasks[:30]}
-    return found | {"web /metrics": httpx.get(f"{says['web']}/metrics", timeout=20).content}
+    return found | {"web /metrics": httpx.get(f"{info['web']}/metrics", timeout=20).content}
 
 
 def test_the_search_finds_what_is_not_sealed() -> None:
@@ -184,7 +184,7 @@ def test_the_search_finds_what_is_not_sealed() -> None:
     open_body = delivery(workout(USER, title=NAME))
     message = json.dumps([[pack([open_body])], {}]).encode()
     assert leaks({"sealed": base64.b64encode(message)}) == []
-    bare = Sealer([]).seal(Sealer([ENCRYPTION_KEY]).open(open_body.sealed, open_body.about), open_body.about)
+    bare = Sealer([]).seal(Sealer([ENCRYPTION_KEY]).open(open_body.sealed, open_body.key), open_body.key)
     message = json.dumps([[pack([replace(open_body, sealed=bare)])], {}]).encode()
     assert leaks({"open": b'{"body": "' + base64.b64encode(message) + b'"}'}) != []
 
@@ -204,7 +204,7 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collec
     until(lambda: len(stack.rows("SELECT 1 FROM headrace.backfills WHERE error IS NOT NULL")) >= 2, 90)
     assert stack.rows("SELECT title, distance FROM health.workouts WHERE id = 'w1'") == [(NAME, NUMBER)]
     places = provoked(stack)
-    with stopped(stack.says["processes"]["live"]):
+    with stopped(stack.info["processes"]["live"]):
         for body in planted(9):
             assert stack.post(body).status_code == 202
         places |= files(stack.data) | pages(stack)
@@ -212,7 +212,7 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collec
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
     assert any("aof" in place for place in places)
-    until(lambda: {one.about.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
+    until(lambda: {one.key.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
     assert {"POST /webhooks/junction", "publish live", "headrace.apply live", "page"} <= {o.name for o in traced.spans}
     places |= {f"spans {number}": raw for number, raw in enumerate(traced.raw)}
     assert not any(USER.encode() in raw for raw in traced.raw)
@@ -222,7 +222,7 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collec
 def provoked(stack: Stack) -> dict[str, bytes]:
     """Errors that nobody foresaw: a table that is gone for a while, and a command that fails with a traceback."""
     change = "ALTER TABLE headrace.{} RENAME TO {}"
-    with psycopg.connect(stack.says["database_url"], autocommit=True) as connection:
+    with psycopg.connect(stack.info["database_url"], autocommit=True) as connection:
         connection.execute(change.format("workouts", "workouts_away"))
         try:
             assert stack.post(workout(USER, "w99", title=NAME, distance=NUMBER)).status_code == 202
@@ -276,6 +276,6 @@ def told(stack: Stack) -> dict[str, bytes]:
         "errors": "SELECT error, event_type FROM headrace.deliveries",
         "backfills": "SELECT error FROM headrace.backfills",
         "audit": "SELECT t::text FROM headrace.audit t",
-        "chores": "SELECT t::text FROM headrace.chores t",
+        "jobs": "SELECT t::text FROM headrace.jobs t",
     }
     return found | {name: repr(stack.rows(query)).encode() for name, query in queries.items()}

@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from workers.drill.account import OUTCOMES
-from workers.drill.plan import plan
+from tests.support import ROOT
+from workers.verify.drill.plan import plan
+from workers.verify.drill.totals import OUTCOMES
 
 pytestmark = pytest.mark.stack
-ROOT = Path(__file__).parents[2]
 SEED, MINUTES = 208, 0.2
 KILLED = ["web", "broker", "live"]  # by that seed; what a killed fetch leaves behind would be waited for too long
 

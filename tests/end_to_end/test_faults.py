@@ -16,21 +16,21 @@ import pytest
 from sqlalchemy import Engine
 
 from app.catalogue import catalogue
-from app.config import Settings
+from app.config.settings import Settings
 from app.delivery import pack
-from app.providers import junction
 from tests.support import delivery, rows
-from workers.apply import Applier
-from workers.asking import Account
-from workers.backfill import Fetcher
-from workers.http import Client
-from workers.proof import history, stored
+from workers.aggregators import junction
+from workers.backfill.fetcher import Fetcher
+from workers.fetch.client import AggregatorClient
+from workers.fetch.http import Client
+from workers.fetch.rate_limits import Throttle
+from workers.ingest.apply import Applier
 from workers.simulator import World, events
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.server import API_KEY, Simulator
 from workers.store.backfills import due
 from workers.store.engine import make_writer
-from workers.throttle import Throttle
+from workers.verify.expected import history, stored
 
 END = datetime(2026, 3, 14, 12, tzinfo=UTC)
 WORKERS = 3
@@ -101,7 +101,7 @@ class Faulty:
         return [fault for _, fault in self.dealt]
 
     @property
-    def silences(self) -> list[Silence]:
+    def pauses(self) -> list[Silence]:
         """When nobody may ask, by the refusals that were dealt."""
         return [Silence(at, at + _seconds(fault, at)) for at, fault in self.dealt if fault.kind in ("429", "503")]
 
@@ -118,10 +118,10 @@ def _seconds(fault: Fault, at: float) -> float:
     return floor(at + ceil(fault.retry_after)) - at if fault.as_date else fault.retry_after
 
 
-def trespasses(silences: Iterable[Silence], asked: Iterable[float]) -> list[tuple[float, Silence]]:
+def trespasses(pauses: Iterable[Silence], asked: Iterable[float]) -> list[tuple[float, Silence]]:
     """The requests that began within a silence, later than TOLERANCE after its beginning."""
-    silences = list(silences)
-    return [(at, one) for at in asked for one in silences if one.begins + TOLERANCE < at < one.ends]
+    pauses = list(pauses)
+    return [(at, one) for at in asked for one in pauses if one.begins + TOLERANCE < at < one.ends]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def trespasses(silences: Iterable[Silence], asked: Iterable[float]) -> list[tupl
 )
 def test_a_trespass_is_seen(seconds: float, count: int) -> None:
     """Breaks if the test below could not fail: it looks for requests by this."""
-    silences = [Silence(100.0, 101.0), Silence(100.8, 102.0)]
-    assert len(trespasses(silences, [99.0, 100.0 + seconds, 103.0])) == count
+    pauses = [Silence(100.0, 101.0), Silence(100.8, 102.0)]
+    assert len(trespasses(pauses, [99.0, 100.0 + seconds, 103.0])) == count
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_trespass_is_seen(seconds: float, count: int) -> None:
 )
 def test_a_refusal_asks_for_silence(fault: Fault, ends: float | None) -> None:
     """Breaks if the test below looks in the wrong places."""
-    found = [one.ends for one in Faulty(Faults(), Random(1), [(100.6, fault)]).silences]
+    found = [one.ends for one in Faulty(Faults(), Random(1), [(100.6, fault)]).pauses]
     assert found == ([] if ends is None else [pytest.approx(ends)])
 
 
@@ -165,7 +165,7 @@ def work(settings: Settings, seed: int) -> None:
     engine, dice, deadline = make_writer(settings), Random(seed), time.monotonic() + PATIENCE_SECONDS
     is_open = "SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') LIMIT 1"
     with closing(Client(*junction.connect(settings))) as client:
-        fetcher = Fetcher(engine, settings, [Account("junction", client, Throttle(settings))])
+        fetcher = Fetcher(engine, settings, [AggregatorClient("junction", client, Throttle(settings))])
         while rows(engine, is_open):
             if time.monotonic() > deadline:
                 raise TimeoutError
@@ -233,9 +233,9 @@ def test_three_faults_in_ten_lose_nothing(
     assert [fault for fault in FAULTS if fault not in faulty.kinds] == []
     assert 0.25 < len(faulty.dealt) / len(requests) < 0.35
     statuses = Counter(request["status"] for request in requests)
-    assert statuses[429] + statuses[503] == len(faulty.silences)
+    assert statuses[429] + statuses[503] == len(faulty.pauses)
     assert len(requests) <= 1.3 * ideal, figures
-    assert trespasses(faulty.silences, moments(requests)) == []
+    assert trespasses(faulty.pauses, moments(requests)) == []
 
 
 @dataclass

@@ -16,12 +16,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
-from app.config import load
+from app.config.settings import load
 from tests.bench.stack import running_up
-from tests.promql import ALERTS, Query, queries, selectors
 from tests.support import ROOT, event, signed, until, workout
-from workers.embedded import free_port
-from workers.throttle import Throttle
+from tests.support.promql import ALERTS, Query, queries, selectors
+from workers.fetch.rate_limits import Throttle
+from workers.local.ports import free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.stack]
 KEY = {"JUNCTION_API_KEY": "sk_us_nobody", "HEADRACE_REQUEST_RATE": "1/minute", "HEADRACE_MAX_BODY_BYTES": "20000"}
@@ -54,7 +54,7 @@ def disturb(stack: dict[str, Any]) -> None:
     assert post(b"x" * 30_000) == 413
     until(lambda: "headrace_requests_total{" in show(stack), 90)  # before the account is silent
     settings = load({"BROKER_URL": stack["broker_url"]})
-    Throttle(settings).hush("junction", 300, "status 401: the API key is refused")
+    Throttle(settings).pause("junction", 300, "status 401: the API key is refused")
     with psycopg.connect(stack["database_url"]) as connection:
         connection.execute(
             "INSERT INTO headrace.gaps (user_id, provider, resource, part, whose, reason, is_pulling)"

@@ -19,13 +19,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.config import Settings
+from app.broker.celery import make_celery
+from app.broker.publisher import Publisher
+from app.config.settings import Settings
 from app.delivery import unpack
-from app.errors import NotTaken
-from app.queue import Publisher, make_celery
+from app.errors import PublishFailed
 from tests.support import delivery, until, workout
-from workers import embedded
-from workers.supervisor import running
+from workers.local import embedded_valkey, wheels
+from workers.local.supervisor import running
 
 SOURCE = Path(__file__).with_name("synced.c")
 THREADS, ENOUGH = 4, 400
@@ -37,7 +38,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs a C compiler and Linux, to see what the broker has on disk")
-    if not embedded.available():
+    if not wheels.available():
         pytest.skip("no Valkey wheel for this platform")
     made = tmp_path_factory.mktemp("synced") / "synced.so"
     command = (compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(made), str(SOURCE), "-ldl")
@@ -62,7 +63,7 @@ class Broker:
     @contextmanager
     def started(self) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
         """The server, and its URL."""
-        program, url = embedded.valkey(self.folder, "tests", self.folder.parent / "valkey.log")
+        program, url = embedded_valkey.valkey(self.folder, "tests", self.folder.parent / "valkey.log")
         configuration = self.folder / "valkey.conf"
         text = configuration.read_text()
         assert "appendfsync always\n" in text
@@ -111,7 +112,7 @@ class Senders:
                 one = delivery(workout("u1"))
                 publisher.publish([one])
                 self.confirmed.add(one.message_id)
-        except NotTaken:
+        except PublishFailed:
             return
         finally:
             publisher.close()

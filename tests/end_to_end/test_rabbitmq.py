@@ -19,19 +19,19 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
-from tests.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support import heartrate, message_id, signed, until, workout
-from workers import embedded
-from workers.proof import history, stored
+from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
+from workers.local import wheels
+from workers.local.temporary import Stack, running_stack
 from workers.simulator import World, events
 from workers.simulator.server import API_KEY, Simulator
-from workers.stack import Stack, running_stack
+from workers.verify.expected import history, stored
 
 pytestmark = [
     pytest.mark.stack,
     pytest.mark.timeout(600),
     pytest.mark.skipif(binaries() is None, reason=ABSENT),
-    pytest.mark.skipif(not embedded.available(), reason="no PostgreSQL and Valkey wheels for this platform"),
+    pytest.mark.skipif(not wheels.available(), reason="no PostgreSQL and Valkey wheels for this platform"),
 ]
 KILL_SECONDS, EACH_SECONDS = 20.0, 2.5
 GROUPS = ("live", "broker", "backfill")
@@ -105,7 +105,7 @@ def a_stack(server: RabbitMQ, provider: Simulator) -> Iterator[Stack]:
 
 def select(stack: Stack, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """What a reader sees."""
-    with psycopg.connect(stack.says()["database_url"], connect_timeout=5) as connection:
+    with psycopg.connect(stack.info()["database_url"], connect_timeout=5) as connection:
         return connection.execute(query, parameters).fetchall()
 
 
@@ -120,7 +120,7 @@ def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random) -> Counter[str]
             server.kill()
             server.start()
         else:
-            os.kill(dice.choice(stack.says()["processes"][group]), signal.SIGKILL)
+            os.kill(dice.choice(stack.info()["processes"][group]), signal.SIGKILL)
         killed[group] += 1
     return killed
 
@@ -141,7 +141,7 @@ def check_history(stack: Stack, world: World) -> None:
     """What the provider has is stored, once."""
     status = "SELECT DISTINCT status FROM health.backfills"
     until(lambda: select(stack, status) == [("complete",)], 240)
-    engine = create_engine(stack.says()["database_url"].replace("postgresql", "postgresql+psycopg", 1))
+    engine = create_engine(stack.info()["database_url"].replace("postgresql", "postgresql+psycopg", 1))
     with engine.connect() as connection:
         found = [(key, content) for key, content in stored(connection) if key[1] not in LIVE]
     engine.dispose()
@@ -154,10 +154,10 @@ def check_history(stack: Stack, world: World) -> None:
 def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any) -> None:
     """Breaks if kill -9 of workers and of RabbitMQ loses or doubles an event, or a history does not go on."""
     with rabbitmq() as server, Simulator(1, 10, page_size=50) as provider, a_stack(server, provider) as stack:
-        says = stack.says()
-        assert (says["broker_url"], says["redis_url"].split(":")[0]) == (server.url, "redis")  # for the rates
-        assert ("broker" in says["processes"], len(says["processes"]["redis"])) == (False, 1)
-        sender = Sender(says["web"], says["junction_webhook_secret"])
+        info = stack.info()
+        assert (info["broker_url"], info["redis_url"].split(":")[0]) == (server.url, "redis")  # for the rates
+        assert ("broker" in info["processes"], len(info["processes"]["redis"])) == (False, 1)
+        sender = Sender(info["web"], info["junction_webhook_secret"])
         for notice in announcements(provider.world):
             sender.deliver(notice)
         with ThreadPoolExecutor(1) as pool:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.support import JUNCTION_SECRET, program, signed, until, workout
-from workers.embedded import free_port
+from workers.local.ports import free_port
 
 SENDERS = 250
 HEAD = b"POST /webhooks/junction HTTP/1.1\r\nHost: x\r\n"

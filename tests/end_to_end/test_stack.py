@@ -21,10 +21,9 @@ import psutil
 import psycopg
 import pytest
 
-from tests.support import event, heartrate, message_id, signed, until, workout
+from tests.support import ROOT, event, heartrate, message_id, signed, until, workout
 
 pytestmark = pytest.mark.stack
-ROOT = Path(__file__).parents[2]
 FIELDS = {
     *("web", "flower", "flower_auth", "database_url", "broker_url"),
     *("junction_webhook_secret", "terra_signing_secret", "processes"),
@@ -65,20 +64,20 @@ class Stack:
         return self.data / "stack.json"
 
     @property
-    def says(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """What stack.json says now."""
         return dict(json.loads(self.file.read_text()))
 
     def pid(self, group: str) -> int | None:
         """The main process of a group, if it has one now."""
-        return next(iter(self.says["processes"][group]), None)
+        return next(iter(self.info["processes"][group]), None)
 
     def post(self, body: Any, name: str | None = None, secret: str | None = None) -> httpx.Response:
         """Sends an event as Junction does."""
-        says, now = self.says, datetime.now(UTC)
+        info, now = self.info, datetime.now(UTC)
         raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        headers = signed(raw, name=name or message_id(now), at=now, secret=secret or says["junction_webhook_secret"])
-        return httpx.post(f"{says['web']}/webhooks/junction", content=raw, headers=headers, timeout=20)
+        headers = signed(raw, name=name or message_id(now), at=now, secret=secret or info["junction_webhook_secret"])
+        return httpx.post(f"{info['web']}/webhooks/junction", content=raw, headers=headers, timeout=20)
 
     def deliver(self, body: Any) -> None:
         """Sends an event until it is taken, as Junction does."""
@@ -101,7 +100,7 @@ class Stack:
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """What a reader sees; nothing while the database is away."""
         try:
-            with psycopg.connect(self.says["database_url"], connect_timeout=5) as connection:
+            with psycopg.connect(self.info["database_url"], connect_timeout=5) as connection:
                 return connection.execute(query, parameters).fetchall()
         except psycopg.OperationalError:
             return []
@@ -144,15 +143,15 @@ def stack() -> Iterator[Stack]:
 def test_stack_json_is_as_promised(stack: Stack) -> None:
     """Breaks if programs that find the stack by its file do not, or others can read its passwords."""
     assert stack.file.stat().st_mode & 0o777 == 0o600
-    says = stack.says
-    assert set(says) >= FIELDS
-    assert set(says["processes"]) >= GROUPS
-    assert all(psutil.pid_exists(pid) for pids in says["processes"].values() for pid in pids)
-    assert [len(says["processes"][group]) for group in ("live", "backfill", "beat")] == [1, 1, 1]
-    assert says["database_url"].startswith("postgresql://")
-    assert says["broker_url"].startswith("redis://")
-    assert says["junction_webhook_secret"].startswith("whsec_")
-    assert all("127.0.0.1" in says[name] for name in ("web", "flower", "database_url", "broker_url"))
+    info = stack.info
+    assert set(info) >= FIELDS
+    assert set(info["processes"]) >= GROUPS
+    assert all(psutil.pid_exists(pid) for pids in info["processes"].values() for pid in pids)
+    assert [len(info["processes"][group]) for group in ("live", "backfill", "beat")] == [1, 1, 1]
+    assert info["database_url"].startswith("postgresql://")
+    assert info["broker_url"].startswith("redis://")
+    assert info["junction_webhook_secret"].startswith("whsec_")
+    assert all("127.0.0.1" in info[name] for name in ("web", "flower", "database_url", "broker_url"))
 
 
 @pytest.mark.parametrize(
@@ -259,8 +258,8 @@ def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
             answer = stack.post(workout("frozen"))
             assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
             assert answer.elapsed.total_seconds() < 5  # the contract's own limit
-        assert httpx.get(f"{stack.says['web']}/livez", timeout=20).status_code == 200
-        assert httpx.get(f"{stack.says['web']}/readyz", timeout=20).status_code == 503
+        assert httpx.get(f"{stack.info['web']}/livez", timeout=20).status_code == 200
+        assert httpx.get(f"{stack.info['web']}/readyz", timeout=20).status_code == 503
     finally:
         os.kill(broker, signal.SIGCONT)
     stack.deliver(workout("thawed"))
@@ -284,9 +283,9 @@ def test_what_is_killed_comes_back_and_nothing_is_lost(stack: Stack, group: str)
 
 def test_nothing_that_was_sent_stands_in_a_log(stack: Stack) -> None:
     """Breaks if a body, a password or a signing secret is written where operators paste from."""
-    says = stack.says
-    secrets = [SECRET_TITLE, says["junction_webhook_secret"], says["terra_signing_secret"], says["flower_auth"]]
-    secrets += [str(urlsplit(says[url]).password) for url in ("database_url", "broker_url")]
+    info = stack.info
+    secrets = [SECRET_TITLE, info["junction_webhook_secret"], info["terra_signing_secret"], info["flower_auth"]]
+    secrets += [str(urlsplit(info[url]).password) for url in ("database_url", "broker_url")]
     for file in [stack.output, *(stack.data / "log").iterdir()]:
         text = file.read_text(errors="replace")
         assert not [one for one in secrets if one in text], file.name
@@ -296,7 +295,7 @@ def test_sigterm_ends_everything(stack: Stack) -> None:
     """Breaks if a process outlives its stack, or the file stays that says that it runs."""
     stack.deliver(workout("kept"))
     until(lambda: stack.rows(KEPT))
-    children = [psutil.Process(pid) for pids in stack.says["processes"].values() for pid in pids]
+    children = [psutil.Process(pid) for pids in stack.info["processes"].values() for pid in pids]
     assert len(stack.family()) > len(children)
     assert stack.end(signal.SIGTERM) == 0
     assert stack.family() == []

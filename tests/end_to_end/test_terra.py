@@ -10,14 +10,14 @@ from itertools import chain, islice
 
 import pytest
 
-from app.config import load
+from app.config.settings import load
 from tests.support import until
-from workers.proof import prove, terra_history
+from workers.local.temporary import Stack, running_stack
 from workers.simulator import Simulator, terra
 from workers.simulator.terra.sender import TerraSender
-from workers.stack import Stack, running_stack
+from workers.store.backfill_admin import OPEN, Filter, listed
 from workers.store.engine import make_engine, transaction
-from workers.store.history import OPEN, Filter, listed
+from workers.verify.expected import prove, terra_history
 
 pytestmark = pytest.mark.stack
 STRUCK = ("live", "broker", "web", "backfill", "postgres", "live")
@@ -38,9 +38,9 @@ def strike(stack: Stack) -> int:
     killed = 0
     for group in STRUCK:
         time.sleep(2)
-        (pid,) = until(lambda group=group: stack.says()["processes"][group][:1])
+        (pid,) = until(lambda group=group: stack.info()["processes"][group][:1])
         os.kill(pid, signal.SIGKILL)
-        until(lambda group=group, pid=pid: stack.says()["processes"][group][:1] not in ([], [pid]))
+        until(lambda group=group, pid=pid: stack.info()["processes"][group][:1] not in ([], [pid]))
         killed += 1
     return killed
 
@@ -50,12 +50,12 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator) -> 
     twin = simulator.terra
     settings = simulator.environment | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_HISTORY_DAYS": "60"}
     with running_stack("terra", settings, workers=1) as stack:
-        says = stack.says()
-        engine = make_engine(load({"DATABASE_URL": says["database_url"]}))
+        info = stack.info()
+        engine = make_engine(load({"DATABASE_URL": info["database_url"]}))
         disorder = {"duplicates": 0.2, "reordering": 0.2, "late": 0.05, "seed": 7, "waits": WAITS, "remember": True}
         events = chain(terra.first_events(twin), islice(terra.live_events(twin, 7), EVENTS))
         with (
-            TerraSender(f"{says['web']}/webhooks/terra", says["terra_signing_secret"], **disorder) as sender,
+            TerraSender(f"{info['web']}/webhooks/terra", info["terra_signing_secret"], **disorder) as sender,
             ThreadPoolExecutor(1) as pool,
         ):
             striking = pool.submit(strike, stack)

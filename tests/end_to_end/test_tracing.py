@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from tests.bench.stack import running_up
-from tests.collector import Collector, Seen, collector
 from tests.support import event, signed, until
+from tests.support.collector import Collector, Seen, collector
 
 pytestmark = [pytest.mark.services, pytest.mark.stack]
 USER = "somebody-who-is-nobodys-business"
@@ -48,20 +48,24 @@ def test_a_delivery_is_followed_to_what_it_set_off(found: Collector) -> None:
     """Breaks if a process is not traced, does not send what it has when it ends, or the thread is lost between two."""
     (request,) = found.named("POST /webhooks/junction")
     assert (request.service, request.kind, request.parent) == ("headrace-web", "SERVER", "")
-    assert request.about["headrace.delivery"] == "msg_followed"
-    assert request.about["http.response.status_code"] == 202
+    assert request.attributes["headrace.delivery"] == "msg_followed"
+    assert request.attributes["http.response.status_code"] == 202
     (message,) = after(found, request)
     assert (message.service, message.name, message.kind) == ("headrace-web", "publish live", "PRODUCER")
     (applied,) = after(found, message)
     assert (applied.service, applied.name, applied.kind) == ("headrace-live", "headrace.apply live", "CONSUMER")
     assert {one.name for one in below(found, applied)} == {"open", "commit", "merge", "settle"}
     (opened,) = (one for one in below(found, applied) if one.name == "open")
-    assert opened.about["headrace.delivery"] == "msg_followed"
+    assert opened.attributes["headrace.delivery"] == "msg_followed"
     assert len({request.trace, message.trace, applied.trace}) == 3
     fetched = [one for one in after(found, applied) if one.name == FETCHED]
     assert [one.service for one in fetched] == ["headrace-backfill"]
     (asked,) = (one for one in below(found, fetched[0]) if one.name == "GET")
-    assert (asked.about["error.type"], asked.is_error, asked.about["headrace.provider"]) == ("no_answer", True, "oura")
+    assert (asked.attributes["error.type"], asked.is_error, asked.attributes["headrace.provider"]) == (
+        "no_answer",
+        True,
+        "oura",
+    )
     assert {one.service for one in found.spans} == {
         f"headrace-{name}" for name in ("web", "live", "backfill", "maintenance")
     }

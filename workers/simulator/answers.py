@@ -14,7 +14,7 @@ from app.catalogue import Resource
 from workers.simulator.query import Position
 
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-SHORTEST_MOMENT = len("2026-01-31T10:00")
+MIN_MOMENT = len("2026-01-31T10:00")
 
 
 def answer(body: Any, status: int = 200) -> Response:
@@ -89,7 +89,7 @@ def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
     if text is None:
         return None
     is_day = DAY.fullmatch(text) is not None
-    if not is_day and (resource.dates == "day" or len(text) < SHORTEST_MOMENT):
+    if not is_day and (resource.dates == "day" or len(text) < MIN_MOMENT):
         invalid(name, "invalid date format")
     try:
         moment = datetime.fromisoformat(text)

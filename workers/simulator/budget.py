@@ -9,8 +9,8 @@ from time import monotonic
 class Budget:
     """Counts what was spent, for each whose budget it is. Safe to use from several threads."""
 
-    def __init__(self, most: int, within: float) -> None:
-        self._most = most
+    def __init__(self, limit: int, within: float) -> None:
+        self._limit = limit
         self._within = within
         self._spent: dict[str, deque[tuple[float, int]]] = {}
         self._lock = Lock()
@@ -20,7 +20,7 @@ class Budget:
         now = monotonic()
         with self._lock:
             spent = self._kept(whose, now)
-            over = sum(each for _, each in spent) + cost - self._most
+            over = sum(each for _, each in spent) + cost - self._limit
             for at, each in spent:
                 if over <= 0:
                     break
@@ -34,7 +34,7 @@ class Budget:
     def left(self, whose: str) -> int:
         """How much may be asked for now."""
         with self._lock:
-            return self._most - sum(each for _, each in self._kept(whose, monotonic()))
+            return self._limit - sum(each for _, each in self._kept(whose, monotonic()))
 
     def _kept(self, whose: str, now: float) -> deque[tuple[float, int]]:
         spent = self._spent.setdefault(whose, deque())

@@ -220,15 +220,15 @@ class World:
         with self._lock:
             self._revisions[slot] = self._revisions.get(slot, 0) + 1
 
-    def change(self, query: Query, most: int) -> None:
+    def change(self, query: Query, limit: int) -> None:
         """Revises some of what a query finds, the first and the last of it always, and remembers that nobody was told.
 
         So a reader in pages holds something that is no longer true, and has something before it that was not yet.
         """
         found = self.within(query)
         with self._lock:
-            inner = self._chooser.sample(found[1:-1], max(0, min(most, len(found)) - 2))
-        chosen = dict.fromkeys([*found[:1], *inner, *found[1:][-1:]][:most])
+            inner = self._chooser.sample(found[1:-1], max(0, min(limit, len(found)) - 2))
+        chosen = dict.fromkeys([*found[:1], *inner, *found[1:][-1:]][:limit])
         for slot in chosen:
             self.revise(slot)
         with self._lock:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-Status = Literal[
+FaultStatus = Literal[
     "400", "401", "403", "404", "408", "409", "410", "413", "422", "425", "429", "500", "502", "503", "504"
 ]  # fmt: skip
 Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing", "processing"]
-Kind = Status | Special
+Kind = FaultStatus | Special
 # These have a meaning for some requests only.
 LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing", "processing"})
 

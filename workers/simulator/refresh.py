@@ -11,8 +11,8 @@ from workers.simulator.events import supplied
 from workers.simulator.people import Connection
 from workers.simulator.query import Record
 
-MOST, WITHIN = 8, 3600.0
-SHORTEST, USUAL, LONGEST = 5.0, 10.0, 60.0
+MAX_REFRESHES, WITHIN = 8, 3600.0
+MIN_SECONDS, USUAL, MAX_SECONDS = 5.0, 10.0, 60.0
 
 
 class Refreshes:
@@ -20,14 +20,14 @@ class Refreshes:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._budget = Budget(MOST, WITHIN)
+        self._budget = Budget(MAX_REFRESHES, WITHIN)
 
     def answer(self, user_id: str) -> Response:
         """What a refresh is answered: 200, or 400 without a connection, 404, 422, or 429 after eight in an hour."""
         user = self._world.user(user_id) or refuse(404, "Not found")
-        seconds("timeout", USUAL, SHORTEST, LONGEST)
+        seconds("timeout", USUAL, MIN_SECONDS, MAX_SECONDS)
         if wait := self._budget.take(user_id):
-            response = answer({"detail": f"at most {MOST} refreshes of a user in an hour"}, 429)
+            response = answer({"detail": f"at most {MAX_REFRESHES} refreshes of a user in an hour"}, 429)
             response.headers["Retry-After"] = str(wait)
             return response
         conditions = self._world.conditions

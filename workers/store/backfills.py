@@ -7,20 +7,20 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, text
 
-from app.actions import Notice, Record
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
-from app.providers import PROVIDERS
-from app.providers.request import Slice
+from workers.actions import Notice, Record
+from workers.aggregators import AGGREGATORS
+from workers.aggregators.requests import DateRange
+from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import transaction
-from workers.store.ledger import bury
 from workers.store.schema import record_table
-from workers.store.users import is_closed
+from workers.store.users import is_read_only
 
-AskedBy = Literal["notice", "operator", "reconcile"]
+RequestedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
 MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which time zone, is documented nowhere
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # nobody measured before, and a day less than year 1 is no date
+EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # nobody measured before, and a day less than year 1 is no date
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
 MANY_PAGES = 200  # of one slice; the next one is made smaller
@@ -31,16 +31,16 @@ WHERE c.message_id = :message_id AND b.aggregator = :aggregator AND b.resource =
 REOPEN = text("""
 UPDATE headrace.backfills SET status = 'running', finished_at = NULL WHERE id = (
     SELECT id FROM headrace.backfills b WHERE user_id = :user_id AND provider = :provider AND resource = :resource
-       AND item = '' AND asked_by = 'notice' AND status = 'complete' AND finished_at > now() - interval '1 day'
+       AND item = '' AND requested_by = 'notice' AND status = 'complete' AND finished_at > now() - interval '1 day'
        AND NOT EXISTS (SELECT 1 FROM headrace.backfills o WHERE o.user_id = b.user_id AND o.provider = b.provider
-                       AND o.resource = b.resource AND o.item = '' AND o.asked_by = 'notice'
+                       AND o.resource = b.resource AND o.item = '' AND o.requested_by = 'notice'
                        AND o.status IN ('pending', 'running', 'paused'))
     ORDER BY id DESC LIMIT 1)""")
 OPEN = text("""
 INSERT INTO headrace.backfills AS stored
-    (aggregator, user_id, provider, resource, item, asked_by, window_start, window_end, is_final_seen)
-VALUES (:aggregator, :user_id, :provider, :resource, :item, :asked_by, :window_start, :window_end, :is_final)
-ON CONFLICT (user_id, provider, resource, item, asked_by) WHERE status IN ('pending', 'running', 'paused')
+    (aggregator, user_id, provider, resource, item, requested_by, window_start, window_end, is_final_seen)
+VALUES (:aggregator, :user_id, :provider, :resource, :item, :requested_by, :window_start, :window_end, :is_final)
+ON CONFLICT (user_id, provider, resource, item, requested_by) WHERE status IN ('pending', 'running', 'paused')
 DO UPDATE SET
     window_start = least(stored.window_start, excluded.window_start),
     window_end = greatest(stored.window_end, excluded.window_end),
@@ -51,7 +51,7 @@ INSERT INTO headrace.chunks (backfill_id, message_id, window_start, window_end, 
 VALUES (:backfill_id, :message_id, :window_start, :window_end, :is_final, :slice_end, :slice_days)
 ON CONFLICT (message_id, backfill_id) DO NOTHING""")
 # Two claims at once would each count the other out: they come one after the other.
-QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtext('headrace.claim'))")
+SERIALIZE_CLAIMS = text("SELECT pg_advisory_xact_lock(hashtext('headrace.claim'))")
 CLAIM = text(f"""
 UPDATE headrace.backfills AS b
 SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE},
@@ -65,8 +65,8 @@ WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND leas
        WHERE o.aggregator = b.aggregator AND o.lease_until > '-infinity' AND o.lease_until > now() AND o.id <> b.id)
 RETURNING id""")
 NEXT = text("""
-SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.item, b.asked_by, b.attempts, b.crashes,
-       c.id AS chunk_id, c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
+SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.item, b.requested_by,
+       b.attempts, b.crashes, c.id AS chunk_id, c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
 # The old position stands in the condition: whoever lost the lease meanwhile does not turn the clock back.
@@ -98,21 +98,21 @@ WHERE status IN ('pending', 'running') AND due_at <= now() AND lease_until < now
   AND (CAST(:user_id AS text) IS NULL OR user_id = :user_id)
   AND (CAST(:aggregators AS text[]) IS NULL OR aggregator = ANY(:aggregators))
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
-ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, id LIMIT :most""")
+ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, id LIMIT :limit""")
 
 
-def first_slice(aggregator: str, resource: Resource) -> int:
+def first_slice_days(aggregator: str, resource: Resource) -> int:
     """Days that a backfill's first request is about."""
-    return min(FIRST_SLICE_DAYS[resource.kind], longest_slice(aggregator))
+    return min(FIRST_SLICE_DAYS[resource.kind], max_slice_days(aggregator))
 
 
-def longest_slice(aggregator: str) -> int:
+def max_slice_days(aggregator: str) -> int:
     """Days that a request may be about."""
-    return PROVIDERS[aggregator].TERMS.longest_slice
+    return AGGREGATORS[aggregator].API_LIMITS.max_slice_days
 
 
 @dataclass(frozen=True)
-class Work:
+class ChunkPosition:
     """A chunk to go on with, and where. `slice_end` and `cursor` are the position: what is later is stored."""
 
     backfill_id: int
@@ -121,7 +121,7 @@ class Work:
     provider: str
     resource: str
     item: str
-    asked_by: AskedBy
+    requested_by: RequestedBy
     attempts: int
     crashes: int
     chunk_id: int
@@ -143,11 +143,11 @@ class Work:
         return self.window_start - MARGIN
 
     @property
-    def slice(self) -> Slice:
+    def slice(self) -> DateRange:
         """What the next request is about."""
-        return Slice(max(self.lowest, self.slice_end - timedelta(days=self.slice_days)), self.slice_end)
+        return DateRange(max(self.lowest, self.slice_end - timedelta(days=self.slice_days)), self.slice_end)
 
-    def after(self, cursor: str | None, records: int) -> "Work | None":
+    def after(self, cursor: str | None, records: int) -> "ChunkPosition | None":
         """Where it goes on after a page; None at the end. An empty slice doubles the next one, a long one halves it."""
         if cursor is not None:
             return replace(self, cursor=cursor, pages=self.pages + 1, attempts=0)
@@ -158,31 +158,31 @@ class Work:
             return None
         days = self.slice_days
         if records == 0 and self.pages == 0:
-            days = min(days * 2, longest_slice(self.aggregator))
+            days = min(days * 2, max_slice_days(self.aggregator))
         elif self.pages > MANY_PAGES:
             days = max(days // 2, 1)
         return replace(self, cursor=None, pages=0, slice_end=start, slice_days=days, attempts=0, restarts=0)
 
-    def halved(self) -> "Work":
+    def halved(self) -> "ChunkPosition":
         """The same position with a slice of half the length."""
         return replace(self, cursor=None, pages=0, slice_days=max(self.slice_days // 2, 1))
 
-    def restarted(self) -> "Work":
+    def restarted(self) -> "ChunkPosition":
         """The beginning of the slice, which becomes shorter: a cursor may not live for as many pages as it had."""
         return replace(self.halved(), restarts=self.restarts + 1)
 
 
 @dataclass(frozen=True)
-class Asked:
+class BackfillRequest:
     """Who wants history, and by what: a notice's message id, or one made up."""
 
     aggregator: str
     message_id: str
-    by: AskedBy
+    by: RequestedBy
     at: datetime
 
 
-def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int | None:
+def open_backfill(connection: Connection, asked: BackfillRequest, notice: Notice) -> int | None:
     """Opens a backfill for a notice, or extends the open one; None if this very notice was already taken.
 
     Pulls are told apart by delivery id and not by (user, resource): after a re-authorisation the same notice comes
@@ -190,16 +190,16 @@ def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int |
     was late: it belongs to that pull, which is opened again.
     """
     whose = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource, "item": notice.item}
-    identity = whose | {"aggregator": asked.aggregator, "message_id": asked.message_id, "asked_by": asked.by}
+    identity = whose | {"aggregator": asked.aggregator, "message_id": asked.message_id, "requested_by": asked.by}
     if connection.execute(KNOWN, identity).first():
         return None
     if not notice.is_final:
         connection.execute(REOPEN, identity)
-    end = max(min(notice.window_end or asked.at, datetime.now(UTC)), EARLIEST)
-    start = max(min(notice.window_start or end - DEFAULT_HISTORY, end), EARLIEST)
+    end = max(min(notice.window_end or asked.at, datetime.now(UTC)), EARLIEST_HISTORY)
+    start = max(min(notice.window_start or end - DEFAULT_HISTORY, end), EARLIEST_HISTORY)
     window = {"window_start": start, "window_end": end, "is_final": notice.is_final}
     backfill_id = int(connection.scalar(OPEN, identity | window) or 0)
-    days = first_slice(asked.aggregator, catalogue()[notice.resource])
+    days = first_slice_days(asked.aggregator, catalogue()[notice.resource])
     position = {"backfill_id": backfill_id, "slice_end": end + MARGIN, "slice_days": days}
     connection.execute(ADD_CHUNK, identity | window | position)
     return backfill_id
@@ -207,25 +207,31 @@ def open_backfill(connection: Connection, asked: Asked, notice: Notice) -> int |
 
 def claim(
     engine: Engine, backfill_id: int, per_user: int, per_account: int, of: Iterable[str] | None = None
-) -> Work | None:
+) -> ChunkPosition | None:
     """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many run already.
 
     Only of these aggregators, if some are named: there may be no key for the others.
     """
     with transaction(engine) as connection:
-        connection.execute(QUEUE_UP)
+        connection.execute(SERIALIZE_CLAIMS)
         places = {"id": backfill_id, "per_user": per_user, "per_account": per_account, "aggregators": of and list(of)}
         taken = connection.execute(CLAIM, places).first()
         return _next(connection, backfill_id) if taken else None
 
 
-def _next(connection: Connection, backfill_id: int) -> Work | None:
+def _next(connection: Connection, backfill_id: int) -> ChunkPosition | None:
     row = connection.execute(NEXT, {"id": backfill_id}).mappings().first()
-    return Work(**row) if row else None
+    return ChunkPosition(**row) if row else None
 
 
 def advance(
-    connection: Connection, work: Work, then: Work | None, *, pages: int, records: int, error: str | None
+    connection: Connection,
+    work: ChunkPosition,
+    then: ChunkPosition | None,
+    *,
+    pages: int,
+    records: int,
+    error: str | None,
 ) -> bool:
     """Moves the position, in the transaction of the rows of so many pages.
 
@@ -241,7 +247,7 @@ def advance(
     return goes_on
 
 
-def _moved(connection: Connection, work: Work, then: Work | None) -> bool:
+def _moved(connection: Connection, work: ChunkPosition, then: ChunkPosition | None) -> bool:
     to = then or work
     position = {name: getattr(to, name) for name in ("slice_end", "slice_days", "cursor", "pages", "restarts")}
     was = {"chunk_id": work.chunk_id, "was_slice_end": work.slice_end, "was_cursor": work.cursor}
@@ -249,7 +255,7 @@ def _moved(connection: Connection, work: Work, then: Work | None) -> bool:
     return moved.rowcount == 1
 
 
-def next_chunk(engine: Engine, backfill_id: int) -> Work | None:
+def next_chunk(engine: Engine, backfill_id: int) -> ChunkPosition | None:
     """The next chunk of a backfill that is held, newest first; without one it is complete, if the last notice was seen.
 
     The row is locked before it is looked at: a notice that comes at this moment must not find it complete.
@@ -262,30 +268,32 @@ def next_chunk(engine: Engine, backfill_id: int) -> Work | None:
         return work
 
 
-def release(engine: Engine, work: Work, seconds: float, *, failed: bool = False, error: str | None = None) -> None:
+def release(
+    engine: Engine, work: ChunkPosition, seconds: float, *, failed: bool = False, error: str | None = None
+) -> None:
     """Gives the lease back; nobody takes it before the time is over."""
     values: Mapping[str, Any] = {"id": work.backfill_id, "seconds": seconds, "failed": int(failed), "error": error}
     with transaction(engine) as connection:
         connection.execute(RELEASE, values)
 
 
-def move(engine: Engine, work: Work, to: Work) -> None:
+def move(engine: Engine, work: ChunkPosition, to: ChunkPosition) -> None:
     """Moves the position without a page, so that failed attempts still count."""
     with transaction(engine) as connection:
         _moved(connection, work, to)
 
 
-def fail(engine: Engine, work: Work, error: str, evidence: Delivery | None = None) -> None:
+def fail(engine: Engine, work: ChunkPosition, error: str, evidence: Delivery | None = None) -> None:
     """Ends a backfill that asking again cannot help. The answer that ended it, if one is given, is a dead letter."""
     with transaction(engine) as connection:
-        if is_closed(connection, work.user_id):
+        if is_read_only(connection, work.user_id):
             return
         failed = connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
         if failed.rowcount and evidence:
-            bury(connection, evidence, f"fetch.{work.resource}", error)
+            add_dead_letter(connection, evidence, f"fetch.{work.resource}", error)
 
 
-def owner(engine: Engine, work: Work) -> Record | None:
+def owner(engine: Engine, work: ChunkPosition) -> Record | None:
     """The record that a stream belongs to, by what is stored of it: its notice, or itself. None if it was erased."""
     listed = catalogue()[work.of.of or work.resource]
     for table in (record_table(work.of), record_table(listed)):
@@ -297,7 +305,7 @@ def owner(engine: Engine, work: Work) -> Record | None:
     return None
 
 
-def due(engine: Engine, *, user_id: str | None = None, of: Iterable[str] | None = None, most: int = 500) -> list[int]:
+def due(engine: Engine, *, user_id: str | None = None, of: Iterable[str] | None = None, limit: int = 500) -> list[int]:
     """Backfills that somebody should go on with now, of everybody or one person, of all or these aggregators."""
     with transaction(engine) as connection:
-        return list(connection.scalars(DUE, {"user_id": user_id, "aggregators": of and list(of), "most": most}))
+        return list(connection.scalars(DUE, {"user_id": user_id, "aggregators": of and list(of), "limit": limit}))

@@ -8,9 +8,10 @@ from datetime import UTC, date, datetime, time, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
-from workers.store.coverage import Key, days_stored
+from workers.store.coverage import ResourceKey, days_stored
 from workers.store.engine import transaction
-from workers.store.schema import quoted, record_table
+from workers.store.schema import record_table
+from workers.store.sql import quoted
 
 PAGE = 200  # people of one transaction
 LEDGER = text("""
@@ -22,21 +23,21 @@ SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS d
 FROM headrace.dead_letters WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2""")
 GAPS = text("""
 SELECT user_id, provider, resource, whose, reason, window_start, window_end, since FROM headrace.gaps
-ORDER BY user_id, provider, resource, part LIMIT :most""")
+ORDER BY user_id, provider, resource, part LIMIT :limit""")
 COUNT_GAPS = text("SELECT whose, count(*) AS gaps FROM headrace.gaps GROUP BY whose ORDER BY whose")
 UNFINISHED = text("""
 SELECT id, user_id, provider, resource, status, window_start, window_end, error FROM headrace.backfills
 WHERE item = '' AND (status IN ('pending', 'running', 'paused') OR status = 'failed' AND finished_at >= :since)
-ORDER BY id LIMIT :most""")
+ORDER BY id LIMIT :limit""")
 PEOPLE = text("""
-SELECT user_id FROM headrace.users WHERE user_id > :after AND erased_at IS NULL AND succeeded_by IS NULL
-ORDER BY user_id LIMIT :most""")
-COUNT_PEOPLE = text("SELECT count(*) FROM headrace.users WHERE erased_at IS NULL AND succeeded_by IS NULL")
+SELECT user_id FROM headrace.users WHERE user_id > :after AND erased_at IS NULL AND merged_into IS NULL
+ORDER BY user_id LIMIT :limit""")
+COUNT_PEOPLE = text("SELECT count(*) FROM headrace.users WHERE erased_at IS NULL AND merged_into IS NULL")
 SERIES = text("SELECT DISTINCT user_id, provider, resource FROM headrace.series WHERE user_id = ANY(:users)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class OutcomeCount:
     """So many deliveries that came on a day ended in this way; each may have come more than once."""
 
     provider: str
@@ -47,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Gap:
+class OpenGap:
     """What the last reconciliation found missing."""
 
     user_id: str
@@ -74,32 +75,32 @@ class Unfinished:
     error: str | None
 
 
-def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Entry]:
+def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[OutcomeCount]:
     """What became of what came, by day (UTC) of its first attempt that got this far; a transaction a day."""
     while since < until:
         midnight = datetime.combine(since.astimezone(UTC).date(), time(), UTC) + timedelta(days=1)
         end = min(midnight, until)
         with transaction(engine) as connection:
             rows = connection.execute(LEDGER, {"since": since, "until": end}).mappings().all()
-        yield from (Entry(**row) for row in rows)
+        yield from (OutcomeCount(**row) for row in rows)
         since = end
 
 
-def letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
+def dead_letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
     """Dead letters that are there still, by provider and day; also pages that could not be read."""
     rows = connection.execute(LETTERS, {"since": since, "until": until})
     return {(row.provider, row.day): row.letters for row in rows}
 
 
-def gaps(connection: Connection, most: int) -> tuple[dict[str, int], list[Gap]]:
+def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenGap]]:
     """How many gaps are open, by whose turn it is, and the first of them."""
     counts = {row.whose: row.gaps for row in connection.execute(COUNT_GAPS)}
-    return counts, [Gap(**row) for row in connection.execute(GAPS, {"most": most}).mappings()]
+    return counts, [OpenGap(**row) for row in connection.execute(GAPS, {"limit": limit}).mappings()]
 
 
-def unfinished(connection: Connection, since: datetime, most: int) -> list[Unfinished]:
+def unfinished(connection: Connection, since: datetime, limit: int) -> list[Unfinished]:
     """Backfills that are open, and those that failed since then."""
-    rows = connection.execute(UNFINISHED, {"since": since, "most": most})
+    rows = connection.execute(UNFINISHED, {"since": since, "limit": limit})
     return [Unfinished(**row) for row in rows.mappings()]
 
 
@@ -108,27 +109,31 @@ def count_people(connection: Connection) -> int:
     return int(connection.scalar(COUNT_PEOPLE) or 0)
 
 
-def days(engine: Engine, since: datetime, until: datetime) -> Iterator[tuple[list[str], Mapping[Key, set[int]]]]:
+def days(
+    engine: Engine, since: datetime, until: datetime
+) -> Iterator[tuple[list[str], Mapping[ResourceKey, set[int]]]]:
     """The days (ordinals, UTC) on which there is data, for some people at a time; a transaction each."""
     after = ""
     while True:
         with transaction(engine) as connection:
-            users = list(connection.scalars(PEOPLE, {"after": after, "most": PAGE}))
+            users = list(connection.scalars(PEOPLE, {"after": after, "limit": PAGE}))
             if not users:
                 return
             yield users, _days_of(connection, users, since, until)
         after = users[-1]
 
 
-def _days_of(connection: Connection, users: Sequence[str], since: datetime, until: datetime) -> dict[Key, set[int]]:
-    spans = {Key(*row): (since, until) for row in connection.execute(SERIES, {"users": users})}
+def _days_of(
+    connection: Connection, users: Sequence[str], since: datetime, until: datetime
+) -> dict[ResourceKey, set[int]]:
+    spans = {ResourceKey(*row): (since, until) for row in connection.execute(SERIES, {"users": users})}
     found = defaultdict(set, days_stored(connection, spans))
     for resource in catalogue().values():
         if resource.day_field and not resource.is_series:
             query = _days_of_records(resource, resource.day_field)
             values = {"users": users, "since": since.date(), "until": until.date()}
             for row in connection.execute(text(query), values):
-                found[Key(row.user_id, row.provider, resource.name)].add(row.day.toordinal())
+                found[ResourceKey(row.user_id, row.provider, resource.name)].add(row.day.toordinal())
     return found
 
 

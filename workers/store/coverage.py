@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import catalogue
-from workers.store.schema import quoted, record_table
+from workers.store.schema import record_table
+from workers.store.sql import quoted
 
 FETCHED = text("""
-SELECT b.user_id, b.provider, b.resource, b.asked_by, c.window_start, c.window_end, c.created_at, b.finished_at,
+SELECT b.user_id, b.provider, b.resource, b.requested_by, c.window_start, c.window_end, c.created_at, b.finished_at,
        CASE WHEN c.status = 'done' THEN 'done' WHEN b.status = 'failed' THEN 'lost' ELSE 'open' END
            AS state
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
@@ -46,7 +47,7 @@ SELECT min(hour) AS silent_from, least(max(hour) + interval '1 hour', now()) AS 
 FROM runs GROUP BY run HAVING count(*) >= 24""")
 
 
-class Key(NamedTuple):
+class ResourceKey(NamedTuple):
     """One resource of one of a person's connections."""
 
     user_id: str
@@ -60,18 +61,18 @@ class Fetched:
 
     start: datetime
     end: datetime
-    asked_by: str
+    requested_by: str
     state: Literal["done", "open", "lost"]
     created_at: datetime
     finished_at: datetime | None
 
 
-def fetched(connection: Connection, users: Iterable[str]) -> Mapping[Key, list[Fetched]]:
+def fetched(connection: Connection, users: Iterable[str]) -> Mapping[ResourceKey, list[Fetched]]:
     """The windows of these people's backfills."""
-    found: defaultdict[Key, list[Fetched]] = defaultdict(list)
+    found: defaultdict[ResourceKey, list[Fetched]] = defaultdict(list)
     for row in connection.execute(FETCHED, {"users": list(users)}):
-        window = (row.window_start, row.window_end, row.asked_by, row.state, row.created_at, row.finished_at)
-        found[Key(row.user_id, row.provider, row.resource)].append(Fetched(*window))
+        window = (row.window_start, row.window_end, row.requested_by, row.state, row.created_at, row.finished_at)
+        found[ResourceKey(row.user_id, row.provider, row.resource)].append(Fetched(*window))
     return found
 
 
@@ -93,10 +94,12 @@ def outages(connection: Connection, since: datetime) -> list[tuple[datetime, dat
     return [(row.silent_from, row.silent_to) for row in connection.execute(OUTAGES, {"since": since})]
 
 
-def days_stored(connection: Connection, spans: Mapping[Key, tuple[datetime, datetime]]) -> Mapping[Key, set[int]]:
+def days_stored(
+    connection: Connection, spans: Mapping[ResourceKey, tuple[datetime, datetime]]
+) -> Mapping[ResourceKey, set[int]]:
     """The days (ordinals, in UTC) of these spans that have data; nothing for what has no day, such as a profile."""
-    found: defaultdict[Key, set[int]] = defaultdict(set)
-    by_resource: defaultdict[tuple[str, str], dict[Key, tuple[datetime, datetime]]] = defaultdict(dict)
+    found: defaultdict[ResourceKey, set[int]] = defaultdict(set)
+    by_resource: defaultdict[tuple[str, str], dict[ResourceKey, tuple[datetime, datetime]]] = defaultdict(dict)
     for key, span in spans.items():
         # Samples person by person: a page of people with ten years of history would take more than a minute.
         by_resource[(key.user_id, "") if catalogue()[key.resource].is_series else ("", key.resource)][key] = span
@@ -104,17 +107,17 @@ def days_stored(connection: Connection, spans: Mapping[Key, tuple[datetime, date
         query = _days_of_records(name) if name else DAYS_OF_SAMPLES
         if query is not None:
             for row in connection.execute(query, _arrays(some)):
-                found[Key(row.user_id, row.provider, row.resource)].add(row.day.toordinal())
+                found[ResourceKey(row.user_id, row.provider, row.resource)].add(row.day.toordinal())
     return found
 
 
-def newest_stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, datetime]:
+def newest_stored(connection: Connection, keys: Iterable[ResourceKey]) -> Mapping[ResourceKey, datetime]:
     """The newest moment that is stored of each; of a record that has only a day, the last one of that day."""
     wanted = set(keys)
     users = {"users": sorted({key.user_id for key in wanted})}
-    found: dict[Key, datetime] = {}
+    found: dict[ResourceKey, datetime] = {}
     for row in connection.execute(NEWEST_SAMPLES, users):
-        found[Key(row.user_id, row.provider, row.resource)] = row.newest
+        found[ResourceKey(row.user_id, row.provider, row.resource)] = row.newest
     for name in sorted({key.resource for key in wanted}):
         if field := catalogue()[name].day_field:
             # Whatever begins on a day may end on the next; only a calendar date says that it does not.
@@ -123,14 +126,16 @@ def newest_stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, d
 SELECT user_id, provider, (({newest} + 1)::timestamp AT TIME ZONE 'UTC') - interval '1 microsecond' AS newest
 FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {quoted(field)} IS NOT NULL GROUP BY 1, 2"""
             for row in connection.execute(text(query), users):
-                found[Key(row.user_id, row.provider, name)] = row.newest
+                found[ResourceKey(row.user_id, row.provider, name)] = row.newest
     return {key: moment for key, moment in found.items() if key in wanted}
 
 
-def any_stored(connection: Connection, resource: str, users: Iterable[str]) -> set[Key]:
+def any_stored(connection: Connection, resource: str, users: Iterable[str]) -> set[ResourceKey]:
     """Who has any record of a resource that has no day."""
     query = text(f"SELECT user_id, provider FROM {record_table(catalogue()[resource])} WHERE user_id = ANY(:users)")
-    return {Key(row.user_id, row.provider, resource) for row in connection.execute(query, {"users": list(users)})}
+    return {
+        ResourceKey(row.user_id, row.provider, resource) for row in connection.execute(query, {"users": list(users)})
+    }
 
 
 def _days_of_records(name: str) -> TextClause | None:
@@ -144,7 +149,7 @@ FROM {SPANS} JOIN {record_table(resource)} r USING (user_id, provider)
 WHERE {day} BETWEEN span_start AND span_end""")
 
 
-def _arrays(spans: Mapping[Key, tuple[datetime, datetime]]) -> dict[str, list[object]]:
+def _arrays(spans: Mapping[ResourceKey, tuple[datetime, datetime]]) -> dict[str, list[object]]:
     return {
         "users": [key.user_id for key in spans],
         "providers": [key.provider for key in spans],

@@ -2,23 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from app.catalogue import catalogue
-from app.config import Settings
-from app.errors import DeadLetter, Misconfigured, TryLater
-from workers.store import schema
+from app.config.settings import Settings
+from app.errors import TryLater, Unprocessable
 
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
-MIGRATION_LOCK = 0x48454144  # any number, the same for every `headrace migrate`
 SESSION = {
     "datestyle": "ISO",  # the only one that psycopg reads
     "timezone": "UTC",  # a time without an offset is UTC, whatever the server thinks
@@ -65,41 +57,18 @@ def make_writer(settings: Settings, name: str = "headrace-worker") -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> str:
-    """Brings the schema to the newest version and returns its name. May run twice, and at the same time.
-
-    Raises Misconfigured if the schema is newer than this program.
-    """
-    with transaction(engine) as connection:
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-        connection.execute(text("CREATE SCHEMA IF NOT EXISTS headrace"))
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError:  # alembic's words are about its own files
-            raise Misconfigured(
-                "DATABASE_URL: the schema is of a newer Headrace than this one, and is left as it is; "
-                "older workers go on with it, so there is nothing to migrate"
-            ) from None
-        schema.sync(connection, catalogue())
-        return str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
-
-
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction. Raises DeadLetter for data that PostgreSQL refuses and TryLater for everything else."""
+    """One transaction. Raises Unprocessable for data that PostgreSQL refuses and TryLater for everything else."""
     try:
         with engine.begin() as connection:
             yield connection
     except (DataError, IntegrityError) as error:
-        raise DeadLetter(f"PostgreSQL refuses it: {_plain(error)}") from None
+        raise Unprocessable(f"PostgreSQL refuses it: {_plain(error)}") from None
     except SQLAlchemyError as error:
         raise TryLater(f"PostgreSQL: {_plain(error)}") from None
     except psycopg.DataError as error:  # raised while rows are copied, where SQLAlchemy does not look
-        raise DeadLetter(f"PostgreSQL refuses it: {type(error).__name__} {error.sqlstate or ''}".rstrip()) from None
+        raise Unprocessable(f"PostgreSQL refuses it: {type(error).__name__} {error.sqlstate or ''}".rstrip()) from None
     except psycopg.Error as error:
         raise TryLater(f"PostgreSQL: {type(error).__name__} {error.sqlstate or ''}".rstrip()) from None
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, text
 
-from app.actions import LargeRequest
+from workers.actions import LargeRequest
 
 EXPECT = text("""
 INSERT INTO headrace.large_requests AS stored (aggregator, reference, user_id, provider, expected)

@@ -5,10 +5,9 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from app.delivery import Delivery
-from workers.store.engine import transaction
 
 Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 
@@ -22,18 +21,19 @@ WITH settled AS (
          user_id text, received_at timestamptz, outcome text, attempts int, error text, reference text)
     ORDER BY aggregator, message_id
     ON CONFLICT (aggregator, message_id) DO UPDATE SET {change}
-    RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_news
+    RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_changed
 ), mended AS (
     DELETE FROM headrace.dead_letters AS letter USING settled
-    WHERE is_news AND (letter.aggregator, letter.message_id) = (settled.aggregator, settled.message_id)
+    WHERE is_changed AND (letter.aggregator, letter.message_id) = (settled.aggregator, settled.message_id)
 ), kept AS (
-    INSERT INTO headrace.kept (received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
+    INSERT INTO headrace.archive
+        (received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
     SELECT received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed
     FROM unnest(CAST(:received_at AS timestamptz[]), CAST(:aggregator AS text[]), CAST(:message_id AS text[]),
                 CAST(:event_type AS text[]), CAST(:user_id AS text[]), CAST(:ordering_ms AS bigint[]),
                 CAST(:reference AS text[]), CAST(:sealed AS bytea[]))
          AS given(received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
-    JOIN settled USING (aggregator, message_id) WHERE is_news
+    JOIN settled USING (aggregator, message_id) WHERE is_changed
 )
 SELECT aggregator, message_id FROM settled WHERE outcome = 'dead'"""
 SETTLE = text(
@@ -58,24 +58,9 @@ SETTLED_ALREADY = text("""
 SELECT aggregator, message_id
 FROM unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
 JOIN headrace.deliveries USING (aggregator, message_id) WHERE outcome NOT IN ('dead', 'ignored')""")
-EXHUME = text("""
-DELETE FROM headrace.dead_letters AS letter
-USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS mended(aggregator, message_id)
-WHERE (letter.aggregator, letter.message_id) = (mended.aggregator, mended.message_id)
-RETURNING letter.aggregator, letter.message_id""")
-BURY = text("""
-INSERT INTO headrace.dead_letters
-    (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
-VALUES (:aggregator, :message_id, :event_type, :received_at, :reason, :ordering_ms, :reference, :sealed)
-ON CONFLICT (aggregator, message_id) DO NOTHING""")
-SUSPECT = text("""
-INSERT INTO headrace.suspects AS stored (name, crashes) VALUES (:name, 1)
-ON CONFLICT (name) DO UPDATE SET crashes = stored.crashes + 1 RETURNING crashes""")
-SUSPECTS = text("SELECT name, crashes FROM headrace.suspects WHERE name = ANY(:names)")
-ACQUIT = text("DELETE FROM headrace.suspects WHERE name = ANY(:names)")
 
 
-class Settled(msgspec.Struct):
+class OutcomeRow(msgspec.Struct):
     """What became of a delivery."""
 
     aggregator: str
@@ -89,10 +74,10 @@ class Settled(msgspec.Struct):
     reference: str | None = None  # the large request that it is a part of
 
 
-Name = tuple[str, str]  # aggregator, message id
+DeliveryKey = tuple[str, str]  # aggregator, message id
 
 
-class Kept(NamedTuple):
+class ArchivedDelivery(NamedTuple):
     """A delivery that is to be kept sealed as it came, so that it can be applied again."""
 
     delivery: Delivery
@@ -101,8 +86,12 @@ class Kept(NamedTuple):
 
 
 def settle(
-    connection: Connection, settled: Sequence[Settled], kept: Sequence[Kept] = (), *, replayed: bool = False
-) -> set[Name]:
+    connection: Connection,
+    settled: Sequence[OutcomeRow],
+    kept: Sequence[ArchivedDelivery] = (),
+    *,
+    replayed: bool = False,
+) -> set[DeliveryKey]:
     """Records outcomes, and returns which are dead. The first one stands, unless that is `dead`.
 
     Then a later attempt has mended it, and its letter goes; a replay changes only what was dead or left out. Of `kept`,
@@ -120,53 +109,14 @@ def settle(
     return {(row.aggregator, row.message_id) for row in rows}
 
 
-def settled_already(connection: Connection, names: Sequence[Name]) -> set[Name]:
+def settled_already(connection: Connection, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
     """Which of these a replay cannot settle otherwise: they were neither dead nor left out."""
     return _named(connection, SETTLED_ALREADY, names)
 
 
-def exhume(connection: Connection, names: Sequence[Name]) -> set[Name]:
-    """Takes letters away that are dead no more, or that nobody wants. Returns which there were."""
-    return _named(connection, EXHUME, names)
-
-
-def _named(connection: Connection, statement: TextClause, names: Sequence[Name]) -> set[Name]:
+def _named(connection: Connection, statement: TextClause, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
     if not names:
         return set()
     aggregators, ids = zip(*names, strict=True)
     found = connection.execute(statement, {"aggregators": list(aggregators), "ids": list(ids)})
     return {(row.aggregator, row.message_id) for row in found}
-
-
-def suspect(engine: Engine, name: str) -> int:
-    """Notes that a worker is at something that a worker has died with; how often that is now. Committed at once."""
-    with transaction(engine) as connection:
-        return int(connection.scalar(SUSPECT, {"name": name}) or 0)
-
-
-def suspects(engine: Engine, names: Sequence[str]) -> dict[str, int]:
-    """Which of these workers have died with, and how often."""
-    with transaction(engine) as connection:
-        return {row.name: row.crashes for row in connection.execute(SUSPECTS, {"names": list(names)})}
-
-
-def acquit(connection: Connection, names: Sequence[str]) -> None:
-    """A worker has come through with these alive."""
-    connection.execute(ACQUIT, {"names": list(names)})
-
-
-def bury(connection: Connection, delivery: Delivery, event_type: str | None, reason: str) -> None:
-    """Keeps a delivery that cannot be applied, sealed as it came."""
-    connection.execute(
-        BURY,
-        {
-            "aggregator": delivery.aggregator,
-            "message_id": delivery.message_id,
-            "event_type": event_type,
-            "received_at": delivery.received,
-            "reason": reason,
-            "ordering_ms": delivery.ordering_ms,
-            "reference": delivery.reference,
-            "sealed": delivery.sealed,
-        },
-    )

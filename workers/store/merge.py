@@ -22,7 +22,7 @@ class Target:
         return (*self.key, *self.content, "version")
 
 
-def upsert(target: Target, source: str) -> str:
+def upsert_sql(target: Target, source: str) -> str:
     """SQL that merges the rows of `source` (a FROM item called `incoming`) and returns a row for each it wrote.
 
     Of several rows with one key the newest is taken first, because ON CONFLICT refuses to touch a row twice
@@ -44,29 +44,29 @@ def upsert(target: Target, source: str) -> str:
 INSERT INTO {target.table} AS stored ({columns}, origin, stored_at)
 SELECT DISTINCT ON ({key}) {columns}, origin, now() FROM {source}
 WHERE NOT EXISTS (SELECT 1 FROM {target.table} AS stored
-                  WHERE {_same_key(target)} AND NOT ({_goes_before("incoming", target)}))
+                  WHERE {_same_key(target)} AND NOT ({_is_newer("incoming", target)}))
 ORDER BY {best}
 ON CONFLICT ({key}) DO UPDATE SET {taken},
     origin = CASE WHEN {differs} THEN excluded.origin ELSE stored.origin END,
     stored_at = CASE WHEN {differs} THEN excluded.stored_at ELSE stored.stored_at END
-WHERE {_goes_before("excluded", target)}
+WHERE {_is_newer("excluded", target)}
 RETURNING {key}, version, stored_at = now() AS changed"""
 
 
-def standing(target: Target, source: str) -> str:
+def comparison_sql(target: Target, source: str) -> str:
     """SQL that says how each delivery (column `n`) of `source` stands to what is stored.
 
-    `is_ahead`: something of it would be written now. `is_late`: something of it differs from what is stored, and will
+    `is_newer`: something of it would be written now. `is_stale`: something of it differs from what is stored, and will
     not be. Of the source only the key, the version and what is ranked are read.
     """
-    ahead = f"stored.version IS NULL OR {_goes_before('incoming', target)}"
-    late = f"{_differs(target, 'stored', 'incoming')} AND NOT ({ahead})"
+    newer = f"stored.version IS NULL OR {_is_newer('incoming', target)}"
+    stale = f"{_differs(target, 'stored', 'incoming')} AND NOT ({newer})"
     return f"""
-SELECT incoming.n, bool_or({ahead}) AS is_ahead, bool_or({late}) AS is_late
+SELECT incoming.n, bool_or({newer}) AS is_newer, bool_or({stale}) AS is_stale
 FROM {source} LEFT JOIN {target.table} AS stored ON {_same_key(target)} GROUP BY incoming.n"""
 
 
-def credited(target: Target, source: str) -> str:
+def changed_rows_by_delivery_sql(target: Target, source: str) -> str:
     """SQL that says how many of the rows that this transaction has changed each delivery (column `n`) brought.
 
     For a source in which two deliveries have one key and version: what `upsert` returns does not tell them apart.
@@ -80,7 +80,7 @@ SELECT n, count(*) AS rows FROM (
 ) AS winners GROUP BY n"""
 
 
-def _goes_before(owner: str, target: Target) -> str:
+def _is_newer(owner: str, target: Target) -> str:
     """The guard: whether a row takes the place of the stored one."""
     ranks_higher = f"{_row(owner, target)} > {_row('stored', target)}"
     return f"{owner}.version > stored.version OR ({owner}.version = stored.version AND {ranks_higher})"

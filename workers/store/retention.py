@@ -6,20 +6,21 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
-from app.config import Settings
+from app.config.settings import Settings
 from workers.store.engine import transaction
-from workers.store.schema import quoted, record_table
+from workers.store.schema import record_table
+from workers.store.sql import quoted
 
 BATCH = 10_000  # rows of one transaction
 SERIES_PAGE = 500  # series that are looked at together
 LEDGER = "deliveries"
-SERIES = text("SELECT id FROM headrace.series WHERE resource = :resource AND id > :after ORDER BY id LIMIT :most")
+SERIES = text("SELECT id FROM headrace.series WHERE resource = :resource AND id > :after ORDER BY id LIMIT :limit")
 COUNT_SAMPLES = text("""
 SELECT count(*) FROM headrace.series n JOIN headrace.samples s ON s.series_id = n.id
 WHERE n.resource = :resource AND s.ts < :before""")
 REMOVE_SAMPLES = text("""
 DELETE FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before AND (series_id, ts) IN (
-    SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :most)""")
+    SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :limit)""")
 # A dead letter needs its entry: only that says whose it is.
 OLD_ENTRIES = """received_at < :before AND NOT EXISTS (SELECT 1 FROM headrace.dead_letters letter
     WHERE (letter.aggregator, letter.message_id) = (d.aggregator, d.message_id))"""
@@ -27,7 +28,7 @@ COUNT_LEDGER = text(f"SELECT count(*) FROM headrace.deliveries d WHERE {OLD_ENTR
 REMOVE_LEDGER = text(f"""
 DELETE FROM headrace.deliveries WHERE (aggregator, message_id) IN (
     SELECT aggregator, message_id FROM headrace.deliveries d WHERE {OLD_ENTRIES}
-    ORDER BY aggregator, message_id LIMIT :most)""")
+    ORDER BY aggregator, message_id LIMIT :limit)""")
 
 
 def limits(settings: Settings, now: datetime) -> dict[str, datetime]:
@@ -79,14 +80,14 @@ def _removal(resource: Resource) -> object:
     table = record_table(resource)
     return text(f"""
 DELETE FROM {table} WHERE (user_id, id) IN (
-    SELECT user_id, id FROM {table} WHERE {_age(resource)} < :before ORDER BY user_id, id LIMIT :most)""")
+    SELECT user_id, id FROM {table} WHERE {_age(resource)} < :before ORDER BY user_id, id LIMIT :limit)""")
 
 
 def _samples(engine: Engine, name: str, before: datetime) -> Iterator[tuple[str, int]]:
     after = 0
     while True:
         with transaction(engine) as connection:
-            values = {"resource": name, "after": after, "most": SERIES_PAGE}
+            values = {"resource": name, "after": after, "limit": SERIES_PAGE}
             series = list(connection.scalars(SERIES, values))
         if not series:
             return
@@ -98,6 +99,6 @@ def _in_batches(engine: Engine, name: str, query: object, values: Mapping[str, o
     gone = BATCH
     while gone == BATCH:
         with transaction(engine) as connection:
-            gone = connection.execute(query, {**values, "most": BATCH}).rowcount  # type: ignore[call-overload]
+            gone = connection.execute(query, {**values, "limit": BATCH}).rowcount  # type: ignore[call-overload]
         if gone:
             yield name, gone

@@ -4,6 +4,7 @@ from sqlalchemy import Connection, text
 
 from app.catalogue import Catalogue, Field, Resource
 from workers.store.merge import Target
+from workers.store.sql import quoted
 
 COLUMN_TYPES = {
     "text": "text",
@@ -15,11 +16,6 @@ COLUMN_TYPES = {
 }
 # How a scalar is read out of the payload. An integer may come as 146.0, which is one; 146.5 is refused, not rounded.
 READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
-
-
-def quoted(name: str) -> str:
-    """A name of the catalogue as an SQL identifier; the catalogue has checked that it is a plain word."""
-    return f'"{name}"'
 
 
 def record_table(resource: Resource) -> str:

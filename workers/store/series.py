@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from sqlalchemy import Engine, text
 
 from workers.store.engine import transaction
-from workers.store.users import touch_users
+from workers.store.users import upsert_users
 
-Key = tuple[str, str, str, str, str]
+SeriesKey = tuple[str, str, str, str, str]
 COLUMNS = "user_id, resource, provider, source_type, subtype"
 GIVEN = "unnest(CAST(:u AS text[]), CAST(:r AS text[]), CAST(:p AS text[]), CAST(:s AS text[]), CAST(:d AS text[]))"
 REGISTER = text(f"""
@@ -15,7 +15,7 @@ INSERT INTO headrace.series ({COLUMNS})
 SELECT * FROM {GIVEN} AS given({COLUMNS}) ORDER BY {COLUMNS} ON CONFLICT DO NOTHING""")
 LOOK_UP = text(f"""
 SELECT id, {COLUMNS} FROM headrace.series JOIN {GIVEN} AS given({COLUMNS}) USING ({COLUMNS})""")
-MOST_CACHED = 200_000
+MAX_CACHED = 200_000
 
 
 class SeriesNumbers:
@@ -23,16 +23,16 @@ class SeriesNumbers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[Key, int] = {}
+        self._known: dict[SeriesKey, int] = {}
 
-    def of(self, keys: Iterable[Key]) -> dict[Key, int]:
+    def of(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
         """The number of each key, but for the series of people who were erased.
 
         New ones are committed at once: a number must never be remembered and rolled back.
         """
         wanted = set(keys)
         if missing := wanted - self._known.keys():
-            if len(self._known) + len(missing) > MOST_CACHED:
+            if len(self._known) + len(missing) > MAX_CACHED:
                 self._known.clear()
             self._register(sorted(wanted - self._known.keys()))
         return {key: self._known[key] for key in wanted if key in self._known}
@@ -41,16 +41,16 @@ class SeriesNumbers:
         """After a series may have gone from the table."""
         self._known.clear()
 
-    def _register(self, keys: list[Key]) -> None:
+    def _register(self, keys: list[SeriesKey]) -> None:
         with transaction(self._engine) as connection:
             rows = connection.execute(LOOK_UP, _columns(keys)).all()
             if len(rows) < len(keys):
-                users = touch_users(connection, dict.fromkeys(key[0] for key in keys))
-                if living := [key for key in keys if not users[key[0]].is_closed]:
+                users = upsert_users(connection, dict.fromkeys(key[0] for key in keys))
+                if living := [key for key in keys if not users[key[0]].is_read_only]:
                     connection.execute(REGISTER, _columns(living))
                 rows = connection.execute(LOOK_UP, _columns(keys)).all()
         self._known |= {(row[1], row[2], row[3], row[4], row[5]): row[0] for row in rows}
 
 
-def _columns(keys: list[Key]) -> dict[str, list[str]]:
+def _columns(keys: list[SeriesKey]) -> dict[str, list[str]]:
     return dict(zip("urpsd", (list(column) for column in zip(*keys, strict=True)), strict=True))

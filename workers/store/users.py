@@ -12,12 +12,12 @@ GIVEN = """unnest(CAST(:users AS text[]), CAST(:clients AS text[]), CAST(:times 
 # The lock keeps an erasure from removing what there is while more is being written (workers/store/erase.py). It is the
 # weakest there is: workers that write for one person, or name them anew, do not wait for each other. With FOR SHARE two
 # that name the same person deadlock.
-LIVING = text(f"""
-SELECT user_id, known.succeeded_by,
-       given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at AS is_news
+KNOWN_USERS = text(f"""
+SELECT user_id, known.merged_into,
+       given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at AS is_changed
 FROM {GIVEN} JOIN headrace.users AS known USING (user_id)
 WHERE known.erased_at IS NULL ORDER BY user_id FOR KEY SHARE OF known""")
-MAKE_KNOWN = text(f"""
+INSERT_USERS = text(f"""
 INSERT INTO headrace.users AS stored (user_id, client_user_id, named_at)
 SELECT user_id, given.client_user_id, coalesce(given.named_at, '-infinity')
 FROM {GIVEN} LEFT JOIN headrace.users AS known USING (user_id)
@@ -25,7 +25,7 @@ WHERE known.erased_at IS NULL
 ORDER BY user_id
 ON CONFLICT (user_id) DO UPDATE SET client_user_id = excluded.client_user_id, named_at = excluded.named_at
 WHERE excluded.client_user_id IS NOT NULL AND excluded.named_at > stored.named_at AND stored.erased_at IS NULL""")
-Told = tuple[str, datetime] | None  # a client_user_id, and when that was said
+ClientId = tuple[str, datetime] | None  # a client_user_id, and when that was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +33,43 @@ class User:
     """How somebody stands, as far as it matters to whoever is about to write of them."""
 
     is_erased: bool = False
-    successor: str | None = None  # the id that they go by since they reconnected
+    merged_into: str | None = None  # the id that they go by since they reconnected
 
     @property
-    def is_closed(self) -> bool:
+    def is_read_only(self) -> bool:
         """Whether nothing more is to be written under this id."""
-        return self.is_erased or self.successor is not None
+        return self.is_erased or self.merged_into is not None
 
 
 ERASED = User(is_erased=True)
 
 
-def touch_users(connection: Connection, users: Mapping[str, Told]) -> dict[str, User]:
+def upsert_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, User]:
     """Makes users known, and the client_user_id that was told last, and says how each stands.
 
     Goes before whatever else a transaction writes of people: of whoever is not erased now, nothing is removed before
     it ends. One query where nothing is new; whoever is not among the living even after they were made known was erased.
     """
-    living = _living(connection, users)
-    if news := {name: told for name, told in users.items() if name not in living or living[name].is_news}:
-        connection.execute(MAKE_KNOWN, _columns(news))
-        living |= _living(connection, news)
-    return {name: User(successor=living[name].succeeded_by) if name in living else ERASED for name in users}
+    known = _known_users(connection, users)
+    if news := {name: client for name, client in users.items() if name not in known or known[name].is_changed}:
+        connection.execute(INSERT_USERS, _columns(news))
+        known |= _known_users(connection, news)
+    return {name: User(merged_into=known[name].merged_into) if name in known else ERASED for name in users}
 
 
-def is_closed(connection: Connection, user_id: str) -> bool:
+def is_read_only(connection: Connection, user_id: str) -> bool:
     """Whether nothing is to be written under this id.
 
     If something is, an erasure or a reconnection waits for the transaction, and takes what it writes along.
     """
-    return touch_users(connection, {user_id: None})[user_id].is_closed
+    return upsert_users(connection, {user_id: None})[user_id].is_read_only
 
 
-def _living(connection: Connection, users: Mapping[str, Told]) -> dict[str, Row[Any]]:
+def _known_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, Row[Any]]:
     """Who of these is known and not erased, what they are called now, and whether a newer name was told."""
-    return {row.user_id: row for row in connection.execute(LIVING, _columns(users))} if users else {}
+    return {row.user_id: row for row in connection.execute(KNOWN_USERS, _columns(users))} if users else {}
 
 
-def _columns(users: Mapping[str, Told]) -> dict[str, list[str | datetime | None]]:
-    clients, times = ([told and told[n] for told in users.values()] for n in (0, 1))
+def _columns(users: Mapping[str, ClientId]) -> dict[str, list[str | datetime | None]]:
+    clients, times = ([client and client[n] for client in users.values()] for n in (0, 1))
     return {"users": list(users), "clients": clients, "times": times}

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 
 from app.catalogue import catalogue
-from workers.proof import history
 from workers.simulator import Simulator, live_events
 from workers.simulator.query import Query
+from workers.verify.expected import history
 
 MONTH = {"start_date": "2026-10-20", "end_date": "2026-11-20"}
 
@@ -117,14 +117,14 @@ def test_the_simulator_hands_each_change_over_once():
         assert simulator.changes() == []
 
 
-@pytest.mark.parametrize(("most", "changed"), [(0, 0), (1, 1), (2, 2), (5, 5), (10**6, 21)])
-def test_as_many_change_as_were_asked_for(api, most, changed):
+@pytest.mark.parametrize(("limit", "changed"), [(0, 0), (1, 1), (2, 2), (5, 5), (10**6, 21)])
+def test_as_many_change_as_were_asked_for(api, limit, changed):
     """Breaks if the knob's number is not kept to, or a window that holds fewer is an error."""
     world = api.world
     slug = world.members[0].connections[0].provider.slug
     days = Query(world.members[0], catalogue()["activity"], world.start, world.until, slug)
 
-    world.change(days, most)
+    world.change(days, limit)
 
     assert len(world.changed()) == changed
 

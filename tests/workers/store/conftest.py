@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from app.config import Settings
-from tests.conftest import Servers
+from app.config.settings import Settings
 from tests.support import ENCRYPTION_KEY
+from tests.support.servers import Servers
 from workers.store.engine import make_writer
 
 _numbers = itertools.count()

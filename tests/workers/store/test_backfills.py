@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from app.actions import Notice
 from tests.support import message_id, rows
-from workers.store.backfills import DEFAULT_HISTORY, Asked, open_backfill
+from workers.actions import Notice
+from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, open_backfill
 from workers.store.engine import transaction
 
 
@@ -29,7 +29,7 @@ def notice(user: str, start: int | None = 10, end: int | None = 20, *, final: bo
 def announce(engine: Engine, given: Notice, name: str | None = None) -> bool:
     """Takes a notice, as a worker does, under a delivery id of its own."""
     with transaction(engine) as connection:
-        asked = Asked("junction", name or message_id(day(1)), "notice", datetime.now(UTC))
+        asked = BackfillRequest("junction", name or message_id(day(1)), "notice", datetime.now(UTC))
         return bool(open_backfill(connection, asked, given))
 
 

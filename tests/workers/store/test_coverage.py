@@ -1,4 +1,4 @@
-"""What is stored of somebody's history, asked of a real PostgreSQL: windows, days with data, silences."""
+"""What is stored of somebody's history, asked of a real PostgreSQL: windows, days with data, pauses."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
-from app.config import Settings
+from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows, workout
 from workers.store import coverage
-from workers.store.coverage import Key
+from workers.store.coverage import ResourceKey
 from workers.store.engine import transaction
 
 DAY, HOUR, MICROSECOND = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
 FIRST = datetime(2026, 3, 10, tzinfo=UTC)
 LAST = FIRST + 9 * DAY
 SPAN = (FIRST, LAST)
-HEARTRATE, WORKOUTS = Key("u1", "garmin", "heartrate"), Key("u1", "garmin", "workouts")
+HEARTRATE, WORKOUTS = ResourceKey("u1", "garmin", "heartrate"), ResourceKey("u1", "garmin", "workouts")
 GARMIN = {"provider": "garmin", "type": "watch"}
 
 
@@ -41,14 +41,14 @@ def store(engine: Engine, settings: Settings, *bodies: dict[str, Any]) -> None:
     apply(engine, settings, *map(delivery, bodies))
 
 
-def days(engine: Engine, *keys: Key, span: tuple[datetime, datetime] = SPAN) -> dict[Key, list[int]]:
+def days(engine: Engine, *keys: ResourceKey, span: tuple[datetime, datetime] = SPAN) -> dict[ResourceKey, list[int]]:
     """The days that are stored of each, counted from FIRST."""
     with transaction(engine) as connection:
         found = coverage.days_stored(connection, dict.fromkeys(keys, span))
     return {key: sorted(one - FIRST.toordinal() for one in some) for key, some in found.items()}
 
 
-def newest(engine: Engine, *keys: Key) -> dict[Key, datetime]:
+def newest(engine: Engine, *keys: ResourceKey) -> dict[ResourceKey, datetime]:
     """The newest that is stored of each."""
     with transaction(engine) as connection:
         return dict(coverage.newest_stored(connection, keys))
@@ -72,7 +72,7 @@ def newest(engine: Engine, *keys: Key) -> dict[Key, datetime]:
     ],
 )
 def test_the_days_of_samples(
-    engine: Engine, settings: Settings, moments: list[datetime], stored: dict[Key, list[int]]
+    engine: Engine, settings: Settings, moments: list[datetime], stored: dict[ResourceKey, list[int]]
 ) -> None:
     """Breaks if a sample counts for the wrong day, or one at the edge of a day or a span for none."""
     store(engine, settings, samples(moments))
@@ -108,7 +108,7 @@ def test_every_series_of_a_resource_counts(engine: Engine, settings: Settings) -
         HEARTRATE,
         HEARTRATE._replace(user_id="u2"),
         HEARTRATE._replace(provider="oura"),
-        Key("u3", "garmin", "hrv"),
+        ResourceKey("u3", "garmin", "hrv"),
     ]
     assert days(engine, *keys) == {keys[0]: [0, 1], keys[1]: [2], keys[2]: [3]}
     assert days(engine) == {}
@@ -142,7 +142,7 @@ def test_each_key_has_a_span_of_its_own(engine: Engine, settings: Settings) -> N
     ],
 )
 def test_the_days_of_records(
-    engine: Engine, settings: Settings, dates: list[str | None], stored: dict[Key, list[int]]
+    engine: Engine, settings: Settings, dates: list[str | None], stored: dict[ResourceKey, list[int]]
 ) -> None:
     """Breaks if a record counts for the wrong day, or one without a day is an error."""
     store(engine, settings, *(workout("u1", f"w{n}", calendar_date=one) for n, one in enumerate(dates)))
@@ -160,7 +160,7 @@ def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings, r
     value = "2026-03-13" if given == "date" else "2026-03-14T01:30:00+02:00"
     record = {"id": "r1", "user_id": "u1", "source": GARMIN, resource.day_field: value}
     store(engine, settings, event(f"daily.data.{resource.name}.created", "u1", record))
-    key = Key("u1", "garmin", resource.name)
+    key = ResourceKey("u1", "garmin", resource.name)
     assert days(engine, key) == {key: [3]}
     until = 4 if resource.day_field == "calendar_date" else 5  # what begins on a day may end on the next
     assert newest(engine, key) == {key: FIRST + until * DAY - MICROSECOND}
@@ -168,7 +168,7 @@ def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings, r
 
 def test_what_has_no_day_has_none(engine: Engine, settings: Settings) -> None:
     """Breaks if a profile, a device or a stream is an error, or counts for a day."""
-    keys = [Key("u1", "garmin", resource.name) for resource in UNDATED]
+    keys = [ResourceKey("u1", "garmin", resource.name) for resource in UNDATED]
     assert {"profile", "workout_stream", "device"} <= {key.resource for key in keys}
     profile = {"id": "p1", "user_id": "u1", "source": GARMIN}
     store(engine, settings, event("daily.data.profile.created", "u1", profile), workout("u1"))
@@ -176,7 +176,7 @@ def test_what_has_no_day_has_none(engine: Engine, settings: Settings) -> None:
     assert newest(engine, *keys) == {}
     with transaction(engine) as connection:
         found = {key.resource: coverage.any_stored(connection, key.resource, ["u1", "u2"]) for key in keys}
-    assert found.pop("profile") == {Key("u1", "garmin", "profile")}
+    assert found.pop("profile") == {ResourceKey("u1", "garmin", "profile")}
     assert set().union(*found.values()) == set()
 
 
@@ -197,7 +197,7 @@ def test_the_newest_of_samples(engine: Engine, settings: Settings) -> None:
     )
     other = HEARTRATE._replace(user_id="u2")
     assert newest(engine, HEARTRATE, other) == {HEARTRATE: FIRST + HOUR, other: far[2]}
-    assert newest(engine, Key("u3", "garmin", "heartrate")) == {}
+    assert newest(engine, ResourceKey("u3", "garmin", "heartrate")) == {}
     assert newest(engine) == {}
 
 
@@ -217,7 +217,8 @@ def backfill(engine: Engine, chunks: Iterable[str] = ("done",), resource: str = 
     given = {"user_id": "u1", "provider": "garmin", "item": "", "by": "notice", "status": "complete"} | more
     finished = LAST if given["status"] in ("complete", "failed", "cancelled") else None
     query = """
-        INSERT INTO headrace.backfills (aggregator, user_id, provider, resource, item, asked_by, status, finished_at)
+        INSERT INTO headrace.backfills
+            (aggregator, user_id, provider, resource, item, requested_by, status, finished_at)
         VALUES ('junction', :user_id, :provider, :resource, :item, :by, :status, :finished_at) RETURNING id"""
     with engine.begin() as connection:
         number = connection.scalar(text(query), given | {"resource": resource, "finished_at": finished})
@@ -232,12 +233,14 @@ def backfill(engine: Engine, chunks: Iterable[str] = ("done",), resource: str = 
             )
 
 
-def fetched(engine: Engine, *users: str) -> dict[Key, list[tuple[Any, ...]]]:
+def fetched(engine: Engine, *users: str) -> dict[ResourceKey, list[tuple[Any, ...]]]:
     """The windows of these people: the day, by whom they were asked for, and their state."""
     with transaction(engine) as connection:
         found = coverage.fetched(connection, users)
     short = {
-        key: sorted(((one.start - FIRST).days, one.asked_by, one.state, one.finished_at is not None) for one in some)
+        key: sorted(
+            ((one.start - FIRST).days, one.requested_by, one.state, one.finished_at is not None) for one in some
+        )
         for key, some in found.items()
     }
     for one in (one for some in found.values() for one in some):
@@ -333,7 +336,7 @@ def heard(engine: Engine, moments: Iterable[datetime], aggregator: str = "juncti
 
 
 def outages(engine: Engine, since: datetime) -> list[tuple[int, int]]:
-    """Our silences, in hours from the full one; what ends now ends with 1."""
+    """Our pauses, in hours from the full one; what ends now ends with 1."""
     with transaction(engine) as connection:
         found = coverage.outages(connection, since)
     assert all(start < end <= datetime.now(UTC) for start, end in found)

@@ -13,11 +13,12 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.catalogue import catalogue
-from app.config import Settings
-from app.errors import DeadLetter, Misconfigured, TryLater
+from app.config.settings import Settings
+from app.errors import Misconfigured, TryLater, Unprocessable
 from tests.support import apply, delivery, event, heartrate, rows, workout
-from workers.embedded import free_port
-from workers.store.engine import SESSION, make_engine, make_writer, migrate, transaction
+from workers.local.ports import free_port
+from workers.store.engine import SESSION, make_engine, make_writer, transaction
+from workers.store.migrate import migrate
 
 COUNT_VIEWS = "SELECT count(*) AS n FROM pg_views WHERE schemaname = 'health'"
 
@@ -32,7 +33,7 @@ def empty(empty_settings: Settings) -> Iterator[Engine]:
 
 def refused(engine: Engine, query: str, **parameters: object) -> str:
     """The text of the DeadLetter that a query ends in."""
-    with pytest.raises(DeadLetter) as caught, transaction(engine) as connection:
+    with pytest.raises(Unprocessable) as caught, transaction(engine) as connection:
         connection.execute(text(query), parameters)
     return str(caught.value)
 
@@ -64,7 +65,7 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     """Breaks if a deployment that runs the migration at every start fails at the second."""
     version = migrate(empty)
     before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
-    assert migrate(empty) == version == "0001"
+    assert migrate(empty) == version == "0002"
     assert rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
     assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
 
@@ -92,7 +93,7 @@ def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
             engine.dispose()
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(4))) == ["0001"] * 4
+        assert list(pool.map(one, range(4))) == ["0002"] * 4
     engine = make_engine(empty_settings)
     assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
     engine.dispose()
@@ -153,7 +154,7 @@ def test_nul_is_a_dead_letter(shared: Engine) -> None:
 @pytest.mark.parametrize("row", [("no number",), (2**40,)])
 def test_data_that_is_refused_while_copied_is_a_dead_letter(shared: Engine, row: tuple[object, ...]) -> None:
     """Breaks if errors of COPY, which SQLAlchemy does not see, come through as they are."""
-    with pytest.raises(DeadLetter) as caught:
+    with pytest.raises(Unprocessable) as caught:
         copy(shared, row)
     assert str(row[0]) not in str(caught.value)
 
@@ -190,7 +191,7 @@ def test_no_server_is_tried_later_without_the_password(shared_settings: Settings
 
 def test_a_transaction_that_fails_leaves_nothing(shared: Engine) -> None:
     """Breaks if what came before the error stays."""
-    with pytest.raises(DeadLetter):
+    with pytest.raises(Unprocessable):
         run(shared, "INSERT INTO headrace.users (user_id) VALUES ('half')", "SELECT 1 / 0")
     assert rows(shared, "SELECT 1 FROM health.users WHERE user_id = 'half'") == []
 

@@ -12,24 +12,23 @@ import httpx
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from app.config import Settings
+from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal
-from app.errors import DeadLetter, TryLater
+from app.errors import TryLater, Unprocessable
 from app.sealing import Sealer
+from tests.fuzz.test_model import struck
 from tests.support import ENCRYPTION_KEY, START, apply, delivery, heartrate, message_id, rows, workout
 from tests.support import event as envelope
-from tests.workers.test_backfill import Killed, Provider, announce, notice
-from tests.workers.test_model import struck
-from workers import proof
-from workers.apply import UNKNOWN, Applier
-from workers.erase import Eraser
-from workers.gaps import Gap
-from workers.store import backfills, dead, erase, history, users
-from workers.store.chores import keep_gaps
-from workers.store.coverage import Key
+from tests.workers.backfill.test_fetcher import Killed, Provider, announce, notice
+from workers.ingest.apply import UNKNOWN, Applier
+from workers.operate.erase import Eraser
+from workers.store import backfill_admin, backfills, dead_letters, digests, erase, users
+from workers.store.coverage import ResourceKey
+from workers.store.crashes import record_crash
+from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import make_writer, transaction
-from workers.store.ledger import bury, suspect
-from workers.store.users import touch_users
+from workers.store.gaps import Gap, keep_gaps
+from workers.store.users import upsert_users
 
 USER, OTHER = "0c7a1a9e-person", "11111111-other"
 CANARY = "canary-5f0f5c0e"
@@ -70,7 +69,7 @@ def set_aside(engine: Engine, *letters: Delivery) -> None:
     """Dead letters, as they come about."""
     with transaction(engine) as connection:
         for letter in letters:
-            bury(connection, letter, None, "why")
+            add_dead_letter(connection, letter, None, "why")
 
 
 def plant(engine: Engine, settings: Settings, user: str) -> None:
@@ -80,9 +79,9 @@ def plant(engine: Engine, settings: Settings, user: str) -> None:
     numbers = Applier(engine, settings).apply(pack(deliveries)).backfills
     evidence = f"fetch-{numbers[0]}-0123456789abcdef"
     set_aside(engine, delivery(CANARY.encode(), name=evidence), foreign(delivery(workout(user, "w9", title=CANARY))))
-    suspect(engine, deliveries[0].about)
+    record_crash(engine, deliveries[0].key)
     with transaction(engine) as connection:
-        keep_gaps(connection, "pulls", [user], [Gap(Key(user, "garmin", "sleep"), "provider", CANARY)])
+        keep_gaps(connection, "pulls", [user], [Gap(ResourceKey(user, "garmin", "sleep"), "provider", CANARY)])
 
 
 def erased(engine: Engine, settings: Settings, user: str = USER) -> dict[str, int]:
@@ -98,7 +97,7 @@ def holding(engine: Engine, value: str) -> set[str]:
         if rows(engine, f"SELECT 1 FROM {row['name']} t WHERE t::text LIKE :value LIMIT 1", value=f"%{value}%")
     }
     sealer = Sealer([ENCRYPTION_KEY])
-    for table in ("headrace.kept", "headrace.dead_letters"):
+    for table in ("headrace.archive", "headrace.dead_letters"):
         for row in rows(engine, f"SELECT aggregator || ':' || message_id AS about, sealed FROM {table}"):
             body = sealer.open(bytes(row["sealed"]), row["about"])
             if value.encode() in body:
@@ -112,7 +111,11 @@ MAY_NAME = {"headrace.users", "headrace.audit"}  # the tombstone, and who put it
 def everything(engine: Engine) -> dict[str, Any]:
     """Everything that readers see of whoever is there, and the letters."""
     letters = rows(engine, "SELECT message_id FROM headrace.dead_letters ORDER BY 1")
-    return {"views": proof.digests(engine), "letters": letters, "kept": rows(engine, "SELECT * FROM headrace.kept")}
+    return {
+        "views": digests.digests(engine),
+        "letters": letters,
+        "archive": rows(engine, "SELECT * FROM headrace.archive"),
+    }
 
 
 # What goes, and what does not
@@ -129,7 +132,7 @@ def test_nothing_of_the_person_is_left_and_nothing_of_others_goes(engine: Engine
     assert removed == counted
     assert holding(engine, USER) == MAY_NAME
     assert everything(engine)["letters"] == before["letters"]
-    assert everything(engine)["kept"] == before["kept"]
+    assert everything(engine)["archive"] == before["archive"]
     theirs = ("connections", "workouts", "heartrate", "workout_stream", "backfills")
     for view in theirs:
         assert {row["user_id"] for row in rows(engine, f"SELECT user_id FROM health.{view}")} == {OTHER}, view
@@ -148,10 +151,10 @@ def test_the_receipt_counts_what_went(engine: Engine, settings: Settings) -> Non
         "dead_letters": 4,
         "deliveries": 8,
         "gaps": 1,
-        "kept": 7,
+        "archive": 7,
         "samples": 30,
         "series": 1,
-        "suspects": 1,
+        "crash_counts": 1,
         "workout_stream": 1,
         "workouts": 1,
     }
@@ -189,11 +192,11 @@ def test_many_rows_go_in_batches(
     """Breaks if ten years of samples are one transaction, or a batch of any size leaves some of them."""
     plant(engine, settings, USER)
     monkeypatch.setattr(erase, "BATCH", size)
-    most: list[int] = []
+    limit: list[int] = []
     erase_all = erase.remove
-    monkeypatch.setattr(erase, "remove", lambda *given: (most.append(n) or (t, n) for t, n in erase_all(*given)))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(erase, "remove", lambda *given: (limit.append(n) or (t, n) for t, n in erase_all(*given)))  # type: ignore[func-returns-value]
     assert erased(engine, settings)["samples"] == 30
-    assert max(most) <= size
+    assert max(limit) <= size
     assert holding(engine, USER) == MAY_NAME
 
 
@@ -235,7 +238,7 @@ def test_letters_are_looked_into(engine: Engine, settings: Settings) -> None:
     apply(engine, settings, delivery(workout(USER) | {"client_user_id": "7"}))
     set_aside(engine, *theirs, *others)
     assert erased(engine, settings)["dead_letters"] == len(theirs)
-    assert {one.message_id for one in dead.listed(engine)} == {one.message_id for one in others}
+    assert {one.message_id for one in dead_letters.listed(engine)} == {one.message_id for one in others}
 
 
 def test_a_name_that_somebody_else_has_is_no_evidence(engine: Engine, settings: Settings) -> None:
@@ -245,7 +248,7 @@ def test_a_name_that_somebody_else_has_is_no_evidence(engine: Engine, settings: 
     set_aside(engine, delivery(b'{"client_user_id": "member-7", "user_id": "' + OTHER.encode() + b'", "half'))
     receipt = Eraser(engine, settings).erase(USER, lambda _: None)
     assert receipt.others == (OTHER,)
-    assert len(dead.listed(engine)) == 1
+    assert len(dead_letters.listed(engine)) == 1
 
 
 def test_of_a_message_that_was_set_aside_the_others_land(engine: Engine, settings: Settings) -> None:
@@ -255,7 +258,7 @@ def test_of_a_message_that_was_set_aside_the_others_land(engine: Engine, setting
     set_aside(engine, message, theirs_alone, foreign(delivery(workout("third"))))
     assert erased(engine, settings)["dead_letters"] == 3  # the half one was buried by itself, and then found
     assert rows(engine, "SELECT user_id FROM health.workouts") == [{"user_id": OTHER}]
-    assert len(dead.listed(engine)) == 1
+    assert len(dead_letters.listed(engine)) == 1
     assert holding(engine, USER) == MAY_NAME
 
 
@@ -289,7 +292,7 @@ def test_what_comes_late_is_ignored_and_harms_nobody(engine: Engine, settings: S
         row = ledger[one.message_id]
         assert (row["outcome"], row["error"]) == ("ignored", "the user was erased")
     assert [ledger[one.message_id]["outcome"] for one in first[:3]] == ["applied"] * 3
-    kept = {row["message_id"] for row in rows(engine, "SELECT message_id FROM headrace.kept")}
+    kept = {row["message_id"] for row in rows(engine, "SELECT message_id FROM headrace.archive")}
     assert not kept & {one.message_id for one in [*first, *new]}
 
 
@@ -316,7 +319,7 @@ def test_a_replay_brings_nobody_back(engine: Engine, settings: Settings) -> None
     whole = replace_body(dying, workout(USER))
     assert set(Applier(engine, settings).replay([*sent, whole]).outcomes) == {"ignored"}
     assert holding(engine, USER) == MAY_NAME
-    assert dead.listed(engine) == []
+    assert dead_letters.listed(engine) == []
     (row,) = rows(engine, "SELECT outcome, error FROM health.deliveries WHERE message_id = :id", id=dying.message_id)
     assert row == {"outcome": "ignored", "error": "the user was erased"}
 
@@ -329,9 +332,9 @@ def replace_body(one: Delivery, body: dict[str, Any]) -> Delivery:
 def test_nobody_is_fetched_after_they_were_erased(engine: Engine, settings: Settings) -> None:
     """Breaks if an operator's hand opens what an event may not, or a refused request is buried with what it held."""
     erased(engine, settings)
-    plan = history.Plan("junction", USER, "garmin", "sleep", START, START, 1, is_measured=True)
-    with pytest.raises(DeadLetter, match=r"^0c7a1a9e-person was erased"), transaction(engine) as connection:
-        history.start(connection, plan)
+    plan = backfill_admin.BackfillPlan("junction", USER, "garmin", "sleep", START, START, 1, is_measured=True)
+    with pytest.raises(Unprocessable, match=r"^0c7a1a9e-person was erased"), transaction(engine) as connection:
+        backfill_admin.start(connection, plan)
     assert holding(engine, USER) == MAY_NAME
 
 
@@ -474,7 +477,7 @@ def test_those_who_began_later_do_not_hold_it_up(engine: Engine, settings: Setti
         own, count = make_writer(settings), 0
         while not stop.is_set():
             with transaction(own) as connection:  # overlapping: one of the others is always amid
-                touch_users(connection, {USER: None})
+                upsert_users(connection, {USER: None})
                 time.sleep(0.05 + number * 0.017)
             count += 1
         own.dispose()
@@ -501,7 +504,7 @@ def test_two_that_name_the_same_person_do_not_deadlock(engine: Engine, settings:
         for turn in range(20):
             together.wait(20)
             with transaction(own) as connection:
-                touch_users(connection, {USER: (f"{number}-{turn}", START.replace(year=2027 + turn))})
+                upsert_users(connection, {USER: (f"{number}-{turn}", START.replace(year=2027 + turn))})
         own.dispose()
 
     with ThreadPoolExecutor(4) as pool:

@@ -5,18 +5,18 @@ import itertools
 import pytest
 from sqlalchemy import Engine
 
-from app.actions import LargeRequest
 from tests.support import START, rows
+from workers.actions import LargeRequest
 from workers.store.engine import transaction
 from workers.store.large_requests import expect
-from workers.store.ledger import Outcome, Settled, settle
+from workers.store.ledger import Outcome, OutcomeRow, settle
 
 FOUND = "SELECT expected, received, is_complete FROM health.large_requests WHERE reference = 'r1'"
 
 
-def chunk(number: int, reference: str = "r1", outcome: Outcome = "applied", event_type: str = "activity") -> Settled:
+def chunk(number: int, reference: str = "r1", outcome: Outcome = "applied", event_type: str = "activity") -> OutcomeRow:
     """A delivery that is a part of a large request."""
-    return Settled("terra", f"t{number}", event_type, "u1", START, outcome, reference=reference)
+    return OutcomeRow("terra", f"t{number}", event_type, "u1", START, outcome, reference=reference)
 
 
 def announce(engine: Engine, expected: int | None) -> bool:
@@ -25,7 +25,7 @@ def announce(engine: Engine, expected: int | None) -> bool:
         return expect(connection, "terra", LargeRequest("r1", "u1", "garmin", expected))
 
 
-def come(engine: Engine, *settled: Settled) -> None:
+def come(engine: Engine, *settled: OutcomeRow) -> None:
     """Deliveries are settled."""
     with transaction(engine) as connection:
         settle(connection, settled)

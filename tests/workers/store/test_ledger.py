@@ -7,22 +7,23 @@ from sqlalchemy import Engine
 
 from app.delivery import Delivery
 from tests.support import START, delivery, rows
+from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import transaction
-from workers.store.ledger import Outcome, Settled, bury, settle
+from workers.store.ledger import Outcome, OutcomeRow, settle
 
 LEDGER = "SELECT outcome, attempts, error FROM health.deliveries WHERE message_id = :id"
 
 
-def record(engine: Engine, *settled: Settled) -> None:
+def record(engine: Engine, *settled: OutcomeRow) -> None:
     """Settles in a transaction of its own."""
     with transaction(engine) as connection:
         settle(connection, settled)
 
 
-def outcome(name: str, what: Outcome, **more: Any) -> Settled:
+def outcome(name: str, what: Outcome, **more: Any) -> OutcomeRow:
     """What became of a delivery."""
     given = {"event_type": "daily.data.sleep.created", "user_id": "u1", "received_at": START}
-    return Settled("junction", name, outcome=what, **(given | more))
+    return OutcomeRow("junction", name, outcome=what, **(given | more))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_dead_letter_is_kept_once_and_whole(shared: Engine) -> None:
     kept: Delivery = delivery(b"{half", name="msg_dead", aggregator="terra")
     for reason in ("the first reason", "the second"):
         with transaction(shared) as connection:
-            bury(connection, kept, None, reason)
+            add_dead_letter(connection, kept, None, reason)
     (row,) = rows(shared, "SELECT * FROM headrace.dead_letters WHERE message_id = 'msg_dead'")
     assert (row["aggregator"], row["reason"], row["event_type"]) == ("terra", "the first reason", None)
     assert bytes(row["sealed"]) == kept.sealed

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from tests.support import rows
-from workers.store.merge import Target, standing, upsert
+from workers.store.merge import Target, comparison_sql, upsert_sql
 
 THINGS = Target(
     table="things",
@@ -25,8 +25,8 @@ THINGS = Target(
 )
 COLUMNS = "n int, owner text, place int, value float8, unit text, remark text, version timestamptz, origin text"
 SOURCE = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming({COLUMNS})"
-MERGE, STANDING = upsert(THINGS, SOURCE), standing(THINGS, SOURCE)
-LATE = f"SELECT n FROM ({STANDING}) AS found WHERE is_late"
+MERGE, STANDING = upsert_sql(THINGS, SOURCE), comparison_sql(THINGS, SOURCE)
+LATE = f"SELECT n FROM ({STANDING}) AS found WHERE is_stale"
 # As they come: whatever is left out beforehand, a join may sort them after all.
 UNSORTED = re.sub(
     r"\nWHERE NOT EXISTS.*?(?=\nON CONFLICT)", "", MERGE.replace("DISTINCT ON (owner, place) ", ""), flags=re.DOTALL
@@ -171,7 +171,7 @@ def test_nothing_merges_to_nothing(things: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "is_late"),
+    ("given", "is_stale"),
     [
         (thing(0, 1.0, n=7), True),
         (thing(0, None, n=7), True),
@@ -180,14 +180,14 @@ def test_nothing_merges_to_nothing(things: Engine) -> None:
         (thing(0, 2.0, 2, n=7), False),
     ],
 )
-def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_late: bool) -> None:
+def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_stale: bool) -> None:
     """Breaks if a repetition is called stale, or a late version a duplicate."""
     merge(things, thing(1, 2.0))
-    assert late(things, given, given) == ({7} if is_late else set())
+    assert late(things, given, given) == ({7} if is_stale else set())
 
 
 @pytest.mark.parametrize(
-    ("given", "is_ahead"),
+    ("given", "is_newer"),
     [
         (thing(2, 2.0), True),
         (thing(2, 3.0), True),
@@ -199,13 +199,13 @@ def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, An
     ],
     ids=["newer", "newer and other", "not stored", "ranks higher", "ranks lower", "the same", "older"],
 )
-def test_ahead_is_what_a_merge_would_write(things: Engine, given: dict[str, Any], *, is_ahead: bool) -> None:
+def test_ahead_is_what_a_merge_would_write(things: Engine, given: dict[str, Any], *, is_newer: bool) -> None:
     """Breaks if a look before the merge leaves out what it would write, or finds work where there is none."""
     merge(things, thing(1, 2.0))
     with things.begin() as connection:
         found = connection.execute(text(STANDING), {"rows": msgspec.json.encode([given]).decode()}).one()
-    assert found.is_ahead == is_ahead
-    assert len(merge(things, given)) == is_ahead
+    assert found.is_newer == is_newer
+    assert len(merge(things, given)) == is_newer
 
 
 def test_late_sees_nulls(things: Engine) -> None:

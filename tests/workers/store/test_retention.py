@@ -8,13 +8,14 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from app.config import Settings, load
+from app.broker.celery import make_celery
+from app.config.settings import Settings, load
 from app.errors import Misconfigured
-from app.queue import make_celery
 from tests.support import START, apply, delivery, event, heartrate, rows, workout
-from tests.workers.commands.conftest import Headrace, headrace  # noqa: F401
+from tests.workers.cli.conftest import Headrace, headrace  # noqa: F401
+from workers.celery.context import WorkerContext
+from workers.celery.jobs import Jobs
 from workers.store import retention
-from workers.tasks import Work
 
 DAY = timedelta(days=1)
 NOW = START + 400 * DAY
@@ -105,11 +106,12 @@ def test_the_ledger_forgets_but_for_dead_letters(engine: Engine, settings: Setti
 def test_the_sweep_sees_to_it_a_few_times_a_day(engine: Engine, settings: Settings, broker_url: str) -> None:
     """Breaks if nothing goes by itself, or every sweep looks at all tables."""
     here = keeping(settings, rest=1)
-    work = Work(make_celery(here, "worker"), here)
-    work.sweep()
+    work = WorkerContext(make_celery(here, "worker"), here)
+    jobs = Jobs(work)
+    jobs.sweep()
     assert rows(engine, BEATS) == [{"rows": 0}]
     apply(engine, settings, delivery(heartrate("u1", {0: 60})))
-    work.sweep()
+    jobs.sweep()
     assert rows(engine, BEATS) == [{"rows": 1}]
     work.engine.dispose()
 

@@ -10,13 +10,14 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine, text
 
-from app.config import Settings
-from tests.conftest import Servers
+from app.config.settings import Settings
 from tests.support import apply, delivery, event, heartrate, rows, workout
-from workers.erase import Eraser
-from workers.store import kept, retention
-from workers.store.engine import make_engine, make_writer, migrate
-from workers.store.kept import tend
+from tests.support.servers import Servers
+from workers.operate.erase import Eraser
+from workers.store import archive, retention
+from workers.store.archive import maintain_partitions
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
 from workers.store.roles import script
 
 OWNER, WRITER, READER = "roles owner", 'the "writer"', "reader's"
@@ -39,7 +40,7 @@ def urls(servers: Servers) -> Iterator[dict[str, str]]:
             made[role] = f"postgresql+psycopg://{user}:tests@{where.hostname}:{where.port}/roles"
         engine = make_engine(Settings(database_url=made[OWNER]))
         migrate(engine)
-        tend(engine, 30)
+        maintain_partitions(engine, 30)
         engine.dispose()
         for _ in range(2):  # again does no harm
             with psycopg.connect(made[OWNER].replace("+psycopg", "")) as owner:
@@ -69,9 +70,9 @@ def test_the_writer_can_do_what_workers_do(writer: Engine, settings: Settings, u
     sent = [delivery(one) for one in (workout("u1"), heartrate("u1", {0: 60}), connected, history, b"{}")]
     assert apply(writer, here, *sent) == {"applied": 4, "dead": 1}
     assert len(rows(writer, "SELECT 1 FROM health.workouts")) == 1
-    assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 4
-    assert tend(writer, 0, (datetime.now(UTC) + 3 * DAY).date()) == []
-    assert rows(writer, "SELECT 1 FROM headrace.kept") == []
+    assert len(rows(writer, "SELECT 1 FROM headrace.archive")) == 4
+    assert maintain_partitions(writer, 0, (datetime.now(UTC) + 3 * DAY).date()) == []
+    assert rows(writer, "SELECT 1 FROM headrace.archive") == []
     assert list(retention.remove(writer, retention.limits(here, NOW + 3650 * DAY))) != []
     apply(writer, here, delivery(workout("u2")))
     Eraser(writer, here).erase("u2", lambda _: None)
@@ -82,12 +83,12 @@ def test_what_the_writer_cleans_up_by_rows_is_all_that_is_old(
     writer: Engine, settings: Settings, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if health data is kept for longer where the owner's partitions cannot be dropped."""
-    monkeypatch.setattr(kept, "BATCH", 2)
+    monkeypatch.setattr(archive, "BATCH", 2)
     apply(writer, of_writer(settings, urls), *(delivery(workout("u3", f"w{n}")) for n in range(5)))
-    tend(writer, 1)
-    assert len(rows(writer, "SELECT 1 FROM headrace.kept")) == 5
-    tend(writer, 0, (datetime.now(UTC) + DAY).date())  # not NOW: midnight may have passed
-    assert rows(writer, "SELECT 1 FROM headrace.kept") == []
+    maintain_partitions(writer, 1)
+    assert len(rows(writer, "SELECT 1 FROM headrace.archive")) == 5
+    maintain_partitions(writer, 0, (datetime.now(UTC) + DAY).date())  # not NOW: midnight may have passed
+    assert rows(writer, "SELECT 1 FROM headrace.archive") == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, setting
     "query",
     [
         "SELECT 1 FROM headrace.workouts",
-        "SELECT 1 FROM headrace.kept",
+        "SELECT 1 FROM headrace.archive",
         "SELECT 1 FROM headrace.audit",
         "DELETE FROM health.connections",
         "INSERT INTO health.users (user_id) VALUES ('x')",

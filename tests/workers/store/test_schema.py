@@ -10,19 +10,20 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from app.actions import Record, Sample, Samples
 from app.catalogue import Catalogue, Field, Resource, catalogue, parse
-from app.config import Settings
+from app.config.settings import Settings
 from app.delivery import pack
 from tests.support import START, delivery, rows
-from workers.apply import Applier
+from workers.actions import Record, Sample, Samples
+from workers.ingest.apply import Applier
 from workers.simulator import World
 from workers.simulator.events import every_type
 from workers.store import schema
-from workers.store.engine import make_engine, migrate, transaction
+from workers.store.engine import make_engine, transaction
+from workers.store.migrate import migrate
 from workers.store.series import SeriesNumbers
-from workers.store.users import touch_users
-from workers.store.writer import Numbered, write
+from workers.store.users import upsert_users
+from workers.store.writer import BatchItem, write
 
 # Part of the contract, and so spelled out instead of taken from the code.
 TYPES = {
@@ -79,8 +80,8 @@ def store(engine: Engine, action: Record | Samples) -> None:
     """Writes one action as a worker would."""
     numbers = SeriesNumbers(engine).of([action.series] if isinstance(action, Samples) else [])
     with transaction(engine) as connection:
-        touch_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
-        write(connection, [Numbered(0, action)], "backfill", numbers)
+        upsert_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
+        write(connection, [BatchItem(0, action)], "backfill", numbers)
 
 
 def changed_catalogue(before: str, after: str) -> Catalogue:

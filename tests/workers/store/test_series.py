@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from tests.support import rows
-from workers.store.series import MOST_CACHED, Key, SeriesNumbers
+from workers.store.series import MAX_CACHED, SeriesKey, SeriesNumbers
 
 
-def keys(user: str, count: int = 3) -> list[Key]:
+def keys(user: str, count: int = 3) -> list[SeriesKey]:
     """Series of one user."""
     return [(user, "heartrate", "oura", "ring", str(number)) for number in range(count)]
 
@@ -48,7 +48,7 @@ def test_nothing_asked_is_nothing_read(shared: Engine) -> None:
 
 def test_names_of_any_kind_are_kept(shared: Engine) -> None:
     """Breaks if a quote, a comma or an empty text in a name is read as array syntax."""
-    strange: Key = ("a,b", 'quo"te', "{NULL}", "back\\slash", "")
+    strange: SeriesKey = ("a,b", 'quo"te', "{NULL}", "back\\slash", "")
     number = SeriesNumbers(shared).of([strange])[strange]
     query = "SELECT user_id, resource, provider, source_type, subtype FROM headrace.series WHERE id = :id"
     assert tuple(rows(shared, query, id=number)[0].values()) == strange
@@ -58,7 +58,7 @@ def test_two_workers_that_meet_a_series_agree(shared: Engine) -> None:
     """Breaks if workers that register the same series at once deadlock, fail or number it twice."""
     together = threading.Barrier(3)
 
-    def ask(number: int) -> dict[Key, int]:
+    def ask(number: int) -> dict[SeriesKey, int]:
         wanted = keys("together", 200)
         together.wait(20)
         return SeriesNumbers(shared).of(wanted[::-1] if number % 2 else wanted)
@@ -73,7 +73,7 @@ def test_what_is_remembered_is_bounded(shared: Engine) -> None:
     """Breaks if a worker's memory grows with every person it has ever seen, or forgets what it is just asked for."""
     numbers = SeriesNumbers(shared)
     first = numbers.of(keys("bounded", 2))
-    numbers._known |= {("filler", str(number), "", "", ""): -number for number in range(MOST_CACHED - 2)}
+    numbers._known |= {("filler", str(number), "", "", ""): -number for number in range(MAX_CACHED - 2)}
     found = numbers.of(keys("bounded", 3))
     assert len(found) == 3
     assert found.items() >= first.items()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from app.config import Settings
+from app.config.settings import Settings
 from app.delivery import Delivery, pack
 from tests.support import START, delivery, heartrate, rows
-from workers.apply import Applier
+from workers.ingest.apply import Applier
 from workers.store import writer
 
 MINUTE = timedelta(minutes=1)
@@ -121,7 +121,7 @@ def test_both_ways_end_in_the_same(
     ]
     found = {}
     for way, threshold in (("filled", 1), ("merged", 10**9)):
-        monkeypatch.setattr(writer, "FILL_FROM", threshold)
+        monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", threshold)
         applier, outcomes = Applier(engine, settings), []
         for message in plan:
             deliveries = [sent(f"{way}-{user}", part, 60 + age, START + age * MINUTE) for user, part, age in message]

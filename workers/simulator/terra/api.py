@@ -28,13 +28,13 @@ from workers.simulator.terra import events
 from workers.simulator.terra.data import TerraWorld
 from workers.simulator.terra.events import PAYLOADS, Message, described, envelope, large_request
 from workers.simulator.terra.objects import KINDS, Kind
-from workers.simulator.terra.people import PROVIDERS, Account
+from workers.simulator.terra.people import PROVIDERS, TerraUser
 
 NAME = "terra"
 DEV_ID, API_KEY = "simulated-dev", "simulated-terra-key"
 PREFIX = "/v2"
-MOST_DAYS_AT_ONCE, MOST_DAYS, WITHIN = 1825, 6000, 3600.0  # r1 and r2 (Terra: rate limits)
-LONGEST_ANSWER = timedelta(days=31)  # a longer one is too large to be answered at once
+MAX_DAYS_AT_ONCE, MAX_DAYS, WITHIN = 1825, 6000, 3600.0  # r1 and r2 (Terra: rate limits)
+MAX_RESPONSE_SECONDS = timedelta(days=31)  # a longer one is too large to be answered at once
 LARGE = timedelta(days=31)  # beyond a calendar month, what is sent as webhooks comes in chunks
 PROCESSING_SECONDS = 1.0
 SESSION_SECONDS = 900
@@ -61,7 +61,7 @@ class TerraApi:
     def __init__(self, terra: TerraWorld, links: Links) -> None:
         self._terra = terra
         self._links = links
-        self._budget = Budget(MOST_DAYS, WITHIN)
+        self._budget = Budget(MAX_DAYS, WITHIN)
         self._called: set[str] = set()
 
     @property
@@ -101,7 +101,7 @@ class TerraApi:
         if account.provider.slug == "GARMIN" and account.user_id not in self._called:
             self._called.add(account.user_id)
             return self._processing(account, PROCESSING_SECONDS)
-        if end - start > LONGEST_ANSWER:
+        if end - start > MAX_RESPONSE_SECONDS:
             refuse(413, "the answer would be too large: ask for less, or for webhooks")
         with_samples = request.args.get("with_samples", "false") == "true"
         objects = self._terra.objects(account, kind, start, end, with_samples=with_samples)
@@ -122,7 +122,7 @@ class TerraApi:
         about = {"type": "athlete", "user": described(self._terra, account)}
         return answer(about | {"athlete": self._terra.athlete(account)})
 
-    def _accept(self, account: Account, kind: Kind, start: datetime, end: datetime) -> Response:
+    def _accept(self, account: TerraUser, kind: Kind, start: datetime, end: datetime) -> Response:
         """The data is sent as webhooks."""
         objects, reference = self._terra.objects(account, kind, start, end), str(uuid4())
         if end - start > LARGE:
@@ -130,25 +130,25 @@ class TerraApi:
             return self._accepted(account, kind.name, chunks, message=ACCEPTED)
         return self._accepted(account, kind.name, [events.told(self._terra, account, kind, objects, reference)])
 
-    def _accepted(self, account: Account, name: str, made: list[Message], **more: str) -> Response:
+    def _accepted(self, account: TerraUser, name: str, made: list[Message], **more: str) -> Response:
         self._terra.put(*made)
         reference = made[0].reference
         about = {"status": "success", "type": name, "reference": reference, "trace_id": reference, **more}
         return answer(about | {"user": described(self._terra, account)})
 
-    def _processing(self, account: Account, seconds: float) -> Response:
+    def _processing(self, account: TerraUser, seconds: float) -> Response:
         about = {"message": "Request is processing, try again later", "retry_after_seconds": seconds}
         return answer({"type": "processing", "status": "success", **about, "user": described(self._terra, account)})
 
-    def _account(self) -> Account:
+    def _account(self) -> TerraUser:
         user_id = request.args.get("user_id") or refuse(400, "missing user_id")
         return self._terra.account(user_id) or refuse(404, "user not found")
 
-    def _spend(self, account: Account, days: int) -> None:
+    def _spend(self, account: TerraUser, days: int) -> None:
         """Ends the request with 429 where it asks for more than there may be at once (r1), or within an hour (r2)."""
-        headers = {"X-Terra-RateLimit-Limit": str(MOST_DAYS)}
-        wait = 0 if days > MOST_DAYS_AT_ONCE else self._budget.take(account.user_id, days)
-        if days > MOST_DAYS_AT_ONCE or wait:
+        headers = {"X-Terra-RateLimit-Limit": str(MAX_DAYS)}
+        wait = 0 if days > MAX_DAYS_AT_ONCE else self._budget.take(account.user_id, days)
+        if days > MAX_DAYS_AT_ONCE or wait:
             response = answer({"detail": "rate limit exceeded"}, 429)
             response.headers["X-Terra-RateLimit-Rule"] = "r2" if wait else "r1"
             if wait:
@@ -173,7 +173,7 @@ class TerraApi:
     def _befall(self) -> Response:
         incident = _decoded(Incident)
         account = self._terra.account(incident.user_id) or refuse(404, "user not found")
-        makers: dict[str, Callable[[TerraWorld, Account], Message]] = {
+        makers: dict[str, Callable[[TerraWorld, TerraUser], Message]] = {
             "deauth": events.deauth,
             "connection_error": events.connection_error,
         }

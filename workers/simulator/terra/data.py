@@ -18,7 +18,7 @@ from workers.simulator.people import User
 from workers.simulator.query import Record
 from workers.simulator.shapes import Place, fill
 from workers.simulator.terra.objects import ATHLETE, KINDS, Kind
-from workers.simulator.terra.people import PROVIDERS, Account, usual
+from workers.simulator.terra.people import PROVIDERS, TerraUser, usual
 
 UNSEEN = timedelta(hours=8)  # how long ago a provider was heard last when the person connects
 STEP = timedelta(hours=2)  # by how much one telling brings it nearer to the present
@@ -39,7 +39,7 @@ class TerraWorld:
 
     def __init__(self, world: World, people: int | None = None) -> None:
         self.world = world
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, TerraUser] = {}
         self._measured: dict[tuple[tuple[int, str], Kind], datetime] = {}
         self._revisions: dict[Slot, int] = {}
         self.payloads: dict[str, bytes] = {}  # what events only point to, by what names it
@@ -48,32 +48,32 @@ class TerraWorld:
         self._lock = RLock()
         for person in world.members[:people]:
             for provider in usual(person):
-                self._open(Account(self._id(person, provider.slug), person, provider, world.start))
+                self._open(TerraUser(self._id(person, provider.slug), person, provider, world.start))
 
-    def accounts(self) -> list[Account]:
+    def accounts(self) -> list[TerraUser]:
         """Those that are not closed."""
         return list(self._accounts.values())
 
-    def account(self, user_id: str) -> Account | None:
+    def account(self, user_id: str) -> TerraUser | None:
         """The account of this id, if there is one and it is not closed."""
         return self._accounts.get(user_id)
 
-    def kinds(self, account: Account) -> list[Kind]:
+    def kinds(self, account: TerraUser) -> list[Kind]:
         """The types of which an account has anything."""
         return [kind for kind in KINDS.values() if account.provider.supplies and kind.name in account.provider.supplies]
 
-    def connect(self, reference_id: str, slug: str) -> Account:
+    def connect(self, reference_id: str, slug: str) -> TerraUser:
         """A person's account with a provider; they may be somebody who was not there before."""
         person = self.world.join(reference_id)
         with self._lock:
             for account in self._accounts.values():
                 if account.place == (person.number, slug):
                     return account
-            account = Account(self._id(person, slug), person, PROVIDERS[slug], self.world.until)
+            account = TerraUser(self._id(person, slug), person, PROVIDERS[slug], self.world.until)
             self._open(account)
             return account
 
-    def renew(self, account: Account) -> Account:
+    def renew(self, account: TerraUser) -> TerraUser:
         """The account under another id, as when a person connects what is connected. The old one is closed."""
         with self._lock:
             renewed = replace(account, user_id=self._id(account.person, account.user_id), since=self.world.until)
@@ -81,18 +81,18 @@ class TerraWorld:
             self._accounts[renewed.user_id] = renewed
             return renewed
 
-    def close(self, account: Account) -> None:
+    def close(self, account: TerraUser) -> None:
         """Nobody may read it any more."""
         with self._lock:
             self._accounts.pop(account.user_id, None)
 
     def objects(
-        self, account: Account, kind: Kind, start: datetime, end: datetime, *, with_samples: bool = True
+        self, account: TerraUser, kind: Kind, start: datetime, end: datetime, *, with_samples: bool = True
     ) -> list[Record]:
         """Whatever was going on in a window, without its end, oldest first: what crosses an edge belongs to both."""
         return [self.record(slot, with_samples=with_samples) for slot in self._slots(account, kind, start, end)]
 
-    def tell(self, account: Account, kind: Kind, *, updated: bool = False) -> list[Record]:
+    def tell(self, account: TerraUser, kind: Kind, *, updated: bool = False) -> list[Record]:
         """What there is to tell: everything that was measured since the last time, or else the newest once more.
 
         From now on the read API has it too. With `updated` the newest is corrected.
@@ -108,7 +108,7 @@ class TerraWorld:
                 self._revisions |= {slot: self._revisions.get(slot, 0) + 1 for slot in slots[-1:]}
             return [self.record(slot) for slot in slots]
 
-    def athlete(self, account: Account) -> Record:
+    def athlete(self, account: TerraUser) -> Record:
         """Who the person is."""
         place = Place(self._dice("athlete", *account.place), self.world.start, {}, str)
         return dict(fill(ATHLETE, place))
@@ -154,12 +154,12 @@ class TerraWorld:
             waiting, self._waiting = self._waiting, []
             return waiting
 
-    def _open(self, account: Account) -> None:
+    def _open(self, account: TerraUser) -> None:
         self._accounts[account.user_id] = account
         for kind in self.kinds(account):
             self._measured.setdefault((account.place, kind), self.world.until - UNSEEN)
 
-    def _slots(self, account: Account, kind: Kind, start: datetime, end: datetime) -> Iterator[Slot]:
+    def _slots(self, account: TerraUser, kind: Kind, start: datetime, end: datetime) -> Iterator[Slot]:
         """What overlaps with a window and can be known."""
         measured = self._measured.get((account.place, kind))
         if measured is None:

@@ -9,7 +9,7 @@ import msgspec
 from workers.simulator.query import Record
 from workers.simulator.terra.data import TerraWorld
 from workers.simulator.terra.objects import Kind
-from workers.simulator.terra.people import Account
+from workers.simulator.terra.people import TerraUser
 
 VERSION = "2022-03-16"
 SCOPES = "activity,sleep,daily,body"
@@ -34,7 +34,7 @@ def message(terra: TerraWorld, event: Record, reference: str = "") -> Message:
     return Message(event, terra.stamp(), reference or trace, trace)
 
 
-def described(terra: TerraWorld, account: Account, *, is_new: bool = False) -> Record:
+def described(terra: TerraWorld, account: TerraUser, *, is_new: bool = False) -> Record:
     """The account as answers and events describe it."""
     return {
         "user_id": account.user_id,
@@ -47,55 +47,55 @@ def described(terra: TerraWorld, account: Account, *, is_new: bool = False) -> R
     }
 
 
-def envelope(terra: TerraWorld, account: Account, name: str, objects: Sequence[Record]) -> Record:
+def envelope(terra: TerraWorld, account: TerraUser, name: str, objects: Sequence[Record]) -> Record:
     """What stands around objects, in an event and in an answer."""
     return {"type": name, "user": described(terra, account), "data": objects}
 
 
-def told(terra: TerraWorld, account: Account, kind: Kind, objects: Sequence[Record], reference: str = "") -> Message:
+def told(terra: TerraWorld, account: TerraUser, kind: Kind, objects: Sequence[Record], reference: str = "") -> Message:
     """Objects as an event."""
     return message(terra, {"version": VERSION, **envelope(terra, account, kind.name, objects)}, reference)
 
 
-def data(terra: TerraWorld, account: Account, kind: Kind, *, updated: bool = False) -> Message:
+def data(terra: TerraWorld, account: TerraUser, kind: Kind, *, updated: bool = False) -> Message:
     """What there is to tell of a type; nothing of it, if it was not measured yet, is an event too."""
     return told(terra, account, kind, terra.tell(account, kind, updated=updated))
 
 
-def athlete(terra: TerraWorld, account: Account) -> Message:
+def athlete(terra: TerraWorld, account: TerraUser) -> Message:
     """Who the person is. This one has no array."""
     about = {"type": "athlete", "version": VERSION, "user": described(terra, account)}
     return message(terra, about | {"athlete": terra.athlete(account)})
 
 
-def auth(terra: TerraWorld, account: Account) -> Message:
+def auth(terra: TerraWorld, account: TerraUser) -> Message:
     """A person has connected a provider."""
     about = {"message": "User has successfully authenticated", "flow_id": None, "widget_session_id": None}
     user = described(terra, account, is_new=True)
     return message(terra, {"type": "auth", "status": "success", **about, "user": user})
 
 
-def arrival(terra: TerraWorld, account: Account) -> Iterator[Message]:
+def arrival(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
     """What comes when a person connects."""
     yield auth(terra, account)
     yield athlete(terra, account)
 
 
-def deauth(terra: TerraWorld, account: Account) -> Message:
+def deauth(terra: TerraWorld, account: TerraUser) -> Message:
     """A person has disconnected a provider: the account is closed."""
     terra.close(account)
     text = "User has deauthenticated"
     return message(terra, {"type": "deauth", "status": "success", "message": text, "user": described(terra, account)})
 
 
-def connection_error(terra: TerraWorld, account: Account) -> Message:
+def connection_error(terra: TerraWorld, account: TerraUser) -> Message:
     """A provider no longer lets an account be read."""
     user = described(terra, account)
     event = {"type": "connection_error", "status": "warning", "message": "User connection degraded", "user": user}
     return message(terra, event)
 
 
-def reauth(terra: TerraWorld, account: Account) -> Iterator[Message]:
+def reauth(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
     """A person has connected again what was connected: it goes by another id. The two events come in either order."""
     renewed = terra.renew(account)
     event = {
@@ -111,7 +111,7 @@ def reauth(terra: TerraWorld, account: Account) -> Iterator[Message]:
 
 
 def large_request(
-    terra: TerraWorld, account: Account, kind: Kind, objects: Sequence[Record], reference: str
+    terra: TerraWorld, account: TerraUser, kind: Kind, objects: Sequence[Record], reference: str
 ) -> Iterator[Message]:
     """History that was asked for as webhooks: two notices, then chunks that share its reference."""
     user = described(terra, account)

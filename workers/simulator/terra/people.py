@@ -28,7 +28,7 @@ APART = 2  # places between a person's two
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class TerraUser:
     """One person's connection with one provider, which Terra calls a user. It gets another id when it is renewed."""
 
     user_id: str

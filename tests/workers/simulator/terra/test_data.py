@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 import msgspec
 import pytest
 
-from app.actions import Record, Samples
 from app.catalogue import catalogue
-from app.providers.terra import read_page
 from tests.support import ROOT
 from tests.workers.simulator.conftest import UNTIL
+from workers.actions import Record, Samples
+from workers.aggregators.terra import read_page
 from workers.simulator.data import World
 from workers.simulator.terra.data import STEP, TerraWorld
 from workers.simulator.terra.events import envelope

@@ -9,8 +9,8 @@ import pytest
 from flask import Flask, request
 from werkzeug.serving import make_server
 
-from app.config import Settings
-from app.providers import PROVIDERS
+from app.config.settings import Settings
+from app.signatures import VERIFIERS
 from tests.support import TERRA_SECRET
 from workers.simulator import run
 from workers.simulator.terra import first_events, live_events
@@ -34,7 +34,7 @@ class Endpoint:
         self._thread.start()
 
     def _take(self):
-        receipt = PROVIDERS["terra"].verify(request.headers, request.get_data(), SETTINGS, datetime.now(UTC))
+        receipt = VERIFIERS["terra"](request.headers, request.get_data(), SETTINGS, datetime.now(UTC))
         self.received.append((receipt, msgspec.json.decode(request.get_data())))
         return "", self.answers.pop(0) if self.answers else 202
 

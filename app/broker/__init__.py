@@ -1,0 +1,1 @@
+"""The broker: lanes, the Celery application, publishing, and the Redis transport."""

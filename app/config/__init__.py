@@ -1,0 +1,1 @@
+"""Configuration: `settings` reads the environment, `types` checks each value."""

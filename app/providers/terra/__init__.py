@@ -1,7 +1,0 @@
-"""Terra. Pure: no socket is opened here."""
-
-from app.providers.terra.api import TERMS, connect, read_page, request
-from app.providers.terra.events import parse
-from app.providers.terra.signature import verify
-
-__all__ = ["TERMS", "connect", "parse", "read_page", "request", "verify"]

@@ -1,0 +1,1 @@
+"""The endpoint: verifies webhooks and publishes them, nothing else."""

@@ -1,0 +1,47 @@
+"""The endpoint's application: `create_app` wires the routes, `from_environment` is what the web server calls."""
+
+from collections.abc import Callable
+
+from flask import Flask
+
+from app.broker.celery import make_celery
+from app.broker.lanes import messaging_system
+from app.broker.publisher import Publisher
+from app.config.settings import Settings, load
+from app.observability import gc, logs, tracing
+from app.web.batcher import Batcher, Publish
+from app.web.rsgi import Server
+from app.web.webhooks import make_blueprint, on_error
+
+
+def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Flask:
+    """The endpoint, with what takes its deliveries and tells whether it could."""
+    flask = Flask("headrace", static_folder=None)
+    # One more, because of a body sent in chunks werkzeug reads so much and no further, and says nothing.
+    flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    flask.register_blueprint(make_blueprint(settings, batcher, ready))
+    flask.register_error_handler(Exception, on_error)
+    return flask
+
+
+def make_batcher(settings: Settings, publish: Publish) -> Batcher:
+    """The batcher of one process."""
+    return Batcher(
+        publish,
+        deadline=settings.enqueue_deadline_seconds,
+        max_deliveries=settings.message_deliveries,
+        max_bytes=settings.message_bytes,
+    )
+
+
+def from_environment() -> Server:
+    """What the web server calls in each of its processes."""
+    settings = load()
+    settings.need_webhook_secret()
+    logs.configure(settings)
+    tracing.start(settings, "web", messaging_system(settings))
+    publisher = Publisher(make_celery(settings, "publisher"))
+    batcher = make_batcher(settings, publisher.publish)
+    server = Server(create_app(settings, batcher, publisher.ping), batcher, settings)
+    gc.freeze()
+    return server

@@ -1,0 +1,76 @@
+"""Joining messages: every delivery once, in order, and nothing that was tried before."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from app.broker.merging import is_first_attempt, merge_batches
+from app.delivery import Delivery, pack, unpack
+from app.errors import Unprocessable
+from app.observability.tracing import MERGED_HEADERS
+from tests.support import delivery, workout
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def message(*deliveries: Delivery, arguments: Any = None, **headers: Any) -> dict[str, Any]:
+    """A message as it lies in a lane."""
+    body = json.dumps([[pack(deliveries)], {}, {"callbacks": None}] if arguments is None else arguments)
+    return {
+        "body": base64.b64encode(body.encode()).decode(),
+        "headers": {"task": "headrace.apply", "id": "1", "retries": 0, "eta": None, "argsrepr": "(1 deliveries)"}
+        | headers,
+        "properties": {"delivery_tag": "t1", "delivery_info": {"routing_key": "live"}, "body_encoding": "base64"},
+    }
+
+
+def held(joined: dict[str, Any]) -> list[Delivery]:
+    """The deliveries of a message."""
+    (packed,), named, more = json.loads(base64.b64decode(joined["body"]))
+    assert (named, more) == ({}, {"callbacks": None})
+    return unpack(packed)
+
+
+def test_every_delivery_is_in_it_once_and_in_order() -> None:
+    """Breaks if joining drops, doubles or reorders deliveries, or changes what the first message says of itself."""
+    sent = [delivery(workout(f"u{number}")) for number in range(5)]
+    parts = [message(*sent[:2]), message(*sent[2:4], id="2", traceparent=PARENT), message(sent[4], id="3")]
+    joined = merge_batches(parts)
+    assert held(joined) == sent
+    changed = {"argsrepr": "(5 deliveries)", MERGED_HEADERS: [{"traceparent": PARENT}]}
+    assert joined["headers"] == parts[0]["headers"] | changed
+    assert joined["properties"] == parts[0]["properties"]
+    assert is_first_attempt(joined)
+
+
+@pytest.mark.parametrize(
+    ("headers", "properties"),
+    [
+        ({"task": "headrace.fetch"}, {}),
+        ({"retries": 1}, {}),
+        ({"eta": "2026-03-14T06:30:00+00:00"}, {}),
+        ({}, {"delivery_info": {"routing_key": "live", "redelivered": True}}),
+        ({}, {"body_encoding": "utf-8"}),
+    ],
+)
+def test_what_was_had_before_is_not_fresh(headers: dict[str, Any], properties: dict[str, Any]) -> None:
+    """Breaks if a message that a worker may have died with, or that must wait, is taken along with others."""
+    assert is_first_attempt(message())
+    had = message(**headers)
+    had["properties"] |= properties
+    assert not is_first_attempt(had)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], {}, [[]], [["x"], {}, {}], [[1], {}, {}], [["a", "b"], {}, {}], [None, {}, {}]]
+)
+def test_what_cannot_be_read_is_refused(arguments: Any) -> None:
+    """Breaks if a message that is none of ours is lost among others."""
+    with pytest.raises(Unprocessable):
+        merge_batches([message(delivery(workout("u1"))), message(arguments=arguments)])
+    with pytest.raises(Unprocessable):
+        merge_batches([message() | {"body": "no base64"}])
+    with pytest.raises(Unprocessable):
+        merge_batches([message() | {"body": base64.b64encode(b"[" * 100_000).decode()}])

@@ -1,0 +1,95 @@
+"""The log: text or JSON, one id from the endpoint to the row, nothing of a body."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from app.config.settings import Settings, load
+from app.delivery import Delivery
+from app.observability import logs
+from app.web.app import create_app, make_batcher
+from tests.support import apply, delivery, rows, signed, workout
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Leaves logging as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logs.bind()
+
+
+def said(settings: Settings, form: str, level: str = "INFO") -> io.StringIO:
+    """What will be said from here on."""
+    logs.configure(replace(settings, log_format=form, log_level=level))
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.stream = out = io.StringIO()
+    return out
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_line_is_an_object(plain_settings: Settings) -> None:
+    """Breaks if a log collector has to guess, or loses what a line is about."""
+    out = said(plain_settings, "json")
+    logs.bind(task="headrace.apply", task_id="t-1")
+    logging.getLogger("workers.ingest.apply").warning("dead: %s", "not JSON", extra={"delivery": "msg_1"})
+    logs.bind()
+    logging.getLogger("workers.celery.tasks").warning("later")
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first.pop("time").endswith("+00:00")
+    wanted = {"level": "WARNING", "logger": "workers.ingest.apply", "message": "dead: not JSON"}
+    assert first == wanted | {"delivery": "msg_1", "task": "headrace.apply", "task_id": "t-1"}
+    assert "task_id" not in second
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_line_for_people_ends_with_its_ids(plain_settings: Settings) -> None:
+    """Breaks if text says less than JSON."""
+    out = said(plain_settings, "text")
+    logs.bind(task_id="t-1")
+    logging.getLogger("workers.ingest.apply").warning("dead", extra={"delivery": "msg_1"})
+    assert out.getvalue().endswith("WARNING workers.ingest.apply dead delivery=msg_1 task_id=t-1\n")
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_one_id_from_the_receipt_to_the_row(engine: Engine, settings: Settings, form: str) -> None:
+    """Breaks if nobody can follow one event, or its measurements, its user or a secret stand in the log."""
+    out, taken = said(settings, form, "DEBUG"), list[Delivery]()
+    batcher = make_batcher(settings, taken.extend)
+    client = create_app(settings, batcher, lambda: None).test_client()
+    body = msgspec.json.encode(workout("u-secret", average_hr=141))
+    assert client.post("/webhooks/junction", data=body, headers=signed(body, name="msg_41")).status_code == 202
+    apply(engine, settings, *taken)
+    lines = [line for line in out.getvalue().splitlines() if "msg_41" in line]
+    assert ["answered 202" in lines[0], "applied" in lines[1]] == [True, True]
+    assert rows(engine, "SELECT outcome FROM health.deliveries WHERE message_id = 'msg_41'") == [{"outcome": "applied"}]
+    assert not any(secret in out.getvalue() for secret in ("u-secret", "8000.5", "141", "whsec_", "svix-signature"))
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_is_set_aside_is_told_without_being_asked(engine: Engine, settings: Settings) -> None:
+    """Breaks if at the usual level a dead letter is silent, or every delivery is a line."""
+    out = said(settings, "text")
+    apply(engine, settings, delivery(workout("u1"), name="msg_good"), delivery(b"half", name="msg_bad"))
+    (line,) = out.getvalue().splitlines()
+    assert "WARNING" in line
+    assert "delivery=msg_bad" in line
+    assert "half" not in line
+
+
+@pytest.mark.parametrize(("given", "found"), [("json", "json"), ("JSON", "json"), ("", "text")])
+def test_the_form_is_a_setting(given: str, found: str) -> None:
+    """Breaks if a wrong form is found out at the first line, or a right one is not taken."""
+    environment: dict[str, Any] = {"HEADRACE_LOG_FORMAT": given}
+    assert load(environment).log_format == found

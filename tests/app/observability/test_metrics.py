@@ -1,0 +1,126 @@
+"""What is counted: by several processes together, of the living only where that matters, and without a trace."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from app.observability import metrics
+from app.web import __main__
+from tests.support import JUNCTION_SECRET, ROOT, until
+from workers.local.ports import free_port
+
+COUNT = """
+import sys
+from app.observability import metrics
+metrics.ANSWERS.labels("junction", "202").inc(3)
+metrics.show(metrics.LANE_MESSAGES, {"live": float(sys.argv[1])})
+metrics.CIRCUIT_OPEN.set(1)
+metrics.LAST_PUBLISH.labels("junction").set(float(sys.argv[1]))
+print("counted", flush=True)
+sys.stdin.read()
+"""
+SHOW = "from app.observability import metrics; print(metrics.exposition().decode())"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that counts into the folder."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), metrics.METRICS_FOLDER: str(folder)}
+
+
+def shown(folder: Path) -> set[str]:
+    """What another process of the machine shows."""
+    command = (sys.executable, "-c", SHOW)
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.splitlines())
+
+
+def test_processes_count_together_and_the_dead_hold_no_lane(tmp_path: Path) -> None:
+    """Breaks if a process counts for itself, or a worker that was killed goes on telling how much waits.
+
+    What they have counted stays when they die: a counter that goes down looks like a rate.
+    """
+    processes = []
+    for depth in ("7", "5"):
+        command = (sys.executable, "-c", COUNT, depth)
+        process = subprocess.Popen(
+            command, env=environment(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "counted\n"
+        processes.append(process)
+    counted = 'headrace_answers_total{aggregator="junction",status="202"} 6.0'
+    both = shown(tmp_path)
+    assert {counted, 'headrace_lane_messages{lane="live"} 5.0', "headrace_circuit_open 2.0"} <= both
+    for name in ("headrace_last_publish_timestamp_seconds", "headrace_last_taken_timestamp_seconds"):  # and of 0.1
+        assert f'{name}{{aggregator="junction"}} 7.0' in both
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    none = shown(tmp_path)
+    assert {counted, "headrace_circuit_open 0.0"} <= none
+    assert not any(line.startswith("headrace_lane_messages{") for line in none)
+
+
+def test_what_is_no_more_is_none() -> None:
+    """Breaks if what was paused an hour ago is shown as paused for ever."""
+    metrics.show(metrics.PAUSED, {"junction": 30})
+    metrics.show(metrics.PAUSED, {"terra": 10})
+    lines = metrics.exposition().decode().splitlines()
+    assert 'headrace_account_paused_seconds{aggregator="junction"} 0.0' in lines
+    assert 'headrace_account_paused_seconds{aggregator="terra"} 10.0' in lines
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(200, "2xx"), (429, "429"), (404, "4xx"), (503, "5xx"), (0, "none"), (1, "none")]
+)
+def test_a_status_is_one_of_a_few(status: int, name: str) -> None:
+    """Breaks if every status is a series of its own, or being told to slow down is not to be seen."""
+    assert metrics.status_class(status) == name
+
+
+def test_it_can_be_asked_for_at_a_port(caplog: pytest.LogCaptureFixture) -> None:
+    """Breaks if a worker on a machine of its own cannot be watched, or ends because its port is taken."""
+    port = free_port()
+    metrics.serve("127.0.0.1", port)
+    assert b"headrace_outcomes_total" in urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+    metrics.serve("127.0.0.1", port)
+    assert f"HEADRACE_METRICS_PORT: {port} on 127.0.0.1 cannot be used" in caplog.text
+
+
+def left_behind() -> set[Path]:
+    """Folders of endpoints."""
+    return set(Path(tempfile.gettempdir()).glob(f"{__main__.FOLDER_PREFIX}*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_endpoint_leaves_no_folder_behind(broker_url: str, number: signal.Signals) -> None:
+    """Breaks if every start of `headrace web` leaves a folder in /tmp: at once, or, when it was killed, at the next."""
+    port, before = free_port(), left_behind()
+    known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url}
+    known |= {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "HEADRACE_PORT": str(port), "HEADRACE_WEB_PROCESSES": "1"}
+    process = subprocess.Popen((sys.executable, "-m", "workers.cli", "web"), env=known, start_new_session=True)
+
+    def answers() -> bool:
+        try:
+            return bool(urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read())
+        except OSError:
+            return False
+
+    try:
+        until(answers)
+        (folder,) = left_behind() - before
+        assert any(folder.glob("*.db"))
+        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)  # alone, its children would live on
+        process.wait(30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if number == signal.SIGKILL:
+        Path(__main__.make_folder()).rmdir()
+    assert not folder.exists()

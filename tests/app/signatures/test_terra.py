@@ -1,0 +1,137 @@
+"""Terra's signatures."""
+
+import hashlib
+import hmac
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.config.settings import Settings
+from app.errors import InvalidSignature
+from app.signatures.terra import verify
+from tests.support import ROOT
+
+RECORDED = ROOT / "tests" / "recorded" / "terra" / "signature_vectors.json"
+VECTORS = json.loads(RECORDED.read_text(encoding="utf-8"))
+SECRET = "terra_whsec_test_7f3c2a"
+SETTINGS = Settings(terra_signing_secrets=(SECRET,))
+NOW = datetime.fromtimestamp(1773512405, UTC)
+BODY = b'{"type":"auth"}'
+REASONS = {"T5 stale": "stale", "T7 future": "stale", "T12 empty header": "missing"}
+
+
+def header(*, t: str = "1773512405", body: bytes = BODY, secret: str = SECRET) -> str:
+    """A signature header."""
+    return f"t={t},v1={hmac.new(secret.encode(), f'{t}.'.encode() + body, hashlib.sha256).hexdigest()}"
+
+
+def reason(headers: dict[str, str], body: bytes = BODY, settings: Settings = SETTINGS, now: datetime = NOW) -> str:
+    """Why these headers are refused."""
+    with pytest.raises(InvalidSignature) as refused:
+        verify(headers, body, settings, now)
+    return refused.value.reason
+
+
+def test_there_are_thirteen_vectors() -> None:
+    """Breaks if a vector is lost from the file."""
+    assert len(VECTORS) == 13
+
+
+@pytest.mark.parametrize("name", ["X-Terra-Signature", "Terra-Signature"])
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_vectors(vector: dict[str, Any], name: str) -> None:
+    """Breaks if a signature of Terra's is judged otherwise than its documentation and SDK do."""
+    body = vector["body_utf8"].encode()
+    assert hashlib.sha256(body).hexdigest() == vector["body_sha256"]
+    settings = Settings(terra_signing_secrets=(vector["secret"],))
+    now = datetime.fromtimestamp(vector["now"], UTC)
+    if vector["valid"]:
+        verify({name: vector["header"]}, body, settings, now)
+    else:
+        assert reason({name: vector["header"]}, body, settings, now) == REASONS.get(vector["name"], "signature")
+
+
+@pytest.mark.parametrize("good", ["X-Terra-Signature", "Terra-Signature"])
+def test_either_header_will_do(good: str) -> None:
+    """Breaks if an old header beside the new one, or the other way round, spoils a good signature."""
+    bad = {"X-Terra-Signature": header(secret="other"), "Terra-Signature": header(secret="other")}
+    verify(bad | {good: header()}, BODY, SETTINGS, NOW)
+    assert reason(bad) == "signature"
+
+
+@pytest.mark.parametrize("junk", ["v2=1", "t=,v1=x", "x" * 9000])
+def test_an_unreadable_header_does_not_spoil_the_other(junk: str) -> None:
+    """Breaks if a new form of one header makes the other, which is good, worthless."""
+    verify({"X-Terra-Signature": junk, "Terra-Signature": header()}, BODY, SETTINGS, NOW)
+
+
+def test_any_of_several_secrets_will_do() -> None:
+    """Breaks if the events of a second account are refused."""
+    settings = replace(SETTINGS, terra_signing_secrets=("another-secret-of-terra", SECRET))
+    for secret in settings.terra_signing_secrets:
+        verify({"Terra-Signature": header(secret=secret)}, BODY, settings, NOW)
+    assert reason({"Terra-Signature": header(secret="a-third-secret")}, settings=settings) == "signature"
+
+
+def test_stale_is_told_apart_from_wrong() -> None:
+    """Breaks if the operator cannot see whether the tolerance or the secret is at fault."""
+    old = "1773512000"
+    assert reason({"Terra-Signature": header(t=old)}) == "stale"
+    assert reason({"Terra-Signature": header(t=old, secret="other")}) == "signature"
+    verify({"Terra-Signature": header(t=old)}, BODY, replace(SETTINGS, terra_tolerance_seconds=405), NOW)
+
+
+def test_a_fresh_header_beside_a_stale_one_is_enough() -> None:
+    """Breaks if the first of two good signatures decides although only its age is wrong."""
+    verify({"X-Terra-Signature": header(t="1773512000"), "Terra-Signature": header()}, BODY, SETTINGS, NOW)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "t", "=", ",", "t=1773512405", "v1=00", "t=1773512405,v1=", "t=,v1=", "t=-1,v1=", "t=1e9,v1=", "t= 1773512405",
+        "t=1773512405,t=1773512405,v1=00", "t=" + "9" * 13 + ",v1=00", "t=\u0661,v1=00", "t=1773512405,v1=\u00e9",
+        "t=1773512405;v1=00", "t=1773512405,v1=" + "0" * 9000,
+    ],
+)  # fmt: skip
+def test_junk_is_refused(junk: str) -> None:
+    """Breaks if a header that is none raises something else."""
+    assert reason({"Terra-Signature": junk}) == "signature"
+
+
+@given(value=st.text(max_size=80), body=st.binary(max_size=20))
+def test_no_header_is_taken_by_chance(value: str, body: bytes) -> None:
+    """Breaks if some text is accepted, or raises something else."""
+    for name in ("X-Terra-Signature", "Terra-Signature"):
+        assert reason({name: value}, body) in ("missing", "signature")
+
+
+def test_without_a_secret_nothing_is_taken() -> None:
+    """Breaks if an empty list of secrets, or an empty secret, opens the door."""
+    assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "missing"
+
+
+@pytest.mark.parametrize(
+    ("ordering", "expected"),
+    [("1773512405123", 1773512405123), ("", None), ("soon", None), ("-1", None), ("9" * 16, None), ("\u0661", None)],
+)
+def test_what_the_receipt_says(ordering: str, expected: int | None) -> None:
+    """Breaks if Terra's ids or its clock are lost, or a wrong clock is taken for one."""
+    headers = {
+        "Terra-Signature": header(),
+        "X-Terra-Trace-Id": "t" * 300,
+        "X-Terra-Ordering-Timestamp": ordering,
+        "Terra-Reference": "r1",
+    }
+    receipt = verify(headers, BODY, SETTINGS, NOW)
+    assert (receipt.message_id, receipt.ordering_ms, receipt.reference) == ("t" * 256, expected, "r1")
+
+
+def test_without_a_trace_id_there_is_no_message_id() -> None:
+    """Breaks if deliveries without a trace id get one that they share."""
+    assert verify({"Terra-Signature": header()}, BODY, SETTINGS, NOW).message_id == ""

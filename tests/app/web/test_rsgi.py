@@ -1,0 +1,235 @@
+"""Flask on the event loop: what a request may cost while its body arrives and its message becomes durable."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from app.config.settings import Settings
+from app.delivery import Delivery
+from app.errors import PublishFailed
+from app.observability import metrics
+from app.web.app import create_app, make_batcher
+from app.web.rsgi import BUFFERED_BODIES, INLINE_BYTES, Server
+from tests.support import signed, workout
+
+BODY = json.dumps(workout("u1")).encode()
+SMALLEST_BUFFER = 1024 * 1024
+
+
+class Headers:
+    """As granian has them: names in lower case, a name may stand twice."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = list(pairs)
+
+    def get(self, name: str) -> str | None:
+        """The first of a name."""
+        return next((value for key, value in self._pairs if key == name), None)
+
+    def items(self) -> list[tuple[str, str]]:
+        """All of them."""
+        return self._pairs
+
+
+@dataclass
+class Scope:
+    """A request without its body."""
+
+    headers: Headers
+    method: str = "POST"
+    path: str = "/webhooks/junction"
+    query_string: str = ""
+    http_version: str = "1"
+    scheme: str = "http"
+    server: str = "127.0.0.1:8000"
+    client: str = "127.0.0.1:40000"
+
+
+@dataclass
+class Exchange:
+    """The other end: gives a body in parts and takes the answer."""
+
+    parts: Sequence[bytes]
+    then: Exception | None = None
+    wait: float = 0.0
+    read: int = 0
+    status: int = 0
+    answer: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def __call__(self) -> bytes:
+        """All of it."""
+        return b"".join([part async for part in self])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            await asyncio.sleep(self.wait)
+            self.read += 1
+            yield part
+        if self.then:
+            raise self.then
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """The answer."""
+        self.status, self.headers, self.answer = status, dict(headers), body
+
+
+@pytest.fixture
+def taken() -> list[Delivery]:
+    """What was published."""
+    return []
+
+
+def server(settings: Settings, publish: Any, **options: Any) -> Server:
+    """The whole endpoint over whatever publishes."""
+    batcher = make_batcher(settings, publish)
+    return Server(create_app(settings, batcher, lambda: None), batcher, settings, **options)
+
+
+def ask(app: Server, exchange: Exchange, headers: dict[str, str], **scope: Any) -> Exchange:
+    """One request."""
+    asyncio.run(app.__rsgi__(Scope(Headers(headers.items()), **scope), exchange))
+    return exchange
+
+
+@pytest.mark.parametrize("parts", [[BODY], [BODY[:1], BODY[1:100], b"", BODY[100:]]])
+def test_a_signed_body_is_taken_in_whatever_parts(
+    plain_settings: Settings, taken: list[Delivery], parts: list[bytes]
+) -> None:
+    """Breaks if a body that comes in parts loses its signature."""
+    assert ask(server(plain_settings, taken.extend), Exchange(parts), signed(BODY)).status == 202
+    assert [one.message_id for one in taken] == ["msg_1"]
+
+
+def test_a_large_body_is_worked_on_beside_the_loop(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if what takes milliseconds to verify is lost on its way to another thread."""
+    body = json.dumps(workout("u1", title="x" * INLINE_BYTES)).encode()
+    assert ask(server(plain_settings, taken.extend), Exchange([body]), signed(body)).status == 202
+    assert len(taken) == 1
+
+
+def test_a_wrong_signature_is_refused(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if the way through the event loop passes by the verification."""
+    assert ask(server(plain_settings, taken.extend), Exchange([BODY + b" "]), signed(BODY)).status == 401
+    assert taken == []
+
+
+def test_a_header_that_stands_twice_is_not_picked_from(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if of two ids the one is verified and the other used."""
+    pairs = [*signed(BODY).items(), ("svix-id", "msg_2")]
+    exchange = Exchange([BODY])
+    asyncio.run(server(plain_settings, taken.extend).__rsgi__(Scope(Headers(pairs)), exchange))
+    assert (exchange.status, taken) == (401, [])
+
+
+def test_a_body_that_is_announced_too_large_is_not_read(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if what will be refused is taken into memory first."""
+    app = server(replace(plain_settings, max_body_bytes=100), taken.extend)
+    exchange = ask(app, Exchange([BODY]), {**signed(BODY), "content-length": "101"})
+    assert (exchange.status, exchange.read, taken) == (413, 0, [])
+
+
+def test_what_is_turned_away_unread_is_counted(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if webhooks that are too large are refused for ever and no metric says so; or any path becomes a label."""
+    counted = 'headrace_answers_total{aggregator="junction",status="413"}'
+
+    def count() -> float:
+        return sum(float(line.split()[1]) for line in metrics.exposition().decode().splitlines() if counted in line)
+
+    before = count()
+    app = server(replace(plain_settings, max_body_bytes=10), taken.extend)
+    for path in ("/webhooks/junction", "/webhooks/somebody"):
+        ask(app, Exchange([]), {"content-length": "11"}, path=path)
+    assert count() - before == 1
+    assert "somebody" not in metrics.exposition().decode()
+
+
+def test_a_body_that_grows_too_large_is_read_no_further(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if a body that is sent in chunks is read to its end, or one is taken that lies about its length."""
+    app = server(replace(plain_settings, max_body_bytes=100), taken.extend)
+    exchange = ask(app, Exchange([b"x" * 60] * 50), {})
+    assert (exchange.status, exchange.read, taken) == (413, 2, [])
+    assert (ask(app, Exchange([b"x" * 60] * 50), {"content-length": "60"}).status, taken) == (413, [])
+
+
+def test_a_body_that_never_ends_is_given_up(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if whoever sends a byte now and then is waited for."""
+    app = server(plain_settings, taken.extend, body_seconds=0.05)
+    exchange = ask(app, Exchange([b"x"] * 1000, wait=0.01), signed(BODY))
+    assert (exchange.status, exchange.headers["Retry-After"]) == (503, "5")
+    assert exchange.read < 1000
+
+
+def test_bodies_that_are_arriving_have_a_budget_together(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if many slow senders fill the memory, or what they held is not given back."""
+    settings = replace(plain_settings, max_body_bytes=SMALLEST_BUFFER)
+    app = server(settings, taken.extend)
+    slow = [Exchange([b"x" * (SMALLEST_BUFFER - 1)] + [b"x"] * 5, wait=0.02) for _ in range(BUFFERED_BODIES + 3)]
+
+    async def together() -> None:
+        scope = Scope(Headers(signed(BODY).items()))
+        await asyncio.gather(*(app.__rsgi__(scope, one) for one in slow))
+
+    asyncio.run(together())
+    statuses = sorted(one.status for one in slow)
+    assert statuses.count(503) == 3
+    assert set(statuses) == {413, 503}
+    assert ask(app, Exchange([BODY]), signed(BODY)).status == 202
+
+
+def test_whoever_hangs_up_costs_nothing(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if a connection that is cut ends the process, or half a body is taken."""
+    app = server(plain_settings, taken.extend)
+    exchange = ask(app, Exchange([BODY[:10]], then=ConnectionError("cut")), signed(BODY))
+    assert (exchange.status, taken) == (503, [])
+    assert ask(app, Exchange([BODY]), signed(BODY)).status == 202
+
+
+def test_no_202_before_the_broker_has_it(plain_settings: Settings) -> None:
+    """Breaks if a request is answered while its message is on its way."""
+    release, seen = threading.Event(), []
+
+    def publish(deliveries: Sequence[Delivery]) -> None:
+        release.wait(10)
+        seen.extend(deliveries)
+
+    app, exchange = server(plain_settings, publish), Exchange([BODY])
+
+    async def follow() -> None:
+        request = asyncio.create_task(app.__rsgi__(Scope(Headers(signed(BODY).items())), exchange))
+        await asyncio.sleep(0.1)
+        assert (exchange.status, seen) == (0, [])
+        release.set()
+        await request
+
+    asyncio.run(follow())
+    assert (exchange.status, len(seen)) == (202, 1)
+
+
+def test_a_broker_that_refuses_or_hangs_is_503(plain_settings: Settings) -> None:
+    """Breaks if a request waits for a broker longer than it may, or is promised what was not kept."""
+
+    def refuse(_: Sequence[Delivery]) -> None:
+        raise PublishFailed("as asked")
+
+    hang = threading.Event()
+    settings = replace(plain_settings, enqueue_deadline_seconds=0.1)
+    for publish in (refuse, lambda _: hang.wait(10) and None):
+        exchange = ask(server(settings, publish), Exchange([BODY]), signed(BODY))
+        assert (exchange.status, exchange.headers["Retry-After"]) == (503, "5")
+    hang.set()
+
+
+def test_the_other_routes_answer(plain_settings: Settings, taken: list[Delivery]) -> None:
+    """Breaks if probes and metrics do not come through, or a path is read in another way than by WSGI."""
+    app = server(plain_settings, taken.extend)
+    assert ask(app, Exchange([]), {}, method="GET", path="/livez").answer == b"up\n"
+    assert ask(app, Exchange([]), {}, method="GET", path="/readyz").status == 200
+    assert b"headrace_answers_total" in ask(app, Exchange([]), {}, method="GET", path="/metrics").answer
+    assert ask(app, Exchange([]), {}, method="GET", path="/nowhere").status == 404
+    assert ask(app, Exchange([BODY]), signed(BODY), path="/webhooks/%6aunction").status == 202

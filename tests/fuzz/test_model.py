@@ -1,0 +1,614 @@
+"""Random deliveries, repetitions, fetches, erasures, crashes and restarts against a model in plain Python.
+
+The model: of each record, sample and connection the newest version wins; of two of one moment, the one that ranks
+higher; of whoever was erased there is nothing, whatever comes. HEADRACE_MODEL_RUNS says how many runs to make.
+"""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import Connection, Engine, event, text
+
+from app.config.settings import Settings
+from app.delivery import Delivery, pack
+from app.errors import TryLater
+from tests.support import apply, delivery, heartrate, message_id, rows, workout
+from tests.support import event as envelope
+from tests.workers.backfill.test_fetcher import Killed, hurry
+from workers.aggregators.requests import Request
+from workers.backfill.fetcher import Fetcher
+from workers.fetch.client import AggregatorClient
+from workers.fetch.http import Client, HttpResponse
+from workers.fetch.rate_limits import Throttle
+from workers.ingest import apply as apply_module
+from workers.ingest import crashes
+from workers.ingest.apply import Applier
+from workers.ingest.replay import Order, replay
+from workers.operate.erase import Eraser
+from workers.store import ledger, writer
+from workers.store.archive import ArchiveWindow
+from workers.store.backfills import due
+from workers.store.engine import make_writer
+
+FEW, STEPS, MAX_STEPS = 12, 30, 50
+RUNS = int(os.environ.get("HEADRACE_MODEL_RUNS", FEW))
+BEGINNING = datetime(2026, 3, 14, 12, tzinfo=UTC)
+TICK = timedelta(milliseconds=4)  # the step of the clock in a delivery id
+DAY = timedelta(days=1)
+GARMIN = {"provider": "garmin", "type": "watch"}
+USERS, IDS, MINUTES = ("u1", "u2"), ("w1", "w2"), range(3)
+TABLES = (
+    *("chunks", "backfills", "samples", "series", "workouts", "connections", "users"),
+    *("deliveries", "archive", "dead_letters", "crash_counts", "audit"),
+)
+MORTAL = "u2"  # the one who may be erased
+ERASED_AFTER = 3  # deliveries, so that there is something
+THAT_NAME = ("workouts", "series", "connections", "backfills", "gaps", "archive", "deliveries")
+Key = tuple[Any, ...]
+# What it says, and before it what decides between two of one moment: as PostgreSQL compares them.
+Rank = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says of a key, as of some moment."""
+
+    key: Key
+    version: datetime
+    rank: Rank
+
+
+@dataclass(frozen=True)
+class Made:
+    """A delivery that was made, and what it claims."""
+
+    delivery: Delivery
+    user: str | None
+    claims: tuple[Claim, ...] = ()
+    ends: str = ""  # the one way in which it can end, if there is only one
+    is_notice: bool = False
+
+
+@dataclass
+class Model:
+    """What must be stored."""
+
+    claims: dict[Key, list[tuple[str, Claim]]] = field(default_factory=dict)  # with who says so
+    erased: set[str] = field(default_factory=set)
+
+    def take(self, who: str, claims: Sequence[Claim]) -> None:
+        """Somebody's claims have been applied."""
+        for claim in claims:
+            if claim.key[1] not in self.erased:
+                self.claims.setdefault(claim.key, []).append((who, claim))
+
+    def erase(self, user: str) -> None:
+        """Nothing is claimed of them any more, nor will be."""
+        self.erased.add(user)
+        self.claims = {key: given for key, given in self.claims.items() if key[1] != user}
+
+    @property
+    def best(self) -> dict[Key, Claim]:
+        """Of each key, what must be stored."""
+        return {key: max((claim for _, claim in given), key=_newest) for key, given in self.claims.items()}
+
+
+def _newest(claim: Claim) -> tuple[datetime, Rank]:
+    return claim.version, claim.rank
+
+
+def workout_rank(payload: Mapping[str, Any]) -> Rank:
+    """As PostgreSQL ranks payloads that differ only in these two: null goes before text."""
+    return payload["calories"], payload["updated_at"] or ""
+
+
+@dataclass
+class World:
+    """What the provider has, and its clock."""
+
+    now: datetime = BEGINNING
+    workouts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    samples: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def page(self, request: httpx.Request) -> tuple[dict[str, Any], list[Claim]]:
+        """Its answer to a request at this moment, and what that claims."""
+        user = request.url.path.rpartition("/")[2] if "summary" in request.url.path else request.url.path.split("/")[3]
+        if "workouts" in request.url.path:
+            found = [dict(one) for (owner, _), one in self.workouts.items() if owner == user]
+            return {"workouts": found}, [workout_claim(user, one, self.now) for one in found]
+        found_samples = {minute: value for (owner, minute), value in self.samples.items() if owner == user}
+        data = heartrate(user, found_samples)["data"]["data"]
+        claims = [Claim(("sample", user, minute), self.now, (value,)) for minute, value in found_samples.items()]
+        return {"groups": {"garmin": [{"source": GARMIN, "data": data}]}, "next_cursor": None}, claims
+
+
+def workout_claim(user: str, payload: Mapping[str, Any], otherwise: datetime) -> Claim:
+    """What a workout claims: as of its own `updated_at`, or of another moment."""
+    version = datetime.fromisoformat(payload["updated_at"]) if payload["updated_at"] else otherwise
+    return Claim(("workout", user, payload["id"]), version, workout_rank(payload))
+
+
+class Clocked(Client):
+    """A client whose clock is the provider's."""
+
+    def __init__(self, world: World, answer: Callable[[httpx.Request], httpx.Response], *, is_stale: bool) -> None:
+        super().__init__("https://provider.test", {}, httpx.MockTransport(answer))
+        self._world, self._is_late = world, is_stale
+
+    def ask(self, request: Request) -> HttpResponse:
+        """Notes the moment at which it asks; one that `is_stale`, a moment at which it has the answer."""
+        began = self._world.now
+        answer = super().ask(request)
+        return replace(answer, asked_at=self._world.now + TICK if self._is_late else began)
+
+
+@contextmanager
+def struck(engine: Engine, commit: int, how: str) -> Iterator[None]:
+    """Whoever commits for the so-many-th time is killed before or after it, or its connection is cut."""
+    counted = itertools.count(1)
+
+    def strike(connection: Connection) -> None:
+        if next(counted) != commit:
+            return
+        driver: Any = connection.connection.driver_connection
+        if how == "cut":
+            with psycopg.connect(driver.info.dsn, password=driver.info.password, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", (driver.info.backend_pid,))
+            return
+        if how == "after":
+            driver.commit()
+        raise Killed
+
+    event.listen(engine, "commit", strike)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", strike)
+
+
+USER, STEP = st.sampled_from(USERS), st.sampled_from([0, 1, 1, 2])
+PICKS = st.lists(st.integers(0, 30), min_size=1, max_size=5)
+HOW = st.sampled_from(["before", "after", "cut"])
+VALUE = st.integers(1, 4)
+
+
+class Machine(RuleBasedStateMachine):
+    """A deployment and its model, side by side."""
+
+    def __init__(self, engine: Engine, other: Engine, settings: Settings, *, is_stale: bool = False) -> None:
+        super().__init__()
+        self.engine, self.other, self.settings, self.is_stale = engine, other, settings, is_stale
+        with engine.begin() as connection:
+            for table in TABLES:
+                connection.execute(text(f"DELETE FROM headrace.{table}"))
+        self.world, self.model = World(), Model()
+        self.made: list[Made] = []
+        self.delivered: dict[str, Made] = {}
+        self.kept: set[str] = set()
+        self.dead: set[str] = set()
+        self.late: set[str] = set()  # they came when whom they are about had been erased
+        self.attempts: Counter[str] = Counter()  # at least
+        self.crashed: Counter[str] = Counter()  # and so many more at most
+        self.asked: list[list[Claim]] = []
+        self.meanwhile: Callable[[], None] | None = None
+        self.restart()
+
+    # What happens at the provider
+
+    @rule(user=USER, identifier=st.sampled_from(IDS), calories=VALUE, age=st.sampled_from([None, 0, 0, 1]), step=STEP)
+    def edit_a_workout(self, user: str, identifier: str, calories: int, age: int | None, step: int) -> None:
+        """A workout is new or edited; it may say when, or not."""
+        self.world.now += step * TICK
+        updated_at = None if age is None else (self.world.now - age * TICK).isoformat()
+        payload = {"id": identifier, "user_id": user, "source": GARMIN, "calories": calories, "updated_at": updated_at}
+        self.world.workouts[user, identifier] = payload
+        body = envelope("daily.data.workouts.updated", user, payload)
+        self._make(body, user, workout_claim(user, payload, self.world.now))
+
+    @rule(user=USER, values=st.dictionaries(st.sampled_from(MINUTES), VALUE, min_size=1), step=STEP)
+    def measure(self, user: str, values: dict[int, int], step: int) -> None:
+        """Samples are new, or replace others."""
+        self.world.now += step * TICK
+        found = {minute: 60.0 + value for minute, value in values.items()}
+        self.world.samples |= {(user, minute): value for minute, value in found.items()}
+        claims = [Claim(("sample", user, minute), self.world.now, (value,)) for minute, value in found.items()]
+        self._make(heartrate(user, found), user, *claims)
+
+    @rule(user=USER, error=st.sampled_from([None, "a", "b"]), step=STEP)
+    def connect(self, user: str, error: str | None, step: int) -> None:
+        """A connection comes up, or breaks."""
+        self.world.now += step * TICK
+        data = {"provider": {"slug": "garmin"}} | ({"error_type": error} if error else {})
+        rank = ("error", error) if error else ("connected", "")
+        body = envelope(f"provider.connection.{'error' if error else 'created'}", user, data)
+        self._make(body, user, Claim(("connection", user), self.world.now, rank))
+
+    @rule(user=USER, resource=st.sampled_from(["workouts", "heartrate"]))
+    def announce(self, user: str, resource: str) -> None:
+        """There is history to be fetched."""
+        window = {"start_date": (BEGINNING - DAY).isoformat(), "end_date": (BEGINNING + DAY).isoformat()}
+        body = envelope(f"historical.data.{resource}.created", user, window | {"provider": "garmin", "is_final": True})
+        self._make(body, user, ends="applied", is_notice=True)
+
+    @rule(user=USER, what=st.sampled_from(["rubbish", "refused", "ignored"]))
+    def send_nonsense(self, user: str, what: str) -> None:
+        """Something comes that cannot be used, or that nobody wants."""
+        bodies: dict[str, Any] = {
+            "rubbish": b"hello",
+            "refused": workout(user, title="a\u0000b"),
+            "ignored": envelope("raw.garmin.dailies", user, {}),
+        }
+        self._make(bodies[what], None if what == "rubbish" else user, ends="ignored" if what == "ignored" else "dead")
+
+    def _make(self, body: Any, user: str | None, *claims: Claim, **more: Any) -> None:
+        name = message_id(self.world.now, tail=len(self.made))
+        self.made.append(Made(delivery(body, name=name), user, claims, **more))
+
+    # What happens here
+
+    @precondition(lambda self: self.made)
+    @rule(picks=PICKS, redelivered=st.booleans())
+    def deliver(self, picks: list[int], redelivered: bool) -> None:  # noqa: FBT001
+        """A message comes, of deliveries that are new or old, in any order, some of them twice."""
+        message = self._message(picks)
+        self.applier.apply(pack([one.delivery for one in message]), redelivered=redelivered)
+        self._delivered(message)
+
+    @precondition(lambda self: self.made)
+    @rule(picks=PICKS, redelivered=st.booleans(), commit=st.integers(1, 6), how=HOW)
+    def crash(self, picks: list[int], redelivered: bool, commit: int, how: str) -> None:  # noqa: FBT001
+        """A worker dies with a message, and the broker gives it to another one."""
+        message = self._message(picks)
+        packed = pack([one.delivery for one in message])
+        try:
+            with struck(self.engine, commit, how):
+                self.applier.apply(packed, redelivered=redelivered)
+        except (Killed, TryLater):
+            self.crashed.update(one.delivery.message_id for one in message)
+            self.restart()
+            self.applier.apply(packed, redelivered=True)
+        self._delivered(message)
+
+    @precondition(lambda self: self.delivered)
+    @rule(order=st.sampled_from(["oldest", "newest", "random"]))
+    def replay(self, order: Order) -> None:
+        """An operator has everything applied again."""
+        outcomes = replay(self.engine, self.applier, self._always, order, lambda _: None)
+        assert not outcomes["applied"]
+        assert outcomes.total() == len(self.kept)
+
+    @precondition(lambda self: len(self.delivered) > ERASED_AFTER and not self.model.erased)
+    @rule(commit=st.integers(0, 50), how=HOW, picks=st.lists(st.integers(0, 30), max_size=3))
+    def erase(self, commit: int, how: str, picks: list[int]) -> None:
+        """Somebody is erased; that may be broken off anywhere, more comes, and it is begun again."""
+        try:
+            with struck(self.engine, commit, how):
+                self._erase(self.engine)
+        except (Killed, TryLater):
+            self.restart()
+            if rows(self.engine, "SELECT 1 FROM headrace.users WHERE erased_at IS NOT NULL"):
+                self._erased()
+            message = self._message(picks)
+            apply(self.engine, self.settings, *(one.delivery for one in message))
+            self._delivered(message)
+            self._erase(self.engine)
+
+    def _erase(self, engine: Engine) -> None:
+        Eraser(engine, self.settings).erase(MORTAL, lambda _: None)
+        self._erased()
+
+    def _erased(self) -> None:
+        """The tombstone stands."""
+        self.model.erase(MORTAL)
+        theirs = {name for name, one in self.delivered.items() if one.user == MORTAL}
+        self.kept -= theirs
+        self.dead -= theirs
+
+    @precondition(lambda self: bool(due(self.engine)))
+    @rule(
+        picks=st.lists(st.integers(0, 30), max_size=3),
+        commit=st.integers(0, 5),
+        how=HOW,
+        edit=st.none() | st.tuples(USER, st.sampled_from(IDS), VALUE, st.sampled_from([None, 0]), st.just(1)),
+        ends=st.sampled_from([False, False, False, True]),
+    )
+    def fetch(self, picks: list[int], commit: int, how: str, edit: tuple[Any, ...] | None, ends: bool) -> None:  # noqa: FBT001
+        """History is fetched while webhooks come, or somebody is erased; the worker may die, and another goes on."""
+
+        def meanwhile() -> None:
+            self.meanwhile = None
+            if edit is not None:
+                self.edit_a_workout(*edit)
+            message = self._message([0, *picks] if edit else picks) if self.made else []
+            if ends and len(self.delivered) > ERASED_AFTER and not self.model.erased:
+                self._erase(self.other)
+            apply(self.other, self.settings, *(one.delivery for one in message))
+            self._delivered(message)
+
+        self.meanwhile = meanwhile
+        for backfill_id in due(self.engine):
+            try:
+                with struck(self.engine, commit, how):
+                    self._fetch(backfill_id)
+            except (Killed, TryLater):
+                self.restart()
+                hurry(self.engine, leases=True)
+                self._fetch(backfill_id)
+        self._check_backfills()
+
+    def _fetch(self, backfill_id: int) -> None:
+        """One turn of one backfill. Of the pages that were asked for, so many were committed as it says itself."""
+        pages = "SELECT coalesce(sum(pages), 0)::int AS n FROM headrace.backfills WHERE id = :id"
+        (before,), self.asked = rows(self.engine, pages, id=backfill_id), []
+        try:
+            self.fetcher.run(backfill_id)
+        finally:
+            (after,) = rows(self.engine, pages, id=backfill_id)  # none, if it was erased meanwhile
+            for claims in self.asked[: max(after["n"] - before["n"], 0)]:
+                self.model.take(f"page {backfill_id}", claims)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        """The provider: what it has when it is asked, although more may happen before the answer has come."""
+        page, claims = self.world.page(request)
+        self.asked.append(claims)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return httpx.Response(200, json=page)
+
+    @rule()
+    def restart(self) -> None:
+        """Workers that have seen nothing before."""
+        self.applier = Applier(self.engine, self.settings)
+        client = Clocked(self.world, self._answer, is_late=self.is_stale)
+        self.fetcher = Fetcher(
+            self.engine, self.settings, [AggregatorClient("junction", client, Throttle(self.settings))]
+        )
+
+    @property
+    def _always(self) -> ArchiveWindow:
+        now = datetime.now(UTC)
+        return ArchiveWindow(now - DAY, now + DAY)
+
+    def _message(self, picks: list[int]) -> list[Made]:
+        """Deliveries by how long ago they were made."""
+        return [self.made[-1 - pick % len(self.made)] for pick in picks]
+
+    def _delivered(self, message: Sequence[Made]) -> None:
+        for one in message:
+            name = one.delivery.message_id
+            self.attempts[name] += 1
+            if one.user in self.model.erased:  # whose dead letters went with them
+                if name not in self.delivered or one.ends == "dead":
+                    self.late.add(name)
+            elif name not in self.delivered:
+                (self.dead if one.ends == "dead" else self.kept).add(name)
+            if name not in self.delivered:
+                self.delivered[name] = one
+                self.model.take(name, one.claims)
+
+    # What must be so
+
+    @invariant()
+    def what_is_stored_is_what_the_model_says(self) -> None:
+        """Every row of every view, its version and nothing else."""
+        assert self._stored() == {key: (claim.version, claim.rank) for key, claim in self.model.best.items()}
+
+    def _stored(self) -> dict[Key, tuple[datetime, Rank]]:
+        found: dict[Key, tuple[datetime, Rank]] = {}
+        for row in rows(self.engine, "SELECT user_id, id, calories, payload, version FROM health.workouts"):
+            assert row["calories"] == row["payload"]["calories"]
+            found["workout", row["user_id"], row["id"]] = row["version"], workout_rank(row["payload"])
+        for row in rows(self.engine, "SELECT user_id, ts, value, version FROM health.heartrate"):
+            minute = MINUTE_OF[row["ts"]]
+            found["sample", row["user_id"], minute] = row["version"], (row["value"],)
+        for row in rows(self.engine, "SELECT user_id, status, error, version FROM headrace.connections"):
+            found["connection", row["user_id"]] = row["version"], (row["status"], row["error"] or "")
+        return found
+
+    @invariant()
+    def every_delivery_has_one_row_and_an_outcome_that_fits(self) -> None:
+        """The ledger, what is kept and what is dead."""
+        ledger = rows(self.engine, "SELECT message_id, outcome, attempts FROM health.deliveries")
+        assert sorted(row["message_id"] for row in ledger) == sorted(self.delivered)
+        for row in ledger:
+            name = row["message_id"]
+            least = self.attempts[name]
+            assert least <= row["attempts"] <= least + self.crashed[name], name
+            self._check_outcome(name, row["outcome"])
+        letters = rows(self.engine, "SELECT message_id FROM headrace.dead_letters")
+        assert sorted(row["message_id"] for row in letters) == sorted(self.dead)
+        kept = rows(self.engine, "SELECT message_id FROM headrace.archive")
+        assert sorted(row["message_id"] for row in kept) == sorted(self.kept)
+        assert rows(self.engine, "SELECT 1 FROM headrace.crash_counts") == []
+
+    @invariant()
+    def of_whoever_was_erased_there_is_a_tombstone_and_no_more(self) -> None:
+        """Not even their names, where no view shows them."""
+        named = " UNION ALL ".join(f"SELECT user_id FROM headrace.{table}" for table in THAT_NAME)
+        for user in self.model.erased:
+            assert rows(self.engine, f"SELECT * FROM ({named}) n WHERE user_id = :user", user=user) == []
+            (stone,) = rows(self.engine, "SELECT * FROM health.users WHERE user_id = :user", user=user)
+            assert stone["erased_at"]
+            assert stone["client_user_id"] is None
+
+    def _check_outcome(self, name: str, outcome: str) -> None:
+        """Whoever alone says what is stored has been applied; of a duplicate, somebody else says the same.
+
+        Who is told apart from another one of the same moment only by rank is left to the last test below.
+        """
+        one = self.delivered[name]
+        if name in self.late:
+            assert outcome == "ignored", name
+            return
+        assert outcome == one.ends if one.ends else outcome in ("applied", "duplicate", "stale"), name
+        if one.user in self.model.erased:
+            return
+        others = {claim.key: [c for who, c in self.model.claims[claim.key] if who != name] for claim in one.claims}
+        if any(c.version == claim.version and c.rank != claim.rank for claim in one.claims for c in others[claim.key]):
+            return
+        outdone = [any(_newest(c) > _newest(claim) for c in others[claim.key]) for claim in one.claims]
+        said = [any(c.rank == claim.rank for c in others[claim.key]) for claim in one.claims]
+        if outcome == "stale":
+            assert any(outdone), name
+        elif outcome == "duplicate":
+            assert all(said), name
+        best = self.model.best
+        for claim, elsewhere in zip(one.claims, said, strict=True):
+            assert outcome == "applied" or elsewhere or best[claim.key] != claim, name
+
+    def _check_backfills(self) -> None:
+        """Nothing is due, nothing has failed, and each announcement has its chunk."""
+        found = rows(
+            self.engine,
+            """SELECT b.status, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS done
+               FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id GROUP BY b.id""",
+        )
+        notices = sum(one.is_notice for one in self.delivered.values() if one.user not in self.model.erased)
+        assert sum(row["chunks"] for row in found) == notices
+        assert {row["status"] for row in found} <= {"complete", "pending"}  # one may have come amid the fetching
+
+    def teardown(self) -> None:
+        """Applied again, none of it changes anything."""
+        before = self._stored()
+        replay(self.engine, self.applier, self._always, "random", lambda _: None)
+        assert self._stored() == before
+        self.fetcher = None  # type: ignore[assignment]
+
+
+MINUTE_OF = {
+    datetime.fromisoformat(heartrate("u", {minute: 0})["data"]["data"][0]["timestamp"]): minute for minute in MINUTES
+}
+
+
+@pytest.fixture(autouse=True)
+def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that touch nothing are copied in, however few they are here; the others are merged."""
+    monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", 1)
+
+
+@pytest.fixture
+def reading(settings: Settings, broker_url: str) -> Settings:
+    """A deployment that may read history, and as fast as it likes."""
+    return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Engine]:
+    """The engine of another worker."""
+    engine = make_writer(settings)
+    yield engine
+    engine.dispose()
+
+
+def machine(*given: Any, **more: Any) -> type[RuleBasedStateMachine]:
+    """A machine that Hypothesis can make."""
+
+    class Here(Machine):
+        def __init__(self) -> None:
+            super().__init__(*given, **more)
+
+    return Here
+
+
+def so_many(runs: int, **more: Any) -> hypothesis_settings:
+    """So many runs; the machine is slow, and waits for real servers."""
+    given: dict[str, Any] = {"max_examples": runs, "stateful_step_count": MAX_STEPS if runs > FEW else STEPS}
+    given |= {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+    return hypothesis_settings(**given | more)
+
+
+@pytest.mark.timeout(300 if RUNS == FEW else 0)
+def test_nothing_that_happens_makes_a_difference(engine: Engine, other: Engine, reading: Settings) -> None:
+    """Breaks if some order of deliveries, fetches and crashes ends otherwise than newest wins, once each."""
+    run_state_machine_as_test(machine(engine, other, reading), settings=so_many(RUNS))
+
+
+def no_guard(patch: pytest.MonkeyPatch) -> None:
+    """Whatever comes last wins."""
+    guarded = str(writer.MERGE_SAMPLES)
+    for guard in ("WHERE excluded.version", "WHERE NOT EXISTS"):
+        guarded = guarded.replace(guard, guard.replace("WHERE", "WHERE true OR"))
+    patch.setattr(writer, "MERGE_SAMPLES", text(guarded))
+
+
+def kept_always(patch: pytest.MonkeyPatch) -> None:
+    """What comes again is kept again."""
+    always = str(ledger.SETTLE).replace("JOIN settled USING (aggregator, message_id) WHERE is_changed", "")
+    assert always != str(ledger.SETTLE)
+    patch.setattr(ledger, "SETTLE", text(always))
+
+
+def crashes_never_cleared(patch: pytest.MonkeyPatch) -> None:
+    """Who was suspected once is for ever."""
+    patch.setattr(crashes, "clear_crashes", lambda *_: None)
+
+
+def forgiven(patch: pytest.MonkeyPatch) -> None:
+    """Whoever was erased comes back with the next event."""
+    patch.setattr(apply_module, "without_erased", lambda opened, _users: opened)
+
+
+def late(_: pytest.MonkeyPatch) -> None:
+    """A page counts as new as its answer; see Clocked."""
+
+
+@pytest.mark.parametrize("spoil", [no_guard, kept_always, crashes_never_cleared, forgiven, late])
+def test_the_model_notices(
+    engine: Engine, other: Engine, reading: Settings, monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., None]
+) -> None:
+    """Breaks if the test above could not fail."""
+    spoil(monkeypatch)
+    found = so_many(300, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False, print_blob=False)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine(engine, other, reading, is_late=spoil is late), settings=found)
+
+
+# What the machine has found
+
+
+def test_a_late_connection_event_is_stale(engine: Engine, settings: Settings) -> None:
+    """Breaks if the ledger says of an old event that it was there already, although what it says is nowhere stored."""
+    connected = envelope("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})
+    broken = envelope("provider.connection.error", "u1", {"provider": {"slug": "garmin"}, "error_type": "a"})
+    assert apply(engine, settings, delivery(broken, BEGINNING + TICK)) == {"applied": 1}
+    assert apply(engine, settings, delivery(connected, BEGINNING)) == {"stale": 1}
+
+
+@pytest.mark.parametrize("values", [(70, 80), (80, 70)])
+def test_of_two_of_one_moment_the_one_that_is_stored_was_applied(
+    engine: Engine, settings: Settings, values: tuple[int, int]
+) -> None:
+    """Breaks if the ledger names a delivery as the one that was applied whose value is nowhere stored."""
+    sent = [delivery(heartrate("u1", {0: value}), BEGINNING) for value in values]
+    apply(engine, settings, *sent)
+    assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 80.0}]
+    ledger = rows(engine, "SELECT message_id, outcome FROM health.deliveries")
+    outcomes = {row["message_id"]: row["outcome"] for row in ledger}
+    assert [outcomes[one.message_id] for one in sent] == ["applied" if value == 80 else "stale" for value in values]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_three_versions_of_one_time_the_one_that_is_stored_was_applied(
+    engine: Engine, settings: Settings, order: tuple[int, ...]
+) -> None:
+    """Breaks if the same is wrong for records: which of one `updated_at` is stored does not hang on their order."""
+    sent = [delivery(workout("u1", average_hr=rate)) for rate in (100, 110, 120)]
+    apply(engine, settings, *(sent[number] for number in order))
+    (stored,) = rows(engine, "SELECT CAST(payload ->> 'average_hr' AS int) AS rate FROM health.workouts")
+    ledger = rows(engine, "SELECT message_id, outcome FROM health.deliveries")
+    applied = {row["message_id"] for row in ledger if row["outcome"] == "applied"}
+    assert applied == {sent[(stored["rate"] - 100) // 10].message_id}
+    assert [row["outcome"] for row in ledger].count("stale") == 2

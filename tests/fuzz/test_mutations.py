@@ -1,0 +1,146 @@
+"""A hundred thousand requests that differ from a good one: none is accepted, none is answered 5xx."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from app.config.settings import Settings
+from app.delivery import Delivery
+from app.web.app import create_app, make_batcher
+from app.web.rsgi import Server
+from tests.app.web.test_rsgi import Exchange, Headers, Scope
+from tests.app.web.test_webhooks import terra_signed
+from tests.support import signed, workout
+
+MUTATIONS = 100_000
+SEED = 7
+BODY = json.dumps(workout("u1")).encode()
+TEXT = "0123456789abcdefABCDEF+/=_-.,; \t\x7f\xe9\xff\u20acv1ta=\\\"'"
+Pairs = dict[str, str]
+
+
+def mutated_body(dice: random.Random, body: bytes) -> bytes:
+    """A body with something changed, cut off, put in, doubled or taken out."""
+    at, kind = dice.randrange(len(body)), dice.randrange(6)
+    if kind == 0:
+        return body[:at] + bytes([body[at] ^ (1 << dice.randrange(8))]) + body[at + 1 :]
+    if kind == 1:
+        return body[:at]
+    if kind == 2:
+        return body[:at] + dice.randbytes(dice.randint(1, 9)) + body[at:]
+    if kind == 3:
+        return body + dice.choice([b" ", b"\n", b"\0", body, b"}"])
+    if kind == 4:
+        return body[:at] + body[at + dice.randint(1, 9) :]
+    return dice.choice([b"", b"{}", b"null", b"[]", b"\xff\xfe", body.swapcase()])
+
+
+def mutated_text(dice: random.Random, text: str) -> str:  # noqa: PLR0911 - a table, a line a case
+    """A header's value that means something else."""
+    at, kind = dice.randrange(len(text)), dice.randrange(7)
+    if kind == 0:
+        return text[:at] + dice.choice(TEXT) + text[at + 1 :]
+    if kind == 1:
+        return text[:at]
+    if kind == 2:
+        return text[:at] + dice.choice(TEXT) * dice.randint(1, 3) + text[at:]
+    if kind == 3:
+        return text[:at] + text[at + 1 :]
+    if kind == 4:
+        return text.swapcase()
+    if kind == 5:
+        return "".join(dice.choice(TEXT) for _ in range(dice.randint(0, 200)))
+    return dice.choice(["", ",", "v1,", "v1", "v1,=", "v1a," + text, "t=,v1=", text * 30, " , ", "v1,,v1", "0", "-1"])
+
+
+def mutated(dice: random.Random, headers: Pairs, body: bytes) -> tuple[Pairs, bytes]:
+    """The request with one or a few of its parts changed, dropped or exchanged."""
+    headers = dict(headers)
+    for _ in range(dice.randint(1, 3)):
+        name, kind = dice.choice(list(headers)), dice.randrange(8)
+        if kind < 3:
+            body = mutated_body(dice, body or b"x")
+        elif kind < 6 and headers[name]:
+            headers[name] = mutated_text(dice, headers[name])
+        elif kind == 6 and len(headers) > 1:
+            del headers[name]
+        else:
+            headers[name] = headers[dice.choice(list(headers))]
+    return headers, body
+
+
+def is_same_junction(headers: Pairs, body: bytes, good: Pairs) -> bool:
+    """Whether what is signed has stayed, and a good signature is among those that came: such a request is good."""
+    texts = {name: headers.get(name, "") for name in good}
+    signatures = texts["svix-signature"].split(" ")
+    try:
+        moment = int(float(texts["svix-timestamp"]))
+    except (ValueError, OverflowError):
+        return False
+    same = (body, texts["svix-id"], str(moment)) == (BODY, good["svix-id"], good["svix-timestamp"])
+    return same and good["svix-signature"].strip() in signatures
+
+
+def is_same_terra(headers: Pairs, body: bytes, good: Pairs) -> bool:
+    """The trace id is not signed; of the signature's header, time and signature must have stayed."""
+    parts = {part.strip() for part in headers.get("X-Terra-Signature", "").split(",")}
+    wanted = {part.strip() for part in good["X-Terra-Signature"].split(",")}
+    return body == BODY and {part.lower() for part in wanted} <= {part.lower() for part in parts}
+
+
+def statuses(
+    settings: Settings, path: str, sign: Callable[[], Pairs], is_same: Callable[[Pairs, bytes, Pairs], bool], count: int
+) -> Counter[int]:
+    """What so many mutations are answered with; those that are as good as the original are left out."""
+    taken: list[Delivery] = []
+    batcher = make_batcher(settings, taken.extend)
+    app = Server(create_app(settings, batcher, lambda: None), batcher, settings)
+    dice, found = random.Random(SEED), Counter[int]()
+
+    async def send_all() -> None:
+        good, until = sign(), time.monotonic() + 60
+        for _ in range(count):
+            if time.monotonic() > until:  # an old signature would be refused for its age
+                good, until = sign(), time.monotonic() + 60
+            headers, body = mutated(dice, good, BODY)
+            if is_same(headers, body, good):
+                continue
+            exchange: Any = Exchange([body])
+            pairs = [(name.lower(), value) for name, value in headers.items()]
+            await app.__rsgi__(Scope(Headers(pairs), path=path), exchange)
+            found[exchange.status] += 1
+            assert exchange.status == 401, (headers, good, body == BODY)
+
+    asyncio.run(send_all())
+    assert not taken
+    return found
+
+
+def test_no_mutation_of_a_junction_request_is_accepted(plain_settings: Settings) -> None:
+    """Breaks if a signature can be got round, or a header that nobody foresaw is answered with an error of ours."""
+    found = statuses(plain_settings, "/webhooks/junction", lambda: signed(BODY), is_same_junction, MUTATIONS // 2)
+    assert set(found) == {401}
+    assert found[401] > MUTATIONS // 2 * 0.9
+
+
+def test_no_mutation_of_a_terra_request_is_accepted(plain_settings: Settings) -> None:
+    """The same for the other way of signing."""
+    found = statuses(plain_settings, "/webhooks/terra", lambda: terra_signed(BODY), is_same_terra, MUTATIONS // 2)
+    assert set(found) == {401}
+    assert found[401] > MUTATIONS // 2 * 0.5
+
+
+def test_the_original_is_accepted(plain_settings: Settings) -> None:
+    """The control: what the mutations are made from is good."""
+    for path, headers in (("/webhooks/junction", signed(BODY)), ("/webhooks/terra", terra_signed(BODY))):
+        taken: list[Delivery] = []
+        batcher = make_batcher(plain_settings, taken.extend)
+        exchange: Any = Exchange([BODY])
+        pairs = [(name.lower(), value) for name, value in headers.items()]
+        app = Server(create_app(plain_settings, batcher, lambda: None), batcher, plain_settings)
+        asyncio.run(app.__rsgi__(Scope(Headers(pairs), path=path), exchange))
+        assert (exchange.status, len(taken)) == (202, 1)

@@ -1,0 +1,130 @@
+"""What is in a lane and is no task of ours is kept: a real worker, the real broker, and `headrace dead`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from kombu import Producer
+from sqlalchemy import Engine
+
+from app.broker.celery import make_celery
+from app.broker.lanes import APPLY
+from app.broker.publisher import Publisher
+from app.config.settings import Settings
+from app.delivery import pack
+from app.sealing import Sealer
+from tests.support import ENCRYPTION_KEY, delivery, rows, until, worker, workout
+from workers.broker_admin import drain_invalid
+from workers.ingest.apply import UNKNOWN, Applier
+from workers.ingest.replay import replay_dead_letters
+from workers.store import dead_letters
+
+Put = Callable[[Settings], None]
+
+
+def put_task(name: str, *args: Any, **kwargs: Any) -> Put:
+    """Puts a Celery task of any name and arguments on the live lane."""
+
+    def put(settings: Settings) -> None:
+        celery = make_celery(settings, "publisher")
+        celery.send_task(name, args=args, kwargs=kwargs, queue="live", argsrepr="(?)", kwargsrepr="{}")
+        celery.close()
+
+    return put
+
+
+def put_bytes(body: Any, **properties: Any) -> Put:
+    """Puts a message that is no Celery task."""
+
+    def put(settings: Settings) -> None:
+        celery = make_celery(settings, "publisher")
+        lane = next(queue for queue in celery.conf.task_queues if queue.name == "live")
+        with celery.connection_for_write() as connection:
+            Producer(connection).publish(body, exchange=lane.exchange, routing_key="live", declare=[lane], **properties)
+        celery.close()
+
+    return put
+
+
+def put_raw(settings: Settings) -> None:
+    """Pushes bytes that are no message at all."""
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        client.lpush("live", b"\x80sesame")
+
+
+FOREIGN = {
+    "another task": put_task("headrace.of.tomorrow", "sesame"),
+    "no argument": put_task(APPLY),
+    "two arguments": put_task(APPLY, "sesame", "sesame"),
+    "named arguments": put_task(APPLY, packed="sesame"),
+    "another type": put_task(APPLY, {"sesame": 1}),
+    "no task": put_bytes({"sesame": 1}),
+    "text": put_bytes("sesame", serializer="raw", content_type="text/plain"),
+    "pickle": put_bytes(
+        b"\x80\x04\x8c\x06sesame\x94.", content_type="application/x-python-serialize", content_encoding="binary"
+    ),
+    "broken JSON": put_bytes(
+        b'{"sesame',
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={"task": APPLY, "id": "1", "lang": "py"},
+    ),
+}
+
+
+@pytest.mark.parametrize("put", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_task_of_ours_is_kept(
+    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path, put: Put
+) -> None:
+    """Breaks if an event is gone because an older worker met it, or rubbish ends the worker or gets into its log."""
+    put(settings)
+    Publisher(make_celery(settings, "publisher")).publish([delivery(workout("u1"))])
+    with worker(settings, tmp_path / "log") as process:
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+        (letter,) = until(lambda: dead_letters.listed(engine))
+        assert process.poll() is None
+    assert letter.aggregator == UNKNOWN
+    assert "sesame" not in letter.reason + (tmp_path / "log").read_text()
+    kept = dead_letters.delivery(engine, letter)
+    assert b"sesame" in Sealer([ENCRYPTION_KEY]).open(kept.sealed, kept.key) or put is FOREIGN["no argument"]
+
+
+def test_bytes_that_are_no_message_are_kept_too(
+    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path
+) -> None:
+    """Breaks if what the transport puts beside the lane is seen by nobody."""
+    put_raw(settings)
+    Publisher(make_celery(settings, "publisher")).publish([delivery(workout("u1"))])
+    with worker(settings, tmp_path / "log"):
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+    applier = Applier(engine, settings)
+    drain_invalid(settings, applier.dead_letter_raw)
+    drain_invalid(settings, applier.dead_letter_raw)
+    (letter,) = dead_letters.listed(engine)
+    assert letter.reason == "bytes that are no message"
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        assert client.keys("*foreign*") == []
+
+
+def test_a_task_of_tomorrow_can_be_applied_after_the_update(
+    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path
+) -> None:
+    """Breaks if what an older worker set aside cannot be brought back."""
+    put_task("headrace.of.tomorrow", pack([delivery(workout("u1")), delivery(workout("u2"), name="msg_2")]))(settings)
+    with worker(settings, tmp_path / "log"):
+        until(lambda: dead_letters.listed(engine))
+    outcomes = replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine))
+    assert dict(outcomes) == {"applied": 2}
+    assert dead_letters.listed(engine) == []
+    assert rows(engine, "SELECT user_id FROM health.workouts ORDER BY 1") == [{"user_id": "u1"}, {"user_id": "u2"}]
+
+
+def test_rubbish_stays_dead(engine: Engine, settings: Settings) -> None:
+    """Breaks if rubbish that is applied again is lost, or kept twice."""
+    applier = Applier(engine, settings)
+    applier.dead_letter_raw(json.dumps([["sesame"], {}, {}]).encode(), "not ours")
+    assert dict(replay_dead_letters(engine, applier, dead_letters.listed(engine))) == {"dead": 1}
+    assert [letter.reason for letter in dead_letters.listed(engine)] == ["not ours"]

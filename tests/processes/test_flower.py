@@ -1,0 +1,162 @@
+"""Flower, as a process of its own: nobody gets past its password."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from flower.urls import handlers
+from tornado.web import StaticFileHandler
+
+from app.broker.celery import make_celery
+from app.broker.lanes import APPLY, SWEEP
+from app.config.settings import Settings
+from tests.support import ROOT, program, until
+from tests.support.servers import Servers
+from workers.local.ports import free_port
+
+MAX_TASKS = 5000  # of Flower's history
+WHO = ("tests", "sesame-open-the-door")
+PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
+# Flower's own list, so that a page that a newer version brings is looked at too.
+OPEN = ("/healthcheck", "/login", "/logout")
+
+
+def paths() -> list[str]:
+    """A path of every handler of Flower's that shows or does something."""
+    found = []
+    for one in handlers:
+        pattern, handler = (one.regex.pattern, one.handler_class) if hasattr(one, "regex") else one[:2]
+        path = pattern.removesuffix("$").replace("(.+)", "x").replace("(.*)", "x").removesuffix("/?")
+        if handler is not StaticFileHandler and path != ".*" and path not in OPEN:
+            found.append(path)
+    return found
+
+
+def environment(broker_url: str, port: int) -> dict[str, str]:
+    """What Flower is told, but for its password."""
+    known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    return known | {"BROKER_URL": broker_url, "HEADRACE_FLOWER_PORT": str(port)}
+
+
+@pytest.fixture(scope="module")
+def flower(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a running Flower that has no password."""
+    port, log = free_port(), tmp_path_factory.mktemp("flower") / "log"
+    variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(WHO)}
+    with (
+        program("workers.cli", "flower", log=log, **variables) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: process.poll() is not None or answers(client))
+        assert process.poll() is None, log.read_text()
+        yield client
+    assert ":".join(WHO) not in log.read_text()
+
+
+def answers(client: httpx.Client) -> bool:
+    """Whether Flower is there."""
+    try:
+        return client.get("/healthcheck").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("path", sorted({*PAGES, *paths()}))
+def test_no_page_without_the_password(flower: httpx.Client, path: str) -> None:
+    """Breaks if anybody can see what runs, or end it: Flower leaves some of its pages open."""
+    token = "00" * 16  # what keeps other sites' forms out must not be all that keeps people out
+    for auth in (None, (WHO[0], "wrong"), ("wrong", WHO[1]), ("", "")):
+        seen = flower.get(path, auth=auth).status_code
+        headers = {"X-Xsrftoken": token, "Cookie": f"_xsrf={token}"}
+        done = flower.post(path, auth=auth, headers=headers).status_code
+        assert 401 in (seen, done)
+        assert {seen, done} <= {401, 405}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_with_the_password(flower: httpx.Client, path: str) -> None:
+    """Breaks if whoever has the password cannot look."""
+    assert flower.get(path, auth=WHO).status_code == 200
+
+
+def test_health_is_open_and_says_nothing(flower: httpx.Client) -> None:
+    """Breaks if an orchestrator needs the password, or the open page tells more than that it is there."""
+    answer = flower.get("/healthcheck")
+    assert (answer.status_code, answer.text) == (200, "OK")
+
+
+def test_logging_in_and_out_show_nothing(flower: httpx.Client) -> None:
+    """Breaks if the two pages that are for other ways to log in show or give anything."""
+    assert flower.get("/login").status_code == 404
+    shown = flower.get("/logout").text
+    assert not any(part in shown for part in ("redis", "headrace.", "maintenance", WHO[1]))
+    assert flower.get("/tasks").status_code == 401
+
+
+def test_an_unknown_page_tells_nothing(flower: httpx.Client) -> None:
+    """Breaks if an error page shows settings or a traceback."""
+    text = flower.get("/no-such-page").text
+    assert "Traceback" not in text
+    assert "redis://" not in text
+
+
+def test_the_brokers_page_shows_no_password(flower: httpx.Client, servers: Servers) -> None:
+    """Breaks if the broker's password stands on a page, on which it is not asked for."""
+    for path in PAGES:
+        assert servers.broker_url not in flower.get(path, auth=WHO).text
+
+
+def test_queues_can_be_seen(flower: httpx.Client, servers: Servers) -> None:
+    """Breaks if Flower looks at another broker, or knows no lane."""
+    settings = Settings(broker_url=servers.broker_url)
+    celery = make_celery(settings, "publisher")
+    celery.send_task(SWEEP, queue="maintenance")
+    celery.close()
+    queues = flower.get("/api/queues/length", auth=WHO).json()["active_queues"]
+    assert {queue["name"]: queue["messages"] for queue in queues}["maintenance"] >= 1
+
+
+def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Servers) -> None:
+    """Breaks if Flower grows for as long as it runs, forgets the newest, or shows what a task was given."""
+    celery = make_celery(Settings(broker_url=servers.broker_url), "publisher")
+    sent = [uuid.uuid4().hex for _ in range(MAX_TASKS + 50)]
+    with celery.events.default_dispatcher() as dispatcher:
+        for number in sent:
+            told = {"name": APPLY, "args": "(3 deliveries)", "kwargs": "{}", "retries": 0}
+            dispatcher.send("task-received", uuid=number, **told)
+    celery.close()
+
+    def known() -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = flower.get("/api/tasks", auth=WHO, timeout=60).json()
+        return found
+
+    until(lambda: sent[-1] in known())
+    shown = known()
+    assert MAX_TASKS - 500 < len(shown) <= MAX_TASKS
+    assert sent[0] not in shown
+    assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
+
+
+@pytest.mark.parametrize("auth", ["", "nobody", "user:short", ":long-enough-password"])
+def test_it_does_not_start_without_a_password(servers: Servers, auth: str) -> None:
+    """Breaks if a forgotten or weak setting makes Flower open."""
+    variables = environment(servers.broker_url, free_port()) | {"HEADRACE_FLOWER_AUTH": auth}
+    command = (sys.executable, "-m", "workers.cli", "flower")
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "HEADRACE_FLOWER_AUTH: not set" in done.stderr
+
+
+def test_its_module_does_not_start_open_either(servers: Servers) -> None:
+    """Breaks if Flower started past the command line, as `python -m workers.celery.flower`, asks for no password."""
+    port = free_port()
+    with (
+        program("workers.celery.flower", **environment(servers.broker_url, port)) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: process.poll() is not None or answers(client))
+        assert process.poll() is not None or client.get("/workers").status_code == 401

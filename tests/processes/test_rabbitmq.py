@@ -1,0 +1,649 @@
+"""RabbitMQ as the broker, a real one: what was confirmed is kept, what it cannot take is said in time.
+
+Skipped where RabbitMQ is not installed. What workers make of it is here too, because it is one queue for both.
+"""
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from amqp import Message  # type: ignore[import-untyped]
+from sqlalchemy import Engine, text
+
+from app.broker.celery import make_celery
+from app.broker.delays import delay_options, delay_queue
+from app.broker.lanes import APPLY, LANES
+from app.broker.publisher import Publisher
+from app.config.settings import Settings
+from app.delivery import Delivery, pack, unpack
+from app.errors import Misconfigured, PublishFailed, TryLater
+from tests.support import JUNCTION_SECRET, delivery, program, rows, signed, until, worker, workout
+from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
+from workers.broker_admin import lanes, need_durable
+from workers.local.ports import free_port
+
+pytestmark = [pytest.mark.services, pytest.mark.skipif(binaries() is None, reason=ABSENT)]
+SECONDS = 5.0  # in which every sender is answered
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[RabbitMQ]:
+    """One server for all tests, which may kill it: it comes back with its data."""
+    with rabbitmq() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: RabbitMQ) -> RabbitMQ:
+    """It, with nothing in it."""
+    shared.empty()
+    return shared
+
+
+@pytest.fixture
+def here(settings: Settings, server: RabbitMQ) -> Settings:
+    """A complete deployment on RabbitMQ."""
+    return replace(settings, broker_url=server.url, redis_url=settings.broker_url)
+
+
+def one(name: str) -> list[Delivery]:
+    """What a message of one delivery holds."""
+    return [delivery(workout("u1", name), name=name)]
+
+
+@contextmanager
+def publishing(url: str, *, confirms: bool = True) -> Iterator[Publisher]:
+    """A publisher as each process of the endpoint has one; without confirms it is as Celery has it by itself."""
+    celery = make_celery(Settings(broker_url=url), "publisher")
+    celery.conf.broker_transport_options = celery.conf.broker_transport_options | {"confirm_publish": confirms}
+    publisher = Publisher(celery)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+        celery.close()
+
+
+def publish(url: str, *names: str) -> None:
+    """Puts messages of one delivery on the live lane."""
+    with publishing(url) as publisher:
+        for name in names:
+            publisher.publish(one(name))
+
+
+def taken(server: RabbitMQ, lane: str = "live") -> list[Any]:
+    """Takes everything out of a lane."""
+    found = []
+    with server.connect() as connection:
+        channel = connection.channel()
+        while (message := channel.basic_get(lane, no_ack=True)) is not None:
+            found.append(message)
+    return found
+
+
+def names(server: RabbitMQ) -> list[str]:
+    """The ids of the deliveries in the live lane, which is empty afterwards."""
+    packed = [msgspec.json.decode(message.body)[0][0] for message in taken(server)]
+    return [one.message_id for text in packed for one in unpack(text)]
+
+
+def refused(publisher: Publisher, name: str = "refused") -> float:
+    """Publishes, expects that to be refused, and says how long it took."""
+    began = time.monotonic()
+    with pytest.raises(PublishFailed):
+        publisher.publish(one(name))
+    return time.monotonic() - began
+
+
+# What it keeps
+
+
+def test_lanes_are_durable_quorum_queues(server: RabbitMQ) -> None:
+    """Breaks if a lane is a queue that a single broken disk or restart takes along, whoever declares it first."""
+    publish(server.url, "msg_1")
+    kinds = "name", "type", "durable", "auto_delete"
+    assert ["live", "quorum", "true", "false"] in server.table("list_queues", *kinds)
+    celery = make_celery(Settings(broker_url=server.url), "publisher")
+    assert [lane.messages for lane in lanes(celery, Settings(broker_url=server.url))] == [1, 0, 0, 0]
+    celery.close()
+    found = server.table("list_queues", *kinds)
+    assert [row for row in found if row[0] in LANES] == [
+        row for row in found if row[0] in LANES and row[1:] == ["quorum", "true", "false"]
+    ]
+    assert {row[0] for row in found} >= set(LANES)
+    (message,) = taken(server)
+    assert message.properties["delivery_mode"] == 2
+
+
+def test_a_publish_returns_after_the_confirm(server: RabbitMQ) -> None:
+    """Breaks if a publish succeeds that nobody has confirmed. Without confirms it does, and the message is gone."""
+    with publishing(server.url) as confirmed, publishing(server.url, confirms=False) as hoped:
+        for publisher, name in ((confirmed, "confirmed"), (hoped, "hoped")):
+            publisher.publish(one(name))
+        until(lambda: server.waiting() == 2)
+        with server.frozen():
+            assert refused(confirmed) < 3 * SECONDS
+            hoped.publish(one("lost"))  # the control: it is on its way, which is all that anybody knows
+            server.kill()
+        server.start()
+    assert names(server) == ["confirmed", "hoped"]
+
+
+@dataclass
+class Load:
+    """Threads that publish until they are told to stop, and what was confirmed to them."""
+
+    url: str
+    confirms: bool
+    over: threading.Event
+    threads: int = 4
+
+    def __enter__(self) -> None:
+        """Ends with the block, whatever happens in it."""
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+    def run(self) -> list[str]:
+        """The ids of everything that was confirmed."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            return [name for names in pool.map(self._publish, range(self.threads)) for name in names]
+
+    def _publish(self, thread: int) -> list[str]:
+        done: list[str] = []
+        with publishing(self.url, confirms=self.confirms) as publisher:
+            while not self.over.is_set():
+                name = f"{thread}-{len(done)}"
+                try:
+                    publisher.publish(one(name))
+                except PublishFailed:
+                    break
+                done.append(name)
+        return done
+
+
+def test_a_killed_broker_has_what_it_confirmed(server: RabbitMQ, record_property: Any) -> None:
+    """Breaks if kill -9 of the broker under load takes along what was confirmed. Without confirms it does: measured."""
+    dice, figures = random.Random(7), {}
+    for confirms in (True, False):
+        server.empty()
+        load = Load(server.url, confirms, threading.Event())
+        publish(server.url, "first")  # the lane is there
+        with ThreadPoolExecutor(1) as pool, load:
+            running = pool.submit(load.run)
+            until(lambda: server.waiting() > 200)
+            load.over.wait(dice.uniform(0, 0.5))
+            server.kill()
+            confirmed = running.result(timeout=60)
+        server.start()
+        kept = set(names(server))
+        figures[confirms] = (len(confirmed), len(set(confirmed) - kept))
+    record_property("confirmed and lost", str(figures))
+    print(f"\nconfirmed and lost, with confirms: {figures[True]}, without: {figures[False]}")
+    assert figures[True][0] > 200
+    assert figures[True][1] == 0
+
+
+# What it cannot take
+
+
+@contextmanager
+def away(server: RabbitMQ) -> Iterator[None]:
+    """It is down."""
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+Trouble = Callable[[RabbitMQ], Any]
+TROUBLES: dict[str, Trouble] = {"frozen": RabbitMQ.frozen, "alarm": RabbitMQ.short_of_memory, "absent": away}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_what_cannot_be_taken_is_refused_and_taken_later(server: RabbitMQ, trouble: Trouble) -> None:
+    """Breaks if a publisher hangs for good, claims success, or does not find the broker again."""
+    with publishing(server.url) as warm, publishing(server.url) as cold:
+        warm.publish(one("before"))
+        with trouble(server):
+            assert refused(warm) < 3 * SECONDS  # the batcher, not the publisher, keeps the promise of 5 s
+            assert refused(warm) < 3 * SECONDS
+            assert refused(cold) < 3 * SECONDS
+        warm.publish(one("after"))
+        cold.publish(one("after too"))
+    kept = names(server)
+    assert [name for name in kept if name != "refused"] == ["before", "after", "after too"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_ping_tells_whether_anything_would_be_taken(server: RabbitMQ, trouble: Trouble) -> None:
+    """Breaks if readiness is claimed while publishes are refused, takes long to deny, or leaves something behind."""
+    with publishing(server.url) as publisher:
+        publisher.ping()
+        with trouble(server):
+            began = time.monotonic()
+            with pytest.raises(PublishFailed):
+                publisher.ping()
+            assert time.monotonic() - began < SECONDS
+        publisher.ping()
+    assert not held(server)
+
+
+def test_an_alarm_is_noticed_at_once(server: RabbitMQ) -> None:
+    """Breaks if every publish waits for its timeout although RabbitMQ has said that it takes nothing."""
+    with publishing(server.url) as publisher:
+        publisher.publish(one("before"))
+        with server.short_of_memory():
+            assert refused(publisher) < 1
+            assert refused(publisher) < 1
+
+
+@contextmanager
+def endpoint(here: Settings, log: Path) -> Iterator[str]:
+    """A `headrace web`, ready."""
+    port = free_port()
+    environment = {
+        "BROKER_URL": here.need_broker(),
+        "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
+        "HEADRACE_PORT": str(port),
+        "PROMETHEUS_MULTIPROC_DIR": str(log.parent),
+        "HEADRACE_WEB_PROCESSES": "1",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with program("workers.cli", "web", log=log, **environment) as process:
+        until(lambda: process.poll() is not None or status(f"{url}/livez") == 200)
+        assert process.poll() is None, log.read_text()
+        yield url
+
+
+def status(url: str) -> int:
+    """What a GET is answered; 0 if nobody answers."""
+    try:
+        return httpx.get(url, timeout=20).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def post(url: str, name: str) -> httpx.Response:
+    """Sends an event as Junction does."""
+    body = msgspec.json.encode(workout("u1", name))
+    return httpx.post(f"{url}/webhooks/junction", content=body, headers=signed(body, name=name), timeout=20)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_sender_is_answered_in_time(server: RabbitMQ, here: Settings, tmp_path: Path, trouble: Trouble) -> None:
+    """Breaks if a sender waits longer than 5 s, gets another status than 503, or the endpoint must be started again."""
+    with endpoint(here, tmp_path / "log") as url:
+        assert post(url, "before").status_code == 202
+        with trouble(server), ThreadPoolExecutor(10) as pool:
+            for _ in range(2):
+                answers = list(pool.map(lambda number: post(url, f"refused-{number}"), range(10)))
+                assert {answer.status_code for answer in answers} == {503}
+                assert all("Retry-After" in answer.headers for answer in answers)
+                assert max(answer.elapsed.total_seconds() for answer in answers) < SECONDS
+            assert status(f"{url}/livez") == 200
+            assert status(f"{url}/readyz") == 503
+        until(lambda: post(url, "after").status_code == 202, 20)
+        assert status(f"{url}/readyz") == 200
+    assert {"before", "after"} <= set(names(server))
+
+
+@pytest.mark.parametrize("gone", ["queue", "exchange", "both"])
+def test_a_lane_that_was_removed_swallows_nothing(server: RabbitMQ, gone: str) -> None:
+    """Breaks if a message that RabbitMQ could route nowhere, which it confirms all the same, counts as taken."""
+    with publishing(server.url) as publisher:
+        publisher.publish(one("before"))
+        with server.connect() as connection:
+            channel = connection.channel()
+            if gone != "exchange":
+                channel.queue_delete("live")
+            if gone != "queue":
+                channel.exchange_delete("live")
+        confirmed = []
+        for name in ("first", "second", "third"):
+            try:
+                publisher.publish(one(name))
+            except PublishFailed:
+                continue
+            confirmed.append(name)
+    assert "third" in confirmed
+    assert [name for name in names(server) if name != "before"] == confirmed
+
+
+@pytest.mark.parametrize("seconds", [1, 64])
+def test_where_messages_wait_may_be_removed(server: RabbitMQ, seconds: int) -> None:
+    """Breaks if a message that is to wait is gone because somebody has removed the queue for it."""
+    celery = make_celery(Settings(broker_url=server.url), "worker")
+    room = delay_queue("live", seconds).name
+    with celery.connection_for_write() as connection, celery.amqp.Producer(connection) as producer:
+        for name in ("first", "second"):
+            options = delay_options(celery, "live", seconds)
+            celery.send_task(APPLY, args=(pack(one(name)),), producer=producer, **options)
+            assert server.waiting(room) == 1
+            with server.connect() as other:
+                other.channel().queue_delete(room)
+    celery.close()
+
+
+# What is found at start
+
+
+@pytest.mark.parametrize(
+    ("durable", "arguments"),
+    [(True, {}), (False, {}), (True, {"x-queue-type": "classic"}), (True, {"x-queue-type": "stream"})],
+    ids=["durable", "transient", "classic", "stream"],
+)
+def test_a_queue_of_another_kind_is_refused(server: RabbitMQ, *, durable: bool, arguments: dict[str, str]) -> None:
+    """Breaks if a lane that was made by hand, or by another program, loses events, and nobody says so at start."""
+    with server.connect() as connection:
+        connection.channel().queue_declare("live", durable=durable, auto_delete=False, arguments=arguments)
+    settings = Settings(broker_url=server.url)
+    with pytest.raises(Misconfigured, match=r"BROKER_URL: queue live is not a durable quorum queue.*delete_queue live"):
+        need_durable(settings)
+    need_durable(replace(settings, broker_durability_asserted=True))
+    with publishing(server.url) as publisher:
+        assert refused(publisher) < SECONDS
+
+
+def test_a_queue_to_wait_in_of_another_kind_is_refused(server: RabbitMQ) -> None:
+    """Breaks if a queue in which nothing ever ends its wait is only found when something must wait."""
+    room = delay_queue("backfill", 4).name
+    with server.connect() as connection:
+        channel = connection.channel()
+        channel.queue_delete(room)
+        channel.queue_declare(room, durable=True, auto_delete=False)
+        with pytest.raises(Misconfigured, match=f"BROKER_URL: queue {room} is not"):
+            need_durable(Settings(broker_url=server.url))
+        channel.queue_delete(room)
+
+
+def test_what_waits_for_its_time_counts_with_its_lane(server: RabbitMQ) -> None:
+    """Breaks if `headrace status` shows nothing of messages that wait, or a sweep fills the lane up beside them."""
+    settings = Settings(broker_url=server.url)
+    publish(server.url, "w1")
+    send(settings, APPLY, ["w2"], 30)
+    send(settings, APPLY, ["w3"], 60)
+    celery = make_celery(settings, "publisher")
+    assert [lane.messages for lane in lanes(celery, settings)] == [3, 0, 0, 0]
+    celery.close()
+
+
+def test_a_broker_as_it_should_be_is_taken(server: RabbitMQ) -> None:
+    """Breaks if an empty broker, or one that Headrace has used, is refused, or looking takes a message away."""
+    need_durable(Settings(broker_url=server.url))
+    publish(server.url, "kept")
+    need_durable(Settings(broker_url=server.url))
+    assert names(server) == ["kept"]
+
+
+@pytest.mark.parametrize("trouble", [RabbitMQ.frozen, away], ids=["frozen", "absent"])
+def test_a_broker_that_does_not_answer_is_tried_later(server: RabbitMQ, trouble: Trouble) -> None:
+    """Breaks if a start hangs on a broker that is frozen, or takes its absence for a wrong setting."""
+    began = time.monotonic()
+    with trouble(server), pytest.raises(TryLater, match="BROKER_URL: the broker cannot be reached"):
+        need_durable(Settings(broker_url=server.url))
+    assert time.monotonic() - began < 6 * SECONDS
+
+
+@pytest.mark.parametrize("wrong", ["password", "vhost"])
+def test_a_wrong_login_is_told_as_such(server: RabbitMQ, wrong: str) -> None:
+    """Breaks if a wrong password or vhost is reported as a queue of the wrong kind, or shows the password."""
+    url = server.url.replace("guest:guest", "guest:sesame") if wrong == "password" else server.url + "nowhere"
+    with pytest.raises((Misconfigured, TryLater), match="BROKER_URL") as caught:
+        need_durable(Settings(broker_url=url))
+    assert "queue" not in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+# What workers make of it
+
+
+def stored(engine: Engine) -> list[str]:
+    """The workouts that a reader sees."""
+    return [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY stored_at, id")]
+
+
+def held(server: RabbitMQ) -> dict[str, str]:
+    """What the broker has, wherever: those that wait, and those that a worker has not acknowledged.
+
+    RabbitMQ counts them every few seconds; only what waits in one queue is told as it is.
+    """
+    return {name: count for name, count in server.table("list_queues", "name", "messages") if count != "0"}
+
+
+def complaints(log: Path) -> list[str]:
+    """What a worker complained about."""
+    marks = (" WARNING ", " ERROR ", " CRITICAL ", "Traceback")
+    return [line for line in log.read_text().splitlines() if any(mark in line for mark in marks)]
+
+
+def started(log: Path) -> None:
+    """Waits until a worker takes messages."""
+    until(lambda: " ready." in log.read_text())
+
+
+def test_a_worker_has_nothing_to_complain_about(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if every start warns of something, so that nobody reads warnings any more."""
+    publish(here.need_broker(), "w1")
+    with worker(here, tmp_path / "log"):
+        until(lambda: stored(engine) == ["w1"])
+    assert complaints(tmp_path / "log") == []
+
+
+def test_a_worker_makes_no_queue_that_it_has_no_use_for(here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
+    """Breaks if 28 quorum queues, each with its own log and election, are there for nothing."""
+    with worker(here, tmp_path / "log"):
+        started(tmp_path / "log")
+        found = {row[0] for row in server.table("list_queues", "name")}
+    assert not [name for name in found if name.startswith("celery_delayed")]
+
+
+def test_a_worker_takes_one_message_at_a_time(here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
+    """Breaks if a worker that is busy sits on messages that another one could apply."""
+    with worker(here, tmp_path / "log"):
+        started(tmp_path / "log")
+        consumers = dict(server.table("list_consumers", "queue_name", "prefetch_count"))
+    assert consumers["live"] == "1"
+
+
+@contextmanager
+def locked(engine: Engine) -> Iterator[None]:
+    """Nobody else can write a person, so that workers stand still amid a task."""
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("LOCK TABLE headrace.users IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+def test_a_killed_workers_message_is_done_once(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if what a worker died with is lost, comes late, or is applied twice."""
+    publish(here.need_broker(), "w1", "w2")
+    with worker(here, tmp_path / "first") as first, locked(engine):
+        until(lambda: rows(engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        first.kill()
+        first.wait(30)
+        until(lambda: server.waiting() == 2)
+    assert stored(engine) == []
+    with server.connect() as connection:
+        channel = connection.channel()
+        message = channel.basic_get("live")
+        assert message.delivery_info["redelivered"] is True
+        assert message.headers["x-delivery-count"] >= 1
+        channel.basic_reject(message.delivery_tag, requeue=True)
+    began = time.monotonic()
+    with worker(here, tmp_path / "second"):
+        until(lambda: sorted(stored(engine)) == ["w1", "w2"])
+        assert time.monotonic() - began < 10
+        until(lambda: server.waiting() == 0 and not held(server))
+    ledger = rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1")
+    assert ledger == [{"outcome": "applied", "n": 2}]
+
+
+def send(here: Settings, task: str, names: list[str], seconds: float) -> None:
+    """Sends tasks to the live lane that are not to be done before so many seconds have passed."""
+    celery = make_celery(here, "publisher")
+    options = {"queue": "live"} | delay_options(celery, "live", seconds)
+    with celery.connection_for_write() as connection, celery.amqp.Producer(connection) as producer:
+        for name in names:
+            celery.send_task(task, args=(pack(one(name)),), producer=producer, **options, argsrepr="(?)")
+    celery.close()
+
+
+def test_a_task_that_waits_is_done_when_it_is_due(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if a task that waits is done at once, twice or never, or is gone after kill -9 of the broker."""
+    need_durable(here)
+    began = time.time()
+    send(here, APPLY, ["w1"], 8)
+    server.kill()
+    server.start()
+    with worker(here, tmp_path / "log"):
+        until(lambda: stored(engine))
+        assert 7.5 < time.time() - began < 30
+        until(lambda: server.waiting() == 0 and not held(server))
+    assert rows(engine, "SELECT outcome, attempts FROM health.deliveries") == [{"outcome": "applied", "attempts": 1}]
+
+
+NOWHERE = "postgresql://u:sesame@127.0.0.1:1/d"
+
+
+def test_a_retried_message_comes_back_to_its_lane(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if a task that is put back ends in another lane, is dropped, or is tried only once."""
+    publish(here.need_broker(), "w1")
+    log = tmp_path / "first"
+    with worker(here, log, DATABASE_URL=NOWHERE):
+        until(lambda: log.read_text().count("headrace.apply waits") >= 3)
+    with worker(here, tmp_path / "second"):
+        until(lambda: stored(engine) == ["w1"])
+        until(lambda: not held(server))
+
+
+def test_a_message_that_waits_holds_up_no_other(
+    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if a few messages that fail, and are tried again after half a minute, stop the lane meanwhile."""
+    publish(here.need_broker(), "w1")
+    log = tmp_path / "first"
+    with worker(here, log, DATABASE_URL=NOWHERE):
+        until(lambda: log.read_text().count("headrace.apply waits") == 6)  # for 8 s at least, this time
+        publish(here.need_broker(), "w2")
+        began = time.monotonic()
+        until(lambda: log.read_text().count("headrace.apply waits") > 6)
+        assert time.monotonic() - began < 6
+    with worker(here, tmp_path / "second"):
+        until(lambda: sorted(stored(engine)) == ["w1", "w2"])
+
+
+def put(body: bytes, **properties: Any) -> Callable[[RabbitMQ, Settings], None]:
+    """Puts a message on the live lane past Celery."""
+
+    def put_it(server: RabbitMQ, here: Settings) -> None:
+        with server.connect() as connection:
+            channel = connection.channel()
+            channel.confirm_select()
+            channel.basic_publish(Message(body, delivery_mode=2, **properties), "live", "live")
+
+    return put_it
+
+
+def put_unknown(server: RabbitMQ, here: Settings) -> None:
+    """Puts a task on the lane that this version does not know."""
+    send(here, "headrace.of.tomorrow", ["w9"], 0)
+
+
+TASK = {"task": APPLY, "id": "1", "lang": "py"}
+JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
+FOREIGN: dict[str, Callable[[RabbitMQ, Settings], None]] = {
+    "unknown task": put_unknown,
+    "no header": put(b'{"sesame": 1}', **JSON),
+    "no properties": put(b"sesame"),
+    "broken body": put(b'[["sesame', application_headers=TASK, **JSON),
+    "unknown encoding": put(b"sesame", application_headers=TASK, content_type="application/json", content_encoding="?"),
+    "pickle": put(
+        b"\x80\x04\x8c\x06sesame\x94.",
+        application_headers=TASK,
+        content_type="application/x-python-serialize",
+        content_encoding="binary",
+    ),
+    "odd due time": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"eta": "sesame"}, **JSON),
+}
+
+
+@pytest.mark.parametrize("put_foreign", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_task_of_ours_is_kept(
+    engine: Engine,
+    here: Settings,
+    server: RabbitMQ,
+    tmp_path: Path,
+    put_foreign: Callable[[RabbitMQ, Settings], None],
+) -> None:
+    """Breaks if a message that a worker cannot read is dropped, ends it, or is written to its log."""
+    need_durable(here)
+    put_foreign(server, here)
+    publish(here.need_broker(), "w1")
+    with worker(here, tmp_path / "log") as process:
+        until(lambda: "w1" in stored(engine))
+        until(lambda: server.waiting() == 0 and not held(server))
+        assert process.poll() is None
+    assert "sesame" not in (tmp_path / "log").read_text()
+    assert len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) == 1
+
+
+def test_a_worker_finds_its_lane_again(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
+    """Breaks if a worker lives on without work after its queue was removed or the broker was killed."""
+    with worker(here, tmp_path / "log") as process:
+        started(tmp_path / "log")
+        publish(here.need_broker(), "w1")
+        until(lambda: stored(engine) == ["w1"])
+        with server.connect() as connection:
+            connection.channel().queue_delete("live")
+        until(
+            lambda: server.has("live")
+        )  # the worker makes it again; were it there at once, RabbitMQ would tell nobody
+        publish(here.need_broker(), "w2")
+        until(lambda: "w2" in stored(engine))
+        server.kill()
+        server.start()
+        publish(here.need_broker(), "w3")
+        until(lambda: "w3" in stored(engine))
+        with server.frozen():
+            time.sleep(1)
+        publish(here.need_broker(), "w4")
+        until(lambda: "w4" in stored(engine))
+        assert process.poll() is None
+
+
+def test_workers_end_amid_work_without_loss(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
+    """Breaks if a worker that is ended by SIGTERM drops or doubles what it holds, or takes long."""
+    every = [f"w{number}" for number in range(60)]
+    publish(here.need_broker(), *every)
+    for number in range(3):
+        with worker(here, tmp_path / str(number)) as process:
+            before = len(stored(engine))
+            until(lambda: len(stored(engine)) > before or len(stored(engine)) == len(every))  # noqa: B023
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    with ExitStack() as both:
+        for number in (3, 4):
+            both.enter_context(worker(here, tmp_path / str(number)))
+        until(lambda: sorted(stored(engine)) == sorted(every))
+        until(lambda: server.waiting() == 0 and not held(server))
+    ledger = rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1")
+    assert ledger == [{"outcome": "applied", "n": len(every)}]

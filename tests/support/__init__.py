@@ -1,0 +1,152 @@
+"""What tests share: secrets, events and deliveries, and reading a view."""
+
+import base64
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine, text
+from standardwebhooks.webhooks import Webhook
+
+from app.config.settings import Settings
+from app.delivery import Delivery, Receipt, pack, seal
+from app.sealing import Sealer
+from workers.aggregators.svix_ids import ALPHABET, KSUID_EPOCH
+from workers.ingest.apply import Applier
+
+JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
+TERRA_SECRET = "terra-secret-for-tests"
+ENCRYPTION_KEY = bytes(range(32))
+ROOT = Path(__file__).parents[2]
+START = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
+
+
+def message_id(created_at: datetime, tail: int | None = None) -> str:
+    """A Svix message id made at a moment."""
+    elapsed = created_at - KSUID_EPOCH
+    seconds, rest = divmod(elapsed, timedelta(seconds=1))
+    tail = uuid.uuid4().int >> 8 if tail is None else tail
+    number = (seconds << 128) | (rest // timedelta(milliseconds=4) << 120) | tail
+    digits = ""
+    for _ in range(27):
+        number, digit = divmod(number, 62)
+        digits = ALPHABET[digit] + digits
+    return "msg_" + digits
+
+
+def workout(user_id: str, workout_id: str = "w1", **changes: Any) -> dict[str, Any]:
+    """A `daily.data.workouts.created` event in today's shape."""
+    data = {
+        "id": workout_id,
+        "user_id": user_id,
+        "average_hr": 120,
+        "distance": 8000.5,
+        "calendar_date": "2026-03-14",
+        "time_start": "2026-03-14T06:30:00+00:00",
+        "time_end": "2026-03-14T07:15:00+00:00",
+        "sport": {"id": 1, "name": "Running", "slug": "running"},
+        "provider_id": "p1",
+        "source": {"provider": "garmin", "type": "watch"},
+        "created_at": "2026-03-14T09:30:00+00:00",
+        "updated_at": "2026-03-14T09:30:00+00:00",
+    }
+    return event("daily.data.workouts.created", user_id, data | changes)
+
+
+def heartrate(user_id: str, values: Mapping[int, float], **source: Any) -> dict[str, Any]:
+    """A `daily.data.heartrate.created` event: minute after START -> value."""
+    samples = [
+        {"timestamp": (START + timedelta(minutes=minute)).isoformat(), "value": value, "unit": "bpm"}
+        for minute, value in values.items()
+    ]
+    data = {"source": {"provider": "garmin", "type": "watch"} | source, "data": samples}
+    return event("daily.data.heartrate.created", user_id, data)
+
+
+def event(event_type: str, user_id: str, data: Any, client_user_id: str = "member-1") -> dict[str, Any]:
+    """An envelope in today's shape."""
+    return {"event_type": event_type, "user_id": user_id, "client_user_id": client_user_id, "data": data}
+
+
+def delivery(
+    body: dict[str, Any] | bytes, created_at: datetime = START, *, aggregator: str = "junction", name: str | None = None
+) -> Delivery:
+    """A delivery as the endpoint would have sealed it."""
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return seal(aggregator, Receipt(name or message_id(created_at)), raw, Sealer([ENCRYPTION_KEY]))
+
+
+def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
+    """Applies one message of these deliveries with a worker that has seen nothing before."""
+    return dict(Applier(engine, settings).apply(pack(deliveries)).outcomes)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Waits for something and returns it. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+    return found
+
+
+def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:
+    """What a reader sees."""
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(query), parameters).mappings()]
+
+
+def signed(
+    body: bytes, *, name: str = "msg_1", at: datetime | None = None, secret: str = JUNCTION_SECRET
+) -> dict[str, str]:
+    """Svix headers over a body."""
+    at = at or datetime.now(UTC)
+    signature = Webhook(secret).sign(name, at, body.decode())
+    return {"svix-id": name, "svix-timestamp": str(int(at.timestamp())), "svix-signature": signature}
+
+
+@contextmanager
+def program(*arguments: str, log: Path = Path(os.devnull), **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`python -m` with these arguments and no other variables, what it says in a file. It ends with the block."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | variables
+    command = (sys.executable, "-m", *arguments)
+    with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM, and SIGKILL if that is not heeded."""
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+
+
+def of_worker(settings: Settings) -> dict[str, str]:
+    """The variables of a worker's environment."""
+    return {
+        "BROKER_URL": settings.need_broker(),
+        "DATABASE_URL": settings.need_database(),
+        "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "2",
+    }
+
+
+@contextmanager
+def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker process of the live lane, which ends with the block; `more` are variables of its environment."""
+    with program("workers.cli", "worker", "--lane", "live", log=log, **of_worker(settings) | more) as process:
+        yield process

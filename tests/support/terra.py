@@ -1,0 +1,81 @@
+"""Terra's events, and what a worker makes of them."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from app.config.settings import Settings
+from app.delivery import Delivery
+from app.errors import Unprocessable
+from tests.support import ROOT
+from workers.actions import Parsed, Record, Sample, Samples
+from workers.aggregators.terra import parse
+
+RECORDED = ROOT / "tests" / "recorded" / "terra"
+RECEIVED = datetime(2026, 3, 14, 18, tzinfo=UTC)
+MADE = datetime(2026, 3, 14, 17, 30, tzinfo=UTC)
+USER = {"user_id": "t1", "provider": "GARMIN", "reference_id": "member-1"}
+START, END = "2026-03-14T00:00:00+01:00", "2026-03-15T00:00:00+01:00"
+METADATA = {"start_time": START, "end_time": END, "summary_id": "s1", "upload_type": 1, "type": 0}
+NAMES = ["activity", "daily", "body", "sleep", "menstruation", "nutrition", "athlete", "planned_workout", "hormone"]
+NAMES += ["health_observation"]
+T = TypeVar("T")
+
+
+def recorded(path: str) -> Any:
+    """A recorded event, or an object."""
+    return json.loads((RECORDED / f"{path}.json").read_text(encoding="utf-8"))
+
+
+def event(name: str, *items: Any, **more: Any) -> dict[str, Any]:
+    """An event with these objects."""
+    content = {"athlete": items[0]} if name == "athlete" else {"data": list(items)}
+    return {"type": name, "user": USER, "version": "2022-03-16"} | content | more
+
+
+def item(**parts: Any) -> dict[str, Any]:
+    """An object of most of Terra's types."""
+    return {"metadata": METADATA} | parts
+
+
+def parsed(
+    body: Any, settings: Settings | None = None, *, made: datetime | None = MADE, reference: str | None = None
+) -> Parsed:
+    """What a body means that was made, and received, at a moment."""
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    ordering = None if made is None else round(made.timestamp() * 1000)
+    return parse(
+        Delivery("terra", "trace-1", RECEIVED.timestamp(), b"", ordering, reference), raw, settings or Settings()
+    )
+
+
+def dead(body: Any) -> str:
+    """Why a body is a dead letter."""
+    with pytest.raises(Unprocessable) as refused:
+        parsed(body)
+    return str(refused.value)
+
+
+def of(kind: type[T], found: Parsed) -> list[T]:
+    """Its actions of one kind."""
+    return [action for action in found.actions if isinstance(action, kind)]
+
+
+def record(name: str, *items: Any) -> Record:
+    """The one record of an event with these objects."""
+    (found,) = of(Record, parsed(event(name, *items)))
+    return found
+
+
+def columns(name: str, given: Any) -> dict[str, Any]:
+    """The typed columns of an object."""
+    return dict(json.loads(record(name, given).columns or b"null"))
+
+
+def series(body: Any, resource: str, subtype: str = "") -> list[Sample]:
+    """The samples of a resource, in order."""
+    found = [one for one in of(Samples, parsed(body)) if (one.resource, one.subtype) == (resource, subtype)]
+    return sorted((sample for one in found for sample in one.rows), key=lambda sample: sample.ts)

@@ -1,0 +1,308 @@
+"""Junction's read API: what is asked for each kind of resource, and what its pages hold."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.catalogue import Resource, catalogue
+from app.config.settings import Settings
+from app.errors import Misconfigured, Unprocessable
+from workers.actions import Record, Samples
+from workers.aggregators import junction
+from workers.aggregators.junction.api import connect, read_page, read_stream, request, stream_request
+from workers.aggregators.requests import DateRange, Page
+
+FROM, TO = datetime(2026, 3, 1, 6, 30, tzinfo=UTC), datetime(2026, 3, 14, 23, 59, 59, 999_999, tzinfo=UTC)
+ASKED_AT = datetime(2026, 3, 20, 12, tzinfo=UTC)
+PART = DateRange(FROM, TO)
+GARMIN = {"provider": "garmin", "type": "watch"}
+DATED = {"start_date": "2026-03-01T06:30:00+00:00", "end_date": "2026-03-14T23:59:59.999999+00:00"}
+DAYS = {"start_date": "2026-03-01", "end_date": "2026-03-14"}
+
+
+def of(name: str) -> Resource:
+    """A resource of the catalogue."""
+    return catalogue()[name]
+
+
+def page(name: str, body: Any) -> Page:
+    """What an answer about u1 holds."""
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return read_page(of(name), "u1", raw, ASKED_AT)
+
+
+def sample(minute: int = 0, value: Any = 60, **more: Any) -> dict[str, Any]:
+    """A sample in today's shape."""
+    return {"timestamp": f"2026-03-14T06:{minute:02}:00+00:00", "value": value, "unit": "bpm"} | more
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "query"),
+    [
+        ("activity", "/v2/summary/activity/u1", DATED),
+        ("sleep", "/v2/summary/sleep/u1", DATED),
+        ("workouts", "/v2/summary/workouts/u1", DATED),
+        ("body", "/v2/summary/body/u1", DATED),
+        ("meal", "/v2/summary/meal/u1", DATED),
+        ("sleep_cycle", "/v2/summary/sleep_cycle/u1", DAYS),
+        ("menstrual_cycle", "/v2/summary/menstrual_cycle/u1", DAYS),
+        ("electrocardiogram", "/v2/summary/electrocardiogram/u1", DAYS),
+        ("profile", "/v2/summary/profile/u1", {}),
+        ("heartrate", "/v2/timeseries/u1/heartrate/grouped", DATED),
+        ("weight", "/v2/timeseries/u1/body_weight/grouped", DATED),
+        ("fat", "/v2/timeseries/u1/body_fat/grouped", DATED),
+        ("note", "/v2/timeseries/u1/note/grouped", DATED),
+        ("workout_distance", "/v2/timeseries/u1/workout_distance/grouped", DATED),
+    ],
+)
+def test_each_kind_is_asked_for_in_its_own_way(name: str, path: str, query: dict[str, str]) -> None:
+    """Breaks if a resource is asked for under a wrong name or in a form that the provider refuses (422)."""
+    asked = request(of(name), "u1", "garmin", PART)
+    assert (asked.path, dict(asked.query)) == (path, {"provider": "garmin"} | query)
+    assert asked == junction.request(of(name), "u1", "garmin", PART)
+
+
+@pytest.mark.parametrize("resource", catalogue().of_kind("timeseries"), ids=lambda one: one.name)
+def test_only_two_series_have_another_name_in_the_path(resource: Resource) -> None:
+    """Breaks if one of the fifty series is fetched from a place that does not exist."""
+    segment = {"weight": "body_weight", "fat": "body_fat"}.get(resource.name, resource.name)
+    assert request(resource, "u1", "", PART).path == f"/v2/timeseries/u1/{segment}/grouped"
+
+
+@pytest.mark.parametrize("name", ["heartrate", "sleep", "sleep_cycle", "profile"])
+def test_a_notice_without_a_provider_is_asked_for_without_a_filter(name: str) -> None:
+    """Breaks if an empty slug is sent, which filters everything out or is refused."""
+    assert "provider" not in dict(request(of(name), "u1", "", PART).query)
+
+
+def test_a_cursor_goes_with_the_same_window() -> None:
+    """Breaks if the next page is asked for without its window or under the cursor's old name."""
+    first, second = (dict(request(of("heartrate"), "u1", "oura", PART, cursor).query) for cursor in (None, "c=/+&?"))
+    assert second == first | {"next_cursor": "c=/+&?"}
+    assert "next_cursor" not in first
+
+
+def test_days_are_those_of_utc_whatever_the_zone() -> None:
+    """Breaks if the last second's fractions are cut off, or an instant loses its offset."""
+    zone = timezone(timedelta(hours=-5))
+    asked = dict(request(of("heartrate"), "u1", "", DateRange(FROM.astimezone(zone), TO)).query)
+    assert datetime.fromisoformat(asked["start_date"]) == FROM
+    assert datetime.fromisoformat(asked["end_date"]) == TO
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("workout_stream", "/v2/timeseries/workouts/w1/stream"), ("sleep_stream", "/v2/timeseries/sleep/w1/stream")],
+)
+def test_a_stream_is_asked_for_by_its_owner(name: str, path: str) -> None:
+    """Breaks if a stream is asked for by a person, or with a window."""
+    asked = stream_request(of(name), "w1")
+    assert (asked.path, asked.query) == (path, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "base"),
+    [
+        (Settings(junction_api_key="sk_eu_x"), "https://api.sandbox.eu.junction.com"),
+        (Settings(junction_api_key="pk_us_x"), "https://api.us.junction.com"),
+        (Settings(junction_api_key="odd_x", junction_base_url="http://127.0.0.1:1/"), "http://127.0.0.1:1"),
+    ],
+)
+def test_the_key_goes_in_its_header_to_its_region(settings: Settings, base: str) -> None:
+    """Breaks if a key is sent to another region, or in a form that the provider does not read."""
+    assert connect(settings) == (base, {"X-Vital-API-Key": settings.junction_api_key})
+
+
+def test_a_key_of_no_region_is_refused() -> None:
+    """Breaks if a key is sent somewhere on a guess."""
+    with pytest.raises(Misconfigured) as error:
+        connect(Settings(junction_api_key="odd_sesame"))
+    assert "sesame" not in str(error.value)
+
+
+# Pages
+
+ROWS = {"meal": "meals"}
+SUMMARIES = [one.name for one in catalogue().of_kind("summary") if one.name != "profile"]
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_the_records_of_a_summary(name: str) -> None:
+    """Breaks if a summary's rows are looked for under another key, or a record loses its id or source."""
+    rows = [{"id": f"r{n}", "user_id": "u1", "source": GARMIN, "more": {"deep": [n]}} for n in range(3)]
+    found = page(name, {ROWS.get(name, name): rows})
+    assert (found.records, found.cursor, found.refused) == (3, None, ())
+    for n, action in enumerate(found.actions):
+        assert isinstance(action, Record)
+        assert (action.resource, action.user_id, action.id) == (name, "u1", f"r{n}")
+        assert (action.provider, action.source_type, action.version) == ("garmin", "watch", ASKED_AT)
+        assert msgspec.json.decode(action.payload) == rows[n]
+
+
+def test_a_profile_is_the_answer_itself() -> None:
+    """Breaks if the one summary without an envelope is taken for an empty page."""
+    found = page("profile", {"id": "p1", "user_id": "u1", "source": GARMIN, "height": 180})
+    (action,) = found.actions
+    assert isinstance(action, Record)
+    assert (action.id, action.provider, found.records, found.cursor) == ("p1", "garmin", 1, None)
+
+
+def test_a_records_own_version_goes_before_the_asking() -> None:
+    """Breaks if a page that was asked for later overwrites a newer version of the same record."""
+    body = {"workouts": [{"id": "w1", "source": GARMIN, "updated_at": "2026-03-15T00:00:00Z"}]}
+    (action,) = page("workouts", body).actions
+    assert isinstance(action, Record)
+    assert action.version == datetime(2026, 3, 15, tzinfo=UTC)
+
+
+def test_the_samples_of_all_groups() -> None:
+    """Breaks if one of several sources or providers of a page is dropped or mixed with another."""
+    groups = {
+        "garmin": [
+            {"source": GARMIN, "data": [sample(0), sample(1)]},
+            {"source": GARMIN | {"type": "scale"}, "data": [sample(0)]},
+        ],
+        "oura": [{"source": {"provider": "oura", "type": "ring"}, "data": [sample(2, 71.5)]}],
+    }
+    found = page("heartrate", {"groups": groups, "next_cursor": None})
+    assert all(isinstance(action, Samples) for action in found.actions)
+    assert [(one.provider, one.source_type, len(one.rows), one.version) for one in found.actions] == [
+        ("garmin", "watch", 2, ASKED_AT),
+        ("garmin", "scale", 1, ASKED_AT),
+        ("oura", "ring", 1, ASKED_AT),
+    ]
+    assert found.records == 4
+    assert found.actions[2].rows[0].value == 71.5
+
+
+@pytest.mark.parametrize(
+    ("more", "cursor"),
+    [
+        ({}, None),
+        ({"next_cursor": None}, None),
+        ({"next_cursor": ""}, None),
+        ({"next_cursor": "c1"}, "c1"),
+        ({"next": "c1"}, "c1"),
+        ({"next_cursor": None, "next": "c1"}, "c1"),
+        ({"next_cursor": "c2", "next": "c1"}, "c2"),
+    ],
+)
+def test_the_cursor_under_both_names(more: dict[str, Any], cursor: str | None) -> None:
+    """Breaks if the pages after the first are never fetched, or the last one is never reached."""
+    assert page("heartrate", {"groups": {}} | more).cursor == cursor
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [(name, {ROWS.get(name, name): []}) for name in SUMMARIES]
+    + [("heartrate", {"groups": {}}), ("heartrate", {"groups": {"garmin": []}})],
+)
+def test_an_empty_page_is_a_page(name: str, body: Any) -> None:
+    """Breaks if a person without data, as every new one of Garmin's, is taken for an error."""
+    assert page(name, body) == Page((), 0)
+
+
+def test_fields_that_nobody_knows_are_passed_over() -> None:
+    """Breaks if the provider cannot add a field without history coming to a halt."""
+    assert page("workouts", {"workouts": [], "total": 0, "more": {}}) == Page((), 0)
+    assert page("heartrate", {"groups": {}, "total": 0, "more": []}) == Page((), 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "names"),
+    [
+        ({"source": GARMIN}, "`id`"),
+        ({"id": ""}, "`$.id`"),
+        ({"id": 7}, "`$.id`"),
+        ({"id": "x", "average_hr": "canary"}, "`$.average_hr`"),
+        ({"id": "x", "updated_at": "2026-03-15canary"}, "updated_at"),
+        (None, "workouts"),
+        ("canary", "workouts"),
+    ],
+)
+def test_one_bad_record_of_many_is_named_and_left_out(bad: Any, names: str) -> None:
+    """Breaks if one record takes its page along, is lost without a word, or its value gets into a log."""
+    good = [{"id": f"r{n}", "source": GARMIN} for n in range(3)]
+    found = page("workouts", {"workouts": [good[0], bad, *good[1:]]})
+    assert [action.id for action in found.actions if isinstance(action, Record)] == ["r0", "r1", "r2"]
+    assert found.records == 3
+    (refused,) = found.refused
+    assert names in refused
+    assert "canary" not in refused
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"value": 1}, sample(value="canary"), sample(timestamp="canary"), sample(timezone_offset="canary"), sample(end=7)],
+)
+def test_one_bad_group_of_many_is_named_and_left_out(bad: dict[str, Any]) -> None:
+    """Breaks if a sample that cannot be read takes other sources along, or leaves no trace."""
+    groups = [{"source": GARMIN, "data": [bad]}, {"source": GARMIN | {"type": "scale"}, "data": [sample()]}]
+    found = page("heartrate", {"groups": {"garmin": groups}, "next_cursor": "c1"})
+    assert [action.source_type for action in found.actions if isinstance(action, Samples)] == ["scale"]
+    assert (found.records, found.cursor, len(found.refused)) == (1, "c1", 1)
+    assert "canary" not in found.refused[0]
+
+
+ANYTHING = [b"", b"null", b"[]", b'"canary"', b"7", b"\xff", b"<html>canary</html>", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("name", ["workouts", "meal", "sleep_cycle", "heartrate"])
+@pytest.mark.parametrize("body", ANYTHING)
+def test_what_is_no_page_raises(name: str, body: bytes) -> None:
+    """Breaks if an answer of another kind counts as history that is not there, or is quoted."""
+    with pytest.raises(Unprocessable) as error:
+        page(name, body)
+    assert "canary" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("workouts", b'{"workouts":null}'),
+        ("workouts", b'{"workouts":{"canary":1}}'),
+        ("workouts", b'{"workouts":[{"id":"r0"}'),
+        ("workouts", b'{"workouts":[]}{}'),
+        ("heartrate", b'{"groups":null}'),
+        ("heartrate", b'{"groups":[]}'),
+        ("heartrate", b'{"groups":{"garmin":{"canary":1}}}'),
+        ("heartrate", b'{"groups":{"garmin":[{"data":[{"value":'),
+        ("heartrate", b'{"groups":{},"next_cursor":7}'),
+        pytest.param("workouts", b"{}"),
+        pytest.param("workouts", b'{"detail":"canary"}'),
+        pytest.param("meal", b'{"meal":[]}'),
+        pytest.param("heartrate", b"{}"),
+        pytest.param("profile", b'{"id":"p1"'),
+        pytest.param("profile", b""),
+    ],
+)
+def test_what_is_nearly_a_page_raises(name: str, body: bytes) -> None:
+    """Breaks if half an answer, or one of another form, counts as a page."""
+    with pytest.raises(Unprocessable) as error:
+        page(name, body)
+    assert "canary" not in str(error.value)
+
+
+OWNER = Record("workouts", "u1", "w1", "garmin", "watch", b"{}", FROM)
+
+
+def test_a_stream_is_stored_under_its_workout() -> None:
+    """Breaks if a stream, which names neither person nor source, cannot be found from its workout."""
+    body = b'{"time":[1,2],"heartrate":[60,null],"cadence":[]}'
+    found = read_stream(of("workout_stream"), OWNER, body, ASKED_AT)
+    expected = replace(OWNER, resource="workout_stream", payload=body, version=ASKED_AT)
+    assert found == Page((expected,), 1)
+
+
+@pytest.mark.parametrize("body", [*ANYTHING, b'{"time":[1,2', b'{"time":}'])
+def test_what_is_no_stream_raises(body: bytes) -> None:
+    """Breaks if half a stream is stored, which nothing would ever fetch again."""
+    with pytest.raises(Unprocessable) as error:
+        read_stream(of("workout_stream"), OWNER, body, ASKED_AT)
+    assert "canary" not in str(error.value)

@@ -1,0 +1,395 @@
+"""What Junction tells of itself: every status and shape, old and new, the public examples among them."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.errors import Unprocessable
+from workers.actions import Connection
+from workers.aggregators import junction
+from workers.aggregators.junction.introspection import Listing, Pull, Refreshed, ResourceCoverage
+from workers.aggregators.requests import Request
+
+ASKED_AT = datetime(2026, 3, 20, 12, tzinfo=UTC)
+JULY, OCTOBER = datetime(2023, 7, 24, tzinfo=UTC), datetime(2023, 10, 24, tzinfo=UTC)
+# The examples of the public API document, word for word, but for the user_id, which is empty there.
+RANGE = {"range_start": "2023-07-24T00:00:00+00:00", "range_end": "2023-10-24T00:00:00+00:00"}
+RELEASE = {"release": "0.0.0-dev.cd0e262", "trace_id": "51cc7d2d72e98ed4eb63e2b0864b39e3"}
+TIMELINE = {
+    "scheduled_at": "2023-10-24T13:52:51+00:00",
+    "started_at": "2023-10-24T13:52:54+00:00",
+    "ended_at": "2023-10-24T13:53:59+00:00",
+}
+PULLED = RANGE | RELEASE | {"status": "success", "days_with_data": 70, "timeline": TIMELINE}
+RETRIED = TIMELINE | {"started_at": "2023-10-24T13:53:01+00:00", "ended_at": "2023-10-24T13:53:04+00:00"}
+RETRYING = PULLED | {"status": "retrying", "timeline": RETRIED, "error_details": "provider_rate_limit_exceeded"}
+FITBIT = {"not_pulled": ["blood_oxygen"], "pulled": {"activity": PULLED, "sleep": RETRYING}}
+PUBLIC_PULLS = {"data": [{"user_id": "u1", "provider": {"fitbit": FITBIT}}], "next_cursor": "None"}
+STATISTICS = {
+    "last_attempt": {"status": "success", "timestamp": "2023-10-24T13:13:27+00:00"},
+    "newest_data": "2023-10-24T00:00:00+00:00",
+    "oldest_data": "2023-06-21T00:00:00+00:00",
+    "sent_count": 231,
+}
+PUBLIC_RESOURCES = {"data": [{"user_id": "u1", "provider": {"fitbit": {"activity": STATISTICS}}}]}
+PUBLIC_CONNECTION = {
+    "created_on": "2010-01-23T12:34:56+00:00",
+    "error_details": {
+        "error_message": "The user has deregistered the connection per notification from Garmin.",
+        "error_type": "deregistered_per_provider",
+        "errored_at": "2010-01-24T23:45:32+00:00",
+    },
+    "logo": "https://logo_url.com",
+    "name": "Garmin",
+    "resource_availability": {"sleep": {"status": "available"}},
+    "slug": "garmin",
+    "status": "error",
+}
+REFRESHED = {
+    "failed_sources": ["oura/sleep"],
+    "in_progress_sources": [],
+    "refreshed_sources": ["withings/workouts", "withings/vitals/blood_pressure"],
+    "success": True,
+    "user_id": "1449752e-0d8a-40e0-9206-91ab099b2537",
+}
+REFUSED = {"error": "user has no connected sources", "failed_sources": [], "success": False, "user_id": "u1"}
+
+
+def raw(body: Any) -> bytes:
+    """An answer's body."""
+    return body if isinstance(body, bytes) else msgspec.json.encode(body)
+
+
+def page(*users: tuple[str, dict[str, Any]], **more: Any) -> bytes:
+    """A page of either kind about some users."""
+    return raw({"data": [{"user_id": user, "provider": provider} for user, provider in users], **more})
+
+
+def pull(changes: dict[str, Any], without: str = "") -> Pull:
+    """The one pull of a page: u1's sleep from Fitbit, as in the example but for the changes."""
+    given = {name: value for name, value in (PULLED | changes).items() if name != without}
+    (found,) = junction.read_pulls(page(("u1", {"fitbit": {"pulled": {"sleep": given}, "not_pulled": []}}))).rows
+    return found
+
+
+# Requests
+
+
+@pytest.mark.parametrize("part", ["historical_pull", "resources"])
+@pytest.mark.parametrize(
+    ("cursor", "user", "query"),
+    [
+        (None, None, ()),
+        ("", None, ()),
+        (None, "u 1", (("user_id", "u 1"),)),
+        ("abc", None, (("next_cursor", "abc"),)),
+        ("abc", "u1", (("user_id", "u1"), ("next_cursor", "abc"))),
+    ],
+)
+def test_a_page_is_asked_for(part: str, cursor: str | None, user: str | None, query: tuple[Any, ...]) -> None:
+    """Breaks if a page goes without its cursor, a cursor without its user, or a first page with an empty one."""
+    ask = junction.pulls_request if part == "historical_pull" else junction.coverage_request
+    asked = Request(f"/v2/introspect/{part}", (("user_limit", "50"), *query), has_cursor=bool(cursor))
+    assert ask(cursor, user) == asked
+
+
+def test_an_id_stays_a_part_of_the_path() -> None:
+    """Breaks if a user_id with a slash or a question mark asks about somebody else, or refreshes nobody."""
+    assert junction.connections_request("a/b?c").path == "/v2/user/providers/a%2Fb%3Fc"
+    assert junction.refresh_request("a/b?c") == Request("/v2/user/refresh/a%2Fb%3Fc", method="POST")
+    assert junction.connections_request("a").method == "GET"
+
+
+# Pulls
+
+
+def test_the_public_example_of_pulls_is_read() -> None:
+    """Breaks if the page that the public document shows is refused, or its text "None" is followed as a cursor."""
+    began = [datetime(2023, 10, 24, 13, 52, 54, tzinfo=UTC), datetime(2023, 10, 24, 13, 53, 1, tzinfo=UTC)]
+    told = "retrying, provider_rate_limit_exceeded"
+    assert junction.read_pulls(raw(PUBLIC_PULLS)) == Listing(
+        (
+            Pull("u1", "fitbit", "activity", "pulled", JULY, OCTOBER, began[0], 70, "success"),
+            Pull("u1", "fitbit", "sleep", "pulling", JULY, OCTOBER, began[1], 0, told),
+            Pull("u1", "fitbit", "blood_oxygen", "not pulled"),
+        ),
+        ("u1",),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "read", "told"),
+    [
+        ("success", None, "pulled", "success"),
+        ("failure", "non_retriable_error", "failed", "failure, non_retriable_error"),
+        ("failure", "one_that_is_new", "failed", "failure, one_that_is_new"),
+        ("failure", None, "failed", "failure"),
+        ("scheduled", None, "pulling", "scheduled"),
+        ("in_progress", None, "pulling", "in_progress"),
+        ("retrying", "provider_unavailable", "pulling", "retrying, provider_unavailable"),
+        ("thinking_about_it", None, "pulling", "thinking_about_it"),  # the list of them is not exhaustive
+        ("", None, "pulling", ""),
+        ("SUCCESS", None, "pulling", "SUCCESS"),
+    ],
+)
+def test_every_status_of_a_pull(status: str, details: str | None, read: str, told: str) -> None:
+    """Breaks if a pull that is not over counts as missing, a failed one as ours, or the error is not told."""
+    found = pull({"status": status, "error_details": details})
+    assert (found.status, found.status_text) == (read, told)
+    assert found.days_with_data == (70 if read == "pulled" else 0)
+    assert (found.start, found.end) == (JULY, OCTOBER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "end"),
+    [
+        ({}, JULY, OCTOBER),
+        ({"range_start": None, "range_end": None}, None, None),
+        (
+            {"range_start": None, "range_end": None, "start": RANGE["range_start"], "end": RANGE["range_end"]},
+            JULY,
+            OCTOBER,
+        ),
+        ({"start": "2001-01-01", "end": "2001-01-02"}, JULY, OCTOBER),
+        ({"range_start": "2023-07-24", "range_end": "2023-10-24T00:00:00"}, JULY, OCTOBER),
+        ({"range_start": "2023-07-24T02:00:00+02:00", "range_end": "2023-10-24T00:00:00Z"}, JULY, OCTOBER),
+        ({"range_start": "yesterday"}, None, OCTOBER),
+        ({"range_start": 17, "range_end": {"at": "never"}}, None, None),
+        ({"range_start": "", "range_end": []}, None, None),
+        ({"range_start": RANGE["range_end"], "range_end": RANGE["range_start"]}, OCTOBER, JULY),
+    ],
+)
+def test_the_range_of_a_pull(changes: dict[str, Any], start: datetime | None, end: datetime | None) -> None:
+    """Breaks if an older answer, one without a range or one with a wrong range costs the whole page."""
+    found = pull(changes)
+    assert (found.start, found.end) == (start, end)
+    assert found.status == "pulled"
+
+
+@pytest.mark.parametrize(
+    ("timeline", "began"),
+    [
+        (TIMELINE, datetime(2023, 10, 24, 13, 52, 54, tzinfo=UTC)),
+        (TIMELINE | {"started_at": None}, datetime(2023, 10, 24, 13, 52, 51, tzinfo=UTC)),
+        ({"started_at": "soon"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_when_a_pull_began(timeline: dict[str, Any] | None, began: datetime | None) -> None:
+    """Breaks if a pull after a re-authorisation cannot be told from the one before, or a timeline must be there."""
+    assert pull({"timeline": timeline}).began == began
+
+
+@pytest.mark.parametrize("without", ["timeline", "days_with_data", "release", "trace_id", "error_details"])
+def test_what_a_pull_need_not_say(without: str) -> None:
+    """Breaks if a field that is of no use, or is optional, costs a page."""
+    found = pull({}, without)
+    assert found.days_with_data == (0 if without == "days_with_data" else 70)
+    assert found.began == (None if without == "timeline" else datetime(2023, 10, 24, 13, 52, 54, tzinfo=UTC))
+
+
+def test_every_user_provider_and_resource_is_told() -> None:
+    """Breaks if a user without a provider, a provider in capitals or a resource that is new is lost."""
+    body = page(
+        ("u1", {"Garmin": {"pulled": {"sleep": PULLED}, "not_pulled": ["steps", "brain_waves"]}, "oura": {}}),
+        ("u2", {}),
+        ("u3", {"oura": {"pulled": {"brain_waves": PULLED}, "not_pulled": []}}),
+    )
+    listing = junction.read_pulls(body)
+    assert [(one.user_id, one.provider, one.resource, one.status) for one in listing.rows] == [
+        ("u1", "garmin", "sleep", "pulled"),
+        ("u1", "garmin", "steps", "not pulled"),
+        ("u1", "garmin", "brain_waves", "not pulled"),
+        ("u3", "oura", "brain_waves", "pulled"),
+    ]
+    assert listing.users == ("u1", "u2", "u3")
+
+
+# Supplies
+
+
+def test_the_public_example_of_resources_is_read() -> None:
+    """Breaks if the page that the public document shows, without any cursor, is refused."""
+    oldest = datetime(2023, 6, 21, tzinfo=UTC)
+    expected = Listing((ResourceCoverage("u1", "fitbit", "activity", oldest, OCTOBER),), ("u1",), None)
+    assert junction.read_coverage(raw(PUBLIC_RESOURCES)) == expected
+
+
+@pytest.mark.parametrize(
+    ("statistics", "oldest", "newest"),
+    [
+        (STATISTICS, datetime(2023, 6, 21, tzinfo=UTC), OCTOBER),
+        ({"oldest_data": None, "newest_data": None, "sent_count": None, "last_attempt": None}, None, None),
+        ({}, None, None),
+        ({"oldest_data": "long ago", "newest_data": 5}, None, None),
+        ({"newest_data": "2023-10-24T02:00:00+02:00"}, None, OCTOBER),
+    ],
+)
+def test_between_which_moments_there_is_something(
+    statistics: dict[str, Any], oldest: datetime | None, newest: datetime | None
+) -> None:
+    """Breaks if a resource of which there is nothing yet, or with a wrong moment, costs the whole page."""
+    listing = junction.read_coverage(page(("u1", {"Fitbit": {"brain_waves": statistics}})))
+    assert listing.rows == (ResourceCoverage("u1", "fitbit", "brain_waves", oldest, newest),)
+
+
+# Pages
+
+
+@pytest.mark.parametrize(
+    ("given", "cursor"),
+    [
+        ({}, None),
+        ({"next_cursor": None, "next": None}, None),
+        ({"next_cursor": "", "next": ""}, None),
+        ({"next_cursor": "None"}, None),
+        ({"next": "None"}, None),
+        ({"next_cursor": "abc"}, "abc"),
+        ({"next": "abc"}, "abc"),
+        ({"next_cursor": None, "next": "abc"}, "abc"),
+        ({"next_cursor": "", "next": "abc"}, "abc"),
+        ({"next_cursor": "abc", "next": "older"}, "abc"),
+        ({"next_cursor": "none"}, "none"),
+    ],
+)
+@pytest.mark.parametrize("users", [(), (("u1", {}),)])
+def test_only_the_cursor_tells_whether_there_is_more(
+    given: dict[str, Any], cursor: str | None, users: tuple[tuple[str, dict[str, Any]], ...]
+) -> None:
+    """Breaks if a short or an empty page ends the comparison, or a cursor that is none is followed."""
+    for read in (junction.read_pulls, junction.read_coverage):
+        listing = read(page(*users, **given))
+        assert listing.cursor == cursor
+        assert listing.users == tuple(user for user, _ in users)
+        assert listing.rows == ()
+
+
+WRONG_PAGES: list[Any] = [
+    b"",
+    b"<html>",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"data": null}',
+    b'{"data": [{"user_id": "u1", "provider": {"fitbit"',
+    b'{"data": [], "next_cursor": 7}',
+    b'{"data": [{"provider": {}}]}',
+    b'{"data": [{"user_id": 7, "provider": {}}]}',
+    b'{"data": [{"user_id": "u1", "provider": []}]}',
+    b'{"data": [{"user_id": "u1", "provider": {"fitbit": "sesame"}}]}',
+    b'{"data": [{"user_id": "u1", "provider": {"fitbit": {"pulled": ["sesame"], "x": 1}}}]}',
+    b'\xff{"data": []}',
+]
+
+
+@pytest.mark.parametrize("body", WRONG_PAGES)
+def test_what_is_no_page_is_refused(body: bytes) -> None:
+    """Breaks if half an answer counts as a whole one, ends a worker, or its values get into an error's text."""
+    for read in (junction.read_pulls, junction.read_coverage):
+        with pytest.raises(Unprocessable) as refused:
+            read(body)
+        assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("odd", [{"days_with_data": None}, {"error_details": {"type": "new"}}, {"status": None}])
+def test_one_odd_row_does_not_cost_the_others(odd: dict[str, Any]) -> None:
+    """Breaks if a field that one pull says in another way ends the comparison for everybody, run after run."""
+    provider = {"fitbit": {"pulled": {"sleep": PULLED | odd, "activity": PULLED}, "not_pulled": []}}
+    found = {(one.user_id, one.resource) for one in junction.read_pulls(page(("u1", provider), ("u2", provider))).rows}
+    assert {("u1", "activity"), ("u2", "activity")} <= found
+
+
+# Connections
+
+
+def connections(*given: Any) -> list[Connection]:
+    """What an answer says about u1."""
+    return junction.read_connections("u1", raw({"providers": list(given)}), ASKED_AT)
+
+
+def test_the_public_example_of_a_connection_is_read() -> None:
+    """Breaks if a broken connection is not told with its reason."""
+    message = PUBLIC_CONNECTION["error_details"]["error_message"]  # type: ignore[index]
+    error = f"deregistered_per_provider: {message}"
+    assert connections(PUBLIC_CONNECTION) == [Connection("u1", "garmin", "error", error, ASKED_AT)]
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "error"),
+    [
+        ({"status": "connected"}, "connected", None),
+        ({"status": "connected", "error_details": None}, "connected", None),
+        ({"status": "connected", "error_details": {"error_type": "an_old_one"}}, "connected", None),
+        ({}, "connected", None),
+        ({"status": "error"}, "error", "unknown"),
+        ({"status": "error", "error_details": None}, "error", "unknown"),
+        ({"status": "error", "error_details": {}}, "error", "unknown"),
+        ({"status": "error", "error_details": {"error_type": "t"}}, "error", "t"),
+        ({"status": "error", "error_details": {"error_message": "m"}}, "error", "m"),
+        ({"status": "error", "error_details": {"error_type": "t", "error_message": "m"}}, "error", "t: m"),
+        ({"status": "error", "error_details": {"error_type": "", "error_message": ""}}, "error", "unknown"),
+        ({"status": "paused"}, "error", "unknown"),
+    ],
+)
+def test_every_form_of_a_connection(given: dict[str, Any], status: str, error: str | None) -> None:
+    """Breaks if a connection that is broken passes as well, or a well one shows an error that is over."""
+    (found,) = connections({"slug": "OURA", "name": "Oura", "external_user_id": "a@b.c"} | given)
+    assert (found.provider, found.status, found.error, found.version) == ("oura", status, error, ASKED_AT)
+
+
+def test_nobody_need_be_connected() -> None:
+    """Breaks if a person without connections is an error."""
+    assert connections() == []
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"providers": null}', b'{"providers": [{"status": "error"}]}'])
+def test_what_is_no_list_of_connections_is_refused(body: bytes) -> None:
+    """Breaks if half an answer ends all of somebody's connections."""
+    with pytest.raises(Unprocessable):
+        junction.read_connections("u1", body, ASKED_AT)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"detail": []}', b'{"data": []}'])
+def test_an_answer_without_the_list_is_refused(body: bytes) -> None:
+    """Breaks if an answer of another form breaks off all of somebody's connections."""
+    with pytest.raises(Unprocessable):
+        junction.read_connections("u1", body, ASKED_AT)
+
+
+# Refresh
+
+WITHINGS = ("withings/workouts", "withings/vitals/blood_pressure")
+GOING_ON = REFRESHED | {"in_progress_sources": ["oura/hrv"], "refreshed_sources": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "read"),
+    [
+        (REFRESHED, Refreshed(WITHINGS, (), ("oura/sleep",), None)),
+        (GOING_ON, Refreshed((), ("oura/hrv",), ("oura/sleep",), None)),
+        (REFUSED, Refreshed((), (), (), "user has no connected sources")),
+        ({"success": True}, Refreshed((), (), (), None)),
+    ],
+)
+def test_what_became_of_a_refresh(body: dict[str, Any], read: Refreshed) -> None:
+    """Breaks if a refresh that goes on, one that failed in part, or a refusal is told as a success."""
+    assert junction.read_refresh(raw(body)) == read
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"refreshed_sources": null}', b'{"failed_sources": [7]}'])
+def test_what_is_no_answer_to_a_refresh_is_refused(body: bytes) -> None:
+    """Breaks if half an answer passes as a refresh of nothing."""
+    with pytest.raises(Unprocessable):
+        junction.read_refresh(body)
+
+
+def test_a_moment_without_an_offset_is_utc() -> None:
+    """Breaks if a range is shifted by the time zone of the machine, or an offset is dropped."""
+    found = pull({"range_start": "2023-07-24T00:00:00", "range_end": "2023-10-24T00:00:00-05:00"})
+    assert found.start == JULY
+    assert found.end == OCTOBER + timedelta(hours=5)
+    assert found.end.astimezone(timezone(timedelta(hours=-5))).hour == 0

@@ -1,0 +1,148 @@
+"""Bodies that nobody should send: a dead letter or tolerated, never another error, and no value in the reason."""
+
+import json
+import random
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.errors import Unprocessable
+from tests.support.terra import METADATA, NAMES, RECORDED, USER, dead, event, item, of, parsed, recorded
+from workers.actions import Parsed, Samples
+
+DEEP = 100_000
+STRANGE: list[bytes] = [
+    b"1e400", b"-1e400", b"1" + b"0" * 400, b"NaN", b"Infinity", b"-0", b"1e-400", b"true", b'"canary"', b"[]", b"{}",
+    b'"\\ud800"', b'"\\u0000"', b'"\xff"', b"[[[[]]]]", b'"' + b"9" * 5000 + b'"', b"99999999999999999999", b"null",
+    b'"0000-00-00T00:00:00Z"', b'"0001-01-01T00:00:00+14:00"', b'"9999-12-31T23:59:59.999999-14:00"', b'"2026-03-14"',
+    b'"2026-W11-6T10:00:00"', b'"20260314T100000"', b'"now"', b'"infinity"', b'"2026-03-14T24:00:00Z"',
+    b'"2026-03-14T10:00:00+25:00"', b'{"a":' * 500 + b"1" + b"}" * 500,
+]  # fmt: skip
+MARK = b'"put something here"'
+
+
+def understood(body: bytes) -> Parsed | None:
+    """What it means, or None for a dead letter whose reason quotes nothing."""
+    try:
+        return parsed(body)
+    except Unprocessable as error:
+        reason = str(error)
+    assert "canary" not in reason
+    assert len(reason) < 300
+    return None
+
+
+def places(given: Any) -> list[tuple[Any, ...]]:
+    """The paths of everything in an object."""
+    found: list[tuple[Any, ...]] = []
+    for name, value in given.items() if isinstance(given, dict) else enumerate(given):
+        found.append((name,))
+        if isinstance(value, dict | list):
+            found += [(name, *path) for path in places(value)]
+    return found
+
+
+def with_mark(given: Any, path: tuple[Any, ...]) -> bytes:
+    """The object with a mark at a path."""
+    thing = json.loads(json.dumps(given))
+    owner = thing
+    for step in path[:-1]:
+        owner = owner[step]
+    owner[path[-1]] = "put something here"
+    return msgspec.json.encode(thing)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (RECORDED / "events").glob("*.json")))
+def test_anything_anywhere_in_an_event(name: str) -> None:
+    """Breaks if some value in some place raises what no worker expects, or stands in the reason."""
+    body = recorded(f"events/{name}")
+    for path in places(body):
+        marked = with_mark(body, path)
+        for strange in STRANGE:
+            understood(marked.replace(MARK, strange))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_anything_anywhere_in_a_full_object(name: str) -> None:
+    """Breaks if a field that the recorded events lack is read less carefully."""
+    dice = random.Random(7)
+    body = event(name, recorded(f"generated/{name}.full"))
+    for path in places(body):
+        marked = with_mark(body, path)
+        for strange in dice.sample(STRANGE, 6):
+            understood(marked.replace(MARK, strange))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"x", b"[]", b"1", b"null", b'"text"', b"{", b"{}", b'{"type":null}', b'{"type":1}', b'{"type":"\xff"}',
+     b'{"type":"\\ud800"}', b"\xef\xbb\xbf{}", b"[" * DEEP, b'{"type":"activity","data":' + b"[" * DEEP,
+     b'{"type":{"canary":1}}'],
+)  # fmt: skip
+def test_what_is_no_event_is_a_dead_letter(body: bytes) -> None:
+    """Breaks if a strange body raises what no worker expects, or a part of it is quoted."""
+    assert dead(body).startswith("not a Terra event")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("user", [None, "canary", 1, {}, {"user_id": None, "provider": "X"}, {"user_id": "canary"},
+                                  {"user_id": "", "provider": "X"}, {"user_id": "u" * 300, "provider": "X"},
+                                  {"user_id": 1, "provider": "X"}, {"user_id": "t1", "provider": ""}])  # fmt: skip
+def test_data_of_nobody_is_a_dead_letter(name: str, user: Any) -> None:
+    """Breaks if data without an owner is stored under an empty name, or the reason says who sent it."""
+    reason = dead(event(name, recorded(f"generated/{name}.bare"), user=user))
+    assert reason.startswith(f"{name}: ")
+    assert "canary" not in reason
+
+
+@pytest.mark.parametrize("name", ["auth", "deauth", "access_revoked", "connection_error", "large_request_sending"])
+def test_a_connection_of_nobody_is_a_dead_letter(name: str) -> None:
+    """Breaks if an event about nobody connects or ends somebody."""
+    assert dead({"type": name, "status": "success", "reference": "r1"}).startswith(f"{name}: ")
+    assert dead({"type": "user_reauth", "old_user": USER}).startswith("user_reauth: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (item(distance_data={"steps": "canary"}), "`$.distance_data.steps`"),
+        (item(distance_data={"steps": True}), "`$.distance_data.steps`"),
+        (item(heart_rate_data=[]), "`$.heart_rate_data`"),
+        (item(stress_data={"samples": [{"level": 1}, {"level": "canary"}]}), "`$.stress_data.samples[1].level`"),
+        ({"metadata": METADATA | {"start_time": "canary"}}, "`$.metadata.start_time`"),
+        ({"metadata": METADATA | {"start_time": "2026-03-14 canary"}}, "metadata.start_time: expected"),
+        ({"metadata": METADATA | {"start_time": "2026-02-30T00:00:00Z"}}, "metadata.start_time: expected"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_kills_its_delivery_and_names_the_field(given: dict[str, Any], field: str) -> None:
+    """Breaks if half of an event is stored, or the reason holds what was measured."""
+    reason = dead(event("daily", item(), given))
+    assert field in reason
+    assert "canary" not in reason
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"activity","type":"sleep"}',
+        b'{"type":"daily","user":{"user_id":"a","user_id":"b","provider":"X"},"data":[]}',
+        b'{"type":"daily","user":{"user_id":"a","provider":"X"},"data":[{"metadata":{},"metadata":{}}]}',
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(body: bytes) -> None:
+    """Breaks if one reader's person is another's."""
+    assert dead(body) == "not a Terra event: a name stands twice in one object"
+
+
+def test_ten_megabytes_are_read_in_a_moment() -> None:
+    """Breaks if reading takes a loop over dictionaries: one event would hold up a lane for seconds."""
+    beats = [{"timestamp": f"2026-03-14T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}.{s:06}+01:00", "bpm": 60 + n % 90}
+             for n in range(86_400) for s in (0, 500_000)]  # fmt: skip
+    body = msgspec.json.encode(event("daily", item(heart_rate_data={"detailed": {"hr_samples": beats}})))
+    assert len(body) > 9_000_000
+    began = time.process_time()
+    found = parsed(body)
+    assert time.process_time() - began < 4
+    assert len(of(Samples, found)[0].rows) == len(beats) == 172_800

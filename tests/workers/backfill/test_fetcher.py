@@ -1,0 +1,1182 @@
+"""History: what a reader finds after it has been fetched, whatever the provider, the workers and the order do."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from threading import Lock
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import redis
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import Engine, text
+
+from app.broker.celery import make_celery
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.delivery import pack
+from tests.support import delivery, event, heartrate, message_id, rows, workout
+from tests.support.collector import attributes, named, own
+from workers.aggregators import junction
+from workers.backfill.fetcher import Fetcher, FollowUp
+from workers.backfill.pending import CommitLimits
+from workers.celery.context import WorkerContext
+from workers.fetch.client import AggregatorClient
+from workers.fetch.http import Client
+from workers.fetch.rate_limits import PREFIX, Throttle, pauses
+from workers.fetch.retry import MAX_ATTEMPTS
+from workers.ingest.apply import Applier
+from workers.simulator import events
+from workers.simulator.query import Query
+from workers.simulator.server import API_KEY, Simulator
+from workers.store.backfills import claim, due
+
+DAY = timedelta(days=1)
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+GARMIN = {"provider": "garmin", "type": "watch"}
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def settings(settings: Settings, broker_url: str) -> Settings:
+    """A deployment that may read history, and as fast as it likes."""
+    return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
+
+
+class Killed(BaseException):
+    """What ends a worker where it stands."""
+
+
+@dataclass
+class Provider:
+    """A provider that remembers what it was asked, and answers as it is told."""
+
+    answer: Answer
+    limit: int = 5000
+    name: str = "junction"
+    asked: list[httpx.Request] = field(default_factory=list)
+    lock: Any = field(default_factory=Lock)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        with self.lock:
+            self.asked.append(request)
+            assert len(self.asked) <= self.limit, "asked without end"
+        return self.answer(request)
+
+    def all(self, name: str) -> list[str | None]:
+        """A parameter of every request so far."""
+        return [request.url.params.get(name) for request in self.asked]
+
+    def fetcher(self, engine: Engine, settings: Settings, **limits: float) -> Fetcher:
+        """A worker that has just started and reads from this provider."""
+        client = Client("https://provider.test", {}, httpx.MockTransport(self))
+        account = AggregatorClient(self.name, client, Throttle(settings))
+        return Fetcher(engine, settings, [account], CommitLimits(**limits))  # type: ignore[arg-type]
+
+
+def notice(
+    user: str = "u1",
+    resource: str = "heartrate",
+    days: tuple[float, float] = (0, 10),
+    *,
+    final: bool = True,
+    name: str | None = None,
+) -> Any:
+    """A delivery that announces history between two days after FIRST."""
+    start, end = (FIRST + number * DAY for number in days)
+    data = {"start_date": start.isoformat(), "end_date": end.isoformat(), "is_final": final, "provider": "garmin"}
+    return delivery(event(f"historical.data.{resource}.created", user, data), name=name or message_id(FIRST))
+
+
+def announce(engine: Engine, settings: Settings, *notices: Any) -> list[int]:
+    """Takes notices as a worker does; the backfills that somebody should go on with."""
+    return Applier(engine, settings).apply(pack(notices or (notice(),))).backfills
+
+
+def hurry(engine: Engine, *, leases: bool = False) -> None:
+    """Lets the time pass that backfills wait for, and the leases of killed workers run out."""
+    past = "now() - interval '1 second'"
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"UPDATE headrace.backfills SET due_at = {past} WHERE status IN ('pending', 'running')")
+        )
+        if leases:
+            connection.execute(text(f"UPDATE headrace.backfills SET lease_until = {past}"))
+
+
+def settle(engine: Engine, fetcher: Fetcher, rounds: int = 60) -> None:
+    """Goes on with whatever is due until nothing is, or it has become too much."""
+    for _ in range(rounds):
+        hurry(engine)
+        if not (found := due(engine)):
+            return
+        for backfill_id in found:
+            fetcher.run(backfill_id)
+
+
+def status(engine: Engine, user: str = "u1") -> list[tuple[str, int, int]]:
+    """The backfills of a person, the oldest first: status, chunks that are done, chunks."""
+    query = """
+        SELECT b.status, count(c.id) FILTER (WHERE c.status = 'done') AS done, count(c.id) AS total
+        FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
+        WHERE user_id = :user GROUP BY b.id ORDER BY b.id"""
+    return [(row["status"], row["done"], row["total"]) for row in rows(engine, query, user=user)]
+
+
+def backfill(engine: Engine) -> dict[str, Any]:
+    """The one backfill there is."""
+    (row,) = rows(engine, "SELECT id, status, records, error, attempts, finished_at FROM headrace.backfills")
+    return row
+
+
+def inside(request: httpx.Request, moments: Iterable[datetime]) -> list[datetime]:
+    """The moments that a request's window holds."""
+    start, end = (datetime.fromisoformat(request.url.params[name]) for name in ("start_date", "end_date"))
+    return [moment for moment in moments if start <= moment <= end]
+
+
+def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60) -> Answer:
+    """A provider with a sample at each of these moments, so many a page."""
+    moments = list(moments)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found, begin = inside(request, moments), int(request.url.params.get("next_cursor") or 0)
+        data = [{"timestamp": ts.isoformat(), "value": value, "unit": "bpm"} for ts in found[begin : begin + size]]
+        following = str(begin + size) if begin + size < len(found) else None
+        groups = {"garmin": [{"source": GARMIN, "data": data}]}
+        return httpx.Response(200, json={"groups": groups, "next_cursor": following})
+
+    return answer
+
+
+def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
+    """A provider with a workout at each of these moments, and a stream for each."""
+    moments = list(moments)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if found := re.fullmatch(r"/v2/timeseries/workouts/(.+)/stream", request.url.path):
+            return httpx.Response(200, json={"time": [1, 2], "heartrate": [60, None], "of": found[1]})
+        user = request.url.path.rpartition("/")[2]
+        kept = inside(request, moments)
+        found_rows = [{"id": f"{user}-{at:%m%d%H}", "user_id": user, "source": GARMIN} | changes for at in kept]
+        return httpx.Response(200, json={"workouts": found_rows})
+
+    return answer
+
+
+def daily(count: int) -> list[datetime]:
+    """Noon of so many days."""
+    return [FIRST + number * DAY + DAY / 2 for number in range(count)]
+
+
+def hourly(days: int) -> list[datetime]:
+    """Every hour of so many days."""
+    return [FIRST + number * DAY / 24 for number in range(24 * days)]
+
+
+def test_a_page_is_traced_without_saying_whose_it_is(
+    engine: Engine, settings: Settings, exported: InMemorySpanExporter
+) -> None:
+    """Breaks if nobody sees why history is slow, or a URL with its user gets into a trace."""
+    sends = heartrates(daily(3), value=87.654321)
+    times = itertools.count()
+    provider = Provider(lambda request: sends(request) if next(times) else httpx.Response(500, json={"user": "u1"}))
+    (backfill_id,) = announce(engine, settings, notice("u-secret"))
+    exported.clear()
+    settle(engine, provider.fetcher(engine, settings))
+    pages, asked = named(exported, "page"), named(exported, "GET")
+    assert len(pages) == len(asked) == len(provider.asked) > 1
+    assert [one.parent.span_id for one in asked if one.parent] == [own(one)[1] for one in pages]
+    first, second = (attributes(one) for one in asked[:2])
+    assert [one["http.response.status_code"] for one in (first, second)] == [500, 200]
+    assert [one["headrace.attempt"] for one in (first, second)] == [1, 2]
+    assert first["headrace.provider"] == "garmin"
+    assert [attributes(one)["headrace.decision"] for one in pages[:2]] == ["retry", "use"]
+    assert {attributes(one)["headrace.backfill"] for one in pages} == {backfill_id}
+    assert {attributes(one)["headrace.resource"] for one in pages} == {"heartrate"}
+    assert all(attributes(one)["headrace.chunk"] for one in pages)
+    assert len(named(exported, "commit")) == len(pages) - 1
+    everything = "".join(one.to_json() for one in exported.get_finished_spans())
+    assert not any(secret in everything for secret in ("u-secret", "87.654321", "provider.test", "start_date", "/v2/"))
+
+
+# The whole way, from the simulated provider over HTTP
+
+END = datetime(2026, 3, 14, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("page_size", "days"), [(500, 3), (37, 1)])
+def test_every_record_is_there_once(engine: Engine, settings: Settings, page_size: int, days: int) -> None:
+    """Breaks if any kind of resource is fetched wrongly, in part, twice, or from another provider."""
+    with Simulator(2, days, until=END, page_size=page_size) as simulator:
+        world, user = simulator.world, simulator.world.members[0]
+        connection = user.connections[0]
+        resources = catalogue().of_kind("summary", "timeseries")
+        notices = [delivery(events.historical(world, user, connection, one)) for one in resources]
+        wanted = replace(settings, junction_base_url=simulator.url)
+        assert len(announce(engine, wanted, *notices)) == len(resources)
+        with closing(Client(*junction.connect(wanted))) as client:
+            settle(engine, Fetcher(engine, wanted, [AggregatorClient("junction", client, Throttle(wanted))]))
+    total = 0
+    for resource in resources:
+        query = Query(user, resource, world.start, world.until, connection.provider.slug)
+        if resource.kind == "summary":
+            column, expected = "id", [record["id"] for record in world.summaries(query)]
+        else:
+            samples = world.samples(query)
+            column, expected = "ts", [datetime.fromisoformat(one.body["timestamp"]) for one in samples]
+        found = rows(engine, f"SELECT {column} AS it FROM health.{resource.name} WHERE origin = 'backfill'")
+        assert Counter(row["it"] for row in found) == Counter(expected), resource.name
+        total += len(expected)
+    (row,) = rows(
+        engine,
+        """SELECT count(*) AS n, sum(records) AS records FROM health.backfills
+           WHERE status = 'complete' AND (chunks_done, chunks_total) = (1, 1) AND error IS NULL""",
+    )
+    assert (row["n"], row["records"]) == (len(resources), total)
+    assert {request["status"] for request in simulator.requests} <= {200, 404}
+
+
+def test_streams_are_fetched_with_their_workouts(engine: Engine, settings: Settings) -> None:
+    """Breaks if streams wait for workouts that nobody announced, or end without owner or source."""
+    with Simulator(1, 20, until=END) as simulator:
+        world, user = simulator.world, simulator.world.members[0]
+        connection, resource = user.connections[0], catalogue()["workout_stream"]
+        wanted = replace(settings, junction_base_url=simulator.url)
+        announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
+        with closing(Client(*junction.connect(wanted))) as client:
+            settle(engine, Fetcher(engine, wanted, [AggregatorClient("junction", client, Throttle(wanted))]))
+        query = Query(user, catalogue()["workouts"], world.start, world.until, connection.provider.slug)
+        expected = {record["id"] for record in world.summaries(query)}
+        streams = {one: world.stream(resource, one) for one in expected}
+    assert len(expected) > 5
+    for table in ("workouts", "workout_stream"):
+        found = rows(engine, f"SELECT id, user_id, provider, source_type, origin FROM health.{table}")
+        assert {row.pop("id") for row in found} == expected
+        source = {"user_id": user.user_id, "provider": connection.provider.slug, "source_type": "watch"}
+        assert found == [source | {"origin": "backfill"}] * len(expected)
+    stored = rows(engine, "SELECT id, payload FROM health.workout_stream")
+    assert {row["id"]: row["payload"] for row in stored} == streams
+    assert status(engine, user.user_id) == [("complete", 1, 1)]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "500", "expired_cursor", "503", "429"])
+def test_faults_over_http_lose_nothing(engine: Engine, settings: Settings, kind: str) -> None:
+    """Breaks if a fault of the real protocol ends a history or leaves a hole in it."""
+    with Simulator(1, 1, until=END, page_size=50) as simulator:
+        world, user = simulator.world, simulator.world.members[0]
+        connection, resource = user.connections[0], catalogue()["heartrate"]
+        simulator.faults.add(kind, times=2, **({"retry_after": 0} if kind in ("503", "429") else {}))
+        wanted = replace(settings, junction_base_url=simulator.url)
+        announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
+        with closing(Client(*junction.connect(wanted))) as client:
+            for _ in range(5):
+                settle(engine, Fetcher(engine, wanted, [AggregatorClient("junction", client, Throttle(wanted))]), 5)
+                forget_pauses(settings)
+        expected = sum(
+            1 for _ in world.samples(Query(user, resource, world.start, world.until, connection.provider.slug))
+        )
+    assert expected > 200
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": expected}]
+    assert status(engine, user.user_id) == [("complete", 1, 1)]
+
+
+def forget_pauses(settings: Settings) -> None:
+    """Lets the time pass that the provider wants to be left alone."""
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        client.delete(PREFIX + "junction")
+
+
+# Slices and pages
+
+
+def test_slices_come_newest_first_and_leave_no_gap(engine: Engine, settings: Settings) -> None:
+    """Breaks if a person waits for this week until the last decade is there, or an edge falls between two slices."""
+    provider = Provider(heartrates(daily(90), 5))
+    announce(engine, settings, notice(days=(0, 90)))
+    settle(engine, provider.fetcher(engine, settings))
+    slices = list(dict.fromkeys(zip(provider.all("start_date"), provider.all("end_date"), strict=True)))
+    edges = [tuple(datetime.fromisoformat(edge or "") for edge in one) for one in slices]
+    assert len(edges) > 5
+    assert edges == sorted(edges, reverse=True)
+    assert all(newer[0] == older[1] for newer, older in itertools.pairwise(edges))
+    assert edges[0][1] >= FIRST + 91 * DAY  # a day more on each side: which edges belong to a window is not documented
+    assert edges[-1][0] <= FIRST - DAY
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 90}]
+
+
+def test_empty_years_are_crossed_in_long_steps(engine: Engine, settings: Settings) -> None:
+    """Breaks if a decade without data costs a request a fortnight."""
+    provider = Provider(heartrates(daily(5)))
+    announce(engine, settings, notice(days=(-3650, 10)))
+    settle(engine, provider.fetcher(engine, settings))
+    assert len(provider.asked) < 30
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 5}]
+
+
+@pytest.mark.parametrize("days", [(5.0, 5.0), (10.0, 0.0), (0.0, 4000.0)])
+def test_odd_windows_are_fetched(engine: Engine, settings: Settings, days: tuple[float, float]) -> None:
+    """Breaks if a window of nothing, one that is turned round, or one that ends in the future never completes."""
+    provider = Provider(heartrates([FIRST + 5 * DAY]))
+    announce(engine, settings, notice(days=days))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("resource", ["heartrate", "workouts", "workout_stream", "sleep_cycle"])
+def test_a_person_without_data_is_a_success(engine: Engine, settings: Settings, resource: str) -> None:
+    """Breaks if a new Garmin account, whose history comes by itself, shows an error."""
+    empty = {"groups": {}} if resource == "heartrate" else {resource.replace("workout_stream", "workouts"): []}
+    provider = Provider(lambda _: httpx.Response(200, json=empty))
+    announce(engine, settings, notice(resource=resource))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+    assert (backfill(engine)["records"], backfill(engine)["error"]) == (0, None)
+
+
+# Notices
+
+# A chunk of ten days each, with a workout amid it.
+CHUNKS = [(FIRST + 10 * n * DAY, FIRST + (10 * n + 10) * DAY) for n in range(4)]
+AMID = [start + 5 * DAY for start, _ in CHUNKS]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the four notices of one person's history come: in what order, which one is final, and which comes again."""
+
+    sent: tuple[int, ...]
+    final: int | None  # None: it never comes
+    flag: bool | None = True  # what the final one says; None: nothing, which means the same
+
+    def __str__(self) -> str:
+        final = "none" if self.final is None else f"{self.final} (is_final {str(self.flag).lower()})"
+        return f"notices {self.sent}, final {final}"
+
+    def notices(self, user: str) -> list[Any]:
+        """Their deliveries; one that comes again has the same id."""
+        given = {n: self._notice(user, n) for n in self.sent}
+        return [given[n] for n in self.sent]
+
+    def _notice(self, user: str, n: int) -> Any:
+        (start, end), flag = CHUNKS[n], self.flag if n == self.final else False
+        data: dict[str, Any] = {"start_date": start.isoformat(), "end_date": end.isoformat(), "provider": "garmin"}
+        data |= {} if flag is None else {"is_final": flag}
+        return delivery(event("historical.data.workouts.created", user, data), name=message_id(FIRST))
+
+    def result(self, count: int) -> tuple[Any, ...]:
+        """What must be there once so many notices have come and been fetched: status, ended, chunks, done, records."""
+        seen = set(self.sent[:count])
+        complete = self.final in seen
+        return "complete" if complete else "running", complete, len(seen), len(seen), len(seen)
+
+
+def courses(again: str) -> list[Course]:
+    """Every order of four notices, each of them final in turn or none; each comes once, or again at once or at the end.
+
+    That a final notice may also say nothing is the parser's affair, and tried where each comes once.
+    """
+    says: tuple[bool | None, ...] = (True, None) if again == "never" else (True,)
+    ends: list[tuple[int | None, bool | None]] = [*itertools.product(range(4), says), (None, True)]
+    return [Course(_sent(order, again), *end) for order in itertools.permutations(range(4)) for end in ends]
+
+
+def _sent(order: tuple[int, ...], again: str) -> tuple[int, ...]:
+    if again == "at once":
+        return tuple(n for n in order for _ in range(2))
+    return order * (2 if again == "at the end" else 1)
+
+
+def fetch_all(engine: Engine, fetcher: Fetcher) -> None:
+    """Goes once through whatever is due; without faults that is the end of it."""
+    for backfill_id in due(engine, limit=10_000):
+        fetcher.run(backfill_id)
+    assert due(engine) == []
+
+
+def check(engine: Engine, given: dict[str, Course], count: int) -> None:
+    """Every person has one backfill, in the state in which it must be after so many notices."""
+    query = """
+        SELECT b.user_id, b.status, b.finished_at IS NOT NULL, count(c.id),
+               count(c.id) FILTER (WHERE c.status = 'done'), b.records
+        FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id GROUP BY b.id"""
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(query))]
+    users = Counter(row[0] for row in found)
+    assert users.keys() == given.keys()
+    assert {str(given[user]): number for user, number in users.items() if number != 1} == {}
+    wrong = {str(given[user]): row for user, *row in found if tuple(row) != given[user].result(count)}
+    assert wrong == {}, f"after {count} notices"
+
+
+def check_fetched(engine: Engine, given: dict[str, Course], provider: Provider, *, at_once: bool) -> None:
+    """Every window was asked for once, in the order of the notices or newest first, and what is in it is there."""
+    asked: dict[str, list[str]] = {user: [] for user in given}
+    for request in provider.asked:
+        asked[request.url.path.rpartition("/")[2]].append(request.url.params["start_date"])
+    starts = [(start - DAY).isoformat() for start, _ in CHUNKS]
+    for user, course in given.items():
+        order = dict.fromkeys(course.sent) if at_once else (3, 2, 1, 0)
+        assert asked[user] == [starts[n] for n in order], course
+    stored: dict[str, set[str]] = {user: set() for user in given}
+    for row in rows(engine, "SELECT user_id, id FROM health.workouts WHERE origin = 'backfill'"):
+        stored[row["user_id"]].add(row["id"])
+    for user, course in given.items():
+        assert stored[user] == {f"{user}-{at:%m%d%H}" for at in AMID}, course
+
+
+@pytest.mark.parametrize(
+    ("again", "fetched"),
+    [
+        *itertools.product(["never", "at once", "at the end"], ["between", "at the end"]),
+        ("at the end", "after one message"),
+    ],
+)
+def test_four_chunks_end_once_and_completely(engine: Engine, settings: Settings, again: str, fetched: str) -> None:
+    """Breaks if, in any order, with the final notice anywhere or absent, a chunk is lost, doubled or never ends.
+
+    Each way is a person of its own, so that all of them go through the store together; there are 1,032.
+    """
+    given = {f"u{n}": course for n, course in enumerate(courses(again))}
+    notices = [course.notices(user) for user, course in given.items()]
+    provider = Provider(workouts(AMID), limit=4 * len(given))
+    fetcher = provider.fetcher(engine, settings)
+    messages = list(zip(*notices, strict=True))
+    if fetched == "after one message":
+        messages = [tuple(itertools.chain(*messages))]
+    for count, message in enumerate(messages, 1):
+        announce(engine, settings, *message)
+        if fetched == "between":
+            fetch_all(engine, fetcher)
+            check(engine, given, count)
+    fetch_all(engine, fetcher)
+    check(engine, given, len(notices[0]))
+    check_fetched(engine, given, provider, at_once=fetched == "between")
+
+
+def test_the_final_notice_may_come_when_all_else_is_done(engine: Engine, settings: Settings) -> None:
+    """Breaks if a notice is held up by the fetching before it, or asks for all of it again."""
+    provider = Provider(heartrates(daily(40)))
+    fetcher = provider.fetcher(engine, settings)
+    announce(engine, settings, notice(days=(20, 30), final=False))
+    settle(engine, fetcher)
+    announce(engine, settings, notice(days=(0, 10)))
+    settle(engine, fetcher)
+    assert status(engine) == [("complete", 2, 2)]
+    assert len(provider.asked) == 2
+
+
+def test_a_late_chunk_opens_the_pull_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a chunk that comes after the final one was done is never fetched, or counts as a new pull."""
+    provider = Provider(heartrates(daily(40)))
+    fetcher = provider.fetcher(engine, settings)
+    announce(engine, settings, notice(days=(20, 30)))
+    settle(engine, fetcher)
+    before = backfill(engine)
+    (again,) = announce(engine, settings, notice(days=(0, 10), final=False))
+    assert (again, backfill(engine)["status"]) == (before["id"], "running")
+    assert due(engine) == [again]
+    settle(engine, fetcher)
+    assert status(engine) == [("complete", 2, 2)]
+    assert backfill(engine)["finished_at"] > before["finished_at"]
+    assert len(rows(engine, "SELECT 1 FROM health.heartrate")) == 12 + 11  # ten days each, and a day around them
+
+
+def test_the_same_notice_under_a_new_id_is_a_new_pull(engine: Engine, settings: Settings) -> None:
+    """Breaks if history is not pulled again after a re-authorisation, or a repeated delivery pulls it twice."""
+    provider = Provider(heartrates(daily(5), value=60))
+    fetcher = provider.fetcher(engine, settings)
+    first = notice()
+    announce(engine, settings, first)
+    settle(engine, fetcher)
+    assert announce(engine, settings, first) == []
+    settle(engine, fetcher)
+    assert len(provider.asked) == 1
+    provider.answer = heartrates(daily(8), value=61)
+    assert announce(engine, settings, notice())
+    settle(engine, fetcher)
+    assert status(engine) == [("complete", 1, 1)] * 2
+    assert len(provider.asked) == 2
+    assert rows(engine, "SELECT value, count(*) AS n FROM health.heartrate GROUP BY 1") == [{"value": 61, "n": 8}]
+
+
+def test_a_notice_that_comes_amid_the_fetching_is_fetched_too(engine: Engine, settings: Settings) -> None:
+    """Breaks if what is announced while the last page is on its way is forgotten."""
+    inner = heartrates(daily(40))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(provider.asked) == 1:
+            announce(engine, settings, notice(days=(20, 30)))
+        return inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, settings, notice(days=(0, 10)))
+    provider.fetcher(engine, settings).run(one)
+    assert status(engine) == [("complete", 2, 2)]
+    assert len(provider.asked) == 2
+
+
+# Workers that are killed, and several at once
+
+
+@pytest.mark.parametrize("resource", ["heartrate", "workouts", "workout_stream"])
+def test_a_killed_worker_costs_one_request(engine: Engine, settings: Settings, resource: str) -> None:
+    """Breaks if the position is not committed with its page: pages would be missing, or all be asked for again."""
+    inner = heartrates(hourly(60), 100) if resource == "heartrate" else workouts(daily(100))
+    killed: set[str] = set()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if str(request.url) not in killed:
+            killed.add(str(request.url))
+            raise Killed
+        return inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, settings, notice(resource=resource, days=(0, 100)))
+    kills = 0
+    while due(engine):
+        try:
+            provider.fetcher(engine, settings).run(one)
+        except Killed:
+            kills += 1
+            assert due(engine) == []  # the lease is still held
+            hurry(engine, leases=True)
+    asked = Counter(str(request.url) for request in provider.asked)
+    pages = [count for url, count in asked.items() if "/summary/" not in url or resource == "workouts"]
+    assert set(pages) == {2}
+    assert kills == len(killed) > 1
+    assert status(engine) == [("complete", 1, 1)]
+    expected = {"heartrate": 24 * 60, "workouts": 100, "workout_stream": 100}[resource]
+    assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": expected}]
+    assert backfill(engine)["records"] >= expected
+
+
+def test_a_page_that_was_not_committed_is_asked_for_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a worker that is killed with a page in its hands has already moved on."""
+    inner = heartrates(hourly(20), 100)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(provider.asked) == 3:
+            with engine.begin() as connection:
+                connection.execute(text("ALTER TABLE headrace.chunks RENAME TO away"))
+        return inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, settings, notice(days=(0, 20)))
+    with pytest.raises(Exception, match="UndefinedTable"):
+        provider.fetcher(engine, settings, pages=2).run(one)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE headrace.away RENAME TO chunks"))
+    stored = len(rows(engine, "SELECT 1 FROM health.heartrate"))
+    assert stored == backfill(engine)["records"] == 200
+    hurry(engine, leases=True)
+    settle(engine, provider.fetcher(engine, settings))
+    assert max(Counter(str(request.url) for request in provider.asked).values()) == 2
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def commits(engine: Engine) -> int:
+    """In how many transactions the samples came."""
+    return len(rows(engine, "SELECT DISTINCT stored_at FROM headrace.samples"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({}, 2), ({"pages": 1}, 10), ({"pages": 3}, 4), ({"rows": 50}, 5), ({"seconds": 0}, 10)],
+    ids=["as it is", "each alone", "three pages", "fifty rows", "at once"],
+)
+def test_pages_are_committed_together(
+    engine: Engine, settings: Settings, limits: dict[str, float], expected: int
+) -> None:
+    """Breaks if each page costs a commit of its own, or if what comes slowly, or is large, is held back."""
+    provider = Provider(heartrates(hourly(10), 25))
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    provider.fetcher(engine, settings, **limits).run(one)
+    assert commits(engine) == expected
+    assert status(engine) == [("complete", 1, 1)]
+    counted = {"records": 240, "pages": len(provider.asked)}
+    assert rows(engine, "SELECT records, pages FROM headrace.backfills") == [counted]
+
+
+def test_what_is_held_is_stored_before_a_wait(engine: Engine, settings: Settings) -> None:
+    """Breaks if pages that were read are asked for again because the one after them has to wait."""
+    inner = heartrates(hourly(10), 25)
+    answers: list[httpx.Response | None] = [None, None, httpx.Response(500)]
+    provider = Provider(lambda request: (answers.pop(0) if answers else None) or inner(request))
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    fetcher = provider.fetcher(engine, settings)
+    assert [again.backfill_id for again in fetcher.run(one)] == [one]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 50}]
+    hurry(engine)
+    fetcher.run(one)
+    assert sorted(Counter(str(request.url) for request in provider.asked).values())[-2:] == [1, 2]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings: Settings) -> None:
+    """Breaks if more than that is lost, or if it begins to hold pages again before it knows which one kills."""
+    inner, kills = heartrates(hourly(10), 25), [7]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(provider.asked) in kills:
+            raise Killed
+        return inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
+    with pytest.raises(Killed):
+        provider.fetcher(engine, settings, pages=4).run(one)
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 100}]
+    hurry(engine, leases=True)
+    provider.fetcher(engine, settings, pages=4).run(one)
+    assert Counter(Counter(str(request.url) for request in provider.asked).values())[2] == 3
+    assert commits(engine) == 1 + 6
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_workers_at_once_do_not_double_or_lose(engine: Engine, settings: Settings) -> None:
+    """Breaks if two workers hold one lease: pages would be asked for twice, or skipped."""
+    provider = Provider(heartrates(hourly(60), 50))
+    (one,) = announce(engine, settings, notice(days=(0, 60)))
+    fetchers = [provider.fetcher(engine, settings) for _ in range(3)]
+
+    def work(fetcher: Fetcher) -> None:
+        for _ in range(200):
+            fetcher.run(one)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, fetchers))
+    assert max(Counter(str(request.url) for request in provider.asked).values()) == 1
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 24 * 60}]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = None, **limits: float) -> Provider:
+    """What a worker was asked that slept through its lease with its second page in its hands; another one finished."""
+    inner = heartrates(hourly(3), 10)
+    provider = Provider(inner)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(provider.asked) == 2:
+            hurry(engine, leases=True)
+            Provider(inner).fetcher(engine, settings).run(one)
+            return late or inner(request)
+        return inner(request)
+
+    provider.answer = answer
+    (one,) = announce(engine, settings, notice(days=(0, 3)))
+    assert provider.fetcher(engine, settings, **limits).run(one) == []
+    return provider
+
+
+@pytest.mark.parametrize("pages", [1, 4])
+def test_a_worker_that_lost_its_lease_stops(engine: Engine, settings: Settings, pages: int) -> None:
+    """Breaks if a worker that was away turns the position back, or goes on with what somebody else has done."""
+    provider = overtaken(engine, settings, pages=pages)
+    assert len(provider.asked) == max(pages, 2)
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
+
+
+def test_a_page_of_a_lost_lease_is_not_counted_twice(engine: Engine, settings: Settings) -> None:
+    """Breaks if `records` says more than there is."""
+    overtaken(engine, settings)
+    assert backfill(engine)["records"] == 72
+
+
+def test_a_lost_lease_is_not_taken_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a backfill that is over takes one of its person's places for a minute."""
+    overtaken(engine, settings)
+    assert rows(engine, "SELECT 1 FROM headrace.backfills WHERE lease_until > now()") == []
+
+
+def test_a_lost_lease_fails_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if a late answer turns a history that is complete into one that failed."""
+    overtaken(engine, settings, httpx.Response(422))
+    assert status(engine) == [("complete", 1, 1)]
+
+
+# What the provider does
+
+
+def failing(*answers: httpx.Response | None, then: Answer | None = None) -> Provider:
+    """A provider that gives these answers first; None is a good one."""
+    good = then or heartrates(hourly(3), 40)
+    provider = Provider(good)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        position = len(provider.asked) - 1
+        given = answers[position] if position < len(answers) else None
+        return given or good(request)
+
+    provider.answer = answer
+    return provider
+
+
+def in_two_minutes() -> str:
+    """An HTTP date."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
+
+
+@pytest.mark.parametrize("status_code", [429, 503])
+@pytest.mark.parametrize("as_date", [False, True])
+def test_who_is_told_to_wait_silences_everybody(
+    engine: Engine, settings: Settings, status_code: int, *, as_date: bool
+) -> None:
+    """Breaks if other workers go on asking, if the time is not kept, or if doing as told burns an attempt."""
+    headers = {"Retry-After": in_two_minutes() if as_date else "120"}
+    provider = failing(None, httpx.Response(status_code, headers=headers))
+    one, other = announce(engine, settings, notice(days=(0, 3)), notice("u2", days=(0, 3)))
+    (again,) = provider.fetcher(engine, settings).run(one)
+    assert 115 < again.seconds <= 120.2
+    (pause,) = pauses(settings)
+    assert (pause.account, pause.reason) == ("junction", f"status {status_code}")
+    assert due(engine) == [other]
+    hurry(engine)
+    for each in (one, other):
+        assert provider.fetcher(engine, settings).run(each)[0].seconds > 100
+    assert len(provider.asked) == 2
+    assert {row["attempts"] for row in rows(engine, "SELECT attempts FROM headrace.backfills")} == {0}
+    forget_pauses(settings)
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == status(engine, "u2") == [("complete", 1, 1)]
+    assert len(rows(engine, "SELECT 1 FROM health.heartrate")) == 144
+
+
+@pytest.mark.parametrize("status_code", [401, 403])
+def test_a_refused_key_burns_no_attempt(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if histories fail because a key was wrong for a day, or if nobody can see that it is."""
+    provider = failing(*[httpx.Response(status_code)] * 30)
+    (one,) = announce(engine, settings, notice(days=(0, 3)))
+    for _ in range(30):
+        assert provider.fetcher(engine, settings).run(one) == [FollowUp(one, 300.0)]
+        (pause,) = pauses(settings)
+        assert pause.seconds > 290
+        assert "key" in pause.reason
+        hurry(engine)
+        forget_pauses(settings)
+    assert (backfill(engine)["status"], backfill(engine)["attempts"]) == ("running", 0)
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+
+
+@pytest.mark.parametrize(("resource", "status_code"), [("heartrate", 404), ("workouts", 404), ("sleep_cycle", 404)])
+def test_a_person_who_is_gone_fails(engine: Engine, settings: Settings, resource: str, status_code: int) -> None:
+    """Breaks if a person whom the provider has erased is asked for again and again."""
+    provider = Provider(lambda _: httpx.Response(status_code, json={"detail": "Not found"}))
+    (one,) = announce(engine, settings, notice(resource=resource))
+    assert provider.fetcher(engine, settings).run(one) == []
+    row = backfill(engine)
+    assert (row["status"], row["error"], row["finished_at"] is None) == ("failed", "status 404", False)
+    assert due(engine) == []
+    assert len(provider.asked) == 1
+
+
+def test_a_person_who_is_gone_fails_for_streams_too(engine: Engine, settings: Settings) -> None:
+    """Breaks if the streams of an erased person are called complete."""
+    provider = Provider(lambda _: httpx.Response(404))
+    announce(engine, settings, notice(resource="workout_stream"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("failed", 0, 1)]
+
+
+def test_a_profile_that_nobody_filled_in_is_a_success(engine: Engine, settings: Settings) -> None:
+    """Breaks if the one resource that may not exist shows an error for everybody without it."""
+    provider = Provider(lambda _: httpx.Response(404))
+    announce(engine, settings, notice(resource="profile"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+    assert (backfill(engine)["records"], len(provider.asked)) == (0, 1)
+
+
+@pytest.mark.parametrize("status_code", [400, 405, 422, 451])
+def test_a_request_that_is_wrong_fails_at_once(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if a request that can never be answered is repeated, or fails without saying why."""
+    provider = failing(*[httpx.Response(status_code)] * 9)
+    announce(engine, settings, notice())
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("failed", 0, 1)]
+    assert (backfill(engine)["error"], len(provider.asked)) == (f"status {status_code}", 1)
+
+
+def test_a_history_that_failed_is_pulled_by_the_next_notice(engine: Engine, settings: Settings) -> None:
+    """Breaks if a failure is for ever."""
+    provider = failing(httpx.Response(422))
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings))
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("failed", 0, 1), ("complete", 1, 1)]
+    assert len(rows(engine, "SELECT 1 FROM health.heartrate")) == 72
+
+
+PASSING = {
+    "500": httpx.Response(500),
+    "502": httpx.Response(502),
+    "408": httpx.Response(408),
+    "redirect": httpx.Response(302, headers={"Location": "https://elsewhere.test/"}),
+    "503 without Retry-After": httpx.Response(503),
+    "429 without Retry-After": httpx.Response(429),
+    "cut short": httpx.Response(200, content=b'{"groups":{"garmin":[{"source":'),
+    "no JSON": httpx.Response(200, content=b"<html>"),
+    "empty": httpx.Response(200),
+    "another form": httpx.Response(200, json={"groups": []}),
+}
+
+
+@pytest.mark.parametrize(("kind", "position"), [*((kind, 0) for kind in PASSING), ("500", 1), ("cut short", 1)])
+def test_what_may_pass_is_tried_again(engine: Engine, settings: Settings, kind: str, position: int) -> None:
+    """Breaks if a bad minute of the provider ends a history, leaves a hole, or is asked about without a pause."""
+    provider = failing(*[None] * position, PASSING[kind], PASSING[kind])
+    (one,) = announce(engine, settings, notice(days=(0, 3)))
+    (again,) = provider.fetcher(engine, settings).run(one)
+    assert 0.4 < again.seconds <= 1
+    assert (len(provider.asked), due(engine), backfill(engine)["attempts"]) == (position + 1, [], 1)
+    forget_pauses(settings)
+    hurry(engine)
+    (again,) = provider.fetcher(engine, settings).run(one)
+    assert 0.9 < again.seconds <= 2
+    assert backfill(engine)["attempts"] == 2
+    forget_pauses(settings)
+    settle(engine, provider.fetcher(engine, settings))
+    assert (status(engine), backfill(engine)["attempts"]) == ([("complete", 1, 1)], 0)
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
+
+
+@pytest.mark.parametrize("kind", ["500", "cut short", "redirect"])
+def test_what_never_passes_fails_in_the_end(engine: Engine, settings: Settings, kind: str) -> None:
+    """Breaks if a history that cannot be read is asked for for ever."""
+    provider = Provider(lambda _: PASSING[kind])
+    announce(engine, settings, notice())
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("failed", 0, 1)]
+    assert len(provider.asked) == MAX_ATTEMPTS
+    assert str(MAX_ATTEMPTS) in backfill(engine)["error"]
+
+
+def test_a_page_makes_up_for_the_failures_before_it(engine: Engine, settings: Settings) -> None:
+    """Breaks if failures that are far apart add up to the end of a long history."""
+    bad = httpx.Response(500)
+    provider = failing(*[answer for _ in range(5) for answer in [*[bad] * (MAX_ATTEMPTS - 2), None]])
+    announce(engine, settings, notice(days=(0, 90)))
+    settle(engine, provider.fetcher(engine, settings), 100)
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_a_page_makes_up_for_the_failures_within_a_turn(engine: Engine, settings: Settings) -> None:
+    """Breaks if the first failure after a page counts as the twelfth, and ends the history."""
+    provider = failing(*[httpx.Response(500)] * (MAX_ATTEMPTS - 1), None, httpx.Response(500))
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def windows(provider: Provider) -> list[timedelta]:
+    """How long the window of every request so far was."""
+    edges = zip(provider.all("start_date"), provider.all("end_date"), strict=True)
+    return [datetime.fromisoformat(end or "") - datetime.fromisoformat(start or "") for start, end in edges]
+
+
+@pytest.mark.parametrize("status_code", [413, 504])
+def test_a_slice_that_is_too_much_is_halved(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if a window that the provider cannot answer is asked for again as it is, or its half is never fetched."""
+    provider = Provider(heartrates(daily(60)))
+    inner = provider.answer
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status_code) if windows(provider)[-1] > 4 * DAY else inner(request)
+
+    provider.answer = answer
+    announce(engine, settings, notice(days=(0, 60)))
+    settle(engine, provider.fetcher(engine, settings))
+    assert windows(provider)[:3] == [14 * DAY, 7 * DAY, 3 * DAY]
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 60}]
+
+
+@pytest.mark.parametrize("status_code", [413, 504])
+def test_what_is_too_much_at_any_length_fails_in_the_end(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if a window of one day that the provider cannot answer is asked for every second or two, for ever."""
+    provider = Provider(lambda _: httpx.Response(status_code))
+    announce(engine, settings, notice())
+    settle(engine, provider.fetcher(engine, settings), 40)
+    assert status(engine) == [("failed", 0, 1)]
+
+
+@pytest.mark.parametrize("status_code", [400, 410])
+def test_an_expired_cursor_begins_the_slice_again(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if a cursor that did not live through a silence ends a history or leaves a hole."""
+    provider = failing(None, httpx.Response(status_code, json={"detail": "cursor_expired"}))
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings))
+    assert provider.all("next_cursor") == [None, "40", None, "40"]
+    assert len(set(provider.all("start_date"))) == 1
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
+
+
+def paged(*cursors: str | None, then: str | None = None) -> Provider:
+    """A provider whose pages name these cursors, and then always the same."""
+    provider = Provider(lambda _: httpx.Response(200), limit=300)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        position = len(provider.asked) - 1
+        first = httpx.Request("GET", request.url.copy_remove_param("next_cursor"))
+        page = heartrates(hourly(3))(first).json()
+        return httpx.Response(200, json=page | {"next_cursor": cursors[position] if position < len(cursors) else then})
+
+    provider.answer = answer
+    return provider
+
+
+def test_a_cursor_that_repeats_begins_the_slice_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a cursor that leads to itself is followed in a circle."""
+    provider = paged("a", "a")
+    (one,) = announce(engine, settings, notice(days=(0, 3)))
+    (again,) = provider.fetcher(engine, settings).run(one)
+    assert again.seconds == 1.0
+    assert provider.all("next_cursor") == [None, "a"]
+    settle(engine, provider.fetcher(engine, settings))
+    assert provider.all("next_cursor") == [None, "a", None]
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_a_cursor_that_always_repeats_fails_in_the_end(engine: Engine, settings: Settings) -> None:
+    """Breaks if the same two pages are asked for every second, for ever."""
+    provider = paged(then="a")
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings), 40)
+    assert status(engine) == [("failed", 0, 1)]
+
+
+def test_cursors_that_go_in_a_circle_are_noticed(engine: Engine, settings: Settings) -> None:
+    """Breaks if two pages that lead to each other are asked for without a pause, for ever."""
+    provider = paged(*["a", "b"] * 200)
+    announce(engine, settings, notice(days=(0, 3)))
+    settle(engine, provider.fetcher(engine, settings), 40)
+
+
+# Bad data
+
+
+def test_one_bad_record_is_named_and_the_rest_is_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if a record that cannot be used ends a history, or is lost without a word."""
+    good = {"id": "w1", "source": GARMIN}
+    page = {"workouts": [good, {"source": GARMIN}, good | {"id": "w2", "title": "a\u0000b"}, good | {"id": "w3"}]}
+    provider = Provider(lambda _: httpx.Response(200, json=page))
+    announce(engine, settings, notice(resource="workouts"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY 1")] == ["w1", "w3"]
+    assert status(engine) == [("complete", 1, 1)]
+    assert "2 refused" in backfill(engine)["error"]
+
+
+def test_what_was_refused_is_subtracted_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if `records` says less than was stored."""
+    good = {"id": "w1", "source": GARMIN}
+    page = {"workouts": [good, {"source": GARMIN}, good | {"id": "w2", "title": "a\u0000b"}, good | {"id": "w3"}]}
+    provider = Provider(lambda _: httpx.Response(200, json=page))
+    announce(engine, settings, notice(resource="workouts"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert backfill(engine)["records"] == 2
+
+
+# Streams
+
+
+def gone_streams(status_code: int) -> Provider:
+    """A provider that has lost the stream of one of ten workouts."""
+    inner = workouts(daily(10))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        lost = request.url.path.endswith("u1-010512/stream")
+        return httpx.Response(status_code) if lost else inner(request)
+
+    return Provider(answer, limit=200)
+
+
+def test_a_stream_that_is_not_there_is_passed_over(engine: Engine, settings: Settings) -> None:
+    """Breaks if a workout without a stream ends the history of all the others."""
+    provider = gone_streams(404)
+    announce(engine, settings, notice(resource="workout_stream"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+    assert len(rows(engine, "SELECT 1 FROM health.workouts WHERE origin = 'backfill'")) == 10
+    assert len(rows(engine, "SELECT 1 FROM health.workout_stream WHERE origin = 'backfill'")) == 9
+    assert (backfill(engine)["records"], len(provider.asked)) == (9, 11)
+
+
+@pytest.mark.parametrize("status_code", [400, 410])
+def test_a_stream_that_is_refused_comes_to_an_end(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if one stream has the slice begun again, for ever."""
+    provider = gone_streams(status_code)
+    announce(engine, settings, notice(resource="workout_stream"))
+    settle(engine, provider.fetcher(engine, settings), 30)
+    assert status(engine)[0][0] in ("complete", "failed")
+
+
+def test_a_workout_that_cannot_be_stored_does_not_stop_the_streams(engine: Engine, settings: Settings) -> None:
+    """Breaks if one workout with a title that PostgreSQL refuses has its whole list fetched for ever."""
+    provider = Provider(workouts(daily(3), title="a\u0000b"))
+    announce(engine, settings, notice(resource="workout_stream"))
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)]
+
+
+# Newest wins
+
+
+@pytest.mark.parametrize(("ahead", "value", "origin"), [(60, 99.0, "webhook"), (-3600, 60.0, "backfill")])
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_page_is_as_old_as_its_request(  # noqa: PLR0917
+    engine: Engine, settings: Settings, ahead: int, value: float, origin: str, when: str
+) -> None:
+    """Breaks if a page that was asked for before an update hides it, or a late retry hides the page."""
+    body = heartrate("u1", {0: 99})
+    ts = datetime.fromisoformat(body["data"]["data"][0]["timestamp"])
+    inner = heartrates([ts])
+
+    def webhook() -> None:
+        announce(engine, settings, delivery(body, datetime.now(UTC) + timedelta(seconds=ahead)))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if when == "during":
+            webhook()
+        return inner(request)
+
+    provider = Provider(answer)
+    announce(engine, settings, notice(days=(60, 80)))
+    if when == "before":
+        webhook()
+    settle(engine, provider.fetcher(engine, settings))
+    if when == "after":
+        webhook()
+    assert rows(engine, "SELECT value, origin FROM health.heartrate") == [{"value": value, "origin": origin}]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("webhooks", "pages", "calories", "origin"),
+    [
+        ("2026-03-15T00:00:00Z", "2026-03-14T00:00:00Z", 1, "webhook"),
+        ("2026-03-15T00:00:00Z", "2026-03-16T00:00:00Z", 2, "backfill"),
+        ("2026-03-15T00:00:00Z", None, 2, "backfill"),  # as new as the asking
+    ],
+)
+def test_a_record_is_as_old_as_it_says(  # noqa: PLR0917
+    engine: Engine, settings: Settings, webhooks: str, pages: str | None, calories: float, origin: str, when: str
+) -> None:
+    """Breaks if history overwrites a workout that was edited since, or is overwritten by an older one."""
+    body = workout("u1", "w1", calories=1, updated_at=webhooks)
+    page = {"workouts": [{"id": "w1", "source": GARMIN, "calories": 2, "updated_at": pages}]}
+    provider = Provider(lambda _: httpx.Response(200, json=page))
+    announce(engine, settings, notice(resource="workouts"))
+    if when == "before":
+        announce(engine, settings, delivery(body))
+    settle(engine, provider.fetcher(engine, settings))
+    if when == "after":
+        announce(engine, settings, delivery(body))
+    assert rows(engine, "SELECT calories, origin FROM health.workouts") == [{"calories": calories, "origin": origin}]
+
+
+# Who may when
+
+
+def test_a_person_has_so_many_places(engine: Engine, settings: Settings) -> None:
+    """Breaks if one person's decade holds up everybody else, or whoever was turned away is never called."""
+    limited = replace(settings, backfills_per_user=2)
+    names = ("workouts", "sleep", "activity", "body")
+    provider = Provider(lambda _: httpx.Response(200, json={name: [] for name in names}))
+    first, second, third, fourth = announce(engine, limited, *(notice(resource=name) for name in names))
+    (other,) = announce(engine, limited, notice("u2", "workouts"))
+    fetcher = provider.fetcher(engine, limited)
+    pending = [claim(engine, one, 2, 9) for one in (first, second)]
+    assert None not in pending
+    assert fetcher.run(third) == []
+    assert provider.asked == []
+    fetcher.run(other)
+    assert len(provider.asked) == 1
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE headrace.backfills SET lease_until = '-infinity' WHERE id = :id"), {"id": first}
+        )
+    assert {one.backfill_id for one in fetcher.run(third)} == {first, fourth}
+    assert len(provider.asked) == 2
+
+
+def test_a_lost_message_is_made_up_for(engine: Engine, settings: Settings) -> None:
+    """Breaks if a backfill whose message was lost waits for ever, or one that must wait or is held is asked for."""
+    resources = ["workouts", "sleep", "activity", "body", "meal"]
+    free, pending, waiting, over, done = announce(engine, settings, *(notice(resource=name) for name in resources))
+    claim(engine, pending, 9, 9)
+    with engine.begin() as connection:
+        for change, one in [
+            ("due_at = now() + interval '1 minute'", waiting),
+            ("status = 'failed'", over),
+            ("status = 'complete'", done),
+        ]:
+            connection.execute(text(f"UPDATE headrace.backfills SET {change} WHERE id = :id"), {"id": one})
+    assert due(engine) == [free]
+    assert due(engine, user_id="u1") == [free]
+    assert due(engine, user_id="u2") == []
+    hurry(engine, leases=True)
+    assert set(due(engine)) == {free, pending, waiting}
+    assert len(due(engine, limit=2)) == 2
+
+
+@pytest.mark.parametrize("lease", ["held", "over"])
+def test_a_lease_that_ran_out_is_taken_over(engine: Engine, settings: Settings, lease: str) -> None:
+    """Breaks if the backfill of a killed worker is never gone on with, or taken from one that is at it."""
+    provider = Provider(heartrates(hourly(3)))
+    (one,) = announce(engine, settings, notice(days=(0, 3)))
+    claim(engine, one, 4, 9)
+    if lease == "over":
+        hurry(engine, leases=True)
+    provider.fetcher(engine, settings).run(one)
+    assert len(provider.asked) == (1 if lease == "over" else 0)
+    assert status(engine)[0][0] == ("complete" if lease == "over" else "running")
+
+
+def test_a_backfill_that_is_not_there_is_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if a message about a backfill of yesterday's database stops a worker."""
+    assert Provider(heartrates([])).fetcher(engine, settings).run(404) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fetches", "messages"), [(0.0, True, 1), (30.0, True, 1), (120.0, True, 0), (0.0, False, 0)]
+)
+def test_only_what_is_soon_goes_on_the_lane(
+    settings: Settings, seconds: float, messages: int, *, fetches: bool
+) -> None:
+    """Breaks if a long pause sits in the broker under its visibility timeout, or what is switched off is read."""
+    celery = make_celery(settings, "publisher")
+    work = WorkerContext(celery, replace(settings, fetch_history=fetches))
+    work.enqueue([FollowUp(7, seconds)])
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        sent = [msgspec.json.decode(raw) for raw in client.lrange("backfill", 0, -1)]
+    assert [message["headers"]["argsrepr"] for message in sent] == ["(7,)"] * messages
+    work.engine.dispose()
+    celery.close()
+
+
+def test_without_a_broker_the_row_stays(engine: Engine, settings: Settings) -> None:
+    """Breaks if a message that cannot be sent raises, or costs the backfill that the sweep would find."""
+    (one,) = announce(engine, settings, notice())
+    away = replace(settings, broker_url="redis://127.0.0.1:1/0")
+    celery = make_celery(away, "publisher")
+    work = WorkerContext(celery, away)
+    work.enqueue([FollowUp(one, 0)])
+    assert due(engine) == [one]
+    work.engine.dispose()
+    celery.close()

@@ -1,0 +1,171 @@
+"""Fetching from a URL that somebody else gives: only what is meant, and nothing of our own network."""
+
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from app.errors import Unprocessable
+from workers.fetch.http import Files, addresses, is_public
+from workers.fetch.retry import NO_ANSWER
+
+HOSTS = ("*.amazonaws.com", "files.test")
+PRIVATE = "127.0.0.1 10.1.2.3 172.16.0.9 192.168.1.1 169.254.169.254 0.0.0.0 100.64.0.1 224.0.0.1 255.255.255.255"
+PUBLIC = "93.184.215.14"
+
+
+def files(handler: httpx.MockTransport, *, found: list[str] | None = None, limit: int = 1000) -> Files:
+    """Files whose names resolve to what is given, over a network that answers as it is told."""
+    client = httpx.Client(transport=handler)
+    return Files(HOSTS, limit, resolve=lambda _: [PUBLIC] if found is None else found, client=client)
+
+
+def never(_: httpx.Request) -> httpx.Response:
+    """A network that must not be used."""
+    raise AssertionError("asked, although it should not have been")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://bucket.s3.amazonaws.com/a",
+        "ftp://files.test/a",
+        "file:///etc/passwd",
+        "https://files.test.evil.example/a",
+        "https://evilamazonaws.com/a",
+        "https://amazonaws.com.evil.example/a",
+        "https://user:password@files.test/a",
+        "https://files.test@evil.example/a",
+        "https://127.0.0.1/a",
+        "https://[::1]/a",
+        "https://169.254.169.254/latest/meta-data",
+        "https://2130706433/a",
+        "//files.test/a",
+        "files.test/a",
+        "",
+        "https://",
+        "https://files.test:99999999/a",
+        "https://files\x00.test/a",
+    ],
+)
+def test_a_url_that_leads_elsewhere_is_not_followed(url: str) -> None:
+    """Breaks if whoever can send an event can make a worker ask a server of their choice."""
+    with pytest.raises(Unprocessable) as refused:
+        files(httpx.MockTransport(never)).fetch(url)
+    assert "files" not in str(refused.value)
+    assert "evil" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", *PRIVATE.split()]
+)
+@pytest.mark.parametrize("beside", [[], [PUBLIC]])
+def test_an_address_of_our_own_network_is_not_reached(address: str, beside: list[str]) -> None:
+    """Breaks if a listed name that resolves to a private address, alone or among others, is connected to."""
+    assert not is_public(address)
+    with pytest.raises(Unprocessable, match="not public"):
+        files(httpx.MockTransport(never), found=[*beside, address]).fetch("https://files.test/a")
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "52.95.149.1", "2600:1f18::1"])
+def test_a_public_address_is_reached_by_number_and_asked_by_name(address: str) -> None:
+    """Breaks if the name is resolved a second time, when it may lead elsewhere, or if the server is not told it."""
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, content=b"{}")
+
+    url = "https://Bucket.s3.eu-west-2.amazonaws.com/a/b.json?X-Amz-Signature=00%2F1"
+    assert files(httpx.MockTransport(answer), found=[address]).fetch(url).body == b"{}"
+    assert asked[0].url.host == address
+    assert asked[0].url.raw_path == b"/a/b.json?X-Amz-Signature=00%2F1"
+    assert asked[0].headers["host"] == "bucket.s3.eu-west-2.amazonaws.com"
+    assert asked[0].extensions["sni_hostname"] == "bucket.s3.eu-west-2.amazonaws.com"
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """Breaks if a listed server can send a worker on to one that is not."""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(302, headers={"Location": "https://169.254.169.254/"})
+
+    assert files(httpx.MockTransport(answer)).fetch("https://files.test/a").status == 302
+    assert len(asked) == 1
+
+
+def test_what_is_too_large_is_given_up() -> None:
+    """Breaks if a body without an end fills a worker's memory."""
+    answer = files(httpx.MockTransport(lambda _: httpx.Response(200, content=bytes(1001)))).fetch(
+        "https://files.test/a"
+    )
+    assert (answer.status, answer.body) == (413, b"")
+
+
+def test_a_name_that_leads_nowhere_is_no_answer() -> None:
+    """Breaks if a resolver that is away makes a dead letter of what could be fetched a moment later."""
+    assert files(httpx.MockTransport(never), found=[]).fetch("https://files.test/a").status == NO_ANSWER
+    assert addresses("no-such-host.invalid") == []
+    assert addresses("a" * 300) == []
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """A real server for files.test on this machine: its port, and a context that trusts its certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "files.test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("files.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    whole = tmp_path / "server.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    whole.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"{self.headers['Host']} {self.path}".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(whole)
+    trusting = ssl.create_default_context(cafile=str(whole))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.socket = served.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, trusting
+        server.shutdown()
+        thread.join()
+
+
+def test_the_certificate_is_checked_against_the_name(tls: tuple[int, ssl.SSLContext]) -> None:
+    """Breaks if connecting to a number makes a certificate of another name good enough, or the right one too little."""
+    port, trusting = tls
+    with httpx.Client(verify=trusting, trust_env=False) as client:
+        ours = Files(HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, client=client)
+        assert ours.fetch(f"https://files.test:{port}/a?b").body == f"files.test:{port} /a?b".encode()
+        assert ours.fetch(f"https://bucket.amazonaws.com:{port}/a").status == NO_ANSWER
+    with httpx.Client(trust_env=False) as client:
+        strangers = Files(HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, client=client)
+        assert strangers.fetch(f"https://files.test:{port}/a").status == NO_ANSWER

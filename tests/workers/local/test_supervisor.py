@@ -1,0 +1,230 @@
+"""The supervisor, with real processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import ROOT
+from workers.local import supervisor
+from workers.local.supervisor import NotStarted, Program, Supervisor, running
+
+# A program with one child of its own; both write their numbers down.
+FAMILY = """
+import os, sys, time
+child = os.fork()
+if child == 0:
+    time.sleep(600)
+open(sys.argv[1] + ".new", "w").write(f"{os.getpid()} {child}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(600)
+"""
+
+# A supervisor of one family and one deaf program; it writes every change of pids down.
+SUPERVISED = """
+import logging, signal, sys
+from pathlib import Path
+from workers.local.supervisor import Program, Supervisor
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+folder, family, deaf = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def program(name, code, **more):
+    return Program(name, name, (sys.executable, "-c", code, str(folder / name)), {}, folder / f"{name}.log",
+                   (folder / name).exists, before_start=lambda: (folder / name).unlink(missing_ok=True), **more)
+with Supervisor() as them:
+    them.start([program("family", family)])
+    them.start([program("deaf", deaf, stop_seconds=float(sys.argv[4]))])
+    (folder / "pids").write_text(repr(them.pids()))
+    them.run(lambda pids: (folder / "pids").write_text(repr(pids)))
+"""
+
+DEAF = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1] + ".heard", "w").close())
+open(sys.argv[1] + ".new", "w").write(f"{os.getpid()} {os.getpid()}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+while True:
+    time.sleep(1)
+"""
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def numbers(file: Path) -> tuple[int, int]:
+    until(file.exists)
+    main, child = file.read_text().split()
+    return int(main), int(child)
+
+
+def python(folder: Path, code: str, **more) -> Program:
+    file = folder / "one"
+    values = {"group": "one", "name": "one", "environment": {}, "log": folder / "one.log", "ready": file.exists}
+    return Program(command=(sys.executable, "-c", code, str(file)), **(values | more))
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*, deaf: str = FAMILY, stop_seconds: float = 20) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", SUPERVISED, str(tmp_path), FAMILY, deaf, str(stop_seconds)]
+        with (tmp_path / "stderr").open("wb") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, stderr=errors)
+        started.append(process)
+        until((tmp_path / "pids").exists)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    # Nobody watches a killed supervisor's grandchildren; in production those are PostgreSQL's and granian's, which do.
+    for file in (tmp_path / "family", tmp_path / "deaf"):
+        for pid in numbers(file) if file.exists() else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+
+
+def test_a_killed_program_is_started_again_and_its_group_goes_with_it(supervised, tmp_path: Path) -> None:
+    """Else one dead worker would stay dead, or its children would hold the port against the new one."""
+    process = supervised()
+    main, child = numbers(tmp_path / "family")
+    os.kill(main, signal.SIGKILL)
+    until(lambda: not lives(child))
+    until(lambda: (tmp_path / "family").exists() and numbers(tmp_path / "family")[0] != main)
+    new = numbers(tmp_path / "family")[0]
+    until(lambda: f"'family': [{new}]" in (tmp_path / "pids").read_text())
+    assert f"family (pid {main}) ended with status -9" in (tmp_path / "stderr").read_text()
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_a_child_that_left_the_group_goes_too(supervised, tmp_path: Path) -> None:
+    """Else PostgreSQL's backends, each a session of its own, would keep a new postmaster from starting."""
+    leaver = FAMILY.replace("    time.sleep(600)\nopen", "    os.setsid()\n    time.sleep(600)\nopen")
+    assert leaver != FAMILY
+    supervised(deaf=leaver)
+    main, child = numbers(tmp_path / "deaf")
+    os.kill(main, signal.SIGKILL)
+    until(lambda: not lives(child))
+    assert lives(numbers(tmp_path / "family")[1]), "a child of a living program is nobody's orphan"
+
+
+def test_sigterm_ends_everything(supervised, tmp_path: Path) -> None:
+    """Else Ctrl-C would leave processes behind."""
+    process = supervised()
+    pids = [*numbers(tmp_path / "family"), *numbers(tmp_path / "deaf")]
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_killing_the_supervisor_leaves_no_main_process(supervised, tmp_path: Path) -> None:
+    """Else the next `up` would find the ports and the data taken by processes that nobody watches."""
+    process = supervised()
+    mains = [numbers(tmp_path / "family")[0], numbers(tmp_path / "deaf")[0]]
+    children = [numbers(tmp_path / "family")[1], numbers(tmp_path / "deaf")[1]]
+    process.kill()
+    until(lambda: not any(map(lives, mains)))
+    for pid in children:  # this family's main process does not take its child along; a real one does
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_second_signal_hurries(supervised, tmp_path: Path) -> None:
+    """Else an operator would wait for a program that does not listen, or reach for kill -9."""
+    process = supervised(deaf=DEAF, stop_seconds=60)
+    pid = numbers(tmp_path / "deaf")[0]
+    process.send_signal(signal.SIGINT)
+    until((tmp_path / "deaf.heard").exists)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 0
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_deaf_program_is_killed_in_the_end(tmp_path: Path) -> None:
+    """Else stopping would take for ever."""
+    with running(python(tmp_path, DEAF, stop_seconds=0.3)) as process:
+        began = time.monotonic()
+    assert process.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < 3
+
+
+def test_a_frozen_program_hears_the_stop_signal(tmp_path: Path) -> None:
+    """Else a process under SIGSTOP would always be killed hard, in the middle of its work."""
+    with running(python(tmp_path, FAMILY)) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_program_that_always_dies_is_given_up(tmp_path: Path) -> None:
+    """Else `up` would hang on a wrong setting instead of naming the log; whose content may hold what nobody may see."""
+    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted) as told:
+        them.start([python(tmp_path, "import sys; sys.exit('secret')")])
+    assert str(told.value) == f"one died 5 times at start; see {tmp_path / 'one.log'}"
+    assert (tmp_path / "one.log").read_text().count("secret") == 5
+    assert (tmp_path / "one.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `up` would wait for ever, and the program would run on."""
+    monkeypatch.setattr(supervisor, "START_SECONDS", 0.2)
+    with Supervisor(whole_process=False) as them:
+        with pytest.raises(NotStarted, match="not ready"):
+            them.start([python(tmp_path, "import time; time.sleep(60)")])
+        pid = them.process("one").pid
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_command_that_cannot_be_run_is_given_up(tmp_path: Path) -> None:
+    """Else a missing binary would be a traceback."""
+    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted, match="died 5 times"):
+        them.start([Program("x", "x", ("/no/such",), {}, tmp_path / "log", lambda: True)])
+
+
+def test_complete_waits_and_tells_failure(tmp_path: Path) -> None:
+    """Else a failed migration would be followed by workers on the wrong schema."""
+    with Supervisor(whole_process=False) as them:
+        them.complete(python(tmp_path, "import sys; open(sys.argv[1], 'w').close()"))
+        assert (tmp_path / "one").exists()
+        with pytest.raises(NotStarted, match=r"one failed; see .*one\.log"):
+            them.complete(python(tmp_path, "raise SystemExit(3)"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root, to become somebody else")
+def test_the_tie_outlives_the_change_of_user() -> None:
+    """Else PostgreSQL, which runs as another user, would survive the supervisor: setuid clears the death signal."""
+    code = """
+import subprocess, sys, time
+from pathlib import Path
+from workers.local.supervisor import Program, Supervisor
+with Supervisor() as them:
+    them.start([Program("s", "s", ("/bin/sleep", "60"), {}, Path(sys.argv[1]), lambda: True, user=65534)])
+    print(them.process("s").pid, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, os.devnull], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert psutil.Process(pid).uids().real == 65534
+        process.kill()
+        until(lambda: not lives(pid))

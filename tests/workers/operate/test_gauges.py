@@ -1,0 +1,93 @@
+"""What the sweep sees: lanes each time, tables now and then."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from app.observability import metrics
+from tests.support import apply, delivery, event, rows, workout
+from workers.broker_admin import Lane
+from workers.fetch.rate_limits import Throttle
+from workers.operate import gauges
+from workers.operate.gauges import GaugeCollector
+
+
+def lines() -> set[str]:
+    """What is shown now."""
+    return set(metrics.exposition().decode().splitlines())
+
+
+@pytest.fixture
+def observer(engine: Engine, settings: Settings, broker_url: str) -> Iterator[GaugeCollector]:
+    """One that has not looked yet."""
+    del broker_url
+    return GaugeCollector(engine, settings)
+
+
+def test_lanes_are_shown_as_they_are(observer: GaugeCollector) -> None:
+    """Breaks if what scales workers up is named differently, stays when a lane is empty, or is made up."""
+    observer.poll([Lane("live", 3, timedelta(seconds=61.5)), Lane("backfill", 0, None), Lane("unseen", 2, None)])
+    assert 'headrace_lane_messages{lane="live"} 3.0' in lines()
+    assert 'headrace_lane_oldest_seconds{lane="live"} 61.5' in lines()
+    assert 'headrace_lane_oldest_seconds{lane="backfill"} 0.0' in lines()
+    assert not any(line.startswith('headrace_lane_oldest_seconds{lane="unseen"}') for line in lines())
+    observer.poll([Lane("live", 0, None)])
+    assert {'headrace_lane_messages{lane="live"} 0.0', 'headrace_lane_oldest_seconds{lane="live"} 0.0'} <= lines()
+    (swept,) = [line for line in lines() if line.startswith("headrace_last_sweep_timestamp_seconds ")]
+    assert float(swept.split()[1]) > 1.7e9
+
+
+def test_tables_are_counted(observer: GaugeCollector, engine: Engine, settings: Settings) -> None:
+    """Breaks if an alert looks at a number that nobody sets, or a label says whose it is."""
+    broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "expired"})
+    notice = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": True})
+    apply(engine, settings, *map(delivery, (broken, notice, b"half", b"half too")))
+    Throttle(settings).pause("junction", 300, "status 401")
+    Throttle(settings).pause("terra", 300, "status 429", user_id="somebody")
+    observer.poll([])
+    shown = lines()
+    assert 'headrace_dead_letters{aggregator="junction"} 2.0' in shown
+    assert 'headrace_connections{status="error"} 1.0' in shown
+    assert 'headrace_backfills{status="pending"} 1.0' in shown
+    (paused,) = [line for line in shown if line.startswith('headrace_account_paused_seconds{aggregator="junction"}')]
+    assert 290 < float(paused.split()[1]) <= 300
+    assert "somebody" not in "".join(shown)
+
+
+def test_tables_are_not_counted_at_every_sweep(
+    observer: GaugeCollector, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a maintenance worker does nothing but count, where tables are large."""
+    clock = [1000.0]
+    monkeypatch.setattr(gauges.time, "monotonic", lambda: clock[0])
+    observer.poll([])
+    apply(engine, settings, delivery(b"half"))
+    clock[0] += gauges.MIN_INTERVAL_SECONDS - 1
+    observer.poll([])
+    assert 'headrace_dead_letters{aggregator="junction"} 1.0' not in lines()
+    clock[0] += 2
+    observer.poll([])
+    assert 'headrace_dead_letters{aggregator="junction"} 1.0' in lines()
+
+
+def test_without_redis_the_rest_is_shown(engine: Engine, settings: Settings) -> None:
+    """Breaks if an AMQP broker alone ends every sweep in an error."""
+    GaugeCollector(engine, replace(settings, broker_url="amqp://127.0.0.1:1//", redis_url=None)).poll([])
+
+
+def test_rows_and_times_are_counted_once_committed(engine: Engine, settings: Settings) -> None:
+    """Breaks if the rows of a message are counted as others, or a delivery's way to its row is not timed."""
+    record = 'headrace_rows_total{kind="record",origin="webhook"}'
+    timed = 'headrace_delivery_seconds_count{aggregator="junction"}'
+
+    def value(name: str) -> float:
+        return sum(float(line.split()[-1]) for line in lines() if line.startswith(name))
+
+    before, times = value(record), value(timed)
+    apply(engine, settings, delivery(workout("u1")), delivery(workout("u2", "w2")), delivery(b"half"))
+    assert rows(engine, "SELECT count(*) AS n FROM health.workouts")[0]["n"] == 2
+    assert (value(record) - before, value(timed) - times) == (2, 3)

@@ -1,0 +1,104 @@
+"""What is told to be wrong, and what to type about it."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from workers.broker_admin import Lane
+from workers.cli.main import main
+from workers.operate.health import SENDER_RETRY_WINDOW, Endpoint, Problem, Status, problems, retry_window_left
+
+HOUR = timedelta(hours=1)
+WEB = Endpoint("http://web", None, {"202": 5}, {"stale": 1})
+LETTERS = {"reason": "not JSON", "letters": 7, "last_hour": 2}
+FAILED = {"status": "failed", "backfills": 9, "last_day": 1, "chunks_done": 0, "chunks_total": 9, "records": 0}
+GAPS = {"whose": "ours", "gaps": 4, "people": 2, "since": "2026-03-14 06:30:00+00"}
+
+
+def silence(because_of: str, seconds: int) -> dict[str, Any]:
+    """An account that is left alone."""
+    return {"account": "junction", "because_of": because_of, "seconds_left": seconds}
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ({"away": ("BROKER_URL: the broker cannot be reached (TimeoutError)",)}, ["BROKER_URL: the broker", "check"]),
+        ({"endpoint": replace(WEB, why_not="the broker cannot be reached")}, ["nothing is taken", "check"]),
+        (
+            {"lanes": [Lane("live", 3, timedelta(minutes=3))]},
+            ["3 messages wait", "live", "3 min", "worker --lane live"],
+        ),
+        ({"swept": timedelta(minutes=5)}, ["work that is due for 5 min", "headrace beat"]),
+        ({"idle": 138}, ["138 backfills wait", "no API key", "worker --lane backfill"]),
+        ({"crashed_deliveries": 2}, ["died with 2 deliveries", "logs"]),
+        ({"pauses": [silence("status 401: the API key is refused", 30)]}, ["refused", "JUNCTION_API_KEY"]),
+        ({"pauses": [silence("status 429", 600)]}, ["left alone for 10 min: status 429"]),
+        ({"dead_letters": [LETTERS]}, ["2 dead letters within the hour: not JSON", "headrace dead list"]),
+        ({"backfills": [FAILED]}, ["1 backfills failed", "headrace backfill list --status failed"]),
+        ({"gaps": [GAPS]}, ["4 gaps that are ours", "2026-03-14 06:30", "headrace reconcile"]),
+    ],
+)
+def test_a_fault_is_told_with_what_to_type(what: dict[str, Any], told: list[str]) -> None:
+    """Breaks if somebody on call is told that all is well, or left alone with what is not."""
+    (fault,) = problems(Status(**what))
+    assert all(part in f"{fault.what} -> {fault.do}" for part in told)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {},
+        {"lanes": [Lane("live", 500, timedelta(seconds=20)), Lane("backfill", 400, HOUR)]},  # history may wait
+        {"swept": timedelta(seconds=9), "endpoint": WEB},
+        {"pauses": [silence("status 429", 20)]},
+        {"pauses": [silence("status 429", 20)], "idle": 138},  # which is why
+        {"dead_letters": [LETTERS | {"last_hour": 0}]},
+        {"backfills": [FAILED | {"last_day": 0}, FAILED | {"status": "running"}]},
+        {"gaps": [GAPS | {"whose": "provider"}]},
+        {"connections_in_error": [{"user_id": "u", "provider": "oura", "since": None, "error": "expired"}]},
+    ],
+)
+def test_what_is_usual_is_healthy(what: dict[str, Any]) -> None:
+    """Breaks if the page cries wolf about what passes by itself, is over, or is somebody else's turn."""
+    assert list(problems(Status(**what))) == []
+
+
+def test_what_is_refused_is_told_while_it_is() -> None:
+    """Breaks if a wrong secret or clock goes unseen, or is told for ever after it was mended."""
+    before = Status(endpoint=WEB)
+    now = Status(endpoint=replace(WEB, answers={"202": 5, "413": 2}, refused={"stale": 4, "signature": 1}))
+    told = {fault.what: fault.do for fault in problems(now, before)}
+    assert told["3 webhooks refused just now: signature stale"] == "is this machine's clock right? timedatectl"
+    assert told["1 webhooks refused just now: signature signature"] == "headrace check"
+    assert told["2 webhooks refused just now: too large"] == "set HEADRACE_MAX_BODY_BYTES"
+    assert list(problems(now, now)) == []
+    assert list(problems(now)) == []
+
+
+def test_what_senders_have_left_is_counted_from_what_was_taken_last() -> None:
+    """Breaks if an operator believes to have more time than there is, or is frightened without an outage."""
+    assert retry_window_left(Status(away=("BROKER_URL: away",))) == {}
+    left = retry_window_left(Status(since_last_delivery={"junction": 2 * HOUR, "terra": 30 * HOUR, "unknown": HOUR}))
+    assert left == {"junction": SENDER_RETRY_WINDOW["junction"] - 2 * HOUR, "terra": -6 * HOUR}
+    assert SENDER_RETRY_WINDOW["junction"].total_seconds() < 5 + 300 + 1800 + 2 * 3600 + 5 * 3600 + 2 * 36_000
+
+
+def test_the_commands_that_are_named_exist() -> None:
+    """Breaks if the page tells to type what there is not."""
+    everything = Status(
+        away=("x",),
+        lanes=[Lane("live", 1, HOUR), Lane("download", 1, HOUR)],
+        swept=HOUR,
+        idle=1,
+        dead_letters=[LETTERS],
+        backfills=[FAILED],
+        gaps=[GAPS],
+    )
+    typed = [fault.do for fault in problems(everything) if fault.do.startswith("headrace ")]
+    assert len(typed) == 8
+    for command in ", ".join(typed).split(", "):
+        assert command.split()[1] in main.commands
+    assert Problem("a", "b") == Problem("a", "b")

@@ -1,0 +1,219 @@
+"""`headrace status`: the picture, and how it is shown."""
+
+import io
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sqlalchemy import Engine, text
+
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.errors import TryLater
+from tests.support import START, apply, delivery, event, message_id, workout
+from workers.broker_admin import Lane
+from workers.cli.output import console
+from workers.fetch.rate_limits import Pause, Throttle, pauses
+from workers.local.ports import free_port
+from workers.operate import durations, status_view
+from workers.store.engine import make_engine
+
+IDLE = [Lane("live", 0, None), Lane("backfill", 0, None)]
+BUSY = [Lane("live", 3, timedelta(seconds=61.25)), Lane("backfill", 1, None)]
+
+
+@pytest.fixture
+def full(engine: Engine, settings: Settings) -> Engine:
+    """A database in which there is something of everything."""
+    repeated = delivery(workout("u1"), name=message_id(START))
+    broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "token_refresh_failed"})
+    mended = event("provider.connection.created", "u2", {"provider": {"slug": "garmin"}})
+    notices = [
+        event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": final})
+        for final in (False, True)
+    ]
+    bodies: list[Any] = [broken, mended, *notices, b"half", b"", event("raw.garmin.dailies", "u1", {})]
+    apply(engine, settings, repeated, *map(delivery, bodies))
+    apply(engine, settings, repeated)
+    return engine
+
+
+def shown(what: status_view.Status) -> str:
+    """What is printed on a wide terminal."""
+    out = io.StringIO()
+    Console(file=out, width=200).print(status_view.render(what))
+    return out.getvalue()
+
+
+def test_backfills_that_nobody_goes_on_with_are_told(full: Engine) -> None:
+    """Breaks if history that is never fetched, for want of a key, looks healthy; or history whose turn has not come."""
+    assert status_view.read(full, IDLE, []).idle == 0
+    with full.begin() as connection:
+        connection.execute(text("UPDATE headrace.backfills SET due_at = now() - interval '6 minutes'"))
+    assert status_view.read(full, IDLE, []).idle == 1
+    with full.begin() as connection:
+        connection.execute(text("UPDATE headrace.backfills SET lease_until = now() + interval '1 minute'"))
+    assert status_view.read(full, IDLE, []).idle == 0
+
+
+def test_the_picture_counts_what_there_is(full: Engine) -> None:
+    """Breaks if a number of the picture is taken from the wrong place."""
+    plain = status_view.read(full, BUSY, []).plain()
+    assert plain["lanes"] == [
+        {"name": "live", "messages": 3, "oldest": 61.2},
+        {"name": "backfill", "messages": 1, "oldest": None},
+    ]
+    assert {row["outcome"]: (row["total"], row["last_hour"]) for row in plain["deliveries"]} == {
+        "applied": (5, 5),
+        "dead": (2, 2),
+        "ignored": (1, 1),
+    }
+    assert plain["backfills"] == [
+        {"status": "pending", "backfills": 1, "last_day": 0, "chunks_done": 0, "chunks_total": 2, "records": 0}
+    ]
+    (broken,) = plain["connections_in_error"]
+    assert (broken["user_id"], broken["provider"], broken["error"]) == ("u1", "oura", "token_refresh_failed")
+    assert {row["reason"]: row["letters"] for row in plain["dead_letters"]}
+    assert sum(row["letters"] for row in plain["dead_letters"]) == 2
+
+
+def test_an_old_delivery_is_not_of_the_last_hour(engine: Engine, settings: Settings) -> None:
+    """Breaks if what came long ago looks as if it came now."""
+    apply(engine, settings, delivery(workout("u1")))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.deliveries SET received_at = now() - interval '61 minutes'"))
+    assert status_view.read(engine, IDLE, []).deliveries == [{"outcome": "applied", "total": 1, "last_hour": 0}]
+
+
+def test_the_picture_is_json(full: Engine) -> None:
+    """Breaks if a time or a number of PostgreSQL's cannot be written as JSON."""
+    plain = status_view.read(full, BUSY, []).plain()
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
+    """Breaks if there is no picture before the first event, or tables without rows fail."""
+    picture = status_view.read(engine, IDLE, [])
+    assert picture.plain() == {
+        "lanes": [{"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
+        "deliveries": [],
+        "backfills": [],
+        "open_backfills": [],
+        "pauses": [],
+        "gaps": [],
+        "connections_in_error": [],
+        "dead_letters": [],
+        "delay": None,
+        "swept": None,
+        "crashed_deliveries": 0,
+        "idle": 0,
+        "outage": {},
+        "faults": [],
+    }
+    text_shown = shown(picture)
+    assert text_shown.startswith("healthy")
+    assert "Lanes" in text_shown
+    assert "Dead letters" not in text_shown
+
+
+def test_everything_is_shown(full: Engine) -> None:
+    """Breaks if a part of the picture is missing on the terminal."""
+    text_shown = shown(status_view.read(full, BUSY, []))
+    for part in ("Lanes", "61.2 s", "Deliveries", "Backfills", "Connections in error", "token_refresh_failed", "Dead"):
+        assert part in text_shown
+
+
+def test_nothing_of_a_body_is_shown(full: Engine) -> None:
+    """Breaks if what was measured, or what could not be read, stands in the picture."""
+    text_shown = shown(status_view.read(full, BUSY, []))
+    assert "8000.5" not in text_shown
+    assert "half" not in text_shown
+
+
+def test_a_database_that_is_away_is_told(settings: Settings) -> None:
+    """Breaks if the picture of a database that is down is a traceback."""
+    url = f"postgresql+psycopg://u:sesame@127.0.0.1:{free_port()}/d"
+    away = make_engine(replace(settings, database_url=url))
+    with pytest.raises(TryLater, match="PostgreSQL"):
+        status_view.read(away, IDLE, [])
+    away.dispose()
+
+
+def test_a_refused_key_stands_in_the_picture(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if nobody can see that all history rests because a key is wrong, or for how long."""
+    reading = replace(settings, broker_url=broker_url)
+    Throttle(reading).pause("junction", 300, "status 401: the API key is refused")
+    picture = status_view.read(engine, IDLE, pauses(reading))
+    (silence,) = json.loads(json.dumps(picture.plain()))["pauses"]
+    assert 290 <= silence.pop("seconds_left") <= 300
+    assert silence == {"account": "junction", "because_of": "status 401: the API key is refused"}
+    for part in ("Paused accounts", "junction", "status 401: the API key is refused", "because of", "seconds left"):
+        assert part in shown(picture)
+
+
+def test_no_silence_is_no_table(engine: Engine) -> None:
+    """Breaks if an account that may be asked looks like one that may not."""
+    assert "Paused accounts" not in shown(status_view.read(engine, IDLE, []))
+    assert "Paused accounts" in shown(status_view.read(engine, IDLE, [Pause("terra", 0.4, "status 429")]))
+
+
+def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator has to look elsewhere for how far history is, or what is over hides what is not."""
+    names = [name for name, one in catalogue().items() if one.kind == "timeseries"][: status_view.MAX_SHOWN + 3]
+    notices = [event(f"historical.data.{name}.created", "u1", {"provider": "oura"}) for name in names]
+    apply(engine, settings, *map(delivery, notices))
+    with engine.begin() as connection:
+        change = "UPDATE headrace.backfills SET status = :state, started_at = now() - interval '1 hour'"
+        for name, state in zip(names, ("failed", "complete", "cancelled", "running", "paused"), strict=False):
+            connection.execute(text(f"{change} WHERE resource = :name"), {"name": name, "state": state})
+        day = "interval '1 day'"
+        half = f"window_end + {day} - (window_end - window_start + 2 * {day}) / 2"
+        connection.execute(text(f"UPDATE headrace.chunks SET slice_end = {half}"))
+    picture = status_view.read(engine, IDLE, [])
+    found = picture.plain()["open_backfills"]
+    assert [one["status"] for one in found] == ["running", "paused", *["pending"] * (status_view.MAX_SHOWN - 2)]
+    assert found[0]["share"] == pytest.approx(0.5)
+    assert found[0]["left"] == pytest.approx(3600, abs=60)
+    assert json.loads(json.dumps(found)) == found
+    text_shown = shown(picture)
+    for part in ("Backfills under way", "50%", "oura", names[3], names[4], "running", "paused"):
+        assert part in text_shown
+    assert names[0] not in text_shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (725, "12 min 5 s"),
+        (3600, "1 h"),
+        (3605, "1 h 5 s"),
+        (86_400 + 7260, "1 d 2 h"),
+        (400 * 86_400, "400 d"),
+    ],
+)
+def test_a_duration_is_two_words(seconds: float, words: str) -> None:
+    """Breaks if the time left cannot be read at a glance, or is told wrongly."""
+    assert durations.format_duration(timedelta(seconds=seconds)) == words
+
+
+def test_a_duration_that_nobody_knows_is_a_dash() -> None:
+    """Breaks if a backfill that waits is said to end now."""
+    assert durations.format_duration(None) == "-"
+
+
+@pytest.mark.parametrize("error", ["[invalid_grant] expired", "no [/path]"])
+def test_what_a_provider_says_is_shown_as_it_is(engine: Engine, settings: Settings, error: str) -> None:
+    """Breaks if brackets in a provider's error vanish, or end `headrace status` with a traceback."""
+    body = {"provider": "oura", "error_type": error}
+    apply(engine, settings, delivery(event("provider.connection.error", "u1", body)))
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(status_view.render(status_view.read(engine, IDLE, [])))
+    assert error in captured.get()

@@ -1,0 +1,1240 @@
+"""Reconciliation: whatever was lost, a comparison finds it, has just that fetched, and finds nothing the next time."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import redis
+from click.testing import CliRunner
+from sqlalchemy import Engine, text
+
+from app.broker.celery import make_celery
+from app.broker.lanes import RECONCILE
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.errors import Unprocessable
+from tests.support import apply, delivery, event, rows
+from workers.aggregators import junction
+from workers.backfill.fetcher import Fetcher
+from workers.celery.context import WorkerContext
+from workers.celery.jobs import Jobs
+from workers.cli.main import main
+from workers.fetch.client import AggregatorClient
+from workers.fetch.http import Client
+from workers.fetch.rate_limits import PREFIX, Throttle, pauses
+from workers.fetch.retry import MAX_ATTEMPTS, UNAUTHORIZED_PAUSE
+from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step, run_slice
+from workers.simulator import events
+from workers.simulator.conditions import Pull, State
+from workers.simulator.data import World
+from workers.simulator.server import API_KEY, Simulator
+from workers.store import coverage
+from workers.store.backfills import due
+from workers.store.gaps import Gap
+from workers.store.jobs import ensure_job
+from workers.verify import expected
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+PERIOD = 3600.0
+PARTS = {"/v2/introspect/historical_pull": "pulls", "/v2/introspect/resources": "supplies"}
+
+
+@pytest.fixture
+def settings(settings: Settings, broker_url: str) -> Settings:
+    """A deployment that may read history, and as fast as it likes."""
+    return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
+
+
+class Killed(BaseException):
+    """What ends a worker where it stands."""
+
+
+def today(days: float = 0) -> datetime:
+    """Midnight of today, or so many days from it."""
+    return datetime.combine(datetime.now(UTC).date(), time(), UTC) + days * DAY
+
+
+# A Junction that says what it is told to
+
+
+def pulled(start: float = -20, end: float = -10, days: int = 0, status: str = "success", **more: Any) -> dict[str, Any]:
+    """A pull of a stretch of days from today, as a page has it."""
+    edges = {"range_start": today(start).isoformat(), "range_end": today(end).isoformat()}
+    timeline = {"scheduled_at": today(end).isoformat(), "started_at": today(end).isoformat()}
+    return {"status": status, "days_with_data": days, "timeline": timeline, "error_details": None} | edges | more
+
+
+def supplied(oldest: float, newest: float) -> dict[str, Any]:
+    """What there is of a resource, as a page has it."""
+    return {"oldest_data": today(oldest).isoformat(), "newest_data": today(newest).isoformat(), "sent_count": 1}
+
+
+def of(
+    user: str, provider: str = "garmin", not_pulled: Sequence[str] = (), **resources: dict[str, Any]
+) -> dict[str, Any]:
+    """What a page says of one person: of the pulls, or of the resources."""
+    if any("status" in one for one in resources.values()) or not_pulled:
+        return {"user_id": user, "provider": {provider: {"pulled": resources, "not_pulled": list(not_pulled)}}}
+    return {"user_id": user, "provider": {provider: resources}}
+
+
+@dataclass
+class Told:
+    """A provider that remembers what it was asked. Pages name each other by their number."""
+
+    pulls: Sequence[Sequence[Any]] = ((),)
+    supplies: Sequence[Sequence[Any]] = ((),)
+    connections: dict[str, Any] = field(default_factory=dict)  # by person; everybody else is not known
+    before: list[Any] = field(default_factory=list)  # answers that come first; None: the true one
+    during: Callable[[httpx.Request], None] = lambda _: None
+    asked: list[httpx.Request] = field(default_factory=list)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        assert len(self.asked) < 200, "asked without end"
+        self.during(request)
+        return (self.before.pop(0) if self.before else None) or self.truth(request)
+
+    def truth(self, request: httpx.Request) -> httpx.Response:
+        """The page, or how a person's connections are."""
+        if (part := PARTS.get(request.url.path)) is None:
+            user = request.url.path.rpartition("/")[2]
+            known = self.connections.get(user)
+            return httpx.Response(404) if known is None else httpx.Response(200, json={"providers": known})
+        pages = getattr(self, part)
+        number = int(request.url.params.get("next_cursor", 0))
+        asked = request.url.params.get("user_id")
+        data = [one for one in pages[number] if asked in (None, one["user_id"])]
+        following = str(number + 1) if number + 1 < len(pages) else None
+        return httpx.Response(200, json={"data": data, "next_cursor": following, "next": following})
+
+    def reconciler(self, engine: Engine, settings: Settings, **more: Any) -> Reconciler:
+        """A worker that has just started and reads from this provider."""
+        client = Client("https://provider.test", {}, httpx.MockTransport(self))
+        return Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings)), **more)
+
+    def paths(self) -> list[str]:
+        """What was asked, in short: the part or the person, and the cursor."""
+        names = [PARTS.get(one.url.path) or one.url.path.rpartition("/")[2] for one in self.asked]
+        cursors = [one.url.params.get("next_cursor", "") for one in self.asked]
+        return [f"{name} {cursor}".strip() for name, cursor in zip(names, cursors, strict=True)]
+
+
+# One person: a pull of eleven days that nobody announced, and three days that came later.
+MISSING = Told(
+    pulls=[[of("u1", heartrate=pulled(-20, -10))]],
+    supplies=[[of("u1", heartrate=supplied(-20, -3))]],
+    connections={"u1": [{"slug": "garmin", "status": "connected"}]},
+)
+
+
+def missing(**changes: Any) -> Told:
+    """That person's provider, which was asked nothing yet."""
+    return replace(MISSING, asked=[], **changes)
+
+
+def walk(
+    reconciler: Reconciler, settings: Settings, since: datetime = LONG_AGO, user: str | None = None, limit: int = 120
+) -> list[Step]:
+    """Every step to the end; time passes as soon as somebody waits for it."""
+    at: ReconcilePosition | None = ReconcilePosition()
+    steps: list[Step] = []
+    while at is not None:
+        steps.append(reconciler.step(at, since, user))
+        at = steps[-1].to
+        if steps[-1].seconds:
+            forget_pauses(settings)
+        assert len(steps) <= limit, "it does not come to an end"
+    return steps
+
+
+def forget_pauses(settings: Settings) -> None:
+    """Lets the time pass that the provider wants to be left alone."""
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        client.delete(PREFIX + "junction")
+
+
+def found(steps: Sequence[Step]) -> list[Gap]:
+    """What is missing."""
+    return [gap for step in steps for gap in step.found]
+
+
+def short(steps: Sequence[Step]) -> list[tuple[str, str, int]]:
+    """Of which resource, whose turn it is, and how many windows are to be fetched."""
+    return [(gap.key.resource, gap.whose, len(gap.windows)) for gap in found(steps)]
+
+
+def opened(engine: Engine) -> dict[tuple[str, str, str], list[tuple[datetime, datetime]]]:
+    """The windows that reconciliations wanted, by person, provider and resource."""
+    query = """
+        SELECT b.user_id, b.provider, b.resource, c.window_start, c.window_end
+        FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
+        WHERE b.requested_by = 'reconcile' ORDER BY c.window_start"""
+    by_key = defaultdict(list)
+    for row in rows(engine, query):
+        by_key[row["user_id"], row["provider"], row["resource"]].append((row["window_start"], row["window_end"]))
+    return dict(by_key)
+
+
+def execute(engine: Engine, *statements: str, **parameters: Any) -> None:
+    """Changes the database behind everybody's back."""
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement), parameters)
+
+
+def snapshot(engine: Engine) -> dict[str, str]:
+    """Every row of every table."""
+    query = """
+        SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition"""
+    content = "SELECT coalesce(string_agg(t::text, ';' ORDER BY t::text), '') AS it FROM headrace.{} t"
+    tables = [f'"{row["relname"]}"' for row in rows(engine, query)]
+    return {name: rows(engine, content.format(name))[0]["it"] for name in tables}
+
+
+# The whole way, with the simulated provider over HTTP
+
+FEW = ("heartrate", "steps", "sleep", "activity", "weight", "menstrual_cycle", "profile", "workout_stream", "workouts")
+
+
+@dataclass
+class Stage:
+    """A simulated provider, and a store that reads from it."""
+
+    engine: Engine
+    settings: Settings
+    simulator: Simulator
+    client: Client
+
+    @property
+    def world(self) -> World:
+        """What is true."""
+        return self.simulator.world
+
+    def announce(self) -> None:
+        """Every connection, and the notice of every resource."""
+        for user in self.world.members:
+            for connection in user.connections:
+                told = [events.connected(self.world, user, connection)]
+                told += [events.historical(self.world, user, connection, one) for one in events.supplied(connection)]
+                apply(self.engine, self.settings, *(delivery(one, datetime.now(UTC)) for one in told))
+
+    def settle(self) -> None:
+        """Fetches whatever is open, to the end."""
+        fetcher = Fetcher(
+            self.engine, self.settings, [AggregatorClient("junction", self.client, Throttle(self.settings))]
+        )
+        for _ in range(40):
+            execute(self.engine, "UPDATE headrace.backfills SET due_at = now() WHERE status IN ('pending', 'running')")
+            if not (waiting := due(self.engine)):
+                return
+            for backfill_id in waiting:
+                fetcher.run(backfill_id)
+        raise AssertionError("it does not come to an end")
+
+    def reconcile(self, since: datetime = LONG_AGO, *, dry_run: bool = False) -> list[Step]:
+        """Compares, to the end."""
+        account = AggregatorClient("junction", self.client, Throttle(self.settings))
+        return walk(Reconciler(self.engine, self.settings, account, dry_run=dry_run), self.settings, since)
+
+    def restore(self) -> list[Step]:
+        """Compares, and fetches what is missing."""
+        steps = self.reconcile()
+        self.settle()
+        return steps
+
+    def held(self) -> Counter[str]:
+        """How many rows of each resource are stored."""
+        with self.engine.connect() as connection:
+            return Counter(str(key[0]) for key, _ in expected.stored(connection))
+
+    def differences(self) -> Counter[str]:
+        """How many rows of each resource are missing, wrong or too many."""
+        with self.engine.connect() as connection:
+            stored = list(expected.stored(connection))
+        held = dict(stored)
+        assert len(held) == len(stored)
+        wanted = self.settings.resources
+        truth = {key: one for key, one in expected.history(self.world).items() if not wanted or key[0] in wanted}
+        wrong = [key for key, content in truth.items() if held.get(key) != content]
+        return Counter(str(key[0]) for key in [*wrong, *(held.keys() - truth.keys())])
+
+    def check(self) -> None:
+        """Everything is there, once; nothing is found missing any more, and nothing is asked for."""
+        assert self.differences() == {}
+        before, count = opened(self.engine), len(self.simulator.requests)
+        assert found(self.reconcile()) == []
+        assert opened(self.engine) == before
+        assert len(self.simulator.requests) == count + len(self.world.members) + 2
+
+    def asked(self) -> dict[str, list[tuple[datetime, datetime]]]:
+        """The windows of the requests for data so far, by the part of the path that names the resource."""
+        windows = defaultdict(list)
+        for request in self.simulator.requests:
+            query = httpx.QueryParams(request["query"])
+            if "start_date" in query:
+                edges = [datetime.fromisoformat(query[name]) for name in ("start_date", "end_date")]
+                path = request["path"].replace(self.world.members[0].user_id, "")
+                windows[path].append((edges[0].replace(tzinfo=UTC), edges[1].replace(tzinfo=UTC)))
+        return dict(windows)
+
+
+@contextmanager
+def stage(engine: Engine, settings: Settings, users: int = 1, days: int = 2, **more: Any) -> Iterator[Stage]:
+    """A world that ended two hours ago, so that nothing of it is still on its way."""
+    until = datetime.now(UTC) - 2 * HOUR
+    with Simulator(users, days, until=until, page_size=5000, **more) as simulator:
+        wanted = replace(settings, junction_base_url=simulator.url)
+        with closing(Client(*junction.connect(wanted))) as client:
+            yield Stage(engine, wanted, simulator, client)
+
+
+def test_whoever_heard_nothing_gets_everything(engine: Engine, settings: Settings) -> None:
+    """Breaks if any resource of anybody is not restored where nothing was received, or is found missing again."""
+    with stage(engine, settings, users=2) as on:
+        steps = on.restore()
+        assert {gap.whose for gap in found(steps)} == {"ours"}
+        assert sum(step.people for step in steps) == len(on.world.members)
+        truth = [
+            {"user_id": user.user_id, "provider": each.provider.slug, "status": "connected", "error": None}
+            for user in on.world.members
+            for each in user.connections
+        ]
+        query = "SELECT user_id, provider, status, error FROM health.connections"
+        assert sorted(map(str, rows(engine, query))) == sorted(map(str, truth))
+        on.check()
+    for resource in catalogue().values():
+        origins = {row["origin"] for row in rows(engine, f"SELECT DISTINCT origin FROM health.{resource.name}")}
+        assert origins <= {"reconcile"}, resource.name
+    assert rows(engine, "SELECT DISTINCT status, error FROM health.backfills") == [
+        {"status": "complete", "error": None}
+    ]
+
+
+def lose(on: Stage, start: datetime, end: datetime, resources: Sequence[str] = ()) -> None:
+    """Takes away what happened between two moments, of these resources or of all."""
+    names = list(resources) or list(catalogue())
+    of_series = "series_id IN (SELECT id FROM headrace.series WHERE resource = ANY(:names))"
+    window = {"start": start, "end": end}
+    execute(
+        on.engine,
+        f"DELETE FROM headrace.samples WHERE ts >= :start AND ts < :end AND {of_series}",
+        **window,
+        names=names,
+    )
+    for name in names:
+        if column := catalogue()[name].day_field:
+            days = {"start": start.date(), "end": (end - timedelta(microseconds=1)).date()}
+            between = f"CAST({column} AS date) BETWEEN :start AND :end"
+            execute(on.engine, f"DELETE FROM headrace.{name} WHERE {between}", **days)
+    if "workout_stream" in names:
+        gone = "NOT EXISTS (SELECT 1 FROM headrace.workouts w WHERE w.id = s.id)"
+        execute(on.engine, f"DELETE FROM headrace.workout_stream s WHERE {gone}")
+
+
+def age(on: Stage, connected_at: datetime) -> None:
+    """Makes it so that people connected then, and whatever came later came by webhook."""
+    on.world.connected_at = connected_at
+    execute(
+        on.engine,
+        "UPDATE headrace.users SET first_seen = :at",
+        "UPDATE headrace.backfills SET window_end = :at, created_at = :at, finished_at = :over",
+        "UPDATE headrace.chunks SET window_end = :at, created_at = :at",
+        at=connected_at,
+        over=connected_at + HOUR,
+    )
+
+
+def hear(on: Stage, start: datetime, end: datetime, aggregator: str = "junction") -> None:
+    """Something was received in every hour between two moments."""
+    execute(
+        on.engine,
+        """INSERT INTO headrace.deliveries (aggregator, message_id, received_at, applied_at, outcome)
+           SELECT :aggregator, 'heard-' || hour, hour, hour, 'applied'
+           FROM generate_series(:start, :end, interval '30 minutes') AS hour""",
+        start=start,
+        end=end,
+        aggregator=aggregator,
+    )
+
+
+def within(windows: Sequence[tuple[datetime, datetime]], first: datetime, last: datetime) -> bool:
+    """Whether all that was asked for lies between two moments."""
+    return bool(windows) and all(first <= start <= end <= last for start, end in windows)
+
+
+@pytest.mark.parametrize("others", ["were not heard either", "were heard"])
+def test_three_lost_days_come_back(engine: Engine, settings: Settings, others: str) -> None:
+    """Breaks if an outage longer than the sender's retries leaves a hole, or costs more requests than its own days.
+
+    Of a whole outage the edges are hours, and the days they lie in are fetched. Where others were heard meanwhile, only
+    this person's silence tells, and a silence is whole days.
+    """
+    start, end, wanted = today(-5) + 5 * HOUR, today(-3) + 20 * HOUR, settings
+    if others == "were heard":
+        start, end, wanted = today(-5), today(-2), replace(settings, resources=FEW)
+    with stage(engine, wanted, days=9) as on:
+        on.announce()
+        on.settle()
+        age(on, today(-7))
+        hear(on, today(-7), start - HOUR if others != "were heard" else datetime.now(UTC))
+        if others != "were heard":
+            hear(on, end + HOUR, datetime.now(UTC))
+        whole = on.held()
+        lose(on, start, end)
+        assert {"heartrate", "steps", "sleep", "activity", "workouts", "workout_stream"} <= (whole - on.held()).keys()
+        count = len(on.simulator.requests)
+        steps = on.restore()
+        assert {gap.whose for gap in found(steps)} == {"ours"}
+        on.check()
+        asked = on.simulator.requests[count:]
+    assert {request["status"] for request in asked} == {200}
+    spans = opened(engine)
+    daily = {
+        key: windows for key, windows in spans.items() if key[2] in ("heartrate", "steps", "hrv", "sleep", "activity")
+    }
+    assert len(daily) > 3
+    for key, windows in daily.items():
+        assert windows == [(today(-5), today(-2))], key
+    for key, windows in spans.items():  # of what is rare, what is newer than what is left (a day's margin) as well
+        assert all(today(-10) <= first < last <= today(1) for first, last in windows), (key, windows)
+
+
+def test_only_what_is_missing_is_fetched(engine: Engine, settings: Settings) -> None:
+    """Breaks if one resource that was lost has the others fetched too, or more of it than was lost."""
+    wanted = replace(settings, resources=("heartrate", "steps", "sleep", "activity", "weight", "profile"))
+    with stage(engine, wanted, days=9) as on:
+        on.announce()
+        on.settle()
+        age(on, today(-7))
+        hear(on, today(-7), datetime.now(UTC))
+        connections = on.world.members[0].connections
+        slugs = {each.provider.slug for each in connections if each.provider.has(catalogue()["steps"])}
+        lose(on, today(-5), today(-3), ["steps"])
+        before = on.asked()
+        assert {(gap.key.resource, gap.reason) for gap in found(on.restore())} == {("steps", "2 days without data")}
+        on.check()
+        after = on.asked()
+    path = "/v2/timeseries//steps/grouped"
+    assert {one for one in after if after[one] != before[one]} == {path}
+    asked = after[path][len(before[path]) :]
+    assert set(asked) == {(today(-6), today(-2))}
+    assert len(asked) == len(slugs)
+    assert {key[1:]: windows for key, windows in opened(engine).items()} == {
+        (slug, "steps"): [(today(-5), today(-3))] for slug in slugs
+    }
+
+
+def test_lost_days_of_the_past_come_back(engine: Engine, settings: Settings) -> None:
+    """Breaks if rows of history that are gone after it was fetched are never missed, or asked for more than once."""
+    with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep")), days=5) as on:
+        on.announce()
+        on.settle()
+        lose(on, today(-3), today(-2), ["heartrate"])
+        assert {gap.key.resource for gap in found(on.restore())} == {"heartrate"}
+        on.check()
+    assert opened(engine)
+    for windows in opened(engine).values():
+        assert windows == [(today(-3), today(-2))]
+
+
+def test_a_tail_comes_back(engine: Engine, settings: Settings) -> None:
+    """Breaks if what was lost last, and nothing came after, waits for something newer."""
+    with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep", "activity")), days=6) as on:
+        on.announce()
+        on.settle()
+        age(on, today(-4))
+        hear(on, today(-4), datetime.now(UTC))
+        lose(on, today(-2) + 3 * HOUR, today(2), ["heartrate", "sleep"])
+        on.restore()
+        on.check()
+    assert {key[2] for key in opened(engine)} == {"heartrate", "sleep"}
+    assert all(start >= today(-3) for windows in opened(engine).values() for start, _ in windows)
+
+
+def test_a_night_that_began_the_day_before_is_no_gap(engine: Engine, settings: Settings) -> None:
+    """Breaks if the sleep cycle of every night is fetched once more, though it came."""
+    with stage(engine, replace(settings, resources=("sleep_cycle", "heartrate")), days=6) as on:
+        on.announce()
+        on.settle()
+        age(on, today(-4))
+        hear(on, today(-4), datetime.now(UTC))
+        assert found(on.reconcile(dry_run=True)) == []
+
+
+def test_faults_over_http_cost_a_repetition(engine: Engine, settings: Settings) -> None:
+    """Breaks if a fault of the real protocol ends a comparison, or has somebody left out."""
+    kinds: list[Any] = ["truncated", "500", "503", "429", "408", "504"]
+    with stage(engine, settings, users=2, days=1) as on:
+        calm = Counter(short(on.reconcile(dry_run=True)))
+        for kind in kinds:
+            on.simulator.faults.add(kind, times=2, **({"retry_after": 1} if kind in ("503", "429") else {}))
+        steps = on.reconcile(dry_run=True)
+        faulty = [request["status"] for request in on.simulator.requests[-len(steps) :]]
+    assert Counter(short(steps)) == calm
+    assert len([step for step in steps if step.seconds]) == 2 * len(kinds)
+    assert Counter(faulty)[200] == 4 + 2  # and two that were cut short
+
+
+def test_short_and_empty_pages_over_http(engine: Engine, settings: Settings) -> None:
+    """Breaks if a page that holds less than it may, or nothing, passes for the last one."""
+    with stage(engine, settings, users=7, days=1) as on:
+        calm = Counter(short(on.reconcile(dry_run=True)))
+        for records in (1, 0, 3, 0, 0, 1):
+            on.simulator.faults.add("short_page", times=1, records=records)
+        steps = on.reconcile(dry_run=True)
+        pages = [one for one in on.simulator.requests if "introspect" in one["path"]]
+    assert Counter(short(steps)) == calm
+    assert sum(step.people for step in steps) == 7
+    assert len(pages) == 2 + 2 + 6
+
+
+# Whose turn it is
+
+
+@pytest.mark.parametrize("status", ["scheduled", "in_progress", "retrying"])
+def test_what_is_still_being_pulled_is_left_alone(engine: Engine, settings: Settings, status: Any) -> None:
+    """Breaks if a pull that is not over is asked for in vain, whether as history or as what came later."""
+    with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep", "activity"))) as on:
+        on.simulator.conditions.put_pull(Pull(status=status, resource="heartrate"))
+        on.simulator.conditions.put_pull(Pull(status=status, resource="sleep"))
+        steps = on.reconcile()
+        pulling = [gap for gap in found(steps) if gap.key.resource in ("heartrate", "sleep")]
+        assert {(gap.whose, gap.is_pulling, gap.windows) for gap in pulling} == {("aggregator", True, ())}
+        assert all(status in gap.reason for gap in pulling)
+        assert {key[2] for key in opened(engine)}.isdisjoint({"heartrate", "sleep"})
+        assert {key[2] for key in opened(engine)} == {"steps", "activity"}
+        again = on.reconcile()
+        assert {gap.key for gap in found(again)} == {gap.key for gap in pulling}
+        on.simulator.conditions.clear_pulls()
+        on.restore()
+        on.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "details"),
+    [("failure", "non_retriable_error"), ("failure", "retry_quota_exhausted"), ("not_pulled", None)],
+)
+def test_what_the_provider_did_not_give_is_told(
+    engine: Engine, settings: Settings, status: Any, details: str | None
+) -> None:
+    """Breaks if a pull that failed or never was counts as ours, is told without its error, or hides what came later."""
+    told = Told(
+        pulls=[[of("u1", sleep=pulled())], [of("u1", heartrate=pulled(status="failure", error_details=details))]],
+        supplies=[[of("u1", heartrate=supplied(-9, -3))]],
+    )
+    if status == "not_pulled":
+        told.pulls = [[of("u1", not_pulled=["heartrate"], sleep=pulled())]]
+    steps = walk(told.reconciler(engine, settings), settings)
+    history, later = (gap for gap in found(steps) if gap.key.resource == "heartrate")
+    assert (history.whose, history.windows, history.is_pulling) == ("provider", (), False)
+    assert (details or "not pulled") in history.reason
+    assert later.whose == "ours"
+    spans = opened(engine)
+    assert spans["u1", "garmin", "heartrate"] == [(today(-9), today(-2))]
+    assert spans["u1", "garmin", "sleep"] == [(today(-20), today(-9))]
+
+
+def test_what_the_api_does_not_give_is_asked_for_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if days that Junction counts but does not give are asked for with each comparison, or kept quiet."""
+    told = missing(pulls=[[of("u1", heartrate=pulled(days=9))]], supplies=[[]])
+    turns = []
+    for _ in range(3):
+        turns.append(short(walk(told.reconciler(engine, settings), settings)))
+        execute(engine, "UPDATE headrace.chunks SET status = 'done'")
+        execute(engine, "UPDATE headrace.backfills SET status = 'complete', finished_at = now()")
+    never, connection = ("heartrate", "ours", 1), ("connection", "ours", 0)
+    assert turns == [[never, connection], [("heartrate", "aggregator", 0)], [("heartrate", "aggregator", 0)]]
+
+
+def test_a_failed_backfill_is_asked_for_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if history whose backfill failed is never fetched."""
+    told = missing(supplies=[[]])
+    reconciler = told.reconciler(engine, settings)
+    walk(reconciler, settings)
+    assert short(walk(reconciler, settings)) == []
+    execute(engine, "UPDATE headrace.backfills SET status = 'failed', finished_at = now()")
+    (gap,) = found(walk(reconciler, settings))
+    assert gap.reason == "its backfill has failed"
+    assert opened(engine)["u1", "garmin", "heartrate"] == [(today(-20), today(-9))] * 2
+
+
+# Connections
+
+ERROR = {"error_type": "token_refresh_failed", "error_message": "the refresh token was rejected"}
+
+
+@pytest.mark.parametrize(
+    ("known", "true", "stored", "is_changed"),
+    [
+        (None, "connected", ("connected", None), True),
+        (None, "error", ("error", "token_refresh_failed: the refresh token was rejected"), True),
+        ("connected", "error", ("error", "token_refresh_failed: the refresh token was rejected"), True),
+        ("error", "connected", ("connected", None), True),
+        ("connected", "deregistered", ("error", "deregistered"), True),
+        ("error", "deregistered", ("error", "provider_error"), False),
+        ("connected", "connected", ("connected", None), False),
+        ("error", "error", ("error", "provider_error"), False),
+        (None, "deregistered", None, False),
+    ],
+)
+def test_connections_are_corrected(  # noqa: PLR0917
+    engine: Engine,
+    settings: Settings,
+    known: str | None,
+    true: Any,
+    stored: tuple[str, str | None] | None,
+    is_changed: bool,  # noqa: FBT001
+) -> None:
+    """Breaks if a connection that was made, broken, mended or ended unheard stays as it was last heard of."""
+    with stage(engine, replace(settings, resources=("profile",)), days=1) as on:
+        user = on.world.members[0]
+        connection, slug = user.connections[0], user.connections[0].provider.slug
+        others = [events.connected(on.world, user, each) for each in user.connections[1:]]
+        if known:
+            others.append(events.connected(on.world, user, connection))
+        if known == "error":
+            data = {"provider": slug, "error_type": "provider_error"}
+            others.append(event("provider.connection.error", user.user_id, data))
+        before = datetime.now(UTC) - DAY
+        for number, one in enumerate(others):
+            apply(engine, on.settings, delivery(one, before + number * HOUR))
+        on.simulator.conditions.put_state(State(true, user.user_id, slug))
+        steps = on.reconcile()
+        assert [gap.key.provider for gap in found(steps) if gap.key.resource == "connection"] == [slug] * is_changed
+        query = "SELECT status, error FROM health.connections WHERE provider = :slug"
+        assert [tuple(row.values()) for row in rows(engine, query, slug=slug)] == ([stored] if stored else [])
+        count = len(
+            rows(engine, "SELECT 1 FROM health.connections WHERE status = 'connected' AND provider <> :slug", slug=slug)
+        )
+        assert count == len(user.connections) - 1
+        assert [gap for gap in found(on.reconcile()) if gap.key.resource == "connection"] == []
+
+
+def test_a_newer_webhook_goes_before_the_comparison(engine: Engine, settings: Settings) -> None:
+    """Breaks if an answer that was asked for before a connection was mended breaks it again."""
+    body = event("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})
+    told = missing(connections={"u1": [{"slug": "garmin", "status": "error"}]}, supplies=[[]])
+
+    def mend(request: httpx.Request) -> None:
+        if request.url.path not in PARTS:
+            apply(engine, settings, delivery(body, datetime.now(UTC) + timedelta(seconds=30)))
+
+    told.during = mend
+    walk(told.reconciler(engine, settings), settings)
+    assert rows(engine, "SELECT status FROM health.connections") == [{"status": "connected"}]
+
+
+def test_connections_of_all_people_are_asked_about(engine: Engine, settings: Settings) -> None:
+    """Breaks if somebody of whom nothing else is told, or who is not known any more, has the others left out."""
+    well = [{"slug": "garmin", "status": "connected"}]
+    told = Told(
+        pulls=[[of("u1"), {"user_id": "u2", "provider": {}}], [], [of("u3"), of("u4")]],
+        connections={"u1": well, "u3": well, "u4": []},
+    )
+    walk(told.reconciler(engine, settings), settings)
+    assert told.paths() == ["pulls", "u1", "u2", "pulls 1", "pulls 2", "u3", "u4", "supplies"]
+    assert [row["user_id"] for row in rows(engine, "SELECT user_id FROM health.connections ORDER BY 1")] == ["u1", "u3"]
+
+
+# Who and what is left out
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_whoever_was_erased_does_not_come_back(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, amid: bool
+) -> None:
+    """Breaks if a person who was erased here but not at Junction, before or while it is asked, is fetched again."""
+    if amid:
+        monkeypatch.setattr(coverage, "erased", lambda *_: set())  # as it was a moment ago
+    execute(engine, "INSERT INTO headrace.users (user_id, erased_at) VALUES ('u1', now())")
+    told = Told(
+        pulls=[[of("u1", heartrate=pulled()), of("u2", heartrate=pulled())]],
+        supplies=[[of("u1", sleep=supplied(-9, -3)), of("u2", sleep=supplied(-9, -3))]],
+        connections={name: [{"slug": "garmin", "status": "connected"}] for name in ("u1", "u2")},
+    )
+    steps = walk(told.reconciler(engine, settings), settings)
+    assert {gap.key.user_id for gap in found(steps)} == {"u2"}
+    assert {key[0] for key in opened(engine)} == {"u2"}
+    assert told.paths() == ["pulls", *(["u1"] if amid else []), "u2", "supplies"]
+    for table in ("connections", "backfills", "gaps"):
+        assert rows(engine, f"SELECT 1 FROM headrace.{table} WHERE user_id = 'u1'") == []
+
+
+HISTORY: dict[str, Any] = {name: pulled() for name in ("sleep", "steps", "hypnogram", "brain_waves", "device")}
+LATER: dict[str, Any] = {name: supplied(-9, -3) for name in ("sleep", "steps", "sleep_stream", "new_one")}
+EVERYTHING = Told(pulls=[[of("u1", "garmin", **HISTORY)]], supplies=[[of("u1", "oura", **LATER)]])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        ({}, {("garmin", "sleep"), ("garmin", "steps"), ("garmin", "device"), ("oura", "sleep"), ("oura", "steps")}),
+        ({"resources": ("sleep",)}, {("garmin", "sleep"), ("oura", "sleep")}),
+        ({"providers": ("oura",)}, {("oura", "sleep"), ("oura", "steps")}),
+        ({"resources": ("steps",), "providers": ("garmin",)}, {("garmin", "steps")}),
+        ({"resources": ("hypnogram", "sleep_stream")}, {("garmin", "hypnogram"), ("oura", "sleep_stream")}),
+        ({"providers": ("strava",)}, set()),
+    ],
+)
+def test_only_what_is_wanted_is_fetched(
+    engine: Engine, settings: Settings, wanted: dict[str, Any], kept: set[tuple[str, str]]
+) -> None:
+    """Breaks if what is left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS, or nobody knows, is fetched or told."""
+    told = replace(EVERYTHING, asked=[])
+    steps = walk(told.reconciler(engine, replace(settings, **wanted)), settings)
+    assert {key[1:] for key in opened(engine)} == kept
+    assert {gap.key[1:] for gap in found(steps)} == kept
+
+
+@pytest.mark.parametrize(("has_any", "resources"), [(True, set()), (False, {"profile"})])
+def test_what_has_no_day_is_there_or_not(
+    engine: Engine, settings: Settings, resources: set[str], *, has_any: bool
+) -> None:
+    """Breaks if a profile, which tells no day, is fetched with each comparison, or never."""
+    source = {"provider": "garmin", "type": "watch"}
+    beats = [{"timestamp": (today(n) + HOUR).isoformat(), "value": 60, "unit": "bpm"} for n in range(-9, 0)]
+    known = [event("daily.data.heartrate.created", "u1", {"source": source, "data": beats})]
+    known += [event("daily.data.profile.created", "u1", {"id": "p1", "source": source})] * has_any
+    apply(engine, settings, *(delivery(one, today(-1)) for one in known))
+    told = Told(supplies=[[of("u1", heartrate=supplied(-9, -1), profile=supplied(-9, -3))]])
+    assert {gap.key.resource for gap in found(walk(told.reconciler(engine, settings), settings))} == resources
+
+
+def test_a_row_without_a_user_is_passed_over(engine: Engine, settings: Settings) -> None:
+    """Breaks if a user_id that is empty, as in the public examples, makes a person of that name."""
+    told = Told(pulls=[[of("", heartrate=pulled()), of("u1", heartrate=pulled())]], supplies=[[]])
+    walk(told.reconciler(engine, settings), settings)
+    assert {key[0] for key in opened(engine)} == {"u1"}
+    assert told.paths() == ["pulls", "u1", "supplies"]
+
+
+def test_history_since_the_year_one_is_fetched(engine: Engine, settings: Settings) -> None:
+    """Breaks if a range that begins with the zero of some languages' times makes a backfill that cannot be fetched."""
+    with stage(engine, settings, days=1) as on:
+        user = on.world.members[0].user_id
+        slug = on.world.members[0].connections[0].provider.slug
+        told = Told(pulls=[[of(user, slug, heartrate=pulled(range_start="0001-01-01T00:00:00"))]], supplies=[[]])
+        walk(told.reconciler(engine, settings), settings)
+        on.settle()
+    assert rows(engine, "SELECT status FROM health.backfills") == [{"status": "complete"}]
+
+
+def test_one_person_is_compared_alone(engine: Engine, settings: Settings) -> None:
+    """Breaks if whoever asks for one person pays for all, or a later page forgets whom it is about."""
+    told = Told(
+        pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())]],
+        supplies=[[of("u1", sleep=supplied(-9, -3)), of("u2", sleep=supplied(-9, -3))]],
+    )
+    walk(told.reconciler(engine, settings), settings, user="u2")
+    assert [one.url.params.get("user_id") for one in told.asked] == ["u2", "u2", None, "u2"]
+    assert {key[0] for key in opened(engine)} == {"u2"}
+
+
+def test_what_came_before_is_compared_on_demand_only(engine: Engine, settings: Settings) -> None:
+    """Breaks if each comparison asks for a decade, or none ever can."""
+    told = missing(pulls=[[]], supplies=[[of("u1", heartrate=supplied(-300, -3), sleep=supplied(-300, -200))]])
+    (gap,) = found(walk(told.reconciler(engine, settings, dry_run=True), settings, since=today(-35)))
+    assert gap.windows == ((today(-35), today(-2)),)
+    both = found(walk(told.reconciler(engine, settings, dry_run=True), settings))
+    assert [one.windows[0][0] for one in both] == [today(-300), today(-300)]
+
+
+# The dry run
+
+
+def test_a_dry_run_writes_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if somebody who only wants to look has something fetched, corrected or noted, or is told less."""
+    with stage(engine, settings, days=3) as on:
+        user, connection = on.world.members[0], on.world.members[0].connections[0]
+        notices = [events.historical(on.world, user, connection, catalogue()[name]) for name in ("heartrate", "sleep")]
+        apply(engine, on.settings, *(delivery(one, datetime.now(UTC)) for one in notices))
+        on.settle()
+        lose(on, today(-2), today(-1), ["heartrate"])
+        on.simulator.conditions.put_pull(Pull("retrying", resource="steps"))
+        ensure_job(engine, JOB, PERIOD)
+        before = snapshot(engine)
+        assert {name for name, content in before.items() if content} >= {'"samples"', '"backfills"', '"jobs"'}
+        dry = on.reconcile(dry_run=True)
+        assert snapshot(engine) == before
+        assert not any(step.opened for step in dry)
+        wet = on.reconcile()
+        assert short(dry) == short(wet)
+        assert [(gap.key, gap.reason) for gap in found(dry)] == [(gap.key, gap.reason) for gap in found(wet)]
+        assert snapshot(engine) != before
+        assert len({one for step in wet for one in step.opened}) == len({gap.key for gap in found(wet) if gap.windows})
+
+
+def test_a_dry_run_finds_what_a_run_would(engine: Engine, settings: Settings) -> None:
+    """Breaks if what was being pulled yesterday, and is over now, is left out of what is said to be missing."""
+    told = missing(pulls=[[of("u1", heartrate=pulled(status="in_progress"))]])
+    walk(told.reconciler(engine, settings), settings)
+    told = missing()
+    dry = walk(told.reconciler(engine, settings, dry_run=True), settings)
+    assert short(dry) == short(walk(told.reconciler(engine, settings), settings))
+
+
+# Pages
+
+
+def test_every_page_is_asked_for_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if a short or an empty page ends a part, or one part's cursor is used in the other."""
+    pulls = [[of("u1", heartrate=pulled())], [], [], [of("u2", heartrate=pulled()), of("u3", heartrate=pulled())]]
+    supplies = [[], [of("u2", sleep=supplied(-9, -3))], [of("u1", sleep=supplied(-9, -3))]]
+    told = Told(pulls=pulls, supplies=supplies)
+    steps = walk(told.reconciler(engine, settings), settings)
+    asked = ["pulls", "u1", "pulls 1", "pulls 2", "pulls 3", "u2", "u3", "supplies", "supplies 1", "supplies 2"]
+    assert told.paths() == asked
+    assert [step.people for step in steps] == [1, 0, 0, 0, 2, 0, 0, 0, 0, 0]
+    keys = {(user, "garmin", "heartrate") for user in ("u1", "u2", "u3")}
+    assert opened(engine).keys() == keys | {("u1", "garmin", "sleep"), ("u2", "garmin", "sleep")}
+
+
+def cursors(*given: str | None, part: str = "pulls") -> Told:
+    """A provider whose pages of a part name these cursors, and then the last of them for ever."""
+    told = missing(connections={})
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        told.asked.append(request)
+        assert len(told.asked) < 40, "asked without end"
+        if PARTS.get(request.url.path) != part:
+            return httpx.Response(200, json={"data": [], "providers": []})
+        number = sum(one.url.path == request.url.path for one in told.asked) - 1
+        return httpx.Response(200, json={"data": [], "next_cursor": given[min(number, len(given) - 1)]})
+
+    told.truth = answer  # type: ignore[method-assign]
+    told.asked = []
+    return told
+
+
+def at(told: Told, engine: Engine, settings: Settings) -> Reconciler:
+    """A worker that reads from these pages."""
+    client = Client("https://provider.test", {}, httpx.MockTransport(told.truth))
+    return Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings)))
+
+
+@pytest.mark.parametrize("part", ["pulls", "supplies"])
+def test_a_cursor_that_repeats_ends_its_part(engine: Engine, settings: Settings, part: str) -> None:
+    """Breaks if a cursor that leads to itself is followed in a circle, or takes the other part with it."""
+    told = cursors("a", "b", "b", part=part)
+    walk(at(told, engine, settings), settings, limit=20)
+    asked = [path for path in told.paths() if path.startswith(part)]
+    assert asked == [part, f"{part} a", f"{part} b"]
+    assert told.paths()[-1].startswith("supplies")
+
+
+def test_cursors_that_go_in_a_circle_are_noticed(engine: Engine, settings: Settings) -> None:
+    """Breaks if two pages that lead to each other are asked for without a pause, for ever."""
+    told = cursors(*["a", "b"] * 30)
+    walk(at(told, engine, settings), settings, limit=20)
+
+
+@pytest.mark.parametrize("status", [400, 410])
+def test_an_expired_cursor_begins_the_part_again(engine: Engine, settings: Settings, status: int) -> None:
+    """Breaks if whoever comes after a page that took long is never compared, run after run."""
+    told = Told(pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())]])
+    told.before = [None, None, httpx.Response(status, json={"detail": "cursor_expired"})]
+    walk(told.reconciler(engine, settings), settings)
+    assert told.paths() == ["pulls", "u1", "pulls 1", "pulls", "u1", "pulls 1", "u2", "supplies"]
+    assert {key[0]: len(windows) for key, windows in opened(engine).items()} == {"u1": 1, "u2": 1}
+
+
+def test_cursors_that_always_expire_end_it(engine: Engine, settings: Settings) -> None:
+    """Breaks if the first page is asked for again and again, for ever."""
+    told = Told(pulls=[[], []])
+    reconciler = told.reconciler(engine, settings)
+    told.during = lambda request: told.before.append(
+        httpx.Response(400) if request.url.params.get("next_cursor") else None
+    )
+    with pytest.raises(Unprocessable, match="cursors"):
+        walk(reconciler, settings, limit=60)
+    assert told.paths() == ["pulls", "pulls 1"] * (MAX_RESTARTS + 1)
+
+
+# Faults
+
+
+def in_half_a_minute() -> httpx.Response:
+    """A 429 that says when, as a date."""
+    when = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return httpx.Response(429, headers={"Retry-After": when})
+
+
+FAULTS: dict[str, tuple[Callable[[], httpx.Response], float, float, bool, bool]] = {
+    "429 in 30 s": (lambda: httpx.Response(429, headers={"Retry-After": "30"}), 30, 30.2, True, False),
+    "429 at a date": (in_half_a_minute, 28, 30.2, True, False),
+    "429": (lambda: httpx.Response(429), 0.5, 1, True, True),
+    "503": (lambda: httpx.Response(503), 0.5, 1, True, True),
+    "401": (lambda: httpx.Response(401), UNAUTHORIZED_PAUSE, UNAUTHORIZED_PAUSE, True, False),
+    "403": (lambda: httpx.Response(403), UNAUTHORIZED_PAUSE, UNAUTHORIZED_PAUSE, True, False),
+    "500": (lambda: httpx.Response(500), 0.5, 1, False, True),
+    "504": (lambda: httpx.Response(504), 0.5, 1, False, True),
+    "413": (lambda: httpx.Response(413), 0.5, 1, False, True),
+    "half a page": (lambda: httpx.Response(200, content=b'{"data": [{"user_id": "u1"'), 0.5, 1, False, True),
+    "a proxy's page": (lambda: httpx.Response(200, content=b"<html>"), 0.5, 1, False, True),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_a_repetition(engine: Engine, settings: Settings, name: str) -> None:
+    """Breaks if a fault is not waited for as long as it should be, moves the position, or loses what comes after."""
+    answer, least, limit, pauses_all, counts = FAULTS[name]
+    for place in range(3):  # the pulls, a person's connections, the resources
+        told = missing(before=[*[None] * place, answer()])
+        reconciler, position = told.reconciler(engine, settings), ReconcilePosition()
+        for _ in range(place):
+            position = reconciler.step(position, LONG_AGO).to or position
+        step = reconciler.step(position, LONG_AGO)
+        assert least <= step.seconds <= limit
+        assert step.to == msgspec.structs.replace(position, attempts=int(counts))
+        assert (step.found, step.opened, step.people) == ((), (), 0)
+        assert step.reason
+        assert bool(pauses(settings)) is pauses_all
+        again = reconciler.step(step.to, LONG_AGO)
+        if pauses_all:
+            assert again.to == step.to
+            assert again.seconds > least - 1
+            assert len(told.asked) == place + 1
+            forget_pauses(settings)
+            again = reconciler.step(step.to, LONG_AGO)
+        assert again.seconds == 0
+        assert again.to is None or again.to.attempts == 0
+        assert told.asked[place].url == told.asked[place + 1].url
+
+
+def test_the_network_may_be_away(engine: Engine, settings: Settings) -> None:
+    """Breaks if an answer that does not come ends a comparison."""
+
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no", request=request)
+
+    client = Client("https://provider.test", {}, httpx.MockTransport(away))
+    step = Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings))).step(
+        ReconcilePosition(), LONG_AGO
+    )
+    assert (step.to, step.reason) == (ReconcilePosition(attempts=1), "no answer")
+
+
+@pytest.mark.parametrize("status", [404, 422, 402])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_refusal_ends_it(engine: Engine, settings: Settings, status: int, place: int) -> None:
+    """Breaks if a request that is refused for good is repeated for ever."""
+    told = missing(before=[*[None] * place, httpx.Response(status)])
+    with pytest.raises(Unprocessable, match=f"status {status}"):
+        walk(told.reconciler(engine, settings), settings)
+    assert len(told.asked) == place + 1
+
+
+@pytest.mark.parametrize("status", [404, 422, 402])
+def test_a_refusal_about_one_person_is_passed_over(engine: Engine, settings: Settings, status: int) -> None:
+    """Breaks if one person whom Junction knows no more ends the comparison of all."""
+    told = missing(before=[None, httpx.Response(status)])
+    walk(told.reconciler(engine, settings), settings)
+    assert told.paths() == ["pulls", "u1", "supplies"]
+
+
+def test_what_fails_for_ever_comes_to_an_end(engine: Engine, settings: Settings) -> None:
+    """Breaks if an error that does not pass is asked about for ever, or given up at the first."""
+    told = missing(before=[httpx.Response(500) for _ in range(MAX_ATTEMPTS)])
+    with pytest.raises(Unprocessable, match=f"{MAX_ATTEMPTS} times"):
+        walk(told.reconciler(engine, settings), settings)
+    assert len(told.asked) == MAX_ATTEMPTS
+
+
+def test_failures_are_counted_by_request(engine: Engine, settings: Settings) -> None:
+    """Breaks if errors of different requests add up, and end a long comparison that goes well."""
+    told = missing(before=[*[httpx.Response(500)] * (MAX_ATTEMPTS - 1), None] * 3)
+    walk(told.reconciler(engine, settings), settings)
+    assert len(told.asked) == 3 * MAX_ATTEMPTS
+
+
+# The account of it
+
+
+def account(engine: Engine) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """The gaps that are kept: since when in days from today, by resource and part."""
+    return {
+        (row.pop("resource"), row.pop("part")): (row["whose"], (row["since"].date() - date.today()).days)  # noqa: DTZ011
+        for row in rows(engine, "SELECT resource, part, whose, since FROM headrace.gaps")
+    }
+
+
+def test_the_account_is_replaced_and_keeps_since(engine: Engine, settings: Settings) -> None:
+    """Breaks if a gap that is over is still shown, since when it has been is forgotten, or one part hides the other."""
+
+    def compare(pulls: Sequence[Any], supplies: Sequence[Any] = ()) -> dict[tuple[str, str], tuple[Any, ...]]:
+        execute(engine, "DELETE FROM headrace.backfills")
+        execute(
+            engine, "UPDATE headrace.gaps SET since = since - interval '2 days', seen_at = seen_at - interval '2 days'"
+        )
+        told = Told(pulls=[pulls], supplies=[supplies])
+        walk(told.reconciler(engine, settings), settings)
+        return account(engine)
+
+    failed, later = pulled(status="failure"), of("u1", heartrate=supplied(-9, -3))
+    ours, theirs = ("ours", 0), ("provider", 0)
+    first = compare([of("u1", sleep=failed, heartrate=pulled(), steps=failed)], [later])
+    assert first == {
+        ("sleep", "pulls"): theirs,
+        ("heartrate", "pulls"): ours,
+        ("steps", "pulls"): theirs,
+        ("heartrate", "supplies"): ours,
+    }
+    second = compare([of("u1", sleep=failed, heartrate=failed), of("u2", hrv=pulled())], [later])
+    assert second == {
+        ("sleep", "pulls"): ("provider", -2),
+        ("heartrate", "pulls"): theirs,  # it is somebody else's turn now
+        ("heartrate", "supplies"): ("ours", -2),
+        ("hrv", "pulls"): ours,
+    }
+    third = compare([of("u1", sleep=failed)], [of("u1")])
+    assert third == {("sleep", "pulls"): ("provider", -4), ("hrv", "pulls"): ("ours", -2)}  # u2 was not on that page
+
+
+def test_the_account_tells_the_edges(engine: Engine, settings: Settings) -> None:
+    """Breaks if where a gap lies, or why there is one, is not shown."""
+    apart = missing(supplies=[[]])
+    walk(apart.reconciler(engine, settings), settings)
+    (row,) = rows(engine, "SELECT user_id, provider, reason, is_pulling, window_start, window_end FROM headrace.gaps")
+    assert row == {
+        "user_id": "u1",
+        "provider": "garmin",
+        "reason": "pulled, and never announced to us",
+        "is_pulling": False,
+        "window_start": today(-20),
+        "window_end": today(-9),
+    }
+
+
+# Turns
+
+
+def hurry(engine: Engine, *, leases: bool = False) -> None:
+    """Lets the time pass until the chore is due, and the leases of killed workers run out."""
+    execute(engine, "UPDATE headrace.jobs SET due_at = now()")
+    if leases:
+        execute(engine, "UPDATE headrace.jobs SET lease_until = now() - interval '1 second'")
+
+
+def chore(engine: Engine) -> dict[str, Any]:
+    """How far the chore has come, and in how many seconds it goes on."""
+    query = """SELECT position, extract(epoch FROM due_at - now())::float8 AS seconds, lease_until > now() AS held
+               FROM headrace.jobs"""
+    (row,) = rows(engine, query)
+    return row
+
+
+LONG = Told(pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())], [of("u3", heartrate=pulled())]])
+ALL = ["pulls", "u1", "pulls 1", "u2", "pulls 2", "u3", "supplies"]
+
+
+def test_a_turn_goes_to_the_end(engine: Engine, settings: Settings) -> None:
+    """Breaks if a comparison that is not due begins, or the next one is not a period later."""
+    told = replace(LONG, asked=[])
+    reconciler = told.reconciler(engine, settings)
+    assert run_slice(engine, reconciler, PERIOD) is None
+    assert not ensure_job(engine, JOB, PERIOD)
+    assert run_slice(engine, reconciler, PERIOD) is None
+    assert told.asked == []
+    hurry(engine)
+    assert ensure_job(engine, JOB, PERIOD)
+    assert run_slice(engine, reconciler, PERIOD) is None
+    assert told.paths() == ALL
+    assert {key[0] for key in opened(engine)} == {"u1", "u2", "u3"}
+    after = chore(engine)
+    assert (after["position"], after["held"]) == (None, False)
+    assert PERIOD - 60 < after["seconds"] <= PERIOD
+
+
+def test_a_turn_that_waits_goes_on_at_its_position(engine: Engine, settings: Settings) -> None:
+    """Breaks if a comparison that was told to wait begins again, comes too early, or keeps others from it."""
+    told = replace(LONG, asked=[], before=[None, None, httpx.Response(429, headers={"Retry-After": "30"})])
+    ensure_job(engine, JOB, 0)
+    hurry(engine)
+    assert 30 <= (run_slice(engine, told.reconciler(engine, settings), PERIOD) or 0) <= 30.2
+    after = chore(engine)
+    at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
+    assert after["position"] == at
+    assert not after["held"]
+    assert 28 < after["seconds"] < 31
+    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+    assert not ensure_job(engine, JOB, PERIOD)
+    assert len(told.asked) == 3
+    hurry(engine)
+    forget_pauses(settings)
+    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+    assert told.paths() == [*ALL[:3], *ALL[2:]]
+
+
+def test_a_killed_turn_goes_on_after_its_lease(engine: Engine, settings: Settings) -> None:
+    """Breaks if a worker that is killed costs more than a request, or another takes its place too early."""
+    told = replace(LONG, asked=[])
+    ensure_job(engine, JOB, 0)
+    hurry(engine)
+    for number in range(len(ALL)):
+        told.during = lambda _, number=number: kill(number, told)  # type: ignore[misc]
+        with pytest.raises(Killed):
+            run_slice(engine, told.reconciler(engine, settings), PERIOD)
+        assert chore(engine)["held"]
+        assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+        assert not ensure_job(engine, JOB, PERIOD)
+        hurry(engine, leases=True)
+    told.during = lambda _: None
+    run_slice(engine, told.reconciler(engine, settings), PERIOD)
+    assert told.paths() == [path for path in ALL for _ in range(2)]
+    assert {key[0]: len(windows) for key, windows in opened(engine).items()} == {"u1": 1, "u2": 1, "u3": 1}
+
+
+def kill(number: int, told: Told) -> None:
+    """Ends a worker that asks for the next thing after so many were asked for twice."""
+    if len(told.asked) == 2 * number + 1:
+        raise Killed
+
+
+def test_a_turn_is_over_when_its_time_is(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a long comparison holds up the lane, or what it has done is done again."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("workers.reconcile.reconciler.time.monotonic", lambda: 10.0 * next(clock))
+    told = replace(LONG, asked=[])
+    ensure_job(engine, JOB, 0)
+    turns = 0
+    while chore(engine)["position"] or not turns:
+        hurry(engine)
+        seconds = run_slice(engine, told.reconciler(engine, settings), PERIOD)
+        assert seconds == (None if len(told.asked) == len(ALL) else 0.0)
+        assert not chore(engine)["held"]
+        turns += 1
+        assert turns < 20
+    assert turns > 2
+    assert told.paths() == ALL
+
+
+def test_two_turns_at_once_do_not_both_go_on(engine: Engine, settings: Settings) -> None:
+    """Breaks if two workers hold one comparison: everything would be asked for twice."""
+    told, other = replace(LONG, asked=[]), replace(LONG, asked=[])
+    ensure_job(engine, JOB, 0)
+    hurry(engine)
+    second = other.reconciler(engine, settings)
+    given: list[float | None] = []
+    told.during = lambda _: given.append(run_slice(engine, second, PERIOD))
+    run_slice(engine, told.reconciler(engine, settings), PERIOD)
+    assert given == [None] * len(ALL)
+    assert (told.paths(), other.paths()) == (ALL, [])
+
+
+def test_a_refused_turn_ends_until_the_next_period(engine: Engine, settings: Settings, caplog: Any) -> None:
+    """Breaks if a comparison that Junction refuses is repeated at once, for ever, or ends without a word."""
+    told = replace(LONG, asked=[], before=[None, None, httpx.Response(422)])
+    ensure_job(engine, JOB, 0)
+    hurry(engine)
+    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+    after = chore(engine)
+    assert (after["position"], after["held"]) == (None, False)
+    assert after["seconds"] > PERIOD - 60
+    assert "status 422" in caplog.text
+    assert {key[0] for key in opened(engine)} == {"u1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [({}, 1), ({"reconcile_hours": 0}, 0), ({"fetch_history": False}, 0), ({"junction_api_key": None}, 0)],
+)
+def test_the_sweep_begins_what_is_due(
+    engine: Engine, settings: Settings, changes: dict[str, Any], messages: int
+) -> None:
+    """Breaks if no comparison ever begins by itself, or one that is switched off does."""
+    celery = make_celery(settings, "publisher")
+    work = WorkerContext(celery, replace(settings, **changes))
+    jobs = Jobs(work)
+    with redis.Redis.from_url(settings.need_broker()) as client:
+        jobs.sweep()
+        assert client.llen("backfill") == 0  # the first is a period after the installation
+        hurry(engine)
+        jobs.sweep()
+        sent = [json.loads(raw) for raw in client.lrange("backfill", 0, -1)]
+    assert [one["headers"]["task"] for one in sent] == [RECONCILE] * messages
+    work.engine.dispose()
+    celery.close()
+
+
+# On demand
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`headrace reconcile` within this process, on the test's own connections."""
+    for name in (one.metadata["name"] for one in Settings.__dataclass_fields__.values()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("workers.cli.reconcile.make_engine", lambda *_: engine)
+    environment = {
+        "DATABASE_URL": settings.need_database().replace("+psycopg", ""),
+        "BROKER_URL": settings.need_broker(),
+        "JUNCTION_API_KEY": API_KEY,
+    }
+
+    def invoke(told: Told, *words: str) -> Any:
+        client = Client("https://provider.test", {}, httpx.MockTransport(told))
+        monkeypatch.setattr("workers.fetch.client.Client", lambda *_: client)
+        return CliRunner().invoke(main, ["reconcile", *words], env=environment)
+
+    return invoke
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",), ("--since", "2020-01-01"), ("--user", "u1", "--dry-run")])
+def test_an_operator_compares(engine: Engine, run: Run, words: tuple[str, ...]) -> None:
+    """Breaks if a look changes something, or what is told is not what is fetched."""
+    before = snapshot(engine)
+    done = run(missing(), *words, "--json")
+    assert done.exit_code == 0, done.output
+    pulls, connection, later = json.loads(done.stdout)
+    days = {"user_id": "u1", "provider": "garmin", "resource": "heartrate", "whose": "ours"}
+    assert pulls.items() >= (days | {"from": today(-20).isoformat(), "to": today(-9).isoformat()}).items()
+    assert later.items() >= (days | {"from": today(-8).isoformat(), "to": today(-2).isoformat()}).items()
+    assert connection["why"] == "connected, and we did not know"
+    assert pulls["requests"] > 0
+    assert (snapshot(engine) == before) is ("--dry-run" in words)
+    if "--dry-run" not in words:
+        assert opened(engine) == {("u1", "garmin", "heartrate"): [(today(-20), today(-9)), (today(-8), today(-2))]}
+
+
+def test_an_operator_is_told_in_a_line(engine: Engine, run: Run) -> None:
+    """Breaks if whoever looks cannot tell what would be done from what is done."""
+    line = "3 gaps: 3 ours. To be fetched, with about 2 requests. 1 connections to be corrected."
+    assert run(missing(), "--dry-run").stdout.splitlines()[-1] == line
+    line = line.replace("To be", "Being").replace("to be", "were")
+    assert run(missing()).stdout.splitlines()[-1] == line
+    failed = missing(pulls=[[of("u1", sleep=pulled(status="failure"), heartrate=pulled(status="retrying"))]])
+    assert run(failed).stdout.splitlines()[-1] == "2 gaps: 1 Junction's, 1 the provider's."
+    assert "nothing is missing" in run(missing(pulls=[[of("u1")]], supplies=[[]])).stdout
+
+
+def test_an_operator_is_told_how_many_were_compared(run: Run) -> None:
+    """Breaks if twice as many people are told of as there are."""
+    shown = run(Told(pulls=[[of("u1")]], supplies=[[of("u1")]], connections={"u1": []})).stdout
+    assert shown.strip() == "1 people compared: nothing is missing"
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (httpx.Response(401), "Junction cannot be asked for 300 s: status 401: the API key is refused"),
+        (httpx.Response(429, headers={"Retry-After": "600"}), "Junction cannot be asked for 600 s: status 429"),
+        (httpx.Response(422), "Junction answers /v2/introspect/historical_pull with status 422"),
+    ],
+)
+def test_an_operator_is_told_why_it_ends(run: Run, answer: httpx.Response, line: str) -> None:
+    """Breaks if a terminal hangs for ten minutes, or an error is a traceback."""
+    done = run(missing(before=[answer]))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].endswith(line)

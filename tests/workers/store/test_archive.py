@@ -1,0 +1,388 @@
+"""Deliveries that are kept: which ones, in which partitions and how long, and reading a window of them."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from app.config.settings import Settings
+from app.delivery import Delivery, pack
+from app.sealing import Sealer
+from tests.support import ENCRYPTION_KEY, delivery, event, message_id, rows, until, workout
+from workers.ingest.apply import Applier
+from workers.store import archive, dead_letters
+from workers.store.archive import DAYS_AHEAD, ArchiveWindow, count, maintain_partitions, read
+from workers.store.engine import transaction
+from workers.store.ledger import ArchivedDelivery, OutcomeRow, settle
+
+TODAY = date(2026, 3, 14)
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
+KEPT = "SELECT message_id FROM headrace.archive ORDER BY 1"
+CLEAR = text("""
+DO $$ DECLARE one record; BEGIN
+    FOR one IN SELECT inhrelid::regclass AS name FROM pg_inherits WHERE inhparent = 'headrace.archive'::regclass
+        AND inhrelid <> 'headrace.archive_other'::regclass
+    LOOP EXECUTE format('DROP TABLE %s', one.name); END LOOP;
+    TRUNCATE headrace.archive, headrace.deliveries, headrace.dead_letters;
+END $$""")
+
+
+@pytest.fixture(autouse=True)
+def empty(shared: Engine) -> Iterator[None]:
+    """Nothing is kept, and there is no partition but the one for the rest."""
+    yield
+    with shared.begin() as connection:
+        connection.execute(CLEAR)
+
+
+def keep(connection: Connection, *kept: ArchivedDelivery) -> None:
+    """Enters these in the ledger as applied, and keeps them."""
+    deliveries = [one.delivery for one in kept]
+    entries = [OutcomeRow(one.aggregator, one.message_id, None, None, one.received, "applied") for one in deliveries]
+    settle(connection, entries, kept)
+
+
+def put(engine: Engine, *moments: datetime, event_type: str = "daily.data.sleep.created") -> list[str]:
+    """Keeps a delivery at each of these moments; their ids."""
+    found = [msgspec.structs.replace(delivery(b"{}"), received_at=at.timestamp()) for at in moments]
+    with transaction(engine) as connection:
+        keep(connection, *(ArchivedDelivery(one, event_type, "u1") for one in found))
+    return [one.message_id for one in found]
+
+
+def partitions(engine: Engine) -> set[str]:
+    """The partitions of kept deliveries."""
+    query = "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'headrace.archive'::regclass"
+    return {row["name"].removeprefix("headrace.") for row in rows(engine, query)}
+
+
+def days(first: int, last: int) -> set[str]:
+    """The partitions from one day to another, counted from today, and the one for the rest."""
+    return {f"archive_{TODAY + n * DAY:%Y%m%d}" for n in range(first, last + 1)} | {"archive_other"}
+
+
+def where(engine: Engine) -> dict[str, str]:
+    """The partition of every kept delivery."""
+    query = "SELECT message_id, tableoid::regclass::text AS name FROM headrace.archive"
+    return {row["message_id"]: row["name"].removeprefix("headrace.") for row in rows(engine, query)}
+
+
+# Which are kept
+
+
+def applied(engine: Engine, settings: Settings, *deliveries: Delivery, redelivered: bool = False) -> None:
+    """Applies a message with a worker that has seen nothing before."""
+    Applier(engine, settings).apply(pack(deliveries), redelivered=redelivered)
+
+
+def kept_ids(engine: Engine) -> list[str]:
+    """The ids of what is kept, one for each row."""
+    return [row["message_id"] for row in rows(engine, KEPT)]
+
+
+@pytest.mark.parametrize("way", ["one message", "two messages", "after a crash"])
+def test_a_delivery_is_kept_once(shared: Engine, shared_settings: Settings, way: str) -> None:
+    """Breaks if what comes twice, in one message or in two, is kept twice."""
+    one = delivery(workout("u1"))
+    if way == "one message":
+        applied(shared, shared_settings, one, one, one)
+    else:
+        applied(shared, shared_settings, one)
+        applied(shared, shared_settings, one, redelivered=way == "after a crash")
+    assert kept_ids(shared) == [one.message_id]
+
+
+def test_workers_at_once_keep_it_once(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if two workers with one delivery each find that it is new."""
+    sent = [delivery(workout(f"u{n}")) for n in range(30)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda message: applied(shared, shared_settings, *message), [sent, sent[::-1], sent]))
+    assert kept_ids(shared) == sorted(one.message_id for one in sent)
+
+
+def test_whatever_was_understood_is_kept_as_it_came(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if what had no effect today cannot be applied tomorrow, or a column of what is kept is wrong."""
+    stale = [delivery(workout("u1", updated_at=f"2026-03-0{n}T00:00:00Z")) for n in (2, 1)]
+    body = event("raw.garmin.dailies", "u2", {"value": 7})
+    ignored = msgspec.structs.replace(delivery(body), ordering_ms=12, reference="r", received_at=NOON.timestamp())
+    for one in (*stale, ignored):
+        applied(shared, shared_settings, one)
+    (window,) = read(shared, ArchiveWindow(NOON, NOON + HOUR))
+    assert window == [ignored]
+    assert Sealer([ENCRYPTION_KEY]).open(window[0].sealed, window[0].key) == msgspec.json.encode(body)
+    found = rows(shared, "SELECT event_type, user_id, sealed FROM headrace.archive ORDER BY 1, 2")
+    assert [(row["event_type"], row["user_id"]) for row in found] == [
+        *[("daily.data.workouts.created", "u1")] * 2,
+        ("raw.garmin.dailies", "u2"),
+    ]
+    assert all(b"value" not in row["sealed"] for row in found)
+
+
+def test_what_is_dead_is_kept_as_a_letter_only(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a replay meets what cannot be applied at every turn."""
+    applied(shared, shared_settings, delivery(b"hello"), delivery(workout("u1", title="a\u0000b")))
+    assert kept_ids(shared) == []
+    assert len(dead_letters.listed(shared)) == 2
+
+
+def test_what_was_mended_is_kept(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a delivery that was dead at first cannot be applied again."""
+    name = message_id(NOON)
+    applied(shared, shared_settings, delivery(b"half", name=name))
+    for _ in range(2):
+        applied(shared, shared_settings, delivery(workout("u1"), name=name))
+    assert kept_ids(shared) == [name]
+    (row,) = rows(shared, "SELECT sealed FROM headrace.archive")
+    assert b"workouts" in Sealer([ENCRYPTION_KEY]).open(row["sealed"], f"junction:{name}")
+
+
+def test_what_was_mended_after_its_letter_was_dropped_is_kept(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a delivery is applied but can never be again, because an operator tidied up in between."""
+    name = message_id(NOON)
+    applied(shared, shared_settings, delivery(b"half", name=name))
+    dead_letters.drop(shared, dead_letters.listed(shared))
+    applied(shared, shared_settings, delivery(workout("mended"), name=name))
+    assert [row["outcome"] for row in rows(shared, "SELECT outcome FROM health.deliveries")] == ["applied"]
+    assert kept_ids(shared) == [name]
+
+
+def test_nothing_is_kept_for_no_days(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if an operator who wants no bodies at rest has them, or they take the ledger along."""
+    one, name = delivery(workout("u1")), message_id(NOON)
+    for sent in (one, delivery(b"half", name=name), delivery(workout("u1"), name=name)):
+        applied(shared, replace(shared_settings, keep_days=0), sent)
+    assert kept_ids(shared) == []
+    outcomes = rows(shared, "SELECT outcome FROM health.deliveries")
+    assert len(outcomes) == 2
+    assert "dead" not in {row["outcome"] for row in outcomes}
+
+
+# Partitions
+
+
+def test_partitions_are_made_ahead(shared: Engine) -> None:
+    """Breaks if tomorrow's deliveries have no place of their own, so that their day is deleted row by row."""
+    assert maintain_partitions(shared, 30, TODAY) == []
+    assert partitions(shared) == days(0, DAYS_AHEAD)
+    midnight = datetime(2026, 3, 14, tzinfo=UTC)
+    names = put(shared, midnight, midnight + DAY - TICK, midnight + DAY, midnight - TICK)
+    expected = ["archive_20260314", "archive_20260314", "archive_20260315", "archive_other"]
+    assert where(shared) == dict(zip(names, expected, strict=True))
+
+
+def test_old_partitions_are_dropped(shared: Engine) -> None:
+    """Breaks if bodies are kept longer, or shorter, than HEADRACE_KEEP_DAYS says."""
+    maintain_partitions(shared, 30, TODAY)
+    put(shared, *(NOON + n * DAY for n in range(8)))
+    assert maintain_partitions(shared, 3, TODAY + 3 * DAY) == []
+    assert maintain_partitions(shared, 3, TODAY + 5 * DAY) == ["archive_20260314", "archive_20260315"]
+    assert partitions(shared) == days(2, DAYS_AHEAD + 5)
+    assert len(kept_ids(shared)) == 6
+    assert count(shared, ArchiveWindow(NOON, NOON + 100 * DAY)) == 6
+
+
+def test_without_a_number_of_days_nothing_is_dropped(shared: Engine) -> None:
+    """Breaks if `headrace migrate`, run by hand where HEADRACE_KEEP_DAYS is not set, throws away what others keep."""
+    maintain_partitions(shared, 30, TODAY)
+    put(shared, NOON)
+    assert maintain_partitions(shared, None, TODAY + 400 * DAY) == []
+    assert len(kept_ids(shared)) == 1
+
+
+def test_no_days_at_all_leave_no_day_behind(shared: Engine) -> None:
+    """Breaks if what was kept before HEADRACE_KEEP_DAYS became 0 stays."""
+    maintain_partitions(shared, 30, TODAY)
+    put(shared, *(NOON + n * DAY for n in range(3)))
+    assert len(maintain_partitions(shared, 0, TODAY + 3 * DAY)) == 3
+    assert kept_ids(shared) == []
+
+
+def test_tending_twice_changes_nothing(shared: Engine) -> None:
+    """Breaks if every sweep makes, or drops, what the one before has."""
+    for _ in range(3):
+        assert maintain_partitions(shared, 30, TODAY) == []
+    assert partitions(shared) == days(0, DAYS_AHEAD)
+
+
+def test_it_makes_up_for_days_on_which_nobody_tended(shared: Engine) -> None:
+    """Breaks if a stack that was off for a fortnight makes no partitions any more."""
+    maintain_partitions(shared, 30, TODAY - 20 * DAY)
+    maintain_partitions(shared, 30, TODAY)
+    assert partitions(shared) == days(-20, -20 + DAYS_AHEAD) | days(0, DAYS_AHEAD)
+
+
+def test_what_came_before_its_partition_stays_and_goes_when_it_is_old(shared: Engine) -> None:
+    """Breaks if rows that nobody expected keep a partition from being made, or are never deleted."""
+    late, tomorrow = put(shared, NOON, NOON + DAY)
+    maintain_partitions(shared, 3, TODAY)
+    assert partitions(shared) == days(2, DAYS_AHEAD) | {"archive_other"}
+    assert where(shared) == {late: "archive_other", tomorrow: "archive_other"}
+    assert [one.message_id for hour in read(shared, ArchiveWindow(NOON, NOON + 2 * DAY)) for one in hour] == [
+        late,
+        tomorrow,
+    ]
+    maintain_partitions(shared, 3, TODAY + 3 * DAY)
+    assert kept_ids(shared) == sorted([late, tomorrow])
+    maintain_partitions(shared, 3, TODAY + 4 * DAY)
+    assert kept_ids(shared) == [tomorrow]
+    maintain_partitions(shared, 3, TODAY + 5 * DAY)
+    assert kept_ids(shared) == []
+
+
+WAITING = text("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
+
+
+def test_tending_at_once_is_safe(shared: Engine) -> None:
+    """Breaks if `headrace migrate`, which may run at the same time as another, ends with an error."""
+    with ThreadPoolExecutor(2) as pool:
+        with shared.begin() as connection:
+            connection.execute(text("LOCK TABLE headrace.archive IN ROW EXCLUSIVE MODE"))  # as whoever keeps a delivery
+            both = [pool.submit(maintain_partitions, shared, 30, TODAY) for _ in range(2)]
+            until(lambda: connection.scalar(WAITING) == 2, 15)
+        found = [one.exception(30) for one in both]
+    assert found == [None, None]
+    assert partitions(shared) == days(0, DAYS_AHEAD)
+
+
+# Windows
+
+
+def counted(engine: Engine, glob: str | None) -> int:
+    """How many of the day are meant by a glob."""
+    return count(engine, ArchiveWindow(NOON - DAY, NOON + DAY, glob))
+
+
+NAMES = ("daily.data.sleep.created", "daily.data.sleep_cycle.created", "daily.data.sleepXcycle.created", "a%b", "a\\b")
+
+
+@pytest.mark.parametrize(
+    ("glob", "meant"),
+    [
+        (None, NAMES),
+        ("*", NAMES),
+        ("", ()),
+        ("daily.data.sleep.created", NAMES[:1]),
+        ("daily.data.sleep.*", NAMES[:1]),
+        ("daily.data.sleep*", NAMES[:3]),
+        ("daily.data.sleep?cycle.*", NAMES[1:3]),
+        ("daily.data.sleep_cycle.*", NAMES[1:2]),
+        ("*_*", NAMES[1:2]),
+        ("*.data.*.created", NAMES[:3]),
+        ("sleep", ()),
+        ("DAILY.*", ()),
+        ("%", ()),
+        ("a%b", NAMES[3:4]),
+        ("a?b", NAMES[3:]),
+        ("a\\b", NAMES[4:]),
+        ("a\\%b", ()),
+        ("*\\*", NAMES[4:]),
+        ("a\\", ()),
+        ("a[%]b", ()),
+    ],
+)
+def test_a_glob_means_what_it_says(shared: Engine, glob: str | None, meant: tuple[str, ...]) -> None:
+    """Breaks if what LIKE takes for a wildcard is one in a glob, or an event type with such a letter is not found."""
+    for name in NAMES:
+        put(shared, NOON, event_type=name)
+    assert counted(shared, glob) == len(meant)
+    query = "SELECT event_type FROM headrace.archive JOIN unnest(CAST(:ids AS text[])) AS id ON id = message_id"
+    window = ArchiveWindow(NOON - DAY, NOON + DAY, glob)
+    ids = [one.message_id for hour in read(shared, window) for one in hour]
+    assert {row["event_type"] for row in rows(shared, query, ids=ids)} == set(meant)
+
+
+EDGES = [NOON + n * HOUR + tick for n in range(4) for tick in (-TICK, timedelta(0), TICK)]
+
+
+@pytest.mark.parametrize("partitioned", [True, False])
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        (NOON - DAY, NOON + DAY),
+        (NOON, NOON + 3 * HOUR),
+        (NOON - TICK, NOON + 2 * HOUR + TICK),
+        (NOON + TICK, NOON + HOUR),
+        (NOON + HOUR, NOON + HOUR + TICK),
+        (NOON + HOUR, NOON + HOUR),
+        (NOON + HOUR / 2, NOON + 2 * HOUR + HOUR / 2),
+        (NOON + 2 * HOUR, NOON),
+    ],
+)
+def test_every_hour_is_read_once(shared: Engine, since: datetime, until: datetime, *, partitioned: bool) -> None:
+    """Breaks if what came on the edge of an hour, a day or the window is read twice, or not at all."""
+    if partitioned:
+        maintain_partitions(shared, 30, TODAY)
+    names = dict(zip(put(shared, *EDGES), EDGES, strict=True))
+    window = ArchiveWindow(since, until)
+    found = [one.message_id for hour in read(shared, window) for one in hour]
+    wanted = [name for name, at in names.items() if since <= at < until]
+    assert found == wanted
+    assert count(shared, window) == len(wanted)
+
+
+def test_midnight_is_read_once(shared: Engine) -> None:
+    """Breaks if the edge of a partition is read twice, or not at all."""
+    maintain_partitions(shared, 30, TODAY)
+    midnight = datetime(2026, 3, 15, tzinfo=UTC)
+    names = put(shared, midnight - HOUR, midnight - TICK, midnight, midnight + TICK)
+    assert [one.message_id for hour in read(shared, ArchiveWindow(NOON, NOON + DAY)) for one in hour] == names
+
+
+def test_hours_come_in_order_and_a_gap_is_crossed(shared: Engine) -> None:
+    """Breaks if a stack that was off for days has what came after that left out, or hours come in any order."""
+    names = put(shared, NOON, NOON + 9.75 * HOUR, NOON + 9.25 * HOUR, NOON + 50 * HOUR)
+    hours = [
+        [one.message_id for one in hour] for hour in read(shared, ArchiveWindow(NOON - 100 * DAY, NOON + 100 * DAY))
+    ]
+    assert [hour for hour in hours if hour] == [[names[0]], [names[2], names[1]], [names[3]]]
+
+
+def test_a_wide_window_costs_no_more_than_what_is_in_it(shared: Engine) -> None:
+    """Breaks if a replay of all that ever was walks through a hundred years, hour by hour."""
+    put(shared, NOON, NOON + 2 * HOUR)
+    assert len(list(read(shared, ArchiveWindow(NOON - 36_500 * DAY, NOON + 36_500 * DAY)))) == 3
+
+
+def test_an_empty_window_is_not_walked_through(shared: Engine) -> None:
+    """Breaks if a replay of nothing costs a query for every hour in which there is nothing."""
+    put(shared, NOON)
+    assert list(read(shared, ArchiveWindow(NOON + HOUR, NOON + 5 * HOUR))) == []
+
+
+def test_what_is_read_is_what_was_kept(shared: Engine) -> None:
+    """Breaks if a delivery comes back with another body, clock or reference, or a moment that is rounded."""
+    moment = NOON.timestamp() + 0.123_456
+    sent = [
+        Delivery("junction", "m1", moment, b""),
+        Delivery("terra", "m2", moment + 1, b"\x00\xff", 1_773_489_600_123, "ref"),
+    ]
+    with transaction(shared) as connection:
+        keep(connection, *(ArchivedDelivery(one, None, None) for one in sent))
+    (found,) = read(shared, ArchiveWindow(NOON, NOON + HOUR))
+    assert found == sent
+    assert [one.received for one in found] == [one.received for one in sent]
+
+
+def test_nothing_to_keep_is_nothing_written(shared: Engine) -> None:
+    """Breaks if a message in which all is dead fails."""
+    with transaction(shared) as connection:
+        keep(connection)
+        settle(connection, [OutcomeRow("junction", "m1", None, None, NOON, "dead")])
+    assert kept_ids(shared) == []
+
+
+def test_the_default_partition_is_there_from_the_beginning(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a worker that starts before anybody tended, or with a clock of its own, cannot keep a delivery."""
+    names = put(shared, datetime(1999, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC))
+    assert where(shared) == dict.fromkeys(names, "archive_other")
+    seen: list[Any] = []
+    monkeypatch.setattr(archive, "_make", lambda _connection, day, _present: seen.append(day))
+    maintain_partitions(shared, 30)
+    assert seen[0] == datetime.now(UTC).date()
+    assert seen[-1] - seen[0] == DAYS_AHEAD * DAY

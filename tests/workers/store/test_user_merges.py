@@ -1,0 +1,113 @@
+"""A person who reconnects under another id: all that was theirs is theirs again, once and in the newest version."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.config.settings import Settings
+from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
+from workers.store.engine import transaction
+from workers.store.user_merges import merge_user
+
+DAY = timedelta(days=1)
+
+
+def reconnect(engine: Engine, old: str = "old", new: str = "new") -> bool:
+    """The old id is succeeded by the new one."""
+    with transaction(engine) as connection:
+        return merge_user(connection, old, new)
+
+
+def owners(engine: Engine) -> set[str]:
+    """Under which ids anything is stored, but for the people themselves, and the ledger, which tells what came."""
+    tables = rows(
+        engine,
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a "
+        "ON a.attrelid = c.oid AND a.attname = 'user_id' WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') "
+        "AND NOT c.relispartition AND c.relname NOT IN ('users', 'deliveries')",
+    )
+    names = [f'SELECT DISTINCT user_id FROM headrace."{row["relname"]}"' for row in tables]
+    return {row["user_id"] for row in rows(engine, " UNION ".join(names))} - {None}
+
+
+def test_all_that_is_stored_moves(engine: Engine, settings: Settings) -> None:
+    """Breaks if a table is forgotten, so that a part of somebody's history stays behind under an id nobody asks for."""
+    connected = event("provider.connection.created", "old", {"source": {"slug": "garmin"}})
+    announced = event("historical.data.sleep.created", "old", {"provider": "garmin", "is_final": True})
+    apply(engine, settings, *map(delivery, (workout("old"), heartrate("old", {0: 60, 1: 61}), connected, announced)))
+    assert reconnect(engine)
+    assert owners(engine) == {"new"}
+    assert [row["user_id"] for row in rows(engine, "SELECT user_id FROM health.workouts")] == ["new"]
+    assert [row["value"] for row in rows(engine, "SELECT value FROM health.heartrate ORDER BY ts")] == [60, 61]
+    assert rows(engine, "SELECT user_id, client_user_id FROM health.users") == [
+        {"user_id": "new", "client_user_id": "member-1"}
+    ]
+    assert rows(engine, "SELECT status FROM health.backfills") == [{"status": "cancelled"}]
+
+
+@pytest.mark.parametrize("newest", ["old", "new"])
+def test_where_both_have_a_row_the_newest_stands(engine: Engine, settings: Settings, newest: str) -> None:
+    """Breaks if what came under the new id first is lost, doubled, or beaten by what is older."""
+    for user in ("old", "new"):
+        at = START + DAY if user == newest else START
+        changes = {"distance": 9.0 if user == newest else 1.0, "updated_at": at.isoformat()}
+        apply(engine, settings, delivery(workout(user, **changes), at))
+        apply(engine, settings, delivery(heartrate(user, {0: 90 if user == newest else 10}), at))
+    apply(engine, settings, delivery(workout("old", "w2")), delivery(heartrate("old", {5: 55})))
+    assert reconnect(engine)
+    found = rows(engine, "SELECT user_id, id, distance FROM health.workouts ORDER BY id")
+    assert [tuple(row.values()) for row in found] == [
+        ("new", "w1", 9.0),
+        ("new", "w2", 8000.5),
+    ]
+    samples = rows(engine, "SELECT user_id, value FROM health.heartrate ORDER BY ts")
+    assert [(row["user_id"], row["value"]) for row in samples] == [("new", 90), ("new", 55)]
+    assert owners(engine) == {"new"}
+
+
+def test_it_happens_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if the same notice, repeated or in a circle, moves anything a second time."""
+    apply(engine, settings, delivery(workout("old")))
+    assert [reconnect(engine), reconnect(engine), reconnect(engine, "new", "old"), reconnect(engine, "new", "new")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert owners(engine) == {"new"}
+
+
+@pytest.mark.parametrize("order", [(("a", "b"), ("b", "c")), (("b", "c"), ("a", "b"))])
+def test_who_reconnects_twice_is_one_person(
+    engine: Engine, settings: Settings, order: tuple[tuple[str, str], ...]
+) -> None:
+    """Breaks if a chain of ids ends in its middle, whichever of its notices comes first."""
+    for user in "abc":
+        apply(engine, settings, delivery(workout(user, f"of {user}")))
+    assert [reconnect(engine, *pair) for pair in order] == [True, True]
+    assert owners(engine) == {"c"}
+    assert rows(engine, "SELECT user_id, merged_into FROM headrace.users ORDER BY 1") == [
+        {"user_id": "a", "merged_into": "c"},
+        {"user_id": "b", "merged_into": "c"},
+        {"user_id": "c", "merged_into": None},
+    ]
+
+
+@pytest.mark.parametrize("erased", ["old", "new"])
+def test_the_erased_have_no_successors(engine: Engine, settings: Settings, erased: str) -> None:
+    """Breaks if a reconnection brings somebody's data back behind a tombstone, or buries a living person's."""
+    apply(engine, settings, delivery(workout("old")), delivery(workout("new")))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.users SET erased_at = now() WHERE user_id = :who"), {"who": erased})
+    assert not reconnect(engine)
+    assert owners(engine) == {"old", "new"}
+
+
+def test_a_name_that_was_told_later_stays(engine: Engine, settings: Settings) -> None:
+    """Breaks if the old id's name goes over what the new one is called by now."""
+    for user, name, at in (("old", "former", START), ("new", "present", START + DAY)):
+        body = workout(user) | {"client_user_id": name}
+        apply(engine, settings, delivery(body, at, name=message_id(at)))
+    assert reconnect(engine)
+    assert rows(engine, "SELECT client_user_id FROM health.users") == [{"client_user_id": "present"}]

@@ -1,0 +1,93 @@
+"""The proof, of Terra's part: what it expects is what is stored of events in disorder, and what the read API gives."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.delivery import Delivery, Receipt, seal
+from app.sealing import Sealer
+from tests.support import ENCRYPTION_KEY, apply
+from workers.aggregators import terra
+from workers.aggregators.requests import DateRange, Page
+from workers.fetch.http import Client
+from workers.simulator import Simulator
+from workers.simulator.data import World
+from workers.simulator.terra import TerraWorld, first_events, live_events
+from workers.simulator.terra.api import API_KEY, DEV_ID
+from workers.simulator.terra.events import Message
+from workers.verify.expected import contents, expected, stored, terra_history, wanted
+
+UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
+
+
+@pytest.fixture
+def twin() -> TerraWorld:
+    """Four people with five days at Terra."""
+    return TerraWorld(World(1, 4, UNTIL, 5))
+
+
+def delivered(event: Message) -> Delivery:
+    """An event as the endpoint would have sealed it."""
+    receipt = Receipt(event.trace_id, event.ordering_ms, event.reference)
+    return seal("terra", receipt, msgspec.json.encode(event.event), Sealer([ENCRYPTION_KEY]))
+
+
+def test_terras_events_in_disorder_end_in_what_is_expected(
+    engine: Engine, settings: Settings, twin: TerraWorld
+) -> None:
+    """Breaks if an older telling of a day overtakes a newer one, or the proof counts Terra's rows otherwise."""
+    events = [*first_events(twin), *islice(live_events(twin, 3), 120)]
+    disturbed = events + events[::7]
+    Random(5).shuffle(disturbed)
+    for start in range(0, len(disturbed), 20):
+        apply(engine, settings, *map(delivered, disturbed[start : start + 20]))
+    newest = expected({event.trace_id: event for event in events})
+    with engine.connect() as connection:
+        found = list(stored(connection))
+    assert len(found) == len(newest) > 1000
+    assert [key for key, content in found if content not in newest[key][1]] == []
+
+
+def test_what_terra_has_goes_before_what_it_told(twin: TerraWorld) -> None:
+    """Breaks if the proof would let an outdated row pass, because some event has said so."""
+    events = {event.trace_id: event for event in islice(live_events(twin, 3), 60)}
+    truth = terra_history(twin)
+    newest = wanted(events, truth)
+    assert all(truth[key] == newest[key][1][0] for key in truth)
+    told = expected(events)
+    assert told.keys() - truth.keys() == {key for key in told if key[0] == "terra_planned_workout"}
+    assert all(content[0] == truth[key] for key, (_, content) in told.items() if key in truth)
+
+
+@pytest.mark.parametrize("days", [1, 28])
+def test_the_history_is_what_the_read_api_gives(days: int) -> None:
+    """Breaks if the proof knows of records that nobody can fetch, or not of some that can be fetched."""
+    found: dict[Any, Any] = {}
+    with Simulator(3, 5, until=UNTIL) as simulator:
+        client = Client(simulator.terra_url, {"dev-id": DEV_ID, "x-api-key": API_KEY})
+        for account in simulator.terra.accounts():
+            for resource in (one for one in catalogue().values() if one.terra):
+                for step in range(0, 28, days):
+                    end = UNTIL - timedelta(days=step)
+                    asked = terra.request(resource, account.user_id, "", DateRange(end - timedelta(days=days), end))
+                    answer = client.ask(asked)
+                    if b'"processing"' in answer.body:
+                        answer = client.ask(asked)
+                    assert answer.status == 200
+                    page = terra.read_page(resource, account.user_id, answer.body, UNTIL)
+                    assert page.refused == ()
+                    found |= expected_of(page)
+        client.close()
+        assert found == terra_history(simulator.terra)
+
+
+def expected_of(page: Page) -> dict[Any, Any]:
+    """What a page holds, by the keys under which it must be stored."""
+    return {key: content for action in page.actions for key, _, content in contents(action)}

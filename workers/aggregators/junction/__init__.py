@@ -1,0 +1,32 @@
+"""Junction (formerly Vital). Pure: no socket is opened here."""
+
+from workers.aggregators.junction.api import API_LIMITS, connect, read_page, read_stream, request, stream_request
+from workers.aggregators.junction.events import parse
+from workers.aggregators.junction.introspection import (
+    connections_request,
+    coverage_request,
+    pulls_request,
+    read_connections,
+    read_coverage,
+    read_pulls,
+    read_refresh,
+    refresh_request,
+)
+
+__all__ = [
+    "API_LIMITS",
+    "connect",
+    "connections_request",
+    "coverage_request",
+    "parse",
+    "pulls_request",
+    "read_connections",
+    "read_coverage",
+    "read_page",
+    "read_pulls",
+    "read_refresh",
+    "read_stream",
+    "refresh_request",
+    "request",
+    "stream_request",
+]

@@ -1,0 +1,1 @@
+"""History: backfills are fetched page by page."""

@@ -1,0 +1,158 @@
+"""What is asked of the broker beside messages: whether it keeps what it confirms, and how much waits in it."""
+
+import base64
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from app.broker.celery import make_celery
+from app.broker.delays import with_delay_queues
+from app.broker.lanes import LANES, SENT_AT, is_amqp
+from app.broker.redis_transport import ALL_INVALID
+from app.config.settings import Settings
+from app.delivery import unpack
+from app.errors import Misconfigured, TryLater, Unprocessable
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+WHY = {
+    "appendonly": "without it a restart loses every event that was answered 202",
+    "appendfsync": "with anything but always a power cut loses the last second of events that were answered 202",
+    "maxmemory-policy": "any other policy throws events away when memory is short",
+}
+
+
+def redis_client(url: str) -> "redis.Redis":
+    """A client that gives up quickly."""
+    return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2)
+
+
+def need_durable(settings: Settings) -> None:
+    """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached."""
+    url = settings.need_broker()
+    if settings.broker_durability_asserted:
+        return
+    if is_amqp(url):
+        _need_quorum_queues(settings)
+        return
+    try:
+        with redis_client(url) as client:
+            found = {name: str(client.config_get(name).get(name)) for name in DURABLE}
+    except redis.ResponseError:
+        raise Misconfigured(
+            "BROKER_URL: the broker does not show its configuration, so it cannot be seen whether it keeps events; "
+            "if you know that it does (appendfsync always, noeviction), set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+        ) from None
+    except redis.RedisError as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+    for name, wanted in DURABLE.items():
+        if found[name] != wanted:
+            raise Misconfigured(
+                f"BROKER_URL: the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
+                f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+            )
+
+
+def _need_quorum_queues(settings: Settings) -> None:
+    """Declares the lanes, as every publish does: RabbitMQ refuses if one is there already and is of another kind.
+
+    And where their messages wait, here already: in the first half second after a queue was made, the death of an
+    older RabbitMQ makes it useless for good, and what waits is put there when things die.
+    """
+    celery = make_celery(settings, "publisher")
+    connection = celery.connection_for_write()
+    name = ""
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            lanes = celery.conf.task_queues
+            for queue in (one for lane in lanes for one in with_delay_queues(lane, settings.need_broker())):
+                name = queue.name
+                queue.bind(connection.default_channel).declare()
+    except connection.channel_errors as error:
+        if not name:
+            raise Misconfigured(f"BROKER_URL: the broker refuses the login ({type(error).__name__})") from None
+        raise Misconfigured(
+            f"BROKER_URL: queue {name} is not a durable quorum queue ({type(error).__name__}): when the broker "
+            f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "
+            f"(rabbitmqctl delete_queue {name}), or use another vhost"
+        ) from None
+    except (OperationalError, *connection.connection_errors) as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+
+
+def need_redis(url: str, name: str) -> None:
+    """Raises TryLater, naming the setting, if nothing answers there."""
+    try:
+        with redis_client(url) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise TryLater(f"{name}: Redis cannot be reached ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Lane:
+    """How much waits in a lane, or for the time at which it is put there again."""
+
+    name: str
+    messages: int
+    oldest: timedelta | None  # how long the oldest message has waited, where the broker lets us look
+
+
+def lanes(celery: Celery, settings: Settings) -> list[Lane]:
+    """Every lane with what waits in it. Raises TryLater if the broker cannot be reached."""
+    url = settings.need_broker()
+    try:
+        with celery.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            # Declared, not only asked for: on Redis an empty queue does not exist.
+            channel = connection.default_channel
+            depths = {
+                lane.name: sum(one.bind(channel).queue_declare().message_count for one in with_delay_queues(lane, url))
+                for lane in celery.conf.task_queues
+            }
+        return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
+    except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+
+
+def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
+    """Hands over what the Redis transport has put in `:invalid` lists because it is no message, and clears them."""
+    url = settings.need_broker()
+    if is_amqp(url):
+        return
+    try:
+        with redis_client(url) as client:
+            for name in map("".join, itertools.product(LANES, ALL_INVALID)):
+                for raw in client.lrange(name, 0, -1):
+                    keep(raw, "bytes that are no message")
+                    client.lrem(name, 1, raw)
+    except redis.RedisError as error:
+        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+
+
+def _oldest(url: str, lane: str) -> timedelta | None:
+    """The age of the message that is taken next; kombu pushes on the left and pops on the right."""
+    with redis_client(url) as client:
+        raw = client.lindex(lane, -1)
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        message = json.loads(raw)
+        sent_at = message["headers"].get(SENT_AT)
+        since = _received(message) if sent_at is None else datetime.fromtimestamp(sent_at, UTC)
+    except (ValueError, KeyError, TypeError, AttributeError, Unprocessable):
+        return None  # no message of ours: nothing to tell its age by
+    return datetime.now(UTC) - since
+
+
+def _received(message: Any) -> datetime:
+    """When the first delivery of a message arrived: the endpoint's messages say no more."""
+    (packed,), *_ = json.loads(base64.b64decode(message["body"]))
+    return unpack(packed)[0].received

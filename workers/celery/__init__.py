@@ -1,0 +1,1 @@
+"""The Celery worker: application, tasks, consumer, Flower."""

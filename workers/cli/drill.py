@@ -1,0 +1,258 @@
+"""`headrace drill`: everything is struck at random under load, and the account must be exact afterwards."""
+
+import contextlib
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from app.config.settings import load, process_environment
+from app.errors import HeadraceError
+from workers.cli import options, output
+from workers.local.temporary import Stack, running_stack
+from workers.verify.drill.faults import Injected
+from workers.verify.drill.plan import FAULT_KINDS, Options
+from workers.verify.drill.provider import make_simulator
+from workers.verify.drill.report import MAX_RESPONSE_SECONDS, Report, Snapshot
+from workers.verify.drill.run import Drill, environment
+from workers.verify.drill.totals import OUTCOMES, Totals
+
+VISIBILITY_SECONDS = 15  # instead of 60, so that what a killed worker held is not waited for that long
+LINE_SECONDS = 10  # between two lines of progress where there is no terminal
+SEEDS = 1_000_000
+MAX_NAMED = 5
+OURS = {"postgres": "DATABASE_URL", "broker": "BROKER_URL"}
+
+
+class Screen:
+    """A bar on a terminal, lines elsewhere; a line for every strike on both."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._task: TaskID | None = None
+        self._phase = ""
+        self._told = 0.0
+
+    def fault(self, made: Injected) -> None:
+        """A strike was made."""
+        self._console.print(str(made), style="dim", highlight=False)
+
+    def moment(self, moment: Snapshot) -> None:
+        """How far it is."""
+        text = (
+            f"acked {moment.acked:,} · in the ledger {moment.settled:,}, applied {moment.applied:,} · "
+            f"strikes {moment.faults} · backfills open {moment.backfills_open}"
+        )
+        left = f"{moment.left:.0f} s left" if moment.phase == "load" else f"for {moment.seconds:.0f} s"
+        if self._console.is_terminal:
+            self._bar(moment, text, left)
+        elif moment.phase != self._phase or time.monotonic() - self._told > LINE_SECONDS:
+            self._told = time.monotonic()
+            self._console.print(f"{moment.phase}: {left}; {text}", highlight=False)
+        self._phase = moment.phase
+
+    def _bar(self, moment: Snapshot, text: str, left: str) -> None:
+        if self._task is None or moment.phase != self._phase:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(moment.phase, text="", left="")
+        total, done = moment.seconds + moment.left, moment.seconds
+        if moment.phase == "settling":
+            total, done = moment.acked, min(moment.settled, moment.acked)
+        self._progress.update(self._task, total=total or None, completed=done, text=text, left=left)
+
+
+@contextlib.contextmanager
+def _screen(console: Console) -> Iterator[Screen]:
+    parts = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[left]} · {task.fields[text]}"))
+    with Progress(*parts, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield Screen(console, progress)
+
+
+@click.command("drill")
+@click.option("--minutes", type=click.FloatRange(0.1), default=2.0, show_default=True, help="how long there is load")
+@click.option("--seed", type=int, help="makes the same people, events and strikes again (default: any; it is printed)")
+@click.option("--rate", type=click.FloatRange(1), default=100.0, show_default=True, help="events per second")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="worker processes per lane")
+@click.option("--keep", is_flag=True, help="leave data and logs, as it does by itself when it fails")
+@options.json_option
+def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep: bool, as_json: bool) -> None:
+    """Try a stack of its own: kill, freeze and restart its processes under load, and account for every event.
+
+    It ends with status 0 only if nothing was lost or doubled.
+    """
+    seed = random.SystemRandom().randrange(SEEDS) if seed is None else seed
+    visibility = load().visibility_timeout_seconds
+    if "HEADRACE_VISIBILITY_TIMEOUT_SECONDS" not in process_environment():
+        visibility = VISIBILITY_SECONDS
+    options = Options(minutes * 60, seed, rate, visibility)
+    console = Console(stderr=True) if as_json else Console(width=None if sys.stdout.isatty() else 140)
+    again = f"headrace drill --minutes {minutes:g} --rate {rate:g} --workers {workers} --seed {seed}"
+    console.print(f"Seed {seed}. To do the same again: {again}", highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        report = _run(console, options, workers, keep=keep)
+    except KeyboardInterrupt:
+        console.print("stopped; everything has been ended")
+        sys.exit(130)
+    if as_json:
+        output.print_json(plain(report))
+    else:
+        show(console, report)
+    sys.exit(0 if report.holds else 1)
+
+
+def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Report:
+    began = time.monotonic()
+    console.print("Starting a stack ...")
+    with make_simulator(options) as simulator:
+        with running_stack("drill", environment(simulator, options), workers) as stack:
+            console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)
+            _print_external_causes(console, stack)
+            try:
+                with _screen(console) as screen:
+                    report = Drill(simulator, stack, options, show=screen.moment, on_progress=screen.fault).run()
+            except HeadraceError:
+                stack.keep = True
+                console.print(f"Data and logs are left in {stack.folder}", soft_wrap=True)
+                raise
+            stack.keep = keep or not report.holds
+        if stack.keep:
+            (stack.folder / "report.json").write_text(json.dumps(plain(report), indent=2, default=str))
+            console.print(f"Data, logs and report.json are left in {stack.folder}", soft_wrap=True)
+    return report
+
+
+def _print_external_causes(console: Console, stack: Stack) -> None:
+    processes = stack.info()["processes"]
+    for group, variable in OURS.items():
+        if group not in processes:
+            console.print(f"{variable} is set: the {group} is not of this stack, and is not struck.")
+
+
+def plain(report: Report) -> dict[str, Any]:
+    """The report as JSON would have it."""
+    account = report.account
+    return {
+        "seed": report.seed,
+        "holds": report.holds,
+        "accepted": account.accepted,
+        **account.outcomes,
+        "pending": len(account.pending),
+        "exact": account.is_exact,
+        "lost": account.lost,
+        "doubled": account.doubled,
+        "expected_rows": account.expected,
+        "lost_deliveries": account.nowhere,
+        "pending_deliveries": account.pending,
+        "wrongly_dead": account.wrongly_dead,
+        "missing_rows": account.missing,
+        "outdated_rows": account.outdated,
+        "doubled_deliveries": account.twice,
+        "unexplained_rows": account.surplus,
+        "answers": {str(status or "none"): count for status, count in sorted(report.statuses.items())},
+        "longest_answer_seconds": round(report.longest_answer, 3),
+        "longest_answer_with_freezes_seconds": round(report.longest_with_freezes, 3),
+        "never_taken": report.never_taken,
+        "settled_after_seconds": report.settled_after,
+        "backfills": report.backfills,
+        "provider_requests": report.provider_requests,
+        "provider_refused": report.provider_refused,
+        "requests_in_a_silence": report.rate_limit_violations,
+        "requests_in_a_silence_excused": report.excused,
+        "strikes": [asdict(one) for one in report.faults],
+    }
+
+
+def show(console: Console, report: Report) -> None:
+    """The report, the account last."""
+    _show_faults(console, report)
+    for line in (*_about_answers(report), *_about_history(report), *_about_end(report)):
+        console.print(line, highlight=False, soft_wrap=True)
+    _show_totals(console, report.account)
+    for name, found in _evidence(report.account).items():
+        if found:
+            named = ", ".join(str(one) for one in found[:MAX_NAMED])
+            console.print(f"{name}: {named}{' ...' if len(found) > MAX_NAMED else ''}", highlight=False, soft_wrap=True)
+    verdict = "[green]PASSED: nothing lost, nothing doubled.[/]" if report.holds else "[red]FAILED.[/]"
+    console.print(verdict, style="bold")
+
+
+def _show_faults(console: Console, report: Report) -> None:
+    table = Table("group", *FAULT_KINDS, title="Strikes", title_justify="left")
+    for group, counts in report.faults_by().items():
+        table.add_row(group, *(str(count or "") for count in counts.values()))
+    totals = [sum(counts[kind] for counts in report.faults_by().values()) for kind in FAULT_KINDS]
+    table.add_row("all", *map(str, totals), style="bold")
+    console.print(table)
+
+
+def _about_answers(report: Report) -> Iterator[str]:
+    statuses = report.statuses
+    taken = sum(count for status, count in statuses.items() if 200 <= status < 300)
+    refused = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
+    told = ", ".join(f"{count} x {status}" for status, count in refused.items()) or "none"
+    yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {taken:,}; others: {told}"
+    late = "" if report.longest_answer <= MAX_RESPONSE_SECONDS else "  [red]LONGER THAN PROMISED[/]"
+    yield (
+        f"Longest answer: {report.longest_answer:.2f} s (at most {MAX_RESPONSE_SECONDS:.0f}){late}; "
+        f"with the time for which the endpoint itself was frozen {report.longest_with_freezes:.2f} s"
+    )
+    if report.never_taken:
+        yield f"[red]Never taken: {report.never_taken} events, however often they were sent[/]"
+
+
+def _about_history(report: Report) -> Iterator[str]:
+    states = ", ".join(f"{count} {status}" for status, count in sorted(report.backfills.items()))
+    yield (
+        f"History: {states} backfills, in {report.provider_requests:,} requests, "
+        f"{report.provider_refused:,} of them refused or broken by the provider"
+    )
+    excused = f"; {report.excused} more while who should have known was struck" if report.excused else ""
+    yield f"Requests while the provider wanted none: {report.rate_limit_violations}{excused}"
+
+
+def _about_end(report: Report) -> Iterator[str]:
+    if report.settled_after is None:
+        yield "[red]Not everything settled[/]"
+    else:
+        yield f"Everything had settled {report.settled_after:.0f} s after the last strike"
+
+
+def _show_totals(console: Console, account: Totals) -> None:
+    table = Table(title="The account", title_justify="left")
+    for name in ("acked", *OUTCOMES, "pending", "lost", "doubled"):
+        table.add_column(name, justify="right", no_wrap=True)
+    counts = [account.accepted, *account.outcomes.values(), len(account.pending), account.lost, account.doubled]
+    table.add_row(*(f"{count:,}" for count in counts))
+    console.print(table)
+    parts = [f"{count} {outcome}" for outcome, count in account.outcomes.items()] + [f"{len(account.pending)} pending"]
+    is_exact = "[green]exactly[/]" if account.is_exact else "[red]AND THAT IS NOT SO[/]"
+    console.print(f"{account.accepted} accepted = {' + '.join(parts)}: {is_exact}", highlight=False, soft_wrap=True)
+    console.print(
+        f"They and the provider hold {account.expected} records and samples; in the views {len(account.missing)} are "
+        f"missing, {len(account.outdated)} not the newest version, {len(account.surplus)} doubled or unexplained",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _evidence(account: Totals) -> dict[str, list[Any]]:
+    return {
+        "Lost deliveries": account.nowhere,
+        "Pending deliveries": account.pending,
+        "Dead, and should not be": account.wrongly_dead,
+        "Twice in the ledger": account.twice,
+        "Missing rows": account.missing,
+        "Rows not of the newest version": account.outdated,
+        "Unexplained rows": account.surplus,
+    }

@@ -1,0 +1,1 @@
+"""Requests to aggregators: one HTTP client, retry decisions, shared rate limits."""

@@ -1,0 +1,1 @@
+"""One machine: `headrace up`, the embedded servers and the supervisor of their processes."""

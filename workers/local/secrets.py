@@ -1,0 +1,43 @@
+"""The secrets that `headrace up` generates once and keeps in secrets.json."""
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from app.errors import Misconfigured
+from workers.local.files import read_json, write_secret
+
+# What is made up once if the operator has not set it: the name in secrets.json, the variable, and the maker.
+GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
+    ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
+    ("broker_password", None, lambda: secrets.token_urlsafe(24)),
+    ("flower_auth", "HEADRACE_FLOWER_AUTH", lambda: f"headrace:{secrets.token_urlsafe(24)}"),
+    ("junction_webhook_secret", "JUNCTION_WEBHOOK_SECRET", lambda: f"whsec_{_random_base64(24)}"),
+    ("terra_signing_secret", "TERRA_SIGNING_SECRET", lambda: secrets.token_urlsafe(32)),
+    ("encryption_key", "HEADRACE_ENCRYPTION_KEY", lambda: _random_base64(32)),
+)
+
+
+def _random_base64(size: int) -> str:
+    return base64.b64encode(secrets.token_bytes(size)).decode()
+
+
+def load_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The secrets by their names: the operator's, or those of secrets.json, or new ones which are then kept there."""
+    kept = read_json(data_dir / SECRETS)
+    if "postgres_password" not in kept and os.path.lexists(data_dir / "postgres"):
+        raise Misconfigured(
+            f"{data_dir / SECRETS} is missing, and with it the password of the data in {data_dir / 'postgres'}; "
+            "bring it back, or choose another --data-dir"
+        )
+    given = {name: environment.get(variable or "", "").strip() for name, variable, _ in GENERATED_SECRETS}
+    new = {name: make() for name, _, make in GENERATED_SECRETS if not given[name] and name not in kept}
+    if new:
+        write_secret(data_dir / SECRETS, json.dumps({**kept, **new}, indent=1))
+    return {**kept, **new, **{name: value for name, value in given.items() if value}}
+
+
+SECRETS = "secrets.json"

@@ -1,0 +1,231 @@
+"""`headrace up`: everything on one machine, with the missing services and secrets."""
+
+import contextlib
+import functools
+import http.client
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from app.broker.lanes import LANES
+from app.config.settings import Settings
+from app.errors import Misconfigured
+from app.observability.processes import process_alive
+from app.web.__main__ import METRICS_FOLDER
+from workers.local import embedded_postgres, embedded_valkey, ports
+from workers.local.attach import LOCK, STACK, try_lock
+from workers.local.files import write_secret
+from workers.local.secrets import GENERATED_SECRETS, load_secrets
+from workers.local.supervisor import Pids, Program, Supervisor
+
+ONE_PROCESS_LANES = ("download", "maintenance")
+PGPASS = "pgpass"
+LOCK_SECONDS = 40.0  # what servers of a stack that was killed may need to end
+EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to reach such a server
+
+_log = logging.getLogger(__name__)
+
+
+def up(
+    settings: Settings, environment: Mapping[str, str], data_dir: Path, port: int | None, workers: int | None
+) -> None:
+    """Runs everything until SIGTERM or SIGINT. Raises Misconfigured or NotStarted."""
+    data_dir = data_dir.absolute()
+    _make_data_dir(data_dir)
+    # The lock is the last to go: whoever gets it finds no process of ours.
+    with contextlib.suppress(KeyboardInterrupt), _locked(data_dir) as lock, Supervisor() as supervisor:
+        (data_dir / STACK).unlink(missing_ok=True)  # of a stack that was killed
+        stack = _Stack(settings, environment, data_dir, supervisor)
+        try:
+            stack.start_services(lock)
+            stack.migrate()
+            stack.start_programs(port, workers or os.cpu_count() or 1)
+            stack.write(supervisor.pids())
+            stack.greet()
+            supervisor.run(stack.write)
+        finally:
+            (data_dir / STACK).unlink(missing_ok=True)
+
+
+def _make_data_dir(data_dir: Path) -> None:
+    try:
+        if not data_dir.is_dir():
+            data_dir.mkdir(parents=True)
+            # Of root's, PostgreSQL's user must reach its own folder. What is secret is in files of mode 0600.
+            data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
+        for name in ("log", "run", "metrics"):
+            (data_dir / name).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"HEADRACE_DATA_DIR: {data_dir} cannot be used: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[int]:
+    """Holds the folder. The servers hold it too: while those of a killed stack write, no others must start."""
+    lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    began = time.monotonic()
+    try:
+        while not try_lock(lock):
+            holder, waited = os.pread(lock, 20, 0).decode(), time.monotonic() - began
+            # A second, because `attach` holds the lock for a moment.
+            if waited > LOCK_SECONDS or (waited > 1 and holder and process_alive(int(holder))):
+                raise Misconfigured(f"another `headrace up` (pid {holder or 'unknown'}) runs in {data_dir}")
+            time.sleep(0.1)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=2)
+    try:
+        connection.request("GET", parts.path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@dataclass
+class _Stack:
+    """What `up` knows of what it runs."""
+
+    settings: Settings
+    given: Mapping[str, str]
+    data_dir: Path
+    supervisor: Supervisor
+
+    def __post_init__(self) -> None:
+        self.secrets = load_secrets(self.data_dir, self.given)
+        metrics = self.data_dir / "metrics"
+        shutil.rmtree(metrics)  # numbers of processes that are gone
+        metrics.mkdir(mode=0o700)
+        own = {variable: self.secrets[name] for name, variable, _ in GENERATED_SECRETS if variable}
+        self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
+        self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
+        self.psql = 'psql "$DATABASE_URL"'
+        self.web = self.flower = ""
+
+    def start_services(self, lock: int) -> None:
+        """The services that the operator has not, each on a free port. They inherit the lock on the data."""
+        services: list[Program] = []
+        database, broker = self.settings.database_url, self.settings.broker_url or self.settings.redis_url
+        if database is None:
+            program, database = embedded_postgres.postgres(
+                self.data_dir / "postgres", self.secrets["postgres_password"], self._log_of("postgres")
+            )
+            services.append(program)
+            self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
+        if broker is None or not self.settings.has_redis:
+            name = "broker" if broker is None else "redis"  # beside RabbitMQ, for the rates that workers share
+            program, redis_url = embedded_valkey.valkey(
+                self.data_dir / name, self.secrets["broker_password"], self._log_of(name)
+            )
+            services.append(replace(program, group=name, name=name))
+            broker = broker or redis_url
+            self.environment["REDIS_URL"] = redis_url
+        self.database_url, self.broker_url = database, broker
+        self.environment |= {"DATABASE_URL": database, "BROKER_URL": broker}
+        self.supervisor.start([replace(program, pass_fds=(lock,)) for program in services])
+
+    def migrate(self) -> None:
+        self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
+
+    def start_programs(self, port: int | None, workers: int) -> None:
+        """The endpoint, the workers of every lane, beat and Flower, all at once; a pipeline's queue if there is one."""
+        host = self.settings.host
+        self.held = self._hold_port(port, self.settings.port)
+        web = self.held.getsockname()[1]
+        flower = ports.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
+        self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
+        self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
+        counts = {lane: 1 if lane in ONE_PROCESS_LANES else workers for lane in LANES}
+        lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
+        # Flower is killed at once: it keeps nothing, has no children, and its exit waits for threads that may hang.
+        # What it counts has the names of workers in it, and is on its own page.
+        alone = {name: value for name, value in self.environment.items() if name != METRICS_FOLDER}
+        watching = replace(self._serving("flower", f"{self.flower}/healthcheck"), environment=alone)
+        self.supervisor.start(
+            [
+                self._serving("web", f"{self.web}/readyz"),
+                *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
+                *([self._marking("etl", "etl", ("etl",))] if self.settings.etl_url else []),
+                self._marking("beat", "beat", ("beat",)),
+                replace(watching, stop_signal=signal.SIGKILL),
+            ]
+        )
+
+    def write(self, pids: Pids) -> None:
+        """Writes stack.json, by which everything else finds this stack."""
+        stack = {
+            "web": self.web,
+            "flower": self.flower,
+            "flower_auth": self.secrets["flower_auth"],
+            "database_url": self.database_url,
+            "broker_url": self.broker_url,
+            "redis_url": self.environment.get("REDIS_URL", ""),
+            # Where there are several, for rotation, whoever signs needs one.
+            "junction_webhook_secret": self.secrets["junction_webhook_secret"].split(",")[0].strip(),
+            "terra_signing_secret": self.secrets["terra_signing_secret"].split(",")[0].strip(),
+            "processes": pids,
+        }
+        write_secret(self.data_dir / STACK, json.dumps(stack, indent=1))
+
+    def greet(self) -> None:
+        click.echo(
+            f"Headrace is ready.\n"
+            f"  webhooks  {self.web}/webhooks/junction and {self.web}/webhooks/terra\n"
+            f"            (their signing secrets are in {self.data_dir / STACK})\n"
+            f"  Flower    {self.flower} (user and password: flower_auth in {self.data_dir / STACK})\n"
+            f"  database  {self.psql}\n"
+            f"  logs      {self.data_dir / 'log'}\n"
+            f"Ctrl-C ends everything."
+        )
+
+    def _hold_port(self, asked: int | None, default: int) -> socket.socket:
+        held = ports.held_port(self.settings.host, asked or default)
+        if asked and held.getsockname()[1] != asked:
+            raise Misconfigured(f"--port: {asked} is taken on {self.settings.host}; choose another, or leave it out")
+        return held
+
+    def _log_of(self, name: str) -> Path:
+        return self.data_dir / "log" / f"{name}.log"
+
+    def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
+        command = (sys.executable, "-m", "workers.cli", *arguments)
+        return Program(group, name, command, self.environment, self._log_of(name), ready)
+
+    def _serving(self, name: str, url: str) -> Program:
+        """A program that is ready when it answers."""
+        return self._program(name, name, (name,), functools.partial(_answers, url))
+
+    def _marking(self, group: str, name: str, arguments: tuple[str, ...]) -> Program:
+        """A program that says by a file that it is ready."""
+        file = self.data_dir / "run" / f"{name}.ready"
+        program = self._program(group, name, arguments, file.exists)
+        environment = {**self.environment, "HEADRACE_READY_FILE": str(file)}
+        return replace(program, environment=environment, before_start=functools.partial(file.unlink, missing_ok=True))
+
+    def _write_pgpass(self, database_url: str, psql: Path) -> None:
+        """A password file for psql, so that the password stands on no command line."""
+        url, file = urlsplit(database_url), self.data_dir / PGPASS
+        name = url.path.lstrip("/")
+        write_secret(file, f"{url.hostname}:{url.port}:{name}:{url.username}:{url.password}\n")
+        command = shlex.join((str(psql), "-h", url.hostname or "", "-p", str(url.port), "-U", url.username or "", name))
+        self.psql = f"PGPASSFILE={shlex.quote(str(file))} {command}"

@@ -1,0 +1,312 @@
+"""Starts programs in stages, starts again what dies, and ends everything without leaving a process behind.
+
+Why no library: honcho ends everything when one program dies and restarts nothing; supervisord and circus restart, but
+are daemons with configuration files and control sockets of their own, and their children live on when the daemon is
+killed with -9. Here every program is told by the kernel (PR_SET_PDEATHSIG) that its supervisor has gone, and the
+supervisor inherits what a dying program leaves behind (PR_SET_CHILD_SUBREAPER). No threads: the death signal fires
+when the *thread* that started the child ends, so everything happens in the main thread, which looks ten times a second.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import psutil
+
+from app.errors import HeadraceError
+
+POLL_SECONDS = 0.1
+START_SECONDS = 60.0
+DEATHS_WHILE_STARTING = 5
+MIN_RESTART_PAUSE, MAX_RESTART_PAUSE = 0.1, 5.0
+STEADY_SECONDS = 10.0
+
+_LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_prctl = ctypes.CDLL(None).prctl if _LINUX else None
+_log = logging.getLogger(__name__)
+
+Pids = dict[str, list[int]]
+
+
+class NotStarted(HeadraceError):
+    """A program did not become ready. The text names its log file, whose content may not be fit for a terminal."""
+
+
+def _nothing() -> None:
+    """Stands for a hook that is not wanted."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program to keep running. `name` is unique; `group` is what its pid is listed under."""
+
+    group: str
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    log: Path
+    ready: Callable[[], bool]
+    user: int | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 20.0
+    cwd: Path | None = None
+    before_start: Callable[[], None] = _nothing
+    pass_fds: tuple[int, ...] = ()
+
+
+def _die_with_parent(parent: int, death_signal: signal.Signals) -> Callable[[], None] | None:
+    """What a child does between fork and exec. CPython calls it after the change of user, which clears the setting."""
+    prctl = _prctl
+    if prctl is None:
+        return None
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it went before the kernel knew that we care
+            os._exit(1)
+
+    return tie
+
+
+def _spawn(program: Program) -> subprocess.Popen[bytes]:
+    program.before_start()
+    program.log.parent.mkdir(parents=True, exist_ok=True)
+    as_user: dict[str, Any] = {}
+    if program.user is not None:
+        as_user = {"user": program.user, "group": pwd.getpwuid(program.user).pw_gid, "extra_groups": []}
+    log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        # The stop signal rather than SIGKILL: a program that hears it takes its own children along.
+        return subprocess.Popen(
+            program.command,
+            env=dict(program.environment),
+            cwd=program.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=program.pass_fds,
+            preexec_fn=_die_with_parent(os.getpid(), program.stop_signal),  # noqa: PLW1509 - there are no threads here
+            **as_user,
+        )
+    finally:
+        os.close(log)
+
+
+class _Slot:
+    """A program, its process if it has one, and how often it died in a row."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.process: subprocess.Popen[bytes] | None = None
+        self.deaths = 0
+        self.began = self.due = time.monotonic()
+
+    def launch(self) -> None:
+        self.began = time.monotonic()
+        try:
+            self.process = _spawn(self.program)
+        except OSError as error:
+            self.count_death()
+            _log.error("%s could not be started: %s", self.program.name, error)
+
+    def count_death(self) -> float:
+        """Notes when to start again, and returns the pause until then."""
+        now = time.monotonic()
+        self.deaths = 1 if now - self.began > STEADY_SECONDS else self.deaths + 1
+        pause = min(MIN_RESTART_PAUSE * 2.0 ** min(self.deaths - 1, 16), MAX_RESTART_PAUSE)
+        self.due = now + pause
+        return pause
+
+    def is_over(self) -> bool:
+        """Whether the main process has ended. It stays a zombie, so that its number is not given to another group."""
+        if self.process is None or self.process.returncode is not None:
+            return True
+        try:
+            return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    def is_ready(self) -> bool:
+        return not self.is_over() and self.program.ready()
+
+    def signal(self, number: signal.Signals, *, group: bool) -> None:
+        if self.process is not None and (group or self.process.returncode is None):
+            # PermissionError is what macOS says of a group in which all are zombies.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def bury(self) -> int:
+        """Ends what is left of the group, takes the zombie away and returns the exit status."""
+        if self.process is None:
+            return 0
+        self.signal(signal.SIGKILL, group=True)
+        status = self.process.wait()
+        self.process = None
+        return status
+
+
+class Supervisor:
+    """Keeps programs running. With `whole_process` it also takes over the signals and the orphans of this process."""
+
+    def __init__(self, *, whole_process: bool = True) -> None:
+        self._whole_process = whole_process
+        self._stages: list[list[_Slot]] = []
+        self._signals = 0
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self._whole_process:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._heard)
+            if _prctl is not None:
+                _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.stop()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def _heard(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _heed(self) -> None:
+        if self._signals:
+            raise KeyboardInterrupt
+
+    def pids(self) -> Pids:
+        """The main processes by group, in the order in which they were started."""
+        found: Pids = {}
+        for slot in self._slots():
+            pids = found.setdefault(slot.program.group, [])
+            if slot.process is not None:
+                pids.append(slot.process.pid)
+        return found
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The main process of the program of this name."""
+        return next(slot.process for slot in self._slots() if slot.program.name == name and slot.process is not None)
+
+    def start(self, programs: Sequence[Program]) -> None:
+        """Starts one stage and waits until all of it is ready. Raises NotStarted, or KeyboardInterrupt on a signal."""
+        stage = [_Slot(program) for program in programs]
+        self._stages.append(stage)
+        waiting, deadline = stage, time.monotonic() + START_SECONDS
+        while waiting:
+            self._heed()
+            self._tend()
+            waiting = [slot for slot in waiting if not slot.is_ready()]
+            for slot in waiting:
+                if slot.deaths >= DEATHS_WHILE_STARTING:
+                    raise NotStarted(f"{slot.program.name} died {slot.deaths} times at start; see {slot.program.log}")
+                if time.monotonic() > deadline:
+                    raise NotStarted(
+                        f"{slot.program.name} was not ready after {START_SECONDS:.0f} s; see {slot.program.log}"
+                    )
+            if waiting:
+                time.sleep(POLL_SECONDS / 2)
+
+    def complete(self, program: Program) -> None:
+        """Runs a program that ends by itself. Raises NotStarted if it fails, or KeyboardInterrupt on a signal."""
+        slot = _Slot(program)
+        self._stages.append([slot])
+        slot.launch()
+        while not slot.is_over():
+            self._heed()
+            time.sleep(POLL_SECONDS / 2)
+        self._stages.pop()
+        failed = slot.deaths > 0 or slot.bury() != 0
+        if failed:
+            raise NotStarted(f"{program.name} failed; see {program.log}")
+
+    def run(self, on_change: Callable[[Pids], None]) -> None:
+        """Starts again what dies, until SIGTERM or SIGINT."""
+        while not self._signals:
+            if self._tend():
+                on_change(self.pids())
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the stages in reverse order, all of one stage at once. A signal that comes meanwhile makes it kill."""
+        heard = self._signals
+        while self._stages:
+            began, left = time.monotonic(), self._stages[-1]
+            for slot in left:
+                slot.signal(signal.SIGCONT, group=True)  # a frozen process hears nothing
+                slot.signal(slot.program.stop_signal, group=False)
+            while left := [slot for slot in left if not slot.is_over()]:
+                for slot in left:
+                    if self._signals > heard or time.monotonic() - began > slot.program.stop_seconds:
+                        slot.signal(signal.SIGKILL, group=True)
+                time.sleep(POLL_SECONDS / 4)
+            for slot in self._stages.pop():
+                slot.bury()
+            self._bury_orphans()
+
+    def _slots(self) -> Iterator[_Slot]:
+        return (slot for stage in self._stages for slot in stage)
+
+    def _tend(self) -> bool:
+        """Buries what died and starts what is due. Returns whether a pid changed."""
+        before = self.pids()
+        self._reap_orphans()
+        for slot in self._slots():
+            if slot.process is None:
+                if time.monotonic() >= slot.due:
+                    slot.launch()
+            elif slot.is_over():
+                pid, status, pause = slot.process.pid, slot.bury(), slot.count_death()
+                _log.warning(
+                    "%s (pid %d) ended with status %d; starting it again in %.1f s",
+                    slot.program.name,
+                    pid,
+                    status,
+                    pause,
+                )
+                self._bury_orphans()
+        return self.pids() != before
+
+    def _reap_orphans(self) -> None:
+        """Takes away the zombies of processes that became ours when a child's child ended."""
+        if not (self._whole_process and _LINUX):
+            return
+        ours = {slot.process.pid for slot in self._slots() if slot.process is not None}
+        with contextlib.suppress(ChildProcessError):
+            while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if dead.si_pid in ours:
+                    break
+                os.waitpid(dead.si_pid, 0)
+
+    def _bury_orphans(self) -> None:
+        """Ends children that we did not start: a dead program's, which left its group (PostgreSQL's all do)."""
+        if not (self._whole_process and _LINUX):
+            return
+        ours = {slot.process.pid for slot in self._slots() if slot.process is not None}
+        for child in psutil.Process().children():
+            if child.pid not in ours:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+                    child.wait(timeout=5)
+
+
+@contextlib.contextmanager
+def running(program: Program) -> Iterator[subprocess.Popen[bytes]]:
+    """One program, ready, for as long as the block lasts. It is not started again if it dies. Meant for tests."""
+    with Supervisor(whole_process=False) as supervisor:
+        supervisor.start([program])
+        yield supervisor.process(program.name)

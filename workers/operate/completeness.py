@@ -1,0 +1,128 @@
+"""Whether everything that came is accounted for, and which days are missing between days that are there."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+
+from sqlalchemy import Engine
+
+from workers.broker_admin import Lane
+from workers.reconcile.gaps import DENSE
+from workers.store import completeness as store
+from workers.store.completeness import OpenGap, OutcomeCount, Unfinished
+from workers.store.coverage import Fetched, ResourceKey, fetched
+from workers.store.engine import transaction
+
+OUTCOMES = ("applied", "duplicate", "stale", "ignored", "dead")
+STUCK = ("failed", "paused")  # which nobody goes on with by himself
+MAX_LISTED = 1000  # gaps and backfills that are listed
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class DayOutcomes:
+    """What came from a provider on a day, and what became of it: distinct delivery ids, as the ledger has them."""
+
+    provider: str
+    day: date
+    counts: Mapping[str, int]
+    attempts: int  # how often they came
+    letters: int  # dead letters that are there still
+
+    @property
+    def accepted(self) -> int:
+        """All of them; what waits in the broker is in no row yet, and has no day."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class MissingDays:
+    """Days without data between days with data, of a resource that has some on most days."""
+
+    key: ResourceKey
+    days: tuple[date, ...]
+
+
+@dataclass
+class Completeness:
+    """A report."""
+
+    since: datetime
+    until: datetime
+    days: list[DayOutcomes]
+    pending: Mapping[str, int]  # messages by lane, now; each holds one delivery or more
+    gaps: Mapping[str, int]  # by whose turn it is
+    listed_gaps: list[OpenGap]
+    unfinished: list[Unfinished]
+    holes: list[MissingDays] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        """What is missing or dead, in words; nothing if all is well."""
+        stuck = sum(one.status in STUCK for one in self.unfinished)
+        lost = sum(len(hole.days) for hole in self.holes)
+        found = {
+            f"{sum(one.letters for one in self.days)} dead letters": sum(one.letters for one in self.days),
+            f"{self.gaps.get('ours', 0)} gaps that are ours": self.gaps.get("ours", 0),
+            f"{stuck} backfills that failed or are paused": stuck,
+            f"{lost} days without data between days with data": lost,
+        }
+        return [words for words, count in found.items() if count]
+
+
+def read_report(
+    engine: Engine,
+    lanes: Iterable[Lane],
+    since: datetime,
+    until: datetime,
+    on_progress: Callable[[int, int], None] | None,
+) -> Completeness:
+    """The report; `tell` is called with how many people's days were looked at, None if they are not to be."""
+    entries = list(store.ledger(engine, since, until))
+    with transaction(engine) as connection:
+        days = list(_by_day(entries, store.dead_letters(connection, since, until)))
+        counts, listed = store.gaps(connection, MAX_LISTED)
+        unfinished = store.unfinished(connection, since, MAX_LISTED)
+        people = store.count_people(connection)
+    pending = {lane.name: lane.messages for lane in lanes}
+    report = Completeness(since, until, days, pending, counts, listed, unfinished)
+    if on_progress is not None:
+        done = 0
+        for users, stored in store.days(engine, since, until):
+            with transaction(engine) as connection:
+                asked = fetched(connection, users)
+            report.holes += holes(stored, asked)
+            done += len(users)
+            on_progress(done, people)
+    return report
+
+
+def _by_day(entries: Sequence[OutcomeCount], letters: Mapping[tuple[str, date], int]) -> Iterator[DayOutcomes]:
+    for name, day in sorted({(one.provider, one.day) for one in entries} | letters.keys()):
+        of_day = [one for one in entries if (one.provider, one.day) == (name, day)]
+        counts = dict.fromkeys(OUTCOMES, 0) | {one.outcome: one.deliveries for one in of_day}
+        yield DayOutcomes(name, day, counts, sum(one.attempts for one in of_day), letters.get((name, day), 0))
+
+
+def holes(
+    stored: Mapping[ResourceKey, set[int]], asked: Mapping[ResourceKey, Sequence[Fetched]]
+) -> Iterator[MissingDays]:
+    """Empty days within what is stored, unless the provider was asked for them since, and had nothing.
+
+    Of what is there on fewer than half of the days nobody can say that a day is missing: it has no workout.
+    """
+    for key, days in sorted(stored.items()):
+        if len(days) < 2:
+            continue
+        span = range(min(days), max(days) + 1)
+        if len(days) < DENSE * len(span):
+            continue
+        empty = [one for one in span if one not in days and not _was_asked_for(one, asked.get(key, ()))]
+        if empty:
+            yield MissingDays(key, tuple(date.fromordinal(one) for one in empty))
+
+
+def _was_asked_for(day: int, asked: Sequence[Fetched]) -> bool:
+    start = datetime.combine(date.fromordinal(day), datetime.min.time(), UTC)
+    end = start + DAY
+    return any(one.state == "done" and one.start < end and one.end >= start and one.created_at >= end for one in asked)

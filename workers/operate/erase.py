@@ -1,0 +1,126 @@
+"""Erases a person: a tombstone, then everything there is of them, and a receipt."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from app.delivery import Delivery
+from app.errors import Unprocessable
+from app.sealing import Sealer
+from workers.ingest.apply import UNKNOWN, Applier, extract_deliveries
+from workers.ingest.replay import replay_dead_letters
+from workers.store import backfill_admin, dead_letters
+from workers.store import erase as store
+from workers.store.backfill_admin import Filter
+from workers.store.engine import transaction
+from workers.store.erase import ErasedPerson
+
+EVERY = 1_000_000
+
+
+@dataclass(frozen=True)
+class ErasureReceipt:
+    """What was removed of somebody."""
+
+    user_id: str
+    before: Literal["unknown", "known", "erased"]
+    erased_at: datetime  # since when whatever comes of them is ignored
+    finished_at: datetime
+    removed: dict[str, int]  # rows, by table
+    unread: int  # dead letters that nobody here can open, so that they may hold something
+    others: tuple[str, ...]  # who has the same client_user_id, and is there still
+
+
+class Eraser:
+    """Erases people, one at a time. May be killed and begun again at any moment."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._sealer = Sealer(settings.encryption_keys)
+        self._applier = Applier(engine, settings)
+
+    def count(self, user_id: str) -> dict[str, int]:
+        """What would be removed."""
+        letters = Counter(is_theirs for _, is_theirs in self._letters(user_id, self._person(user_id)))
+        found = store.count(self._engine, user_id)
+        return found | ({"dead_letters": letters[True]} if letters[True] else {})
+
+    def erase(self, user_id: str, on_progress: Callable[[int], None]) -> ErasureReceipt:
+        """Removes everything; `tell` is called with how many rows have gone. Raises TryLater."""
+        known, erased_at = self._person(user_id), store.create_tombstone(self._engine, user_id)
+        removed: Counter[str] = Counter()
+        unread = 0
+        for letter, is_theirs in self._letters(user_id, known):
+            unread += is_theirs is None
+            if is_theirs:
+                self._drop(letter)
+                removed["dead_letters"] += 1
+                on_progress(removed.total())
+        for table, number in store.remove(self._engine, user_id):
+            removed[table] += number
+            on_progress(removed.total())
+        found = {table: number for table, number in sorted(removed.items()) if number}
+        store.finish(self._engine, user_id, found)
+        return ErasureReceipt(user_id, known.state, erased_at, datetime.now(UTC), found, unread, known.others)
+
+    def _person(self, user_id: str) -> ErasedPerson:
+        with transaction(self._engine) as connection:
+            return store.person(connection, user_id)
+
+    def _letters(
+        self, user_id: str, known: ErasedPerson
+    ) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
+        """Every dead letter, and whether it is theirs; None where nobody can tell.
+
+        A client_user_id says whose it is only as long as nobody else goes by it.
+        """
+        backfills = {one.id for one in backfill_admin.listed(self._engine, Filter(user_id=user_id), EVERY)}
+        names = _names(user_id, None if known.others else known.client_user_id)
+        for letter in dead_letters.read(self._engine):
+            if letter.user_id or dead_letters.backfill_of(letter.delivery.message_id) in backfills:
+                yield letter, letter.user_id in (None, user_id)
+            else:
+                yield letter, self._tells_of(letter.delivery, names)
+
+    def _tells_of(self, delivery: Delivery, names: re.Pattern[bytes]) -> bool | None:
+        """Whether a delivery that nobody could parse, or any of those in a message that was set aside, names them."""
+        try:
+            body = self._sealer.open(delivery.sealed, delivery.key)
+        except Unprocessable:
+            return None
+        if names.search(body) or names.search(_unescaped(body)):
+            return True
+        if delivery.aggregator != UNKNOWN:
+            return False
+        try:
+            answers = {self._tells_of(one, names) for one in extract_deliveries(body)}
+        except Unprocessable:
+            return None
+        return True if True in answers else None if None in answers else False
+
+    def _drop(self, letter: dead_letters.SealedDeadLetter) -> None:
+        """Throws a letter away; of a message with others in it, they are applied first, and theirs is ignored."""
+        if letter.delivery.aggregator == UNKNOWN:
+            replay_dead_letters(self._engine, self._applier, dead_letters.listed(self._engine, [letter.id]))
+        dead_letters.drop(self._engine, dead_letters.listed(self._engine, [letter.id]))
+
+
+def _names(user_id: str, client_user_id: str | None) -> re.Pattern[bytes]:
+    """A user_id as a word; a client_user_id, which may be as short as a number, only as a whole text of a JSON."""
+    word = rb"(?<![\w-])" + re.escape(msgspec.json.encode(user_id)[1:-1]) + rb"(?![\w-])"
+    return re.compile(word + (b"|" + re.escape(msgspec.json.encode(client_user_id)) if client_user_id else b""))
+
+
+def _unescaped(body: bytes) -> bytes:
+    """A JSON with its texts written as plainly as they can be: a sender may escape what it likes."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""

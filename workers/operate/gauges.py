@@ -1,0 +1,53 @@
+"""What nobody counts as it happens, because it is what there is: lanes, backfills, dead letters. The sweep looks."""
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import Engine, text
+
+from app.config.settings import Settings
+from app.observability import metrics
+from workers.broker_admin import Lane
+from workers.fetch.rate_limits import pauses
+from workers.store.engine import transaction
+
+MIN_INTERVAL_SECONDS = 15.0  # between two looks into the database
+SHARE = 20  # and so many times as long as a look took: counting a large table must not be what the worker does
+COUNTS = {
+    metrics.BACKFILLS: text("SELECT status, count(*) FROM headrace.backfills WHERE item = '' GROUP BY status"),
+    metrics.GAPS: text("SELECT whose, count(*) FROM headrace.gaps GROUP BY whose"),
+    metrics.DEAD_LETTERS: text("SELECT aggregator, count(*) FROM headrace.dead_letters GROUP BY aggregator"),
+    metrics.CONNECTIONS: text("SELECT status, count(*) FROM headrace.connections GROUP BY status"),
+}
+SUSPECTS = text("SELECT count(*) FROM headrace.crash_counts")
+
+
+class GaugeCollector:
+    """Sets the gauges of a maintenance worker."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+        self._due = 0.0
+
+    def poll(self, lanes: Sequence[Lane]) -> None:
+        """After a sweep, at what it has seen; and from time to time into the database. Raises TryLater."""
+        metrics.LAST_SWEEP.set_to_current_time()
+        metrics.show(metrics.LANE_MESSAGES, {lane.name: lane.messages for lane in lanes})
+        for lane in lanes:
+            if lane.oldest is not None or not lane.messages:
+                metrics.LANE_OLDEST.labels(lane.name).set(lane.oldest.total_seconds() if lane.oldest else 0)
+        began = time.monotonic()
+        if began >= self._due:
+            self._due = began + MIN_INTERVAL_SECONDS
+            self._count()
+            self._due += SHARE * (time.monotonic() - began)
+
+    def _count(self) -> None:
+        with transaction(self._engine) as connection:
+            for gauge, query in COUNTS.items():
+                metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
+            metrics.CRASHED_DELIVERIES.set(connection.scalar(SUSPECTS) or 0)
+        if self._settings.has_redis:
+            # A silence about one person has an id in its name, which is nothing for a label.
+            paused = {one.account: one.seconds for one in pauses(self._settings) if "/" not in one.account}
+            metrics.show(metrics.PAUSED, paused)

@@ -1,0 +1,285 @@
+"""The operator's hand on backfills: what there is, how far it has come, what more would cost; stopping, resuming."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from app.catalogue import Resource, catalogue
+from app.config.settings import Settings
+from app.errors import Unprocessable
+from workers.actions import Notice
+from workers.store.backfills import COMPLETE, BackfillRequest, open_backfill
+from workers.store.engine import transaction
+from workers.store.estimates import RequestEstimate, measured_costs
+from workers.store.schema import record_table
+from workers.store.sql import quoted
+from workers.store.users import is_read_only
+
+BackfillState = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
+OPEN = ("pending", "running", "paused")
+
+REQUESTED = text("""
+SELECT aggregator, user_id, provider, resource, item, window_start, window_end
+FROM headrace.backfills WHERE id = :id""")
+# How far a chunk has come: the part of its window, with a day's margin at both ends, that has been walked.
+LIST = text("""
+SELECT b.id, b.user_id, b.provider, b.resource, b.item, b.requested_by, b.status, b.window_start, b.window_end,
+       b.is_final_seen, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS chunks_done,
+       b.records, b.pages, b.attempts, b.created_at, b.started_at, b.finished_at, b.due_at, b.error,
+       coalesce(sum(extract(epoch FROM CASE c.status WHEN 'done' THEN c.window_end - c.window_start + interval '2 days'
+                                       ELSE c.window_end - c.slice_end + interval '1 day' END))
+                / sum(extract(epoch FROM c.window_end - c.window_start + interval '2 days')), 0)::float8 AS share,
+       extract(epoch FROM coalesce(b.finished_at, now()) - b.started_at)::float8 AS seconds
+FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
+WHERE (CAST(:ids AS bigint[]) IS NULL OR b.id = ANY(:ids))
+  AND (CAST(:user_id AS text) IS NULL OR b.user_id = :user_id)
+  AND (CAST(:provider AS text) IS NULL OR b.provider = :provider)
+  AND (CAST(:resource AS text) IS NULL OR b.resource = :resource)
+  AND (CAST(:states AS text[]) IS NULL OR b.status = ANY(:states))
+GROUP BY b.id ORDER BY array_position(ARRAY['running', 'paused', 'pending'], b.status), b.id DESC LIMIT :limit""")
+CHUNKS = text("""
+SELECT id, message_id, status, is_final, window_start, window_end, slice_end, slice_days,
+       status = 'pending' AND cursor IS NOT NULL AS amid, pages, restarts, created_at
+FROM headrace.chunks WHERE backfill_id = :id ORDER BY window_end DESC, id""")
+PAUSE = text("""
+UPDATE headrace.backfills SET status = 'paused', lease_until = '-infinity'
+WHERE id = ANY(:ids) AND status IN ('pending', 'running') RETURNING id""")
+CANCEL = text("""
+UPDATE headrace.backfills SET status = 'cancelled', lease_until = '-infinity', finished_at = now()
+WHERE id = ANY(:ids) AND status IN ('pending', 'running', 'paused') RETURNING id""")
+RESUME = text("""
+UPDATE headrace.backfills b SET status = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, attempts = 0,
+       crashes = 0, due_at = now(), finished_at = NULL, error = NULL
+WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
+  AND (status = 'paused' OR NOT EXISTS (
+      SELECT 1 FROM headrace.backfills o WHERE o.status IN ('pending', 'running', 'paused')
+      AND (o.user_id, o.provider, o.resource, o.item, o.requested_by)
+        = (b.user_id, b.provider, b.resource, b.item, b.requested_by)))
+RETURNING id""")
+RESET_RESTARTS = text("UPDATE headrace.chunks SET restarts = 0 WHERE backfill_id = ANY(:ids) AND status = 'pending'")
+RESOLVE_USER = text("""
+SELECT DISTINCT present.user_id, present.erased_at IS NOT NULL AS is_erased, present.user_id = :name AS is_exact
+FROM headrace.users named JOIN headrace.users present ON present.user_id = coalesce(named.merged_into, named.user_id)
+WHERE named.user_id = :name OR named.client_user_id = :name ORDER BY is_exact DESC, present.user_id""")
+AGGREGATOR_OF_USER = text("""
+SELECT aggregator FROM headrace.backfills WHERE user_id = :user_id
+UNION ALL SELECT aggregator FROM headrace.archive WHERE user_id = :user_id LIMIT 1""")
+PROVIDERS_OF_USER = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """A backfill as an operator sees it."""
+
+    id: int
+    user_id: str
+    provider: str
+    resource: str
+    item: str
+    requested_by: str
+    status: BackfillState
+    window_start: datetime | None
+    window_end: datetime | None
+    is_final_seen: bool
+    chunks: int
+    chunks_done: int
+    records: int
+    pages: int
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime
+    error: str | None
+    share: float  # of the windows that has been fetched, 0 to 1
+    seconds: float | None  # since it was started
+
+    @property
+    def rate(self) -> float | None:
+        """Records a second."""
+        return self.records / self.seconds if self.seconds else None
+
+    @property
+    def left(self) -> timedelta | None:
+        """How long it will take, if it goes on as until now; None if nobody can say."""
+        if self.status != "running" or not self.seconds or not self.share:
+            return None
+        return timedelta(seconds=self.seconds * (1 - self.share) / self.share)
+
+
+class Chunk(NamedTuple):
+    """One window of a backfill, and how far it has come."""
+
+    id: int
+    message_id: str
+    status: str
+    is_final: bool
+    window_start: datetime
+    window_end: datetime
+    slice_end: datetime
+    slice_days: int
+    amid: bool  # within a slice of several pages
+    pages: int
+    restarts: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which backfills are meant."""
+
+    ids: tuple[int, ...] | None = None
+    user_id: str | None = None
+    provider: str | None = None
+    resource: str | None = None
+    states: tuple[str, ...] | None = None
+
+
+def listed(engine: Engine, which: Filter, limit: int = 100) -> list[Backfill]:
+    """Backfills, the open ones first and the newest of them first."""
+    values = {"user_id": which.user_id, "provider": which.provider, "resource": which.resource, "limit": limit}
+    lists = {name: list(given) if given else None for name, given in (("ids", which.ids), ("states", which.states))}
+    with transaction(engine) as connection:
+        return [Backfill(**row) for row in connection.execute(LIST, values | lists).mappings()]
+
+
+def chunks_of(engine: Engine, backfill_id: int) -> list[Chunk]:
+    """The chunks of a backfill, in the order in which they are fetched."""
+    with transaction(engine) as connection:
+        return [Chunk(*row) for row in connection.execute(CHUNKS, {"id": backfill_id})]
+
+
+def pause(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Stops backfills after the page they are at. Returns which; the others had ended, or were paused already."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(PAUSE, {"ids": list(ids)}))
+
+
+def cancel(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Ends backfills after the page they are at; what was fetched stays. Returns which."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(CANCEL, {"ids": list(ids)}))
+
+
+def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
+    """Goes on with what was paused, cancelled or failed, where it ended. Returns which."""
+    with transaction(engine) as connection:
+        # One by one: of two that want the same, the second must see that the first is open.
+        resumed = [found for one in ids for found in connection.scalars(RESUME, {"ids": [one]})]
+        connection.execute(RESET_RESTARTS, {"ids": resumed})
+        for one in resumed:  # whose last page came in while it was stopped
+            connection.execute(COMPLETE, {"id": one})
+        return resumed
+
+
+def resolve_user(connection: Connection, name: str) -> list[tuple[str, bool]]:
+    """Whom a user_id or client_user_id names, and whether they were erased."""
+    return [(row.user_id, row.is_erased) for row in connection.execute(RESOLVE_USER, {"name": name})]
+
+
+@dataclass(frozen=True)
+class HistoryWanted:
+    """History that an operator wants: of these providers and resources, or of all there are."""
+
+    user_id: str
+    since: datetime
+    until: datetime
+    providers: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    aggregator: str = "junction"
+
+
+@dataclass(frozen=True)
+class BackfillPlan:
+    """One backfill that is to be started, and what it will cost."""
+
+    aggregator: str
+    user_id: str
+    provider: str
+    resource: str
+    since: datetime
+    until: datetime
+    requests: int
+    is_measured: bool  # by backfills like it; otherwise that is the least
+
+
+def plan(connection: Connection, settings: Settings, wanted: HistoryWanted) -> list[BackfillPlan]:
+    """A backfill for each provider and resource; without a known provider, one for all there may be."""
+    known = tuple(connection.scalars(PROVIDERS_OF_USER, {"user_id": wanted.user_id}))
+    providers = wanted.providers or known or ("",)
+    names = wanted.resources or [one.name for one in catalogue().values() if _has_history(wanted.aggregator, one)]
+    if wanted.aggregator == "terra" and (not_there := [one for one in names if not catalogue()[one].terra]):
+        raise Unprocessable(f"Terra gives out no history of {', '.join(not_there)}")
+    spent = measured_costs(connection)
+    return [
+        _plan_one(connection, wanted, spent, provider, catalogue()[name])
+        for provider in providers
+        for name in names
+        if settings.keeps(name, provider)
+    ]
+
+
+def _has_history(aggregator: str, resource: Resource) -> bool:
+    return resource.terra is not None if aggregator == "terra" else resource.has_history
+
+
+def aggregator_of(connection: Connection, settings: Settings, user_id: str) -> str:
+    """Where somebody's history is: where they are known from; for whoever is not known, an account that there is."""
+    known: str | None = connection.scalar(AGGREGATOR_OF_USER, {"user_id": user_id})
+    return known or next(iter(settings.readable), "junction")
+
+
+def _plan_one(
+    connection: Connection, wanted: HistoryWanted, spent: RequestEstimate, provider: str, resource: Resource
+) -> BackfillPlan:
+    requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until, wanted.aggregator)
+    if resource.of and not is_measured:
+        requests += _records(connection, catalogue()[resource.of], wanted, provider)
+    return BackfillPlan(
+        wanted.aggregator, wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured
+    )
+
+
+def _records(connection: Connection, resource: Resource, wanted: HistoryWanted, provider: str) -> int:
+    """How many records of a window have a stream, at one request each."""
+    query = text(f"""
+SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :provider IN ('', provider)
+   AND {quoted(resource.day_field or "version")} BETWEEN :since AND :until""")
+    values = {"user_id": wanted.user_id, "provider": provider, "since": wanted.since, "until": wanted.until}
+    return int(connection.scalar(query, values) or 0)
+
+
+def start(connection: Connection, planned: BackfillPlan) -> int:
+    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number.
+
+    Raises Unprocessable for whoever was erased.
+    """
+    if is_read_only(connection, planned.user_id):
+        raise Unprocessable(f"{planned.user_id} was erased, and is not fetched again")
+    window = (planned.since, planned.until)
+    notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
+    return _open(connection, planned.aggregator, notice)
+
+
+def reopen(engine: Engine, number: int, item: str = "") -> bool:
+    """Opens another backfill for what one that is complete could not have: one record's stream, or its whole window.
+
+    False if there is no such backfill, or its person was erased.
+    """
+    with transaction(engine) as connection:
+        was = connection.execute(REQUESTED, {"id": number}).first()
+        if was is None or is_read_only(connection, was.user_id):
+            return False
+        window = (was.window_start, was.window_end)
+        notice = Notice(was.user_id, was.provider, was.resource, *window, is_final=True, item=item or was.item)
+        _open(connection, was.aggregator, notice)
+        return True
+
+
+def _open(connection: Connection, aggregator: str, notice: Notice) -> int:
+    asked = BackfillRequest(aggregator, f"operator-{uuid.uuid4()}", "operator", datetime.now(UTC))
+    return open_backfill(connection, asked, notice) or 0

@@ -1,0 +1,52 @@
+"""How many requests a backfill will cost, from what earlier ones cost."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import Resource
+from workers.store.backfills import MARGIN, first_slice_days, max_slice_days
+
+MEASURED_COSTS = text("""
+SELECT provider, resource, sum(pages)::float8 AS pages,
+       sum(extract(epoch FROM window_end - window_start + interval '2 days') / 86400)::float8 AS days
+FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GROUP BY 1, 2""")
+
+
+@dataclass(frozen=True)
+class RequestEstimate:
+    """How many requests a day of history has cost until now, by provider and resource."""
+
+    of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
+
+    def requests(
+        self, provider: str, resource: Resource, start: datetime, end: datetime, aggregator: str = "junction"
+    ) -> tuple[int, bool]:
+        """How many requests a window will cost, and whether that is measured and not just the least there can be."""
+        days = (end - start + 2 * MARGIN) / timedelta(days=1)
+        known = [self.of[key] for key in self.of if key == (provider, resource.name)]
+        known = known or [value for (_, name), value in self.of.items() if name == resource.name]
+        if known and resource.dates != "none":
+            pages, walked = (sum(part) for part in zip(*known, strict=True))
+            return max(1, math.ceil(days * pages / walked)), True
+        return _min_requests(aggregator, resource, days), resource.dates == "none"
+
+
+def measured_costs(connection: Connection) -> RequestEstimate:
+    """What backfills that are complete have cost."""
+    return RequestEstimate(
+        {(row.provider, row.resource): (row.pages, row.days) for row in connection.execute(MEASURED_COSTS)}
+    )
+
+
+def _min_requests(aggregator: str, resource: Resource, days: float) -> int:
+    """The slices of a window in which there is nothing."""
+    if resource.dates == "none" and resource.kind != "stream":
+        return 1
+    count, length, longest = 0, first_slice_days(aggregator, resource), max_slice_days(aggregator)
+    while days > 0:
+        days, length, count = days - length, min(length * 2, longest), count + 1
+    return count

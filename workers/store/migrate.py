@@ -1,0 +1,39 @@
+"""Brings the schema to the newest version."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Engine, text
+
+from app.catalogue import catalogue
+from app.errors import Misconfigured
+from workers.store import schema
+from workers.store.engine import transaction
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATION_LOCK = 0x48454144  # any number, the same for every `headrace migrate`
+
+
+def migrate(engine: Engine) -> str:
+    """Brings the schema to the newest version and returns its name. May run twice, and at the same time.
+
+    Raises Misconfigured if the schema is newer than this program.
+    """
+    with transaction(engine) as connection:
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(text("CREATE SCHEMA IF NOT EXISTS headrace"))
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError:  # alembic's words are about its own files
+            raise Misconfigured(
+                "DATABASE_URL: the schema is of a newer Headrace than this one, and is left as it is; "
+                "older workers go on with it, so there is nothing to migrate"
+            ) from None
+        schema.sync(connection, catalogue())
+        return str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))

@@ -1,0 +1,211 @@
+"""What tells where a stored value came from: its row, the deliveries that are kept, the backfills, the person."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from app.catalogue import Resource
+from app.delivery import Delivery
+from workers.store.engine import transaction
+from workers.store.schema import record_table
+from workers.store.sql import quoted
+
+SAMPLES = text("""
+SELECT n.provider, n.source_type, n.subtype, s.ts_end, s.value, s.unit, s.timezone_offset, s.extra,
+       s.version, CAST(s.origin AS text) AS origin, s.stored_at
+FROM headrace.series n JOIN headrace.samples s ON s.series_id = n.id
+WHERE n.user_id = :user AND n.resource = :resource AND s.ts = :at ORDER BY 1, 2, 3""")
+PERSON = text("""
+SELECT user_id, erased_at, user_id = :user AS is_today FROM headrace.users
+WHERE user_id = :user OR merged_into = :user ORDER BY user_id""")
+ENTRY = "entry.outcome, entry.applied_at, entry.attempts, entry.error"
+ARCHIVED = text(f"""
+SELECT kept.aggregator, kept.message_id, kept.event_type, kept.received_at, {ENTRY}
+FROM headrace.archive LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE kept.user_id = ANY(:users) ORDER BY kept.received_at, kept.aggregator, kept.message_id""")
+DEAD = text(f"""
+SELECT letter.aggregator, letter.message_id, entry.event_type, letter.received_at, {ENTRY}
+FROM headrace.dead_letters letter JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE entry.user_id = ANY(:users) ORDER BY letter.received_at""")
+SEALED = "aggregator, message_id, extract(epoch FROM received_at)::float8, sealed, ordering_ms, reference"
+# A day at a time: only that day's partition is looked at.
+OPEN_ARCHIVED = text(f"""
+SELECT {SEALED} FROM headrace.archive
+WHERE user_id = ANY(:users) AND received_at >= :since AND received_at < :until AND message_id = ANY(:ids)""")
+OPEN_DEAD = text(f"SELECT {SEALED} FROM headrace.dead_letters WHERE message_id = ANY(:ids)")
+# A row and the ledger's entry of the delivery that wrote it have the same moment: that of their transaction. The ledger
+# is ordered by when a delivery came, so that it is found there by a window, and not by looking at all of it.
+SAME_MOMENT = text("""
+SELECT aggregator, message_id, event_type, received_at FROM headrace.deliveries
+WHERE received_at BETWEEN :stored_at - interval '2 days' AND :stored_at + interval '1 hour'
+  AND applied_at = :stored_at AND user_id = ANY(:users) ORDER BY received_at, message_id""")
+OLDEST_ARCHIVED = text("SELECT min(received_at) FROM headrace.archive")
+BACKFILLS = text("""
+SELECT b.id, b.provider, b.requested_by, b.status, b.item, b.window_start, b.window_end, b.started_at, b.finished_at
+FROM headrace.backfills b WHERE b.user_id = :user AND b.resource = :resource AND b.item IN ('', :item)
+  AND (CAST(:day AS timestamptz) IS NULL OR b.item <> '' OR EXISTS (
+       SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id
+       AND c.window_start - interval '1 day' <= :day AND c.window_end + interval '1 day' >= :day))
+ORDER BY b.id""")
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """What is stored now. `content` is what decides a tie; `columns` are those that hold something."""
+
+    provider: str
+    source_type: str
+    subtype: str
+    version: datetime
+    origin: str
+    stored_at: datetime
+    is_deleted: bool
+    content: dict[str, Any]
+    columns: dict[str, Any]
+    day: datetime | None  # which day it is about
+
+
+class LedgerEntry(NamedTuple):
+    """A delivery of the person's that is still here, and what the ledger says of it, if it does."""
+
+    aggregator: str
+    message_id: str
+    event_type: str | None
+    received_at: datetime
+    outcome: str | None
+    applied_at: datetime | None
+    attempts: int | None
+    error: str | None
+
+
+class Named(NamedTuple):
+    """A delivery that the ledger knows, and nothing is kept of."""
+
+    aggregator: str
+    message_id: str
+    event_type: str | None
+    received_at: datetime
+
+
+@dataclass(frozen=True)
+class Person:
+    """Under which other ids somebody was known, and since when they are erased."""
+
+    erased_at: datetime | None
+    former: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A backfill that asked for what is meant, among other things."""
+
+    id: int
+    provider: str
+    requested_by: str
+    status: str
+    item: str
+    window_start: datetime | None
+    window_end: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def person(connection: Connection, user_id: str) -> Person:
+    """How somebody stands."""
+    found = connection.execute(PERSON, {"user": user_id}).all()
+    erased = [row.erased_at for row in found if row.is_today]
+    return Person(erased[0] if erased else None, tuple(row.user_id for row in found if not row.is_today))
+
+
+def of_record(connection: Connection, resource: Resource, user_id: str, identifier: str) -> list[StoredRow]:
+    """The row of a record, if there is one."""
+    day = f"CAST(r.{quoted(resource.day_field)} AS timestamptz)" if resource.day_field else "NULL"
+    query = text(f"""
+SELECT to_jsonb(r) AS columns, version, CAST(origin AS text) AS origin, stored_at, {day} AS day
+FROM {record_table(resource)} r WHERE user_id = :user AND id = :id""")
+    found = []
+    for row in connection.execute(query, {"user": user_id, "id": identifier}):
+        columns = {name: value for name, value in row.columns.items() if value is not None}
+        content = content_of_record(columns["payload"], is_deleted=columns["deleted"])
+        about = (columns["provider"], columns["source_type"], "", row.version, row.origin, row.stored_at)
+        own = {field.name: columns[field.name] for field in resource.fields if field.name in columns}
+        found.append(StoredRow(*about, columns["deleted"], content, own, row.day))
+    return found
+
+
+def content_of_record(payload: dict[str, Any], *, is_deleted: bool) -> dict[str, Any]:
+    """What of a record decides a tie."""
+    return payload | {"(deleted)": is_deleted}
+
+
+def ids_on(connection: Connection, resource: Resource, user_id: str, at: datetime) -> list[str]:
+    """The records of a day, of what has days."""
+    if resource.day_field is None:
+        return []
+    query = text(f"""
+SELECT id FROM {record_table(resource)}
+WHERE user_id = :user AND CAST({quoted(resource.day_field)} AS date) = :day ORDER BY id""")
+    return list(connection.scalars(query, {"user": user_id, "day": at.date()}))
+
+
+def of_sample(connection: Connection, resource: Resource, user_id: str, at: datetime) -> list[StoredRow]:
+    """The samples of a moment, one a series."""
+    found = []
+    for row in connection.execute(SAMPLES, {"user": user_id, "resource": resource.name, "at": at}):
+        values = (row.ts_end, row.value, row.unit, row.timezone_offset, row.extra)
+        content = dict(zip(("ts_end", "value", "unit", "timezone_offset", "extra"), values, strict=True))
+        about = (row.provider, row.source_type, row.subtype, row.version, row.origin, row.stored_at)
+        own = {name: value for name, value in content.items() if value is not None}
+        found.append(StoredRow(*about, False, content, own, at))
+    return found
+
+
+def archived(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
+    """Every delivery of somebody's that is kept, under any of their ids, without what it holds."""
+    return [LedgerEntry(*row) for row in connection.execute(ARCHIVED, {"users": list(users)})]
+
+
+def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
+    """Their dead letters, as far as it is known that they are theirs."""
+    return [LedgerEntry(*row) for row in connection.execute(DEAD, {"users": list(users)})]
+
+
+def oldest_archived(connection: Connection) -> datetime | None:
+    """Since when deliveries are kept."""
+    moment: datetime | None = connection.scalar(OLDEST_ARCHIVED)
+    return moment
+
+
+def opened(
+    engine: Engine, users: Sequence[str], entries: Sequence[LedgerEntry]
+) -> Iterator[tuple[LedgerEntry, Delivery]]:
+    """These deliveries with what they hold, still sealed; a transaction and a partition a day."""
+    by_day: dict[datetime, dict[tuple[str, str], LedgerEntry]] = {}
+    for one in entries:
+        day = one.received_at.replace(hour=0, minute=0, second=0, microsecond=0)
+        by_day.setdefault(day, {})[one.aggregator, one.message_id] = one
+    for day, wanted in by_day.items():
+        ids = {"ids": [message_id for _, message_id in wanted]}
+        for query in (OPEN_ARCHIVED, OPEN_DEAD):
+            values = ids if query is OPEN_DEAD else ids | {"users": list(users), "since": day, "until": day + DAY}
+            with transaction(engine) as connection:
+                found = [Delivery(*row) for row in connection.execute(query, values)]
+            for delivery in found:
+                if entry := wanted.get((delivery.aggregator, delivery.message_id)):
+                    yield entry, delivery
+
+
+def same_moment(connection: Connection, stored_at: datetime, users: Sequence[str]) -> list[Named]:
+    """The deliveries about somebody that were applied in the transaction that wrote a row."""
+    values = {"stored_at": stored_at, "users": list(users)}
+    return [Named(*row) for row in connection.execute(SAME_MOMENT, values)]
+
+
+def fetches(connection: Connection, resource: str, user_id: str, item: str, day: datetime | None) -> list[Fetch]:
+    """The backfills that asked for a day of a resource, or for all that there may be of it if the day is not known."""
+    values = {"user": user_id, "resource": resource, "item": item, "day": day}
+    return [Fetch(*row) for row in connection.execute(BACKFILLS, values)]

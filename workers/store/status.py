@@ -1,0 +1,70 @@
+"""What `headrace status` reads: delivery outcomes, backfills, gaps, connections, dead letters."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from workers.store.engine import transaction
+
+EDGE_SECONDS = 600.0  # so long, what is older than an hour is not counted again: it may be hundreds of millions
+BEFORE = text("SELECT outcome, count(*) AS total FROM headrace.deliveries WHERE received_at < :edge GROUP BY outcome")
+SINCE = text("""
+SELECT outcome, count(*) AS total, count(*) FILTER (WHERE received_at > now() - interval '1 hour') AS last_hour
+FROM headrace.deliveries WHERE received_at >= :edge GROUP BY outcome""")
+DELAY = text("""
+SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM applied_at - received_at))
+FROM headrace.deliveries WHERE received_at > now() - interval '5 minutes'""")
+SINCE_LAST_DELIVERY = text("""
+SELECT aggregator, now() - max(received_at) AS since FROM headrace.deliveries
+WHERE received_at > now() - interval '2 days' AND aggregator <> 'unknown' GROUP BY aggregator""")
+SWEEP = text("SELECT now() - done_at FROM headrace.jobs WHERE name = :name")
+CRASHED = text("SELECT count(*) FROM headrace.crash_counts WHERE since < now() - interval '1 minute'")
+# Due for long, and nobody is at any: a key is missing, or workers. Of a long queue, somebody always is at one.
+IDLE = text("""
+SELECT count(*) FROM headrace.backfills WHERE status IN ('pending', 'running') AND due_at < now() - interval '5 minutes'
+AND NOT EXISTS (SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') AND lease_until > now())""")
+BACKFILLS = text("""
+SELECT status, count(*) AS backfills, count(*) FILTER (WHERE finished_at > now() - interval '1 day') AS last_day,
+       coalesce(sum(chunks_done), 0)::bigint AS chunks_done,
+       coalesce(sum(chunks_total), 0)::bigint AS chunks_total, coalesce(sum(records), 0)::bigint AS records
+FROM health.backfills GROUP BY status ORDER BY status""")
+GAPS = text("""
+SELECT whose, count(*) AS gaps, count(DISTINCT user_id) AS people, min(since)::text AS since FROM headrace.gaps
+GROUP BY whose ORDER BY whose""")
+BROKEN = text("SELECT user_id, provider, since, error FROM health.connections WHERE status = 'error' ORDER BY since")
+DEAD = text("""
+SELECT reason, count(*) AS letters, count(*) FILTER (WHERE died_at > now() - interval '1 hour') AS last_hour
+FROM headrace.dead_letters GROUP BY reason ORDER BY letters DESC""")
+
+
+class OutcomeCounter:
+    """Counts the deliveries; what is older than an hour once in a while, the rest at every look."""
+
+    def __init__(self) -> None:
+        self._edge = datetime.min.replace(tzinfo=UTC)
+        self._due = 0.0
+        self._before: dict[str, int] = {}
+
+    def read(self, connection: Connection) -> list[dict[str, Any]]:
+        """A row for each outcome."""
+        if time.monotonic() >= self._due:
+            self._edge = datetime.now(UTC) - timedelta(hours=1)
+            self._before = {row.outcome: row.total for row in connection.execute(BEFORE, {"edge": self._edge})}
+            self._due = time.monotonic() + EDGE_SECONDS
+        since = {row.outcome: row for row in connection.execute(SINCE, {"edge": self._edge})}
+        return [
+            {
+                "outcome": name,
+                "total": self._before.get(name, 0) + (since[name].total if name in since else 0),
+                "last_hour": since[name].last_hour if name in since else 0,
+            }
+            for name in sorted(self._before.keys() | since.keys())
+        ]
+
+
+def since_last_delivery(engine: Engine) -> dict[str, timedelta]:
+    """How long ago the last event of each aggregator was taken. Reads two days of the ledger. Raises TryLater."""
+    with transaction(engine) as connection:
+        return {row.aggregator: row.since for row in connection.execute(SINCE_LAST_DELIVERY)}

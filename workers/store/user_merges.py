@@ -1,0 +1,81 @@
+"""Reconnections: a person comes back under another id, and all that is stored under the old one becomes theirs."""
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import catalogue
+from workers.store.merge import Target, upsert_sql
+from workers.store.schema import SAMPLES, record_target
+
+PAIR = text("""
+SELECT user_id, erased_at, merged_into FROM headrace.users
+WHERE user_id = ANY(CAST(:ids AS text[])) ORDER BY user_id FOR UPDATE""")
+INSERT_USERS = text("""
+INSERT INTO headrace.users (user_id) SELECT unnest(CAST(:ids AS text[])) AS user_id ORDER BY 1
+ON CONFLICT DO NOTHING""")
+# Also what was pointed at the old one: nobody has to follow more than one pointer.
+SET_MERGED_INTO = text("""
+UPDATE headrace.users SET merged_into = :new WHERE user_id = :old OR merged_into = :old""")
+NAME = text("""
+UPDATE headrace.users n SET first_seen = least(n.first_seen, o.first_seen),
+       client_user_id = CASE WHEN n.named_at < o.named_at THEN o.client_user_id ELSE n.client_user_id END,
+       named_at = greatest(n.named_at, o.named_at)
+FROM headrace.users o WHERE n.user_id = :new AND o.user_id = :old""")
+# What is under way ends: the aggregator no longer knows the old id. Its history is asked for under the new one.
+END = text("""
+UPDATE headrace.backfills SET status = 'cancelled', finished_at = now(), error = 'the person reconnected under a new id'
+WHERE user_id = :old AND status IN ('pending', 'running', 'paused')""")
+# Not the ledger, which has no index by person: it tells under whose id a delivery came.
+HAND_OVER = tuple(
+    text(f"UPDATE headrace.{table} SET user_id = :new WHERE user_id = :old")
+    for table in ("backfills", "archive", "large_requests")
+)
+RENAME_SERIES = text("""
+UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
+    SELECT 1 FROM headrace.series n WHERE n.user_id = :new AND (n.resource, n.provider, n.source_type, n.subtype)
+                                          = (o.resource, o.provider, o.source_type, o.subtype))""")
+SAMPLES_OF_BOTH = """(
+    SELECT n.id AS series_id, s.ts, s.ts_end, s.value, s.unit, s.timezone_offset, s.extra, s.version, s.origin
+    FROM headrace.series o JOIN headrace.series n USING (resource, provider, source_type, subtype)
+    JOIN headrace.samples s ON s.series_id = o.id WHERE o.user_id = :old AND n.user_id = :new) AS incoming"""
+MERGE_SAMPLES = text(upsert_sql(SAMPLES, SAMPLES_OF_BOTH))
+DROP_SAMPLES = text("""
+DELETE FROM headrace.samples WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
+# Also the old connection: whether it ended, and when, says nothing of the new one, which is known by now.
+DROP_REST = tuple(
+    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections")
+)
+
+
+def merge_user(connection: Connection, old: str, new: str) -> bool:
+    """Gives the new id all that is stored of the old one, by the guarded upsert where both have a row.
+
+    Whatever still comes under the old id is to be written under the new one from then on (workers/store/users.py).
+    False if that was so already, or one of them was erased. The rows move within the transaction: a reconnection is
+    rare, and whoever reads sees a person before it or after it.
+    """
+    if old == new:
+        return False
+    connection.execute(INSERT_USERS, {"ids": [old, new]})
+    found = {row.user_id: row for row in connection.execute(PAIR, {"ids": [old, new]})}
+    last = found[new].merged_into or new  # they may have reconnected once more since
+    if found[old].merged_into == last or last == old or any(row.erased_at for row in found.values()):
+        return False
+    whose = {"old": old, "new": last}
+    connection.execute(SET_MERGED_INTO, whose)
+    connection.execute(END, whose)
+    for resource in catalogue().values():
+        if not resource.is_series:
+            _move(connection, record_target(resource), whose)
+    connection.execute(RENAME_SERIES, whose)
+    connection.execute(MERGE_SAMPLES, whose)
+    connection.execute(DROP_SAMPLES, whose)
+    for statement in (*HAND_OVER, *DROP_REST, NAME):
+        connection.execute(statement, whose)
+    return True
+
+
+def _move(connection: Connection, target: Target, whose: dict[str, str]) -> None:
+    columns = ", ".join(f":new AS {name}" if name == "user_id" else name for name in target.columns)
+    source = f"(SELECT {columns}, origin FROM {target.table} WHERE user_id = :old) AS incoming"
+    connection.execute(text(upsert_sql(target, source)), whose)
+    connection.execute(text(f"DELETE FROM {target.table} WHERE user_id = :old"), whose)

@@ -1,0 +1,1 @@
+"""Checks of a running stack: what must be stored, the demo, the drill."""

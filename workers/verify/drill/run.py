@@ -1,0 +1,174 @@
+"""The run that ties it together: load and strikes, then patience, then the account."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from threading import Event as Flag
+from typing import Literal
+
+from app.errors import TryLater
+from workers.local.temporary import Stack
+from workers.simulator import Simulator
+from workers.simulator.events import Event
+from workers.verify.drill.faults import FaultInjector, Injected
+from workers.verify.drill.ledger import LedgerReader, waiting
+from workers.verify.drill.limits import longest_response, rate_limit_violations
+from workers.verify.drill.load import ObservingSender, events, is_usable
+from workers.verify.drill.plan import Options, plan
+from workers.verify.drill.provider import FAULTS, PauseRecorder
+from workers.verify.drill.report import Report, Snapshot
+from workers.verify.drill.totals import Totals, reconcile_totals
+from workers.verify.expected import expected, history, wanted
+
+LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # what a killed fetch leaves behind, and for the rest of the work
+
+
+def environment(simulator: Simulator, options: Options) -> dict[str, str]:
+    """What the stack is told beside the operator's own variables. Reconciling would mend, and so hide, a loss."""
+    return {
+        "JUNCTION_BASE_URL": simulator.url,
+        "JUNCTION_API_KEY": simulator.api_key,
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": str(options.visibility_seconds),
+        "HEADRACE_RECONCILE_HOURS": "0",
+        "HEADRACE_FETCH_HISTORY": "true",
+        "HEADRACE_RESOURCES": "",
+        "HEADRACE_PROVIDERS": "",
+    }
+
+
+def _open(backfills: Counter[str]) -> int:
+    return backfills["pending"] + backfills["running"]
+
+
+class Drill:
+    """One drill on a stack that runs."""
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        stack: Stack,
+        options: Options,
+        *,
+        show: Callable[[Snapshot], None],
+        on_progress: Callable[[Injected], None],
+    ) -> None:
+        says = stack.info()
+        self._simulator, self._options, self._show = simulator, options, show
+        self._broker_url = says["broker_url"]
+        self._silences = PauseRecorder(simulator.faults)
+        self._books = LedgerReader(says["database_url"], [user.user_id for user in simulator.world.members])
+        self._striker = FaultInjector(stack, plan(options.seed, options.seconds), on_progress)
+        self._stop = Flag()
+        self._sender = ObservingSender(
+            f"{says['web']}/webhooks/junction", says["junction_webhook_secret"], options.seed, self._stop
+        )
+        self._last: tuple[list[tuple[str, str]], Counter[str]] = ([], Counter())
+
+    def run(self) -> Report:
+        """Load and strikes, then patience, then the account. Ctrl-C ends it at once."""
+        self._books.need_empty()
+        for fault in FAULTS:
+            self._simulator.faults.put(fault)
+        try:
+            self._load()
+            settled_at = self._settle()
+            return self._report(settled_at)
+        finally:
+            self._stop.set()
+            self._sender.close()
+            self._books.close()
+
+    def _load(self) -> None:
+        options, began = self._options, time.monotonic()
+        load = events(self._simulator.world, options.seed, options.seconds, options.rate)
+        with ThreadPoolExecutor(2) as pool:
+            striking = pool.submit(self._striker.run, self._stop)
+            sending = pool.submit(self._sender.send_all, load, options.rate)
+            try:
+                while not (striking.done() and sending.done()):
+                    seconds = time.monotonic() - began
+                    self._look("load", seconds, options.seconds - seconds)
+                    if striking.done():
+                        striking.result()  # what ended it before its time ends the drill
+                    time.sleep(0.5)
+                sending.result()
+            except BaseException:
+                self._stop.set()  # else the pool would wait for the end of the load
+                raise
+
+    def _settle(self) -> float | None:
+        """Waits until everything has come to its end, and says when. None if for too long nothing went on."""
+        began = moved = time.monotonic()
+        patience = self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS
+        before: tuple[int, Counter[str]] | None = None
+        while (now := time.monotonic()) - moved < patience:
+            ledger, backfills = self._look("settling", now - began, moved + patience - now)
+            if self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills):
+                return time.time()
+            if (len(ledger), backfills) != before:
+                before, moved = (len(ledger), backfills), now
+            time.sleep(0.5)
+        return None
+
+    def _look(
+        self, phase: Literal["load", "settling", "counting"], seconds: float, left: float
+    ) -> tuple[list[tuple[str, str]], Counter[str]]:
+        """Shows how far it is. What the database cannot say now is what it said last."""
+        with contextlib.suppress(TryLater):
+            self._last = self._books.settled(), self._books.backfills()
+        ledger, backfills = self._last
+        self._show(
+            Snapshot(
+                phase,
+                seconds,
+                left=max(left, 0.0),
+                acked=len(self._sender.taken),
+                settled=len(ledger),
+                applied=sum(outcome == "applied" for _, outcome in ledger),
+                faults=len(self._striker.hits),
+                backfills_open=_open(backfills),
+            )
+        )
+        return ledger, backfills
+
+    def _report(self, settled_at: float | None) -> Report:
+        self._look("counting", 0.0, 0.0)
+        hits, taken = self._striker.hits, self._sender.taken
+        requests = self._simulator.requests
+        asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
+        longest, whole = longest_response(self._sender.answers, hits)
+        found, excused = rate_limit_violations(self._silences.found, asked, hits)
+        last = max((one.ended for one in hits), default=settled_at or 0.0)
+        return Report(
+            seed=self._options.seed,
+            account=self._account(taken),
+            faults=self._striker.made,
+            statuses=dict(Counter(one.status for one in self._sender.answers)),
+            longest_answer=longest,
+            longest_with_freezes=whole,
+            never_taken=len(self._sender.given_up),
+            settled_after=None if settled_at is None else settled_at - last,
+            backfills=dict(self._books.backfills()),
+            provider_requests=len(requests),
+            provider_refused=sum(one["status"] != 200 for one in requests),
+            rate_limit_violations=found,
+            excused=excused,
+        )
+
+    def _account(self, taken: Mapping[str, Event]) -> Totals:
+        usable = {name: event for name, event in taken.items() if is_usable(event)}
+        unanswered = {name: event for name, event in self._sender.given_up.items() if is_usable(event)}
+        ledger = self._books.settled()
+        is_settled = taken.keys() <= {name for name, _ in ledger}
+        return reconcile_totals(
+            taken,
+            ledger=ledger,
+            letters=self._books.letters(),
+            queued=set() if is_settled else waiting(self._broker_url),
+            newest=wanted(usable, history(self._simulator.world)),
+            rows=self._books.rows(),
+            explained=expected(unanswered).keys(),
+        )
