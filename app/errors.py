@@ -11,7 +11,14 @@ HeadraceError
 
 
 class HeadraceError(Exception):
-    """The root: `except HeadraceError` at a process edge prints one line and ends with status 1."""
+    """The root: `except HeadraceError` at a process edge prints one line and ends with status 1.
+
+    `setting` is the variable that the error is about, '' if it is about none; its text begins with that name.
+    """
+
+    def __init__(self, text: str = "", *, setting: str = "") -> None:
+        super().__init__(f"{setting}: {text}" if setting else text)
+        self.setting = setting
 
 
 class Misconfigured(HeadraceError):

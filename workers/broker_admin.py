@@ -46,16 +46,18 @@ def need_durable(settings: Settings) -> None:
             found = {name: str(client.config_get(name).get(name)) for name in DURABLE}
     except redis.ResponseError:
         raise Misconfigured(
-            "BROKER_URL: the broker does not show its configuration, so it cannot be seen whether it keeps events; "
-            "if you know that it does (appendfsync always, noeviction), set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+            "the broker does not show its configuration, so it cannot be seen whether it keeps events; "
+            "if you know that it does (appendfsync always, noeviction), set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
+            setting="BROKER_URL",
         ) from None
     except redis.RedisError as error:
-        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
     for name, wanted in DURABLE.items():
         if found[name] != wanted:
             raise Misconfigured(
-                f"BROKER_URL: the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
-                f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true"
+                f"the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
+                f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
+                setting="BROKER_URL",
             )
 
 
@@ -77,14 +79,17 @@ def _need_quorum_queues(settings: Settings) -> None:
                 queue.bind(connection.default_channel).declare()
     except connection.channel_errors as error:
         if not name:
-            raise Misconfigured(f"BROKER_URL: the broker refuses the login ({type(error).__name__})") from None
+            raise Misconfigured(
+                f"the broker refuses the login ({type(error).__name__})", setting="BROKER_URL"
+            ) from None
         raise Misconfigured(
-            f"BROKER_URL: queue {name} is not a durable quorum queue ({type(error).__name__}): when the broker "
+            f"queue {name} is not a durable quorum queue ({type(error).__name__}): when the broker "
             f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "
-            f"(rabbitmqctl delete_queue {name}), or use another vhost"
+            f"(rabbitmqctl delete_queue {name}), or use another vhost",
+            setting="BROKER_URL",
         ) from None
     except (OperationalError, *connection.connection_errors) as error:
-        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
 
 
 def need_redis(url: str, name: str) -> None:
@@ -93,7 +98,7 @@ def need_redis(url: str, name: str) -> None:
         with redis_client(url) as client:
             client.ping()
     except redis.RedisError as error:
-        raise TryLater(f"{name}: Redis cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"Redis cannot be reached ({type(error).__name__})", setting=name) from None
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def lanes(celery: Celery, settings: Settings) -> list[Lane]:
             }
         return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
     except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
-        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
 
 
 def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
@@ -134,7 +139,7 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
                     keep(raw, "bytes that are no message")
                     client.lrem(name, 1, raw)
     except redis.RedisError as error:
-        raise TryLater(f"BROKER_URL: the broker cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
 
 
 def _oldest(url: str, lane: str) -> timedelta | None:

@@ -298,7 +298,9 @@ class Settings:
         for prefix, host in REGION_HOSTS.items():
             if (self.junction_api_key or "").startswith(prefix):
                 return host
-        raise Misconfigured("JUNCTION_BASE_URL: not set, and the prefix of JUNCTION_API_KEY does not tell the region")
+        raise Misconfigured(
+            "not set, and the prefix of JUNCTION_API_KEY does not tell the region", setting="JUNCTION_BASE_URL"
+        )
 
     def need_database(self) -> str:
         """The database's URL. Raises Misconfigured if there is none."""
@@ -355,7 +357,7 @@ def process_environment() -> dict[str, str]:
 
 
 def _missing(name: str, want: str, otherwise: str = ", or run `headrace up` for a complete stack") -> str:
-    raise Misconfigured(f"{name}: not set; set it to {want}{otherwise}")
+    raise Misconfigured(f"not set; set it to {want}{otherwise}", setting=name)
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -370,5 +372,6 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             values[one.name] = one.metadata["read"](text)
         except (ValueError, LookupError):
             # `from None`: the cause's text would quote the value.
-            raise Misconfigured(f"{one.metadata['name']}: not usable; it should be {one.metadata['want']}") from None
+            wanted = f"not usable; it should be {one.metadata['want']}"
+            raise Misconfigured(wanted, setting=one.metadata["name"]) from None
     return Settings(**values)

@@ -224,14 +224,13 @@ class Fetcher:
     def _write(self, pending: PendingPages) -> bool:
         work, batch = pending.work, [BatchItem(0, action) for action in pending.actions]
         numbers = self._numbers(batch)
-        error = f"{len(pending.refused)} refused, first: {pending.refused[0]}" if pending.refused else None
         with tracing.span("commit", pages=pending.pages, actions=len(batch)), transaction(self._engine) as connection:
             if is_read_only(connection, work.user_id):
                 return False
             with tracing.span("merge", actions=len(batch)):
                 written = write(connection, batch, _origin(work), numbers)
             counted = {"pages": pending.pages, "records": pending.records}
-            moved = backfills.advance(connection, work, pending.then, **counted, error=error)
+            moved = backfills.advance(connection, work, pending.then, **counted, refused=pending.refused)
         metrics.count_rows(written.rows, _origin(work))
         return moved
 

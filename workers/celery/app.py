@@ -1,4 +1,4 @@
-"""What `celery -A workers.celery.app` and Flower load: the Celery application of a worker, its tasks and its log."""
+"""What `python -P -m workers.celery` and Flower load: the Celery application of a worker, its tasks and its log."""
 
 import time
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ from app.observability import gc, logs, metrics, tracing
 from app.observability.ready import mark_ready
 from workers.celery.tasks import register
 
+APP = f"{__name__}:celery"  # how Celery's command line is told of it
 settings = load()
 celery = make_celery(settings, "worker")
 celery.conf.beat_schedule = {

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from celery.utils.imports import symbol_by_name
 from celery.worker import consumer
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
 
 from app.errors import TryLater
@@ -25,7 +27,7 @@ def make_consumer(keep: Keep) -> type[consumer.Consumer]:
             """Without the 28 queues of Celery's delayed delivery: lanes with a direct exchange have no use for them."""
 
             default_steps = tuple(
-                one for one in consumer.Consumer.Blueprint.default_steps if "DelayedDelivery" not in str(one)
+                one for one in consumer.Consumer.Blueprint.default_steps if symbol_by_name(one) is not DelayedDelivery
             )
 
         def on_unknown_message(self, _body: Any, message: Message) -> None:

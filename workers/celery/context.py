@@ -70,7 +70,7 @@ class WorkerContext:
                 DOWNLOAD, args=(pack([announced]),), queue="download", argsrepr="(1 announcement)", kwargsrepr="{}"
             )
         except OperationalError as error:
-            raise TryLater(f"BROKER_URL: the broker does not take it ({type(error).__name__})") from None
+            raise TryLater(f"the broker does not take it ({type(error).__name__})", setting="BROKER_URL") from None
 
     def enqueue(self, follow_ups: Iterable[FollowUp]) -> None:
         """Has backfills gone on with. What must wait longer, or is not taken, stays a row, and the sweep finds it."""

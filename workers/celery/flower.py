@@ -1,11 +1,13 @@
 """Flower as Headrace runs it: every page behind the password, /metrics too, and a bounded history."""
 
+import os
+
 from flower.views.monitor import Metrics
 from tornado.web import authenticated
 
 from app.config.settings import process_environment
 from app.errors import Misconfigured
-from workers.celery.app import celery, settings
+from workers.celery.app import APP, celery, settings
 
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
 
@@ -14,13 +16,14 @@ def main() -> None:
     """Runs Flower until it is told to end."""
     settings.need_flower_auth()
     if not process_environment().get("FLOWER_BASIC_AUTH"):
-        raise Misconfigured("FLOWER_BASIC_AUTH: not set; start Flower with `headrace flower`, which sets it")
+        raise Misconfigured("not set; start Flower with `headrace flower`, which sets it", setting="FLOWER_BASIC_AUTH")
     celery.conf.broker_transport = None  # Flower asks by the transport's name how to look into a broker
     # Flower 2.2 shows its metrics, worker and task names included, to anybody; only /healthcheck may be open.
     Metrics.get = authenticated(Metrics.get)
-    celery.start(
-        argv=["flower", f"--address={settings.host}", f"--port={settings.flower_port}", *OPTIONS, "--logging=warning"]
-    )
+    where = [f"--address={settings.host}", f"--port={settings.flower_port}"]
+    # Unless it is told where, Flower runs a `flowerconfig.py` of the current directory.
+    where.append(f"--conf={process_environment().get('FLOWER_CONF', os.devnull)}")
+    celery.start(["--app", APP, "flower", *where, *OPTIONS, "--logging=warning"])
 
 
 if __name__ == "__main__":

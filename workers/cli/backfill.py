@@ -184,10 +184,12 @@ def _row_of_chunk(chunk: Chunk) -> dict[str, Any]:
     return {"status": chunk.status, **times, "page": chunk.pages + 1 if chunk.amid else "", **marks}
 
 
-def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: str, states: tuple[str, ...]) -> None:
+def _command(
+    name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: str, states: tuple[str, ...], meaning: str
+) -> None:
     """The commands that do one thing to many backfills."""
 
-    @backfill.command(name, help=(do.__doc__ or "").split(" Returns", maxsplit=1)[0])
+    @backfill.command(name, help=meaning)
     @_which
     def command(
         *, ids: tuple[int, ...], user: str | None, provider: str | None, resource: str | None, data_dir: Path | None
@@ -208,6 +210,9 @@ def _command(name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: 
             raise click.exceptions.Exit(1)
 
 
-_command("pause", backfill_admin.pause, "paused", ("pending", "running"))
-_command("resume", backfill_admin.resume, "resumed", ("paused", "failed"))
-_command("cancel", backfill_admin.cancel, "cancelled", ("pending", "running", "paused"))
+PAUSE = "Stop backfills after the page they are at."
+RESUME = "Go on with what was paused, cancelled or failed, where it ended."
+CANCEL = "End backfills after the page they are at; what was fetched stays."
+_command("pause", backfill_admin.pause, "paused", ("pending", "running"), PAUSE)
+_command("resume", backfill_admin.resume, "resumed", ("paused", "failed"), RESUME)
+_command("cancel", backfill_admin.cancel, "cancelled", ("pending", "running", "paused"), CANCEL)

@@ -96,7 +96,9 @@ def link(*, user: str, aggregator: str | None, as_json: bool, **wished: Any) -> 
 def _with_a_key(settings: Settings) -> str:
     """The aggregator that is meant where nobody says so. Raises Misconfigured, and click.UsageError for two."""
     if not settings.readable:
-        raise Misconfigured("JUNCTION_API_KEY: not set, nor is TERRA_API_KEY; set one to what your dashboard shows")
+        raise Misconfigured(
+            "not set, nor is TERRA_API_KEY; set one to what your dashboard shows", setting="JUNCTION_API_KEY"
+        )
     if len(settings.readable) > 1:
         raise click.UsageError("JUNCTION_API_KEY and TERRA_API_KEY are both set: say --aggregator junction or terra")
     return settings.readable[0]

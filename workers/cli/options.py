@@ -1,6 +1,5 @@
 """Options, argument types and error handling that commands share."""
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -25,7 +24,7 @@ class Group(click.Group):
         try:
             return super().invoke(context)
         except HeadraceError as error:
-            if "--debug" in sys.argv:
+            if context.find_root().params.get("debug"):
                 raise
             click.echo(f"headrace: {error}", err=True)
             context.exit(1)

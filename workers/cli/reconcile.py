@@ -63,7 +63,9 @@ def reconcile(*, user: str | None, since: datetime | None, dry_run: bool, data_d
     account = client.make_client(AGGREGATOR, settings)
     engine = make_engine(settings, "headrace-reconcile")
     if not (settings.fetch_history or dry_run):
-        raise Misconfigured("HEADRACE_FETCH_HISTORY: false, so nobody would fetch what is missing; use --dry-run")
+        raise Misconfigured(
+            "false, so nobody would fetch what is missing; use --dry-run", setting="HEADRACE_FETCH_HISTORY"
+        )
     reconciler = Reconciler(engine, settings, account, dry_run=dry_run)
     found = Summary([])
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

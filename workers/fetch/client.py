@@ -11,7 +11,7 @@ from app.observability import metrics, tracing
 from workers.aggregators import AGGREGATORS, Aggregator
 from workers.aggregators.requests import Request
 from workers.fetch.http import Client, HttpResponse
-from workers.fetch.rate_limits import Throttle
+from workers.fetch.rate_limits import PauseKind, Throttle
 from workers.fetch.retry import MAX_ATTEMPTS, NOT_JSON, Decision, FetchAction, backoff, decide
 
 T = TypeVar("T")
@@ -83,7 +83,8 @@ class AggregatorClient:
         )
         if decision.action == FetchAction.PAUSE:
             whose = user_id if status == 429 and terms.limited(answer.headers) == "user" else ""
-            self.throttle.pause(self.name, decision.seconds, decision.reason, user_id=whose)
+            kind: PauseKind = "key_refused" if decision.key_refused else "asked"
+            self.throttle.pause(self.name, decision.seconds, decision.reason, user_id=whose, kind=kind)
         return FetchResult(decision, value, status, answer.body)
 
     def close(self) -> None:

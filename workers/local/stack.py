@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +21,11 @@ import click
 from app.broker.lanes import LANES
 from app.config.settings import Settings
 from app.errors import Misconfigured
+from app.observability.metrics import METRICS_FOLDER
 from app.observability.processes import process_alive
-from app.web.__main__ import METRICS_FOLDER
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
+from workers.local.commands import own
 from workers.local.files import write_secret
 from workers.local.secrets import GENERATED_SECRETS, load_secrets
 from workers.local.supervisor import Pids, Program, Supervisor
@@ -68,7 +68,7 @@ def _make_data_dir(data_dir: Path) -> None:
         for name in ("log", "run", "metrics"):
             (data_dir / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Misconfigured(f"HEADRACE_DATA_DIR: {data_dir} cannot be used: {error.strerror}") from None
+        raise Misconfigured(f"{data_dir} cannot be used: {error.strerror}", setting="HEADRACE_DATA_DIR") from None
 
 
 @contextlib.contextmanager
@@ -208,7 +208,7 @@ class _Stack:
         return self.data_dir / "log" / f"{name}.log"
 
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
-        command = (sys.executable, "-m", "workers.cli", *arguments)
+        command = own("workers.cli", *arguments)
         return Program(group, name, command, self.environment, self._log_of(name), ready)
 
     def _serving(self, name: str, url: str) -> Program:

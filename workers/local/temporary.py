@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config.settings import process_environment
+from workers.local.commands import own
 from workers.local.supervisor import NotStarted
 
 START_SECONDS = 120
@@ -44,7 +44,7 @@ def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -
     """A stack that is ready and ends with the block. Raises NotStarted."""
     folder = Path(tempfile.mkdtemp(prefix=f"headrace-{name}-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
-    command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", str(workers)]
+    command = own("workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", str(workers))
     with (folder / "up.log").open("wb") as log:
         # A session of its own: Ctrl-C reaches us, and we end it.
         process = subprocess.Popen(

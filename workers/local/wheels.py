@@ -31,7 +31,9 @@ def service_account() -> pwd.struct_passwd | None:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-    raise Misconfigured("DATABASE_URL: not set, and PostgreSQL refuses root; add a user `postgres`, or set it")
+    raise Misconfigured(
+        "not set, and PostgreSQL refuses root; add a user `postgres`, or set it", setting="DATABASE_URL"
+    )
 
 
 def run_tool(

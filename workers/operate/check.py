@@ -78,7 +78,7 @@ def _encryption(settings: Settings) -> str:
 
 def _kept(settings: Settings) -> str:
     if unknown := set(settings.resources) - set(catalogue()):
-        raise Misconfigured(f"HEADRACE_RESOURCES: no such resource: {', '.join(sorted(unknown))}")
+        raise Misconfigured(f"no such resource: {', '.join(sorted(unknown))}", setting="HEADRACE_RESOURCES")
     resources = f"{len(settings.resources) or len(catalogue())} resources"
     return f"{resources}, {'all' if not settings.providers else ', '.join(settings.providers)} providers"
 
@@ -86,9 +86,10 @@ def _kept(settings: Settings) -> str:
 def _junction(settings: Settings) -> str:
     with contextlib.suppress(TryLater):  # which the broker's own line tells
         for pause in pauses(settings) if settings.has_redis else ():
-            if pause.account == "junction" and "refused" in pause.reason:
+            if pause.account == "junction" and pause.kind == "key_refused":
                 raise Misconfigured(
-                    f"JUNCTION_API_KEY: {pause.reason}; set another, and restart workers of lane backfill"
+                    f"{pause.reason}; set another, and restart workers of lane backfill",
+                    setting="JUNCTION_API_KEY",
                 )
     if not settings.junction_api_key:
         return "JUNCTION_API_KEY is not set here: without it workers store events, and fetch no history"
@@ -113,14 +114,15 @@ def _database(settings: Settings) -> str:
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
     except TryLater as error:
         raise Misconfigured(
-            f"DATABASE_URL: the database cannot be used ({error}): does it run, are user, password and name right?"
+            f"the database cannot be used ({error}): does it run, are user, password and name right?",
+            setting="DATABASE_URL",
         ) from None
     finally:
         engine.dispose()
     if number < MIN_POSTGRES:
-        raise Misconfigured(f"DATABASE_URL: PostgreSQL {number // 10000} is too old; 14 or newer is needed")
+        raise Misconfigured(f"PostgreSQL {number // 10000} is too old; 14 or newer is needed", setting="DATABASE_URL")
     if migrated is None:
-        raise Misconfigured("DATABASE_URL: the schema is missing; run `headrace migrate`")
+        raise Misconfigured("the schema is missing; run `headrace migrate`", setting="DATABASE_URL")
     return f"PostgreSQL {number // 10000}, migrated"
 
 

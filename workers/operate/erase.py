@@ -20,7 +20,7 @@ from workers.store import backfill_admin, dead_letters
 from workers.store import erase as store
 from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
-from workers.store.erase import ErasedPerson
+from workers.store.erase import ErasureSubject
 
 EVERY = 1_000_000
 
@@ -70,12 +70,12 @@ class Eraser:
         store.finish(self._engine, user_id, found)
         return ErasureReceipt(user_id, known.state, erased_at, datetime.now(UTC), found, unread, known.others)
 
-    def _person(self, user_id: str) -> ErasedPerson:
+    def _person(self, user_id: str) -> ErasureSubject:
         with transaction(self._engine) as connection:
             return store.person(connection, user_id)
 
     def _letters(
-        self, user_id: str, known: ErasedPerson
+        self, user_id: str, known: ErasureSubject
     ) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
         """Every dead letter, and whether it is theirs; None where nobody can tell.
 

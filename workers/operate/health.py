@@ -23,6 +23,15 @@ class Problem:
 
     what: str
     do: str
+    lane: str = ""  # that it is about
+
+
+@dataclass(frozen=True)
+class Away:
+    """Something that cannot be reached: the setting that says where it is, and why."""
+
+    setting: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,13 @@ class Status:
         default_factory=dict
     )  # in an outage, since an aggregator's last event
     endpoint: Endpoint | None = None  # where somebody says where it is
-    away: tuple[str, ...] = ()  # what cannot be reached, and why
+    away: tuple[Away, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def is_outage(self) -> bool:
         """Whether senders cannot get rid of their events."""
-        return any(one.startswith("BROKER_URL") for one in self.away) or bool(self.endpoint and self.endpoint.why_not)
+        return any(one.setting == "BROKER_URL" for one in self.away) or bool(self.endpoint and self.endpoint.why_not)
 
     def plain(self) -> dict[str, Any]:
         """As JSON would have it: ages in seconds, times as text."""
@@ -87,14 +96,14 @@ class Status:
             "crashed_deliveries": self.crashed_deliveries,
             "idle": self.idle,
             "outage": {name: _seconds(left) for name, left in retry_window_left(self).items()},
-            "faults": [asdict(one) for one in problems(self)],
+            "faults": [{"what": one.what, "do": one.do} for one in problems(self)],
         }
 
 
 def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
     """What is wrong, the worst first. With an earlier picture, what is refused is told while it is."""
-    for reason in now.away:
-        yield Problem(reason, "headrace check")
+    for one in now.away:
+        yield Problem(one.why, "headrace check")
     if now.endpoint and now.endpoint.why_not:
         yield Problem(f"nothing is taken: {now.endpoint.why_not}", "headrace check")
     yield from _refused(now, before)
@@ -135,6 +144,7 @@ def _stuck(now: Status) -> Iterator[Problem]:
             yield Problem(
                 f"{lane.messages} messages wait in lane {lane.name}, the oldest for {_minutes(lane.oldest)}",
                 f"headrace worker --lane {lane.name}",
+                lane.name,
             )
     if now.swept is not None and now.swept > MISSED:
         yield Problem(
@@ -145,6 +155,7 @@ def _stuck(now: Status) -> Iterator[Problem]:
         yield Problem(
             f"{now.idle} backfills wait, and nobody fetches: no worker of their lane, or it has no API key",
             "headrace worker --lane backfill",
+            "backfill",
         )
     if now.crashed_deliveries:
         yield Problem(
@@ -155,7 +166,7 @@ def _stuck(now: Status) -> Iterator[Problem]:
 
 def _paused(now: Status) -> Iterator[Problem]:
     for silence in now.pauses:
-        if "refused" in silence["because_of"]:
+        if silence["kind"] == "key_refused":
             yield Problem(f"{silence['account']}: {silence['because_of']}", f"set {silence['account'].upper()}_API_KEY")
         elif silence["seconds_left"] > MIN_REPORTED_PAUSE:
             left = _minutes(timedelta(seconds=silence["seconds_left"]))

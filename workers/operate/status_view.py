@@ -54,8 +54,9 @@ def render(status: Status) -> Group:
         {"lane": lane.name, "messages waiting": lane.messages, "oldest": _words(lane.oldest)} for lane in status.lanes
     ]
     backfills = [{name: value for name, value in row.items() if name != "last_day"} for row in status.backfills]
+    paused = [{name: value for name, value in row.items() if name != "kind"} for row in status.pauses]
     parts = [("Lanes", waiting), ("Deliveries", status.deliveries), ("Backfills", backfills)]
-    parts += [("Paused accounts", status.pauses), ("Gaps, by whose turn it is", status.gaps)]
+    parts += [("Paused accounts", paused), ("Gaps, by whose turn it is", status.gaps)]
     parts += [("Connections in error", status.connections_in_error), ("Dead letters", status.dead_letters)]
     tables: list[RenderableType] = [_table(title, rows) for title, rows in parts if rows]
     if status.open_backfills:
@@ -107,7 +108,10 @@ def read(engine: Engine, lanes: list[Lane], pauses: list[Pause], ledger: Outcome
         swept = connection.scalar(SWEEP, {"name": SWEPT})
         crashed_deliveries = connection.scalar(CRASHED) or 0
         idle = connection.scalar(IDLE) or 0
-    paused = [{"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds)} for one in pauses]
+    paused = [
+        {"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds), "kind": one.kind}
+        for one in pauses
+    ]
     under_way = listed(engine, Filter(states=OPEN), MAX_SHOWN)
     return Status(
         lanes, deliveries, backfills, under_way, paused, gaps, broken, dead, delay, swept, crashed_deliveries, idle

@@ -21,7 +21,7 @@ from app.observability import metrics
 from workers import broker_admin
 from workers.fetch.rate_limits import Pause, pauses
 from workers.operate import durations, health, status_view
-from workers.operate.health import Endpoint, Status
+from workers.operate.health import Away, Endpoint, Status
 from workers.store import status
 from workers.store.backfill_admin import Backfill
 from workers.store.status import OutcomeCounter
@@ -60,17 +60,17 @@ class Watcher:
 
     def _what_can_be_reached(self) -> Status:
         """Each part by itself. What is away leaves its place empty, and is named."""
-        away: list[str] = []
+        away: list[Away] = []
         lanes, pauses, found = list[broker_admin.Lane](), list[Pause](), Status()
         try:
             lanes = broker_admin.lanes(self._celery, self._settings)
             pauses = self._pauses()
         except TryLater as reason:
-            away.append(str(reason))
+            away.append(Away(reason.setting, str(reason)))
         try:
             found = status_view.read(self._engine, lanes, pauses, self._ledger)
         except TryLater as reason:
-            away.append(str(reason))
+            away.append(Away("DATABASE_URL", str(reason)))
         return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))
 
     def _in_context(self, found: Status) -> Status:
@@ -117,6 +117,7 @@ class Section:
     title: str
     rows: Sequence[ChartRow] = ()
     all_of_it: str = ""
+    stands_alone: bool = False  # its title says something without rows
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Dashboard:
         lanes = _columns("lane", "waiting", "oldest", "+- per s")
         for lane in self.now.lanes:
             grows = self.rate(lambda seen, name=lane.name: _depth(seen, name))  # type: ignore[misc]
-            style = "bold red" if any(lane.name in one.what for one in health.problems(self.now)) else ""
+            style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
             oldest = "-" if lane.oldest is None else durations.format_short(lane.oldest)
             lanes.add_row(lane.name, f"{lane.messages:,}", oldest, _signed(grows), style=style)
         deliveries = _columns("deliveries", "per s", "last hour", "total")
@@ -190,7 +191,8 @@ class Dashboard:
             counts.append(f"{_number(records)} records/s")
         furthest = sorted(now.open_backfills, key=lambda one: (one.status != "running", -one.share))
         bars = [_bar(one, width) for one in furthest]
-        yield Section(f"Backfills: {' · '.join(counts)}" if now.backfills else "", bars, "headrace backfill list")
+        title = f"Backfills: {' · '.join(counts)}" if now.backfills else ""
+        yield Section(title, bars, "headrace backfill list", stands_alone=True)
         broken = [
             (row["user_id"], row["provider"], f"{row['since']:%m-%d %H:%M}", row["error"] or "")
             for row in reversed(now.connections_in_error)  # the newest first
@@ -205,7 +207,7 @@ class Dashboard:
 
 def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]:
     """As many rows of each section as there is room for: every title first, then a row of each in turn."""
-    shown = [one for one in sections if one.title and (one.rows or one.title.startswith("Backfills"))][: max(lines, 0)]
+    shown = [one for one in sections if one.title and (one.rows or one.stands_alone)][: max(lines, 0)]
     room = lines - len(shown)
     counts = [0] * len(shown)
     while room > 0 and any(count < len(one.rows) for count, one in zip(counts, shown, strict=True)):

@@ -1,6 +1,6 @@
 """Backfills: which history was announced, how far it has been fetched, and who is at it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -77,7 +77,9 @@ WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
 UPDATE headrace.backfills SET records = records + :records, pages = pages + :pages, attempts = 0, crashes = 0,
-       error = coalesce(:error, CASE WHEN error LIKE '% refused, first: %' THEN error END),
+       refused = refused + :refused, first_refusal = coalesce(first_refusal, :first_refusal),
+       error = CASE WHEN refused + :refused > 0
+               THEN refused + :refused || ' refused, first: ' || coalesce(first_refusal, :first_refusal) END,
        lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
 WHERE id = :id RETURNING status = 'running'""")
 RELEASE = text("""
@@ -231,17 +233,18 @@ def advance(
     *,
     pages: int,
     records: int,
-    error: str | None,
+    refused: Sequence[str] = (),
 ) -> bool:
-    """Moves the position, in the transaction of the rows of so many pages.
+    """Moves the position, in the transaction of the rows of so many pages; `refused` says why some records are not in.
 
+    What stopped the pages before is over. What was refused stays as the backfill's error.
     False if nobody should go on: somebody else has moved it, or an operator has stopped the backfill.
     """
     if not _moved(connection, work, then):
         return False
-    goes_on = bool(
-        connection.scalar(COUNT, {"id": work.backfill_id, "pages": pages, "records": records, "error": error})
-    )
+    counted: dict[str, Any] = {"id": work.backfill_id, "pages": pages, "records": records}
+    counted |= {"refused": len(refused), "first_refusal": next(iter(refused), None)}
+    goes_on = bool(connection.scalar(COUNT, counted))
     if then is None:  # now, because whoever dies before it looks for the next chunk leaves nothing that is due
         connection.execute(COMPLETE, {"id": work.backfill_id})
     return goes_on

@@ -66,7 +66,7 @@ FROM batch ORDER BY aggregator DESC, message_id DESC LIMIT 1""")
 
 
 @dataclass(frozen=True)
-class ErasedPerson:
+class ErasureSubject:
     """Somebody, as far as they are known: what else they are called, and who else alive is called so."""
 
     state: Literal["unknown", "known", "erased"]
@@ -74,12 +74,12 @@ class ErasedPerson:
     others: tuple[str, ...] = ()
 
 
-def person(connection: Connection, user_id: str) -> ErasedPerson:
+def person(connection: Connection, user_id: str) -> ErasureSubject:
     """Who that is."""
     row = connection.execute(PERSON, {"user": user_id}).first()
     if row is None:
-        return ErasedPerson("unknown")
-    return ErasedPerson("erased" if row.erased_at else "known", row.client_user_id, tuple(row.others))
+        return ErasureSubject("unknown")
+    return ErasureSubject("erased" if row.erased_at else "known", row.client_user_id, tuple(row.others))
 
 
 def create_tombstone(engine: Engine, user_id: str) -> datetime:

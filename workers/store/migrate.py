@@ -32,8 +32,9 @@ def migrate(engine: Engine) -> str:
             command.upgrade(config, "head")
         except CommandError:  # alembic's words are about its own files
             raise Misconfigured(
-                "DATABASE_URL: the schema is of a newer Headrace than this one, and is left as it is; "
-                "older workers go on with it, so there is nothing to migrate"
+                "the schema is of a newer Headrace than this one, and is left as it is; "
+                "older workers go on with it, so there is nothing to migrate",
+                setting="DATABASE_URL",
             ) from None
         schema.sync(connection, catalogue())
         return str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))

@@ -23,9 +23,9 @@ SELECT user_id, erased_at, user_id = :user AS is_today FROM headrace.users
 WHERE user_id = :user OR merged_into = :user ORDER BY user_id""")
 ENTRY = "entry.outcome, entry.applied_at, entry.attempts, entry.error"
 ARCHIVED = text(f"""
-SELECT kept.aggregator, kept.message_id, kept.event_type, kept.received_at, {ENTRY}
+SELECT archive.aggregator, archive.message_id, archive.event_type, archive.received_at, {ENTRY}
 FROM headrace.archive LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
-WHERE kept.user_id = ANY(:users) ORDER BY kept.received_at, kept.aggregator, kept.message_id""")
+WHERE archive.user_id = ANY(:users) ORDER BY archive.received_at, archive.aggregator, archive.message_id""")
 DEAD = text(f"""
 SELECT letter.aggregator, letter.message_id, entry.event_type, letter.received_at, {ENTRY}
 FROM headrace.dead_letters letter JOIN headrace.deliveries entry USING (aggregator, message_id)

@@ -741,7 +741,7 @@ def test_who_is_told_to_wait_silences_everybody(
     (again,) = provider.fetcher(engine, settings).run(one)
     assert 115 < again.seconds <= 120.2
     (pause,) = pauses(settings)
-    assert (pause.account, pause.reason) == ("junction", f"status {status_code}")
+    assert (pause.account, pause.reason, pause.kind) == ("junction", f"status {status_code}", "asked")
     assert due(engine) == [other]
     hurry(engine)
     for each in (one, other):
@@ -763,7 +763,7 @@ def test_a_refused_key_burns_no_attempt(engine: Engine, settings: Settings, stat
         assert provider.fetcher(engine, settings).run(one) == [FollowUp(one, 300.0)]
         (pause,) = pauses(settings)
         assert pause.seconds > 290
-        assert "key" in pause.reason
+        assert (pause.kind, "key" in pause.reason) == ("key_refused", True)
         hurry(engine)
         forget_pauses(settings)
     assert (backfill(engine)["status"], backfill(engine)["attempts"]) == ("running", 0)

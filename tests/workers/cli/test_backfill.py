@@ -568,3 +568,15 @@ def test_help_tells_what_it_does(word: str) -> None:
     for line in options.splitlines():
         if line.strip().startswith("--"):
             assert len(line.strip().split("  ", 1)[-1].strip()) > 5, line
+
+
+def test_the_help_of_a_command_is_its_own() -> None:
+    """Breaks if the help is a piece of some function's docstring, and changes when that is reworded."""
+
+    def do(_engine: Engine, _ids: object) -> list[int]:
+        """Does something. Returns nothing."""
+        return []
+
+    commands._command("spare", do, "did", (), "Its meaning.")
+    assert commands.backfill.commands.pop("spare").help == "Its meaning."
+    assert "what was fetched stays" in (commands.backfill.commands["cancel"].help or "")

@@ -188,7 +188,7 @@ def test_migrate_tells_the_version_and_may_run_twice(environment: dict[str, str]
     """Breaks if a job that runs before every start fails at the second."""
     for _ in range(2):
         done = run("migrate", **environment)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0001\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0002\n", "")
 
 
 def test_migrate_needs_the_database_alone(environment: dict[str, str]) -> None:

@@ -35,7 +35,8 @@ def group(error: BaseException) -> click.Group:
     """A group with a command that fails, and one that prints before it does."""
 
     @click.group(cls=options.Group)
-    def main() -> None:
+    @click.option("--debug", is_flag=True)
+    def main(*, debug: bool) -> None:
         """Fails."""
 
     @main.command()
@@ -54,10 +55,17 @@ def test_an_error_of_ours_is_one_line(error: HeadraceError, monkeypatch: pytest.
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if the place of an error cannot be found out."""
-    error = TryLater("away")
-    monkeypatch.setattr(sys, "argv", ["headrace", "--debug", "fail"])
-    assert CliRunner().invoke(group(error), ["fail"]).exception is error
+    """Breaks if the place of an error cannot be found out: by the option, whatever words the process was started with.
+
+    Also in a group within a group.
+    """
+    error, outer = TryLater("away"), group(TryLater("other"))
+    outer.add_command(group(error), "inner")
+    assert CliRunner().invoke(group(error), ["--debug", "fail"]).exception is error
+    assert CliRunner().invoke(outer, ["--debug", "inner", "fail"]).exception is error
+    monkeypatch.setattr(sys, "argv", ["another program", "--debug"])
+    assert CliRunner().invoke(group(error), ["fail"]).exit_code == 1
+    assert "away" in CliRunner().invoke(group(error), ["fail"]).stderr
 
 
 def test_an_error_of_somebody_else_is_not_hidden() -> None:

@@ -218,3 +218,18 @@ def test_without_redis_nothing_is_taken(plain_settings: Settings) -> None:
         Throttle(replace(plain_settings, broker_url=NOWHERE)).take("4/hour", "refresh")
     assert "REDIS_URL" in str(error.value)
     assert "sesame" not in str(error.value)
+
+
+def test_a_silence_says_of_which_kind_it_is(given: Settings) -> None:
+    """Breaks if it has to be read out of the reason whether a key is refused."""
+    throttle = Throttle(given)
+    throttle.pause("junction", MINUTE, "no", kind="key_refused")
+    throttle.pause("terra", MINUTE, "status 429: refused")
+    with redis.Redis.from_url(given.need_broker()) as client:  # as older workers write it
+        client.set(PREFIX + "old", "status 401: the API key is refused", ex=60)
+        client.set(PREFIX + "odd", b'{"kind": "unheard of", "reason": "x"}', ex=60)
+    found = {one.account: (one.kind, one.reason) for one in pauses(given)}
+    assert found["junction"] == ("key_refused", "no")
+    assert found["terra"] == ("asked", "status 429: refused")
+    assert found["old"] == ("asked", "status 401: the API key is refused")
+    assert found["odd"][0] == "asked"

@@ -203,3 +203,9 @@ def test_pauses_double_up_to_a_quarter_of_an_hour(attempts: int, longest: float)
     pauses = [backoff(attempts) for _ in range(300)]
     assert FIRST_PAUSE / 2 <= longest / 2 <= min(pauses) < max(pauses) <= longest <= MAX_PAUSE
     assert max(pauses) - min(pauses) > longest / 4
+
+
+@pytest.mark.parametrize("status", [*AGAIN, *FAIL, 401, 403, 404, 413, 429, 503, 504])
+def test_a_refused_key_is_told_by_a_field(status: int) -> None:
+    """Breaks if whoever tells the operator has to read it out of the reason."""
+    assert of(status).key_refused is (status in (401, 403))

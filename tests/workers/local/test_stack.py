@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,7 @@ def test_looking_does_not_keep_a_stack_from_starting(tmp_path: Path) -> None:
             program = stack.Program(
                 "s",
                 "s",
-                (stack.sys.executable, "-c", wait),
+                (sys.executable, "-c", wait),
                 {},
                 tmp_path / "log",
                 lambda: True,

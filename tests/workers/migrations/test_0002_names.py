@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from tests.support import ROOT, apply, delivery, heartrate, rows, workout
@@ -95,6 +95,20 @@ def test_work_goes_on_in_a_migrated_database(old: Engine, settings: Settings) ->
     assert apply(writer, here, delivery(workout("u1", "w3")), delivery(heartrate("u3", {0: 70}))) == {"applied": 2}
     assert len(rows(writer, "SELECT id FROM health.workouts WHERE user_id = 'u1'")) == 3
     writer.dispose()
+
+
+def test_what_was_refused_gets_columns_of_its_own(old: Engine) -> None:
+    """Breaks if an upgrade forgets what backfills that still run have been refused."""
+    errors = {"a": "12 refused, first: no id", "b": "status 503", "c": None, "d": "x 1 refused, first: y"}
+    add = text("""INSERT INTO headrace.backfills (aggregator, user_id, provider, resource, asked_by, window_start,
+        window_end, is_final_seen, error)
+        VALUES ('junction', :user, 'oura', 'hrv', 'notice', now(), now(), true, :error)""")
+    with old.begin() as connection:
+        for user, error in errors.items():
+            connection.execute(add, {"user": user, "error": error})
+    migrate(old)
+    found = rows(old, "SELECT refused, first_refusal FROM headrace.backfills WHERE resource = 'hrv' ORDER BY user_id")
+    assert [tuple(row.values()) for row in found] == [(12, "no id"), (0, None), (0, None), (0, None)]
 
 
 def edges(engine: Engine) -> tuple[object, object]:

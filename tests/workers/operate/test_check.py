@@ -182,7 +182,7 @@ def test_explain_lists_every_setting() -> None:
 def test_a_key_that_workers_were_refused_with_is_told(settings: Settings, broker_url: str) -> None:
     """Breaks if all is well but history, and the shell that asks has another key, or none."""
     here = replace(settings, broker_url=broker_url)
-    Throttle(here).pause("junction", 300, "status 429")
+    Throttle(here).pause("junction", 300, "status 429: refused")
     assert faults(here) == {}
-    Throttle(here).pause("junction", 400, "status 401: the API key is refused")
+    Throttle(here).pause("junction", 400, "status 401: the API key is refused", kind="key_refused")
     assert "the API key is refused; set another" in faults(here)["Junction's API"]

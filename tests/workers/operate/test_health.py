@@ -8,24 +8,25 @@ import pytest
 
 from workers.broker_admin import Lane
 from workers.cli.main import main
-from workers.operate.health import SENDER_RETRY_WINDOW, Endpoint, Problem, Status, problems, retry_window_left
+from workers.operate.health import SENDER_RETRY_WINDOW, Away, Endpoint, Problem, Status, problems, retry_window_left
 
 HOUR = timedelta(hours=1)
 WEB = Endpoint("http://web", None, {"202": 5}, {"stale": 1})
 LETTERS = {"reason": "not JSON", "letters": 7, "last_hour": 2}
 FAILED = {"status": "failed", "backfills": 9, "last_day": 1, "chunks_done": 0, "chunks_total": 9, "records": 0}
 GAPS = {"whose": "ours", "gaps": 4, "people": 2, "since": "2026-03-14 06:30:00+00"}
+DOWN = Away("BROKER_URL", "BROKER_URL: the broker cannot be reached (TimeoutError)")
 
 
-def silence(because_of: str, seconds: int) -> dict[str, Any]:
+def silence(because_of: str, seconds: int, kind: str = "asked") -> dict[str, Any]:
     """An account that is left alone."""
-    return {"account": "junction", "because_of": because_of, "seconds_left": seconds}
+    return {"account": "junction", "because_of": because_of, "seconds_left": seconds, "kind": kind}
 
 
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ({"away": ("BROKER_URL: the broker cannot be reached (TimeoutError)",)}, ["BROKER_URL: the broker", "check"]),
+        ({"away": (DOWN,)}, ["BROKER_URL: the broker", "check"]),
         ({"endpoint": replace(WEB, why_not="the broker cannot be reached")}, ["nothing is taken", "check"]),
         (
             {"lanes": [Lane("live", 3, timedelta(minutes=3))]},
@@ -34,7 +35,7 @@ def silence(because_of: str, seconds: int) -> dict[str, Any]:
         ({"swept": timedelta(minutes=5)}, ["work that is due for 5 min", "headrace beat"]),
         ({"idle": 138}, ["138 backfills wait", "no API key", "worker --lane backfill"]),
         ({"crashed_deliveries": 2}, ["died with 2 deliveries", "logs"]),
-        ({"pauses": [silence("status 401: the API key is refused", 30)]}, ["refused", "JUNCTION_API_KEY"]),
+        ({"pauses": [silence("status 401: go away", 30, "key_refused")]}, ["401: go away", "JUNCTION_API_KEY"]),
         ({"pauses": [silence("status 429", 600)]}, ["left alone for 10 min: status 429"]),
         ({"dead_letters": [LETTERS]}, ["2 dead letters within the hour: not JSON", "headrace dead list"]),
         ({"backfills": [FAILED]}, ["1 backfills failed", "headrace backfill list --status failed"]),
@@ -80,7 +81,7 @@ def test_what_is_refused_is_told_while_it_is() -> None:
 
 def test_what_senders_have_left_is_counted_from_what_was_taken_last() -> None:
     """Breaks if an operator believes to have more time than there is, or is frightened without an outage."""
-    assert retry_window_left(Status(away=("BROKER_URL: away",))) == {}
+    assert retry_window_left(Status(away=(DOWN,))) == {}
     left = retry_window_left(Status(since_last_delivery={"junction": 2 * HOUR, "terra": 30 * HOUR, "unknown": HOUR}))
     assert left == {"junction": SENDER_RETRY_WINDOW["junction"] - 2 * HOUR, "terra": -6 * HOUR}
     assert SENDER_RETRY_WINDOW["junction"].total_seconds() < 5 + 300 + 1800 + 2 * 3600 + 5 * 3600 + 2 * 36_000
@@ -89,7 +90,7 @@ def test_what_senders_have_left_is_counted_from_what_was_taken_last() -> None:
 def test_the_commands_that_are_named_exist() -> None:
     """Breaks if the page tells to type what there is not."""
     everything = Status(
-        away=("x",),
+        away=(DOWN,),
         lanes=[Lane("live", 1, HOUR), Lane("download", 1, HOUR)],
         swept=HOUR,
         idle=1,
@@ -102,3 +103,34 @@ def test_the_commands_that_are_named_exist() -> None:
     for command in ", ".join(typed).split(", "):
         assert command.split()[1] in main.commands
     assert Problem("a", "b") == Problem("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("away", "is_outage"),
+    [
+        (Away("BROKER_URL", "the broker cannot be reached"), True),
+        (Away("DATABASE_URL", "the lane is BROKER_URL: fine"), False),
+        (Away("REDIS_URL", "REDIS_URL: cannot be reached"), False),
+    ],
+)
+def test_an_outage_is_told_by_the_setting(away: Away, *, is_outage: bool) -> None:
+    """Breaks if another wording of an error hides, or invents, that senders cannot get rid of their events."""
+    assert Status(away=(away,)).is_outage is is_outage
+
+
+def test_a_silence_is_judged_by_its_kind() -> None:
+    """Breaks if another wording of a reason hides a refused key, or makes one of a provider's refusal."""
+    assert [fault.do for fault in problems(Status(pauses=[silence("no", 9, "key_refused")]))] == [
+        "set JUNCTION_API_KEY"
+    ]
+    assert list(problems(Status(pauses=[silence("status 429: refused", 9)]))) == []
+
+
+def test_a_fault_names_its_lane() -> None:
+    """Breaks if the page marks a lane because its name is part of a word in some fault."""
+    lanes = [Lane("live", 3, HOUR), Lane("download", 0, None)]
+    found = {
+        fault.what.split()[-1]: fault.lane
+        for fault in problems(Status(lanes=lanes, crashed_deliveries=2, backfills=[FAILED]))
+    }
+    assert sorted(found.values()) == ["", "", "live"]

@@ -145,11 +145,12 @@ def test_a_database_that_is_away_is_told(settings: Settings) -> None:
 def test_a_refused_key_stands_in_the_picture(engine: Engine, settings: Settings, broker_url: str) -> None:
     """Breaks if nobody can see that all history rests because a key is wrong, or for how long."""
     reading = replace(settings, broker_url=broker_url)
-    Throttle(reading).pause("junction", 300, "status 401: the API key is refused")
+    Throttle(reading).pause("junction", 300, "status 401: the API key is refused", kind="key_refused")
     picture = status_view.read(engine, IDLE, pauses(reading))
     (silence,) = json.loads(json.dumps(picture.plain()))["pauses"]
     assert 290 <= silence.pop("seconds_left") <= 300
-    assert silence == {"account": "junction", "because_of": "status 401: the API key is refused"}
+    because = "status 401: the API key is refused"
+    assert silence == {"account": "junction", "because_of": because, "kind": "key_refused"}
     for part in ("Paused accounts", "junction", "status 401: the API key is refused", "because of", "seconds left"):
         assert part in shown(picture)
 

@@ -55,7 +55,14 @@ FULL = Status(
     ],
     backfills=[{"status": "running", "backfills": 40, "last_day": 0, "records": 500}],
     open_backfills=[backfill(n) for n in range(10)],
-    pauses=[{"account": "junction", "because_of": "status 401: the API key is refused", "seconds_left": 200}],
+    pauses=[
+        {
+            "account": "junction",
+            "because_of": "status 401: the API key is refused",
+            "seconds_left": 200,
+            "kind": "key_refused",
+        }
+    ],
     connections_in_error=[{"user_id": f"u{n}", "provider": "oura", "since": T0, "error": "expired"} for n in range(30)],
     dead_letters=[{"reason": f"reason {n}", "letters": 3, "last_hour": 1} for n in range(9)],
     delay=Delay(0.012, 0.08),
@@ -143,7 +150,7 @@ def test_the_page_stays_while_something_is_away(engine: Engine, settings: Settin
     assert "applied" in text
     gone = make_engine(replace(settings, database_url=f"postgresql+psycopg://u:p@127.0.0.1:{free_port()}/d"))
     both = Watcher(gone, make_celery(away, "publisher"), away).page()
-    assert {reason.split(":")[0] for reason in both.now.away} == {"BROKER_URL", "PostgreSQL"}
+    assert {one.setting for one in both.now.away} == {"BROKER_URL", "DATABASE_URL"}
     gone.dispose()
 
 
@@ -239,3 +246,25 @@ def test_into_a_pipe_it_prints_plain_pictures(settings: Settings, broker_url: st
     assert (process.returncode, error) == (0, "")
     assert "\x1b" not in "".join(lines) + rest
     assert any("Lanes" in line for line in lines)
+
+
+def test_a_lane_is_marked_for_its_own_fault() -> None:
+    """Breaks if a lane looks stuck because a fault's words hold its name, as "deliveries" holds "live"."""
+
+    def marked(now: Status) -> list[str]:
+        screen = Console(width=100, record=True, force_terminal=True, file=io.StringIO())
+        screen.print(Dashboard(now, now)._counts(100))
+        lines = screen.export_text(styles=True).split("\n")
+        return [line for line in lines if "\x1b[1;31m" in line]
+
+    lanes = [Lane("live", 12, timedelta(seconds=3)), Lane("download", 1, timedelta(minutes=9))]
+    assert marked(Status(lanes=lanes[:1], crashed_deliveries=2)) == []
+    (line,) = marked(Status(lanes=lanes, crashed_deliveries=2))
+    assert "download" in line
+
+
+@pytest.mark.parametrize(("stands_alone", "count"), [(True, 1), (False, 0)])
+def test_a_section_without_rows(*, stands_alone: bool, count: int) -> None:
+    """Breaks if an empty section takes a line, or the counts of backfills are lost because none is under way."""
+    found = list(watch_view._fitted([watch_view.Section("Whatever", stands_alone=stands_alone)], 5))
+    assert len(found) == count

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from tests.support import message_id, rows
 from workers.actions import Notice
-from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, open_backfill
+from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, _next, advance, claim, open_backfill, release
 from workers.store.engine import transaction
 
 
@@ -158,3 +158,30 @@ def test_chunks_that_are_done_are_counted(shared: Engine) -> None:
         connection.execute(text(done), {"start": day(5)})
     (row,) = backfills(shared, "counted")
     assert (row["chunks_total"], row["chunks_done"]) == (2, 1)
+
+
+def advanced(engine: Engine, number: int, *refused: str) -> str | None:
+    """The error of a backfill after a page more, of which so much was refused."""
+    with transaction(engine) as connection:
+        work = _next(connection, number)
+        assert work is not None
+        then = replace(work, cursor=f"{work.cursor or ''}x", pages=work.pages + 1)
+        assert advance(connection, work, then, pages=1, records=5, refused=refused)
+        query = text("SELECT error FROM headrace.backfills WHERE id = :id")
+        return connection.scalar(query, {"id": number})
+
+
+def test_what_was_refused_stays_and_what_passes_goes(shared: Engine) -> None:
+    """Breaks if nobody learns that records are missing; if an error that is over stays; or if its words decide that."""
+    announce(shared, notice("refused"))
+    with transaction(shared) as connection:
+        number = connection.scalar(text("SELECT id FROM headrace.backfills WHERE user_id = 'refused'"))
+    work = claim(shared, number, 9, 9)
+    assert work is not None
+    assert advanced(shared, number) is None
+    release(shared, work, 0, error="7 refused, first: not a refusal of records")
+    assert advanced(shared, number) is None
+    assert advanced(shared, number, "no id", "no time") == "2 refused, first: no id"
+    release(shared, work, 0, error="status 503")
+    assert advanced(shared, number) == "2 refused, first: no id"
+    assert advanced(shared, number, "no value") == "3 refused, first: no id"

@@ -1,4 +1,4 @@
-"""Renames tables, columns and jobs to the field's terms. Metadata only: no row of data is rewritten."""
+"""Renames tables, columns and jobs to the field's terms, and gives what a backfill was refused columns of its own."""
 
 from alembic import op
 
@@ -28,7 +28,15 @@ DO $$ DECLARE one record; BEGIN
     END LOOP;
 END $$;
 """
+REFUSED = """
+ALTER TABLE headrace.backfills ADD COLUMN refused integer NOT NULL DEFAULT 0, ADD COLUMN first_refusal text;
+UPDATE headrace.backfills
+SET refused = substring(error FROM '^([0-9]{1,9}) refused, first: ')::integer,
+    first_refusal = substring(error FROM '^[0-9]{1,9} refused, first: (.*)$')
+WHERE error ~ '^[0-9]{1,9} refused, first: .';
+"""
 
 
 def upgrade() -> None:
     op.execute(NAMES)
+    op.execute(REFUSED)

@@ -30,7 +30,9 @@ class LedgerReader:
         with transaction(self._engine) as connection:
             known = set(connection.exec_driver_sql("SELECT user_id FROM health.users").scalars())
         if known & self._people:
-            raise Misconfigured("DATABASE_URL: this drill was made there before; choose another --seed or database")
+            raise Misconfigured(
+                "this drill was made there before; choose another --seed or database", setting="DATABASE_URL"
+            )
 
     def settled(self) -> list[tuple[str, str]]:
         """The ledger's rows since the beginning: message id and outcome."""

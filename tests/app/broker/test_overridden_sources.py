@@ -1,0 +1,92 @@
+"""What Headrace overrides or calls inside kombu and Celery has no promise: a change of a source is looked at first."""
+
+import hashlib
+import inspect
+import tomllib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import pytest
+from celery.worker import consumer
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from flower.views.monitor import Metrics
+from kombu.transport import redis, virtual
+from packaging.requirements import Requirement
+
+from app.broker import redis_transport
+from tests.support import ROOT
+from workers.celery.consumer import make_consumer
+
+WHAT_TO_DO = """{name} of {package} has changed.
+Read the change, adapt what overrides or calls it (app/broker/redis_transport.py, workers/celery/consumer.py,
+workers/celery/flower.py), then update its digest here to {digest!r}."""
+# The first twelve hexadecimal digits of the SHA-256 of each source.
+OVERRIDDEN: dict[Callable[..., Any], str] = {
+    redis.QoS.__init__: "77545b203b86",
+    redis.QoS.append: "35c655f6ecc6",
+    redis.QoS.restore_visible: "d4a4a40a3eaf",
+    redis.Channel.conn_or_acquire: "25883caca6c4",
+    redis.Channel._brpop_start: "06723d707ddf",
+    redis.Channel._brpop_read: "c42518699709",
+    redis.Channel._do_restore_message: "8b430df94e45",
+    consumer.Consumer.on_unknown_message: "213bd3ee55cb",
+    consumer.Consumer.on_unknown_task: "35e6cbe56494",
+    consumer.Consumer.on_invalid_task: "9893e7a4eee3",
+    consumer.Consumer.on_decode_error: "e3538c586a7f",
+    Metrics.get: "e596713f31f1",
+}
+# What the overriding code calls, or is called by, in the way that it was written for.
+RELIED_ON: dict[Callable[..., Any], str] = {
+    virtual.QoS.append: "b388f0cd6485",
+    virtual.Transport._deliver: "799e242f3ec5",
+    redis.QoS.pipe_or_acquire: "ad7f549d96c8",
+    redis.QoS.restore_by_tag: "58e161d81b6f",
+    redis.Channel._create_client: "dae92bc4075d",
+    redis.Channel._flush_brpop_reauth: "bb4930b4fd3c",
+    redis.Channel._restore: "92e63e38835b",
+    redis.MultiChannelPoller._register_BRPOP: "85724582464a",
+    redis.MultiChannelPoller.on_readable: "c0d99f241607",
+    DelayedDelivery.start: "28f53fd4146f",
+}
+
+
+def digest(function: Callable[..., Any]) -> str:
+    """A short digest of a function's source."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("function", "known"),
+    [pytest.param(*pair, id=pair[0].__qualname__) for pair in chain(OVERRIDDEN.items(), RELIED_ON.items())],
+)
+def test_the_source_is_the_one_that_was_read(function: Callable[..., Any], known: str) -> None:
+    """Breaks if a library has changed beneath an override, which would go on doing what was right before."""
+    found, package = digest(function), function.__module__.partition(".")[0]
+    assert found == known, WHAT_TO_DO.format(name=function.__qualname__, package=package, digest=found)
+
+
+def overridden(ours: type, theirs: type) -> Iterator[Callable[..., Any]]:
+    """The functions of a class that one of ours replaces."""
+    return (getattr(theirs, name) for name in vars(ours) if inspect.isfunction(getattr(theirs, name, None)))
+
+
+def test_every_override_is_in_the_table() -> None:
+    """Breaks if another method is overridden, and nobody would learn of its change."""
+    kept = make_consumer(lambda _body, _reason: None)
+    pairs = [
+        (redis_transport.QoS, redis.QoS),
+        (redis_transport.Channel, redis.Channel),
+        (redis_transport.Transport, redis.Transport),
+        (kept, consumer.Consumer),
+        (kept.Blueprint, consumer.Consumer.Blueprint),
+    ]
+    assert {one for pair in pairs for one in overridden(*pair)} | {Metrics.get} == OVERRIDDEN.keys()
+
+
+@pytest.mark.parametrize("package", ["kombu", "celery"])
+def test_only_versions_that_were_read_are_installed(package: str) -> None:
+    """Breaks if `pip install headrace` brings a minor version whose private methods nobody has looked at."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (needed,) = [one for one in map(Requirement, project["dependencies"]) if one.name == package]
+    assert {str(one) for one in needed.specifier} == {">=5.7", "<5.8"}

@@ -1,0 +1,83 @@
+"""Processes started in a folder of somebody else's, whose modules have the names of ours and of our libraries."""
+
+import ast
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from tests.support import JUNCTION_SECRET, ROOT, of_worker, rows, signed, until, workout
+from workers.local.ports import free_port
+from workers.local.temporary import running_stack
+
+OURS = {"app", "workers", "celery", "granian", "flowerconfig", "celeryconfig"}
+MARK = "with open({marker!r}, 'a') as file:\n    file.write(__name__ + ' ')\n"
+USER = "11111111-2222-4333-8444-555555555555"
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which the hostile modules of the current directory say that they were imported."""
+    folder, marker = tmp_path / "hostile", tmp_path / "imported"
+    for name in OURS | set(packages_distributions()) | sys.stdlib_module_names:
+        package = folder / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(MARK.format(marker=str(marker)))
+    for name in ("flowerconfig", "celeryconfig"):
+        (folder / f"{name}.py").write_text(MARK.format(marker=str(marker)))
+    monkeypatch.chdir(folder)
+    return marker
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a whole stack is told that has its servers."""
+    ports = {f"HEADRACE_{name}PORT": str(free_port()) for name in ("", "FLOWER_")}
+    # Celery's command line takes APP for the application to load.
+    return {
+        "APP": "celeryconfig",
+        "PYTHONPATH": str(ROOT),
+        "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
+        **of_worker(settings),
+        **ports,
+    }
+
+
+def test_no_process_runs_a_module_of_the_current_directory(
+    settings: Settings, engine: Engine, broker_url: str, imported: Path
+) -> None:
+    """Breaks if whoever can write where an operator happens to start Headrace can run code in one of its processes."""
+    with running_stack("hostile", environment(settings), workers=1) as stack:
+        says = stack.info()
+        assert {group for group, pids in says["processes"].items() if pids} >= {"web", "live", "beat", "flower"}
+        body = msgspec.json.encode(workout(USER))
+        url = f"{says['web']}/webhooks/junction"
+        assert httpx.post(url, content=body, headers=signed(body), timeout=60).status_code == 202
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"), 120)
+        assert httpx.get(f"{says['flower']}/workers", auth=tuple(says["flower_auth"].split(":")), timeout=60).is_success
+    assert not imported.exists(), imported.read_text()
+
+
+def constants(file: Path) -> set[object]:
+    """Every constant of a module."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+
+def test_every_child_starts_without_the_current_directory() -> None:
+    """Breaks if a command of ours is composed past `workers.local.commands`, and so without -P."""
+    files = [file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py")]
+    assert {file.name for file in files if "-m" in constants(file)} == {"commands.py"}
+
+
+@pytest.mark.parametrize("script", ["demo", "bench", "setup"])
+def test_scripts_start_python_without_the_current_directory(script: str) -> None:
+    """Breaks if a script that is called from any folder runs a module of that folder."""
+    lines = (ROOT / "deploy" / script).read_text(encoding="utf-8").splitlines()
+    started = [line for line in lines if 'python" ' in line and " -m " in line]
+    assert started
+    assert [line for line in started if " -P -m " not in line] == []
