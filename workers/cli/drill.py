@@ -21,7 +21,7 @@ from workers.cli import options, output
 from workers.local.temporary import Stack, running_stack
 from workers.verify.drill.faults import Injected
 from workers.verify.drill.plan import FAULT_KINDS, Options
-from workers.verify.drill.provider import make_simulator
+from workers.verify.drill.provider import PauseRecorder, make_simulator
 from workers.verify.drill.report import MAX_RESPONSE_SECONDS, Report, Snapshot
 from workers.verify.drill.run import Drill, environment
 from workers.verify.drill.totals import OUTCOMES, Totals
@@ -114,13 +114,16 @@ def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep
 def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Report:
     began = time.monotonic()
     console.print("Starting a stack ...")
-    with make_simulator(options) as simulator:
+    pauses = PauseRecorder()
+    with make_simulator(options, pauses.note) as simulator:
         with running_stack("drill", environment(simulator, options), workers) as stack:
             console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)
             _print_external_causes(console, stack)
             try:
                 with _screen(console) as screen:
-                    report = Drill(simulator, stack, options, show=screen.moment, on_progress=screen.fault).run()
+                    report = Drill(
+                        simulator, pauses, stack, options, show=screen.moment, on_progress=screen.fault
+                    ).run()
             except HeadraceError:
                 stack.keep = True
                 console.print(f"Data and logs are left in {stack.folder}", soft_wrap=True)

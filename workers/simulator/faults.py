@@ -1,6 +1,6 @@
 """Faults that the simulated provider makes when it is asked to, so that whoever reads it can be tested against them."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from random import Random
 from threading import Lock
@@ -52,12 +52,13 @@ class _Rule:
 
 
 class Faults:
-    """The faults in force. Safe to use from several threads."""
+    """The faults in force. Safe to use from several threads. `on_pick` is told of each that is made."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, on_pick: Callable[[Fault], None] | None = None) -> None:
         self._dice = Random(seed)  # noqa: S311 - repeatable on purpose
         self._rules: list[_Rule] = []
         self._lock = Lock()
+        self._on_pick = on_pick
 
     def add(self, kind: Kind, **options: Any) -> None:
         """Puts a fault in force; `options` are the other fields of Fault. Raises msgspec.ValidationError."""
@@ -79,7 +80,10 @@ class Faults:
         Of the LIMITED kinds only those are that are `possible` for it.
         """
         with self._lock:
-            return next((rule.fault for rule in self._rules if self._applies(rule, path, possible)), None)
+            fault = next((rule.fault for rule in self._rules if self._applies(rule, path, possible)), None)
+        if fault and self._on_pick:
+            self._on_pick(fault)
+        return fault
 
     def _applies(self, rule: _Rule, path: str, possible: Collection[Kind]) -> bool:
         fault = rule.fault

@@ -1,5 +1,6 @@
 """The simulated provider as a server on the loopback interface."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Thread
 from types import TracebackType
@@ -11,7 +12,7 @@ from workers.simulator.api import PAGE_SIZE, create_api
 from workers.simulator.conditions import Conditions
 from workers.simulator.data import World
 from workers.simulator.events import Event, changes
-from workers.simulator.faults import Faults
+from workers.simulator.faults import Fault, Faults
 from workers.simulator.query import Record
 from workers.simulator.terra.api import API_KEY as TERRA_API_KEY
 from workers.simulator.terra.api import DEV_ID, PREFIX
@@ -34,7 +35,8 @@ class _Quiet(WSGIRequestHandler):
 class Simulator:
     """A simulated provider that serves while it is entered, on a free port unless one is given.
 
-    `at_terra` of its users are connected through Terra as well, by default all.
+    `at_terra` of its users are connected through Terra as well, by default all. `on_fault` is told of each fault that
+    it makes, in the thread of the request.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Simulator:
         api_key: str = API_KEY,
         page_size: int = PAGE_SIZE,
         at_terra: int | None = None,
+        on_fault: Callable[[Fault], None] | None = None,
     ) -> None:
         self.world = World(seed, users, until or datetime.now(UTC), days)
-        self.faults = Faults(seed)
+        self.faults = Faults(seed, on_fault)
         self.api_key = api_key
         self._port = port
         self.terra = TerraWorld(self.world, at_terra)

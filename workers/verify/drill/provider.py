@@ -1,13 +1,12 @@
 """The provider of a drill: its people, its faults, and when it wants to be asked nothing."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from math import ceil, floor
-from typing import Any
 
 from workers.simulator import Simulator
-from workers.simulator.faults import Fault, Faults
+from workers.simulator.faults import Fault
 from workers.verify.drill.plan import Options
 
 PEOPLE_PER_MINUTE, MAX_PEOPLE = 1.5, 6
@@ -25,26 +24,24 @@ FAULTS = (
 )
 
 
-def make_simulator(options: Options) -> Simulator:
-    """The provider of a drill. It makes no fault yet."""
+def make_simulator(options: Options, on_fault: Callable[[Fault], None] | None = None) -> Simulator:
+    """The provider of a drill. It makes no fault yet; `on_fault` is told of each that it makes."""
     until = datetime.now(UTC) + PROVIDER_SLOWNESS + timedelta(seconds=options.seconds)
     people = min(ceil(options.seconds / 60 * PEOPLE_PER_MINUTE), MAX_PEOPLE)
-    return Simulator(people, DAYS, options.seed, until=until, page_size=PAGE_SIZE)
+    return Simulator(people, DAYS, options.seed, until=until, page_size=PAGE_SIZE, on_fault=on_fault)
 
 
 class PauseRecorder:
     """When the provider wants to be asked nothing: from each of its refusals, for as long as that asks for."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self) -> None:
         self.found: list[tuple[float, float]] = []
-        self._pick = faults.pick
-        faults.pick = self._noting  # type: ignore[method-assign]
 
-    def _noting(self, path: str, possible: Collection[Any] = ()) -> Fault | None:
-        fault, now = self._pick(path, possible), time.time()
-        if fault and fault.kind in ("429", "503"):
+    def note(self, fault: Fault) -> None:
+        """A fault that is made now."""
+        if fault.kind in ("429", "503"):
+            now = time.time()
             self.found.append((now, now + pause_of(fault, now)))
-        return fault
 
 
 def pause_of(fault: Fault, now: float) -> float:

@@ -49,6 +49,7 @@ class Drill:
     def __init__(
         self,
         simulator: Simulator,
+        pauses: PauseRecorder,
         stack: Stack,
         options: Options,
         *,
@@ -58,7 +59,7 @@ class Drill:
         says = stack.info()
         self._simulator, self._options, self._show = simulator, options, show
         self._broker_url = says["broker_url"]
-        self._silences = PauseRecorder(simulator.faults)
+        self._silences = pauses
         self._books = LedgerReader(says["database_url"], [user.user_id for user in simulator.world.members])
         self._striker = FaultInjector(stack, plan(options.seed, options.seconds), on_progress)
         self._stop = Flag()

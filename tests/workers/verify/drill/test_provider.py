@@ -2,8 +2,9 @@
 
 import pytest
 
-from workers.simulator.faults import Fault
-from workers.verify.drill.provider import MIN_PAUSE, pause_of
+from workers.simulator.faults import Fault, Faults
+from workers.verify.drill.plan import Options
+from workers.verify.drill.provider import MIN_PAUSE, PauseRecorder, make_simulator, pause_of
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,24 @@ from workers.verify.drill.provider import MIN_PAUSE, pause_of
 def test_a_refusal_asks_for_silence(fault: Fault, seconds: float) -> None:
     """Breaks if requests that should not have been sent are looked for at the wrong time."""
     assert pause_of(fault, 100.5) == seconds
+
+
+def test_whoever_asks_to_be_told_of_faults_is() -> None:
+    """Breaks if a fault that is made is not told, or one that is not made is."""
+    told: list[Fault] = []
+    faults = Faults(on_pick=told.append)
+    faults.add("429", where="/a", times=1)
+    assert [faults.pick("/b"), faults.pick("/a"), faults.pick("/a")] == [None, *told, None]
+    assert [fault.kind for fault in told] == ["429"]
+
+
+def test_refusals_of_the_simulator_are_silences() -> None:
+    """Breaks if a drill does not see when the provider wanted to be asked nothing, or changes the simulator for it."""
+    pauses = PauseRecorder()
+    simulator = make_simulator(Options(seconds=1, seed=1, rate=1, visibility_seconds=5), pauses.note)
+    for kind in ("500", "429", "503"):
+        simulator.faults.add(kind, times=1, retry_after=2)
+    found = [simulator.faults.pick("/v2/summary") for _ in range(4)]
+    assert [fault and fault.kind for fault in found] == ["500", "429", "503", None]
+    assert [ends - begins for begins, ends in pauses.found] == [pytest.approx(2), pytest.approx(2)]
+    assert "pick" not in vars(simulator.faults)
