@@ -2,10 +2,12 @@
 
 HeadraceError
 ├── Misconfigured        stop: the operator must change a setting
-├── Refused              401: the request is not from who it claims to be
-├── PublishFailed             503: the broker did not confirm; the sender will send again
-├── DeadLetter           set aside: trying again cannot mend it
-├── NotYet               ask again: the provider answers, but not with what was asked for
+├── InvalidSignature     401: the request is not from who it claims to be
+├── PublishFailed        503: the broker did not confirm; the sender will send again
+├── Unprocessable        dead letter: a retry cannot succeed
+├── NotFound             tell the operator: what a command names does not exist
+├── UserErased           tell the operator: nothing of this user is fetched or stored again
+├── NotYet               ask again: the aggregator answers, but not with what was asked for
 └── TryLater             put back: something we depend on is away
 """
 
@@ -41,10 +43,18 @@ class Unprocessable(HeadraceError):
     """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
 
 
+class NotFound(HeadraceError):
+    """What a command names does not exist."""
+
+
+class UserErased(HeadraceError):
+    """The user was erased. Commands that would fetch or store more of them end with this."""
+
+
 class NotYet(HeadraceError):
     """An answer that is a word about the data and not the data. `what` is one of a fixed set, `seconds` the wait.
 
-    processing   the provider was asked, and has not answered
+    processing   the aggregator has asked the provider, which has not answered yet
     rate_limit   it asks for less; meant for everybody
     no_data      there is nothing, or nothing yet
     accepted     the data is sent as webhooks instead
@@ -56,4 +66,4 @@ class NotYet(HeadraceError):
 
 
 class TryLater(HeadraceError):
-    """The database, the broker or a provider is away; the same work will do later."""
+    """The database, the broker or an aggregator is away; the same work will do later."""

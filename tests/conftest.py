@@ -1,5 +1,9 @@
-"""The real services for the tests that need them: one PostgreSQL and one Valkey a run, emptied after each test."""
+"""How the tests run, and the real services for those that need them: one PostgreSQL and one Valkey for each process.
 
+Each process of pytest starts its own servers on free ports. A test finds the database and the broker empty.
+"""
+
+import os
 import shutil
 import signal
 import tempfile
@@ -8,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -26,11 +31,12 @@ from workers.local.supervisor import running
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 
-# Whoever still works in the database when its test is over is shut out first.
+# Whoever still works in the database when its test is over is shut out first. A worker that a module shares is idle.
 EMPTY = """
 DO $$ DECLARE one record; BEGIN
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND (application_name <> 'headrace-worker' OR state <> 'idle');
     FOR one IN SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
           AND c.relname <> 'schema_version'
@@ -38,14 +44,47 @@ DO $$ DECLARE one record; BEGIN
 END $$"""
 
 
-def pytest_configure() -> None:
-    """A run in the background of a shell has Ctrl-C ignored, and so would every program that the tests start."""
+# Where the long modules are. They start first, so that the processes of a run end at about the same time.
+LONG = (
+    "tests/processes/test_rabbitmq.py",
+    "tests/end_to_end/",
+    "tests/processes/",
+    "tests/fuzz/",
+    "tests/workers/simulator/",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Small loads find the same faults as large ones, only less surely."""
+    parser.addoption("--full", action="store_true", help="make fuzzing, controls and crowds large")
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether loads are to be large."""
+    return bool(pytestconfig.getoption("full"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes more than there are cores, as many tests wait; a single file, which is not divided, runs here."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    if len(files) == 1 and Path(*files).is_file():
+        return 0
+    return min(os.cpu_count() or 1, 4) + 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Seeds fuzzing. A run in the background of a shell has Ctrl-C ignored, and so would programs that tests start."""
+    hypothesis.settings.register_profile("small", derandomize=True)
+    hypothesis.settings.register_profile("full", max_examples=1500)
+    hypothesis.settings.load_profile("full" if config.getoption("full") else "small")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whoever asks for a server is marked, so that `-m "not services"` runs what needs none."""
+    """Marks whoever asks for a server, so that `-m "not services"` runs what needs none; puts long modules first."""
+    items.sort(key=lambda item: next((n for n, place in enumerate(LONG) if item.nodeid.startswith(place)), len(LONG)))
     for item in items:
         if {"servers", "settings", "engine", "broker_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("services")
@@ -78,6 +117,13 @@ def broker_url(servers: Servers) -> str:
     return servers.broker_url
 
 
+@pytest.fixture
+def broker(broker_url: str) -> Iterator["redis.Redis"]:
+    """What is in the broker."""
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def database_url(servers: Servers) -> str:
     """A migrated database that the tests share, one after the other."""
@@ -87,21 +133,27 @@ def database_url(servers: Servers) -> str:
     return urlunsplit(where._replace(path="/shared"))
 
 
+@pytest.fixture(scope="session")
+def deployment(servers: Servers, database_url: str) -> Settings:
+    """Settings of a complete deployment, for what outlives a test."""
+    return Settings(
+        database_url=database_url.replace("postgresql", "postgresql+psycopg", 1),
+        broker_url=servers.broker_url,
+        junction_webhook_secrets=(JUNCTION_SECRET,),
+        terra_signing_secrets=(TERRA_SECRET,),
+        encryption_keys=(ENCRYPTION_KEY,),
+        flower_auth="tests:tests-password",
+    )
+
+
 @pytest.fixture
-def settings(servers: Servers, database_url: str) -> Iterator[Settings]:
+def settings(deployment: Settings, database_url: str) -> Iterator[Settings]:
     """Settings of a complete deployment, its database migrated and empty.
 
     Emptied and not made anew: a copy of the template takes 400 ms, deleting from every table 5 ms.
     """
     with psycopg.connect(database_url, autocommit=True) as connection:
-        yield Settings(
-            database_url=database_url.replace("postgresql", "postgresql+psycopg", 1),
-            broker_url=servers.broker_url,
-            junction_webhook_secrets=(JUNCTION_SECRET,),
-            terra_signing_secrets=(TERRA_SECRET,),
-            encryption_keys=(ENCRYPTION_KEY,),
-            flower_auth="tests:tests-password",
-        )
+        yield deployment
         connection.execute(EMPTY)
 
 

@@ -2,12 +2,12 @@
 
 import json
 
-import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.observability import metrics
-from tests.support.promql import ALERTS, DASHBOARD, Query, queries, selectors
-from workers.cli.main import main
+from tests.support.cases import Failures
+from tests.support.promql import ALERTS, DASHBOARD, queries, selectors
+from workers.cli.main import COMMANDS
 
 OF_PROMETHEUS = {"up": {"job", "instance"}}
 
@@ -27,13 +27,16 @@ def declared() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("query", queries(), ids=lambda query: query.where)
-def test_a_query_asks_for_what_is_declared(query: Query) -> None:
+def test_a_query_asks_for_what_is_declared() -> None:
     """Breaks if a metric or a label was renamed, so that a panel is empty or an alert never fires."""
-    known = declared() | OF_PROMETHEUS
-    for one in selectors(query.text):
-        assert one.metric in known
-        assert one.labels <= known[one.metric]
+    failures = Failures()
+    for query in queries():
+        with failures.of(query):
+            known = declared() | OF_PROMETHEUS
+            for one in selectors(query.text):
+                assert one.metric in known
+                assert one.labels <= known[one.metric]
+    assert failures == {}
 
 
 def test_everything_declared_is_somewhere_to_be_seen() -> None:
@@ -66,7 +69,7 @@ def test_no_label_says_whose_data_it_is() -> None:
 def test_the_commands_that_alerts_name_exist() -> None:
     """Breaks if somebody is woken up and told to type what there is not."""
     words = [part.split()[0] for part in ALERTS.read_text().split("headrace ")[1:] if "do:" in ALERTS.read_text()]
-    named = {word.strip(",;") for word in words if word.strip(",;") in main.commands}
+    named = {word.strip(",;") for word in words if word.strip(",;") in COMMANDS}
     assert named >= {"check", "status", "dead", "reconcile", "backfill", "beat", "worker"}
 
 

@@ -54,7 +54,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A user's connection with a provider came up, broke or ended; SUPPOSED, where there is only data that says so."""
+    """A user's connection with a provider came up, broke or ended; INFERRED, where there is only data that says so."""
 
     user_id: str
     provider: str

@@ -161,7 +161,7 @@ class Settings:
         "HEADRACE_REQUEST_RATE",
         "50/second",
         types.rate,
-        "requests to one provider account, by all workers",
+        "requests to one aggregator account, by all workers",
         want="a rate such as 50/second",
     )
     provider_rate: str | None = _setting(
@@ -182,7 +182,7 @@ class Settings:
         "HEADRACE_BACKFILLS_PER_ACCOUNT",
         32,
         types.positive,
-        "backfills of one provider account that may run side by side",
+        "backfills of one aggregator account that may run side by side",
         want="a number",
     )
     etl_url: str | None = _setting(
@@ -219,7 +219,7 @@ class Settings:
         "HEADRACE_RECONCILE_HOURS",
         24,
         types.whole_number,
-        "how often stored history is compared with what the provider says it has; 0: only on demand",
+        "how often stored history is compared with what the aggregator says it has; 0: only on demand",
         want="a number of hours",
     )
     broker_durability_asserted: bool = _setting(
@@ -312,11 +312,11 @@ class Settings:
 
     @property
     def has_redis(self) -> bool:
-        """Whether there is a place for shared rates and silences."""
+        """Whether there is a place for shared rates and pauses."""
         return (self.redis_url or self.broker_url or "").startswith("redis")
 
     def need_redis(self) -> str:
-        """Where rates and silences are shared: REDIS_URL, or a broker that is one. Raises Misconfigured."""
+        """Where rates and pauses are shared: REDIS_URL, or a broker that is one. Raises Misconfigured."""
         if not self.has_redis:
             _missing("REDIS_URL", "redis://host:6379/0; beside an AMQP broker, rates are shared through it")
         return self.redis_url or self.broker_url or ""
@@ -339,7 +339,7 @@ class Settings:
         return url, self.etl_queue or _missing("HEADRACE_ETL_QUEUE", "the queue that the pipeline's exchange feeds", "")
 
     def need_webhook_secret(self) -> None:
-        """Raises Misconfigured if no provider's signatures could be verified: there is no way to switch that off."""
+        """Raises Misconfigured if no aggregator's signatures could be verified: there is no way to switch that off."""
         if not (self.junction_webhook_secrets or self.terra_signing_secrets):
             _missing("JUNCTION_WEBHOOK_SECRET", "the endpoint's signing secret (or TERRA_SIGNING_SECRET)")
 

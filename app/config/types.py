@@ -88,7 +88,7 @@ def retention(value: str) -> tuple[tuple[str, int], ...]:
 
 
 def ledger_days(value: str) -> int:
-    """The reconciliation looks back 35 days for silences of a day, and would take a shorter ledger for one."""
+    """The reconciliation looks back 35 days for days without any delivery, and would take a shorter ledger for one."""
     number = whole_number(value)
     if 0 < number < MIN_LEDGER_DAYS:
         raise ValueError

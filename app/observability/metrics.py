@@ -96,7 +96,7 @@ REQUEST_SECONDS = Histogram(
     "headrace_request_seconds", "Time of a request to an aggregator", ["aggregator"], buckets=REQUEST_BUCKETS
 )
 THROTTLED = Counter(
-    "headrace_throttled_total", "Requests put off: the rate was used up, or a silence was asked for", ["aggregator"]
+    "headrace_throttled_total", "Requests put off: the rate was used up, or a pause was asked for", ["aggregator"]
 )
 
 # What the sweep has seen, in the maintenance worker.

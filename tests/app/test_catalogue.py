@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from app.catalogue import catalogue, parse
+from tests.support.cases import Failures
 
 SUMMARIES = ["activity", "sleep", "sleep_cycle", "workouts", "body", "profile", "meal", "menstrual_cycle"]
 SUMMARIES += ["electrocardiogram"]
@@ -51,9 +52,10 @@ def test_what_only_terra_has_is_none_of_junctions() -> None:
     assert catalogue().event("daily.data.terra_scores.created").does == "unknown"
 
 
-@pytest.mark.parametrize(
-    ("name", "resource", "is_fetched"),
-    [
+def test_where_terras_types_land() -> None:
+    """Breaks if Terra's `activity`, which is a workout, lands in the days, or the other way round."""
+    failures = Failures()
+    for name, resource, is_fetched in (
         ("activity", "workouts", True),
         ("daily", "activity", True),
         ("body", "body", True),
@@ -65,24 +67,26 @@ def test_what_only_terra_has_is_none_of_junctions() -> None:
         ("hormone", "terra_hormone", False),
         ("health_observation", "terra_health_observation", False),
         ("lab_report", "terra_lab_report", False),
-    ],
-)
-def test_where_terras_types_land(name: str, resource: str, *, is_fetched: bool) -> None:
-    """Breaks if Terra's `activity`, which is a workout, lands in the days, or the other way round."""
-    assert catalogue().of_terra(name).name == resource
-    assert catalogue().of_terra(name).terra == (name if is_fetched else None)
+    ):
+        with failures.of(name, resource, is_fetched):
+            assert catalogue().of_terra(name).name == resource
+            assert catalogue().of_terra(name).terra == (name if is_fetched else None)
+    assert failures == {}
 
 
-@pytest.mark.parametrize("name", ["workouts", "heartrate", "terra_scores", "scores", "route", ""])
-def test_what_is_no_type_of_terras_lands_nowhere(name: str) -> None:
+def test_what_is_no_type_of_terras_lands_nowhere() -> None:
     """Breaks if a name of ours is taken for a type of Terra's."""
-    with pytest.raises(KeyError):
-        catalogue().of_terra(name)
+    failures = Failures()
+    for name in ("workouts", "heartrate", "terra_scores", "scores", "route", ""):
+        with failures.of(name), pytest.raises(KeyError):
+            catalogue().of_terra(name)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("does", "kind", "count"),
-    [
+def test_event_names_by_kind() -> None:
+    """Breaks if an event of the public catalogue is lost, or is taken for something else."""
+    failures = Failures()
+    for does, kind, count in (
         ("data", "summary", 18),
         ("data", "stream", 2),
         ("data", "timeseries", 100),
@@ -93,12 +97,13 @@ def test_what_is_no_type_of_terras_lands_nowhere(name: str) -> None:
         ("device", "device", 2),
         ("query", None, 1),
         ("lab", None, 9),
-    ],
-)
-def test_event_names_by_kind(does: str, kind: str | None, count: int) -> None:
-    """Breaks if an event of the public catalogue is lost, or is taken for something else."""
-    events = [catalogue().event(name) for name in catalogue().event_names]
-    assert sum(event.does == does and getattr(event.resource, "kind", None) == kind for event in events) == count
+    ):
+        with failures.of(does, kind, count):
+            events = [catalogue().event(name) for name in catalogue().event_names]
+            assert (
+                sum(event.does == does and getattr(event.resource, "kind", None) == kind for event in events) == count
+            )
+    assert failures == {}
 
 
 def test_there_are_194_event_names() -> None:
@@ -109,9 +114,10 @@ def test_there_are_194_event_names() -> None:
     assert not any("hypnogram" in name or "sleep_stream" in name for name in names)
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "rows", "dates", "paged"),
-    [
+def test_where_a_resource_is_fetched() -> None:
+    """Breaks if history is asked for at a wrong place, in a wrong date format, or read from a wrong key of the page."""
+    failures = Failures()
+    for name, path, rows, dates, paged in (
         ("activity", "/v2/summary/activity/{user_id}", "activity", "moment", False),
         ("workouts", "/v2/summary/workouts/{user_id}", "workouts", "moment", False),
         ("meal", "/v2/summary/meal/{user_id}", "meals", "moment", False),
@@ -125,12 +131,11 @@ def test_there_are_194_event_names() -> None:
         ("fat", "/v2/timeseries/{user_id}/body_fat/grouped", "groups", "moment", True),
         ("heartrate", "/v2/timeseries/{user_id}/heartrate/grouped", "groups", "moment", True),
         ("body_temperature", "/v2/timeseries/{user_id}/body_temperature/grouped", "groups", "moment", True),
-    ],
-)
-def test_where_a_resource_is_fetched(name: str, path: str, rows: str | None, dates: str, *, paged: bool) -> None:
-    """Breaks if history is asked for at a wrong place, in a wrong date format, or read from a wrong key of the page."""
-    resource = catalogue()[name]
-    assert (resource.path, resource.rows, resource.dates, resource.paged) == (path, rows, dates, paged)
+    ):
+        with failures.of(name, path, rows, dates, paged):
+            resource = catalogue()[name]
+            assert (resource.path, resource.rows, resource.dates, resource.paged) == (path, rows, dates, paged)
+    assert failures == {}
 
 
 def test_only_weight_and_fat_are_fetched_under_another_name() -> None:
@@ -139,10 +144,13 @@ def test_only_weight_and_fat_are_fetched_under_another_name() -> None:
     assert {one.name for one in series if f"/{one.name}/grouped" not in one.path} == {"weight", "fat"}
 
 
-@pytest.mark.parametrize("name", [resource.name for resource in catalogue().of_kind("timeseries")])
-def test_key_parts(name: str) -> None:
+def test_key_parts() -> None:
     """Breaks if two samples that coincide would overwrite each other, or a changing `type` would double a sample."""
-    assert catalogue()[name].key == KEYS.get(name, ())
+    failures = Failures()
+    for name in [resource.name for resource in catalogue().of_kind("timeseries")]:
+        with failures.of(name):
+            assert catalogue()[name].key == KEYS.get(name, ())
+    assert failures == {}
 
 
 def test_values_that_are_not_one_number() -> None:
@@ -160,15 +168,19 @@ def test_instants_that_the_documentation_calls_intervals(name: str) -> None:
     assert not catalogue()[name].interval
 
 
-@pytest.mark.parametrize("name", [resource.name for resource in catalogue().of_kind("summary")])
-def test_every_summary_has_an_id_and_a_version(name: str) -> None:
+def test_every_summary_has_an_id_and_a_version() -> None:
     """Breaks if a summary could not be told from another, or its newest version not be found."""
-    assert (catalogue()[name].identifier, catalogue()[name].has_version) == ("id", True)
+    failures = Failures()
+    for name in [resource.name for resource in catalogue().of_kind("summary")]:
+        with failures.of(name):
+            assert (catalogue()[name].identifier, catalogue()[name].has_version) == ("id", True)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "does", "resource"),
-    [
+def test_what_an_event_name_means() -> None:
+    """Breaks if an old spelling is not understood, or a name that nobody knows is taken for data."""
+    failures = Failures()
+    for name, does, resource in (
         ("daily.data.workouts.created", "data", "workouts"),
         ("daily.data.workouts.updated", "data", "workouts"),
         ("daily.timeseries.hypnogram.created", "data", "hypnogram"),
@@ -194,17 +206,17 @@ def test_every_summary_has_an_id_and_a_version(name: str) -> None:
         ("raw.garmin.dailies", "unknown", None),
         ("daily.data..created", "unknown", None),
         ("", "unknown", None),
-    ],
-)
-def test_what_an_event_name_means(name: str, does: str, resource: str | None) -> None:
-    """Breaks if an old spelling is not understood, or a name that nobody knows is taken for data."""
-    event = catalogue().event(name)
-    assert (event.name, event.does, getattr(event.resource, "name", None)) == (name, does, resource)
+    ):
+        with failures.of(name, does, resource):
+            event = catalogue().event(name)
+            assert (event.name, event.does, getattr(event.resource, "name", None)) == (name, does, resource)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("toml", "named"),
-    [
+def test_a_contradiction_is_refused_by_name() -> None:
+    """Breaks if a mistake in the file is found only when an event comes, or does not say where it stands."""
+    failures = Failures()
+    for toml, named in (
         (f"[summary.Bad]\n{PATH}", "'Bad' is no resource name"),
         (f'[summary."a;b"]\n{PATH}', "'a;b' is no resource name"),
         ('[summary.x]\npath = "/v1/x/{user_id}"', "x: '/v1/x/{user_id}' is no fetch path"),
@@ -223,18 +235,18 @@ def test_what_an_event_name_means(name: str, does: str, resource: str | None) ->
         (f'[summary.x]\n{PATH}\nfields = ["A text"]', "'A' cannot be a column"),
         (f'[summary.x]\n{PATH}\nfields = ["a json"]', "a: 'json' is no field type"),
         (f"[summary.x]\n{PATH}\n[timeseries]\nx = {{}}", "in the catalogue twice: x"),
-    ],
-)
-def test_a_contradiction_is_refused_by_name(toml: str, named: str) -> None:
-    """Breaks if a mistake in the file is found only when an event comes, or does not say where it stands."""
-    with pytest.raises(ValueError, match=r".") as refused:
-        parse(toml)
-    assert named in str(refused.value)
+    ):
+        with failures.of(toml, named):
+            with pytest.raises(ValueError, match=r".") as refused:
+                parse(toml)
+            assert named in str(refused.value)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    "toml",
-    [
+def test_every_refusal_names_the_row() -> None:
+    """Breaks if whoever edits the catalogue is not told which row of it is wrong."""
+    failures = Failures()
+    for toml in (
         f'[summary.culprit]\n{PATH}\nfields = ["payload text"]',
         f'[summary.culprit]\n{PATH}\nfields = ["a json"]',
         f'[summary.culprit]\n{PATH}\nfields = ["a"]',
@@ -242,13 +254,12 @@ def test_a_contradiction_is_refused_by_name(toml: str, named: str) -> None:
         f"[summary.culprit]\n{PATH}\nx = 1",
         '[summary.culprit]\nrows = "x"',
         f"[summary.culprit]\n{PATH}\n[timeseries]\nculprit = {{}}",
-    ],
-)
-def test_every_refusal_names_the_row(toml: str) -> None:
-    """Breaks if whoever edits the catalogue is not told which row of it is wrong."""
-    with pytest.raises((ValueError, TypeError)) as refused:
-        parse(toml)
-    assert "culprit" in str(refused.value)
+    ):
+        with failures.of(toml):
+            with pytest.raises((ValueError, TypeError)) as refused:
+                parse(toml)
+            assert "culprit" in str(refused.value)
+    assert failures == {}
 
 
 def test_an_event_of_unknown_meaning_is_refused() -> None:

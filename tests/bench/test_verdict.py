@@ -73,7 +73,7 @@ def test_no_rate_makes_up_for_a_lost_row() -> None:
 
 
 @pytest.mark.parametrize(("p99", "is_reached"), [(24.0, True), (26.0, False)])
-def test_an_answer_is_quick_or_it_is_not(p99: float, is_reached: bool) -> None:  # noqa: FBT001
+def test_an_answer_is_quick_or_it_is_not(p99: float, is_reached: bool) -> None:
     """Breaks if the comparison is the wrong way round."""
     of = results()
     of.live = Live([passage(1)], 1, passage(1, p99=p99), SOME, {})
@@ -81,7 +81,7 @@ def test_an_answer_is_quick_or_it_is_not(p99: float, is_reached: bool) -> None: 
 
 
 @pytest.mark.parametrize(("beside", "is_reached"), [(0.019, True), (0.021, False)])
-def test_history_may_double_the_time_of_a_live_event(beside: float, is_reached: bool) -> None:  # noqa: FBT001
+def test_history_may_double_the_time_of_a_live_event(beside: float, is_reached: bool) -> None:
     """Breaks if isolation is judged by anything but the ratio."""
     of = results()
     watched = Beside(1, times([0.01]), times([beside]))
@@ -91,7 +91,7 @@ def test_history_may_double_the_time_of_a_live_event(beside: float, is_reached: 
 
 
 @pytest.mark.parametrize(("after", "is_same", "share"), [(10, True, 1), (11, True, 0), (10, False, 0)])
-def test_a_replay_leaves_everything_as_it_is(after: int, is_same: bool, share: float) -> None:  # noqa: FBT001
+def test_a_replay_leaves_everything_as_it_is(after: int, is_same: bool, share: float) -> None:
     """Breaks if a table that grew, or a view that changed, passes."""
     of = results()
     of.replay = [Replayed("workouts", 1, 100, 200, 10, after, is_same)]

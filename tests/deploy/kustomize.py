@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.support import documents
+from tests.deploy.support import DEPLOY, documents
 
 Resource = dict[str, Any]
 KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "labels", "patches", "nameSuffix", "replicas"}
@@ -102,3 +102,8 @@ def _labels(one: Resource, *, selectors: bool) -> Iterator[dict[str, str]]:
         yield spec["template"]["metadata"]["labels"]
     if selectors and "matchLabels" in spec.get("selector", {}):
         yield spec["selector"]["matchLabels"]
+
+
+FOLDER = DEPLOY / "kubernetes"
+BASE, OVERLAY, ETL = FOLDER / "base", FOLDER / "overlays" / "example", FOLDER / "etl"
+RENDERED = {"base": render(BASE), "example": render(OVERLAY), "etl": with_component(render(BASE), ETL)}

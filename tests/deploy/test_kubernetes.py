@@ -15,14 +15,11 @@ from app.broker.lanes import LANES
 from app.config.settings import Settings, load
 from app.web.app import create_app
 from tests.deploy.api_types import faults
-from tests.deploy.kustomize import Resource, render, with_component
+from tests.deploy.kustomize import BASE, ETL, FOLDER, OVERLAY, RENDERED, Resource
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, parse
 
-FOLDER = DEPLOY / "kubernetes"
-BASE, OVERLAY, ETL = FOLDER / "base", FOLDER / "overlays" / "example", FOLDER / "etl"
 SECRETS = {one["metadata"]["name"]: one for one in documents(BASE / "secrets.example.yaml")}
 NOT_APPLIED = {BASE / "secrets.example.yaml"}
-RENDERED = {"base": render(BASE), "example": render(OVERLAY), "etl": with_component(render(BASE), ETL)}
 ALL = {f"{name}-{one['kind']}-{one['metadata']['name']}": one for name, found in RENDERED.items() for one in found}
 
 

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.broker.lanes import LANES
+from tests.deploy.kustomize import RENDERED
 from tests.deploy.support import DEPLOY, ROOT, SETTINGS, documents, parse
-from tests.deploy.test_kubernetes import RENDERED
 from workers.store.engine import SESSION
 
 RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text(encoding="utf-8")

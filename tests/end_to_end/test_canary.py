@@ -25,9 +25,9 @@ from msgspec.structs import replace
 
 from app.delivery import pack
 from app.sealing import Sealer
-from tests.end_to_end.test_stack import ROOT, Stack, started
-from tests.support import ENCRYPTION_KEY, delivery, event, heartrate, message_id, until, workout
+from tests.support import ENCRYPTION_KEY, HTTP, ROOT, delivery, event, heartrate, message_id, until, workout
 from tests.support.collector import Collector, collector
+from tests.support.stack import Stack, started
 
 pytestmark = pytest.mark.stack
 NAME, NUMBER, TOKEN, NOTE = "Canaria Gelbfink", 87.654321, "tok-canary-5d0e7c", "canary: felt dizzy at noon"
@@ -176,7 +176,7 @@ def pages(stack: Stack) -> dict[str, bytes]:
         tasks = re.findall(rb'"uuid": "([\w-]+)"', found["/api/tasks?limit=10000"])
         assert tasks
         found |= {f"/task/{task.decode()}": flower.get(f"/task/{task.decode()}").content for task in tasks[:30]}
-    return found | {"web /metrics": httpx.get(f"{info['web']}/metrics", timeout=20).content}
+    return found | {"web /metrics": HTTP.get(f"{info['web']}/metrics").content}
 
 
 def test_the_search_finds_what_is_not_sealed() -> None:
@@ -212,7 +212,7 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collec
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
     assert any("aof" in place for place in places)
-    until(lambda: {one.key.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
+    until(lambda: {one.attributes.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
     assert {"POST /webhooks/junction", "publish live", "headrace.apply live", "page"} <= {o.name for o in traced.spans}
     places |= {f"spans {number}": raw for number, raw in enumerate(traced.raw)}
     assert not any(USER.encode() in raw for raw in traced.raw)
@@ -266,11 +266,10 @@ def told(stack: Stack) -> dict[str, bytes]:
         ("check", "--json"),
     ]
     found = {}
-    for words in commands:
-        done = stack.run(*words)
-        assert done.returncode in (0, 1), (words, done.stderr)
-        assert done.stdout, (words, done.stderr)
-        found["headrace " + " ".join(words)] = (done.stdout + done.stderr).encode()
+    for words, (status, said) in zip(commands, stack.run_all(*commands), strict=True):
+        assert status in (0, 1), (words, said)
+        assert said, words
+        found["headrace " + " ".join(words)] = said.encode()
     queries = {
         "reasons": "SELECT reason, event_type FROM headrace.dead_letters",
         "errors": "SELECT error, event_type FROM headrace.deliveries",

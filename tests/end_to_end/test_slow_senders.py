@@ -11,21 +11,23 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.support import JUNCTION_SECRET, program, signed, until, workout
+from tests.support import HTTP, JUNCTION_SECRET, program, signed, until, workout
+from tests.support.servers import Servers
 from workers.local.ports import free_port
 
+pytestmark = pytest.mark.processes
 SENDERS = 250
 HEAD = b"POST /webhooks/junction HTTP/1.1\r\nHost: x\r\n"
 UNFINISHED = {"body": HEAD + b"Content-Length: 1000\r\n\r\nx", "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n"}
 UNFINISHED["headers"] = HEAD + b"X-Endless: "
 
 
-@pytest.fixture
-def endpoint(broker_url: str) -> Iterator[int]:
+@pytest.fixture(scope="module")
+def endpoint(servers: Servers) -> Iterator[int]:
     """The port of a real endpoint."""
     port = free_port()
     environment = {
-        "BROKER_URL": broker_url,
+        "BROKER_URL": servers.broker_url,
         "JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET,
         "HEADRACE_PORT": str(port),
     }
@@ -37,7 +39,7 @@ def endpoint(broker_url: str) -> Iterator[int]:
 def answers(port: int) -> bool:
     """Whether it is there."""
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        return HTTP.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
     return False
 
 

@@ -2,26 +2,21 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-import msgspec
 import psutil
-import psycopg
 import pytest
 
-from tests.support import ROOT, event, heartrate, message_id, signed, until, workout
+from tests.support import HTTP, ROOT, event, heartrate, message_id, until, workout
+from tests.support.stack import Stack, started
 
 pytestmark = pytest.mark.stack
 FIELDS = {
@@ -31,106 +26,6 @@ FIELDS = {
 GROUPS = {"postgres", "broker", "web", "live", "backfill", "beat", "flower"}
 KEPT = "SELECT 1 FROM health.workouts WHERE user_id = 'kept'"
 SECRET_TITLE = "a title that nobody else may read"
-
-
-class Stack:
-    """A `headrace up` in a folder of its own, which may be started again there."""
-
-    def __init__(self, folder: Path, **more: str) -> None:
-        self.more = more  # variables of its environment
-        self.data = folder / "data"
-        self.output = folder / "output"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Starts it and waits until it is ready."""
-        command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
-        environment["HEADRACE_VISIBILITY_TIMEOUT_SECONDS"] = "5"  # how long a killed worker's message is waited for
-        with self.output.open("ab") as out:
-            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-        until(lambda: self.file.exists() or self.process.poll() is not None, 120)
-        assert self.file.exists(), self.output.read_text()
-
-    def end(self, number: signal.Signals) -> int:
-        """Sends a signal and waits for the end."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    @property
-    def file(self) -> Path:
-        """Where it says what runs."""
-        return self.data / "stack.json"
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What stack.json says now."""
-        return dict(json.loads(self.file.read_text()))
-
-    def pid(self, group: str) -> int | None:
-        """The main process of a group, if it has one now."""
-        return next(iter(self.info["processes"][group]), None)
-
-    def post(self, body: Any, name: str | None = None, secret: str | None = None) -> httpx.Response:
-        """Sends an event as Junction does."""
-        info, now = self.info, datetime.now(UTC)
-        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        headers = signed(raw, name=name or message_id(now), at=now, secret=secret or info["junction_webhook_secret"])
-        return httpx.post(f"{info['web']}/webhooks/junction", content=raw, headers=headers, timeout=20)
-
-    def deliver(self, body: Any) -> None:
-        """Sends an event until it is taken, as Junction does."""
-        name = message_id(datetime.now(UTC))
-
-        def taken() -> bool:
-            try:
-                return self.post(body, name).status_code == 202
-            except httpx.TransportError:
-                return False
-
-        until(taken)
-
-    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """A command that finds the stack by its folder, as an operator's does."""
-        command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-    def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What a reader sees; nothing while the database is away."""
-        try:
-            with psycopg.connect(self.info["database_url"], connect_timeout=5) as connection:
-                return connection.execute(query, parameters).fetchall()
-        except psycopg.OperationalError:
-            return []
-
-    def family(self) -> list[psutil.Process]:
-        """Every process that belongs to it: by its environment, its command line or the folder it works in."""
-        found = []
-        for one in psutil.process_iter():
-            try:
-                told = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
-                if told or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
-                    found.append(one)
-            except psutil.Error:
-                continue
-        return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-
-
-@contextmanager
-def started(**more: str) -> Iterator[Stack]:
-    """A stack with these variables in its environment, which ends with the block."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
-    one = Stack(folder, **more)
-    try:
-        one.start()
-        yield one
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.end(signal.SIGTERM)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +153,8 @@ def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
             answer = stack.post(workout("frozen"))
             assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
             assert answer.elapsed.total_seconds() < 5  # the contract's own limit
-        assert httpx.get(f"{stack.info['web']}/livez", timeout=20).status_code == 200
-        assert httpx.get(f"{stack.info['web']}/readyz", timeout=20).status_code == 503
+        assert HTTP.get(f"{stack.info['web']}/livez").status_code == 200
+        assert HTTP.get(f"{stack.info['web']}/readyz").status_code == 503
     finally:
         os.kill(broker, signal.SIGCONT)
     stack.deliver(workout("thawed"))

@@ -5,13 +5,15 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 
 import pytest
 
-from app.config.settings import load
+from app.config import settings as config
 from tests.support import until
+from tests.support.backfills import hurry
 from workers.local.temporary import Stack, running_stack
 from workers.simulator import Simulator, terra
 from workers.simulator.terra.sender import TerraSender
@@ -20,23 +22,42 @@ from workers.store.engine import make_engine, transaction
 from workers.verify.expected import prove, terra_history
 
 pytestmark = pytest.mark.stack
-STRUCK = ("live", "broker", "web", "backfill", "postgres", "live")
-EVENTS, A_SECOND = 400, 25
+STRUCK = ("live", "broker", "postgres", "web", "backfill")
 WAITS = (0.1, 0.5, *[1.0] * 60)  # a sender that hardly gives up
 PAST = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
 
 
+@dataclass(frozen=True)
+class Load:
+    """How much is sent and fetched, and how often everything is killed."""
+
+    people: int
+    days: int  # of their history
+    events: int
+    a_second: int
+    rounds: int
+
+
+SMALL, LARGE = Load(2, 8, 150, 12, 1), Load(4, 20, 400, 25, 2)
+
+
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    """Four people with accounts at Terra."""
-    with Simulator(4, 20, 7, until=datetime.now(UTC) + PAST) as one:
+def load(*, full: bool) -> Load:
+    """A small one, unless the run is a full one."""
+    return LARGE if full else SMALL
+
+
+@pytest.fixture(scope="module")
+def simulator(load: Load) -> Iterator[Simulator]:
+    """People with accounts at Terra."""
+    with Simulator(load.people, load.days, 7, until=datetime.now(UTC) + PAST) as one:
         yield one
 
 
-def strike(stack: Stack) -> int:
+def strike(stack: Stack, rounds: int) -> int:
     """Kills one process after another, each when it is back from the last time. Returns how many."""
     killed = 0
-    for group in STRUCK:
+    for group in STRUCK * rounds:
         time.sleep(2)
         (pid,) = until(lambda group=group: stack.info()["processes"][group][:1])
         os.kill(pid, signal.SIGKILL)
@@ -45,22 +66,24 @@ def strike(stack: Stack) -> int:
     return killed
 
 
-def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator) -> None:
+def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator, load: Load) -> None:
     """Breaks if an event of Terra's that was answered 202 is lost with a process, or a page of its history is."""
     twin = simulator.terra
     settings = simulator.environment | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_HISTORY_DAYS": "60"}
+    settings |= {"HEADRACE_WEB_PROCESSES": "1"}
     with running_stack("terra", settings, workers=1) as stack:
         info = stack.info()
-        engine = make_engine(load({"DATABASE_URL": info["database_url"]}))
+        engine = make_engine(config.load({"DATABASE_URL": info["database_url"]}))
         disorder = {"duplicates": 0.2, "reordering": 0.2, "late": 0.05, "seed": 7, "waits": WAITS, "remember": True}
-        events = chain(terra.first_events(twin), islice(terra.live_events(twin, 7), EVENTS))
+        events = chain(terra.first_events(twin), islice(terra.live_events(twin, 7), load.events))
         with (
             TerraSender(f"{info['web']}/webhooks/terra", info["terra_signing_secret"], **disorder) as sender,
             ThreadPoolExecutor(1) as pool,
         ):
-            striking = pool.submit(strike, stack)
-            sender.send_all(events, A_SECOND)
-            assert striking.result(120) == len(STRUCK)
+            striking = pool.submit(strike, stack, load.rounds)
+            sender.send_all(events, load.a_second)
+            assert striking.result(120) == len(STRUCK) * load.rounds
+        hurry(engine, leases=True)
         until(lambda: not listed(engine, Filter(states=OPEN)), 240)
         proof = prove(engine, sender.taken, terra_history(twin), 60)
         with transaction(engine) as connection:
@@ -68,4 +91,4 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator) -> 
             assert len(set(names.one())) == 1
         engine.dispose()
     assert proof.holds, proof
-    assert proof.accepted >= EVENTS
+    assert proof.accepted >= load.events

@@ -1,8 +1,6 @@
 """What is in a lane and is no task of ours is kept: a real worker, the real broker, and `headrace dead`."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +10,17 @@ from sqlalchemy import Engine
 
 from app.broker.celery import make_celery
 from app.broker.lanes import APPLY
-from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import pack
 from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, delivery, rows, until, worker, workout
+from tests.support import ENCRYPTION_KEY, delivery, rows, until, workout
+from tests.support.workers import SharedWorker, publish
 from workers.broker_admin import drain_invalid
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.ingest.replay import replay_dead_letters
 from workers.store import dead_letters
 
+pytestmark = pytest.mark.processes
 Put = Callable[[Settings], None]
 
 
@@ -49,12 +48,6 @@ def put_bytes(body: Any, **properties: Any) -> Put:
     return put
 
 
-def put_raw(settings: Settings) -> None:
-    """Pushes bytes that are no message at all."""
-    with redis.Redis.from_url(settings.need_broker()) as client:
-        client.lpush("live", b"\x80sesame")
-
-
 FOREIGN = {
     "another task": put_task("headrace.of.tomorrow", "sesame"),
     "no argument": put_task(APPLY),
@@ -77,54 +70,42 @@ FOREIGN = {
 
 @pytest.mark.parametrize("put", FOREIGN.values(), ids=FOREIGN)
 def test_what_is_no_task_of_ours_is_kept(
-    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path, put: Put
+    engine: Engine, settings: Settings, live_worker: SharedWorker, put: Put
 ) -> None:
     """Breaks if an event is gone because an older worker met it, or rubbish ends the worker or gets into its log."""
     put(settings)
-    Publisher(make_celery(settings, "publisher")).publish([delivery(workout("u1"))])
-    with worker(settings, tmp_path / "log") as process:
-        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
-        (letter,) = until(lambda: dead_letters.listed(engine))
-        assert process.poll() is None
+    publish(settings, [delivery(workout("u1"))])
+    until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+    (letter,) = until(lambda: dead_letters.listed(engine))
+    assert live_worker.is_alive
     assert letter.aggregator == UNKNOWN
-    assert "sesame" not in letter.reason + (tmp_path / "log").read_text()
+    assert "sesame" not in letter.reason + live_worker.said
     kept = dead_letters.delivery(engine, letter)
     assert b"sesame" in Sealer([ENCRYPTION_KEY]).open(kept.sealed, kept.key) or put is FOREIGN["no argument"]
 
 
 def test_bytes_that_are_no_message_are_kept_too(
-    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path
+    engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
     """Breaks if what the transport puts beside the lane is seen by nobody."""
-    put_raw(settings)
-    Publisher(make_celery(settings, "publisher")).publish([delivery(workout("u1"))])
-    with worker(settings, tmp_path / "log"):
-        until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
+    broker.lpush("live", b"\x80sesame")
+    publish(settings, [delivery(workout("u1"))])
+    until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
     applier = Applier(engine, settings)
     drain_invalid(settings, applier.dead_letter_raw)
     drain_invalid(settings, applier.dead_letter_raw)
     (letter,) = dead_letters.listed(engine)
     assert letter.reason == "bytes that are no message"
-    with redis.Redis.from_url(settings.need_broker()) as client:
-        assert client.keys("*foreign*") == []
+    assert broker.keys("*foreign*") == []
 
 
 def test_a_task_of_tomorrow_can_be_applied_after_the_update(
-    engine: Engine, settings: Settings, broker_url: str, tmp_path: Path
+    engine: Engine, settings: Settings, live_worker: SharedWorker
 ) -> None:
     """Breaks if what an older worker set aside cannot be brought back."""
     put_task("headrace.of.tomorrow", pack([delivery(workout("u1")), delivery(workout("u2"), name="msg_2")]))(settings)
-    with worker(settings, tmp_path / "log"):
-        until(lambda: dead_letters.listed(engine))
+    until(lambda: dead_letters.listed(engine))
     outcomes = replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine))
     assert dict(outcomes) == {"applied": 2}
     assert dead_letters.listed(engine) == []
     assert rows(engine, "SELECT user_id FROM health.workouts ORDER BY 1") == [{"user_id": "u1"}, {"user_id": "u2"}]
-
-
-def test_rubbish_stays_dead(engine: Engine, settings: Settings) -> None:
-    """Breaks if rubbish that is applied again is lost, or kept twice."""
-    applier = Applier(engine, settings)
-    applier.dead_letter_raw(json.dumps([["sesame"], {}, {}]).encode(), "not ours")
-    assert dict(replay_dead_letters(engine, applier, dead_letters.listed(engine))) == {"dead": 1}
-    assert [letter.reason for letter in dead_letters.listed(engine)] == ["not ours"]

@@ -1,5 +1,6 @@
 """Flower, as a process of its own: nobody gets past its password."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.support import ROOT, program, until
 from tests.support.servers import Servers
 from workers.local.ports import free_port
 
+pytestmark = pytest.mark.processes
 MAX_TASKS = 5000  # of Flower's history
 WHO = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
@@ -141,14 +143,28 @@ def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Ser
     assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
 
 
-@pytest.mark.parametrize("auth", ["", "nobody", "user:short", ":long-enough-password"])
-def test_it_does_not_start_without_a_password(servers: Servers, auth: str) -> None:
+# Were it to start, it would take the place of this program, and nothing would be told.
+START_ALL = """
+import json, os, sys
+from click.testing import CliRunner
+from workers.cli.main import main
+done = []
+for os.environ["HEADRACE_FLOWER_AUTH"] in json.loads(sys.argv[1]):
+    one = CliRunner().invoke(main, ["flower"], prog_name="headrace")
+    done.append((one.exit_code, one.output))
+print(json.dumps(done))
+"""
+
+
+def test_it_does_not_start_without_a_password(servers: Servers) -> None:
     """Breaks if a forgotten or weak setting makes Flower open."""
-    variables = environment(servers.broker_url, free_port()) | {"HEADRACE_FLOWER_AUTH": auth}
-    command = (sys.executable, "-m", "workers.cli", "flower")
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "HEADRACE_FLOWER_AUTH: not set" in done.stderr
+    auths = ["", "nobody", "user:short", ":long-enough-password"]
+    command = (sys.executable, "-c", START_ALL, json.dumps(auths))
+    variables = environment(servers.broker_url, free_port())
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
+    told = dict(zip(auths, json.loads(done.stdout), strict=True))
+    assert [auth for auth in auths if told[auth][0] != 1] == []
+    assert [auth for auth in auths if "HEADRACE_FLOWER_AUTH: not set" not in told[auth][1]] == []
 
 
 def test_its_module_does_not_start_open_either(servers: Servers) -> None:

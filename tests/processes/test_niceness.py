@@ -8,6 +8,7 @@ import pytest
 from app.broker.lanes import LANES
 from workers.local.niceness import AUTOGROUP, NICE
 
+pytestmark = pytest.mark.processes
 SHOWS = (
     "import os, pathlib; from workers.local.niceness import lower_priority; "
     "{before}; lower_priority({lane!r}); print(os.nice(0)); {then}"

@@ -12,6 +12,7 @@ from workers.local import processes
 from workers.local.niceness import NICE
 from workers.local.ports import free_port
 
+pytestmark = pytest.mark.processes
 SESAME = "sesame-open-the-door"
 
 

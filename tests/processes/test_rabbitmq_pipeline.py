@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from amqp import Message  # type: ignore[import-untyped]
 from sqlalchemy import Engine
@@ -20,14 +19,14 @@ from sqlalchemy import Engine
 from app.broker.lanes import FETCH
 from app.config.settings import Settings
 from app.errors import Misconfigured, TryLater, Unprocessable
-from tests.app.broker.test_celery import arguments, waiting
-from tests.bench.stack import running_up
 from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
+from tests.support.broker import arguments, waiting
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
 from workers.ingest.rabbitmq_pipeline import MessageIdentity, PipelineConsumer, ReceivedMessage, decode_body
 
+pytestmark = pytest.mark.processes
 QUEUE = "etl"
 needs_rabbitmq = pytest.mark.skipif(binaries() is None, reason=ABSENT)
 CANARY = "canary-7d1f"
@@ -99,7 +98,7 @@ def running(here: Settings, log: Path, **more: str) -> Iterator[Any]:
 
 def taken(body: bytes = b"{}", encoding: str = "", **changes: Any) -> ReceivedMessage:
     """A message."""
-    values = {"tag": 1, "routing_key": "k", "is_again": False, "message_id": None, "seconds": None}
+    values = {"tag": 1, "routing_key": "k", "redelivered": False, "message_id": None, "seconds": None}
     return ReceivedMessage(**(values | {"body": body, "encoding": encoding} | changes))
 
 
@@ -312,19 +311,6 @@ def test_a_broker_of_ours_that_is_away_delays_nothing(
         until(lambda: "the sweep will find it" in (tmp_path / "log").read_text())
         until(lambda: server.waiting(QUEUE) == 0)
     assert len(rows(engine, "SELECT 1 FROM health.backfills")) == 1
-
-
-@needs_rabbitmq
-@pytest.mark.stack
-def test_a_whole_stack_takes_it_too(server: RabbitMQ) -> None:
-    """Breaks if `headrace up` leaves the queue alone that its settings name."""
-    with running_up(
-        "--workers", "1", environment={"HEADRACE_ETL_URL": server.url, "HEADRACE_ETL_QUEUE": QUEUE}
-    ) as stack:
-        assert len(stack["processes"]["etl"]) == 1
-        publish(server, workout("u1"))
-        with psycopg.connect(stack["database_url"], autocommit=True) as connection:
-            until(lambda: connection.execute("SELECT 1 FROM health.workouts").fetchall())
 
 
 def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:

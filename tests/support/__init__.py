@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 from sqlalchemy import Engine, text
 from standardwebhooks.webhooks import Webhook
@@ -26,6 +27,8 @@ JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 TERRA_SECRET = "terra-secret-for-tests"
 ENCRYPTION_KEY = bytes(range(32))
 ROOT = Path(__file__).parents[2]
+# Making a client takes 30 ms of a core: it reads certificates. No connection is kept, as tests kill servers.
+HTTP = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
 START = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
 
 
@@ -89,13 +92,13 @@ def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str
     return dict(Applier(engine, settings).apply(pack(deliveries)).outcomes)
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60, *, every: float = 0.05) -> Any:
     """Waits for something and returns it. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 

@@ -1,5 +1,7 @@
 """Terra's events, and what a worker makes of them."""
 
+import hashlib
+import hmac
 import json
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -10,7 +12,7 @@ import pytest
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from tests.support import ROOT
+from tests.support import ROOT, TERRA_SECRET
 from workers.actions import Parsed, Record, Sample, Samples
 from workers.aggregators.terra import parse
 
@@ -79,3 +81,10 @@ def series(body: Any, resource: str, subtype: str = "") -> list[Sample]:
     """The samples of a resource, in order."""
     found = [one for one in of(Samples, parsed(body)) if (one.resource, one.subtype) == (resource, subtype)]
     return sorted((sample for one in found for sample in one.rows), key=lambda sample: sample.ts)
+
+
+def terra_signed(body: bytes, *, at: datetime | None = None, secret: str = TERRA_SECRET) -> dict[str, str]:
+    """Terra's headers over a body."""
+    seconds = str(int((at or datetime.now(UTC)).timestamp()))
+    signature = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"X-Terra-Signature": f"t={seconds},v1={signature}", "X-Terra-Trace-Id": "trace-1"}

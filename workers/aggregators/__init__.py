@@ -20,7 +20,7 @@ from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
 
 
 class Aggregator(Protocol):
-    """What a provider module offers; modules satisfy it, nothing inherits."""
+    """What an aggregator module offers; modules satisfy it, nothing inherits."""
 
     API_LIMITS: ApiLimits
 

@@ -1,4 +1,4 @@
-"""What all provider modules do in the same way: decoding, reading moments, dating, leaving out what nobody wants."""
+"""What all aggregator modules do in the same way: decoding, reading moments, dating, leaving out what nobody wants."""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a provider module says of its read API: the next request, and what a page holds. Values only."""
+"""What an aggregator module says of its read API: the next request, and what a page holds. Values only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class DateRange:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a provider."""
+    """One request to an aggregator's API."""
 
     path: str
     query: tuple[tuple[str, str], ...] = ()

@@ -41,7 +41,7 @@ def _trace_no_more(**_: Any) -> None:
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 @signals.beat_init.connect  # type: ignore[untyped-decorator]
-def _tell_ready(**_: Any) -> None:
+def _mark_process_ready(**_: Any) -> None:
     gc.freeze()
     mark_ready(settings)
 

@@ -30,8 +30,8 @@ def retry_delay(attempt: int) -> float:
 
     Never longer than half a minute, because a waiting task sits in the broker under its visibility timeout.
     """
-    longest: float = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(attempt, 10))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+    limit: float = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(attempt, 10))
+    return limit * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
 def register(celery: Celery, settings: Settings) -> None:

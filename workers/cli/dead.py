@@ -17,9 +17,8 @@ from workers.cli import options, output
 from workers.cli.options import Moment
 from workers.ingest.apply import Applier
 from workers.ingest.replay import Order, replay_dead_letters
-from workers.ingest.replay import replay as replay_kept
-from workers.store import archive, audit, digests
-from workers.store import dead_letters as letters
+from workers.ingest.replay import replay as replay_archived
+from workers.store import archive, audit, dead_letters, digests
 from workers.store.archive import ArchiveWindow
 from workers.store.dead_letters import DeadLetter
 from workers.store.engine import make_engine, make_writer
@@ -48,19 +47,19 @@ def _which(command: options.Command) -> options.Command:
 def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_dir: Path | None, as_json: bool) -> None:
     """Show dead letters, the newest first, without what they hold."""
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
-    found = letters.listed(engine, ids, reason, limit)
+    found = dead_letters.listed(engine, ids, reason, limit)
     if as_json:
         output.print_json(found)
     elif not found:
         click.echo("no dead letters")
     else:
-        output.print_rows([_row(letter) for letter in found], as_json=False)
+        output.print_rows([_row(entry) for entry in found], as_json=False)
 
 
-def _row(letter: DeadLetter) -> dict[str, Any]:
-    died = f"{letter.died_at:%Y-%m-%d %H:%M}"
-    about = {"id": letter.id, "died": died, "event": letter.event_type, "message": letter.message_id}
-    return {**about, "attempts": letter.attempts, "reason": letter.reason}
+def _row(entry: DeadLetter) -> dict[str, Any]:
+    died = f"{entry.died_at:%Y-%m-%d %H:%M}"
+    about = {"id": entry.id, "died": died, "event": entry.event_type, "message": entry.message_id}
+    return {**about, "attempts": entry.attempts, "reason": entry.reason}
 
 
 @dead.command()
@@ -72,12 +71,12 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
     """Show one dead letter."""
     settings = options.attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-dead")
-    found = letters.listed(engine, [number])
+    found = dead_letters.listed(engine, [number])
     if not found:
         raise click.ClickException(f"there is no dead letter {number}; headrace dead list shows what there is")
     if body:
         audit.record(engine, "dead show", found[0].user_id or "unknown", {"letter": number})
-        delivery = letters.delivery(engine, found[0])
+        delivery = dead_letters.delivery(engine, found[0])
         sys.stdout.buffer.write(Sealer(settings.encryption_keys).open(delivery.sealed, delivery.key) + b"\n")
     elif as_json:
         output.print_json(found[0])
@@ -96,7 +95,7 @@ def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | No
     """
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-dead")
-    found = letters.listed(engine, ids, reason, ALL)
+    found = dead_letters.listed(engine, ids, reason, ALL)
     outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
     audit.record(engine, "dead replay", "dead letters", {"letters": len(found), "outcomes": dict(outcomes)})
     _print_outcomes(outcomes, as_json=as_json)
@@ -114,13 +113,13 @@ def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, da
     if not (ids or reason or every):
         raise click.UsageError("say which: by ID, by --reason, or --all")
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
-    found = letters.listed(engine, ids, reason, ALL)
+    found = dead_letters.listed(engine, ids, reason, ALL)
     if reason and not found:
         raise click.ClickException("no dead letter has that in its reason; `headrace dead list` shows what they say")
     if found and not yes:
         click.confirm(f"throw away {len(found)} dead letters for good?", abort=True)
-    dropped = letters.drop(engine, found)
-    audit.record(engine, "dead drop", "dead letters", {"letters": [letter.id for letter in found]})
+    dropped = dead_letters.drop(engine, found)
+    audit.record(engine, "dead drop", "dead letters", {"letters": [entry.id for entry in found]})
     click.echo(f"dropped {dropped}")
 
 
@@ -166,7 +165,7 @@ def replay(
     screen = output.console()
     with Progress(*columns, console=screen, disable=as_json or not screen.is_terminal) as progress:
         task = progress.add_task("applied again", total=total)
-        outcomes = replay_kept(
+        outcomes = replay_archived(
             source, Applier(target, into), window, order, lambda done: progress.update(task, completed=done)
         )
     what = {"since": window.since, "until": window.until, "event_type": event_type, "outcomes": dict(outcomes)}

@@ -144,27 +144,27 @@ def _print_external_causes(console: Console, stack: Stack) -> None:
 
 def plain(report: Report) -> dict[str, Any]:
     """The report as JSON would have it."""
-    account = report.account
+    totals = report.totals
     return {
         "seed": report.seed,
         "holds": report.holds,
-        "accepted": account.accepted,
-        **account.outcomes,
-        "pending": len(account.pending),
-        "exact": account.is_exact,
-        "lost": account.lost,
-        "doubled": account.doubled,
-        "expected_rows": account.expected,
-        "lost_deliveries": account.nowhere,
-        "pending_deliveries": account.pending,
-        "wrongly_dead": account.wrongly_dead,
-        "missing_rows": account.missing,
-        "outdated_rows": account.outdated,
-        "doubled_deliveries": account.twice,
-        "unexplained_rows": account.surplus,
+        "accepted": totals.accepted,
+        **totals.outcomes,
+        "pending": len(totals.pending),
+        "exact": totals.is_exact,
+        "lost": totals.lost,
+        "doubled": totals.doubled,
+        "expected_rows": totals.expected,
+        "lost_deliveries": totals.nowhere,
+        "pending_deliveries": totals.pending,
+        "wrongly_dead": totals.wrongly_dead,
+        "missing_rows": totals.missing,
+        "outdated_rows": totals.outdated,
+        "doubled_deliveries": totals.twice,
+        "unexplained_rows": totals.surplus,
         "answers": {str(status or "none"): count for status, count in sorted(report.statuses.items())},
-        "longest_answer_seconds": round(report.longest_answer, 3),
-        "longest_answer_with_freezes_seconds": round(report.longest_with_freezes, 3),
+        "longest_answer_seconds": round(report.max_response, 3),
+        "longest_answer_with_freezes_seconds": round(report.max_response_with_freezes, 3),
         "never_taken": report.never_taken,
         "settled_after_seconds": report.settled_after,
         "backfills": report.backfills,
@@ -181,8 +181,8 @@ def show(console: Console, report: Report) -> None:
     _show_faults(console, report)
     for line in (*_about_answers(report), *_about_history(report), *_about_end(report)):
         console.print(line, highlight=False, soft_wrap=True)
-    _show_totals(console, report.account)
-    for name, found in _evidence(report.account).items():
+    _show_totals(console, report.totals)
+    for name, found in _evidence(report.totals).items():
         if found:
             named = ", ".join(str(one) for one in found[:MAX_NAMED])
             console.print(f"{name}: {named}{' ...' if len(found) > MAX_NAMED else ''}", highlight=False, soft_wrap=True)
@@ -205,10 +205,10 @@ def _about_answers(report: Report) -> Iterator[str]:
     refused = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
     told = ", ".join(f"{count} x {status}" for status, count in refused.items()) or "none"
     yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {taken:,}; others: {told}"
-    late = "" if report.longest_answer <= MAX_RESPONSE_SECONDS else "  [red]LONGER THAN PROMISED[/]"
+    late = "" if report.max_response <= MAX_RESPONSE_SECONDS else "  [red]LONGER THAN PROMISED[/]"
     yield (
-        f"Longest answer: {report.longest_answer:.2f} s (at most {MAX_RESPONSE_SECONDS:.0f}){late}; "
-        f"with the time for which the endpoint itself was frozen {report.longest_with_freezes:.2f} s"
+        f"Longest answer: {report.max_response:.2f} s (at most {MAX_RESPONSE_SECONDS:.0f}){late}; "
+        f"with the time for which the endpoint itself was frozen {report.max_response_with_freezes:.2f} s"
     )
     if report.never_taken:
         yield f"[red]Never taken: {report.never_taken} events, however often they were sent[/]"
@@ -231,31 +231,31 @@ def _about_end(report: Report) -> Iterator[str]:
         yield f"Everything had settled {report.settled_after:.0f} s after the last strike"
 
 
-def _show_totals(console: Console, account: Totals) -> None:
+def _show_totals(console: Console, totals: Totals) -> None:
     table = Table(title="The account", title_justify="left")
     for name in ("acked", *OUTCOMES, "pending", "lost", "doubled"):
         table.add_column(name, justify="right", no_wrap=True)
-    counts = [account.accepted, *account.outcomes.values(), len(account.pending), account.lost, account.doubled]
+    counts = [totals.accepted, *totals.outcomes.values(), len(totals.pending), totals.lost, totals.doubled]
     table.add_row(*(f"{count:,}" for count in counts))
     console.print(table)
-    parts = [f"{count} {outcome}" for outcome, count in account.outcomes.items()] + [f"{len(account.pending)} pending"]
-    is_exact = "[green]exactly[/]" if account.is_exact else "[red]AND THAT IS NOT SO[/]"
-    console.print(f"{account.accepted} accepted = {' + '.join(parts)}: {is_exact}", highlight=False, soft_wrap=True)
+    parts = [f"{count} {outcome}" for outcome, count in totals.outcomes.items()] + [f"{len(totals.pending)} pending"]
+    is_exact = "[green]exactly[/]" if totals.is_exact else "[red]AND THAT IS NOT SO[/]"
+    console.print(f"{totals.accepted} accepted = {' + '.join(parts)}: {is_exact}", highlight=False, soft_wrap=True)
     console.print(
-        f"They and the provider hold {account.expected} records and samples; in the views {len(account.missing)} are "
-        f"missing, {len(account.outdated)} not the newest version, {len(account.surplus)} doubled or unexplained",
+        f"They and the provider hold {totals.expected} records and samples; in the views {len(totals.missing)} are "
+        f"missing, {len(totals.outdated)} not the newest version, {len(totals.surplus)} doubled or unexplained",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _evidence(account: Totals) -> dict[str, list[Any]]:
+def _evidence(totals: Totals) -> dict[str, list[Any]]:
     return {
-        "Lost deliveries": account.nowhere,
-        "Pending deliveries": account.pending,
-        "Dead, and should not be": account.wrongly_dead,
-        "Twice in the ledger": account.twice,
-        "Missing rows": account.missing,
-        "Rows not of the newest version": account.outdated,
-        "Unexplained rows": account.surplus,
+        "Lost deliveries": totals.nowhere,
+        "Pending deliveries": totals.pending,
+        "Dead, and should not be": totals.wrongly_dead,
+        "Twice in the ledger": totals.twice,
+        "Missing rows": totals.missing,
+        "Rows not of the newest version": totals.outdated,
+        "Unexplained rows": totals.surplus,
     }

@@ -1,9 +1,11 @@
 """Options, argument types and error handling that commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -17,7 +19,26 @@ Command = Callable[..., Any]
 
 
 class Group(click.Group):
-    """Prints an error of ours as one line, and its traceback only with --debug."""
+    """Prints an error of ours as one line, and its traceback only with --debug.
+
+    `lazy` names commands that are imported when they are used, as `module:name` within this package.
+    """
+
+    def __init__(self, *given: Any, lazy: Mapping[str, str] = MappingProxyType({}), **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._lazy = lazy
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Every name, without importing any."""
+        return sorted({*super().list_commands(context), *self._lazy})
+
+    def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command, if it is a lazy one."""
+        if cmd_name not in self._lazy:
+            return super().get_command(context, cmd_name)
+        module, _, name = self._lazy[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"workers.cli.{module}"), name)
+        return command
 
     def invoke(self, context: click.Context) -> Any:
         """Runs the command that was asked for."""

@@ -101,11 +101,11 @@ def _steps(reconciler: Reconciler, settings: Settings, since: datetime, user: st
 
 def _rows(engine: Engine, gaps: list[Gap]) -> list[dict[str, Any]]:
     with transaction(engine) as connection:
-        experience = estimates.measured_costs(connection)
+        costs = estimates.measured_costs(connection)
     rows = []
     for gap in gaps:
         resource = catalogue().get(gap.key.resource)
-        requests = sum(experience.requests(gap.key.provider, resource, *w)[0] for w in gap.windows) if resource else 0
+        requests = sum(costs.requests(gap.key.provider, resource, *w)[0] for w in gap.windows) if resource else 0
         edges = {"from": gap.windows[0][0], "to": gap.windows[-1][1]} if gap.windows else {"from": None, "to": None}
         rows.append({**gap.key._asdict(), "whose": gap.whose, "why": gap.reason, **edges, "requests": requests})
     return rows

@@ -77,7 +77,7 @@ def _plain(found: Completeness) -> dict[str, Any]:
 def _row(one: DayOutcomes) -> dict[str, Any]:
     counts = {name: one.counts.get(name, 0) for name in OUTCOMES}
     about = {"provider": one.provider, "day": one.day.isoformat(), "accepted": one.accepted}
-    return {**about, **counts, "attempts": one.attempts, "dead letters": one.letters}
+    return {**about, **counts, "attempts": one.attempts, "dead letters": one.dead_letters}
 
 
 def _print_report(found: Completeness) -> None:

@@ -1,4 +1,4 @@
-"""Asks an aggregator for something: within the rates and silences of the account, and with what its answer means."""
+"""Asks an aggregator for something: within the rates and pauses of the account, and with what its answer means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FetchResult(Generic[T]):
     value: T | None = None
     status: int = 0
     body: bytes = b""
-    not_ready: str = ""  # what the provider said instead of giving data
+    not_ready: str = ""  # what the aggregator said instead of giving data
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class AggregatorClient:
         provider: str = "",
         user_id: str = "",
     ) -> FetchResult[T]:
-        """One request, if one may be made now. A silence that is asked for is everybody's from here on.
+        """One request, if one may be made now. A pause that is asked for is everybody's from here on.
 
         `read` raises Unprocessable for what is cut short or of another form: a later one may be whole. Raises TryLater.
         """

@@ -27,13 +27,13 @@ class HttpResponse:
 
 
 class Client:
-    """One provider's API. Redirects are not followed: a key must not go where somebody else points."""
+    """One aggregator's API. Redirects are not followed: a key must not go where somebody else points."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
         self._client = httpx.Client(base_url=base_url, headers=dict(headers), timeout=TIMEOUT, transport=transport)
 
     def fetch(self, request: Request) -> HttpResponse:
-        """Never raises for what the network or the provider does."""
+        """Never raises for what the network or the aggregator does."""
         kind = {} if request.body is None else {"Content-Type": "application/json"}
         asked = self._client.build_request(
             request.method, request.path, params=dict(request.query), content=request.body, headers=kind
@@ -73,13 +73,13 @@ class Files:
     def __init__(
         self,
         hosts: Sequence[str],
-        most_bytes: int,
+        max_bytes: int,
         *,
         resolve: Resolve = addresses,
         may_reach: Callable[[str], bool] = is_public,
         client: httpx.Client | None = None,
     ) -> None:
-        self._hosts, self._most_bytes = hosts, most_bytes
+        self._hosts, self._max_bytes = hosts, max_bytes
         self._resolve, self._may_reach = resolve, may_reach
         # No proxy of the environment: it would resolve the name again.
         self._client = client or httpx.Client(timeout=TIMEOUT, trust_env=False)
@@ -109,7 +109,7 @@ class Files:
             headers={"Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": host},
         )
-        return _send(self._client, request, self._most_bytes)
+        return _send(self._client, request, self._max_bytes)
 
     def close(self) -> None:
         """Ends the connections."""
@@ -120,7 +120,7 @@ def _matches(host: str, pattern: str) -> bool:
     return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
 
-def _send(client: httpx.Client, request: httpx.Request, most_bytes: int) -> HttpResponse:
+def _send(client: httpx.Client, request: httpx.Request, max_bytes: int) -> HttpResponse:
     """What came back; 413 if that was too much, 504 if it took too long, 0 if nothing came."""
     asked_at = datetime.now(UTC)
     response: httpx.Response | None = None
@@ -129,7 +129,7 @@ def _send(client: httpx.Client, request: httpx.Request, most_bytes: int) -> Http
         body = bytearray()
         for part in response.iter_bytes():
             body += part
-            if len(body) > most_bytes:
+            if len(body) > max_bytes:
                 return HttpResponse(413, {}, b"", asked_at)
         return HttpResponse(response.status_code, response.headers, bytes(body), asked_at)
     except httpx.ReadTimeout:

@@ -1,4 +1,4 @@
-"""What all workers share through Redis: rates per account and provider, and a silence when an account asks for one."""
+"""What all workers share through Redis: rates per account and provider, and a pause when an account asks for one."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ from app.errors import TryLater
 from workers.broker_admin import redis_client
 
 PREFIX = "headrace:pause:"
-# Whether the account asked for the silence, or refuses our key.
+# Whether the account asked for the pause, or refuses our key.
 PauseKind = Literal["asked", "key_refused"]
 
 
@@ -40,7 +40,7 @@ class Pause:
 
 
 class _Noted(msgspec.Struct, forbid_unknown_fields=True):
-    """What Redis holds of a silence."""
+    """What Redis holds of a pause."""
 
     kind: PauseKind
     reason: str
@@ -95,7 +95,7 @@ class Throttle:
     def pause(self, account: str, seconds: float, reason: str, *, user_id: str = "", kind: PauseKind = "asked") -> None:
         """Nobody asks this account for anything, or for this person's data, until the time is over.
 
-        A longer silence is never cut short.
+        A longer pause is never cut short.
         """
         with _needed():
             noted = msgspec.json.encode(_Noted(kind, reason))
@@ -111,7 +111,7 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1
 
 
 def pauses(settings: Settings) -> list[Pause]:
-    """The silences of this moment, for `headrace status`."""
+    """The pauses of this moment, for `headrace status`."""
     found = []
     with _needed(), redis_client(settings.need_redis()) as client:
         for key in client.scan_iter(PREFIX + "*"):

@@ -1,4 +1,4 @@
-"""What must happen after an answer of a provider: a pure decision from the answer and the number of failed attempts."""
+"""What must happen after a response: a pure decision from its status and headers and the number of failed attempts."""
 
 import random
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Decision:
     seconds: float = 0.0
     reason: str = ""
     counts: bool = True  # as a failed attempt
-    key_refused: bool = False  # the reason of a hush that only the operator can end
+    key_refused: bool = False  # only the operator can end this pause
 
 
 def decide(  # noqa: PLR0911 - a table, a line a case
@@ -84,8 +84,8 @@ def decide(  # noqa: PLR0911 - a table, a line a case
 
 def backoff(attempts: int) -> float:
     """Seconds: doubling from one to fifteen minutes, jittered by half, so that workers do not come back at once."""
-    longest: float = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts, 20))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+    limit: float = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts, 20))
+    return limit * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:

@@ -93,13 +93,13 @@ def client_ids(opened: Sequence[ParsedDelivery]) -> dict[str, ClientId]:
     return users
 
 
-def with_merged_user(opened: ParsedDelivery, successors: Mapping[str, str]) -> ParsedDelivery:
+def with_merged_user(opened: ParsedDelivery, merged: Mapping[str, str]) -> ParsedDelivery:
     """A delivery about somebody who has reconnected, under the id that they go by now.
 
     Its data is theirs; what it says of the connection is about the one that is no more.
     """
     parsed = opened.parsed
-    user_id = successors.get(parsed.user_id or "") if parsed else None
+    user_id = merged.get(parsed.user_id or "") if parsed else None
     if parsed is None or user_id is None:
         return opened
     kept = (one for one in parsed.actions if isinstance(one, Record | Samples | LargeRequest))

@@ -35,44 +35,44 @@ def replay(
 
 
 def replay_dead_letters(
-    engine: Engine, applier: Applier, letters: Iterable[dead_letters.DeadLetter]
+    engine: Engine, applier: Applier, entries: Iterable[dead_letters.DeadLetter]
 ) -> Counter[Outcome]:
     """Applies dead letters again, one by one. A refused request to a provider is made again instead."""
     outcomes: Counter[Outcome] = Counter()
-    for letter in letters:
-        if letter.backfill_id is not None:
-            outcomes["applied" if _refetch(engine, letter) else "dead"] += 1
-        elif letter.aggregator == UNKNOWN:
-            outcomes += _replay_raw_message(engine, applier, letter)
+    for entry in entries:
+        if entry.backfill_id is not None:
+            outcomes["applied" if _refetch(engine, entry) else "dead"] += 1
+        elif entry.aggregator == UNKNOWN:
+            outcomes += _replay_raw_message(engine, applier, entry)
         else:
-            applied = applier.replay([dead_letters.delivery(engine, letter)])
+            applied = applier.replay([dead_letters.delivery(engine, entry)])
             outcomes += applied.outcomes
             for settled in applied.settled:
                 if settled.outcome == "dead":
-                    dead_letters.update_reason(engine, letter, settled.error)
+                    dead_letters.update_reason(engine, entry, settled.error)
     return outcomes
 
 
-def _replay_raw_message(engine: Engine, applier: Applier, letter: dead_letters.DeadLetter) -> Counter[Outcome]:
+def _replay_raw_message(engine: Engine, applier: Applier, entry: dead_letters.DeadLetter) -> Counter[Outcome]:
     try:
-        applied = applier.replay_raw_message(dead_letters.delivery(engine, letter))
+        applied = applier.replay_raw_message(dead_letters.delivery(engine, entry))
     except Unprocessable:
         return Counter({"dead": 1})
-    dead_letters.mark_resolved(engine, letter)
+    dead_letters.mark_resolved(engine, entry)
     return applied.outcomes
 
 
-def _refetch(engine: Engine, letter: dead_letters.DeadLetter) -> bool:
+def _refetch(engine: Engine, entry: dead_letters.DeadLetter) -> bool:
     """Whether what was refused is going to be asked for; another letter of the same backfill may have seen to that.
 
     Its backfill goes on, or it was complete without, and another one is opened.
     """
-    number = letter.backfill_id or 0
+    number = entry.backfill_id or 0
     backfill_admin.resume(engine, [number])
     goes_on = backfill_admin.listed(engine, Filter(ids=(number,), states=OPEN))
-    if not goes_on and not backfill_admin.reopen(engine, number, letter.reference or ""):
+    if not goes_on and not backfill_admin.reopen(engine, number, entry.reference or ""):
         return False
-    dead_letters.drop(engine, [letter])
+    dead_letters.drop(engine, [entry])
     return True
 
 

@@ -16,7 +16,7 @@ import psycopg
 
 from app.errors import Misconfigured
 from workers.local.files import write_secret
-from workers.local.ports import kept_port
+from workers.local.ports import saved_port
 from workers.local.supervisor import Program
 from workers.local.wheels import (
     ENVIRONMENT,
@@ -65,7 +65,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
     if not data.exists():
         _make_cluster(binaries, home, data, password, account)
     _check_version(binaries, data, account)
-    port = kept_port(home / "port") if port is None else port
+    port = saved_port(home / "port") if port is None else port
     settings = {**POSTGRES_SETTINGS, "port": str(port), "shared_buffers": f"{_shared_buffers_mb()}MB"}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     url = f"postgresql://{NAME}:{password}@127.0.0.1:{port}/{NAME}"

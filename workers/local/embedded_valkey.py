@@ -8,7 +8,7 @@ from redis.retry import Retry
 
 from app.errors import Misconfigured
 from workers.local.files import write_secret
-from workers.local.ports import kept_port
+from workers.local.ports import saved_port
 from workers.local.supervisor import Program
 from workers.local.wheels import ENVIRONMENT, valkey_binary
 
@@ -40,7 +40,7 @@ def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> t
         )
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    port = kept_port(folder / "port") if port is None else port
+    port = saved_port(folder / "port") if port is None else port
     configuration = folder / "valkey.conf"
     text = VALKEY_CONFIGURATION.format(port=port, password=_quoted(password), folder=_quoted(str(folder)))
     write_secret(configuration, text)

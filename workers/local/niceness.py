@@ -23,10 +23,10 @@ def lower_priority(lane: str) -> None:
     with contextlib.suppress(OSError):  # a sandbox may forbid it: this is a favour, not a need
         os.nice(max(0, NICE[lane] - os.nice(0)))
     if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
-        _tell_session(NICE[lane])
+        _set_session_niceness(NICE[lane])
 
 
-def _tell_session(niceness: int) -> None:
+def _set_session_niceness(niceness: int) -> None:
     """The kernel takes one such change in a tenth of a second, of all who are not root."""
     for _ in range(ATTEMPTS):
         try:

@@ -40,7 +40,7 @@ def held_port(host: str, wish: int | None = None) -> socket.socket:
     raise Misconfigured(f"no free port between {PORTS[0]} and {PORTS[1]} on {host}")
 
 
-def kept_port(file: Path) -> int:
+def saved_port(file: Path) -> int:
     """The port of last time, so that clients find the server again; another one if somebody has taken it."""
     kept = None
     with contextlib.suppress(FileNotFoundError, ValueError):

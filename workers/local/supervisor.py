@@ -148,7 +148,7 @@ class _Slot:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def bury(self) -> int:
+    def reap(self) -> int:
         """Ends what is left of the group, takes the zombie away and returns the exit status."""
         if self.process is None:
             return 0
@@ -230,7 +230,7 @@ class Supervisor:
             self._heed()
             time.sleep(POLL_SECONDS / 2)
         self._stages.pop()
-        failed = slot.deaths > 0 or slot.bury() != 0
+        failed = slot.deaths > 0 or slot.reap() != 0
         if failed:
             raise NotStarted(f"{program.name} failed; see {program.log}")
 
@@ -255,8 +255,8 @@ class Supervisor:
                         slot.signal(signal.SIGKILL, group=True)
                 time.sleep(POLL_SECONDS / 4)
             for slot in self._stages.pop():
-                slot.bury()
-            self._bury_orphans()
+                slot.reap()
+            self._reap_all_orphans()
 
     def _slots(self) -> Iterator[_Slot]:
         return (slot for stage in self._stages for slot in stage)
@@ -270,7 +270,7 @@ class Supervisor:
                 if time.monotonic() >= slot.due:
                     slot.launch()
             elif slot.is_over():
-                pid, status, pause = slot.process.pid, slot.bury(), slot.count_death()
+                pid, status, pause = slot.process.pid, slot.reap(), slot.count_death()
                 _log.warning(
                     "%s (pid %d) ended with status %d; starting it again in %.1f s",
                     slot.program.name,
@@ -278,7 +278,7 @@ class Supervisor:
                     status,
                     pause,
                 )
-                self._bury_orphans()
+                self._reap_all_orphans()
         return self.pids() != before
 
     def _reap_orphans(self) -> None:
@@ -292,7 +292,7 @@ class Supervisor:
                     break
                 os.waitpid(dead.si_pid, 0)
 
-    def _bury_orphans(self) -> None:
+    def _reap_all_orphans(self) -> None:
         """Ends children that we did not start: a dead program's, which left its group (PostgreSQL's all do)."""
         if not (self._whole_process and _LINUX):
             return

@@ -27,7 +27,7 @@ class DayOutcomes:
     day: date
     counts: Mapping[str, int]
     attempts: int  # how often they came
-    letters: int  # dead letters that are there still
+    dead_letters: int  # dead letters that are there still
 
     @property
     def accepted(self) -> int:
@@ -62,7 +62,7 @@ class Completeness:
         stuck = sum(one.status in STUCK for one in self.unfinished)
         lost = sum(len(hole.days) for hole in self.holes)
         found = {
-            f"{sum(one.letters for one in self.days)} dead letters": sum(one.letters for one in self.days),
+            f"{sum(one.dead_letters for one in self.days)} dead letters": sum(one.dead_letters for one in self.days),
             f"{self.gaps.get('ours', 0)} gaps that are ours": self.gaps.get("ours", 0),
             f"{stuck} backfills that failed or are paused": stuck,
             f"{lost} days without data between days with data": lost,
@@ -97,11 +97,11 @@ def read_report(
     return report
 
 
-def _by_day(entries: Sequence[OutcomeCount], letters: Mapping[tuple[str, date], int]) -> Iterator[DayOutcomes]:
-    for name, day in sorted({(one.provider, one.day) for one in entries} | letters.keys()):
+def _by_day(entries: Sequence[OutcomeCount], dead_letters: Mapping[tuple[str, date], int]) -> Iterator[DayOutcomes]:
+    for name, day in sorted({(one.provider, one.day) for one in entries} | dead_letters.keys()):
         of_day = [one for one in entries if (one.provider, one.day) == (name, day)]
         counts = dict.fromkeys(OUTCOMES, 0) | {one.outcome: one.deliveries for one in of_day}
-        yield DayOutcomes(name, day, counts, sum(one.attempts for one in of_day), letters.get((name, day), 0))
+        yield DayOutcomes(name, day, counts, sum(one.attempts for one in of_day), dead_letters.get((name, day), 0))
 
 
 def holes(

@@ -48,19 +48,19 @@ class Eraser:
 
     def count(self, user_id: str) -> dict[str, int]:
         """What would be removed."""
-        letters = Counter(is_theirs for _, is_theirs in self._letters(user_id, self._person(user_id)))
+        entries = Counter(is_theirs for _, is_theirs in self._dead_letters(user_id, self._person(user_id)))
         found = store.count(self._engine, user_id)
-        return found | ({"dead_letters": letters[True]} if letters[True] else {})
+        return found | ({"dead_letters": entries[True]} if entries[True] else {})
 
     def erase(self, user_id: str, on_progress: Callable[[int], None]) -> ErasureReceipt:
         """Removes everything; `tell` is called with how many rows have gone. Raises TryLater."""
         known, erased_at = self._person(user_id), store.create_tombstone(self._engine, user_id)
         removed: Counter[str] = Counter()
         unread = 0
-        for letter, is_theirs in self._letters(user_id, known):
+        for entry, is_theirs in self._dead_letters(user_id, known):
             unread += is_theirs is None
             if is_theirs:
-                self._drop(letter)
+                self._drop(entry)
                 removed["dead_letters"] += 1
                 on_progress(removed.total())
         for table, number in store.remove(self._engine, user_id):
@@ -74,7 +74,7 @@ class Eraser:
         with transaction(self._engine) as connection:
             return store.person(connection, user_id)
 
-    def _letters(
+    def _dead_letters(
         self, user_id: str, known: ErasureSubject
     ) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
         """Every dead letter, and whether it is theirs; None where nobody can tell.
@@ -83,11 +83,11 @@ class Eraser:
         """
         backfills = {one.id for one in backfill_admin.listed(self._engine, Filter(user_id=user_id), EVERY)}
         names = _names(user_id, None if known.others else known.client_user_id)
-        for letter in dead_letters.read(self._engine):
-            if letter.user_id or dead_letters.backfill_of(letter.delivery.message_id) in backfills:
-                yield letter, letter.user_id in (None, user_id)
+        for entry in dead_letters.read(self._engine):
+            if entry.user_id or dead_letters.backfill_of(entry.delivery.message_id) in backfills:
+                yield entry, entry.user_id in (None, user_id)
             else:
-                yield letter, self._tells_of(letter.delivery, names)
+                yield entry, self._tells_of(entry.delivery, names)
 
     def _tells_of(self, delivery: Delivery, names: re.Pattern[bytes]) -> bool | None:
         """Whether a delivery that nobody could parse, or any of those in a message that was set aside, names them."""
@@ -105,11 +105,11 @@ class Eraser:
             return None
         return True if True in answers else None if None in answers else False
 
-    def _drop(self, letter: dead_letters.SealedDeadLetter) -> None:
+    def _drop(self, entry: dead_letters.SealedDeadLetter) -> None:
         """Throws a letter away; of a message with others in it, they are applied first, and theirs is ignored."""
-        if letter.delivery.aggregator == UNKNOWN:
-            replay_dead_letters(self._engine, self._applier, dead_letters.listed(self._engine, [letter.id]))
-        dead_letters.drop(self._engine, dead_letters.listed(self._engine, [letter.id]))
+        if entry.delivery.aggregator == UNKNOWN:
+            replay_dead_letters(self._engine, self._applier, dead_letters.listed(self._engine, [entry.id]))
+        dead_letters.drop(self._engine, dead_letters.listed(self._engine, [entry.id]))
 
 
 def _names(user_id: str, client_user_id: str | None) -> re.Pattern[bytes]:

@@ -19,7 +19,7 @@ COUNTS = {
     metrics.DEAD_LETTERS: text("SELECT aggregator, count(*) FROM headrace.dead_letters GROUP BY aggregator"),
     metrics.CONNECTIONS: text("SELECT status, count(*) FROM headrace.connections GROUP BY status"),
 }
-SUSPECTS = text("SELECT count(*) FROM headrace.crash_counts")
+CRASHED = text("SELECT count(*) FROM headrace.crash_counts")
 
 
 class GaugeCollector:
@@ -46,8 +46,8 @@ class GaugeCollector:
         with transaction(self._engine) as connection:
             for gauge, query in COUNTS.items():
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
-            metrics.CRASHED_DELIVERIES.set(connection.scalar(SUSPECTS) or 0)
+            metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
         if self._settings.has_redis:
-            # A silence about one person has an id in its name, which is nothing for a label.
+            # A pause about one person has an id in its name, which is nothing for a label.
             paused = {one.account: one.seconds for one in pauses(self._settings) if "/" not in one.account}
             metrics.show(metrics.PAUSED, paused)

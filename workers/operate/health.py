@@ -13,7 +13,7 @@ MISSED = timedelta(seconds=60)  # a sweep comes every five seconds
 # How long a sender tries one event again, from its first attempt. Junction's eight attempts (Svix) end after 27 h
 # 35 min; Terra's "a little over 24 h" are counted as 24, because its destination is disabled then.
 SENDER_RETRY_WINDOW = {"junction": timedelta(hours=27, minutes=35), "terra": timedelta(hours=24)}
-# What waits for a person, and when it is told: a provider that says 429 is left alone for a minute without a word.
+# Seconds. Shorter pauses are not reported: they are routine after a 429.
 MIN_REPORTED_PAUSE = 60
 
 
@@ -165,19 +165,20 @@ def _stuck(now: Status) -> Iterator[Problem]:
 
 
 def _paused(now: Status) -> Iterator[Problem]:
-    for silence in now.pauses:
-        if silence["kind"] == "key_refused":
-            yield Problem(f"{silence['account']}: {silence['because_of']}", f"set {silence['account'].upper()}_API_KEY")
-        elif silence["seconds_left"] > MIN_REPORTED_PAUSE:
-            left = _minutes(timedelta(seconds=silence["seconds_left"]))
-            yield Problem(f"{silence['account']} is left alone for {left}: {silence['because_of']}", "headrace status")
+    for pause in now.pauses:
+        if pause["kind"] == "key_refused":
+            yield Problem(f"{pause['account']}: {pause['because_of']}", f"set {pause['account'].upper()}_API_KEY")
+        elif pause["seconds_left"] > MIN_REPORTED_PAUSE:
+            left = _minutes(timedelta(seconds=pause["seconds_left"]))
+            yield Problem(f"{pause['account']} is left alone for {left}: {pause['because_of']}", "headrace status")
 
 
 def _left_over(now: Status) -> Iterator[Problem]:
-    for letters in now.dead_letters:
-        if letters["last_hour"]:
+    for dead_letters in now.dead_letters:
+        if dead_letters["last_hour"]:
             yield Problem(
-                f"{letters['last_hour']} dead letters within the hour: {letters['reason']}", "headrace dead list"
+                f"{dead_letters['last_hour']} dead letters within the hour: {dead_letters['reason']}",
+                "headrace dead list",
             )
     for row in now.backfills:
         if row["status"] == "failed" and row["last_day"]:

@@ -198,9 +198,9 @@ class Dashboard:
             for row in reversed(now.connections_in_error)  # the newest first
         ]
         yield Section(f"Connections in error: {len(broken):,}", broken, "headrace status")
-        letters = [(f"{row['letters']:,}", row["reason"]) for row in now.dead_letters]
+        dead_letters = [(f"{row['letters']:,}", row["reason"]) for row in now.dead_letters]
         total = sum(row["letters"] for row in now.dead_letters)
-        yield Section(f"Dead letters: {total:,}", letters, "headrace dead list")
+        yield Section(f"Dead letters: {total:,}", dead_letters, "headrace dead list")
         gaps = [(row["whose"], f"{row['gaps']:,} gaps", f"{row['people']:,} people") for row in now.gaps]
         yield Section("Gaps, by whose turn it is", gaps, "headrace status")
 

@@ -74,11 +74,11 @@ def _of_days(pull: Pull, have: Days, empty: Days, now: datetime) -> Gap | None:
     return Gap(key, "aggregator", f"{reason}, and its API gives no more") if short > 1 else None
 
 
-def of_coverage(supplies: Iterable[ResourceCoverage], stored: Stored, since: datetime, now: datetime) -> Iterator[Gap]:
+def of_coverage(coverages: Iterable[ResourceCoverage], stored: Stored, since: datetime, now: datetime) -> Iterator[Gap]:
     """What is missing of what came later, of one connection of one person: whatever webhooks should have brought."""
     spans = {
         ResourceKey(one.user_id, one.provider, one.resource): span
-        for one in supplies
+        for one in coverages
         if (span := span_of_coverage(one, since, now))
     }
     days = {key: _days(*span) for key, span in spans.items()}
@@ -88,7 +88,7 @@ def of_coverage(supplies: Iterable[ResourceCoverage], stored: Stored, since: dat
     silent = set[int]().union(*days.values()) - set[int]().union(*covered.values(), *have.values())
     for key, span in spans.items():
         left = days[key] - covered[key]
-        lost = left & silent | _unheard(key, days[key], stored) | _tail(key, span, stored)
+        lost = left & silent | _days_without_deliveries(key, days[key], stored) | _tail(key, span, stored)
         rest = days[key] - lost
         is_dense = len(rest & have[key]) >= DENSE * len(rest)
         quiet = left - have[key] if is_dense else left & silent
@@ -98,15 +98,15 @@ def of_coverage(supplies: Iterable[ResourceCoverage], stored: Stored, since: dat
             yield Gap(key, "ours", _reason(found, quiet), _windows(found, now))
 
 
-def span_of_coverage(supply: ResourceCoverage, since: datetime, now: datetime) -> Window | None:
+def span_of_coverage(coverage: ResourceCoverage, since: datetime, now: datetime) -> Window | None:
     """What there should be by now."""
-    if supply.oldest is None or supply.newest is None:
+    if coverage.oldest is None or coverage.newest is None:
         return None
-    start, end = max(supply.oldest, since), min(supply.newest, now - UNDER_WAY)
+    start, end = max(coverage.oldest, since), min(coverage.newest, now - UNDER_WAY)
     return (start, end) if start <= end else None
 
 
-def _unheard(key: ResourceKey, days: Days, stored: Stored) -> Days:
+def _days_without_deliveries(key: ResourceKey, days: Days, stored: Stored) -> Days:
     """Days on which nobody could reach us, and that nobody has asked for since."""
     found: set[int] = set()
     for start, end in stored.outages:

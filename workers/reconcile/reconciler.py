@@ -95,7 +95,7 @@ class Reconciler:
         try:
             if at.people:
                 return self._connections(at)
-            return self._pulls(at, user_id) if at.part == "pulls" else self._supplies(at, since, user_id)
+            return self._pulls(at, user_id) if at.part == "pulls" else self._coverage(at, since, user_id)
         except _Suspend as waits:
             decision = waits.decision
             to = msgspec.structs.replace(at, attempts=at.attempts + decision.counts)
@@ -122,7 +122,7 @@ class Reconciler:
         found = [gap for pull in pulls if (gap := gaps.of_pull(pull, stored, now))]
         return self._end(at, listing, found, tuple(user for user in listing.users if user not in erased))
 
-    def _supplies(self, at: ReconcilePosition, since: datetime, user_id: str | None) -> Step:
+    def _coverage(self, at: ReconcilePosition, since: datetime, user_id: str | None) -> Step:
         request = junction.coverage_request(at.cursor, user_id)
         listing = self._ask(request, at, lambda answer: junction.read_coverage(answer.body))
         now = datetime.now(UTC)
@@ -130,10 +130,10 @@ class Reconciler:
             pulling = self._pulling if self._dry_run else still_pulling(connection, listing.users)
             erased = coverage.erased(connection, listing.users)
             rows = [one for one in listing.rows if one.user_id not in erased and self._matters(one)]
-            supplies = [one for one in rows if _key(one) not in pulling]
-            stored = self._stored(connection, supplies, listing.users, since, now)
+            listed = [one for one in rows if _key(one) not in pulling]
+            stored = self._stored(connection, listed, listing.users, since, now)
         by_connection: defaultdict[tuple[str, str], list[ResourceCoverage]] = defaultdict(list)
-        for one in supplies:
+        for one in listed:
             by_connection[one.user_id, one.provider].append(one)
         found = [gap for some in by_connection.values() for gap in gaps.of_coverage(some, stored, since, now)]
         return self._end(at, listing, found)
@@ -141,12 +141,12 @@ class Reconciler:
     def _stored(
         self,
         connection: Connection,
-        supplies: Sequence[ResourceCoverage],
+        listed: Sequence[ResourceCoverage],
         users: Sequence[str],
         since: datetime,
         now: datetime,
     ) -> Stored:
-        spans = {_key(one): span for one in supplies if (span := gaps.span_of_coverage(one, since, now))}
+        spans = {_key(one): span for one in listed if (span := gaps.span_of_coverage(one, since, now))}
         windows = dict(coverage.fetched(connection, users))
         for key, some in self._would_open.items():
             windows[key] = [*windows.get(key, ()), *some]
@@ -235,10 +235,10 @@ def run_slice(engine: Engine, reconciler: Reconciler, period: float) -> float | 
 
     The position is saved after every step: a killed worker costs one request.
     """
-    if (chore := jobs.claim(engine, JOB)) is None:
+    if (job := jobs.claim(engine, JOB)) is None:
         return None
-    at, until = _position(chore.position), time.monotonic() + TIME_SLICE_SECONDS
-    since = min(datetime.now(UTC), chore.done_at or EARLIEST_HISTORY) - LOOK_BACK
+    at, until = _position(job.position), time.monotonic() + TIME_SLICE_SECONDS
+    since = min(datetime.now(UTC), job.done_at or EARLIEST_HISTORY) - LOOK_BACK
     try:
         while time.monotonic() < until:
             step = reconciler.step(at, since)

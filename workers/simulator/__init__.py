@@ -124,13 +124,13 @@ def _arrival(world: World, user: User, connection: Connection) -> Iterator[Event
 def _send(stream: Stream, rate: float, stop: Flag) -> None:
     label, started = stream.label, time.monotonic()
     ended = stream.sender.send_all(stream.first)
-    click.echo(f"{label}: sent {ended.total()} first events in {time.monotonic() - started:.1f} s: {_told(ended)}")
+    click.echo(f"{label}: sent {ended.total()} first events in {time.monotonic() - started:.1f} s: {_summary(ended)}")
     if not stop.is_set():
         click.echo(f"{label}: sending live events, {rate:g} a second, until Ctrl-C.")
-        click.echo(f"{label}: sent live events: {_told(stream.sender.send_all(stream.live, rate))}")
+        click.echo(f"{label}: sent live events: {_summary(stream.sender.send_all(stream.live, rate))}")
 
 
-def _told(counts: dict[int, int]) -> str:
+def _summary(counts: dict[int, int]) -> str:
     told = (f"{number} x {status or 'no answer'}" for status, number in sorted(counts.items()))
     return ", ".join(told) or "none"
 

@@ -6,7 +6,7 @@ place's own dice, so that the same place always gives the same value. A higher `
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -173,8 +173,8 @@ class Sum:
 
 
 def later(place: Place, seconds: float) -> Place:
-    """The same place, so many seconds later."""
-    return replace(place, instant=place.instant + timedelta(seconds=seconds))
+    """The same place, so many seconds later. Called for each sample: `dataclasses.replace` takes four times as long."""
+    return Place(place.dice, place.instant + timedelta(seconds=seconds), place.known, place.link, place.revision)
 
 
 def fill(description: Any, place: Place) -> Any:

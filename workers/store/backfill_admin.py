@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
-from app.errors import Unprocessable
+from app.errors import NotFound, UserErased
 from workers.actions import Notice
 from workers.store.backfills import COMPLETE, BackfillRequest, open_backfill
 from workers.store.engine import transaction
@@ -213,7 +213,7 @@ def plan(connection: Connection, settings: Settings, wanted: HistoryWanted) -> l
     providers = wanted.providers or known or ("",)
     names = wanted.resources or [one.name for one in catalogue().values() if _has_history(wanted.aggregator, one)]
     if wanted.aggregator == "terra" and (not_there := [one for one in names if not catalogue()[one].terra]):
-        raise Unprocessable(f"Terra gives out no history of {', '.join(not_there)}")
+        raise NotFound(f"Terra gives out no history of {', '.join(not_there)}")
     spent = measured_costs(connection)
     return [
         _plan_one(connection, wanted, spent, provider, catalogue()[name])
@@ -256,10 +256,10 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 def start(connection: Connection, planned: BackfillPlan) -> int:
     """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number.
 
-    Raises Unprocessable for whoever was erased.
+    Raises UserErased.
     """
     if is_read_only(connection, planned.user_id):
-        raise Unprocessable(f"{planned.user_id} was erased, and is not fetched again")
+        raise UserErased(f"{planned.user_id} was erased, and is not fetched again")
     window = (planned.since, planned.until)
     notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
     return _open(connection, planned.aggregator, notice)

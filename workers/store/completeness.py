@@ -18,8 +18,8 @@ LEDGER = text("""
 SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, outcome,
        count(*) AS deliveries, sum(attempts)::bigint AS attempts
 FROM headrace.deliveries WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2, 3""")
-LETTERS = text("""
-SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, count(*) AS letters
+DEAD_LETTERS = text("""
+SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, count(*) AS dead_letters
 FROM headrace.dead_letters WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2""")
 GAPS = text("""
 SELECT user_id, provider, resource, whose, reason, window_start, window_end, since FROM headrace.gaps
@@ -88,8 +88,8 @@ def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Outcome
 
 def dead_letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
     """Dead letters that are there still, by provider and day; also pages that could not be read."""
-    rows = connection.execute(LETTERS, {"since": since, "until": until})
-    return {(row.provider, row.day): row.letters for row in rows}
+    rows = connection.execute(DEAD_LETTERS, {"since": since, "until": until})
+    return {(row.provider, row.day): row.dead_letters for row in rows}
 
 
 def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenGap]]:

@@ -1,4 +1,4 @@
-"""What is stored of somebody's history: the windows that were fetched, the days that have data, our own silences."""
+"""What is stored of a user: the windows that were fetched, the days with data, the periods without a delivery."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

@@ -91,10 +91,10 @@ def listed(
         return [DeadLetter(**row) for row in connection.execute(LIST, values).mappings()]
 
 
-def delivery(engine: Engine, letter: DeadLetter) -> Delivery:
+def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
     """What a letter holds, still sealed."""
     with transaction(engine) as connection:
-        return Delivery(*connection.execute(GET, {"id": letter.id}).one())
+        return Delivery(*connection.execute(GET, {"id": entry.id}).one())
 
 
 def read(engine: Engine) -> Iterator[SealedDeadLetter]:
@@ -112,25 +112,25 @@ def read(engine: Engine) -> Iterator[SealedDeadLetter]:
         after = found[-1].id
 
 
-def update_reason(engine: Engine, letter: DeadLetter, reason: str | None) -> None:
+def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None:
     """Writes down why a letter is dead still, which may be another reason than it was."""
-    values = {"aggregator": letter.aggregator, "message_id": letter.message_id, "reason": reason}
+    values = {"aggregator": entry.aggregator, "message_id": entry.message_id, "reason": reason}
     with transaction(engine) as connection:
         connection.execute(UPDATE_REASON, values)
         connection.execute(UPDATE_REASON_IN_LEDGER, values)
 
 
-def mark_resolved(engine: Engine, letter: DeadLetter) -> None:
+def mark_resolved(engine: Engine, entry: DeadLetter) -> None:
     """What was set aside whole has been applied."""
     with transaction(engine) as connection:
-        delete_dead_letters(connection, [letter.name])
-        connection.execute(MARK_RESOLVED, {"aggregator": letter.aggregator, "message_id": letter.message_id})
+        delete_dead_letters(connection, [entry.name])
+        connection.execute(MARK_RESOLVED, {"aggregator": entry.aggregator, "message_id": entry.message_id})
 
 
-def drop(engine: Engine, letters: Sequence[DeadLetter]) -> int:
+def drop(engine: Engine, entries: Sequence[DeadLetter]) -> int:
     """Throws letters away; the ledger remembers that they were dead. Returns how many there were."""
     with transaction(engine) as connection:
-        return len(delete_dead_letters(connection, [letter.name for letter in letters]))
+        return len(delete_dead_letters(connection, [entry.name for entry in entries]))
 
 
 DELETE = text("""

@@ -46,7 +46,7 @@ def _min_requests(aggregator: str, resource: Resource, days: float) -> int:
     """The slices of a window in which there is nothing."""
     if resource.dates == "none" and resource.kind != "stream":
         return 1
-    count, length, longest = 0, first_slice_days(aggregator, resource), max_slice_days(aggregator)
+    count, length, max_days = 0, first_slice_days(aggregator, resource), max_slice_days(aggregator)
     while days > 0:
-        days, length, count = days - length, min(length * 2, longest), count + 1
+        days, length, count = days - length, min(length * 2, max_days), count + 1
     return count

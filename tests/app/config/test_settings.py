@@ -9,6 +9,7 @@ import pytest
 from app.config.settings import Settings, load
 from app.errors import Misconfigured
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
+from tests.support.cases import Failures
 
 KEY = base64.b64encode(ENCRYPTION_KEY).decode()
 OTHER_KEY = base64.b64encode(bytes(32)).decode()
@@ -42,9 +43,10 @@ def test_a_blank_variable_counts_as_not_set(blank: str) -> None:
     assert load({one.metadata["name"]: blank for one in fields(Settings)}) == Settings()
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "attribute", "expected"),
-    [
+def test_what_is_read() -> None:
+    """Breaks if a form that the README names is refused or read as something else."""
+    failures = Failures()
+    for name, value, attribute, expected in (
         ("DATABASE_URL", "postgresql://u:p@h/d", "database_url", "postgresql+psycopg://u:p@h/d"),
         ("DATABASE_URL", "postgres://u:p@h/d?x=1", "database_url", "postgresql+psycopg://u:p@h/d?x=1"),
         ("DATABASE_URL", "postgresql+psycopg://u:p@h/d", "database_url", "postgresql+psycopg://u:p@h/d"),
@@ -70,11 +72,10 @@ def test_a_blank_variable_counts_as_not_set(blank: str) -> None:
         ("HEADRACE_BROKER_DURABILITY_ASSERTED", "Yes", "broker_durability_asserted", True),
         ("HEADRACE_BROKER_DURABILITY_ASSERTED", "0", "broker_durability_asserted", False),
         ("HEADRACE_LOG_LEVEL", "debug", "log_level", "DEBUG"),
-    ],
-)
-def test_what_is_read(name: str, value: str, attribute: str, expected: object) -> None:
-    """Breaks if a form that the README names is refused or read as something else."""
-    assert getattr(load({name: value}), attribute) == expected
+    ):
+        with failures.of(name, value, attribute, expected):
+            assert getattr(load({name: value}), attribute) == expected
+    assert failures == {}
 
 
 UNUSABLE = [
@@ -125,22 +126,26 @@ UNUSABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), UNUSABLE)
-def test_an_unusable_value_names_its_variable_and_is_not_shown(name: str, value: str) -> None:
+def test_an_unusable_value_names_its_variable_and_is_not_shown() -> None:
     """Breaks if a wrong value is taken, or a part of it reaches the message or the traceback, which may be a secret."""
-    with pytest.raises(Misconfigured) as refused:
-        load({name: value})
-    error = refused.value
-    assert str(error).startswith(f"{name}: not usable; it should be ")
-    assert error.__cause__ is None
-    assert error.__suppress_context__
-    printed = "".join(traceback.format_exception(error))
-    assert not any(text in printed for text in ("canary", JUNCTION_SECRET[:-1], TERRA_SECRET, KEY[:20], "999"))
+    failures = Failures()
+    for name, value in UNUSABLE:
+        with failures.of(name, value):
+            with pytest.raises(Misconfigured) as refused:
+                load({name: value})
+            error = refused.value
+            assert str(error).startswith(f"{name}: not usable; it should be ")
+            assert error.__cause__ is None
+            assert error.__suppress_context__
+            printed = "".join(traceback.format_exception(error))
+            assert not any(text in printed for text in ("canary", JUNCTION_SECRET[:-1], TERRA_SECRET, KEY[:20], "999"))
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_other_unusable_values_are_refused_too() -> None:
+    """Breaks if a value that could not work is found out later, or never."""
+    failures = Failures()
+    for name, value in (
         ("DATABASE_URL", "postgresql:/canary"),
         ("HEADRACE_ENQUEUE_DEADLINE_SECONDS", "60"),
         ("HEADRACE_ENCRYPTION_KEY", ","),
@@ -149,14 +154,13 @@ def test_an_unusable_value_names_its_variable_and_is_not_shown(name: str, value:
         ("BROKER_URL", "redis:///0"),
         ("HEADRACE_PORT", "70000"),
         ("HEADRACE_RESOURCES", "canary"),
-    ],
-)
-def test_other_unusable_values_are_refused_too(name: str, value: str) -> None:
-    """Breaks if a value that could not work is found out later, or never."""
-    with pytest.raises(Misconfigured) as refused:
-        load({name: value})
-    assert str(refused.value).startswith(f"{name}: ")
-    assert "canary" not in str(refused.value)
+    ):
+        with failures.of(name, value):
+            with pytest.raises(Misconfigured) as refused:
+                load({name: value})
+            assert str(refused.value).startswith(f"{name}: ")
+            assert "canary" not in str(refused.value)
+    assert failures == {}
 
 
 def test_its_repr_hides_secrets() -> None:
@@ -182,20 +186,20 @@ def test_its_repr_hides_secrets() -> None:
     assert not any(value in shown for value in ("canary", JUNCTION_SECRET, TERRA_SECRET, repr(ENCRYPTION_KEY)))
 
 
-@pytest.mark.parametrize(
-    ("key", "base", "url"),
-    [
+def test_the_region_follows_from_the_key() -> None:
+    """Breaks if a key is sent to another region's or environment's host."""
+    failures = Failures()
+    for key, base, url in (
         ("pk_us_x", None, "https://api.us.junction.com"),
         ("pk_eu_x", None, "https://api.eu.junction.com"),
         ("sk_us_x", None, "https://api.sandbox.us.junction.com"),
         ("sk_eu_x", None, "https://api.sandbox.eu.junction.com"),
         ("pk_us_x", "http://localhost:9/", "http://localhost:9"),
         (None, "http://localhost:9", "http://localhost:9"),
-    ],
-)
-def test_the_region_follows_from_the_key(key: str | None, base: str | None, url: str) -> None:
-    """Breaks if a key is sent to another region's or environment's host."""
-    assert Settings(junction_api_key=key, junction_base_url=base).junction_api_url == url
+    ):
+        with failures.of(key, base, url):
+            assert Settings(junction_api_key=key, junction_base_url=base).junction_api_url == url
+    assert failures == {}
 
 
 @pytest.mark.parametrize("key", [None, "canary", "pk_ap_canary", "xpk_us_canary"])
@@ -206,9 +210,10 @@ def test_an_unknown_region_is_refused(key: str | None) -> None:
     assert "canary" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("resources", "providers", "kept"),
-    [
+def test_keeps() -> None:
+    """Breaks if what the operator does not want is stored, or the other way round."""
+    failures = Failures()
+    for resources, providers, kept in (
         ((), (), True),
         (("workouts",), (), True),
         (("sleep",), (), False),
@@ -217,11 +222,10 @@ def test_an_unknown_region_is_refused(key: str | None) -> None:
         (("workouts",), ("garmin",), True),
         (("workouts",), ("oura",), False),
         (("sleep",), ("garmin",), False),
-    ],
-)
-def test_keeps(resources: tuple[str, ...], providers: tuple[str, ...], *, kept: bool) -> None:
-    """Breaks if what the operator does not want is stored, or the other way round."""
-    assert Settings(resources=resources, providers=providers).keeps("workouts", "garmin") is kept
+    ):
+        with failures.of(resources, providers, kept):
+            assert Settings(resources=resources, providers=providers).keeps("workouts", "garmin") is kept
+    assert failures == {}
 
 
 def test_what_is_needed_and_missing_is_named() -> None:
@@ -263,9 +267,10 @@ def test_defaults_of_history() -> None:
     assert (settings.backfills_per_user, settings.backfills_per_account) == (4, 32)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "attribute", "expected"),
-    [
+def test_what_is_read_of_history() -> None:
+    """Breaks if a form that the README names is refused or read as something else."""
+    failures = Failures()
+    for name, value, attribute, expected in (
         ("JUNCTION_API_KEY", "sk_us_x", "junction_api_key", "sk_us_x"),
         ("HEADRACE_PROVIDERS", "Garmin, OURA,", "providers", ("garmin", "oura")),
         ("HEADRACE_RESOURCES", "Sleep,SLEEP_STREAM", "resources", ("sleep", "sleep_stream")),
@@ -277,26 +282,27 @@ def test_defaults_of_history() -> None:
         ("HEADRACE_BACKFILLS_PER_ACCOUNT", "99", "backfills_per_account", 99),
         ("HEADRACE_RECONCILE_HOURS", "0", "reconcile_hours", 0),
         ("HEADRACE_RECONCILE_HOURS", "168", "reconcile_hours", 168),
-    ],
-)
-def test_what_is_read_of_history(name: str, value: str, attribute: str, expected: object) -> None:
-    """Breaks if a form that the README names is refused or read as something else."""
-    assert getattr(load({name: value}), attribute) == expected
+    ):
+        with failures.of(name, value, attribute, expected):
+            assert getattr(load({name: value}), attribute) == expected
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    "value", ["canary", "50", "0/second", "-1/second", "5/day", "5 / second", "1.5/second", "/hour"]
-)
-@pytest.mark.parametrize("name", ["HEADRACE_REQUEST_RATE", "HEADRACE_PROVIDER_RATE"])
-def test_a_rate_that_is_none_is_refused(name: str, value: str) -> None:
+def test_a_rate_that_is_none_is_refused() -> None:
     """Breaks if a rate that nobody can keep is found out by the first worker, or never."""
-    with pytest.raises(Misconfigured, match=f"^{name}: not usable; it should be a rate such as "):
-        load({name: value})
+    failures = Failures()
+    for value in ("canary", "50", "0/second", "-1/second", "5/day", "5 / second", "1.5/second", "/hour"):
+        for name in ("HEADRACE_REQUEST_RATE", "HEADRACE_PROVIDER_RATE"):
+            words = f"^{name}: not usable; it should be a rate such as "
+            with failures.of(value, name), pytest.raises(Misconfigured, match=words):
+                load({name: value})
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_a_wrong_word_about_history_is_refused() -> None:
+    """Breaks if a wrong value is taken, or shown."""
+    failures = Failures()
+    for name, value in (
         ("HEADRACE_BACKFILLS_PER_USER", "canary"),
         ("HEADRACE_BACKFILLS_PER_USER", "-1"),
         ("HEADRACE_BACKFILLS_PER_ACCOUNT", "2.5"),
@@ -304,14 +310,13 @@ def test_a_rate_that_is_none_is_refused(name: str, value: str) -> None:
         ("HEADRACE_RECONCILE_HOURS", "daily"),
         ("HEADRACE_FETCH_HISTORY", "maybe"),
         ("HEADRACE_RESOURCES", "workouts,canary"),
-    ],
-)
-def test_a_wrong_word_about_history_is_refused(name: str, value: str) -> None:
-    """Breaks if a wrong value is taken, or shown."""
-    with pytest.raises(Misconfigured) as refused:
-        load({name: value})
-    assert str(refused.value).startswith(f"{name}: not usable")
-    assert "canary" not in str(refused.value)
+    ):
+        with failures.of(name, value):
+            with pytest.raises(Misconfigured) as refused:
+                load({name: value})
+            assert str(refused.value).startswith(f"{name}: not usable")
+            assert "canary" not in str(refused.value)
+    assert failures == {}
 
 
 def test_a_missing_key_is_named() -> None:

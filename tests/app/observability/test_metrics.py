@@ -13,6 +13,7 @@ import pytest
 from app.observability import metrics
 from app.web import __main__
 from tests.support import JUNCTION_SECRET, ROOT, until
+from tests.support.cases import Failures
 from workers.local.ports import free_port
 
 COUNT = """
@@ -76,12 +77,13 @@ def test_what_is_no_more_is_none() -> None:
     assert 'headrace_account_paused_seconds{aggregator="terra"} 10.0' in lines
 
 
-@pytest.mark.parametrize(
-    ("status", "name"), [(200, "2xx"), (429, "429"), (404, "4xx"), (503, "5xx"), (0, "none"), (1, "none")]
-)
-def test_a_status_is_one_of_a_few(status: int, name: str) -> None:
+def test_a_status_is_one_of_a_few() -> None:
     """Breaks if every status is a series of its own, or being told to slow down is not to be seen."""
-    assert metrics.status_class(status) == name
+    failures = Failures()
+    for status, name in ((200, "2xx"), (429, "429"), (404, "4xx"), (503, "5xx"), (0, "none"), (1, "none")):
+        with failures.of(status, name):
+            assert metrics.status_class(status) == name
+    assert failures == {}
 
 
 def test_it_can_be_asked_for_at_a_port(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,16 +95,14 @@ def test_it_can_be_asked_for_at_a_port(caplog: pytest.LogCaptureFixture) -> None
     assert f"HEADRACE_METRICS_PORT: {port} on 127.0.0.1 cannot be used" in caplog.text
 
 
-def left_behind() -> set[Path]:
-    """Folders of endpoints."""
-    return set(Path(tempfile.gettempdir()).glob(f"{__main__.FOLDER_PREFIX}*"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_an_endpoint_leaves_no_folder_behind(broker_url: str, number: signal.Signals) -> None:
+def test_an_endpoint_leaves_no_folder_behind(
+    broker_url: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Breaks if every start of `headrace web` leaves a folder in /tmp: at once, or, when it was killed, at the next."""
-    port, before = free_port(), left_behind()
-    known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url}
+    port = free_port()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url, "TMPDIR": str(tmp_path)}
     known |= {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "HEADRACE_PORT": str(port), "HEADRACE_WEB_PROCESSES": "1"}
     process = subprocess.Popen((sys.executable, "-m", "workers.cli", "web"), env=known, start_new_session=True)
 
@@ -114,7 +114,7 @@ def test_an_endpoint_leaves_no_folder_behind(broker_url: str, number: signal.Sig
 
     try:
         until(answers)
-        (folder,) = left_behind() - before
+        (folder,) = tmp_path.glob(f"{__main__.FOLDER_PREFIX}*")
         assert any(folder.glob("*.db"))
         (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)  # alone, its children would live on
         process.wait(30)

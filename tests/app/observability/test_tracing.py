@@ -28,8 +28,8 @@ from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import logs, tracing
 from app.web.app import create_app, make_batcher
-from tests.app.broker.test_celery import arguments, waiting
 from tests.support import ROOT, TERRA_SECRET, delivery, program, signed, until, workout
+from tests.support.broker import arguments, waiting
 from tests.support.collector import attributes, collector, linked, named, own
 from workers.ingest.apply import Applier
 from workers.local.ports import free_port
@@ -239,6 +239,7 @@ def web(broker_url: str, endpoint: str, port: int, log: Path) -> Any:
         JUNCTION_WEBHOOK_SECRET="whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
         HEADRACE_PORT=str(port),
         OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+        OTEL_BSP_SCHEDULE_DELAY="500",  # milliseconds
     )
 
 
@@ -271,7 +272,7 @@ def test_a_collector_that_is_away_holds_nobody_up(broker_url: str, tmp_path: Pat
                 began = time.monotonic()
                 assert send(port, number) == 202
                 times.append(time.monotonic() - began)
-            time.sleep(6)  # until spans were to be sent
+            until(lambda: "export" in log.read_text().lower(), 10)  # which is tried every half second
             assert send(port, 60) == 202
             began = time.monotonic()
             process.terminate()

@@ -1,4 +1,4 @@
-"""Junction's signature: why it is refused, told by the timestamp and not by the library's words."""
+"""Junction's signatures, which are Svix's: what is taken, what is refused, and for which reason."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,92 @@ import pytest
 from app.config.settings import Settings
 from app.errors import InvalidSignature
 from app.signatures import junction
-from tests.support import JUNCTION_SECRET, signed
+from app.signatures.junction import verify
+from tests.support import JUNCTION_SECRET, START, signed
+from tests.support.cases import Failures
+
+SETTINGS = Settings(junction_webhook_secrets=(JUNCTION_SECRET,))
+
+
+def test_a_signature_is_checked_and_gives_the_id() -> None:
+    """Breaks if a good signature is refused or its id is lost."""
+    headers = {name.title(): value for name, value in signed(b"{}", name="msg_x").items()}
+    assert verify(headers, b"{}", SETTINGS, START).message_id == "msg_x"
+
+
+def reason(headers: dict[str, str], body: bytes = b"{}", settings: Settings = SETTINGS) -> str:
+    """Why these headers are refused. In a plain mapping a header's name must be spelled as it is asked for."""
+    with pytest.raises(InvalidSignature) as refused:
+        verify({name.title(): value for name, value in headers.items()}, body, settings, datetime.now(UTC))
+    return refused.value.reason
+
+
+def test_each_header_is_needed() -> None:
+    """Breaks if a request without one of the three is taken."""
+    failures = Failures()
+    for prefix in ("Svix", "Webhook"):
+        for missing in ("Id", "Timestamp", "Signature"):
+            with failures.of(prefix, missing):
+                headers = {name.title().replace("Svix", prefix): value for name, value in signed(b"{}").items()}
+                assert verify(headers, b"{}", SETTINGS, START).message_id == "msg_1"
+                assert reason(headers | {f"{prefix}-{missing}": ""}) == "missing"
+    assert failures == {}
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(-6, "stale"), (6, "stale"), (-10_000, "stale")])
+def test_stale_is_told_apart_from_wrong(minutes: int, expected: str) -> None:
+    """Breaks if the operator cannot see that a clock is wrong rather than the secret."""
+    assert reason(signed(b"{}", at=datetime.now(UTC) + timedelta(minutes=minutes))) == expected
+
+
+@pytest.mark.parametrize("minutes", [-4, 0, 4])
+def test_clocks_may_differ_by_minutes(minutes: int) -> None:
+    """Breaks if a sender whose clock is a little off is refused."""
+    headers = signed(b"{}", at=datetime.now(UTC) + timedelta(minutes=minutes))
+    verify({name.title(): value for name, value in headers.items()}, b"{}", SETTINGS, START)
+
+
+def test_junk_is_refused() -> None:
+    """Breaks if what the library raises on junk (ValueError, binascii.Error, OverflowError) reaches the request."""
+    failures = Failures()
+    for changes in (
+        {"svix-signature": "v1"},
+        {"svix-signature": "v1,a,b"},
+        {"svix-signature": "v1,%%%=="},
+        {"svix-signature": "v1,\u00e9"},
+        {"svix-signature": "v2,AAAA"},
+        {"svix-signature": "v1," + "A" * 9000},
+        {"svix-timestamp": "nan"},
+        {"svix-timestamp": "1e400"},
+        {"svix-timestamp": "soon"},
+        {"svix-timestamp": "9" * 5000},
+        {"svix-id": "x" * 257},
+        {"svix-id": "msg_\u00e9"},
+        {"svix-id": "msg_\x00"},
+    ):
+        with failures.of(changes):
+            assert reason(signed(b"{}") | changes) == "signature"
+    assert failures == {}
+
+
+def test_a_body_that_is_not_utf8_is_refused() -> None:
+    """Breaks if bytes that the library cannot decode raise something else."""
+    assert reason(signed(b"{}"), b"\xff\xfe") == "signature"
+
+
+def test_without_a_secret_nothing_is_taken() -> None:
+    """Breaks if verification can be left out by not setting a secret."""
+    assert reason(signed(b"{}"), settings=Settings()) == "missing"
+
+
+def test_any_of_several_secrets_will_do() -> None:
+    """Breaks if a good signature is refused because an earlier secret does not fit."""
+    other = "whsec_" + "b3RoZXItc2VjcmV0LW90aGVyLXNlY3JldA=="
+    settings = replace(SETTINGS, junction_webhook_secrets=(other, JUNCTION_SECRET))
+    for secret in settings.junction_webhook_secrets:
+        headers = {name.title(): value for name, value in signed(b"{}", secret=secret).items()}
+        assert verify(headers, b"{}", settings, START).message_id == "msg_1"
+
 
 BODY = b'{"event_type": "x"}'
 OTHER_SECRET = "whsec_" + "b3RoZXItb3RoZXItb3RoZXItb3RoZXIt"

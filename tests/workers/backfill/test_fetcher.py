@@ -1,15 +1,13 @@
 """History: what a reader finds after it has been fetched, whatever the provider, the workers and the order do."""
 
 import itertools
-import re
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from threading import Lock
 from typing import Any
 
 import httpx
@@ -22,164 +20,33 @@ from sqlalchemy import Engine, text
 from app.broker.celery import make_celery
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from app.delivery import pack
 from tests.support import delivery, event, heartrate, message_id, rows, workout
+from tests.support.backfills import announce, backfill, forget_pauses, hurry, notice, settle, status
 from tests.support.collector import attributes, named, own
+from tests.support.provider import (
+    DAY,
+    FIRST,
+    GARMIN,
+    Answer,
+    Killed,
+    Provider,
+    daily,
+    gone_streams,
+    heartrates,
+    hourly,
+    workouts,
+)
 from workers.aggregators import junction
 from workers.backfill.fetcher import Fetcher, FollowUp
-from workers.backfill.pending import CommitLimits
 from workers.celery.context import WorkerContext
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
-from workers.fetch.rate_limits import PREFIX, Throttle, pauses
+from workers.fetch.rate_limits import Throttle, pauses
 from workers.fetch.retry import MAX_ATTEMPTS
-from workers.ingest.apply import Applier
 from workers.simulator import events
 from workers.simulator.query import Query
-from workers.simulator.server import API_KEY, Simulator
+from workers.simulator.server import Simulator
 from workers.store.backfills import claim, due
-
-DAY = timedelta(days=1)
-FIRST = datetime(2026, 1, 1, tzinfo=UTC)
-GARMIN = {"provider": "garmin", "type": "watch"}
-Answer = Callable[[httpx.Request], httpx.Response]
-
-
-@pytest.fixture
-def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
-    return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
-
-
-class Killed(BaseException):
-    """What ends a worker where it stands."""
-
-
-@dataclass
-class Provider:
-    """A provider that remembers what it was asked, and answers as it is told."""
-
-    answer: Answer
-    limit: int = 5000
-    name: str = "junction"
-    asked: list[httpx.Request] = field(default_factory=list)
-    lock: Any = field(default_factory=Lock)
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        with self.lock:
-            self.asked.append(request)
-            assert len(self.asked) <= self.limit, "asked without end"
-        return self.answer(request)
-
-    def all(self, name: str) -> list[str | None]:
-        """A parameter of every request so far."""
-        return [request.url.params.get(name) for request in self.asked]
-
-    def fetcher(self, engine: Engine, settings: Settings, **limits: float) -> Fetcher:
-        """A worker that has just started and reads from this provider."""
-        client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        account = AggregatorClient(self.name, client, Throttle(settings))
-        return Fetcher(engine, settings, [account], CommitLimits(**limits))  # type: ignore[arg-type]
-
-
-def notice(
-    user: str = "u1",
-    resource: str = "heartrate",
-    days: tuple[float, float] = (0, 10),
-    *,
-    final: bool = True,
-    name: str | None = None,
-) -> Any:
-    """A delivery that announces history between two days after FIRST."""
-    start, end = (FIRST + number * DAY for number in days)
-    data = {"start_date": start.isoformat(), "end_date": end.isoformat(), "is_final": final, "provider": "garmin"}
-    return delivery(event(f"historical.data.{resource}.created", user, data), name=name or message_id(FIRST))
-
-
-def announce(engine: Engine, settings: Settings, *notices: Any) -> list[int]:
-    """Takes notices as a worker does; the backfills that somebody should go on with."""
-    return Applier(engine, settings).apply(pack(notices or (notice(),))).backfills
-
-
-def hurry(engine: Engine, *, leases: bool = False) -> None:
-    """Lets the time pass that backfills wait for, and the leases of killed workers run out."""
-    past = "now() - interval '1 second'"
-    with engine.begin() as connection:
-        connection.execute(
-            text(f"UPDATE headrace.backfills SET due_at = {past} WHERE status IN ('pending', 'running')")
-        )
-        if leases:
-            connection.execute(text(f"UPDATE headrace.backfills SET lease_until = {past}"))
-
-
-def settle(engine: Engine, fetcher: Fetcher, rounds: int = 60) -> None:
-    """Goes on with whatever is due until nothing is, or it has become too much."""
-    for _ in range(rounds):
-        hurry(engine)
-        if not (found := due(engine)):
-            return
-        for backfill_id in found:
-            fetcher.run(backfill_id)
-
-
-def status(engine: Engine, user: str = "u1") -> list[tuple[str, int, int]]:
-    """The backfills of a person, the oldest first: status, chunks that are done, chunks."""
-    query = """
-        SELECT b.status, count(c.id) FILTER (WHERE c.status = 'done') AS done, count(c.id) AS total
-        FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
-        WHERE user_id = :user GROUP BY b.id ORDER BY b.id"""
-    return [(row["status"], row["done"], row["total"]) for row in rows(engine, query, user=user)]
-
-
-def backfill(engine: Engine) -> dict[str, Any]:
-    """The one backfill there is."""
-    (row,) = rows(engine, "SELECT id, status, records, error, attempts, finished_at FROM headrace.backfills")
-    return row
-
-
-def inside(request: httpx.Request, moments: Iterable[datetime]) -> list[datetime]:
-    """The moments that a request's window holds."""
-    start, end = (datetime.fromisoformat(request.url.params[name]) for name in ("start_date", "end_date"))
-    return [moment for moment in moments if start <= moment <= end]
-
-
-def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60) -> Answer:
-    """A provider with a sample at each of these moments, so many a page."""
-    moments = list(moments)
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        found, begin = inside(request, moments), int(request.url.params.get("next_cursor") or 0)
-        data = [{"timestamp": ts.isoformat(), "value": value, "unit": "bpm"} for ts in found[begin : begin + size]]
-        following = str(begin + size) if begin + size < len(found) else None
-        groups = {"garmin": [{"source": GARMIN, "data": data}]}
-        return httpx.Response(200, json={"groups": groups, "next_cursor": following})
-
-    return answer
-
-
-def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
-    """A provider with a workout at each of these moments, and a stream for each."""
-    moments = list(moments)
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if found := re.fullmatch(r"/v2/timeseries/workouts/(.+)/stream", request.url.path):
-            return httpx.Response(200, json={"time": [1, 2], "heartrate": [60, None], "of": found[1]})
-        user = request.url.path.rpartition("/")[2]
-        kept = inside(request, moments)
-        found_rows = [{"id": f"{user}-{at:%m%d%H}", "user_id": user, "source": GARMIN} | changes for at in kept]
-        return httpx.Response(200, json={"workouts": found_rows})
-
-    return answer
-
-
-def daily(count: int) -> list[datetime]:
-    """Noon of so many days."""
-    return [FIRST + number * DAY + DAY / 2 for number in range(count)]
-
-
-def hourly(days: int) -> list[datetime]:
-    """Every hour of so many days."""
-    return [FIRST + number * DAY / 24 for number in range(24 * days)]
 
 
 def test_a_page_is_traced_without_saying_whose_it_is(
@@ -289,12 +156,6 @@ def test_faults_over_http_lose_nothing(engine: Engine, settings: Settings, kind:
     assert status(engine, user.user_id) == [("complete", 1, 1)]
 
 
-def forget_pauses(settings: Settings) -> None:
-    """Lets the time pass that the provider wants to be left alone."""
-    with redis.Redis.from_url(settings.need_broker()) as client:
-        client.delete(PREFIX + "junction")
-
-
 # Slices and pages
 
 
@@ -381,14 +242,20 @@ class Course:
         return "complete" if complete else "running", complete, len(seen), len(seen), len(seen)
 
 
-def courses(again: str) -> list[Course]:
+def courses(again: str, *, full: bool) -> list[Course]:
     """Every order of four notices, each of them final in turn or none; each comes once, or again at once or at the end.
 
-    That a final notice may also say nothing is the parser's affair, and tried where each comes once.
+    That a final notice may also say nothing is the parser's affair, and tried where each comes once. Unless `full`,
+    each order has two of its ends.
     """
+    dice = random.Random(4)
     says: tuple[bool | None, ...] = (True, None) if again == "never" else (True,)
     ends: list[tuple[int | None, bool | None]] = [*itertools.product(range(4), says), (None, True)]
-    return [Course(_sent(order, again), *end) for order in itertools.permutations(range(4)) for end in ends]
+    return [
+        Course(_sent(order, again), *end)
+        for order in itertools.permutations(range(4))
+        for end in (ends if full else dice.sample(ends, 2))
+    ]
 
 
 def _sent(order: tuple[int, ...], again: str) -> tuple[int, ...]:
@@ -442,12 +309,14 @@ def check_fetched(engine: Engine, given: dict[str, Course], provider: Provider, 
         ("at the end", "after one message"),
     ],
 )
-def test_four_chunks_end_once_and_completely(engine: Engine, settings: Settings, again: str, fetched: str) -> None:
+def test_four_chunks_end_once_and_completely(
+    engine: Engine, settings: Settings, again: str, fetched: str, full: bool
+) -> None:
     """Breaks if, in any order, with the final notice anywhere or absent, a chunk is lost, doubled or never ends.
 
-    Each way is a person of its own, so that all of them go through the store together; there are 1,032.
+    Each way is a person of its own, so that all of them go through the store together; of all there are 1,032.
     """
-    given = {f"u{n}": course for n, course in enumerate(courses(again))}
+    given = {f"u{n}": course for n, course in enumerate(courses(again, full=full))}
     notices = [course.notices(user) for user, course in given.items()]
     provider = Provider(workouts(AMID), limit=4 * len(given))
     fetcher = provider.fetcher(engine, settings)
@@ -532,7 +401,8 @@ def test_a_notice_that_comes_amid_the_fetching_is_fetched_too(engine: Engine, se
 @pytest.mark.parametrize("resource", ["heartrate", "workouts", "workout_stream"])
 def test_a_killed_worker_costs_one_request(engine: Engine, settings: Settings, resource: str) -> None:
     """Breaks if the position is not committed with its page: pages would be missing, or all be asked for again."""
-    inner = heartrates(hourly(60), 100) if resource == "heartrate" else workouts(daily(100))
+    count = {"heartrate": 24 * 60, "workouts": 100, "workout_stream": 30}[resource]
+    inner = heartrates(hourly(60), 100) if resource == "heartrate" else workouts(daily(count))
     killed: set[str] = set()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -556,9 +426,8 @@ def test_a_killed_worker_costs_one_request(engine: Engine, settings: Settings, r
     assert set(pages) == {2}
     assert kills == len(killed) > 1
     assert status(engine) == [("complete", 1, 1)]
-    expected = {"heartrate": 24 * 60, "workouts": 100, "workout_stream": 100}[resource]
-    assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": expected}]
-    assert backfill(engine)["records"] >= expected
+    assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": count}]
+    assert backfill(engine)["records"] >= count
 
 
 def test_a_page_that_was_not_committed_is_asked_for_again(engine: Engine, settings: Settings) -> None:
@@ -583,65 +452,6 @@ def test_a_page_that_was_not_committed_is_asked_for_again(engine: Engine, settin
     settle(engine, provider.fetcher(engine, settings))
     assert max(Counter(str(request.url) for request in provider.asked).values()) == 2
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
-    assert status(engine) == [("complete", 1, 1)]
-
-
-def commits(engine: Engine) -> int:
-    """In how many transactions the samples came."""
-    return len(rows(engine, "SELECT DISTINCT stored_at FROM headrace.samples"))
-
-
-@pytest.mark.parametrize(
-    ("limits", "expected"),
-    [({}, 2), ({"pages": 1}, 10), ({"pages": 3}, 4), ({"rows": 50}, 5), ({"seconds": 0}, 10)],
-    ids=["as it is", "each alone", "three pages", "fifty rows", "at once"],
-)
-def test_pages_are_committed_together(
-    engine: Engine, settings: Settings, limits: dict[str, float], expected: int
-) -> None:
-    """Breaks if each page costs a commit of its own, or if what comes slowly, or is large, is held back."""
-    provider = Provider(heartrates(hourly(10), 25))
-    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
-    provider.fetcher(engine, settings, **limits).run(one)
-    assert commits(engine) == expected
-    assert status(engine) == [("complete", 1, 1)]
-    counted = {"records": 240, "pages": len(provider.asked)}
-    assert rows(engine, "SELECT records, pages FROM headrace.backfills") == [counted]
-
-
-def test_what_is_held_is_stored_before_a_wait(engine: Engine, settings: Settings) -> None:
-    """Breaks if pages that were read are asked for again because the one after them has to wait."""
-    inner = heartrates(hourly(10), 25)
-    answers: list[httpx.Response | None] = [None, None, httpx.Response(500)]
-    provider = Provider(lambda request: (answers.pop(0) if answers else None) or inner(request))
-    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
-    fetcher = provider.fetcher(engine, settings)
-    assert [again.backfill_id for again in fetcher.run(one)] == [one]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 50}]
-    hurry(engine)
-    fetcher.run(one)
-    assert sorted(Counter(str(request.url) for request in provider.asked).values())[-2:] == [1, 2]
-    assert status(engine) == [("complete", 1, 1)]
-
-
-def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings: Settings) -> None:
-    """Breaks if more than that is lost, or if it begins to hold pages again before it knows which one kills."""
-    inner, kills = heartrates(hourly(10), 25), [7]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) in kills:
-            raise Killed
-        return inner(request)
-
-    provider = Provider(answer)
-    (one,) = announce(engine, settings, notice(days=(0, 9.9)))
-    with pytest.raises(Killed):
-        provider.fetcher(engine, settings, pages=4).run(one)
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 100}]
-    hurry(engine, leases=True)
-    provider.fetcher(engine, settings, pages=4).run(one)
-    assert Counter(Counter(str(request.url) for request in provider.asked).values())[2] == 3
-    assert commits(engine) == 1 + 6
     assert status(engine) == [("complete", 1, 1)]
 
 
@@ -993,17 +803,6 @@ def test_what_was_refused_is_subtracted_once(engine: Engine, settings: Settings)
 
 
 # Streams
-
-
-def gone_streams(status_code: int) -> Provider:
-    """A provider that has lost the stream of one of ten workouts."""
-    inner = workouts(daily(10))
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        lost = request.url.path.endswith("u1-010512/stream")
-        return httpx.Response(status_code) if lost else inner(request)
-
-    return Provider(answer, limit=200)
 
 
 def test_a_stream_that_is_not_there_is_passed_over(engine: Engine, settings: Settings) -> None:

@@ -12,23 +12,17 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id, rows
-from tests.workers.backfill.test_fetcher import Provider, announce, forget_pauses, hurry, notice, settle, workouts
+from tests.support.backfills import announce, forget_pauses, hurry, notice, settle
+from tests.support.provider import Provider, workouts
 from workers.backfill.fetcher import FollowUp
 from workers.operate import status_view
 from workers.operate.erase import Eraser
-from workers.simulator.server import API_KEY
 from workers.store.backfill_admin import Backfill, Filter, listed
 from workers.store.backfills import due
 
 STREAM = {"time": [1, 2], "heartrate": [60, 61]}
 NOTICE = {"user_id": "u1", "workout_id": "w1", "message": "ready", "source": {"provider": "Peloton", "type": "bike"}}
 SLEEP = {"id": "s1", "user_id": "u1", "calendar_date": "2026-03-14", "source": {"provider": "oura", "type": "ring"}}
-
-
-@pytest.fixture
-def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
-    return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
 
 
 def live(suffix: str = "created", name: str | None = None, **changes: Any) -> Delivery:

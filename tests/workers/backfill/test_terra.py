@@ -16,7 +16,8 @@ from app.config.settings import Settings
 from app.delivery import Receipt, pack, seal
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
-from tests.workers.backfill.test_fetcher import Provider, hurry, settle, status
+from tests.support.backfills import hurry, settle, status
+from tests.support.provider import Provider
 from workers.aggregators import terra
 from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS

@@ -1,7 +1,7 @@
 """What tests of commands share: a command run in this process, against the test's own database."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from sqlalchemy import Engine, create_engine
 
 from app.config.settings import Settings
 from tests.support import ENCRYPTION_KEY
+from tests.support.cli import Headrace
 from workers.cli.main import main
 from workers.store import engine as opening
-
-Headrace = Callable[..., Result]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, rows, workout
-from tests.workers.cli.conftest import Headrace
+from tests.support.cli import Headrace
 
 SINCE = ("audit", "--since", "2026-01-01")
 CANARY = "canary-3b1c"

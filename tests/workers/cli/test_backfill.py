@@ -16,7 +16,9 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import ROOT, apply, delivery, event, rows
-from tests.workers.backfill.test_fetcher import Provider, announce, daily, heartrates, notice, settle
+from tests.support.backfills import announce, notice, settle
+from tests.support.cases import Failures
+from tests.support.provider import Provider, daily, heartrates
 from workers.cli import backfill as commands
 from workers.cli import options
 from workers.cli.main import main
@@ -557,17 +559,20 @@ def test_without_a_stack_it_is_told(words: tuple[str, ...], tmp_path: Path, monk
     assert line.startswith("headrace: no stack runs in ")
 
 
-@pytest.mark.parametrize("word", ["start", "list", "show", "pause", "resume", "cancel"])
-def test_help_tells_what_it_does(word: str) -> None:
+def test_help_tells_what_it_does() -> None:
     """Breaks if a command, or one of its options, is not explained."""
-    shown = CliRunner().invoke(main, ["backfill", word, "--help"], env={"COLUMNS": "200"}).stdout
-    about, _, options = shown.partition("Options:")
-    assert len(about.split("\n\n")[1].strip()) > 20
-    assert "Returns" not in about
-    assert "--data-dir" in options
-    for line in options.splitlines():
-        if line.strip().startswith("--"):
-            assert len(line.strip().split("  ", 1)[-1].strip()) > 5, line
+    failures = Failures()
+    for word in ("start", "list", "show", "pause", "resume", "cancel"):
+        with failures.of(word):
+            shown = CliRunner().invoke(main, ["backfill", word, "--help"], env={"COLUMNS": "200"}).stdout
+            about, _, options = shown.partition("Options:")
+            assert len(about.split("\n\n")[1].strip()) > 20
+            assert "Returns" not in about
+            assert "--data-dir" in options
+            for line in options.splitlines():
+                if line.strip().startswith("--"):
+                    assert len(line.strip().split("  ", 1)[-1].strip()) > 5, line
+    assert failures == {}
 
 
 def test_the_help_of_a_command_is_its_own() -> None:

@@ -18,8 +18,8 @@ from sqlalchemy import Engine, text
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import ENCRYPTION_KEY, apply, delivery, heartrate, rows, workout
+from tests.support.deliveries import OTHER_KEY, connection_event, received, sealed_with_another_key
 from tests.support.servers import Servers
-from tests.workers.ingest.test_replay import OTHER_KEY, connection_event, received, sealed_with_another_key
 from workers.cli import dead as commands
 from workers.cli.main import main
 from workers.ingest.apply import Applier

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import ENCRYPTION_KEY, apply, delivery, heartrate, rows, workout
-from tests.workers.backfill.test_fetcher import announce, notice
+from tests.support.backfills import announce, notice
 from workers.cli import backfill, output
 from workers.cli import erase as command
 from workers.cli import reconcile as asking

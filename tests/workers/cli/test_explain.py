@@ -14,9 +14,10 @@ from sqlalchemy import Engine, text
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import START, apply, delivery, heartrate, rows, workout
-from tests.workers.backfill.test_fetcher import FIRST, Provider, announce, heartrates, notice, settle
-from tests.workers.cli.conftest import Headrace
-from tests.workers.ingest.test_reconnections import EVENTS
+from tests.support.backfills import announce, notice, settle
+from tests.support.cli import Headrace
+from tests.support.provider import FIRST, Provider, heartrates
+from tests.support.reconnections import EVENTS
 
 MINUTE = timedelta(minutes=1)
 WORKOUT = ("--user", "u1", "--resource", "workouts", "--id", "w1")

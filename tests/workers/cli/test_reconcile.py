@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows
-from tests.workers.backfill.test_fetcher import forget_pauses
+from tests.support.backfills import forget_pauses
 from workers.cli import reconcile as commands
 from workers.cli.main import main
 from workers.fetch.http import Client

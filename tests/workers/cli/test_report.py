@@ -1,7 +1,7 @@
 """`headrace report completeness`: the account by provider and day, what is missing, and the status that cron sees."""
 
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -13,16 +13,12 @@ from app.broker.lanes import APPLY
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
 from tests.support import START, apply, delivery, heartrate, workout
-from tests.workers.backfill.test_fetcher import announce, notice
-from tests.workers.cli.conftest import Headrace
-from tests.workers.ingest.test_reconnections import EVENTS
-from workers.operate.completeness import holes
-from workers.store.coverage import Fetched, ResourceKey
+from tests.support.backfills import announce, notice
+from tests.support.cli import Headrace
+from tests.support.reconnections import EVENTS
 
 DAY = timedelta(days=1)
 SINCE = ("--since", "2026-03-01", "--until", "2026-03-20")
-KEY = ResourceKey("u1", "garmin", "sleep")
-MONDAY = date(2026, 3, 2).toordinal()
 
 
 def came(one: Delivery, at: datetime) -> Delivery:
@@ -122,33 +118,6 @@ def test_days_between_days_are_missing(headrace: Headrace, settings: Settings, e
     }
     assert answer["faults"] == ["2 days without data between days with data"]
     assert report(headrace, "--no-coverage", status=0)["holes"] == []
-
-
-def window(start: int, end: int, *, made: int, state: Any = "done") -> Fetched:
-    """A window that was fetched, in days after Monday."""
-    days = [datetime.fromordinal(MONDAY + n).replace(tzinfo=UTC) for n in (start, end, made)]
-    return Fetched(days[0], days[1], "reconcile", state, days[2], days[2])
-
-
-@pytest.mark.parametrize(
-    ("days", "asked", "missing"),
-    [
-        ({0, 1, 3}, [], [2]),
-        ({0, 1, 3}, [window(2, 2, made=5)], []),  # asked for since, and there was nothing
-        ({0, 1, 3}, [window(2, 2, made=2)], [2]),  # on the day itself, which was not over
-        ({0, 1, 3}, [window(2, 2, made=5, state="open")], [2]),
-        ({0, 1, 3}, [window(0, 1, made=5)], [2]),
-        ({0, 5, 9}, [], []),  # too rare to miss
-        ({4}, [], []),
-        (set(), [], []),
-    ],
-)
-def test_a_hole_is_what_nobody_has_asked_for(days: set[int], asked: list[Fetched], missing: list[int]) -> None:
-    """Breaks if a watch that was not worn is reported for ever, or a rare resource on every day."""
-    found = [
-        one.toordinal() - MONDAY for hole in holes({KEY: {MONDAY + n for n in days}}, {KEY: asked}) for one in hole.days
-    ]
-    assert found == missing
 
 
 def test_a_window_that_ends_before_it_begins_is_refused(headrace: Headrace) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.cases import Failures
 from workers.aggregators.requests import Request
 from workers.fetch.http import MAX_RESPONSE_BYTES, Client
 from workers.fetch.retry import NO_ANSWER
@@ -29,17 +30,22 @@ def gigabytes() -> Iterator[bytes]:
     raise AssertionError("read on after it was too large")
 
 
-@pytest.mark.parametrize("status", [200, 204, 400, 401, 404, 413, 422, 429, 500, 503, 504])
-def test_an_answer_is_handed_back_whatever_its_status(status: int) -> None:
+def test_an_answer_is_handed_back_whatever_its_status() -> None:
     """Breaks if a status raises, or its headers and body are lost on the way to the decision."""
-    answer = client(lambda _: httpx.Response(status, headers={"Retry-After": "7"}, content=b"{}")).fetch(ASKED)
-    assert (answer.status, answer.body) == (status, b"{}")
-    assert answer.headers.get("retry-after") == "7"
+    failures = Failures()
+    for status in (200, 204, 400, 401, 404, 413, 422, 429, 500, 503, 504):
+        with failures.of(status):
+            given = httpx.Response(status, headers={"Retry-After": "7"}, content=b"{}")
+            answer = client(lambda _, given=given: given).fetch(ASKED)
+            assert (answer.status, answer.body) == (status, b"{}")
+            assert answer.headers.get("retry-after") == "7"
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_whatever_the_network_does_is_no_answer() -> None:
+    """Breaks if a cut line ends a worker's turn with an exception and the lease still held."""
+    failures = Failures()
+    for error in (
         httpx.ConnectError,
         httpx.ConnectTimeout,
         httpx.WriteTimeout,
@@ -53,15 +59,14 @@ def test_an_answer_is_handed_back_whatever_its_status(status: int) -> None:
         httpx.UnsupportedProtocol,
         httpx.DecodingError,
         httpx.TooManyRedirects,
-    ],
-)
-def test_whatever_the_network_does_is_no_answer(error: type[Exception]) -> None:
-    """Breaks if a cut line ends a worker's turn with an exception and the lease still held."""
+    ):
+        with failures.of(error):
 
-    def fail(request: httpx.Request) -> httpx.Response:
-        raise error("as asked")
+            def fail(_: httpx.Request, error: type[Exception] = error) -> httpx.Response:
+                raise error("as asked")
 
-    assert client(fail).fetch(ASKED).status == NO_ANSWER
+            assert client(fail).fetch(ASKED).status == NO_ANSWER
+    assert failures == {}
 
 
 @pytest.mark.parametrize("error", [httpx.ReadError, httpx.RemoteProtocolError])
@@ -112,18 +117,18 @@ def test_an_answer_that_is_too_large_is_413() -> None:
     assert (answer.status, answer.body) == (413, b"")
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("where", ["https://elsewhere.test/", "/v2/elsewhere", "http://[broken", "file:///etc/passwd"])
-def test_redirects_are_not_followed(status: int, where: str) -> None:
+def test_redirects_are_not_followed() -> None:
     """Breaks if the key goes where somebody else points."""
-    asked: list[str] = []
-
-    def redirect(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
-        return httpx.Response(status, headers={"Location": where})
-
-    assert client(redirect).fetch(ASKED).status in (status, NO_ANSWER)
-    assert len(asked) == 1
+    failures = Failures()
+    for status in (301, 302, 303, 307, 308):
+        for where in ("https://elsewhere.test/", "/v2/elsewhere", "http://[broken", "file:///etc/passwd"):
+            with failures.of(status, where):
+                asked: list[httpx.Request] = []
+                given = httpx.Response(status, headers={"Location": where})
+                redirect = client(lambda request, asked=asked, given=given: asked.append(request) or given)
+                assert redirect.fetch(ASKED).status in (status, NO_ANSWER)
+                assert len(asked) == 1
+    assert failures == {}
 
 
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "/proxy", BASE + "/proxy/"])

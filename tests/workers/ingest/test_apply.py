@@ -3,7 +3,6 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,6 +12,8 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
 from tests.support import ROOT, START, apply, delivery, event, heartrate, message_id, rows, workout
+from tests.support.cases import Failures
+from tests.support.database import emptied
 from workers.ingest.apply import Applier
 
 LATER = START + timedelta(minutes=1)
@@ -138,9 +139,10 @@ def test_what_cannot_even_be_named_is_kept(engine: Engine, settings: Settings, w
     assert rows(engine, "SELECT user_id FROM headrace.deliveries WHERE outcome = 'dead'") == [{"user_id": None}]
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
+def test_what_cannot_be_used_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
+    """Breaks if a strange body raises, is retried for ever, or is not kept with a reason that names no value."""
+    failures = Failures()
+    for body, reason in (
         (b"hello", "not a Junction event"),
         (b"", "not a Junction event"),
         (b"[]", "not a Junction event"),
@@ -171,18 +173,15 @@ def test_what_cannot_even_be_named_is_kept(engine: Engine, settings: Settings, w
             b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","calendar_date":"0000-01-01"}}',
             "PostgreSQL refuses it",
         ),
-    ],
-)
-def test_what_cannot_be_used_becomes_a_dead_letter(
-    engine: Engine, settings: Settings, body: bytes, reason: str
-) -> None:
-    """Breaks if a strange body raises, is retried for ever, or is not kept with a reason that names no value."""
-    assert apply(engine, settings, delivery(body)) == {"dead": 1}
-    (row,) = rows(engine, "SELECT outcome, error FROM health.deliveries")
-    assert reason in row["error"]
-    assert "fast" not in row["error"]
-    assert rows(engine, "SELECT reason FROM headrace.dead_letters") == [{"reason": row["error"]}]
-    assert rows(engine, "SELECT 1 FROM health.workouts") == []
+    ):
+        with failures.of(body, reason), emptied(engine):
+            assert apply(engine, settings, delivery(body)) == {"dead": 1}
+            (row,) = rows(engine, "SELECT outcome, error FROM health.deliveries")
+            assert reason in row["error"]
+            assert "fast" not in row["error"]
+            assert rows(engine, "SELECT reason FROM headrace.dead_letters") == [{"reason": row["error"]}]
+            assert rows(engine, "SELECT 1 FROM health.workouts") == []
+    assert failures == {}
 
 
 def test_a_dead_letter_that_is_sent_again_and_can_be_applied_is_no_longer_dead(
@@ -243,17 +242,20 @@ def test_a_later_event_without_client_user_id_does_not_wipe_it(engine: Engine, s
 RECORDED = sorted((ROOT / "tests" / "recorded" / "junction").glob("*.json"))
 
 
-@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
-def test_every_recorded_example_is_stored_as_it_stands(engine: Engine, settings: Settings, file: Path) -> None:
+def test_every_recorded_example_is_stored_as_it_stands(engine: Engine, settings: Settings) -> None:
     """Breaks if an example of the public pages, of whatever year, is refused, or leaves no row where it belongs."""
-    sent = msgspec.json.decode(file.read_bytes())
-    name = sent.get("event_type") or sent["type"]
-    (outcome,) = apply(engine, settings, delivery(file.read_bytes()))
-    known = catalogue().event(name)
-    assert outcome == ("ignored" if known.does in ("unknown", "lab", "query") else "applied")
-    view = {"historical": "backfills", "connection": "connections"}.get(known.does)
-    if view or known.resource:
-        assert rows(engine, f"SELECT 1 FROM health.{view or (known.resource and known.resource.name)}")
+    failures = Failures()
+    for file in RECORDED:
+        with failures.of(file), emptied(engine):
+            sent = msgspec.json.decode(file.read_bytes())
+            name = sent.get("event_type") or sent["type"]
+            (outcome,) = apply(engine, settings, delivery(file.read_bytes()))
+            known = catalogue().event(name)
+            assert outcome == ("ignored" if known.does in ("unknown", "lab", "query") else "applied")
+            view = {"historical": "backfills", "connection": "connections"}.get(known.does)
+            if view or known.resource:
+                assert rows(engine, f"SELECT 1 FROM health.{view or (known.resource and known.resource.name)}")
+    assert failures == {}
 
 
 WITHINGS_SAMPLES = ["blood_oxygen", "blood_pressure", "calories_active", "distance", "fat", "heartrate", "hrv"]
@@ -261,17 +263,20 @@ WITHINGS_SAMPLES += ["hypnogram", "respiratory_rate", "steps", "vo2_max", "weigh
 WITHINGS_HISTORY = [*WITHINGS_SAMPLES, "activity", "body", "sleep", "workouts"]
 
 
-@pytest.mark.parametrize("resource", WITHINGS_SAMPLES)
-def test_a_withings_example_of_the_old_shape_is_stored(engine: Engine, settings: Settings, resource: str) -> None:
+def test_a_withings_example_of_the_old_shape_is_stored(engine: Engine, settings: Settings) -> None:
     """Breaks if samples whose source is named by slug, with the user inside data, do not reach their view."""
-    sample = {"id": None, "timestamp": START.isoformat(), "type": "automatic", "unit": "x", "value": 7}
-    sample |= {"systolic": 122, "diastolic": 78} if resource == "blood_pressure" else {}
-    source = {"name": "Withings", "slug": "withings", "logo": "x"}
-    data = {"user_id": "u1", "source_id": 5, "source": source, "data": [sample]}
-    sent = msgspec.json.encode({"event_type": f"daily.data.{resource}.created", "data": data})
-    assert apply(engine, settings, delivery(sent)) == {"applied": 1}
-    (row,) = rows(engine, f"SELECT user_id, provider, ts, unit FROM health.{resource}")
-    assert row == {"user_id": "u1", "provider": "withings", "ts": START, "unit": "x"}
+    failures = Failures()
+    for resource in WITHINGS_SAMPLES:
+        with failures.of(resource), emptied(engine):
+            sample = {"id": None, "timestamp": START.isoformat(), "type": "automatic", "unit": "x", "value": 7}
+            sample |= {"systolic": 122, "diastolic": 78} if resource == "blood_pressure" else {}
+            source = {"name": "Withings", "slug": "withings", "logo": "x"}
+            data = {"user_id": "u1", "source_id": 5, "source": source, "data": [sample]}
+            sent = msgspec.json.encode({"event_type": f"daily.data.{resource}.created", "data": data})
+            assert apply(engine, settings, delivery(sent)) == {"applied": 1}
+            (row,) = rows(engine, f"SELECT user_id, provider, ts, unit FROM health.{resource}")
+            assert row == {"user_id": "u1", "provider": "withings", "ts": START, "unit": "x"}
+    assert failures == {}
 
 
 def test_the_withings_history_is_announced_with_inverted_dates(engine: Engine, settings: Settings) -> None:

@@ -17,7 +17,9 @@ from app.delivery import Delivery, Receipt, pack, seal
 from app.errors import TryLater
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
+from tests.support.cases import Failures
 from tests.support.collector import attributes, named
+from tests.support.database import emptied
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
 from workers.ingest.download import GRACE, Downloader
@@ -85,16 +87,17 @@ def test_it_is_fetched_twice_and_applied_once(engine: Engine, download: Callable
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
-def test_a_fault_is_tried_again_while_the_url_lives(
-    engine: Engine, download: Callable[..., Applied], status: int
-) -> None:
+def test_a_fault_is_tried_again_while_the_url_lives(engine: Engine, download: Callable[..., Applied]) -> None:
     """Breaks if one bad minute of the store loses an event that could be fetched in the next."""
-    with pytest.raises(TryLater):
-        download(given(b"", status))
-    with pytest.raises(TryLater):
-        download(given(b"", status), announcement(age=300 + GRACE.total_seconds() - 5))
-    assert rows(engine, DELIVERIES) == []
+    failures = Failures()
+    for status in (500, 502, 503, 504, 429, 408):
+        with failures.of(status), emptied(engine):
+            with pytest.raises(TryLater):
+                download(given(b"", status))
+            with pytest.raises(TryLater):
+                download(given(b"", status), announcement(age=300 + GRACE.total_seconds() - 5))
+            assert rows(engine, DELIVERIES) == []
+    assert failures == {}
 
 
 def test_no_answer_is_tried_again(download: Callable[..., Applied]) -> None:
@@ -107,9 +110,10 @@ def test_no_answer_is_tried_again(download: Callable[..., Applied]) -> None:
         download(cut)
 
 
-@pytest.mark.parametrize(
-    ("answer", "announced", "reason"),
-    [
+def test_what_cannot_be_had_is_a_dead_letter(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if an event that is lost for good looks like one that came, or is asked for without an end."""
+    failures = Failures()
+    for answer, announced, reason in (
         (given(b"expired", 400), {}, "could not be fetched: status 400"),
         (given(b"", 403), {}, "could not be fetched: status 403"),
         (given(b"", 404), {}, "could not be fetched: status 404"),
@@ -119,21 +123,14 @@ def test_no_answer_is_tried_again(download: Callable[..., Applied]) -> None:
         (given(EVENT), {"url": "http://payloads.s3.amazonaws.com/a"}, "not https, or not of a host"),
         (given(EVENT), {"url": "https://metadata.internal/a"}, "not https, or not of a host"),
         (given({"type": "s3_payload", "url": URL}), {}, "another announcement"),
-    ],
-)
-def test_what_cannot_be_had_is_a_dead_letter(
-    engine: Engine,
-    download: Callable[..., Applied],
-    answer: Callable[[httpx.Request], httpx.Response],
-    announced: dict[str, Any],
-    reason: str,
-) -> None:
-    """Breaks if an event that is lost for good looks like one that came, or is asked for without an end."""
-    assert download(answer, announcement(**announced)).outcomes == {"dead": 1}
-    (entry,) = rows(engine, DELIVERIES)
-    assert entry["outcome"] == "dead"
-    assert reason in entry["error"]
-    assert "amazonaws" not in entry["error"]
+    ):
+        with failures.of(answer, announced, reason), emptied(engine):
+            assert download(answer, announcement(**announced)).outcomes == {"dead": 1}
+            (entry,) = rows(engine, DELIVERIES)
+            assert entry["outcome"] == "dead"
+            assert reason in entry["error"]
+            assert "amazonaws" not in entry["error"]
+    assert failures == {}
 
 
 def test_a_body_that_is_no_event_is_a_dead_letter_with_that_body(

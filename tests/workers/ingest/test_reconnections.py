@@ -1,56 +1,20 @@
 """A person reconnects and gets another id from Terra: one person stays one, in whatever order that is heard of."""
 
 import itertools
-from datetime import timedelta
+import random
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
-from app.delivery import Delivery, Receipt, seal
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, START, apply, rows
+from tests.support import START, apply, rows
+from tests.support.cases import Failures
+from tests.support.database import emptied
+from tests.support.reconnections import EVENTS, MINUTE, REAUTH, late, story, terra, user
 from workers.operate.erase import Eraser
 
-SEALER = Sealer([ENCRYPTION_KEY])
-MINUTE = timedelta(minutes=1)
-
-
-def user(user_id: str) -> dict[str, Any]:
-    """A user of Terra's."""
-    return {"user_id": user_id, "provider": "PELOTON", "reference_id": "member-1"}
-
-
-def terra(minute: int, body: dict[str, Any]) -> Delivery:
-    """A delivery that Terra made at that minute."""
-    ordering = int((START + minute * MINUTE).timestamp() * 1000)
-    return seal("terra", Receipt(f"trace-{minute}", ordering), msgspec.json.encode(body), SEALER)
-
-
-def ride(user_id: str, ride_id: str, name: str) -> dict[str, Any]:
-    """A ride with two heart rates."""
-    about = {"summary_id": ride_id, "name": name, "type": 8, "upload_type": 1}
-    times = {"start_time": "2026-03-14T06:30:00+00:00", "end_time": "2026-03-14T07:00:00+00:00"}
-    beats = [{"timestamp": f"2026-03-14T06:3{number}:00+00:00", "bpm": 100 + len(name)} for number in (1, 2)]
-    heart = {"detailed": {"hr_samples": beats}}
-    return {
-        "type": "activity",
-        "user": user(user_id),
-        "data": [{"metadata": about | times, "heart_rate_data": heart}],
-    }
-
-
-REAUTH = {"type": "user_reauth", "status": "warning", "old_user": user("old"), "new_user": user("new")}
-EVENTS = (
-    terra(1, ride("old", "r1", "a")),
-    terra(2, {"type": "deauth", "status": "success", "user": user("old")}),
-    terra(3, REAUTH),
-    terra(4, {"type": "auth", "status": "success", "user": user("new")}),
-    terra(5, ride("new", "r1", "the newest")),
-)
-LATE = terra(6, ride("old", "r2", "late"))
+LATE = late()
 VIEWS = {
     "rides": "SELECT user_id, client_user_id, id, title FROM health.workouts ORDER BY id",
     "beats": "SELECT user_id, ts, value FROM health.heartrate ORDER BY ts, user_id",
@@ -64,25 +28,53 @@ def seen(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
     return {name: [tuple(row.values()) for row in rows(engine, query)] for name, query in VIEWS.items()}
 
 
+def of_each(engine: Engine) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
+    """What a reader sees of each of several people, without what tells them apart."""
+    found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
+    for name, all_rows in seen(engine).items():
+        for user_id, *others in all_rows:
+            kind, _, of = user_id.partition("-")
+            row = (kind, *("member" if one == f"member-{of}" else one for one in others))
+            found.setdefault(of, {view: [] for view in VIEWS})[name].append(row)
+    return found
+
+
+END = {
+    "rides": [("new", "member", "r1", "the newest"), ("new", "member", "r2", "late")],
+    "beats": [("new", START + minute * MINUTE, 104.0) for minute in (1, 2)],
+    "people": [("new", "member")],
+    "connections": [("new", "peloton", "connected")],
+}
+
+
 def test_the_order_does_not_matter(engine: Engine, settings: Settings) -> None:
-    """Breaks if an id that is no more keeps a part of the person, or its end is taken for the end of the new one."""
-    ends = []
-    for number, order in enumerate(itertools.permutations(EVENTS)):
-        if number:
-            with engine.begin() as connection:
-                tables = ('"workouts"', "samples", "series", "connections", "users", "deliveries", "archive", "chunks")
-                for table in (*tables, "backfills"):
-                    connection.exec_driver_sql(f"DELETE FROM headrace.{table}")
-        for event in (*order, LATE):
-            assert "dead" not in apply(engine, settings, event)
-        ends.append(seen(engine))
-    assert ends[0] == {
-        "rides": [("new", "member-1", "r1", "the newest"), ("new", "member-1", "r2", "late")],
-        "beats": [("new", START + minute * MINUTE, 104.0) for minute in (1, 2)],
-        "people": [("new", "member-1")],
-        "connections": [("new", "peloton", "connected")],
-    }
-    assert [end for end in ends if end != ends[0]] == []
+    """Breaks if an id that is no more keeps a part of the person, or its end is taken for the end of the new one.
+
+    Each of the 120 orders is a person of its own, so that all of them go through the store together.
+    """
+    orders = {f"{n}": order for n, order in enumerate(itertools.permutations(range(len(EVENTS))))}
+    told = {of: story(f"-{of}") for of in orders}
+    for position in range(len(EVENTS)):
+        assert "dead" not in apply(engine, settings, *(told[of][order[position]] for of, order in orders.items()))
+    assert "dead" not in apply(engine, settings, *(late(f"-{of}") for of in orders))
+    found = of_each(engine)
+    assert {str(order): found.get(of) for of, order in orders.items() if found.get(of) != END} == {}
+    assert found.keys() == orders.keys()
+
+
+def test_the_order_does_not_matter_of_messages_with_one_event(engine: Engine, settings: Settings, full: bool) -> None:
+    """Breaks if what the test above finds holds only while other people's events are in the same message."""
+    orders = list(itertools.permutations(range(len(EVENTS))))
+    if not full:
+        orders = random.Random(11).sample(orders, 12)
+    failures = Failures()
+    for order in orders:
+        with failures.of(order), emptied(engine):
+            for number in order:
+                assert "dead" not in apply(engine, settings, story("-1")[number])
+            assert "dead" not in apply(engine, settings, late("-1"))
+            assert of_each(engine) == {"1": END}
+    assert failures == {}
 
 
 def test_one_message_holds_all_of_it(engine: Engine, settings: Settings) -> None:

@@ -3,11 +3,12 @@
 import json
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, heartrate, rows, workout
+from tests.support.cases import Failures
+from tests.support.database import emptied
 from workers.store import dead_letters
 
 NEIGHBOURS = 99
@@ -64,19 +65,26 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, settings: Settings, bad: bytes) -> None:
-    """Breaks if what PostgreSQL refuses is dropped, changed, tried for ever, or takes its neighbours along."""
-    neighbours = [delivery(workout(f"u{number}"), name=f"msg_{number}") for number in range(NEIGHBOURS)]
-    together = [*neighbours[:50], delivery(bad, name="msg_bad"), *neighbours[50:]]
-    assert apply(engine, settings, *together) == {"applied": NEIGHBOURS, "dead": 1}
-    (letter,) = dead_letters.listed(engine)
-    assert letter.message_id == "msg_bad"
-    assert letter.reason
-    assert not any(word in letter.reason for word in ("sesame", "120", "60.0", "8000"))
-    assert rows(engine, "SELECT count(*) AS n FROM health.workouts") == [{"n": NEIGHBOURS}]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 0}]
-    assert apply(engine, settings, *together) == {"duplicate": NEIGHBOURS, "dead": 1}
+def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, settings: Settings, full: bool) -> None:
+    """Breaks if what PostgreSQL refuses is dropped, changed, tried for ever, or takes its neighbours along.
+
+    Without --full only the first kind has a hundred neighbours, and each of the others has a dozen.
+    """
+    failures, count = Failures(), NEIGHBOURS
+    for name, bad in BAD.items():
+        with failures.of(name), emptied(engine):
+            neighbours = [delivery(workout(f"u{number}"), name=f"msg_{number}") for number in range(count)]
+            together = [*neighbours[: count // 2], delivery(bad, name="msg_bad"), *neighbours[count // 2 :]]
+            assert apply(engine, settings, *together) == {"applied": count, "dead": 1}
+            (letter,) = dead_letters.listed(engine)
+            assert letter.message_id == "msg_bad"
+            assert letter.reason
+            assert not any(word in letter.reason for word in ("sesame", "120", "60.0", "8000"))
+            assert rows(engine, "SELECT count(*) AS n FROM health.workouts") == [{"n": count}]
+            assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 0}]
+            assert apply(engine, settings, *together) == {"duplicate": count, "dead": 1}
+        count = NEIGHBOURS if full else 12
+    assert failures == {}
 
 
 def test_what_is_strange_and_true_is_kept(engine: Engine, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Applying again: what was kept, in any order and into an empty database; and what was dead."""
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,29 +11,17 @@ from typing import Any, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-import msgspec
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
-from app.delivery import Delivery, Receipt, pack, seal
-from app.sealing import Sealer
-from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
+from app.delivery import Delivery, pack
+from tests.support import START, apply, delivery, event, heartrate, rows, workout
+from tests.support.backfills import announce, notice, settle, status
+from tests.support.deliveries import OTHER_KEY, connection_event, received, sealed_with_another_key
+from tests.support.provider import FIRST, Provider, daily, gone_streams, heartrates, hourly, workouts
 from tests.support.servers import Servers
-from tests.workers.backfill.test_fetcher import (
-    FIRST,
-    Provider,
-    announce,
-    daily,
-    gone_streams,
-    heartrates,
-    hourly,
-    notice,
-    settle,
-    status,
-    workouts,
-)
 from workers.ingest.apply import Applier
 from workers.ingest.replay import MAX_BATCH, Order, replay, replay_dead_letters
 from workers.store import archive, dead_letters, digests
@@ -49,17 +38,6 @@ LEDGER = "SELECT message_id, outcome, attempts, error, event_type FROM health.de
 TABLES = text("""
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1""")
-
-
-def received(one: Delivery, at: datetime) -> Delivery:
-    """The same delivery, as if it had come then."""
-    return msgspec.structs.replace(one, received_at=at.timestamp())
-
-
-def connection_event(user: str, at: datetime, *, error: str | None = None) -> Delivery:
-    """A connection came up, or broke."""
-    kind, more = ("error", {"error_type": error}) if error else ("created", {})
-    return delivery(event(f"provider.connection.{kind}", user, {"provider": {"slug": "oura"}} | more), at)
 
 
 def everything() -> list[Delivery]:
@@ -320,14 +298,6 @@ def lift(engine: Engine, settings: Settings) -> Counter[str]:
     return Counter({str(outcome): count for outcome, count in outcomes.items()})
 
 
-OTHER_KEY = bytes(range(32, 64))
-
-
-def sealed_with_another_key(body: dict[str, Any], at: datetime = START) -> Delivery:
-    """A delivery that this deployment cannot open until it is given the key."""
-    return seal("junction", Receipt(message_id(at)), msgspec.json.encode(body), Sealer([OTHER_KEY]))
-
-
 def test_a_dead_letter_that_can_be_applied_now_leaves_the_list(engine: Engine, settings: Settings) -> None:
     """Breaks if what was mended stays dead in the list or the ledger, or is not kept from then on."""
     one, rubbish = sealed_with_another_key(workout("u1")), delivery(b"hello")
@@ -492,3 +462,11 @@ def test_a_delivery_that_is_only_named_like_a_request_is_none() -> None:
         letter = dead_letters.DeadLetter(1, "junction", name, None, None, FIRST, FIRST, "", 1, 0)
         assert letter.backfill_id is None, name
     assert dead_letters.DeadLetter(1, "junction", "fetch-12-0a", None, None, FIRST, FIRST, "", 1, 0).backfill_id == 12
+
+
+def test_rubbish_stays_dead(engine: Engine, settings: Settings) -> None:
+    """Breaks if rubbish that is applied again is lost, or kept twice."""
+    applier = Applier(engine, settings)
+    applier.dead_letter_raw(json.dumps([["sesame"], {}, {}]).encode(), "not ours")
+    assert dict(replay_dead_letters(engine, applier, dead_letters.listed(engine))) == {"dead": 1}
+    assert [letter.reason for letter in dead_letters.listed(engine)] == ["not ours"]

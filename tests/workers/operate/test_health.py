@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.cases import Failures
 from workers.broker_admin import Lane
-from workers.cli.main import main
+from workers.cli.main import COMMANDS
 from workers.operate.health import SENDER_RETRY_WINDOW, Away, Endpoint, Problem, Status, problems, retry_window_left
 
 HOUR = timedelta(hours=1)
@@ -23,9 +24,10 @@ def silence(because_of: str, seconds: int, kind: str = "asked") -> dict[str, Any
     return {"account": "junction", "because_of": because_of, "seconds_left": seconds, "kind": kind}
 
 
-@pytest.mark.parametrize(
-    ("what", "told"),
-    [
+def test_a_fault_is_told_with_what_to_type() -> None:
+    """Breaks if somebody on call is told that all is well, or left alone with what is not."""
+    failures = Failures()
+    for what, told in (
         ({"away": (DOWN,)}, ["BROKER_URL: the broker", "check"]),
         ({"endpoint": replace(WEB, why_not="the broker cannot be reached")}, ["nothing is taken", "check"]),
         (
@@ -40,17 +42,17 @@ def silence(because_of: str, seconds: int, kind: str = "asked") -> dict[str, Any
         ({"dead_letters": [LETTERS]}, ["2 dead letters within the hour: not JSON", "headrace dead list"]),
         ({"backfills": [FAILED]}, ["1 backfills failed", "headrace backfill list --status failed"]),
         ({"gaps": [GAPS]}, ["4 gaps that are ours", "2026-03-14 06:30", "headrace reconcile"]),
-    ],
-)
-def test_a_fault_is_told_with_what_to_type(what: dict[str, Any], told: list[str]) -> None:
-    """Breaks if somebody on call is told that all is well, or left alone with what is not."""
-    (fault,) = problems(Status(**what))
-    assert all(part in f"{fault.what} -> {fault.do}" for part in told)
+    ):
+        with failures.of(what, told):
+            (fault,) = problems(Status(**what))
+            assert all(part in f"{fault.what} -> {fault.do}" for part in told)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
+def test_what_is_usual_is_healthy() -> None:
+    """Breaks if the page cries wolf about what passes by itself, is over, or is somebody else's turn."""
+    failures = Failures()
+    for what in (
         {},
         {"lanes": [Lane("live", 500, timedelta(seconds=20)), Lane("backfill", 400, HOUR)]},  # history may wait
         {"swept": timedelta(seconds=9), "endpoint": WEB},
@@ -60,11 +62,10 @@ def test_a_fault_is_told_with_what_to_type(what: dict[str, Any], told: list[str]
         {"backfills": [FAILED | {"last_day": 0}, FAILED | {"status": "running"}]},
         {"gaps": [GAPS | {"whose": "provider"}]},
         {"connections_in_error": [{"user_id": "u", "provider": "oura", "since": None, "error": "expired"}]},
-    ],
-)
-def test_what_is_usual_is_healthy(what: dict[str, Any]) -> None:
-    """Breaks if the page cries wolf about what passes by itself, is over, or is somebody else's turn."""
-    assert list(problems(Status(**what))) == []
+    ):
+        with failures.of(what):
+            assert list(problems(Status(**what))) == []
+    assert failures == {}
 
 
 def test_what_is_refused_is_told_while_it_is() -> None:
@@ -101,7 +102,7 @@ def test_the_commands_that_are_named_exist() -> None:
     typed = [fault.do for fault in problems(everything) if fault.do.startswith("headrace ")]
     assert len(typed) == 8
     for command in ", ".join(typed).split(", "):
-        assert command.split()[1] in main.commands
+        assert command.split()[1] in COMMANDS
     assert Problem("a", "b") == Problem("a", "b")
 
 

@@ -14,6 +14,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import TryLater
 from tests.support import START, apply, delivery, event, message_id, workout
+from tests.support.cases import Failures
 from workers.broker_admin import Lane
 from workers.cli.output import console
 from workers.fetch.rate_limits import Pause, Throttle, pauses
@@ -185,9 +186,10 @@ def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, setti
     assert names[0] not in text_shown
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
+def test_a_duration_is_two_words() -> None:
+    """Breaks if the time left cannot be read at a glance, or is told wrongly."""
+    failures = Failures()
+    for seconds, words in (
         (0, "0 s"),
         (0.9, "0 s"),
         (59.9, "59 s"),
@@ -197,11 +199,10 @@ def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, setti
         (3605, "1 h 5 s"),
         (86_400 + 7260, "1 d 2 h"),
         (400 * 86_400, "400 d"),
-    ],
-)
-def test_a_duration_is_two_words(seconds: float, words: str) -> None:
-    """Breaks if the time left cannot be read at a glance, or is told wrongly."""
-    assert durations.format_duration(timedelta(seconds=seconds)) == words
+    ):
+        with failures.of(seconds, words):
+            assert durations.format_duration(timedelta(seconds=seconds)) == words
+    assert failures == {}
 
 
 def test_a_duration_that_nobody_knows_is_a_dash() -> None:

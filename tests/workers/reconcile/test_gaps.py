@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.cases import Failures
 from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 from workers.reconcile.gaps import MAX_WINDOWS, UNDER_WAY, Stored, of_coverage, of_pull, span_of_coverage, span_of_pull
 from workers.store.coverage import Fetched, ResourceKey
@@ -97,9 +98,10 @@ def test_what_is_not_pulled_is_not_fetched(
     assert gap == Gap(KEY, whose, reason, (), is_pulling)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("windows", "gap"),
-    [
+def test_the_windows_of_a_pull() -> None:
+    """Breaks if history that was announced is fetched again, or what was lost or never announced is not fetched."""
+    failures = Failures()
+    for windows, gap in (
         ([], ("ours", NEVER, [(-30, -10)])),
         ([fetched(-30, -10)], None),
         ([fetched(-40, 0)], None),
@@ -128,11 +130,10 @@ def test_what_is_not_pulled_is_not_fetched(
         ([fetched(-30, -10, finished_at=day(-10) - HOUR), fetched(-20, -10)], ("ours", NEVER, [(-30, -21)])),
         ([fetched(-30, -10, state="lost", finished_at=day(-11))], ("ours", NEVER, [(-30, -10)])),
         ([fetched(-30, -10, finished_at=None)], None),
-    ],
-)
-def test_the_windows_of_a_pull(windows: list[Fetched], gap: Any) -> None:
-    """Breaks if history that was announced is fetched again, or what was lost or never announced is not fetched."""
-    assert told(of_pull(pull(), stored(*windows), NOW)) == gap
+    ):
+        with failures.of(windows, gap):
+            assert told(of_pull(pull(), stored(*windows), NOW)) == gap
+    assert failures == {}
 
 
 def test_a_pull_that_does_not_say_when_it_began_is_as_old_as_any() -> None:
@@ -141,9 +142,10 @@ def test_a_pull_that_does_not_say_when_it_began_is_as_old_as_any() -> None:
     assert of_pull(pull(began=None), stored(*windows), NOW) is None
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "span"),
-    [
+def test_what_a_pull_was_about() -> None:
+    """Breaks if a range that is open, turned round or in the future makes a window that is none."""
+    failures = Failures()
+    for start, end, span in (
         (-30, -10, (day(-30), day(-10))),
         (-30, None, (day(-30), NOW)),
         (-30, 99, (day(-30), NOW)),
@@ -152,17 +154,16 @@ def test_a_pull_that_does_not_say_when_it_began_is_as_old_as_any() -> None:
         (-10, -30, (day(-30), day(-30))),
         (5, 7, (NOW, NOW)),
         (-10, -10, (day(-10), day(-10))),
-    ],
-)
-def test_what_a_pull_was_about(start: float | None, end: float | None, span: Window) -> None:
-    """Breaks if a range that is open, turned round or in the future makes a window that is none."""
-    assert span_of_pull(pull(start, end), NOW) == span
-    gap = of_pull(pull(start, end), stored(), NOW)
-    assert gap
-    (window,) = gap.windows
-    assert window[0] <= span[0]
-    assert window[0] < window[1] <= NOW
-    assert window[1] > span[1] or window[1] == NOW
+    ):
+        with failures.of(start, end, span):
+            assert span_of_pull(pull(start, end), NOW) == span
+            gap = of_pull(pull(start, end), stored(), NOW)
+            assert gap
+            (window,) = gap.windows
+            assert window[0] <= span[0]
+            assert window[0] < window[1] <= NOW
+            assert window[1] > span[1] or window[1] == NOW
+    assert failures == {}
 
 
 ABSURD = [
@@ -186,11 +187,14 @@ def check_absurd(start: datetime | None, end: datetime | None) -> None:
     assert window[0] < window[1] <= NOW
 
 
-@pytest.mark.parametrize("start", [*ABSURD, None])
-@pytest.mark.parametrize("end", [*ABSURD[2:], None])
-def test_an_absurd_range_has_a_window(start: datetime | None, end: datetime | None) -> None:
+def test_an_absurd_range_has_a_window() -> None:
     """Breaks if a date that nobody can have meant ends the comparison for everybody."""
-    check_absurd(start, end)
+    failures = Failures()
+    for start in (*ABSURD, None):
+        for end in (*ABSURD[2:], None):
+            with failures.of(start, end):
+                check_absurd(start, end)
+    assert failures == {}
 
 
 @pytest.mark.parametrize("edges", [(None, ABSURD[0]), (None, ABSURD[1]), (None, BEFORE_TIME)])
@@ -215,9 +219,10 @@ def counted(days_with_data: int, *windows: Fetched, days: Iterable[int] = (), **
     return told(of_pull(pull(days_with_data=days_with_data, **more), stored(*windows, days=days), NOW))
 
 
-@pytest.mark.parametrize(
-    ("count", "days", "gap"),
-    [
+def test_days_that_are_short_are_fetched() -> None:
+    """Breaks if a page that was lost with its rows is never missed, or a day with no data is asked for for ever."""
+    failures = Failures()
+    for count, days, gap in (
         (0, (), None),
         (21, EVERY, None),
         (20, EVERY, None),
@@ -230,19 +235,19 @@ def counted(days_with_data: int, *windows: Fetched, days: Iterable[int] = (), **
         (1, (), ("ours", "0 of 1 days have data", [(-30, -10)])),
         (1, (-31, -9, -5), ("ours", "0 of 1 days have data", [(-30, -10)])),  # of other days
         (2, (-31, -30, -9), ("ours", "1 of 2 days have data", [(-29, -10)])),
-    ],
-)
-def test_days_that_are_short_are_fetched(count: int, days: Iterable[int], gap: Any) -> None:
-    """Breaks if a page that was lost with its rows is never missed, or a day with no data is asked for for ever."""
-    assert counted(count, fetched(-30, -10), days=days) == gap
+    ):
+        with failures.of(count, days, gap):
+            assert counted(count, fetched(-30, -10), days=days) == gap
+    assert failures == {}
 
 
 GIVES_NO_MORE = "of 21 days have data, and its API gives no more"
 
 
-@pytest.mark.parametrize(
-    ("windows", "days", "gap"),
-    [
+def test_days_are_asked_for_once_more_and_then_told() -> None:
+    """Breaks if days that the API does not give are asked for with each comparison, or given up without a word."""
+    failures = Failures()
+    for windows, days, gap in (
         # Asked again in full: from now on it is the aggregator's turn, if it is more than a matter of time zones.
         ([fetched(-30, -10, requested_by="reconcile")], (), ("aggregator", f"0 {GIVES_NO_MORE}", [])),
         ([fetched(-30, -10, requested_by="operator")], EVERY[:19], ("aggregator", f"19 {GIVES_NO_MORE}", [])),
@@ -269,11 +274,10 @@ GIVES_NO_MORE = "of 21 days have data, and its API gives no more"
             (),
             ("ours", "0 of 21 days have data", [(-30, -10)]),
         ),
-    ],
-)
-def test_days_are_asked_for_once_more_and_then_told(windows: list[Fetched], days: Iterable[int], gap: Any) -> None:
-    """Breaks if days that the API does not give are asked for with each comparison, or given up without a word."""
-    assert counted(21, fetched(-30, -10), *windows, days=days) == gap
+    ):
+        with failures.of(windows, days, gap):
+            assert counted(21, fetched(-30, -10), *windows, days=days) == gap
+    assert failures == {}
 
 
 @pytest.mark.parametrize("resource", ["profile", "workout_stream"])
@@ -310,9 +314,10 @@ def missing(given: Stored, *supplies: ResourceCoverage, since: datetime = SINCE)
     return {gap.key.resource: (gap.reason, spanned(gap.windows)) for gap in gaps}
 
 
-@pytest.mark.parametrize(
-    ("oldest", "newest", "span"),
-    [
+def test_what_there_should_be_by_now() -> None:
+    """Breaks if what is on its way, or older than what is compared, counts as missing."""
+    failures = Failures()
+    for oldest, newest, span in (
         (-30, -5, (day(-30), day(-5))),
         (-300, -5, (SINCE, day(-5))),
         (-30, 0.99, (day(-30), NOW - UNDER_WAY)),
@@ -324,12 +329,11 @@ def missing(given: Stored, *supplies: ResourceCoverage, since: datetime = SINCE)
         (None, -5, None),
         (-30, None, None),
         (None, None, None),
-    ],
-)
-def test_what_there_should_be_by_now(oldest: float | None, newest: float | None, span: Window | None) -> None:
-    """Breaks if what is on its way, or older than what is compared, counts as missing."""
-    assert span_of_coverage(supply(oldest, newest), SINCE, NOW) == span
-    assert bool(missing(Stored(), supply(oldest, newest))) == bool(span)
+    ):
+        with failures.of(oldest, newest, span):
+            assert span_of_coverage(supply(oldest, newest), SINCE, NOW) == span
+            assert bool(missing(Stored(), supply(oldest, newest))) == bool(span)
+    assert failures == {}
 
 
 def test_absurd_supplies_are_passed_over() -> None:
@@ -366,9 +370,10 @@ def with_steps(*windows: Fetched, days: Iterable[int] = (), newest: datetime | N
     return Stored({KEY: windows}, {KEY: ordinals(*days), other: ordinals(*LAST)}, moments)
 
 
-@pytest.mark.parametrize(
-    ("days", "windows", "gap"),
-    [
+def test_a_hole_in_dense_data() -> None:
+    """Breaks if a day that was lost of what comes daily is not missed, or an empty one is asked for twice."""
+    failures = Failures()
+    for days, windows, gap in (
         ([one for one in LAST if one != -10], (), ("1 days without data", [(-10, -10)])),
         ([one for one in LAST if not -12 <= one <= -10], (), ("3 days without data", [(-12, -10)])),
         ([one for one in LAST if one not in (-20, -10)], (), ("2 days without data", [(-20, -20), (-10, -10)])),
@@ -382,17 +387,16 @@ def with_steps(*windows: Fetched, days: Iterable[int] = (), newest: datetime | N
         ([-1], (fetched(-30, -3),), None),
         ([*range(-30, -4), -1], (fetched(-30, -5),), ("3 days without data", [(-4, -2)])),
         (LAST[2::3], (), None),  # a third of the days are few
-    ],
-)
-def test_a_hole_in_dense_data(days: Iterable[int], windows: Sequence[Fetched], gap: Any) -> None:
-    """Breaks if a day that was lost of what comes daily is not missed, or an empty one is asked for twice."""
-    given = with_steps(*windows, days=days)
-    found = missing(given, supply(), supply(resource="steps")).get("heartrate")
-    if gap and gap[1] is None:
-        assert found
-        assert found[0] == gap[0]
-    else:
-        assert found == gap
+    ):
+        with failures.of(days, windows, gap):
+            given = with_steps(*windows, days=days)
+            found = missing(given, supply(), supply(resource="steps")).get("heartrate")
+            if gap and gap[1] is None:
+                assert found
+                assert found[0] == gap[0]
+            else:
+                assert found == gap
+    assert failures == {}
 
 
 def with_workouts(workouts: Iterable[int], heartrate: Iterable[int], newest: datetime = NOON) -> Stored:
@@ -451,9 +455,10 @@ def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) ->
 # Tails
 
 
-@pytest.mark.parametrize(
-    ("newest", "windows", "gap"),
-    [
+def test_what_is_newer_than_what_is_stored() -> None:
+    """Breaks if the end of what came by webhook is not missed, or is asked for again when nothing is newer."""
+    failures = Failures()
+    for newest, windows, gap in (
         (NOON, (), None),
         (NOON - timedelta(seconds=1), (), (-1, -1)),
         (day(-4.5), (), (-5, -1)),
@@ -465,14 +470,13 @@ def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) ->
         (None, (), (-30, -1)),
         (None, (fetched(-40, 0, created_at=NOW),), None),
         (day(-100), (), (-30, -1)),
-    ],
-)
-def test_what_is_newer_than_what_is_stored(newest: datetime | None, windows: Sequence[Fetched], gap: Any) -> None:
-    """Breaks if the end of what came by webhook is not missed, or is asked for again when nothing is newer."""
-    given = with_steps(fetched(-40, -1), *windows, newest=newest)
-    found = missing(given, supply(), supply(resource="steps"))
-    assert found.keys() <= {"heartrate"}
-    assert found.get("heartrate", (None, None))[1] == ([gap] if gap else None)
+    ):
+        with failures.of(newest, windows, gap):
+            given = with_steps(fetched(-40, -1), *windows, newest=newest)
+            found = missing(given, supply(), supply(resource="steps"))
+            assert found.keys() <= {"heartrate"}
+            assert found.get("heartrate", (None, None))[1] == ([gap] if gap else None)
+    assert failures == {}
 
 
 def test_the_hour_that_is_under_way_is_not_missing() -> None:
@@ -491,9 +495,10 @@ def test_the_hour_that_is_under_way_is_not_missing() -> None:
 OUTAGE = (day(-12) + 5 * HOUR, day(-10) + 20 * HOUR)
 
 
-@pytest.mark.parametrize(
-    ("windows", "gap"),
-    [
+def test_days_on_which_nobody_could_reach_us() -> None:
+    """Breaks if half a day that was lost passes as whole, or an outage is made up for with each comparison."""
+    failures = Failures()
+    for windows, gap in (
         ((), (-12, -10)),
         ((fetched(-20, -5, created_at=OUTAGE[1]),), None),
         ((fetched(-20, -5, created_at=OUTAGE[1] - UNDER_WAY),), None),  # while it was still going on, but nearly over
@@ -501,13 +506,12 @@ OUTAGE = (day(-12) + 5 * HOUR, day(-10) + 20 * HOUR)
         ((fetched(-20, -11, created_at=NOW),), (-10, -10)),
         ((fetched(-20, -5, created_at=NOW, state="open"),), None),
         ((fetched(-20, -5, created_at=NOW, state="lost"),), (-12, -10)),
-    ],
-)
-def test_days_on_which_nobody_could_reach_us(windows: Sequence[Fetched], gap: tuple[int, int] | None) -> None:
-    """Breaks if half a day that was lost passes as whole, or an outage is made up for with each comparison."""
-    found = missing(stored(*windows, days=LAST, newest=NOON, outages=[OUTAGE]))
-    reason = f"{gap[1] - gap[0] + 1} days, of which something is missing" if gap else ""
-    assert found == ({"heartrate": (reason, [gap])} if gap else {})
+    ):
+        with failures.of(windows, gap):
+            found = missing(stored(*windows, days=LAST, newest=NOON, outages=[OUTAGE]))
+            reason = f"{gap[1] - gap[0] + 1} days, of which something is missing" if gap else ""
+            assert found == ({"heartrate": (reason, [gap])} if gap else {})
+    assert failures == {}
 
 
 @pytest.mark.parametrize(
@@ -592,7 +596,7 @@ def test_all_days_that_were_lost_are_fetched(
     days: set[int],
     span: list[int],
     outages: list[list[int]],
-    asked_since: bool,  # noqa: FBT001 - hypothesis gives no keyword-only arguments
+    asked_since: bool,
 ) -> None:
     """Breaks if a day of an outage, or of a hole in what comes daily, is left out, or nothing is left to find twice."""
     newest = min(day(span[1]), NOW - UNDER_WAY)

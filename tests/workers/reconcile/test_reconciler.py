@@ -21,6 +21,8 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
 from tests.support import apply, delivery, event, rows
+from tests.support.backfills import forget_pauses
+from tests.support.provider import Killed
 from workers.aggregators import junction
 from workers.backfill.fetcher import Fetcher
 from workers.celery.context import WorkerContext
@@ -28,7 +30,7 @@ from workers.celery.jobs import Jobs
 from workers.cli.main import main
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
-from workers.fetch.rate_limits import PREFIX, Throttle, pauses
+from workers.fetch.rate_limits import Throttle, pauses
 from workers.fetch.retry import MAX_ATTEMPTS, UNAUTHORIZED_PAUSE
 from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step, run_slice
 from workers.simulator import events
@@ -51,10 +53,6 @@ PARTS = {"/v2/introspect/historical_pull": "pulls", "/v2/introspect/resources": 
 def settings(settings: Settings, broker_url: str) -> Settings:
     """A deployment that may read history, and as fast as it likes."""
     return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
-
-
-class Killed(BaseException):
-    """What ends a worker where it stands."""
 
 
 def today(days: float = 0) -> datetime:
@@ -154,12 +152,6 @@ def walk(
             forget_pauses(settings)
         assert len(steps) <= limit, "it does not come to an end"
     return steps
-
-
-def forget_pauses(settings: Settings) -> None:
-    """Lets the time pass that the provider wants to be left alone."""
-    with redis.Redis.from_url(settings.need_broker()) as client:
-        client.delete(PREFIX + "junction")
 
 
 def found(steps: Sequence[Step]) -> list[Gap]:
@@ -593,7 +585,7 @@ def test_connections_are_corrected(  # noqa: PLR0917
     known: str | None,
     true: Any,
     stored: tuple[str, str | None] | None,
-    is_changed: bool,  # noqa: FBT001
+    is_changed: bool,
 ) -> None:
     """Breaks if a connection that was made, broken, mended or ended unheard stays as it was last heard of."""
     with stage(engine, replace(settings, resources=("profile",)), days=1) as on:

@@ -1,16 +1,12 @@
 """A client of the simulated read API, of a world of its own, for the tests of its knobs."""
 
-from datetime import UTC, datetime
-
 import pytest
 
 from app.catalogue import catalogue
+from tests.support.simulated import KEY, UNTIL
 from workers.simulator.api import create_api
 from workers.simulator.data import World
 from workers.simulator.faults import Faults
-
-UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
-KEY = "sk_us_test"
 
 
 class Api:

@@ -33,8 +33,10 @@ def one(api, path, user=0):
 
 @pytest.mark.parametrize("hour", [0, 1, 12, 23])
 @pytest.mark.parametrize("days", [1, 2, 40])
-def test_what_is_counted_is_what_there_is(days, hour):
+def test_what_is_counted_is_what_there_is(days, hour, full):
     """Breaks if a number is estimated, for any resource, at either end of a window of any length."""
+    if days == 40 and hour != 12 and not full:
+        pytest.skip("the long window ends at one hour, and at each with --full")
     world = World(3, 2, UNTIL.replace(hour=hour), days)
     for connection in {each.provider.slug: each for user in world.members for each in user.connections}.values():
         for resource in supplied(connection):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
+from tests.support import HTTP
 from workers.simulator import Simulator
 
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -14,13 +15,13 @@ UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 def test_the_server_serves_what_the_world_holds_and_stops():
     with Simulator(users=1, days=2, until=UNTIL) as simulator:
         headers = {"X-Vital-API-Key": simulator.api_key}
-        users = httpx.get(f"{simulator.url}/v2/user", headers=headers).json()["users"]
+        users = HTTP.get(f"{simulator.url}/v2/user", headers=headers).json()["users"]
         assert [user["user_id"] for user in users] == [simulator.world.members[0].user_id]
         assert [entry["path"] for entry in simulator.requests] == ["/v2/user"]
         url = simulator.url
 
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/v2/user", headers=headers)
+        HTTP.get(f"{url}/v2/user", headers=headers)
 
 
 def test_a_truncated_answer_breaks_off_and_a_slow_one_is_late():
@@ -28,11 +29,11 @@ def test_a_truncated_answer_breaks_off_and_a_slow_one_is_late():
         headers = {"X-Vital-API-Key": simulator.api_key}
         simulator.faults.add("truncated", times=1)
         with pytest.raises(httpx.RemoteProtocolError):
-            httpx.get(f"{simulator.url}/v2/user", headers=headers)
+            HTTP.get(f"{simulator.url}/v2/user", headers=headers)
 
         simulator.faults.add("slow", times=1, seconds=0.2)
         started = time.monotonic()
-        assert httpx.get(f"{simulator.url}/v2/user", headers=headers).status_code == 200
+        assert HTTP.get(f"{simulator.url}/v2/user", headers=headers).status_code == 200
         assert time.monotonic() - started >= 0.2
 
 

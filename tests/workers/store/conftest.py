@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from tests.support import ENCRYPTION_KEY
 from tests.support.servers import Servers
-from workers.store.engine import make_writer
+from workers.store.engine import make_engine, make_writer
 
 _numbers = itertools.count()
 
@@ -50,3 +50,11 @@ def shared(shared_settings: Settings) -> Iterator[Engine]:
 def empty_settings(servers: Servers) -> Iterator[Settings]:
     """Settings of a database that nobody has migrated."""
     yield from _database(servers, "template0")
+
+
+@pytest.fixture
+def empty(empty_settings: Settings) -> Iterator[Engine]:
+    """An engine on a database that nobody has migrated."""
+    engine = make_engine(empty_settings)
+    yield engine
+    engine.dispose()

@@ -17,41 +17,18 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, apply, delivery, event, rows, workout
-from tests.workers.backfill.test_fetcher import (
-    DAY,
-    FIRST,
-    Answer,
-    Killed,
-    Provider,
-    announce,
-    daily,
-    heartrates,
-    hourly,
-    hurry,
-    notice,
-    settle,
-    workouts,
-)
+from tests.support import ENCRYPTION_KEY, apply, delivery, event, rows
+from tests.support.backfills import STATES, announce, change, hurry, notice, planned, put, settle
+from tests.support.cases import Failures
+from tests.support.database import emptied
+from tests.support.provider import DAY, FIRST, Answer, Killed, Provider, daily, heartrates, hourly, workouts
 from workers.backfill.pending import CommitLimits
 from workers.simulator.server import API_KEY
-from workers.store import backfill_admin, backfills, estimates
-from workers.store.backfill_admin import (
-    Backfill,
-    BackfillPlan,
-    Filter,
-    HistoryWanted,
-    cancel,
-    chunks_of,
-    listed,
-    pause,
-    resume,
-)
+from workers.store import backfill_admin, backfills
+from workers.store.backfill_admin import Backfill, BackfillPlan, Filter, cancel, chunks_of, listed, pause, resume
 from workers.store.backfills import claim, due, release
 from workers.store.engine import make_writer, transaction
-from workers.store.estimates import RequestEstimate
 
-STATES = ("pending", "running", "paused", "complete", "failed", "cancelled")
 Do = Callable[[Engine, Sequence[int]], list[int]]
 
 
@@ -65,19 +42,6 @@ def only(engine: Engine) -> Backfill:
     """The one backfill there is."""
     (one,) = listed(engine, Filter())
     return one
-
-
-def change(engine: Engine, number: int, what: str) -> None:
-    """Changes a backfill by hand."""
-    with engine.begin() as connection:
-        connection.execute(text(f"UPDATE headrace.backfills SET {what} WHERE id = :id"), {"id": number})
-
-
-def put(engine: Engine, number: int, state: str, *, started: bool = True) -> None:
-    """Puts a backfill in a state, as if it had come there by itself."""
-    times = f"started_at = {'now()' if started else 'NULL'}"
-    times += f", finished_at = {'now()' if state in STATES[3:] else 'NULL'}"
-    change(engine, number, f"status = '{state}', {times}")
 
 
 def killed_at(answer: Answer, number: int) -> Provider:
@@ -109,19 +73,6 @@ def operated(engine: Engine, resource: str = "heartrate", days: tuple[float, flo
         )
 
 
-def planned(engine: Engine, settings: Settings, **wanted: Any) -> list[BackfillPlan]:
-    """What would be started."""
-    given: dict[str, Any] = {"user_id": "u1", "since": FIRST, "until": FIRST + 54 * DAY} | wanted
-    with transaction(engine) as connection:
-        return backfill_admin.plan(connection, settings, HistoryWanted(**given))
-
-
-def experienced(engine: Engine) -> RequestEstimate:
-    """What backfills have cost until now."""
-    with transaction(engine) as connection:
-        return estimates.measured_costs(connection)
-
-
 # How far
 
 
@@ -133,22 +84,27 @@ def test_what_nobody_has_begun_is_at_nothing(engine: Engine, settings: Settings)
     assert (one.chunks, one.chunks_done, one.records, one.pages) == (1, 0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("size", "request_number", "share", "amid"),
-    [(100, 1, 0, None), (100, 2, 0.25, None), (100, 4, 0.75, None), (5, 2, 0, 1), (5, 5, 0.25, 1), (5, 6, 0.25, 2)],
-)
-def test_the_share_is_what_was_walked(  # noqa: PLR0917
-    engine: Engine, settings: Settings, size: int, request_number: int, share: float, amid: int | None
-) -> None:
+def test_the_share_is_what_was_walked(engine: Engine, settings: Settings) -> None:
     """Breaks if progress is told that was not made, or a slice counts before its last page."""
-    (number,) = announce(engine, settings, notice(days=(0, 54)))  # four slices of a fortnight, with the margins
-    one = walked(engine, settings, killed_at(heartrates(daily(60), size), request_number), number)
-    assert one.status == "running"
-    assert one.share == pytest.approx(share)
-    (chunk,) = chunks_of(engine, number)
-    assert (chunk.amid, chunk.pages) == (amid is not None, amid or 0)
-    assert (chunk.window_end + DAY - chunk.slice_end) / (56 * DAY) == pytest.approx(share)
-    assert one.pages == request_number - 1
+    failures = Failures()
+    for size, request_number, share, amid in (
+        (100, 1, 0, None),
+        (100, 2, 0.25, None),
+        (100, 4, 0.75, None),
+        (5, 2, 0, 1),
+        (5, 5, 0.25, 1),
+        (5, 6, 0.25, 2),
+    ):
+        with failures.of(size, request_number, share, amid), emptied(engine):
+            (number,) = announce(engine, settings, notice(days=(0, 54)))  # four slices of a fortnight, with the margins
+            one = walked(engine, settings, killed_at(heartrates(daily(60), size), request_number), number)
+            assert one.status == "running"
+            assert one.share == pytest.approx(share)
+            (chunk,) = chunks_of(engine, number)
+            assert (chunk.amid, chunk.pages) == (amid is not None, amid or 0)
+            assert (chunk.window_end + DAY - chunk.slice_end) / (56 * DAY) == pytest.approx(share)
+            assert one.pages == request_number - 1
+    assert failures == {}
 
 
 @pytest.mark.parametrize(("request_number", "share", "done"), [(1, 0, 0), (2, 0.25, 0), (3, 0.5, 1), (4, 0.75, 1)])
@@ -187,22 +143,22 @@ def test_what_is_left_follows_from_what_was_done(engine: Engine, settings: Setti
     assert (one.seconds, one.rate, one.left) == (50, 10, None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "rate", "left"),
-    [
+def test_nobody_divides_by_nothing() -> None:
+    """Breaks if a backfill that has just begun ends the picture, or one that rests is said to end soon."""
+    failures = Failures()
+    for changes, rate, left in (
         ({}, 5.0, timedelta(seconds=100)),
         ({"share": 0.0}, 5.0, None),
         ({"share": 1.0}, 5.0, timedelta(0)),
         ({"seconds": None}, None, None),
         ({"seconds": 0.0}, None, None),
         *(({"status": state}, 5.0, None) for state in STATES if state != "running"),
-    ],
-)
-def test_nobody_divides_by_nothing(changes: dict[str, Any], rate: float | None, left: timedelta | None) -> None:
-    """Breaks if a backfill that has just begun ends the picture, or one that rests is said to end soon."""
-    given: dict[str, Any] = dict.fromkeys(Backfill.__dataclass_fields__)
-    one = Backfill(**given | {"status": "running", "share": 0.5, "seconds": 100.0, "records": 500} | changes)
-    assert (one.rate, one.left) == (rate, left)
+    ):
+        with failures.of(changes, rate, left):
+            given: dict[str, Any] = dict.fromkeys(Backfill.__dataclass_fields__)
+            one = Backfill(**given | {"status": "running", "share": 0.5, "seconds": 100.0, "records": 500} | changes)
+            assert (one.rate, one.left) == (rate, left)
+    assert failures == {}
 
 
 def test_the_list_is_in_the_order_of_interest(engine: Engine, settings: Settings) -> None:
@@ -337,41 +293,43 @@ def stopping(engine: Engine, answer: Answer, at: int, *does: Do) -> Provider:
     return provider
 
 
-@pytest.mark.parametrize("stop", [pause, cancel])
-@pytest.mark.parametrize(
-    ("resource", "at"),
-    [
-        ("heartrate", 1),
-        ("heartrate", 4),
-        ("heartrate", 7),
-        ("heartrate", 8),
-        ("workouts", 1),
-        ("workouts", 2),
-        ("workouts", 4),
-        ("workout_stream", 2),
-        ("workout_stream", 5),
-    ],
-)
-def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings, resource: str, at: int, stop: Do) -> None:
+def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings) -> None:
     """Breaks if a page that is on its way is lost or asked for twice, or more is asked for after the stop."""
-    answer, days, records = ANSWERS[resource]
-    (number,) = announce(engine, settings, notice(resource=resource, days=days))
-    provider = stopping(engine, answer, at, stop)
-    assert provider.fetcher(engine, settings, pages=1).run(number) == []
-    assert len(provider.asked) == at
-    stored = rows(engine, f"SELECT count(*) AS n FROM health.{resource}")[0]["n"]
-    one = only(engine)
-    assert one.status == ("paused" if stop is pause else "cancelled")
-    assert one.records == stored > 0
-    settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == at
-    assert resume(engine, [number]) == [number]
-    settle(engine, provider.fetcher(engine, settings))
-    pages = Counter(str(one.url) for one in provider.asked if resource == "workouts" or "summary" not in one.url.path)
-    assert set(pages.values()) == {1}
-    assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": records}]
-    one = only(engine)
-    assert (one.status, one.records, one.share, one.error) == ("complete", records, 1, None)
+    failures = Failures()
+    for stop in (pause, cancel):
+        for resource, at in (
+            ("heartrate", 1),
+            ("heartrate", 4),
+            ("heartrate", 7),
+            ("heartrate", 8),
+            ("workouts", 1),
+            ("workouts", 2),
+            ("workouts", 4),
+            ("workout_stream", 2),
+            ("workout_stream", 5),
+        ):
+            with failures.of(stop, resource, at), emptied(engine):
+                answer, days, records = ANSWERS[resource]
+                (number,) = announce(engine, settings, notice(resource=resource, days=days))
+                provider = stopping(engine, answer, at, stop)
+                assert provider.fetcher(engine, settings, pages=1).run(number) == []
+                assert len(provider.asked) == at
+                stored = rows(engine, f"SELECT count(*) AS n FROM health.{resource}")[0]["n"]
+                one = only(engine)
+                assert one.status == ("paused" if stop is pause else "cancelled")
+                assert one.records == stored > 0
+                settle(engine, provider.fetcher(engine, settings))
+                assert len(provider.asked) == at
+                assert resume(engine, [number]) == [number]
+                settle(engine, provider.fetcher(engine, settings))
+                pages = Counter(
+                    str(one.url) for one in provider.asked if resource == "workouts" or "summary" not in one.url.path
+                )
+                assert set(pages.values()) == {1}
+                assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": records}]
+                one = only(engine)
+                assert (one.status, one.records, one.share, one.error) == ("complete", records, 1, None)
+    assert failures == {}
 
 
 def test_a_stop_costs_nothing_where_pages_are_committed_together(engine: Engine, settings: Settings) -> None:
@@ -561,125 +519,6 @@ def test_what_is_started_twice_is_one_with_two_windows(engine: Engine, settings:
     assert (one.requested_by, one.status, one.chunks, one.chunks_done) == ("operator", "complete", 2, 2)
     assert (one.window_start, one.window_end) == (FIRST - 100 * DAY, FIRST + 10 * DAY)
     assert len({chunk.message_id for chunk in chunks_of(engine, first)}) == 2
-
-
-# What it will cost
-
-
-@pytest.mark.parametrize(
-    ("known", "provider", "name", "days", "requests"),
-    [
-        ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 998, (100, True)),
-        ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 1001, (101, True)),
-        ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 1, (1, True)),
-        # Of a provider that nobody has fetched from yet, what the others cost.
-        ({("garmin", "heartrate"): (10, 100), ("oura", "heartrate"): (50, 100)}, "", "heartrate", 198, (60, True)),
-        ({("garmin", "heartrate"): (10, 100), ("oura", "heartrate"): (50, 100)}, "oura", "heartrate", 198, (100, True)),
-        # Of a resource that nobody has fetched yet, the least there can be: 14 + 28 + 56 days.
-        ({("garmin", "steps"): (10, 100)}, "garmin", "heartrate", 96, (3, False)),
-        ({}, "garmin", "heartrate", 97, (4, False)),
-        ({}, "garmin", "workouts", 58, (1, False)),
-        ({}, "garmin", "workouts", 59, (2, False)),
-        ({}, "garmin", "workout_stream", 29, (2, False)),
-        # What has no window is asked for once.
-        ({("garmin", "profile"): (900, 100)}, "garmin", "profile", 3650, (1, True)),
-        ({}, "", "device", 3650, (1, True)),
-    ],
-)
-def test_an_estimate_follows_from_experience(
-    known: dict[tuple[str, str], tuple[float, float]], provider: str, name: str, days: int, requests: tuple[int, bool]
-) -> None:
-    """Breaks if an operator is told a number that has nothing to do with what it will be."""
-    assert RequestEstimate(known).requests(provider, catalogue()[name], FIRST, FIRST + days * DAY) == requests
-
-
-def test_experience_is_what_complete_backfills_cost(engine: Engine, settings: Settings) -> None:
-    """Breaks if what failed, still runs or is one workout's stream counts as a measure."""
-    numbers = announce(engine, settings, *(notice(f"u{n}", days=(0, 54)) for n in range(4)))
-    provider = Provider(heartrates(daily(60), 5))
-    settle(engine, provider.fetcher(engine, settings))
-    put(engine, numbers[2], "failed")
-    put(engine, numbers[3], "running")
-    assert len(provider.asked) == 4 * 12
-    found = experienced(engine)
-    assert found.of == {("garmin", "heartrate"): (24, 112)}
-    assert found.requests("garmin", catalogue()["heartrate"], FIRST, FIRST + 110 * DAY) == (24, True)
-    for change_to in ("item = 'w1'", "pages = 0"):
-        change(engine, numbers[0], change_to)
-        change(engine, numbers[1], change_to)
-        assert experienced(engine).of == {}
-
-
-def test_what_was_measured_is_what_it_costs_again(engine: Engine, settings: Settings) -> None:
-    """Breaks if the measure of a history is not what the same history costs a second time."""
-    answers = {"heartrate": heartrates(hourly(54), 100), "workouts": workouts(daily(54))}
-    answers["workout_stream"] = answers["workouts"]
-    for name, answer in answers.items():
-        announce(engine, settings, notice(resource=name, days=(0, 54)))
-        settle(engine, Provider(answer).fetcher(engine, settings), 200)
-    for name, answer in answers.items():
-        (one,) = planned(engine, settings, providers=("garmin",), resources=(name,))
-        with transaction(engine) as connection:
-            backfill_admin.start(connection, one)
-        again = Provider(answer)
-        settle(engine, again.fetcher(engine, settings), 200)
-        assert (name, len(again.asked), one.is_measured) == (name, one.requests, True)
-
-
-def nothing(request: httpx.Request) -> httpx.Response:
-    """A provider at whom there is nothing of anything."""
-    path = request.url.path
-    if "profile" in path:
-        return httpx.Response(404)
-    if path.endswith("/device"):
-        return httpx.Response(200, json=[])
-    names: dict[str, Any] = {one.rows: [] for one in catalogue().values() if one.rows}
-    return httpx.Response(200, json=names | {"groups": {}})
-
-
-@pytest.mark.parametrize(
-    "name", ["heartrate", "workouts", "sleep_cycle", "workout_stream", "sleep_stream", "profile", "device"]
-)
-def test_an_empty_history_costs_what_was_said(engine: Engine, settings: Settings, name: str) -> None:
-    """Breaks if the least that is told before is more, or less, than what is asked for."""
-    until, provider = FIRST + 54 * DAY, Provider(nothing)
-    for days in (0.5, 54, 55, 400, 3650):
-        user = f"u{days}"
-        (one,) = planned(engine, settings, user_id=user, since=until - days * DAY, until=until, resources=(name,))
-        assert (one.provider, one.resource, one.is_measured) == ("", name, name in ("profile", "device"))
-        with transaction(engine) as connection:
-            number = backfill_admin.start(connection, one)
-        before = len(provider.asked)
-        settle(engine, provider.fetcher(engine, settings))
-        (done,) = listed(engine, Filter(ids=(number,)))
-        assert (done.status, done.pages) == ("complete", len(provider.asked) - before)
-        assert one.requests == len(provider.asked) - before, days
-        change(engine, number, "pages = 0")  # no experience for the next one
-
-
-def test_a_stream_costs_a_request_each(engine: Engine, settings: Settings) -> None:
-    """Breaks if the streams of a hundred workouts are said to cost as much as a list."""
-    days = [(FIRST + n * DAY).date().isoformat() for n in range(5)]
-    bodies = [workout("u1", f"w{n}", calendar_date=day) for n, day in enumerate(days)]
-    bodies += [workout("u2", "w8"), workout("u1", "w9", source={"provider": "oura", "type": "ring"})]
-    apply(engine, settings, *map(delivery, bodies))
-    (one,) = planned(engine, settings, providers=("garmin",), resources=("workout_stream",))
-    assert (one.requests, one.is_measured) == (2 + 5, False)
-    with transaction(engine) as connection:
-        backfill_admin.start(connection, one)
-    provider = Provider(workouts([FIRST + n * DAY for n in range(5)]))
-    settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 7
-    (again,) = planned(engine, settings, providers=("garmin",), resources=("workout_stream",))
-    assert (again.requests, again.is_measured) == (7, True)
-
-
-def test_streams_of_other_years_cost_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if "at least" is said of streams that lie outside of the window."""
-    bodies = [workout("u1", f"w{n}", calendar_date="2020-05-05") for n in range(9)]
-    apply(engine, settings, *map(delivery, bodies))
-    (one,) = planned(engine, settings, providers=("garmin",), resources=("workout_stream",))
-    assert one.requests == 2
 
 
 # What is planned

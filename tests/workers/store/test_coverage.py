@@ -10,6 +10,8 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows, workout
+from tests.support.cases import Failures
+from tests.support.database import emptied
 from workers.store import coverage
 from workers.store.coverage import ResourceKey
 from workers.store.engine import transaction
@@ -57,9 +59,10 @@ def newest(engine: Engine, *keys: ResourceKey) -> dict[ResourceKey, datetime]:
 # Days with data
 
 
-@pytest.mark.parametrize(
-    ("moments", "stored"),
-    [
+def test_the_days_of_samples(engine: Engine, settings: Settings) -> None:
+    """Breaks if a sample counts for the wrong day, or one at the edge of a day or a span for none."""
+    failures = Failures()
+    for moments, stored in (
         ([], {}),
         ([FIRST], {HEARTRATE: [0]}),
         ([FIRST - MICROSECOND], {}),
@@ -69,15 +72,12 @@ def newest(engine: Engine, *keys: ResourceKey) -> dict[ResourceKey, datetime]:
         ([LAST + DAY], {}),
         ([FIRST + n * HOUR for n in range(49)], {HEARTRATE: [0, 1, 2]}),
         ([FIRST + 3 * DAY + 23 * HOUR, FIRST + 7 * DAY], {HEARTRATE: [3, 7]}),
-    ],
-)
-def test_the_days_of_samples(
-    engine: Engine, settings: Settings, moments: list[datetime], stored: dict[ResourceKey, list[int]]
-) -> None:
-    """Breaks if a sample counts for the wrong day, or one at the edge of a day or a span for none."""
-    store(engine, settings, samples(moments))
-    assert days(engine, HEARTRATE) == stored
-    assert days(engine, HEARTRATE, span=(FIRST + 20 * HOUR, LAST + HOUR)) == stored  # days are whole
+    ):
+        with failures.of(moments, stored), emptied(engine):
+            store(engine, settings, samples(moments))
+            assert days(engine, HEARTRATE) == stored
+            assert days(engine, HEARTRATE, span=(FIRST + 20 * HOUR, LAST + HOUR)) == stored  # days are whole
+    assert failures == {}
 
 
 def test_days_are_those_of_utc(engine: Engine, settings: Settings) -> None:
@@ -130,40 +130,41 @@ def test_each_key_has_a_span_of_its_own(engine: Engine, settings: Settings) -> N
     assert found == {HEARTRATE: {first, first + 1}, other: {first + 5}}
 
 
-@pytest.mark.parametrize(
-    ("dates", "stored"),
-    [
+def test_the_days_of_records(engine: Engine, settings: Settings) -> None:
+    """Breaks if a record counts for the wrong day, or one without a day is an error."""
+    failures = Failures()
+    for dates, stored in (
         (["2026-03-10"], {WORKOUTS: [0]}),
         (["2026-03-09"], {}),
         (["2026-03-19"], {WORKOUTS: [9]}),
         (["2026-03-20"], {}),
         (["2026-03-12", "2026-03-12", "2026-03-15"], {WORKOUTS: [2, 5]}),
         ([None], {}),
-    ],
-)
-def test_the_days_of_records(
-    engine: Engine, settings: Settings, dates: list[str | None], stored: dict[ResourceKey, list[int]]
-) -> None:
-    """Breaks if a record counts for the wrong day, or one without a day is an error."""
-    store(engine, settings, *(workout("u1", f"w{n}", calendar_date=one) for n, one in enumerate(dates)))
-    assert days(engine, WORKOUTS, WORKOUTS._replace(provider="oura"), WORKOUTS._replace(user_id="u2")) == stored
+    ):
+        with failures.of(dates, stored), emptied(engine):
+            store(engine, settings, *(workout("u1", f"w{n}", calendar_date=one) for n, one in enumerate(dates)))
+            assert days(engine, WORKOUTS, WORKOUTS._replace(provider="oura"), WORKOUTS._replace(user_id="u2")) == stored
+    assert failures == {}
 
 
 DATED = [resource for resource in catalogue().of_kind("summary") if resource.day_field]
 UNDATED = [resource for resource in catalogue().values() if not resource.has_days]
 
 
-@pytest.mark.parametrize("resource", DATED, ids=lambda one: one.name)
-def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings, resource: Any) -> None:
+def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings) -> None:
     """Breaks if the day of a resource is not found, or an instant counts for the day of the server."""
-    given = {field.name: field.type for field in resource.fields}[resource.day_field]
-    value = "2026-03-13" if given == "date" else "2026-03-14T01:30:00+02:00"
-    record = {"id": "r1", "user_id": "u1", "source": GARMIN, resource.day_field: value}
-    store(engine, settings, event(f"daily.data.{resource.name}.created", "u1", record))
-    key = ResourceKey("u1", "garmin", resource.name)
-    assert days(engine, key) == {key: [3]}
-    until = 4 if resource.day_field == "calendar_date" else 5  # what begins on a day may end on the next
-    assert newest(engine, key) == {key: FIRST + until * DAY - MICROSECOND}
+    failures = Failures()
+    for resource in DATED:
+        with failures.of(resource), emptied(engine):
+            given = {field.name: field.type for field in resource.fields}[resource.day_field]
+            value = "2026-03-13" if given == "date" else "2026-03-14T01:30:00+02:00"
+            record = {"id": "r1", "user_id": "u1", "source": GARMIN, resource.day_field: value}
+            store(engine, settings, event(f"daily.data.{resource.name}.created", "u1", record))
+            key = ResourceKey("u1", "garmin", resource.name)
+            assert days(engine, key) == {key: [3]}
+            until = 4 if resource.day_field == "calendar_date" else 5  # what begins on a day may end on the next
+            assert newest(engine, key) == {key: FIRST + until * DAY - MICROSECOND}
+    assert failures == {}
 
 
 def test_what_has_no_day_has_none(engine: Engine, settings: Settings) -> None:
@@ -249,24 +250,24 @@ def fetched(engine: Engine, *users: str) -> dict[ResourceKey, list[tuple[Any, ..
     return dict(short)
 
 
-@pytest.mark.parametrize(
-    ("status", "pending"),
-    [
+def test_the_state_of_a_window(engine: Engine) -> None:
+    """Breaks if a window that will never be fetched counts as covered, or one that was, or waits, as missing."""
+    failures = Failures()
+    for status, pending in (
         ("pending", "open"),
         ("running", "open"),
         ("paused", "open"),
         ("complete", "open"),
         ("failed", "lost"),
         ("cancelled", "open"),
-    ],
-)
-def test_the_state_of_a_window(engine: Engine, status: str, pending: str) -> None:
-    """Breaks if a window that will never be fetched counts as covered, or one that was, or waits, as missing."""
-    backfill(engine, ["done", "pending", "done"], status=status)
-    over = status in ("complete", "failed", "cancelled")
-    assert fetched(engine, "u1") == {
-        HEARTRATE: [(0, "notice", "done", over), (1, "notice", pending, over), (2, "notice", "done", over)]
-    }
+    ):
+        with failures.of(status, pending), emptied(engine):
+            backfill(engine, ["done", "pending", "done"], status=status)
+            over = status in ("complete", "failed", "cancelled")
+            assert fetched(engine, "u1") == {
+                HEARTRATE: [(0, "notice", "done", over), (1, "notice", pending, over), (2, "notice", "done", over)]
+            }
+    assert failures == {}
 
 
 def test_windows_are_told_by_key(engine: Engine) -> None:
@@ -363,14 +364,15 @@ ODD: list[tuple[str, Callable[[], list[datetime]], list[tuple[int, int]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("moments", "found"), [one[1:] for one in ODD], ids=[one[0] for one in ODD])
-def test_a_silence_of_a_day_is_an_outage(
-    engine: Engine, moments: Callable[[], list[datetime]], found: list[tuple[int, int]]
-) -> None:
+def test_a_silence_of_a_day_is_an_outage(engine: Engine) -> None:
     """Breaks if an outage longer than the sender's retries is not seen, or a quiet evening is one."""
-    known_since(engine, hour(-100), hour(-3))
-    heard(engine, moments())
-    assert outages(engine, hour(-1000)) == found
+    failures = Failures()
+    for moments, found in [one[1:] for one in ODD]:
+        with failures.of(moments, found), emptied(engine):
+            known_since(engine, hour(-100), hour(-3))
+            heard(engine, moments())
+            assert outages(engine, hour(-1000)) == found
+    assert failures == {}
 
 
 def test_an_outage_may_still_go_on(engine: Engine) -> None:

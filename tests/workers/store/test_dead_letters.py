@@ -145,3 +145,16 @@ def test_a_refused_request_names_its_backfill(name: str, number: int | None) -> 
     letter = DeadLetter(1, "junction", name, None, None, AT, AT, "", 1, 0)
     assert letter.backfill_id == number
     assert replace(letter, message_id="fetch-7-1").backfill_id == 7
+
+
+def test_a_dead_letter_is_kept_once_and_whole(shared: Engine) -> None:
+    """Breaks if a second attempt overwrites or doubles what was kept, or anything that opens it again is lost."""
+    kept: Delivery = delivery(b"{half", name="msg_dead", aggregator="terra")
+    for reason in ("the first reason", "the second"):
+        with transaction(shared) as connection:
+            add_dead_letter(connection, kept, None, reason)
+    (row,) = rows(shared, "SELECT * FROM headrace.dead_letters WHERE message_id = 'msg_dead'")
+    assert (row["aggregator"], row["reason"], row["event_type"]) == ("terra", "the first reason", None)
+    assert bytes(row["sealed"]) == kept.sealed
+    assert b"half" not in row["sealed"]
+    assert (row["received_at"], row["ordering_ms"], row["reference"]) == (kept.received, None, None)

@@ -1,34 +1,20 @@
 """Opening the database: migrations, sessions, partitions, and what an error means for a task."""
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured, TryLater, Unprocessable
-from tests.support import apply, delivery, event, heartrate, rows, workout
+from tests.support import apply, delivery, event, heartrate, rows
+from tests.support.cases import Failures
+from tests.support.database import run
 from workers.local.ports import free_port
 from workers.store.engine import SESSION, make_engine, make_writer, transaction
-from workers.store.migrate import migrate
-
-COUNT_VIEWS = "SELECT count(*) AS n FROM pg_views WHERE schemaname = 'health'"
-
-
-@pytest.fixture
-def empty(empty_settings: Settings) -> Iterator[Engine]:
-    """An engine on a database that nobody has migrated."""
-    engine = make_engine(empty_settings)
-    yield engine
-    engine.dispose()
 
 
 def refused(engine: Engine, query: str, **parameters: object) -> str:
@@ -45,13 +31,6 @@ def put_off(engine: Engine, *queries: str) -> str:
     return str(caught.value)
 
 
-def run(engine: Engine, *queries: str) -> None:
-    """Queries in one transaction."""
-    with transaction(engine) as connection:
-        for query in queries:
-            connection.execute(text(query))
-
-
 def copy(engine: Engine, row: tuple[object, ...]) -> None:
     """Copies a row into the table that samples are staged in, as the writer does."""
     with transaction(engine) as connection:
@@ -61,89 +40,23 @@ def copy(engine: Engine, row: tuple[object, ...]) -> None:
             copied.write_row(row)
 
 
-def test_migrating_twice_changes_nothing(empty: Engine) -> None:
-    """Breaks if a deployment that runs the migration at every start fails at the second."""
-    version = migrate(empty)
-    before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
-    assert migrate(empty) == version == "0002"
-    assert rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
-    assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
-
-
-def test_a_newer_schema_is_left_alone(empty: Engine) -> None:
-    """Breaks if going back to an older program ends in a traceback, or changes what the newer one has made."""
-    migrate(empty)
-    with empty.begin() as connection:
-        connection.execute(text("UPDATE headrace.schema_version SET version_num = '9999'"))
-    with pytest.raises(Misconfigured, match="newer Headrace"):
-        migrate(empty)
-    assert rows(empty, "SELECT version_num FROM headrace.schema_version") == [{"version_num": "9999"}]
-
-
-def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
-    """Breaks if the pods of a fresh installation race: three of four would crash."""
-    together = threading.Barrier(4)
-
-    def one(_number: int) -> str:
-        engine = make_engine(empty_settings)
-        try:
-            together.wait(20)
-            return migrate(engine)
-        finally:
-            engine.dispose()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(4))) == ["0002"] * 4
-    engine = make_engine(empty_settings)
-    assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
-    engine.dispose()
-
-
-def test_an_ordinary_role_of_any_name_can_migrate_and_apply(empty: Engine, empty_settings: Settings) -> None:
-    """Breaks if something wants a superuser, or is found only because the role is called like our schema."""
-    name = rows(empty, "SELECT current_database() AS name")[0]["name"]
-    run(empty, "CREATE ROLE somebody LOGIN PASSWORD 'sesame'", f"ALTER DATABASE {name} OWNER TO somebody")
-    where = urlsplit(empty_settings.need_database())
-    url = urlunsplit(where._replace(netloc=f"somebody:sesame@{where.hostname}:{where.port}"))
-    theirs = replace(empty_settings, database_url=url)
-    engine = make_engine(theirs)
-    try:
-        migrate(engine)
-        writer = make_writer(theirs)
-        assert apply(writer, theirs, delivery(workout("u1")), delivery(heartrate("u1", {0: 60}))) == {"applied": 2}
-        writer.dispose()
-        assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 60.0}]
-    finally:
-        engine.dispose()
-        run(empty, "REASSIGN OWNED BY somebody TO headrace", "DROP ROLE somebody")
-
-
-def test_a_migration_that_fails_leaves_nothing(empty: Engine) -> None:
-    """Breaks if half a schema stays behind, on which the next attempt stumbles."""
-    with empty.begin() as connection:
-        connection.execute(text("CREATE SCHEMA health; CREATE TABLE health.users (mine int)"))
-    with pytest.raises(TryLater, match="DuplicateTable"):
-        migrate(empty)
-    assert rows(empty, "SELECT 1 FROM pg_namespace WHERE nspname = 'headrace'") == []
-
-
-@pytest.mark.parametrize(
-    ("query", "state"),
-    [
+def test_data_that_is_refused_is_a_dead_letter_without_the_data(shared: Engine) -> None:
+    """Breaks if bad data is tried for ever, or if its text gets into logs by the error's."""
+    failures = Failures()
+    for query, state in (
         ("SELECT CAST(:value AS int)", "22P02"),
         ("SELECT CAST(:value AS timestamptz)", "22007"),
         ("SELECT CAST(:value || '\"' AS jsonb)", "22P02"),
         ("SELECT 1 / (length(:value) - length(:value))", "22012"),
         ("INSERT INTO headrace.users (user_id) VALUES (:value), (:value)", "23505"),
         ("INSERT INTO headrace.users (user_id, client_user_id) VALUES (NULL, :value)", "23502"),
-    ],
-)
-def test_data_that_is_refused_is_a_dead_letter_without_the_data(shared: Engine, query: str, state: str) -> None:
-    """Breaks if bad data is tried for ever, or if its text gets into logs by the error's."""
-    told = refused(shared, query, value="a secret value")
-    assert told.startswith("PostgreSQL refuses it: ")
-    assert state in told
-    assert "secret" not in told
+    ):
+        with failures.of(query, state):
+            told = refused(shared, query, value="a secret value")
+            assert told.startswith("PostgreSQL refuses it: ")
+            assert state in told
+            assert "secret" not in told
+    assert failures == {}
 
 
 def test_nul_is_a_dead_letter(shared: Engine) -> None:

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine
 
-from app.delivery import Delivery
-from tests.support import START, delivery, rows
-from workers.store.dead_letters import add_dead_letter
+from tests.support import START, rows
+from tests.support.cases import Failures
 from workers.store.engine import transaction
 from workers.store.ledger import Outcome, OutcomeRow, settle
 
@@ -26,26 +24,24 @@ def outcome(name: str, what: Outcome, **more: Any) -> OutcomeRow:
     return OutcomeRow("junction", name, outcome=what, **(given | more))
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "stands"),
-    [
+def test_the_first_outcome_stands_unless_it_was_dead(shared: Engine) -> None:
+    """Breaks if a repeated message hides that it was applied once, or a mended delivery stays dead."""
+    failures = Failures()
+    for first, second, stands in (
         ("applied", "duplicate", "applied"),
         ("ignored", "applied", "ignored"),
         ("stale", "dead", "stale"),
         ("dead", "applied", "applied"),
         ("dead", "duplicate", "duplicate"),
         ("dead", "dead", "dead"),
-    ],
-)
-def test_the_first_outcome_stands_unless_it_was_dead(
-    shared: Engine, first: Outcome, second: Outcome, stands: str
-) -> None:
-    """Breaks if a repeated message hides that it was applied once, or a mended delivery stays dead."""
-    name = f"{first}-{second}"
-    for what in (first, second):
-        record(shared, outcome(name, what, error=f"why {what}" if what == "dead" else None))
-    (row,) = rows(shared, LEDGER, id=name)
-    assert row == {"outcome": stands, "attempts": 2, "error": "why dead" if stands == "dead" else None}
+    ):
+        with failures.of(first, second, stands):
+            name = f"{first}-{second}"
+            for what in (first, second):
+                record(shared, outcome(name, what, error=f"why {what}" if what == "dead" else None))
+            (row,) = rows(shared, LEDGER, id=name)
+            assert row == {"outcome": stands, "attempts": 2, "error": "why dead" if stands == "dead" else None}
+    assert failures == {}
 
 
 def test_attempts_add_up(shared: Engine) -> None:
@@ -78,16 +74,3 @@ def test_all_that_is_known_is_recorded(shared: Engine) -> None:
 def test_nothing_settled_is_nothing_written(shared: Engine) -> None:
     """Breaks if an empty message fails."""
     record(shared)
-
-
-def test_a_dead_letter_is_kept_once_and_whole(shared: Engine) -> None:
-    """Breaks if a second attempt overwrites or doubles what was kept, or anything that opens it again is lost."""
-    kept: Delivery = delivery(b"{half", name="msg_dead", aggregator="terra")
-    for reason in ("the first reason", "the second"):
-        with transaction(shared) as connection:
-            add_dead_letter(connection, kept, None, reason)
-    (row,) = rows(shared, "SELECT * FROM headrace.dead_letters WHERE message_id = 'msg_dead'")
-    assert (row["aggregator"], row["reason"], row["event_type"]) == ("terra", "the first reason", None)
-    assert bytes(row["sealed"]) == kept.sealed
-    assert b"half" not in row["sealed"]
-    assert (row["received_at"], row["ordering_ms"], row["reference"]) == (kept.received, None, None)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +11,6 @@ from app.broker.celery import make_celery
 from app.config.settings import Settings, load
 from app.errors import Misconfigured
 from tests.support import START, apply, delivery, event, heartrate, rows, workout
-from tests.workers.cli.conftest import Headrace, headrace  # noqa: F401
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.store import retention
@@ -114,19 +112,6 @@ def test_the_sweep_sees_to_it_a_few_times_a_day(engine: Engine, settings: Settin
     jobs.sweep()
     assert rows(engine, BEATS) == [{"rows": 1}]
     work.engine.dispose()
-
-
-@pytest.mark.usefixtures("stored")
-def test_the_command_says_what_would_go(headrace: Any, engine: Engine) -> None:  # noqa: F811
-    """Breaks if an operator cannot see the effect of a setting before it is in force."""
-    run_it: Headrace = headrace
-    setting = {"HEADRACE_RETENTION": "heartrate=1"}
-    assert "20" in run_it("retention", "--dry-run", **setting).stdout
-    assert rows(engine, BEATS) == [{"rows": 20}]
-    assert "removed" in run_it("retention", "--yes", **setting).stdout
-    assert rows(engine, BEATS) == [{"rows": 0}]
-    listed = run_it("audit", "--since", "2026-01-01").stdout
-    assert "retention" in listed
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from app.catalogue import Catalogue, Field, Resource, catalogue, parse
 from app.config.settings import Settings
 from app.delivery import pack
 from tests.support import START, delivery, rows
+from tests.support.cases import Failures
 from workers.actions import Record, Sample, Samples
 from workers.ingest.apply import Applier
 from workers.simulator import World
@@ -109,84 +110,110 @@ def test_there_is_a_view_for_every_resource_and_nothing_else(shared: Engine) -> 
     assert rows(shared, "SELECT 1 FROM pg_tables WHERE schemaname = 'health'") == []
 
 
-@pytest.mark.parametrize("resource", RECORDS, ids=named)
-def test_a_record_view_has_the_columns_of_the_contract(shared: Engine, resource: Resource) -> None:
+def test_a_record_view_has_the_columns_of_the_contract(shared: Engine) -> None:
     """Breaks if a column of a summary is missing, misplaced or of another type than its schema says."""
-    scalars = [(field.name, TYPES[field.type]) for field in resource.fields]
-    assert columns(shared, resource.name) == [*WHOSE, ("id", "text"), *scalars, ("payload", "jsonb"), *HOW]
+    failures = Failures()
+    for resource in RECORDS:
+        with failures.of(named(resource)):
+            scalars = [(field.name, TYPES[field.type]) for field in resource.fields]
+            assert columns(shared, resource.name) == [*WHOSE, ("id", "text"), *scalars, ("payload", "jsonb"), *HOW]
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", TIMESERIES, ids=named)
-def test_a_timeseries_view_has_the_columns_of_the_contract(shared: Engine, resource: Resource) -> None:
+def test_a_timeseries_view_has_the_columns_of_the_contract(shared: Engine) -> None:
     """Breaks if a column of a timeseries is missing, misplaced or of another type."""
-    sample = [("ts", MOMENT), ("ts_end", MOMENT), ("value", "double precision"), ("unit", "text"), ("subtype", "text")]
-    sample += [("timezone_offset", "integer"), ("extra", "jsonb")]
-    own = [(field.name, TYPES[field.type]) for field in resource.fields]
-    assert columns(shared, resource.name) == [*WHOSE, *sample, *HOW, *own]
+    failures = Failures()
+    for resource in TIMESERIES:
+        with failures.of(named(resource)):
+            sample = [
+                ("ts", MOMENT),
+                ("ts_end", MOMENT),
+                ("value", "double precision"),
+                ("unit", "text"),
+                ("subtype", "text"),
+            ]
+            sample += [("timezone_offset", "integer"), ("extra", "jsonb")]
+            own = [(field.name, TYPES[field.type]) for field in resource.fields]
+            assert columns(shared, resource.name) == [*WHOSE, *sample, *HOW, *own]
+    assert failures == {}
 
 
-@pytest.mark.parametrize("view", OTHER_VIEWS)
-def test_the_other_views_have_the_columns_of_the_contract(shared: Engine, view: str) -> None:
+def test_the_other_views_have_the_columns_of_the_contract(shared: Engine) -> None:
     """Breaks if a column that dashboards read is renamed or moved."""
-    assert [name for name, _ in columns(shared, view)] == OTHER_VIEWS[view].split()
+    failures = Failures()
+    for view, names in OTHER_VIEWS.items():
+        with failures.of(view):
+            assert [name for name, _ in columns(shared, view)] == names.split()
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", RECORDS, ids=named)
-def test_a_record_reads_back_as_it_was_written(shared: Engine, resource: Resource) -> None:
+def test_a_record_reads_back_as_it_was_written(shared: Engine) -> None:
     """Breaks if a scalar lands in the wrong column, loses digits, its zone or its type."""
-    payload = {field.name: VALUES[field.type][0] for field in resource.fields} | {"more": [1, {"a": None}]}
-    action = Record(resource.name, "record", "r1", "garmin", "ring", msgspec.json.encode(payload), START)
-    store(shared, action)
-    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="record")
-    assert row.pop("stored_at") is not None
-    scalars = {field.name: VALUES[field.type][1] for field in resource.fields}
-    assert row == scalars | {
-        "user_id": "record",
-        "client_user_id": "member-1",
-        "provider": "garmin",
-        "source_type": "ring",
-        "id": "r1",
-        "payload": payload,
-        "version": START,
-        "origin": "backfill",
-    }
+    failures = Failures()
+    for resource in RECORDS:
+        with failures.of(named(resource)):
+            payload = {field.name: VALUES[field.type][0] for field in resource.fields} | {"more": [1, {"a": None}]}
+            action = Record(resource.name, "record", "r1", "garmin", "ring", msgspec.json.encode(payload), START)
+            store(shared, action)
+            (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="record")
+            assert row.pop("stored_at") is not None
+            scalars = {field.name: VALUES[field.type][1] for field in resource.fields}
+            assert row == scalars | {
+                "user_id": "record",
+                "client_user_id": "member-1",
+                "provider": "garmin",
+                "source_type": "ring",
+                "id": "r1",
+                "payload": payload,
+                "version": START,
+                "origin": "backfill",
+            }
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", RECORDS, ids=named)
-def test_a_record_without_any_scalar_is_stored(shared: Engine, resource: Resource) -> None:
+def test_a_record_without_any_scalar_is_stored(shared: Engine) -> None:
     """Breaks if a scalar that a provider leaves out is wanted."""
-    store(shared, Record(resource.name, "bare", "r1", "", "unknown", b"{}", START))
-    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="bare")
-    assert {row[field.name] for field in resource.fields} <= {None}
+    failures = Failures()
+    for resource in RECORDS:
+        with failures.of(named(resource)):
+            store(shared, Record(resource.name, "bare", "r1", "", "unknown", b"{}", START))
+            (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="bare")
+            assert {row[field.name] for field in resource.fields} <= {None}
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", TIMESERIES, ids=named)
-def test_a_sample_reads_back_as_it_was_written(shared: Engine, resource: Resource) -> None:
+def test_a_sample_reads_back_as_it_was_written(shared: Engine) -> None:
     """Breaks if a part of a sample lands in the wrong column, or in another resource's view."""
-    own = {field.name: VALUES[field.type] for field in resource.fields}
-    extra = {name: given for name, (given, _) in own.items()} | {"app_id": "x"}
-    end, version = datetime(2026, 3, 14, 6, 35, tzinfo=UTC), datetime(2026, 3, 15, tzinfo=UTC)
-    sample = Sample(START, end, 71.25, "u", -3600, msgspec.json.encode(extra))
-    user = f"sample of {resource.name}"
-    store(shared, Samples(resource.name, user, "oura", "ring", "a/b", [sample], version))
-    (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user=user)
-    assert row.pop("stored_at") is not None
-    assert row == {name: read for name, (_, read) in own.items()} | {
-        "user_id": user,
-        "client_user_id": "member-1",
-        "provider": "oura",
-        "source_type": "ring",
-        "ts": START,
-        "ts_end": end,
-        "value": 71.25,
-        "unit": "u",
-        "subtype": "a/b",
-        "timezone_offset": -3600,
-        "extra": extra,
-        "version": version,
-        "origin": "backfill",
-    }
-    assert rows(shared, "SELECT count(*) AS n FROM headrace.series WHERE user_id = :user", user=user) == [{"n": 1}]
+    failures = Failures()
+    for resource in TIMESERIES:
+        with failures.of(named(resource)):
+            own = {field.name: VALUES[field.type] for field in resource.fields}
+            extra = {name: given for name, (given, _) in own.items()} | {"app_id": "x"}
+            end, version = datetime(2026, 3, 14, 6, 35, tzinfo=UTC), datetime(2026, 3, 15, tzinfo=UTC)
+            sample = Sample(START, end, 71.25, "u", -3600, msgspec.json.encode(extra))
+            user = f"sample of {resource.name}"
+            store(shared, Samples(resource.name, user, "oura", "ring", "a/b", [sample], version))
+            (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user=user)
+            assert row.pop("stored_at") is not None
+            assert row == {name: read for name, (_, read) in own.items()} | {
+                "user_id": user,
+                "client_user_id": "member-1",
+                "provider": "oura",
+                "source_type": "ring",
+                "ts": START,
+                "ts_end": end,
+                "value": 71.25,
+                "unit": "u",
+                "subtype": "a/b",
+                "timezone_offset": -3600,
+                "extra": extra,
+                "version": version,
+                "origin": "backfill",
+            }
+            assert rows(shared, "SELECT count(*) AS n FROM headrace.series WHERE user_id = :user", user=user) == [
+                {"n": 1}
+            ]
+    assert failures == {}
 
 
 @pytest.mark.parametrize(
@@ -285,25 +312,31 @@ def test_one_event_of_every_type_is_applied_or_ignored(shared: Engine, world: Wo
     assert sum(row["outcome"] == "duplicate" for row in found.values()) < 10
 
 
-@pytest.mark.parametrize("resource", [one for one in EVERY if one.is_junctions and not one.legacy], ids=named)
-def test_every_resource_shows_what_its_events_brought(shared: Engine, world: World, resource: Resource) -> None:
+def test_every_resource_shows_what_its_events_brought(shared: Engine, world: World) -> None:
     """Breaks if the events of a resource leave nothing in its view."""
-    user = world.members[0]
-    query = f'SELECT client_user_id, provider, origin FROM health."{resource.name}" WHERE user_id = :user'
-    found = rows(shared, query, user=user.user_id)
-    assert found
-    assert {row["client_user_id"] for row in found} == {user.client_user_id}
-    assert {row["origin"] for row in found} == {"webhook"}
-    assert {row["provider"] for row in found} <= {one.provider.slug for one in user.connections}
+    failures = Failures()
+    for resource in [one for one in EVERY if one.is_junctions and not one.legacy]:
+        with failures.of(named(resource)):
+            user = world.members[0]
+            query = f'SELECT client_user_id, provider, origin FROM health."{resource.name}" WHERE user_id = :user'
+            found = rows(shared, query, user=user.user_id)
+            assert found
+            assert {row["client_user_id"] for row in found} == {user.client_user_id}
+            assert {row["origin"] for row in found} == {"webhook"}
+            assert {row["provider"] for row in found} <= {one.provider.slug for one in user.connections}
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", [one for one in TIMESERIES if one.is_junctions and one.fields], ids=named)
-def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World, resource: Resource) -> None:
+def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World) -> None:
     """Breaks if systolic, diastolic or a note's text stay in the payload."""
-    query = f'SELECT * FROM health."{resource.name}" WHERE user_id = :user'
-    for row in rows(shared, query, user=world.members[0].user_id):
-        assert row["value"] is None
-        assert all(row[field.name] is not None for field in resource.fields)
+    failures = Failures()
+    for resource in [one for one in TIMESERIES if one.is_junctions and one.fields]:
+        with failures.of(named(resource)):
+            query = f'SELECT * FROM health."{resource.name}" WHERE user_id = :user'
+            for row in rows(shared, query, user=world.members[0].user_id):
+                assert row["value"] is None
+                assert all(row[field.name] is not None for field in resource.fields)
+    assert failures == {}
 
 
 def test_columns_of_their_own_go_before_the_payload(shared: Engine) -> None:
@@ -317,19 +350,20 @@ def test_columns_of_their_own_go_before_the_payload(shared: Engine) -> None:
     ]
 
 
-@pytest.mark.parametrize("resource", RECORDS, ids=named)
-def test_a_record_that_is_taken_back_is_not_shown_until_a_newer_version_comes(
-    shared: Engine, resource: Resource
-) -> None:
+def test_a_record_that_is_taken_back_is_not_shown_until_a_newer_version_comes(shared: Engine) -> None:
     """Breaks if what a user deleted is still seen, hides what was sent after it, or comes back with what was before."""
-    moments = [START.replace(minute=minute) for minute in range(4)]
-    given = Record(resource.name, "taken back", "r1", "garmin", "ring", b"{}", moments[1])
-    query = f'SELECT version FROM health."{resource.name}" WHERE user_id = :user'
-    seen = []
-    for version, is_deleted in ((1, False), (2, True), (0, False), (1, False), (3, False)):
-        store(shared, replace(given, version=moments[version], is_deleted=is_deleted))
-        seen.append([row["version"] for row in rows(shared, query, user="taken back")])
-    assert seen == [[moments[1]], [], [], [], [moments[3]]]
+    failures = Failures()
+    for resource in RECORDS:
+        with failures.of(named(resource)):
+            moments = [START.replace(minute=minute) for minute in range(4)]
+            given = Record(resource.name, "taken back", "r1", "garmin", "ring", b"{}", moments[1])
+            query = f'SELECT version FROM health."{resource.name}" WHERE user_id = :user'
+            seen = []
+            for version, is_deleted in ((1, False), (2, True), (0, False), (1, False), (3, False)):
+                store(shared, replace(given, version=moments[version], is_deleted=is_deleted))
+                seen.append([row["version"] for row in rows(shared, query, user="taken back")])
+            assert seen == [[moments[1]], [], [], [], [moments[3]]]
+    assert failures == {}
 
 
 @pytest.mark.parametrize("order", [(False, True), (True, False)])

@@ -77,9 +77,9 @@ def test_the_history_is_what_the_read_api_gives(days: int) -> None:
                 for step in range(0, 28, days):
                     end = UNTIL - timedelta(days=step)
                     asked = terra.request(resource, account.user_id, "", DateRange(end - timedelta(days=days), end))
-                    answer = client.ask(asked)
+                    answer = client.fetch(asked)
                     if b'"processing"' in answer.body:
-                        answer = client.ask(asked)
+                        answer = client.fetch(asked)
                     assert answer.status == 200
                     page = terra.read_page(resource, account.user_id, answer.body, UNTIL)
                     assert page.refused == ()

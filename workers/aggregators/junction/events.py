@@ -70,7 +70,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
 def _streams_of(action: Action, settings: Settings) -> Iterator[Notice]:
     """The streams that an action announces, which are always fetched: that of a notice without data is its own.
 
-    One that the provider announces no more is fetched with the records it belongs to, if it is asked for by name.
+    One that Junction announces no more is fetched with the records it belongs to, if it is asked for by name.
     """
     if not isinstance(action, Record | Notice):
         return

@@ -35,9 +35,9 @@ class Course(Shape):
         begin = later(replace(place, dice=dice), self.hours[0] * HOUR)
         last = min(place.known["until"], place.instant + timedelta(hours=self.hours[1]))
         found: list[dict[str, Any]] = []
-        total = 0.0
+        total, item = 0.0, dict(self.item)
         while (moment := later(begin, len(found) * self.every)).instant < last:
-            sample = {self.time: moment.instant.isoformat(), **fill(dict(self.item), moment)}
+            sample = {self.time: moment.instant.isoformat(), **fill(item, moment)}
             if self.grows:
                 total = round(total + sample[self.grows], 1)
                 sample[self.grows] = total

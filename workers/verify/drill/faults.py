@@ -42,11 +42,11 @@ class FaultInjector:
 
     def __init__(self, stack: Stack, faults: Sequence[PlannedFault], on_progress: Callable[[Injected], None]) -> None:
         self.made: list[Injected] = []
-        self._stack, self._strikes, self._tell = stack, faults, on_progress
+        self._stack, self._faults, self._notify = stack, faults, on_progress
         self._frozen: list[tuple[float, psutil.Process]] = []
 
     @property
-    def hits(self) -> list[Injected]:
+    def injected(self) -> list[Injected]:
         """Without those that met nobody."""
         return [one for one in self.made if one.pid is not None]
 
@@ -54,7 +54,7 @@ class FaultInjector:
         """Makes them all, each at its time. Whatever happens, nothing stays frozen."""
         began = time.monotonic()
         try:
-            for fault in self._strikes:
+            for fault in self._faults:
                 if not self._wait(began + fault.at, stop):
                     return
                 self._make(fault)
@@ -85,7 +85,7 @@ class FaultInjector:
                 self._do(fault, process, whom == fault.group)
                 made = Injected(fault, time.time(), process.pid, whom)
         self.made.append(made)
-        self._tell(made)
+        self._notify(made)
 
     def _do(self, fault: PlannedFault, process: psutil.Process, is_main: bool) -> None:  # noqa: FBT001
         # psutil compares the time at which it began: a number that was given to somebody else is not struck.

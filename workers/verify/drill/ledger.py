@@ -47,7 +47,7 @@ class LedgerReader:
             found = connection.exec_driver_sql(query, {"people": list(self._people)})
             return Counter({row[0]: row[1] for row in found})
 
-    def letters(self) -> set[str]:
+    def dead_letters(self) -> set[str]:
         """The message ids of the dead letters."""
         with transaction(self._engine) as connection:
             return set(connection.exec_driver_sql("SELECT message_id FROM headrace.dead_letters").scalars())

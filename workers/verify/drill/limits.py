@@ -1,4 +1,4 @@
-"""How the stack behaved meanwhile: how late it answered, and whether it asked a provider that wanted silence."""
+"""How the stack behaved meanwhile: how late it answered, and whether it asked a provider that had asked for a pause."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,12 +6,12 @@ from workers.simulator.sender import NO_ANSWER
 from workers.verify.drill.faults import Injected
 from workers.verify.drill.load import Response
 
-TOLERANCE_SECONDS = 0.5  # within which every worker knows of a silence
+TOLERANCE_SECONDS = 0.5  # within which every worker knows of a pause
 
 
-def longest_response(answers: Iterable[Response], hits: Sequence[Injected]) -> tuple[float, float]:
+def max_response(answers: Iterable[Response], injected: Sequence[Injected]) -> tuple[float, float]:
     """The seconds of the longest answer: without the time for which the endpoint itself was frozen, and with it."""
-    frozen = [(one.began, one.ended) for one in hits if one.fault.group == "web" and one.fault.kind == "freeze"]
+    frozen = [(one.began, one.ended) for one in injected if one.fault.group == "web" and one.fault.kind == "freeze"]
     alone, whole = 0.0, 0.0
     for answer in answers:
         if answer.status != NO_ANSWER:
@@ -26,10 +26,10 @@ def longest_response(answers: Iterable[Response], hits: Sequence[Injected]) -> t
 
 
 def rate_limit_violations(
-    pauses: Iterable[tuple[float, float]], asked: Iterable[float], hits: Sequence[Injected]
+    pauses: Iterable[tuple[float, float]], asked: Iterable[float], injected: Sequence[Injected]
 ) -> tuple[int, int]:
-    """Requests within a silence; and those that a strike explains: on who was told of it, or on what tells all."""
-    struck = [one for one in hits if one.fault.group in ("backfill", "maintenance", "broker")]
+    """Requests within a pause; and those that a strike explains: on who was told of it, or on what tells all."""
+    struck = [one for one in injected if one.fault.group in ("backfill", "maintenance", "broker")]
     found, excused = 0, 0
     asked = sorted(asked)
     for begins, ends in pauses:

@@ -30,24 +30,24 @@ class Report:
     """What a drill found."""
 
     seed: int
-    account: Totals
+    totals: Totals
     faults: list[Injected]
     statuses: dict[int, int]  # answers of the endpoint; 0: no answer
-    longest_answer: float  # without the time for which the drill itself froze the endpoint
-    longest_with_freezes: float
+    max_response: float  # without the time for which the drill itself froze the endpoint
+    max_response_with_freezes: float
     never_taken: int
     settled_after: float | None  # seconds after the last strike; None if not everything did
     backfills: dict[str, int]
     provider_requests: int
     provider_refused: int
-    rate_limit_violations: int  # requests within a silence
+    rate_limit_violations: int  # requests within a pause
     excused: int  # as above, but whoever should have known was struck
 
     @property
     def holds(self) -> bool:
         """Whether the drill was passed."""
-        in_time = self.longest_answer <= MAX_RESPONSE_SECONDS and self.settled_after is not None
-        return self.account.holds and in_time and not self.never_taken
+        in_time = self.max_response <= MAX_RESPONSE_SECONDS and self.settled_after is not None
+        return self.totals.holds and in_time and not self.never_taken
 
     def faults_by(self) -> dict[str, dict[str, int]]:
         """How often each group was struck how."""

@@ -15,7 +15,7 @@ from workers.simulator import Simulator
 from workers.simulator.events import Event
 from workers.verify.drill.faults import FaultInjector, Injected
 from workers.verify.drill.ledger import LedgerReader, waiting
-from workers.verify.drill.limits import longest_response, rate_limit_violations
+from workers.verify.drill.limits import max_response, rate_limit_violations
 from workers.verify.drill.load import ObservingSender, events, is_usable
 from workers.verify.drill.plan import Options, plan
 from workers.verify.drill.provider import FAULTS, PauseRecorder
@@ -59,9 +59,9 @@ class Drill:
         says = stack.info()
         self._simulator, self._options, self._show = simulator, options, show
         self._broker_url = says["broker_url"]
-        self._silences = pauses
-        self._books = LedgerReader(says["database_url"], [user.user_id for user in simulator.world.members])
-        self._striker = FaultInjector(stack, plan(options.seed, options.seconds), on_progress)
+        self._pauses = pauses
+        self._ledger = LedgerReader(says["database_url"], [user.user_id for user in simulator.world.members])
+        self._injector = FaultInjector(stack, plan(options.seed, options.seconds), on_progress)
         self._stop = Flag()
         self._sender = ObservingSender(
             f"{says['web']}/webhooks/junction", says["junction_webhook_secret"], options.seed, self._stop
@@ -70,7 +70,7 @@ class Drill:
 
     def run(self) -> Report:
         """Load and strikes, then patience, then the account. Ctrl-C ends it at once."""
-        self._books.need_empty()
+        self._ledger.need_empty()
         for fault in FAULTS:
             self._simulator.faults.put(fault)
         try:
@@ -80,20 +80,20 @@ class Drill:
         finally:
             self._stop.set()
             self._sender.close()
-            self._books.close()
+            self._ledger.close()
 
     def _load(self) -> None:
         options, began = self._options, time.monotonic()
         load = events(self._simulator.world, options.seed, options.seconds, options.rate)
         with ThreadPoolExecutor(2) as pool:
-            striking = pool.submit(self._striker.run, self._stop)
+            injecting = pool.submit(self._injector.run, self._stop)
             sending = pool.submit(self._sender.send_all, load, options.rate)
             try:
-                while not (striking.done() and sending.done()):
+                while not (injecting.done() and sending.done()):
                     seconds = time.monotonic() - began
                     self._look("load", seconds, options.seconds - seconds)
-                    if striking.done():
-                        striking.result()  # what ended it before its time ends the drill
+                    if injecting.done():
+                        injecting.result()  # what ended it before its time ends the drill
                     time.sleep(0.5)
                 sending.result()
             except BaseException:
@@ -119,7 +119,7 @@ class Drill:
     ) -> tuple[list[tuple[str, str]], Counter[str]]:
         """Shows how far it is. What the database cannot say now is what it said last."""
         with contextlib.suppress(TryLater):
-            self._last = self._books.settled(), self._books.backfills()
+            self._last = self._ledger.settled(), self._ledger.backfills()
         ledger, backfills = self._last
         self._show(
             Snapshot(
@@ -129,7 +129,7 @@ class Drill:
                 acked=len(self._sender.taken),
                 settled=len(ledger),
                 applied=sum(outcome == "applied" for _, outcome in ledger),
-                faults=len(self._striker.hits),
+                faults=len(self._injector.injected),
                 backfills_open=_open(backfills),
             )
         )
@@ -137,39 +137,39 @@ class Drill:
 
     def _report(self, settled_at: float | None) -> Report:
         self._look("counting", 0.0, 0.0)
-        hits, taken = self._striker.hits, self._sender.taken
+        injected, taken = self._injector.injected, self._sender.taken
         requests = self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
-        longest, whole = longest_response(self._sender.answers, hits)
-        found, excused = rate_limit_violations(self._silences.found, asked, hits)
-        last = max((one.ended for one in hits), default=settled_at or 0.0)
+        slowest, whole = max_response(self._sender.answers, injected)
+        found, excused = rate_limit_violations(self._pauses.found, asked, injected)
+        last = max((one.ended for one in injected), default=settled_at or 0.0)
         return Report(
             seed=self._options.seed,
-            account=self._account(taken),
-            faults=self._striker.made,
+            totals=self._totals(taken),
+            faults=self._injector.made,
             statuses=dict(Counter(one.status for one in self._sender.answers)),
-            longest_answer=longest,
-            longest_with_freezes=whole,
+            max_response=slowest,
+            max_response_with_freezes=whole,
             never_taken=len(self._sender.given_up),
             settled_after=None if settled_at is None else settled_at - last,
-            backfills=dict(self._books.backfills()),
+            backfills=dict(self._ledger.backfills()),
             provider_requests=len(requests),
             provider_refused=sum(one["status"] != 200 for one in requests),
             rate_limit_violations=found,
             excused=excused,
         )
 
-    def _account(self, taken: Mapping[str, Event]) -> Totals:
+    def _totals(self, taken: Mapping[str, Event]) -> Totals:
         usable = {name: event for name, event in taken.items() if is_usable(event)}
         unanswered = {name: event for name, event in self._sender.given_up.items() if is_usable(event)}
-        ledger = self._books.settled()
+        ledger = self._ledger.settled()
         is_settled = taken.keys() <= {name for name, _ in ledger}
         return reconcile_totals(
             taken,
             ledger=ledger,
-            letters=self._books.letters(),
+            dead_letters=self._ledger.dead_letters(),
             queued=set() if is_settled else waiting(self._broker_url),
             newest=wanted(usable, history(self._simulator.world)),
-            rows=self._books.rows(),
+            rows=self._ledger.rows(),
             explained=expected(unanswered).keys(),
         )

@@ -10,6 +10,7 @@ import pytest
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured, Unprocessable
+from tests.support.cases import Failures
 from workers.actions import Record, Samples
 from workers.aggregators import junction
 from workers.aggregators.junction.api import connect, read_page, read_stream, request, stream_request
@@ -42,9 +43,10 @@ def sample(minute: int = 0, value: Any = 60, **more: Any) -> dict[str, Any]:
 # Requests
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "query"),
-    [
+def test_each_kind_is_asked_for_in_its_own_way() -> None:
+    """Breaks if a resource is asked for under a wrong name or in a form that the provider refuses (422)."""
+    failures = Failures()
+    for name, path, query in (
         ("activity", "/v2/summary/activity/u1", DATED),
         ("sleep", "/v2/summary/sleep/u1", DATED),
         ("workouts", "/v2/summary/workouts/u1", DATED),
@@ -59,20 +61,22 @@ def sample(minute: int = 0, value: Any = 60, **more: Any) -> dict[str, Any]:
         ("fat", "/v2/timeseries/u1/body_fat/grouped", DATED),
         ("note", "/v2/timeseries/u1/note/grouped", DATED),
         ("workout_distance", "/v2/timeseries/u1/workout_distance/grouped", DATED),
-    ],
-)
-def test_each_kind_is_asked_for_in_its_own_way(name: str, path: str, query: dict[str, str]) -> None:
-    """Breaks if a resource is asked for under a wrong name or in a form that the provider refuses (422)."""
-    asked = request(of(name), "u1", "garmin", PART)
-    assert (asked.path, dict(asked.query)) == (path, {"provider": "garmin"} | query)
-    assert asked == junction.request(of(name), "u1", "garmin", PART)
+    ):
+        with failures.of(name, path, query):
+            asked = request(of(name), "u1", "garmin", PART)
+            assert (asked.path, dict(asked.query)) == (path, {"provider": "garmin"} | query)
+            assert asked == junction.request(of(name), "u1", "garmin", PART)
+    assert failures == {}
 
 
-@pytest.mark.parametrize("resource", catalogue().of_kind("timeseries"), ids=lambda one: one.name)
-def test_only_two_series_have_another_name_in_the_path(resource: Resource) -> None:
+def test_only_two_series_have_another_name_in_the_path() -> None:
     """Breaks if one of the fifty series is fetched from a place that does not exist."""
-    segment = {"weight": "body_weight", "fat": "body_fat"}.get(resource.name, resource.name)
-    assert request(resource, "u1", "", PART).path == f"/v2/timeseries/u1/{segment}/grouped"
+    failures = Failures()
+    for resource in catalogue().of_kind("timeseries"):
+        with failures.of(resource):
+            segment = {"weight": "body_weight", "fat": "body_fat"}.get(resource.name, resource.name)
+            assert request(resource, "u1", "", PART).path == f"/v2/timeseries/u1/{segment}/grouped"
+    assert failures == {}
 
 
 @pytest.mark.parametrize("name", ["heartrate", "sleep", "sleep_cycle", "profile"])
@@ -132,17 +136,20 @@ ROWS = {"meal": "meals"}
 SUMMARIES = [one.name for one in catalogue().of_kind("summary") if one.name != "profile"]
 
 
-@pytest.mark.parametrize("name", SUMMARIES)
-def test_the_records_of_a_summary(name: str) -> None:
+def test_the_records_of_a_summary() -> None:
     """Breaks if a summary's rows are looked for under another key, or a record loses its id or source."""
-    rows = [{"id": f"r{n}", "user_id": "u1", "source": GARMIN, "more": {"deep": [n]}} for n in range(3)]
-    found = page(name, {ROWS.get(name, name): rows})
-    assert (found.records, found.cursor, found.refused) == (3, None, ())
-    for n, action in enumerate(found.actions):
-        assert isinstance(action, Record)
-        assert (action.resource, action.user_id, action.id) == (name, "u1", f"r{n}")
-        assert (action.provider, action.source_type, action.version) == ("garmin", "watch", ASKED_AT)
-        assert msgspec.json.decode(action.payload) == rows[n]
+    failures = Failures()
+    for name in SUMMARIES:
+        with failures.of(name):
+            rows = [{"id": f"r{n}", "user_id": "u1", "source": GARMIN, "more": {"deep": [n]}} for n in range(3)]
+            found = page(name, {ROWS.get(name, name): rows})
+            assert (found.records, found.cursor, found.refused) == (3, None, ())
+            for n, action in enumerate(found.actions):
+                assert isinstance(action, Record)
+                assert (action.resource, action.user_id, action.id) == (name, "u1", f"r{n}")
+                assert (action.provider, action.source_type, action.version) == ("garmin", "watch", ASKED_AT)
+                assert msgspec.json.decode(action.payload) == rows[n]
+    assert failures == {}
 
 
 def test_a_profile_is_the_answer_itself() -> None:
@@ -181,9 +188,10 @@ def test_the_samples_of_all_groups() -> None:
     assert found.actions[2].rows[0].value == 71.5
 
 
-@pytest.mark.parametrize(
-    ("more", "cursor"),
-    [
+def test_the_cursor_under_both_names() -> None:
+    """Breaks if the pages after the first are never fetched, or the last one is never reached."""
+    failures = Failures()
+    for more, cursor in (
         ({}, None),
         ({"next_cursor": None}, None),
         ({"next_cursor": ""}, None),
@@ -191,21 +199,22 @@ def test_the_samples_of_all_groups() -> None:
         ({"next": "c1"}, "c1"),
         ({"next_cursor": None, "next": "c1"}, "c1"),
         ({"next_cursor": "c2", "next": "c1"}, "c2"),
-    ],
-)
-def test_the_cursor_under_both_names(more: dict[str, Any], cursor: str | None) -> None:
-    """Breaks if the pages after the first are never fetched, or the last one is never reached."""
-    assert page("heartrate", {"groups": {}} | more).cursor == cursor
+    ):
+        with failures.of(more, cursor):
+            assert page("heartrate", {"groups": {}} | more).cursor == cursor
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "body"),
-    [(name, {ROWS.get(name, name): []}) for name in SUMMARIES]
-    + [("heartrate", {"groups": {}}), ("heartrate", {"groups": {"garmin": []}})],
-)
-def test_an_empty_page_is_a_page(name: str, body: Any) -> None:
+def test_an_empty_page_is_a_page() -> None:
     """Breaks if a person without data, as every new one of Garmin's, is taken for an error."""
-    assert page(name, body) == Page((), 0)
+    failures = Failures()
+    for name, body in [(name, {ROWS.get(name, name): []}) for name in SUMMARIES] + [
+        ("heartrate", {"groups": {}}),
+        ("heartrate", {"groups": {"garmin": []}}),
+    ]:
+        with failures.of(name, body):
+            assert page(name, body) == Page((), 0)
+    assert failures == {}
 
 
 def test_fields_that_nobody_knows_are_passed_over() -> None:
@@ -214,9 +223,10 @@ def test_fields_that_nobody_knows_are_passed_over() -> None:
     assert page("heartrate", {"groups": {}, "total": 0, "more": []}) == Page((), 0)
 
 
-@pytest.mark.parametrize(
-    ("bad", "names"),
-    [
+def test_one_bad_record_of_many_is_named_and_left_out() -> None:
+    """Breaks if one record takes its page along, is lost without a word, or its value gets into a log."""
+    failures = Failures()
+    for bad, names in (
         ({"source": GARMIN}, "`id`"),
         ({"id": ""}, "`$.id`"),
         ({"id": 7}, "`$.id`"),
@@ -224,17 +234,16 @@ def test_fields_that_nobody_knows_are_passed_over() -> None:
         ({"id": "x", "updated_at": "2026-03-15canary"}, "updated_at"),
         (None, "workouts"),
         ("canary", "workouts"),
-    ],
-)
-def test_one_bad_record_of_many_is_named_and_left_out(bad: Any, names: str) -> None:
-    """Breaks if one record takes its page along, is lost without a word, or its value gets into a log."""
-    good = [{"id": f"r{n}", "source": GARMIN} for n in range(3)]
-    found = page("workouts", {"workouts": [good[0], bad, *good[1:]]})
-    assert [action.id for action in found.actions if isinstance(action, Record)] == ["r0", "r1", "r2"]
-    assert found.records == 3
-    (refused,) = found.refused
-    assert names in refused
-    assert "canary" not in refused
+    ):
+        with failures.of(bad, names):
+            good = [{"id": f"r{n}", "source": GARMIN} for n in range(3)]
+            found = page("workouts", {"workouts": [good[0], bad, *good[1:]]})
+            assert [action.id for action in found.actions if isinstance(action, Record)] == ["r0", "r1", "r2"]
+            assert found.records == 3
+            (refused,) = found.refused
+            assert names in refused
+            assert "canary" not in refused
+    assert failures == {}
 
 
 @pytest.mark.parametrize(
@@ -253,13 +262,16 @@ def test_one_bad_group_of_many_is_named_and_left_out(bad: dict[str, Any]) -> Non
 ANYTHING = [b"", b"null", b"[]", b'"canary"', b"7", b"\xff", b"<html>canary</html>", b"[" * 100_000]
 
 
-@pytest.mark.parametrize("name", ["workouts", "meal", "sleep_cycle", "heartrate"])
-@pytest.mark.parametrize("body", ANYTHING)
-def test_what_is_no_page_raises(name: str, body: bytes) -> None:
+def test_what_is_no_page_raises() -> None:
     """Breaks if an answer of another kind counts as history that is not there, or is quoted."""
-    with pytest.raises(Unprocessable) as error:
-        page(name, body)
-    assert "canary" not in str(error.value)
+    failures = Failures()
+    for name in ("workouts", "meal", "sleep_cycle", "heartrate"):
+        for body in ANYTHING:
+            with failures.of(name, body):
+                with pytest.raises(Unprocessable) as error:
+                    page(name, body)
+                assert "canary" not in str(error.value)
+    assert failures == {}
 
 
 @pytest.mark.parametrize(
@@ -300,9 +312,12 @@ def test_a_stream_is_stored_under_its_workout() -> None:
     assert found == Page((expected,), 1)
 
 
-@pytest.mark.parametrize("body", [*ANYTHING, b'{"time":[1,2', b'{"time":}'])
-def test_what_is_no_stream_raises(body: bytes) -> None:
+def test_what_is_no_stream_raises() -> None:
     """Breaks if half a stream is stored, which nothing would ever fetch again."""
-    with pytest.raises(Unprocessable) as error:
-        read_stream(of("workout_stream"), OWNER, body, ASKED_AT)
-    assert "canary" not in str(error.value)
+    failures = Failures()
+    for body in (*ANYTHING, b'{"time":[1,2', b'{"time":}'):
+        with failures.of(body):
+            with pytest.raises(Unprocessable) as error:
+                read_stream(of("workout_stream"), OWNER, body, ASKED_AT)
+            assert "canary" not in str(error.value)
+    assert failures == {}

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from app.errors import Unprocessable
+from tests.support.cases import Failures
 from workers.actions import Connection
 from workers.aggregators import junction
 from workers.aggregators.junction.introspection import Listing, Pull, Refreshed, ResourceCoverage
@@ -77,22 +78,22 @@ def pull(changes: dict[str, Any], without: str = "") -> Pull:
 # Requests
 
 
-@pytest.mark.parametrize("part", ["historical_pull", "resources"])
-@pytest.mark.parametrize(
-    ("cursor", "user", "query"),
-    [
-        (None, None, ()),
-        ("", None, ()),
-        (None, "u 1", (("user_id", "u 1"),)),
-        ("abc", None, (("next_cursor", "abc"),)),
-        ("abc", "u1", (("user_id", "u1"), ("next_cursor", "abc"))),
-    ],
-)
-def test_a_page_is_asked_for(part: str, cursor: str | None, user: str | None, query: tuple[Any, ...]) -> None:
+def test_a_page_is_asked_for() -> None:
     """Breaks if a page goes without its cursor, a cursor without its user, or a first page with an empty one."""
-    ask = junction.pulls_request if part == "historical_pull" else junction.coverage_request
-    asked = Request(f"/v2/introspect/{part}", (("user_limit", "50"), *query), has_cursor=bool(cursor))
-    assert ask(cursor, user) == asked
+    failures = Failures()
+    for part in ("historical_pull", "resources"):
+        for cursor, user, query in (
+            (None, None, ()),
+            ("", None, ()),
+            (None, "u 1", (("user_id", "u 1"),)),
+            ("abc", None, (("next_cursor", "abc"),)),
+            ("abc", "u1", (("user_id", "u1"), ("next_cursor", "abc"))),
+        ):
+            with failures.of(part, cursor, user, query):
+                ask = junction.pulls_request if part == "historical_pull" else junction.coverage_request
+                asked = Request(f"/v2/introspect/{part}", (("user_limit", "50"), *query), has_cursor=bool(cursor))
+                assert ask(cursor, user) == asked
+    assert failures == {}
 
 
 def test_an_id_stays_a_part_of_the_path() -> None:
@@ -120,9 +121,10 @@ def test_the_public_example_of_pulls_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("status", "details", "read", "told"),
-    [
+def test_every_status_of_a_pull() -> None:
+    """Breaks if a pull that is not over counts as missing, a failed one as ours, or the error is not told."""
+    failures = Failures()
+    for status, details, read, told in (
         ("success", None, "pulled", "success"),
         ("failure", "non_retriable_error", "failed", "failure, non_retriable_error"),
         ("failure", "one_that_is_new", "failed", "failure, one_that_is_new"),
@@ -133,19 +135,19 @@ def test_the_public_example_of_pulls_is_read() -> None:
         ("thinking_about_it", None, "pulling", "thinking_about_it"),  # the list of them is not exhaustive
         ("", None, "pulling", ""),
         ("SUCCESS", None, "pulling", "SUCCESS"),
-    ],
-)
-def test_every_status_of_a_pull(status: str, details: str | None, read: str, told: str) -> None:
-    """Breaks if a pull that is not over counts as missing, a failed one as ours, or the error is not told."""
-    found = pull({"status": status, "error_details": details})
-    assert (found.status, found.status_text) == (read, told)
-    assert found.days_with_data == (70 if read == "pulled" else 0)
-    assert (found.start, found.end) == (JULY, OCTOBER)
+    ):
+        with failures.of(status, details, read, told):
+            found = pull({"status": status, "error_details": details})
+            assert (found.status, found.status_text) == (read, told)
+            assert found.days_with_data == (70 if read == "pulled" else 0)
+            assert (found.start, found.end) == (JULY, OCTOBER)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("changes", "start", "end"),
-    [
+def test_the_range_of_a_pull() -> None:
+    """Breaks if an older answer, one without a range or one with a wrong range costs the whole page."""
+    failures = Failures()
+    for changes, start, end in (
         ({}, JULY, OCTOBER),
         ({"range_start": None, "range_end": None}, None, None),
         (
@@ -160,13 +162,12 @@ def test_every_status_of_a_pull(status: str, details: str | None, read: str, tol
         ({"range_start": 17, "range_end": {"at": "never"}}, None, None),
         ({"range_start": "", "range_end": []}, None, None),
         ({"range_start": RANGE["range_end"], "range_end": RANGE["range_start"]}, OCTOBER, JULY),
-    ],
-)
-def test_the_range_of_a_pull(changes: dict[str, Any], start: datetime | None, end: datetime | None) -> None:
-    """Breaks if an older answer, one without a range or one with a wrong range costs the whole page."""
-    found = pull(changes)
-    assert (found.start, found.end) == (start, end)
-    assert found.status == "pulled"
+    ):
+        with failures.of(changes, start, end):
+            found = pull(changes)
+            assert (found.start, found.end) == (start, end)
+            assert found.status == "pulled"
+    assert failures == {}
 
 
 @pytest.mark.parametrize(
@@ -240,9 +241,10 @@ def test_between_which_moments_there_is_something(
 # Pages
 
 
-@pytest.mark.parametrize(
-    ("given", "cursor"),
-    [
+def test_only_the_cursor_tells_whether_there_is_more() -> None:
+    """Breaks if a short or an empty page ends the comparison, or a cursor that is none is followed."""
+    failures = Failures()
+    for given, cursor in (
         ({}, None),
         ({"next_cursor": None, "next": None}, None),
         ({"next_cursor": "", "next": ""}, None),
@@ -254,18 +256,15 @@ def test_between_which_moments_there_is_something(
         ({"next_cursor": "", "next": "abc"}, "abc"),
         ({"next_cursor": "abc", "next": "older"}, "abc"),
         ({"next_cursor": "none"}, "none"),
-    ],
-)
-@pytest.mark.parametrize("users", [(), (("u1", {}),)])
-def test_only_the_cursor_tells_whether_there_is_more(
-    given: dict[str, Any], cursor: str | None, users: tuple[tuple[str, dict[str, Any]], ...]
-) -> None:
-    """Breaks if a short or an empty page ends the comparison, or a cursor that is none is followed."""
-    for read in (junction.read_pulls, junction.read_coverage):
-        listing = read(page(*users, **given))
-        assert listing.cursor == cursor
-        assert listing.users == tuple(user for user, _ in users)
-        assert listing.rows == ()
+    ):
+        for users in ((), (("u1", {}),)):
+            with failures.of(given, cursor, users):
+                for read in (junction.read_pulls, junction.read_coverage):
+                    listing = read(page(*users, **given))
+                    assert listing.cursor == cursor
+                    assert listing.users == tuple(user for user, _ in users)
+                    assert listing.rows == ()
+    assert failures == {}
 
 
 WRONG_PAGES: list[Any] = [
@@ -286,13 +285,16 @@ WRONG_PAGES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("body", WRONG_PAGES)
-def test_what_is_no_page_is_refused(body: bytes) -> None:
+def test_what_is_no_page_is_refused() -> None:
     """Breaks if half an answer counts as a whole one, ends a worker, or its values get into an error's text."""
-    for read in (junction.read_pulls, junction.read_coverage):
-        with pytest.raises(Unprocessable) as refused:
-            read(body)
-        assert "sesame" not in str(refused.value)
+    failures = Failures()
+    for body in WRONG_PAGES:
+        with failures.of(body):
+            for read in (junction.read_pulls, junction.read_coverage):
+                with pytest.raises(Unprocessable) as refused:
+                    read(body)
+                assert "sesame" not in str(refused.value)
+    assert failures == {}
 
 
 @pytest.mark.parametrize("odd", [{"days_with_data": None}, {"error_details": {"type": "new"}}, {"status": None}])
@@ -318,9 +320,10 @@ def test_the_public_example_of_a_connection_is_read() -> None:
     assert connections(PUBLIC_CONNECTION) == [Connection("u1", "garmin", "error", error, ASKED_AT)]
 
 
-@pytest.mark.parametrize(
-    ("given", "status", "error"),
-    [
+def test_every_form_of_a_connection() -> None:
+    """Breaks if a connection that is broken passes as well, or a well one shows an error that is over."""
+    failures = Failures()
+    for given, status, error in (
         ({"status": "connected"}, "connected", None),
         ({"status": "connected", "error_details": None}, "connected", None),
         ({"status": "connected", "error_details": {"error_type": "an_old_one"}}, "connected", None),
@@ -333,12 +336,11 @@ def test_the_public_example_of_a_connection_is_read() -> None:
         ({"status": "error", "error_details": {"error_type": "t", "error_message": "m"}}, "error", "t: m"),
         ({"status": "error", "error_details": {"error_type": "", "error_message": ""}}, "error", "unknown"),
         ({"status": "paused"}, "error", "unknown"),
-    ],
-)
-def test_every_form_of_a_connection(given: dict[str, Any], status: str, error: str | None) -> None:
-    """Breaks if a connection that is broken passes as well, or a well one shows an error that is over."""
-    (found,) = connections({"slug": "OURA", "name": "Oura", "external_user_id": "a@b.c"} | given)
-    assert (found.provider, found.status, found.error, found.version) == ("oura", status, error, ASKED_AT)
+    ):
+        with failures.of(given, status, error):
+            (found,) = connections({"slug": "OURA", "name": "Oura", "external_user_id": "a@b.c"} | given)
+            assert (found.provider, found.status, found.error, found.version) == ("oura", status, error, ASKED_AT)
+    assert failures == {}
 
 
 def test_nobody_need_be_connected() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import Unprocessable
+from tests.support.cases import Failures
 from workers.aggregators.junction import linking
 from workers.aggregators.linking import Link, one_line
 from workers.aggregators.requests import Request
@@ -79,17 +80,20 @@ def test_a_demo_connection_is_asked_for_and_read() -> None:
         linking.read_demo(b'{"success": false}')
 
 
-@pytest.mark.parametrize("read", [linking.read_user, linking.read_token, linking.read_demo])
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b'{"user_id": 7}', b"\xff", b"[" * 100_000])
-def test_an_answer_of_another_form_is_refused(read: Any, body: bytes) -> None:
+def test_an_answer_of_another_form_is_refused() -> None:
     """Breaks if an error page ends in a traceback, or counts as an answer."""
-    with pytest.raises(Unprocessable):
-        read(body)
+    failures = Failures()
+    for read in (linking.read_user, linking.read_token, linking.read_demo):
+        for body in (b"", b"[]", b"{}", b"<html>", b'{"user_id": 7}', b"\xff", b"[" * 100_000):
+            with failures.of(read, body), pytest.raises(Unprocessable):
+                read(body)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
+def test_a_refusal_is_told_in_one_line() -> None:
+    """Breaks if the reason is lost, or writes over the operator's terminal."""
+    failures = Failures()
+    for body, said in (
         (json.dumps(PUBLIC_CONFLICT).encode(), "Client user id already exists."),
         (b'{"detail": "Invalid token"}', "Invalid token"),
         (b'{"detail": [{"loc": ["body", "provider"], "msg": "not one", "type": "enum"}]}', "provider: not one"),
@@ -99,11 +103,10 @@ def test_an_answer_of_another_form_is_refused(read: Any, body: bytes) -> None:
         (b"{}", ""),
         (b"<html>", ""),
         (b"", ""),
-    ],
-)
-def test_a_refusal_is_told_in_one_line(body: bytes, said: str) -> None:
-    """Breaks if the reason is lost, or writes over the operator's terminal."""
-    assert linking.read_refusal(body) == said
+    ):
+        with failures.of(body, said):
+            assert linking.read_refusal(body) == said
+    assert failures == {}
 
 
 def test_a_long_text_is_cut() -> None:

@@ -9,6 +9,7 @@ import pytest
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured, NotYet, Unprocessable
+from tests.support.cases import Failures
 from tests.support.terra import METADATA, NAMES, USER, item, of, parsed, recorded
 from workers.actions import Record, Samples
 from workers.aggregators.requests import DateRange, Page
@@ -43,36 +44,39 @@ def test_without_an_account_nothing_is_asked(settings: Settings, named: str) -> 
         connect(settings)
 
 
-@pytest.mark.parametrize("resource", FETCHED, ids=lambda one: one.name)
-def test_what_is_asked(resource: Any) -> None:
+def test_what_is_asked() -> None:
     """Breaks if a type is asked for under our name, its samples are not, or the answer goes to the webhook instead."""
-    found = request(resource, "t 1", "garmin", DateRange(UNTIL - 7 * DAY, UNTIL))
-    query = dict(found.query)
-    assert (found.method, found.path, found.has_cursor) == ("GET", f"/{resource.terra}", False)
-    assert (query.pop("user_id"), query.pop("to_webhook")) == ("t 1", "false")
-    if resource.name == "profile":
-        assert query == {}
-    else:
-        assert query.pop("with_samples") == "true"
-        assert query == {"start_date": "1772841600", "end_date": "1773446401"}
+    failures = Failures()
+    for resource in FETCHED:
+        with failures.of(resource):
+            found = request(resource, "t 1", "garmin", DateRange(UNTIL - 7 * DAY, UNTIL))
+            query = dict(found.query)
+            assert (found.method, found.path, found.has_cursor) == ("GET", f"/{resource.terra}", False)
+            assert (query.pop("user_id"), query.pop("to_webhook")) == ("t 1", "false")
+            if resource.name == "profile":
+                assert query == {}
+            else:
+                assert query.pop("with_samples") == "true"
+                assert query == {"start_date": "1772841600", "end_date": "1773446401"}
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("part", "start", "end"),
-    [
+def test_which_time_is_asked_for() -> None:
+    """Breaks if the last second of a slice is not asked for, since Terra's end is exclusive."""
+    failures = Failures()
+    for part, start, end in (
         (DateRange(UNTIL, UNTIL), "1773446400", "1773446401"),
         (DateRange(UNTIL - DAY / 2, UNTIL), "1773403200", "1773446401"),
         (DateRange(UNTIL - 1.5 * DAY, UNTIL), "1773316800", "1773446401"),
         (DateRange(UNTIL - MAX_WINDOW, UNTIL), "1771027200", "1773446401"),
         (DateRange(UNTIL, UNTIL + timedelta(milliseconds=500)), "1773446400", "1773446401"),
         (DateRange(datetime(2000, 1, 1, tzinfo=UTC), datetime(2000, 1, 2, tzinfo=UTC)), "1000000000", "1000000001"),
-    ],
-)
-def test_which_time_is_asked_for(part: DateRange, start: str, end: str) -> None:
-    """Breaks if the last second of a slice is not asked for, since Terra's end is exclusive."""
-    found = request(catalogue()["sleep"], "t1", "garmin", part)
-    query = dict(found.query)
-    assert (query["start_date"], query["end_date"]) == (start, end)
+    ):
+        with failures.of(part, start, end):
+            found = request(catalogue()["sleep"], "t1", "garmin", part)
+            query = dict(found.query)
+            assert (query["start_date"], query["end_date"]) == (start, end)
+    assert failures == {}
 
 
 def test_a_window_that_would_be_answered_in_webhooks_is_not_asked_for() -> None:
@@ -81,24 +85,35 @@ def test_a_window_that_would_be_answered_in_webhooks_is_not_asked_for() -> None:
         request(catalogue()["sleep"], "t1", "garmin", DateRange(UNTIL - MAX_WINDOW - timedelta(seconds=1), UNTIL))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if catalogue().of_terra(name).terra])
-def test_a_page_is_read_as_an_event_is(name: str) -> None:
+def test_a_page_is_read_as_an_event_is() -> None:
     """Breaks if what is fetched lands elsewhere than what is sent, or without the time of its request."""
-    body = recorded(f"events/{name}")
-    user, body["user"]["user_id"] = body["user"], "t1"
-    found = page(name, {"type": name, "user": user} | {key: body[key] for key in ("data", "athlete") if key in body})
-    sent = parsed(body)
+    failures = Failures()
+    for name in [name for name in NAMES if catalogue().of_terra(name).terra]:
+        with failures.of(name):
+            body = recorded(f"events/{name}")
+            user, body["user"]["user_id"] = body["user"], "t1"
+            found = page(
+                name, {"type": name, "user": user} | {key: body[key] for key in ("data", "athlete") if key in body}
+            )
+            sent = parsed(body)
 
-    def content(one: Any) -> Any:
-        return (one.resource, one.user_id, one.provider, one.source_type, getattr(one, "id", None) or one.subtype)
+            def content(one: Any) -> Any:
+                return (
+                    one.resource,
+                    one.user_id,
+                    one.provider,
+                    one.source_type,
+                    getattr(one, "id", None) or one.subtype,
+                )
 
-    kept = [one for one in sent.actions if isinstance(one, Record | Samples)]
-    assert [content(one) for one in found.actions] == [content(one) for one in kept]
-    assert [one.payload for one in found.actions if isinstance(one, Record)] == [
-        one.payload for one in of(Record, sent)
-    ]
-    assert {one.version for one in found.actions} == {ASKED}  # type: ignore[union-attr]
-    assert (found.records, found.cursor, found.refused) == (len(of(Record, sent)), None, ())
+            kept = [one for one in sent.actions if isinstance(one, Record | Samples)]
+            assert [content(one) for one in found.actions] == [content(one) for one in kept]
+            assert [one.payload for one in found.actions if isinstance(one, Record)] == [
+                one.payload for one in of(Record, sent)
+            ]
+            assert {one.version for one in found.actions} == {ASKED}  # type: ignore[union-attr]
+            assert (found.records, found.cursor, found.refused) == (len(of(Record, sent)), None, ())
+    assert failures == {}
 
 
 def test_an_empty_array_closes_a_window() -> None:
@@ -128,9 +143,10 @@ def test_what_cannot_be_used_is_named_and_left_out() -> None:
     assert found.refused == ("daily: Expected `float | null`, got `str` - at `$.distance_data.steps`",)
 
 
-@pytest.mark.parametrize(
-    ("body", "what", "seconds"),
-    [
+def test_an_answer_that_is_no_data_closes_no_window() -> None:
+    """Breaks if a word about the data is taken for an empty window, and a backfill ends with nothing."""
+    failures = Failures()
+    for body, what, seconds in (
         ({"type": "processing", "status": "success", "retry_after_seconds": 30}, "processing", 30),
         ({"status": "processing", "retry_after_seconds": 0}, "processing", 1),
         ({"type": "processing", "retry_after_seconds": 1e9}, "processing", 21_600),
@@ -141,25 +157,36 @@ def test_what_cannot_be_used_is_named_and_left_out() -> None:
         ({"type": "large_request_processing", "status": "processing", "reference": "r1"}, "accepted", 900),
         ({"type": "large_request_processing"}, "accepted", 900),
         ({"status": "success", "type": "activity", "reference": "r1", "trace_id": "r1"}, "accepted", 900),
-    ],
-)
-def test_an_answer_that_is_no_data_closes_no_window(body: dict[str, Any], what: str, seconds: float) -> None:
-    """Breaks if a word about the data is taken for an empty window, and a backfill ends with nothing."""
-    for name in ("activity", "athlete"):
-        with pytest.raises(NotYet) as refused:
-            page(name, body)
-        assert (refused.value.what, refused.value.seconds) == (what, seconds)
+    ):
+        with failures.of(body, what, seconds):
+            for name in ("activity", "athlete"):
+                with pytest.raises(NotYet) as refused:
+                    page(name, body)
+                assert (refused.value.what, refused.value.seconds) == (what, seconds)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"x", b"[]", b"{}", b"null", b'{"data":{}}', b'{"data":1}', b'{"status":"error","message":"canary"}',
-     b'{"type":"activity","data":null}', b'{"data":[],"data":[1]}', b'{"data":' + b"[" * 100_000, b'{"data":[',
-     b'{"data":[],"retry_after_seconds":"canary"}'],
-)  # fmt: skip
-def test_what_is_no_page_is_refused(body: bytes) -> None:
+def test_what_is_no_page_is_refused() -> None:
     """Breaks if an answer that is cut short, or an error, counts as an empty window."""
-    with pytest.raises(Unprocessable) as refused:
-        page("activity", body)
-    assert str(refused.value).startswith("workouts: ")
-    assert "canary" not in str(refused.value)
+    failures = Failures()
+    for body in (
+        b"",
+        b"x",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"data":{}}',
+        b'{"data":1}',
+        b'{"status":"error","message":"canary"}',
+        b'{"type":"activity","data":null}',
+        b'{"data":[],"data":[1]}',
+        b'{"data":' + b"[" * 100_000,
+        b'{"data":[',
+        b'{"data":[],"retry_after_seconds":"canary"}',
+    ):
+        with failures.of(body):
+            with pytest.raises(Unprocessable) as refused:
+                page("activity", body)
+            assert str(refused.value).startswith("workouts: ")
+            assert "canary" not in str(refused.value)
+    assert failures == {}

@@ -8,6 +8,7 @@ import pytest
 
 from app.config.settings import Settings
 from app.delivery import Delivery
+from tests.support.cases import Failures
 from tests.support.terra import MADE, NAMES, RECEIVED, RECORDED, USER, dead, event, item, of, parsed, record, recorded
 from workers.actions import INFERRED, Action, Connection, Download, LargeRequest, Notice, Record, Samples, UserIdChange
 from workers.aggregators.terra import parse
@@ -27,14 +28,17 @@ def lifecycle(name: str, status: str | None = "success", **more: Any) -> dict[st
     return {"type": name, "status": status, "message": "some words", "user": USER} | more
 
 
-@pytest.mark.parametrize("name", EVENTS)
-def test_every_event_is_understood(name: str) -> None:
+def test_every_event_is_understood() -> None:
     """Breaks if an event of Terra's list means nothing, or is no longer told under its own name and user."""
-    found = parsed(recorded(f"events/{name}"))
-    assert found.event_type == name
-    assert (found.ignored is not None) == (name in IGNORED) == (found.actions == ())
-    assert (found.user_id is None) == (name in NOT_OF_A_USER)
-    assert found.occurred_at is not None
+    failures = Failures()
+    for name in EVENTS:
+        with failures.of(name):
+            found = parsed(recorded(f"events/{name}"))
+            assert found.event_type == name
+            assert (found.ignored is not None) == (name in IGNORED) == (found.actions == ())
+            assert (found.user_id is None) == (name in NOT_OF_A_USER)
+            assert found.occurred_at is not None
+    assert failures == {}
 
 
 def test_no_event_is_missing_here() -> None:
@@ -42,24 +46,32 @@ def test_no_event_is_missing_here() -> None:
     assert (len(EVENTS), len(VARIANTS)) == (26, 9)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_understood(name: str) -> None:
+def test_every_variant_is_understood() -> None:
     """Breaks if an odd shape that Terra is known to send becomes a dead letter."""
-    assert parsed(recorded(f"variants/{name}")).event_type == recorded(f"variants/{name}")["type"]
+    failures = Failures()
+    for name in VARIANTS:
+        with failures.of(name):
+            assert parsed(recorded(f"variants/{name}")).event_type == recorded(f"variants/{name}")["type"]
+    assert failures == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_data_names_its_user_in_our_words(name: str) -> None:
+def test_data_names_its_user_in_our_words() -> None:
     """Breaks if Terra's user, provider or reference ends under another name, or its type is not kept with the data."""
-    body = recorded(f"events/{name}")
-    found = parsed(body)
-    user = body["user"]
-    assert (found.user_id, found.client_user_id) == (user["user_id"], user["reference_id"])
-    data = of(Record, found) + of(Samples, found)
-    assert {(one.user_id, one.provider, one.source_type) for one in data} == {
-        (user["user_id"], user["provider"].lower(), name)
-    }
-    assert of(Connection, found) == [Connection(user["user_id"], user["provider"].lower(), "connected", None, INFERRED)]
+    failures = Failures()
+    for name in NAMES:
+        with failures.of(name):
+            body = recorded(f"events/{name}")
+            found = parsed(body)
+            user = body["user"]
+            assert (found.user_id, found.client_user_id) == (user["user_id"], user["reference_id"])
+            data = of(Record, found) + of(Samples, found)
+            assert {(one.user_id, one.provider, one.source_type) for one in data} == {
+                (user["user_id"], user["provider"].lower(), name)
+            }
+            assert of(Connection, found) == [
+                Connection(user["user_id"], user["provider"].lower(), "connected", None, INFERRED)
+            ]
+    assert failures == {}
 
 
 @pytest.mark.parametrize("reference", [None, "", "absent"])
@@ -163,15 +175,18 @@ def test_who_reconnected_is_succeeded(old: Any, actions: tuple[Action, ...]) -> 
         assert parsed({"type": "user_reauth", "new_user": NEW}).actions == actions
 
 
-@pytest.mark.parametrize(
-    ("expires_in", "seconds"), [(600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0)]
-)
-@pytest.mark.parametrize("name", ["s3_payload", "s3_upload"])
-def test_an_event_that_lies_elsewhere(name: str, expires_in: float | None, seconds: float) -> None:
+def test_an_event_that_lies_elsewhere() -> None:
     """Breaks if an event at a URL is not fetched, or is believed to wait there for ever."""
-    found = parsed({"type": name, "status": "success", "url": "https://example.invalid/x", "expires_in": expires_in})
-    assert (found.actions, found.user_id) == ((Download("https://example.invalid/x", seconds),), None)
-    assert parsed({"type": name, "url": "u"}).actions == (Download("u", 300.0),)
+    failures = Failures()
+    for expires_in, seconds in ((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0)):
+        for name in ("s3_payload", "s3_upload"):
+            with failures.of(expires_in, seconds, name):
+                found = parsed(
+                    {"type": name, "status": "success", "url": "https://example.invalid/x", "expires_in": expires_in}
+                )
+                assert (found.actions, found.user_id) == ((Download("https://example.invalid/x", seconds),), None)
+                assert parsed({"type": name, "url": "u"}).actions == (Download("u", 300.0),)
+    assert failures == {}
 
 
 @pytest.mark.parametrize("body", [{}, {"url": None}, {"url": ""}, {"url": 1}, {"url": "x" * 9000}])
@@ -180,23 +195,21 @@ def test_an_event_that_lies_nowhere_is_a_dead_letter(body: dict[str, Any]) -> No
     assert dead({"type": "s3_payload"} | body).startswith("s3_payload: ")
 
 
-@pytest.mark.parametrize(
-    ("more", "header", "reference", "expected"),
-    [
+def test_a_large_request() -> None:
+    """Breaks if the deliveries of a large request cannot be counted, or a count that is none is awaited."""
+    failures = Failures()
+    for more, header, reference, expected in (
         ({"reference": "r1"}, None, "r1", None),
         ({"reference": "r1", "expected_payloads": 3}, "r2", "r1", 3),
         ({"expected_payloads": 3.0}, "r2:chunk:1", "r2", 3),
         ({"reference": "r1", "expected_payloads": -1}, None, "r1", None),
         ({"reference": "r1", "expected_payloads": 1e9}, None, "r1", None),
-    ],
-)
-@pytest.mark.parametrize("name", ["large_request_processing", "large_request_sending"])
-def test_a_large_request(
-    name: str, more: dict[str, Any], header: str | None, reference: str, expected: int | None
-) -> None:
-    """Breaks if the deliveries of a large request cannot be counted, or a count that is none is awaited."""
-    found = parsed(lifecycle(name, **more), reference=header)
-    assert found.actions == (LargeRequest(reference, "t1", "garmin", expected),)
+    ):
+        for name in ("large_request_processing", "large_request_sending"):
+            with failures.of(more, header, reference, expected, name):
+                found = parsed(lifecycle(name, **more), reference=header)
+                assert found.actions == (LargeRequest(reference, "t1", "garmin", expected),)
+    assert failures == {}
 
 
 def test_a_large_request_without_a_name_is_ignored() -> None:
@@ -232,20 +245,26 @@ def test_when_a_report_is_from(occurred: str | None, version: datetime) -> None:
     assert (found.user_id, found.client_user_id) == ("reference:", None)
 
 
-@pytest.mark.parametrize("name", ["brand_new_event", "route", "Activity", "lab_report.other", "a.b:c-d_1"])
-@pytest.mark.parametrize("user", [USER, None, "t1", {}, {"user_id": 1}, {"user_id": "t1", "provider": None}])
-def test_unknown_events_are_ignored_whatever_they_hold(name: str, user: Any) -> None:
+def test_unknown_events_are_ignored_whatever_they_hold() -> None:
     """Breaks if tomorrow's event types become dead letters, or are not told by their name."""
-    found = parsed({"type": name, "user": user, "data": "text", "status": 1, "url": []})
-    assert (found.event_type, found.ignored, found.actions) == (name, "an unknown event type", ())
-    assert found.user_id == ("t1" if user == USER else None)
+    failures = Failures()
+    for name in ("brand_new_event", "route", "Activity", "lab_report.other", "a.b:c-d_1"):
+        for user in (USER, None, "t1", {}, {"user_id": 1}, {"user_id": "t1", "provider": None}):
+            with failures.of(name, user):
+                found = parsed({"type": name, "user": user, "data": "text", "status": 1, "url": []})
+                assert (found.event_type, found.ignored, found.actions) == (name, "an unknown event type", ())
+                assert found.user_id == ("t1" if user == USER else None)
+    assert failures == {}
 
 
-@pytest.mark.parametrize("name", ["", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>"])
-def test_a_weird_name_is_not_repeated(name: str) -> None:
+def test_a_weird_name_is_not_repeated() -> None:
     """Breaks if a name without bounds, or with what PostgreSQL refuses, reaches the ledger."""
-    found = parsed({"type": name})
-    assert (found.event_type, found.ignored) == ("unknown", "an unknown event type")
+    failures = Failures()
+    for name in ("", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>"):
+        with failures.of(name):
+            found = parsed({"type": name})
+            assert (found.event_type, found.ignored) == ("unknown", "an unknown event type")
+    assert failures == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from app.errors import Unprocessable
+from tests.support.cases import Failures
 from workers.aggregators.linking import Link
 from workers.aggregators.terra import linking
 
@@ -46,16 +47,19 @@ def test_the_public_session_is_read() -> None:
     assert linking.read_session(b'{"url": "https://w.test"}') == Link("https://w.test", "", 900)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"status": "error", "message": "no"}', b"\xff", b"[" * 100_000])
-def test_an_answer_of_another_form_is_refused(body: bytes) -> None:
+def test_an_answer_of_another_form_is_refused() -> None:
     """Breaks if an error, which Terra may send with status 200, counts as a session."""
-    with pytest.raises(Unprocessable):
-        linking.read_session(body)
+    failures = Failures()
+    for body in (b"", b"[]", b"{}", b'{"status": "error", "message": "no"}', b"\xff", b"[" * 100_000):
+        with failures.of(body), pytest.raises(Unprocessable):
+            linking.read_session(body)
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
+def test_a_refusal_is_told_in_one_line() -> None:
+    """Breaks if the reason is lost, in the form of today or in that of 2022."""
+    failures = Failures()
+    for body, said in (
         (
             b'{"type": "about:blank", "title": "unauthorized", "instance": "/auth", "detail": "keys are missing"}',
             "keys are missing",
@@ -65,8 +69,7 @@ def test_an_answer_of_another_form_is_refused(body: bytes) -> None:
         (b'{"status": "error", "message": "Invalid dev-id"}', "Invalid dev-id"),
         (b"{}", ""),
         (b"<html>", ""),
-    ],
-)
-def test_a_refusal_is_told_in_one_line(body: bytes, said: str) -> None:
-    """Breaks if the reason is lost, in the form of today or in that of 2022."""
-    assert linking.read_refusal(body) == said
+    ):
+        with failures.of(body, said):
+            assert linking.read_refusal(body) == said
+    assert failures == {}

@@ -4,12 +4,14 @@ import copy
 import json
 from typing import Any
 
+import hypothesis
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from app.catalogue import catalogue
+from tests.support.cases import Failures
 from tests.support.terra import METADATA, NAMES, columns, dead, event, item, of, parsed, record, recorded, series
 from workers.actions import Record
 from workers.aggregators.terra.mapping import TYPES
@@ -25,9 +27,10 @@ def at(**times: Any) -> dict[str, Any]:
 # What tells them apart
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "expected"),
-    [
+def test_what_tells_one_from_another() -> None:
+    """Breaks if two objects share a row, an update makes a second one, or a day is turned into UTC's."""
+    failures = Failures()
+    for name, given, expected in (
         ("activity", item(), "s1"),
         ("sleep", item(), "s1"),
         ("sleep", at(summary_id=None), "2026-03-14T00:00:00+01:00|2026-03-15T00:00:00+01:00"),
@@ -44,16 +47,16 @@ def at(**times: Any) -> dict[str, Any]:
         ("planned_workout", {"summary_id": "5"}, "5"),
         ("hormone", {"timestamp": "2026-03-14T08:00:00+02:00"}, "2026-03-14T08:00:00+02:00"),
         ("health_observation", item(), "s1"),
-    ],
-)
-def test_what_tells_one_from_another(name: str, given: dict[str, Any], expected: str) -> None:
-    """Breaks if two objects share a row, an update makes a second one, or a day is turned into UTC's."""
-    assert record(name, given).id == expected
+    ):
+        with failures.of(name, given, expected):
+            assert record(name, given).id == expected
+    assert failures == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [
+def test_what_nothing_tells_apart_is_a_dead_letter() -> None:
+    """Breaks if objects without an id overwrite each other under an empty one."""
+    failures = Failures()
+    for name, given in (
         ("activity", at(summary_id=None)),
         ("activity", at(summary_id="")),
         ("activity", {}),
@@ -63,22 +66,24 @@ def test_what_tells_one_from_another(name: str, given: dict[str, Any], expected:
         ("planned_workout", {"planned_date": "2026-03-14"}),
         ("hormone", {"lh_mIU_per_ml": 1}),
         ("health_observation", at(summary_id=None)),
-    ],
-)
-def test_what_nothing_tells_apart_is_a_dead_letter(name: str, given: dict[str, Any]) -> None:
-    """Breaks if objects without an id overwrite each other under an empty one."""
-    assert dead(event(name, given)).startswith(f"{name}: without ")
+    ):
+        with failures.of(name, given):
+            assert dead(event(name, given)).startswith(f"{name}: without ")
+    assert failures == {}
 
 
 # Their columns
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_columns_are_of_the_catalogue(name: str) -> None:
+def test_columns_are_of_the_catalogue() -> None:
     """Breaks if a column is named that the resource does not have, and its value gets lost."""
-    known = {field.name for field in catalogue().of_terra(name).fields}
-    assert set(TYPES[name].columns or ()) <= known
-    assert {one.resource for one in TYPES[name].series} <= set(catalogue())
+    failures = Failures()
+    for name in NAMES:
+        with failures.of(name):
+            known = {field.name for field in catalogue().of_terra(name).fields}
+            assert set(TYPES[name].columns or ()) <= known
+            assert {one.resource for one in TYPES[name].series} <= set(catalogue())
+    assert failures == {}
 
 
 def test_every_type_of_terras_is_mapped() -> None:
@@ -87,16 +92,19 @@ def test_every_type_of_terras_is_mapped() -> None:
     assert {one.terra for one in catalogue().values() if one.terra} <= set(TYPES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_payload_is_the_object_as_it_was_received(name: str) -> None:
+def test_the_payload_is_the_object_as_it_was_received() -> None:
     """Breaks if a payload is written anew: another number, another order, another space."""
-    body = b'{ "type":"%s","user":{"user_id":"t1","provider":"X"}, "%s": %s }'
-    thing = (
-        b'{ "metadata" : {"summary_id":"s1","start_time":"2026-03-14T00:00:00Z"},"timestamp":"2026-03-14T00:00:00Z",'
-    )
-    thing += b'"planned_workout_id":"1", "more" : [1.50, 1e3 ,null,"\\u00e9"] }'
-    content = (name.encode(), *((b"athlete", thing) if name == "athlete" else (b"data", b"[%s]" % thing)))
-    assert of(Record, parsed(body % content))[0].payload == thing
+    failures = Failures()
+    for name in NAMES:
+        with failures.of(name):
+            body = b'{ "type":"%s","user":{"user_id":"t1","provider":"X"}, "%s": %s }'
+            thing = b'{ "metadata" : {"summary_id":"s1","start_time":"2026-03-14T00:00:00Z"},'
+            thing += (
+                b'"timestamp":"2026-03-14T00:00:00Z","planned_workout_id":"1", "more" : [1.50, 1e3 ,null,"\\u00e9"] }'
+            )
+            content = (name.encode(), *((b"athlete", thing) if name == "athlete" else (b"data", b"[%s]" % thing)))
+            assert of(Record, parsed(body % content))[0].payload == thing
+    assert failures == {}
 
 
 def test_a_workout() -> None:
@@ -205,9 +213,10 @@ def test_where_terra_says_utc_the_offset_is_not_the_users() -> None:
 # Taken back
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "is_deleted"),
-    [
+def test_what_is_taken_back() -> None:
+    """Breaks if a deletion is not seen, or a number of another enumeration deletes a night."""
+    failures = Failures()
+    for name, given, is_deleted in (
         ("activity", at(upload_type=4), True),
         ("activity", at(upload_type=4.0), True),
         ("activity", at(upload_type=3), False),
@@ -217,11 +226,10 @@ def test_where_terra_says_utc_the_offset_is_not_the_users() -> None:
         ("health_observation", item(observation_data={"status": 3}), True),
         ("health_observation", item(observation_data={"status": 2}), False),
         ("health_observation", item(observation_data=None), False),
-    ],
-)
-def test_what_is_taken_back(name: str, given: dict[str, Any], *, is_deleted: bool) -> None:
-    """Breaks if a deletion is not seen, or a number of another enumeration deletes a night."""
-    assert record(name, given).is_deleted == is_deleted
+    ):
+        with failures.of(name, given, is_deleted):
+            assert record(name, given).is_deleted == is_deleted
+    assert failures == {}
 
 
 def test_what_is_taken_back_brings_no_samples() -> None:
@@ -273,17 +281,20 @@ def absences(given: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["full", "bare"])
-@pytest.mark.parametrize("name", NAMES)
-def test_everything_and_nothing_of_a_schema_is_read(name: str, kind: str) -> None:
+def test_everything_and_nothing_of_a_schema_is_read() -> None:
     """Breaks if an object with every field of Terra's document, or with none that it may leave out, is refused."""
-    given = recorded(f"generated/{name}.{kind}")
-    found = record(name, given)
-    assert json.loads(found.payload) == given
-    assert found.resource == catalogue().of_terra(name).name
+    failures = Failures()
+    for kind in ("full", "bare"):
+        for name in NAMES:
+            with failures.of(kind, name):
+                given = recorded(f"generated/{name}.{kind}")
+                found = record(name, given)
+                assert json.loads(found.payload) == given
+                assert found.resource == catalogue().of_terra(name).name
+    assert failures == {}
 
 
-@given(data=st.data())
+@hypothesis.given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_may_be_null_or_absent_is_tolerated(name: str, data: st.DataObject) -> None:

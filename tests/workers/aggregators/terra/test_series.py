@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.cases import Failures
 from tests.support.terra import METADATA, dead, event, item, of, parsed, series
 from workers.actions import Sample, Samples
 from workers.aggregators.terra.series import Instant, Point, Span, grown, stages
@@ -77,17 +78,22 @@ WHOLE: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", PLAIN)
-def test_values_at_moments(case: Case) -> None:
+def test_values_at_moments() -> None:
     """Breaks if an array is not read, lands in another series, or keeps Terra's unit where ours differs."""
-    name, path, fields, resource, value, unit = case
-    body = event(name, item(**nested(path, [{"timestamp": NOON} | fields, {"timestamp": NOON, "more": 1}, None])))
-    (found,) = of(Samples, parsed(body))
-    assert (found.resource, found.source_type, found.subtype) == (resource, name, "")
-    (sample,) = found.rows
-    assert (sample.ts, sample.ts_end, sample.unit, sample.timezone_offset) == (AT_NOON, None, unit, 3600)
-    assert math.isclose(sample.value or 0, value)
-    assert sample.extra is None
+    failures = Failures()
+    for case in PLAIN:
+        with failures.of(case):
+            name, path, fields, resource, value, unit = case
+            body = event(
+                name, item(**nested(path, [{"timestamp": NOON} | fields, {"timestamp": NOON, "more": 1}, None]))
+            )
+            (found,) = of(Samples, parsed(body))
+            assert (found.resource, found.source_type, found.subtype) == (resource, name, "")
+            (sample,) = found.rows
+            assert (sample.ts, sample.ts_end, sample.unit, sample.timezone_offset) == (AT_NOON, None, unit, 3600)
+            assert math.isclose(sample.value or 0, value)
+            assert sample.extra is None
+    assert failures == {}
 
 
 @pytest.mark.parametrize(("field", "given", "resource", "value", "unit"), MEASURED)
@@ -265,14 +271,19 @@ STAGES = [(0, -1, False), (1, 4, False), (2, -1, True), (3, 4, True), (4, 2, Fal
 STAGES += [(7, -1, True), (-1, -1, True)]
 
 
-@pytest.mark.parametrize(("level", "value", "is_kept"), STAGES)
-def test_stages_have_junctions_numbers(level: int, value: int, *, is_kept: bool) -> None:
+def test_stages_have_junctions_numbers() -> None:
     """Breaks if deep sleep is taken for light, or what our numbers cannot say is not kept beside them."""
-    body = event("sleep", item(sleep_durations_data={"hypnogram_samples": [{"timestamp": NOON, "level": level}]}))
-    (sample,) = series(body, "hypnogram")
-    assert sample.value == value
-    assert sample.extra == (b'{"level":%d.0}' % level if is_kept else None)
-    assert (sample.ts, sample.ts_end and sample.ts_end.isoformat()) == (AT_NOON, METADATA["end_time"])
+    failures = Failures()
+    for level, value, is_kept in STAGES:
+        with failures.of(level, value, is_kept):
+            body = event(
+                "sleep", item(sleep_durations_data={"hypnogram_samples": [{"timestamp": NOON, "level": level}]})
+            )
+            (sample,) = series(body, "hypnogram")
+            assert sample.value == value
+            assert sample.extra == (b'{"level":%d.0}' % level if is_kept else None)
+            assert (sample.ts, sample.ts_end and sample.ts_end.isoformat()) == (AT_NOON, METADATA["end_time"])
+    assert failures == {}
 
 
 @given(
@@ -301,9 +312,10 @@ def beats(*given: tuple[str | None, float | None], localization: int | None = No
     return event("daily", {"metadata": metadata} | nested(BEATS, samples))
 
 
-@pytest.mark.parametrize(
-    ("text", "localization", "offset", "extra"),
-    [
+def test_what_a_time_says_of_the_place() -> None:
+    """Breaks if a local time without an offset passes for a known instant, or UTC for the user's own time."""
+    failures = Failures()
+    for text, localization, offset, extra in (
         ("2026-03-14T11:00:00", None, None, b'{"is_floating":true}'),
         ("2026-03-14T11:00:00.000000", 1, None, b'{"is_floating":true}'),
         ("2026-03-14T11:00:00", 0, None, None),
@@ -311,14 +323,11 @@ def beats(*given: tuple[str | None, float | None], localization: int | None = No
         ("2026-03-14T11:00:00Z", 0, None, None),
         ("2026-03-14T13:00:00+02:00", None, 7200, None),
         ("2026-03-14T05:30:00-05:30", 1, -19_800, None),
-    ],
-)
-def test_what_a_time_says_of_the_place(
-    text: str, localization: int | None, offset: int | None, extra: bytes | None
-) -> None:
-    """Breaks if a local time without an offset passes for a known instant, or UTC for the user's own time."""
-    (sample,) = series(beats((text, 70), localization=localization), "heartrate")
-    assert (sample.ts, sample.timezone_offset, sample.extra) == (AT_NOON, offset, extra)
+    ):
+        with failures.of(text, localization, offset, extra):
+            (sample,) = series(beats((text, 70), localization=localization), "heartrate")
+            assert (sample.ts, sample.timezone_offset, sample.extra) == (AT_NOON, offset, extra)
+    assert failures == {}
 
 
 @pytest.mark.parametrize("text", [None, "", "0001-01-01T00:00:00Z", "1899-12-31T23:59:59Z"])
@@ -343,10 +352,13 @@ def test_objects_of_one_event_share_their_series() -> None:
     assert [[one.value for one in action.rows] for action in of(Samples, found)] == [[71]]
 
 
-@pytest.mark.parametrize("given", [[], None, [None], [{"timestamp": NOON}], [{"bpm": 70}], [{}]])
-def test_an_array_without_values_says_nothing(given: Any) -> None:
+def test_an_array_without_values_says_nothing() -> None:
     """Breaks if an empty array, which a snapshot may have, speaks about samples that are stored."""
-    assert of(Samples, parsed(event("daily", item(**nested(BEATS, given))))) == []
+    failures = Failures()
+    for array in ([], None, [None], [{"timestamp": NOON}], [{"bpm": 70}], [{}]):
+        with failures.of(array):
+            assert of(Samples, parsed(event("daily", item(**nested(BEATS, array))))) == []
+    assert failures == {}
 
 
 @pytest.mark.parametrize("text", ["soon", "2026-13-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-03-14T25:00:00", "now"])

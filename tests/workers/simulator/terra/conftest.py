@@ -2,14 +2,11 @@
 
 import pytest
 
-from tests.workers.simulator.conftest import KEY, UNTIL
+from tests.support.simulated import KEY, KEYS, UNTIL
 from workers.simulator.api import create_api
 from workers.simulator.data import World
 from workers.simulator.faults import Faults
-from workers.simulator.terra.api import API_KEY, DEV_ID
 from workers.simulator.terra.data import TerraWorld
-
-KEYS = {"dev-id": DEV_ID, "x-api-key": API_KEY}
 
 
 class Api:

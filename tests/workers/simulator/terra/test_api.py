@@ -4,8 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.workers.simulator.conftest import UNTIL
-from tests.workers.simulator.terra.conftest import KEYS
+from tests.support.simulated import KEYS, UNTIL
 from workers.simulator.terra.objects import KINDS
 
 START = (UNTIL - timedelta(days=5)).date().isoformat()

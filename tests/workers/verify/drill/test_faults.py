@@ -95,5 +95,5 @@ def test_a_group_that_is_not_ours_is_not_struck(stack: Stack, process: psutil.Pr
     (stack.data / "stack.json").write_text(json.dumps({"processes": {"live": [process.pid]}}))
     injector = FaultInjector(stack, [PlannedFault(0.0, "kill", "broker", 0.0, 1.0)], lambda _: None)
     injector.run(Flag())
-    assert injector.hits == []
+    assert injector.injected == []
     assert process.is_running()

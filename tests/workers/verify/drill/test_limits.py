@@ -1,25 +1,19 @@
 """Answers that are late, and requests that should not have been sent."""
 
-from workers.verify.drill.faults import Injected
-from workers.verify.drill.limits import longest_response, rate_limit_violations
+from tests.support.drill import made
+from workers.verify.drill.limits import max_response, rate_limit_violations
 from workers.verify.drill.load import Response
-from workers.verify.drill.plan import PlannedFault
-
-
-def made(group: str, kind: str, began: float, seconds: float = 0.0) -> Injected:
-    """A strike that met somebody."""
-    return Injected(PlannedFault(0.0, kind, group, 0.0, seconds), began, 1, group)  # type: ignore[arg-type]
 
 
 def test_an_endpoint_that_is_frozen_is_not_slow() -> None:
     """Breaks if what the drill itself does to the endpoint counts as slowness of it, or slowness does not count."""
     answers = [Response(0, 1, 202), Response(10, 16, 202), Response(20, 27, 503), Response(30, 90, 0)]
-    assert longest_response(answers, []) == (7, 7)
-    assert longest_response(answers, [made("web", "freeze", 21, 3), made("broker", "freeze", 11, 3)]) == (6, 7)
-    assert longest_response(answers, [made("web", "freeze", 26, 3)]) == (6, 7)
-    assert longest_response(answers, [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (6, 7)
-    assert longest_response(answers[2:], [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (1, 7)
-    assert longest_response(answers, [made("web", "kill", 21)]) == (7, 7)
+    assert max_response(answers, []) == (7, 7)
+    assert max_response(answers, [made("web", "freeze", 21, 3), made("broker", "freeze", 11, 3)]) == (6, 7)
+    assert max_response(answers, [made("web", "freeze", 26, 3)]) == (6, 7)
+    assert max_response(answers, [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (6, 7)
+    assert max_response(answers[2:], [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (1, 7)
+    assert max_response(answers, [made("web", "kill", 21)]) == (7, 7)
 
 
 def test_a_request_within_a_silence_is_seen() -> None:

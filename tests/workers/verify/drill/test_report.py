@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from tests.workers.verify.drill.test_limits import made
-from tests.workers.verify.drill.test_totals import LEDGER, account
+from tests.support.drill import LEDGER, made, totals
 from workers.verify.drill.report import Report
 
 
@@ -13,11 +12,11 @@ def report(**changes: Any) -> Report:
     return replace(
         Report(
             seed=1,
-            account=account(),
+            totals=totals(),
             faults=[made("web", "kill", 1.0)],
             statuses={202: 5, 503: 1},
-            longest_answer=0.5,
-            longest_with_freezes=6.0,
+            max_response=0.5,
+            max_response_with_freezes=6.0,
             never_taken=0,
             settled_after=30.0,
             backfills={"complete": 1},
@@ -34,7 +33,7 @@ def test_a_drill_is_passed_or_not() -> None:
     """Breaks if a drill ends with 0 whatever it found."""
     assert report().holds
     assert report().faults_by()["web"] == {"kill": 1, "freeze": 0, "restart": 0}
-    assert not report(account=account(ledger=LEDGER[1:])).holds
-    assert not report(longest_answer=5.1).holds
+    assert not report(totals=totals(ledger=LEDGER[1:])).holds
+    assert not report(max_response=5.1).holds
     assert not report(settled_after=None).holds
     assert not report(never_taken=1).holds

@@ -1,0 +1,197 @@
+"""A publish: what it puts on the queue, and what a broker that is away, full or frozen makes of it."""
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.broker.celery import make_celery
+from app.broker.lanes import APPLY, LANES
+from app.broker.publisher import Publisher
+from app.config.settings import Settings
+from app.delivery import Delivery, Receipt, seal, unpack
+from app.errors import PublishFailed
+from app.sealing import Sealer
+from tests.support.broker import arguments, fake_server, stop, waiting
+from workers.local import embedded_valkey, wheels
+from workers.local.supervisor import running
+
+QUICK = 5.0  # seconds: what a sender is promised
+
+
+def deliveries(*names: str) -> list[Delivery]:
+    sealer = Sealer([bytes(32)])
+    return [seal("junction", Receipt(name), b'{"heart":"canary"}', sealer) for name in names]
+
+
+@pytest.fixture
+def make_publisher() -> Iterator[Callable[[str], Publisher]]:
+    """Makes publishers whose connections are let go at the end."""
+    made: list[Publisher] = []
+
+    def make(url: str) -> Publisher:
+        made.append(Publisher(make_celery(Settings(broker_url=url), "publisher")))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        if publisher._connection is not None:
+            publisher._connection.release()
+
+
+def refused_within(seconds: float, publisher: Publisher) -> str:
+    """Publishes, expects that to be refused in time, and says with which words."""
+    began = time.monotonic()
+    with pytest.raises(PublishFailed) as refused:
+        publisher.publish(deliveries("refused"))
+    assert time.monotonic() - began < seconds
+    return str(refused.value)
+
+
+def test_a_publish_is_one_message_on_the_live_lane(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if a publish puts nothing, twice, elsewhere or in another form than workers read."""
+    sent = deliveries("msg_1", "msg_2", "msg_3")
+    make_publisher(url).publish(sent)
+    (message,) = waiting(url)
+    assert message["headers"]["task"] == APPLY
+    assert message["content-type"] == "application/json"
+    (packed,) = arguments(message)
+    assert unpack(packed) == sent
+    assert [waiting(url, lane) for lane in LANES if lane != "live"] == [[], [], []]
+
+
+def test_what_flower_shows_is_a_count(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if the arguments of a task are shown by Flower, or written to a worker's log."""
+    make_publisher(url).publish(deliveries("msg_1", "msg_2", "msg_3"))
+    (message,) = waiting(url)
+    headers, properties = message["headers"], message["properties"]
+    assert headers["argsrepr"] == "(3 deliveries)"
+    assert headers["kwargsrepr"] == "{}"
+    assert "msg_1" not in json.dumps([headers, properties])
+    assert arguments(message)[0] not in json.dumps([headers, properties])
+
+
+def test_a_body_is_not_readable_on_the_queue(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if whoever reads the broker reads the body."""
+    make_publisher(url).publish(deliveries("msg_1"))
+    (message,) = waiting(url)
+    assert b"canary" not in base64.b64decode(arguments(message)[0])
+
+
+def test_messages_keep_their_order(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if one connection does not do for many messages, or they change places."""
+    publisher, names = make_publisher(url), [f"msg_{n}" for n in range(20)]
+    for name in names:
+        publisher.publish(deliveries(name))
+    assert [unpack(arguments(message)[0])[0].message_id for message in waiting(url)] == names
+
+
+def test_a_publisher_has_one_client(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if each publish makes a Redis client of its own: that is a third of what it costs."""
+    publisher = make_publisher(url)
+    publisher.publish(deliveries("msg_1"))
+    channel = publisher._producer.channel
+    with channel.conn_or_acquire() as one:
+        publisher.publish(deliveries("msg_2"))
+    with channel.conn_or_acquire() as other:
+        assert one is other
+
+
+def test_a_ping_succeeds_and_leaves_nothing(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if readiness is denied while the broker is there, or asking for it enqueues something."""
+    make_publisher(url).ping()
+    assert waiting(url) == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:1/5"])
+def test_without_a_broker_a_ping_fails_quickly(address: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if readiness is claimed, or its answer waits, while there is no broker."""
+    began = time.monotonic()
+    with pytest.raises(PublishFailed, match="cannot be reached"):
+        make_publisher(f"redis://:canary@{address}").ping()
+    assert time.monotonic() - began < QUICK
+
+
+def test_without_a_broker_a_publish_fails_quickly_and_says_no_password(
+    make_publisher: Callable[[str], Publisher],
+) -> None:
+    """Breaks if a publish hangs, raises what no request expects, or shows the broker's URL."""
+    assert "canary" not in refused_within(QUICK, make_publisher("redis://:canary@127.0.0.1:1/0"))
+
+
+def test_a_publisher_goes_on_after_it_was_closed(url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if a connection that was given up cannot be replaced, or giving it up raises."""
+    publisher = make_publisher(url)
+    publisher.close()
+    publisher.publish(deliveries("msg_1"))
+    publisher.close()
+    publisher.close()
+    publisher.publish(deliveries("msg_2"))
+    assert len(waiting(url)) == 2
+
+
+def test_a_broker_that_comes_back_is_used_again(make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if a publish is claimed while the broker is away, or not possible after it came back (fakeredis)."""
+    server = fake_server()
+    port = server.server_address[1]
+    publisher = make_publisher(f"redis://127.0.0.1:{port}/0")
+    publisher.publish(deliveries("before"))
+    stop(server)
+    refused_within(QUICK, publisher)
+    server = fake_server(port)
+    publisher.publish(deliveries("after"))
+    (message,) = waiting(f"redis://127.0.0.1:{port}/0")
+    assert unpack(arguments(message)[0])[0].message_id == "after"
+    stop(server)
+
+
+@pytest.mark.services
+@pytest.mark.skipif(not wheels.available(), reason="no Valkey wheel for this platform")
+def test_what_was_taken_survives_a_broker_that_was_away(
+    tmp_path: Path, make_publisher: Callable[[str], Publisher]
+) -> None:
+    """Breaks if a message that was confirmed is gone after a restart, or the next publish after it fails (Valkey)."""
+    program, url = embedded_valkey.valkey(tmp_path / "broker", "tests", tmp_path / "broker.log")
+    publisher = make_publisher(url)
+    with running(program):
+        publisher.publish(deliveries("before"))
+    refused_within(QUICK, publisher)
+    with running(program):
+        publisher.publish(deliveries("after"))
+        assert [unpack(arguments(message)[0])[0].message_id for message in waiting(url)] == ["before", "after"]
+
+
+def test_a_full_broker_refuses_and_is_used_again(broker_url: str, make_publisher: Callable[[str], Publisher]) -> None:
+    """Breaks if a message that a full broker did not take counts as taken."""
+    publisher = make_publisher(broker_url)
+    publisher.publish(deliveries("before"))
+    with redis.Redis.from_url(broker_url) as client:
+        client.set("filler", b"x" * 2_000_000)
+        client.config_set("maxmemory", "1mb")
+        try:
+            for _ in range(3):
+                assert "canary" not in refused_within(QUICK, publisher)
+        finally:
+            client.config_set("maxmemory", "0")
+    publisher.publish(deliveries("after"))
+    assert [unpack(arguments(message)[0])[0].message_id for message in waiting(broker_url)] == ["before", "after"]
+
+
+def test_a_frozen_broker_is_given_up_and_used_again(
+    broker_url: str, make_publisher: Callable[[str], Publisher]
+) -> None:
+    """Breaks if a broker that accepts connections and answers nothing holds a publish for good."""
+    publisher = make_publisher(broker_url)
+    publisher.publish(deliveries("before"))
+    with redis.Redis.from_url(broker_url) as client:
+        client.execute_command("CLIENT PAUSE", 60_000, "WRITE")
+        try:
+            refused_within(3 * QUICK, publisher)  # the courier, not the publisher, keeps the promise of 5 s
+        finally:
+            client.execute_command("CLIENT UNPAUSE")
+    publisher.publish(deliveries("after"))
+    assert unpack(arguments(waiting(broker_url)[-1])[0])[0].message_id == "after"

@@ -1,0 +1,94 @@
+"""The workers' transport on a real Valkey, as a consumer in this process sees it."""
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from app.broker import redis_transport
+from app.broker.celery import make_celery
+from app.broker.publisher import Publisher
+from app.broker.redis_transport import MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, PROCESSING
+from app.config.settings import Settings
+from tests.support import delivery, workout
+from tests.support.workers import LIVE, held, publish, take, taking
+
+
+def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if a message is in no list while its taker has not yet written it down."""
+    publish(settings, [delivery(workout("u1"))])
+    celery = make_celery(settings, "publisher")
+    celery.conf.broker_transport = "app.broker.redis_transport:Transport"
+    seen: list[tuple[int, int, int]] = []
+    lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
+
+    def note(message: Any) -> None:
+        seen.append((broker.llen(LIVE), broker.llen(LIVE + PROCESSING), broker.hlen("unacked")))
+        message.ack()
+
+    with celery.connection_for_read() as connection, connection.channel() as channel:
+        consumer = celery.amqp.Consumer(channel, [lane], on_message=note, accept=["json"])
+        with consumer:
+            connection.drain_events(timeout=10)
+    assert seen == [(0, 0, 1)]
+    assert held(broker) == 0
+    celery.close()
+
+
+def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if a message is dropped when its exchange has no bindings: kombu finds no lane for it then."""
+    publish(settings, [delivery(workout("u1"))])
+
+    def give_back(message: Any) -> None:
+        broker.delete("_kombu.binding.live")
+        message.reject(requeue=True)
+
+    take(settings, give_back)
+    assert (broker.llen(LIVE), held(broker)) == (1, 1)
+
+
+def test_a_shared_batch_lingers_for_the_next(
+    settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if several workers share a busy lane in small messages, or one at a quiet lane waits in vain."""
+    monkeypatch.setattr(redis_transport, "LINGER_SECONDS", 2.0)
+    publisher, taken = Publisher(make_celery(settings, "publisher")), list[tuple[str, bool]]()
+    began = time.monotonic()
+
+    def note(message: Any) -> None:
+        taken.append((message.headers["argsrepr"], time.monotonic() - began > 2.0))
+        message.ack()
+
+    with taking(settings, note) as take_one:
+        for user in ("u1", "u2"):
+            publisher.publish([delivery(workout(user))])
+        take_one()  # both were there
+        publisher.publish([delivery(workout("u3"))])
+        timer = threading.Timer(0.3, publisher.publish, [[delivery(workout("u4"))]])
+        timer.start()
+        take_one()
+        timer.join()
+        publisher.publish([delivery(workout("u5"))])
+        take_one()
+    publisher.close()
+    assert [many for many, _ in taken] == ["(2 deliveries)", "(2 deliveries)", "(1 deliveries)"]
+    assert not taken[0][1]
+
+
+def test_no_more_is_taken_along_than_a_worker_can_hold(settings: Settings, broker: "redis.Redis") -> None:
+    """Breaks if messages of megabytes are joined, or so many that one transaction takes seconds."""
+    noise = os.urandom(MAX_MERGED_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large
+    publish(settings, *([delivery(workout("u1", note=noise))] for _ in range(4)))
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(2 * MAX_MERGED_MESSAGES)))
+    taken: list[int] = []
+
+    def note(message: Any) -> None:
+        taken.append(int(message.headers["argsrepr"][1:].partition(" ")[0]))
+        message.ack()
+
+    while broker.llen(LIVE):
+        take(settings, note)
+    assert (sum(taken), max(taken), taken[0]) == (4 + 2 * MAX_MERGED_MESSAGES, MAX_MERGED_MESSAGES, 2), taken

@@ -1,0 +1,35 @@
+"""Commits that do not come to their end."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine, event
+
+from tests.support.provider import Killed
+
+
+@contextmanager
+def struck(engine: Engine, commit: int, how: str) -> Iterator[None]:
+    """Whoever commits for the so-many-th time is killed before or after it, or its connection is cut."""
+    counted = itertools.count(1)
+
+    def strike(connection: Connection) -> None:
+        if next(counted) != commit:
+            return
+        driver: Any = connection.connection.driver_connection
+        if how == "cut":
+            with psycopg.connect(driver.info.dsn, password=driver.info.password, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", (driver.info.backend_pid,))
+            return
+        if how == "after":
+            driver.commit()
+        raise Killed
+
+    event.listen(engine, "commit", strike)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", strike)

@@ -1,0 +1,33 @@
+"""The database of a test, emptied between its cases."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, text
+
+from workers.store.engine import transaction
+
+EMPTY = """
+DO $$ DECLARE one record; BEGIN
+    FOR one IN SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+          AND c.relname <> 'schema_version'
+    LOOP EXECUTE format('DELETE FROM headrace.%I', one.relname); END LOOP;
+END $$"""
+
+
+@contextmanager
+def emptied(engine: Engine) -> Iterator[None]:
+    """Leaves no row behind, so that the next case finds what the first one found."""
+    try:
+        yield
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text(EMPTY))
+
+
+def run(engine: Engine, *queries: str) -> None:
+    """Queries in one transaction."""
+    with transaction(engine) as connection:
+        for query in queries:
+            connection.execute(text(query))

@@ -1,0 +1,29 @@
+"""Deliveries of other times, of connections, and under another key."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from app.delivery import Delivery, Receipt, seal
+from app.sealing import Sealer
+from tests.support import START, delivery, event, message_id
+
+
+def received(one: Delivery, at: datetime) -> Delivery:
+    """The same delivery, as if it had come then."""
+    return msgspec.structs.replace(one, received_at=at.timestamp())
+
+
+def connection_event(user: str, at: datetime, *, error: str | None = None) -> Delivery:
+    """A connection came up, or broke."""
+    kind, more = ("error", {"error_type": error}) if error else ("created", {})
+    return delivery(event(f"provider.connection.{kind}", user, {"provider": {"slug": "oura"}} | more), at)
+
+
+OTHER_KEY = bytes(range(32, 64))
+
+
+def sealed_with_another_key(body: dict[str, Any], at: datetime = START) -> Delivery:
+    """A delivery that this deployment cannot open until it is given the key."""
+    return seal("junction", Receipt(message_id(at)), msgspec.json.encode(body), Sealer([OTHER_KEY]))

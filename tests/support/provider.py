@@ -1,0 +1,110 @@
+"""A provider of history that answers as it is told."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import Any
+
+import httpx
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from workers.backfill.fetcher import Fetcher
+from workers.backfill.pending import CommitLimits
+from workers.fetch.client import AggregatorClient
+from workers.fetch.http import Client
+from workers.fetch.rate_limits import Throttle
+
+DAY = timedelta(days=1)
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+GARMIN = {"provider": "garmin", "type": "watch"}
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Killed(BaseException):
+    """What ends a worker where it stands."""
+
+
+@dataclass
+class Provider:
+    """A provider that remembers what it was asked, and answers as it is told."""
+
+    answer: Answer
+    limit: int = 5000
+    name: str = "junction"
+    asked: list[httpx.Request] = field(default_factory=list)
+    lock: Any = field(default_factory=Lock)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        with self.lock:
+            self.asked.append(request)
+            assert len(self.asked) <= self.limit, "asked without end"
+        return self.answer(request)
+
+    def all(self, name: str) -> list[str | None]:
+        """A parameter of every request so far."""
+        return [request.url.params.get(name) for request in self.asked]
+
+    def fetcher(self, engine: Engine, settings: Settings, **together: float) -> Fetcher:
+        """A worker that has just started and reads from this provider."""
+        client = Client("https://provider.test", {}, httpx.MockTransport(self))
+        account = AggregatorClient(self.name, client, Throttle(settings))
+        return Fetcher(engine, settings, [account], CommitLimits(**together))  # type: ignore[arg-type]
+
+
+def inside(request: httpx.Request, moments: Iterable[datetime]) -> list[datetime]:
+    """The moments that a request's window holds."""
+    start, end = (datetime.fromisoformat(request.url.params[name]) for name in ("start_date", "end_date"))
+    return [moment for moment in moments if start <= moment <= end]
+
+
+def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60) -> Answer:
+    """A provider with a sample at each of these moments, so many a page."""
+    moments = list(moments)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found, begin = inside(request, moments), int(request.url.params.get("next_cursor") or 0)
+        data = [{"timestamp": ts.isoformat(), "value": value, "unit": "bpm"} for ts in found[begin : begin + size]]
+        following = str(begin + size) if begin + size < len(found) else None
+        groups = {"garmin": [{"source": GARMIN, "data": data}]}
+        return httpx.Response(200, json={"groups": groups, "next_cursor": following})
+
+    return answer
+
+
+def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
+    """A provider with a workout at each of these moments, and a stream for each."""
+    moments = list(moments)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if found := re.fullmatch(r"/v2/timeseries/workouts/(.+)/stream", request.url.path):
+            return httpx.Response(200, json={"time": [1, 2], "heartrate": [60, None], "of": found[1]})
+        user = request.url.path.rpartition("/")[2]
+        kept = inside(request, moments)
+        found_rows = [{"id": f"{user}-{at:%m%d%H}", "user_id": user, "source": GARMIN} | changes for at in kept]
+        return httpx.Response(200, json={"workouts": found_rows})
+
+    return answer
+
+
+def daily(count: int) -> list[datetime]:
+    """Noon of so many days."""
+    return [FIRST + number * DAY + DAY / 2 for number in range(count)]
+
+
+def hourly(days: int) -> list[datetime]:
+    """Every hour of so many days."""
+    return [FIRST + number * DAY / 24 for number in range(24 * days)]
+
+
+def gone_streams(status_code: int) -> Provider:
+    """A provider that has lost the stream of one of ten workouts."""
+    inner = workouts(daily(10))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        lost = request.url.path.endswith("u1-010512/stream")
+        return httpx.Response(status_code) if lost else inner(request)
+
+    return Provider(answer, limit=200)

@@ -1,0 +1,65 @@
+"""The events of a person who connects again at Terra and has a new id from then on."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from app.delivery import Delivery, Receipt, seal
+from app.sealing import Sealer
+from tests.support import ENCRYPTION_KEY, START
+
+SEALER = Sealer([ENCRYPTION_KEY])
+MINUTE = timedelta(minutes=1)
+
+
+def user(user_id: str) -> dict[str, Any]:
+    """A user of Terra's: `old`, `new`, or `old-7` of another person."""
+    reference = f"member-{user_id.partition('-')[2] or 1}"
+    return {"user_id": user_id, "provider": "PELOTON", "reference_id": reference}
+
+
+def terra(minute: int, body: dict[str, Any], of: str = "") -> Delivery:
+    """A delivery that Terra made at that minute; `of` tells the people apart."""
+    ordering = int((START + minute * MINUTE).timestamp() * 1000)
+    return seal("terra", Receipt(f"trace-{minute}{of}", ordering), msgspec.json.encode(body), SEALER)
+
+
+def ride(user_id: str, ride_id: str, name: str) -> dict[str, Any]:
+    """A ride with two heart rates."""
+    about = {"summary_id": ride_id, "name": name, "type": 8, "upload_type": 1}
+    times = {"start_time": "2026-03-14T06:30:00+00:00", "end_time": "2026-03-14T07:00:00+00:00"}
+    beats = [{"timestamp": f"2026-03-14T06:3{number}:00+00:00", "bpm": 100 + len(name)} for number in (1, 2)]
+    heart = {"detailed": {"hr_samples": beats}}
+    return {
+        "type": "activity",
+        "user": user(user_id),
+        "data": [{"metadata": about | times, "heart_rate_data": heart}],
+    }
+
+
+def reauth(of: str = "") -> dict[str, Any]:
+    """The notice that a person has a new id."""
+    ids = {"old_user": user(f"old{of}"), "new_user": user(f"new{of}")}
+    return {"type": "user_reauth", "status": "warning"} | ids
+
+
+def story(of: str = "") -> tuple[Delivery, ...]:
+    """What comes of a person who connects again, in the order in which it happens."""
+    old, new = f"old{of}", f"new{of}"
+    return (
+        terra(1, ride(old, "r1", "a"), of),
+        terra(2, {"type": "deauth", "status": "success", "user": user(old)}, of),
+        terra(3, reauth(of), of),
+        terra(4, {"type": "auth", "status": "success", "user": user(new)}, of),
+        terra(5, ride(new, "r1", "the newest"), of),
+    )
+
+
+def late(of: str = "") -> Delivery:
+    """What comes under the old id when all is over."""
+    return terra(6, ride(f"old{of}", "r2", "late"), of)
+
+
+REAUTH = reauth()
+EVENTS = story()

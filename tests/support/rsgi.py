@@ -1,0 +1,63 @@
+"""The server's side of RSGI: a request and the exchange of its body and answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+class Headers:
+    """As granian has them: names in lower case, a name may stand twice."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = list(pairs)
+
+    def get(self, name: str) -> str | None:
+        """The first of a name."""
+        return next((value for key, value in self._pairs if key == name), None)
+
+    def items(self) -> list[tuple[str, str]]:
+        """All of them."""
+        return self._pairs
+
+
+@dataclass
+class Scope:
+    """A request without its body."""
+
+    headers: Headers
+    method: str = "POST"
+    path: str = "/webhooks/junction"
+    query_string: str = ""
+    http_version: str = "1"
+    scheme: str = "http"
+    server: str = "127.0.0.1:8000"
+    client: str = "127.0.0.1:40000"
+
+
+@dataclass
+class Exchange:
+    """The other end: gives a body in parts and takes the answer."""
+
+    parts: Sequence[bytes]
+    then: Exception | None = None
+    wait: float = 0.0
+    read: int = 0
+    status: int = 0
+    answer: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def __call__(self) -> bytes:
+        """All of it."""
+        return b"".join([part async for part in self])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            await asyncio.sleep(self.wait)
+            self.read += 1
+            yield part
+        if self.then:
+            raise self.then
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """The answer."""
+        self.status, self.headers, self.answer = status, dict(headers), body

@@ -1,0 +1,144 @@
+"""A whole `headrace up` for tests: it may be started again on its data, and everything of it is found."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import psycopg
+
+from tests.support import HTTP, ROOT, message_id, signed, until
+
+# Each command as the console script runs it, without the start of an interpreter for each.
+RUN_ALL = """
+import json, sys
+from click.testing import CliRunner
+from workers.cli.main import main
+how = {"prog_name": "headrace", "catch_exceptions": False}
+done = [CliRunner().invoke(main, words, **how) for words in json.loads(sys.argv[1])]
+print(json.dumps([(one.exit_code, one.output) for one in done]))
+"""
+
+
+class Stack:
+    """A `headrace up` in a folder of its own, which may be started again there."""
+
+    def __init__(self, folder: Path, **more: str) -> None:
+        self.more = more  # variables of its environment
+        self.data = folder / "data"
+        self.output = folder / "output"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it is ready."""
+        command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        # How long a killed worker's message is waited for; and one process of the endpoint is enough.
+        environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"} | self.more
+        with self.output.open("ab") as out:
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        until(lambda: self.file.exists() or self.process.poll() is not None, 120)
+        assert self.file.exists(), self.output.read_text()
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends a signal and waits for the end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    @property
+    def file(self) -> Path:
+        """Where it says what runs."""
+        return self.data / "stack.json"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What stack.json says now."""
+        return dict(json.loads(self.file.read_text()))
+
+    def pid(self, group: str) -> int | None:
+        """The main process of a group, if it has one now."""
+        return next(iter(self.info["processes"][group]), None)
+
+    def post(self, body: Any, name: str | None = None, secret: str | None = None) -> httpx.Response:
+        """Sends an event as Junction does."""
+        info, now = self.info, datetime.now(UTC)
+        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        headers = signed(raw, name=name or message_id(now), at=now, secret=secret or info["junction_webhook_secret"])
+        return HTTP.post(f"{info['web']}/webhooks/junction", content=raw, headers=headers)
+
+    def deliver(self, body: Any) -> None:
+        """Sends an event until it is taken, as Junction does."""
+        name = message_id(datetime.now(UTC))
+
+        def taken() -> bool:
+            try:
+                return self.post(body, name).status_code == 202
+            except httpx.TransportError:
+                return False
+
+        until(taken)
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """A command that finds the stack by its folder, as an operator's does."""
+        command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
+        return subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=60, check=False)
+
+    def run_all(self, *commands: Sequence[str]) -> list[tuple[int, str]]:
+        """Several such commands, one after the other in one process; of each its status and all it said."""
+        given = json.dumps([[*words, "--data-dir", str(self.data)] for words in commands])
+        command = (sys.executable, "-c", RUN_ALL, given)
+        done = subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return [(status, said) for status, said in json.loads(done.stdout)]
+
+    @property
+    def _own(self) -> dict[str, str]:
+        """The environment of a command."""
+        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
+
+    def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """What a reader sees; nothing while the database is away."""
+        try:
+            with psycopg.connect(self.info["database_url"], connect_timeout=5) as connection:
+                return connection.execute(query, parameters).fetchall()
+        except psycopg.OperationalError:
+            return []
+
+    def family(self) -> list[psutil.Process]:
+        """Every process that belongs to it: by its environment, its command line or the folder it works in."""
+        found = []
+        for one in psutil.process_iter():
+            try:
+                told = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
+                if told or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
+                    found.append(one)
+            except psutil.Error:
+                continue
+        return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+@contextmanager
+def started(**more: str) -> Iterator[Stack]:
+    """A stack with these variables in its environment, which ends with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
+    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    one = Stack(folder, **more)
+    try:
+        one.start()
+        yield one
+    finally:
+        if one.process is not None and one.process.poll() is None:
+            one.end(signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)

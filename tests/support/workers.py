@@ -1,0 +1,140 @@
+"""A worker of the live lane that the tests of a module share, and a way to fill the lane before it looks."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+from sqlalchemy import Engine, text
+
+from app.broker.celery import make_celery
+from app.broker.publisher import Publisher
+from app.broker.redis_transport import PROCESSING
+from app.config.settings import Settings
+from app.delivery import Delivery
+from tests.support import delivery, event, rows, until, worker
+
+LIVE = "live"
+BUSY = "busy"  # the delivery that keeps a worker busy
+WAITS = """
+SELECT 1 FROM pg_stat_activity
+WHERE wait_event_type = 'Lock' AND application_name = 'headrace-worker' AND datname = current_database()"""
+
+
+def publish(settings: Settings, *messages: list[Delivery]) -> None:
+    """Puts messages on the live lane, as the endpoint does."""
+    celery = make_celery(settings, "publisher")
+    publisher = Publisher(celery)
+    for deliveries in messages:
+        publisher.publish(deliveries)
+    publisher.close()
+    celery.close()
+
+
+def held(broker: "redis.Redis") -> int:
+    """How many messages the broker has, wherever."""
+    with broker.pipeline() as pipe:
+        return sum(pipe.llen(LIVE).llen(LIVE + PROCESSING).hlen("unacked").execute())
+
+
+def messages(broker: "redis.Redis") -> list[dict[str, Any]]:
+    """What the broker has: messages that wait, and those that a worker has not acknowledged."""
+    with broker.pipeline() as pipe:  # in one transaction: a message that moves meanwhile would be seen nowhere
+        waiting, taken, unacknowledged = (
+            pipe.lrange(LIVE, 0, -1).lrange(LIVE + PROCESSING, 0, -1).hvals("unacked").execute()
+        )
+    return [json.loads(raw) for raw in (*waiting, *taken)] + [json.loads(raw)[0] for raw in unacknowledged]
+
+
+@contextmanager
+def taking(settings: Settings, then: Callable[[Any], None]) -> Iterator[Callable[[], None]]:
+    """Takes a message of the lane as a worker does, each time it is called, and does this with it."""
+    celery = make_celery(settings, "worker")
+    lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
+    with (
+        celery.connection_for_read() as connection,
+        connection.channel() as channel,
+        celery.amqp.Consumer(channel, [lane], on_message=then, accept=["json"]),
+    ):
+        yield lambda: connection.drain_events(timeout=10)
+    celery.close()
+
+
+def take(settings: Settings, then: Callable[[Any], None]) -> None:
+    """Takes one."""
+    with taking(settings, then) as take_one:
+        take_one()
+
+
+def is_ready(log: Path) -> bool:
+    """Whether a worker has said that it takes messages."""
+    return log.exists() and " ready." in log.read_text()
+
+
+@dataclass
+class SharedWorker:
+    """One worker process; only a test that ends it makes the next test start another."""
+
+    settings: Settings
+    folder: Path
+    starts: int = 0
+    seen: int = 0  # how much of its log is from before this test
+    process: "subprocess.Popen[bytes]" = field(init=False)
+    _life: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._life.close()
+
+    @property
+    def log(self) -> Path:
+        """What it writes, a file for each start."""
+        return self.folder / f"worker-{self.starts}.log"
+
+    @property
+    def said(self) -> str:
+        """What it has written since the test began."""
+        return self.log.read_text()[self.seen :]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self.starts > 0 and self.process.poll() is None
+
+    def ready(self) -> Self:
+        """Takes messages, for the test that begins."""
+        if not self.is_alive:
+            self._life.close()
+            self.starts += 1
+            self.process = self._life.enter_context(worker(self.settings, self.log))
+            until(lambda: is_ready(self.log) or not self.is_alive)
+        self.seen = len(self.log.read_text())
+        return self
+
+    def end(self) -> None:
+        """Leaves the lane, until the next test wants it."""
+        self._life.close()
+
+    @contextmanager
+    def busy(self, engine: Engine) -> Iterator[None]:
+        """Waits for a lock amid a message while the block lasts, and takes none from the lane."""
+        with engine.connect() as connection, connection.begin():
+            connection.execute(text("LOCK TABLE headrace.deliveries IN ACCESS EXCLUSIVE MODE"))
+            publish(self.settings, [delivery(event("labtest.order.created", BUSY, {}), name=BUSY)])
+            until(lambda: rows(engine, WAITS))
+            yield
+
+
+def ledger(engine: Engine) -> list[dict[str, object]]:
+    """How many deliveries ended how, after how many attempts; without the one that kept the worker busy."""
+    return rows(
+        engine,
+        "SELECT outcome, attempts, count(*) AS n FROM health.deliveries WHERE message_id <> :busy GROUP BY 1, 2",
+        busy=BUSY,
+    )

@@ -1,0 +1,115 @@
+"""Pages of history that killed whoever read them: a backfill goes on, and ends after too many deaths."""
+
+from dataclasses import replace
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from tests.support import rows
+from tests.support.backfills import announce, backfill, hurry, notice, status
+from tests.support.provider import Killed, Provider, heartrates, hourly
+from workers.backfill.fetcher import MAX_CRASHES
+from workers.store import backfill_admin
+from workers.store.backfills import due
+
+
+@pytest.fixture
+def reading(settings: Settings, broker_url: str) -> Settings:
+    """A deployment that may read history, and as fast as it likes."""
+    return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
+
+
+def killed(_: httpx.Request) -> httpx.Response:
+    """An answer that nobody lives to read."""
+    raise Killed
+
+
+def die_of(engine: Engine, settings: Settings, provider: Provider, backfill_id: int) -> None:
+    """A worker takes up a backfill and dies; its lease runs out."""
+    with pytest.raises(Killed):
+        provider.fetcher(engine, settings).run(backfill_id)
+    hurry(engine, leases=True)
+
+
+def test_a_page_that_kills_its_workers_ends_its_backfill(engine: Engine, reading: Settings) -> None:
+    """Breaks if one page kills a worker a minute, for ever, or ends its history at the first death."""
+    provider = Provider(killed)
+    (one,) = announce(engine, reading, notice(days=(0, 3)))
+    for deaths in range(MAX_CRASHES):
+        assert rows(engine, "SELECT crashes, status FROM headrace.backfills") == [
+            {"crashes": max(deaths - 1, 0), "status": "running" if deaths else "pending"}
+        ]
+        die_of(engine, reading, provider, one)
+    assert provider.fetcher(engine, reading).run(one) == []
+    assert len(provider.asked) == MAX_CRASHES
+    assert status(engine) == [("failed", 0, 1)]
+    assert backfill(engine)["error"] == f"its worker died {MAX_CRASHES} times without a page between"
+    hurry(engine, leases=True)
+    assert due(engine) == []
+
+
+def test_a_page_between_makes_up_for_the_deaths(engine: Engine, reading: Settings) -> None:
+    """Breaks if a long history fails because a worker died now and then over the weeks."""
+    inner, met = heartrates(hourly(6), 24), dict[str, int]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        met[str(request.url)] = met.get(str(request.url), 0) + 1
+        return killed(request) if met[str(request.url)] < MAX_CRASHES else inner(request)
+
+    provider = Provider(answer)
+    (one,) = announce(engine, reading, notice(days=(0, 6)))
+    for _ in range(200):
+        if not due(engine):
+            break
+        try:
+            provider.fetcher(engine, reading).run(one)
+        except Killed:
+            hurry(engine, leases=True)
+    assert set(met.values()) == {MAX_CRASHES}
+    assert len(met) > 3
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 24 * 6}]
+    assert rows(engine, "SELECT crashes FROM headrace.backfills") == [{"crashes": 0}]
+
+
+def test_a_worker_that_gave_its_backfill_back_has_not_died(engine: Engine, reading: Settings) -> None:
+    """Breaks if waiting for the provider counts as a death."""
+    provider = Provider(lambda _: httpx.Response(500))
+    (one,) = announce(engine, reading, notice(days=(0, 3)))
+    for _ in range(MAX_CRASHES + 2):
+        provider.fetcher(engine, reading).run(one)
+        hurry(engine)
+    assert rows(engine, "SELECT crashes, status FROM headrace.backfills") == [{"crashes": 0, "status": "running"}]
+
+
+def test_an_operator_may_have_it_tried_again(engine: Engine, reading: Settings) -> None:
+    """Breaks if a history whose killer was mended fails at once, for the deaths of before."""
+    provider = Provider(killed)
+    (one,) = announce(engine, reading, notice(days=(0, 3)))
+    for _ in range(MAX_CRASHES):
+        die_of(engine, reading, provider, one)
+    provider.fetcher(engine, reading).run(one)
+    provider.answer = heartrates(hourly(3))
+    assert backfill_admin.resume(engine, [one]) == [one]
+    provider.fetcher(engine, reading).run(one)
+    assert status(engine) == [("complete", 1, 1)]
+
+
+def test_other_backfills_go_on_beside_one_that_kills(engine: Engine, reading: Settings) -> None:
+    """Breaks if the place of a killed worker is never given to others."""
+    provider, healthy = Provider(killed), Provider(heartrates(hourly(3)))
+    limited = replace(reading, backfills_per_user=1)
+    (one,) = announce(engine, limited, notice(days=(0, 3)))
+    (other,) = announce(engine, limited, notice(resource="steps", days=(0, 3)))
+    with pytest.raises(Killed):
+        provider.fetcher(engine, limited).run(one)
+    healthy.fetcher(engine, limited).run(other)
+    assert healthy.asked == []
+    hurry(engine, leases=True)
+    healthy.fetcher(engine, limited).run(other)
+    assert [row["status"] for row in rows(engine, "SELECT status FROM headrace.backfills ORDER BY id")] == [
+        "running",
+        "complete",
+    ]

@@ -1,0 +1,145 @@
+"""The sweep: what it sends to the lanes, which nobody works on here."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import Engine, text
+
+from app.broker.celery import make_celery
+from app.broker.lanes import FETCH, RECONCILE
+from app.config.settings import Settings
+from tests.support import apply, delivery, event, rows
+from workers.backfill.fetcher import FollowUp
+from workers.celery import jobs as scheduled
+from workers.celery.context import WorkerContext
+from workers.celery.jobs import Jobs
+from workers.store import jobs
+from workers.store.backfills import due
+
+
+@contextmanager
+def working(settings: Settings, broker_url: str, **changes: Any) -> Iterator[Jobs]:
+    """What the tasks of a process share, in a deployment that may read history."""
+    given = replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", **changes)
+    celery = make_celery(given, "publisher")
+    work = WorkerContext(celery, given)
+    try:
+        yield Jobs(work)
+    finally:
+        work.engine.dispose()
+        celery.close()
+
+
+def announced(engine: Engine, settings: Settings, count: int) -> list[int]:
+    """So many backfills that are due."""
+    notices = [event("historical.data.sleep.created", f"u{number}", {"provider": "oura"}) for number in range(count)]
+    apply(engine, settings, *map(delivery, notices))
+    return due(engine)
+
+
+def sent(broker_url: str) -> list[tuple[str, str]]:
+    """The messages on the lane of history, the oldest first: task and arguments."""
+    with redis.Redis.from_url(broker_url) as client:
+        headers = [json.loads(raw)["headers"] for raw in client.lrange("backfill", 0, -1)]
+    return [(one["task"], one["argsrepr"]) for one in reversed(headers)]
+
+
+def test_a_sweep_sends_what_is_due(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if a backfill whose message was lost is never gone on with."""
+    numbers = announced(engine, settings, 3)
+    with working(settings, broker_url) as work:
+        work.sweep()
+    assert sent(broker_url) == [(FETCH, f"({number},)") for number in numbers]
+
+
+def test_a_sweep_fills_the_lane_and_no_more(
+    engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if every sweep puts the same messages on a lane that nobody works on, until the broker is full."""
+    monkeypatch.setattr(scheduled, "MAX_QUEUED_FETCHES", 5)
+    numbers = announced(engine, settings, 8)
+    with working(settings, broker_url) as work:
+        work._context.enqueue([FollowUp(404, 0), FollowUp(405, 0)])
+        work.sweep()
+        assert sent(broker_url)[2:] == [(FETCH, f"({number},)") for number in numbers[:3]]
+        for _ in range(3):
+            work.sweep()
+        assert len(sent(broker_url)) == 5
+        with redis.Redis.from_url(broker_url) as client:
+            client.rpop("backfill")
+        work.sweep()
+    assert len(sent(broker_url)) == 5
+
+
+@pytest.mark.parametrize("changes", [{"fetch_history": False}, {"junction_api_key": None}])
+def test_a_sweep_sends_nothing_where_nothing_is_fetched(
+    engine: Engine, settings: Settings, broker_url: str, changes: dict[str, Any]
+) -> None:
+    """Breaks if a deployment without a key, or without history, fills its broker with messages."""
+    announced(engine, settings, 2)
+    given = replace(settings, broker_url=broker_url, **({"junction_api_key": "sk_us_tests"} | changes))
+    celery = make_celery(given, "publisher")
+    work = WorkerContext(celery, given)
+    Jobs(work).sweep()
+    assert sent(broker_url) == []
+    assert rows(engine, "SELECT 1 FROM headrace.jobs WHERE name = 'reconcile'") == []
+    work.engine.dispose()
+    celery.close()
+
+
+def set_chore(engine: Engine, what: str) -> None:
+    """Changes the reconciliation by hand."""
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE headrace.jobs SET {what} WHERE name = 'reconcile'"))
+
+
+def test_a_reconciliation_is_sent_when_it_is_due(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if everything is compared at every sweep, never, or by two workers at once."""
+    with working(settings, broker_url, reconcile_hours=6) as work:
+        work.sweep()
+        assert sent(broker_url) == []  # the first time is a whole period after the installation
+        (row,) = rows(engine, "SELECT due_at - now() AS left FROM headrace.jobs WHERE name = 'reconcile'")
+        assert row["left"].total_seconds() == pytest.approx(6 * 3600, abs=60)
+        work.sweep()
+        assert sent(broker_url) == []
+        set_chore(engine, "due_at = now() - interval '1 second'")
+        work.sweep()
+        assert sent(broker_url) == [(RECONCILE, "()")]
+        assert jobs.claim(engine, "reconcile") is not None
+        work.sweep()
+        assert len(sent(broker_url)) == 1
+        set_chore(engine, "lease_until = now() - interval '1 second'")  # of a worker that was killed
+        work.sweep()
+        assert len(sent(broker_url)) == 2
+        jobs.save(engine, "reconcile", None, 6 * 3600)
+        work.sweep()
+        assert len(sent(broker_url)) == 2
+
+
+def test_no_hours_mean_never(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if an operator who wants it on demand only gets it at every sweep."""
+    with working(settings, broker_url, reconcile_hours=6) as work:
+        work.sweep()
+    set_chore(engine, "due_at = now() - interval '1 day'")
+    with working(settings, broker_url, reconcile_hours=0) as work:
+        work.sweep()
+    assert sent(broker_url) == []
+
+
+def test_a_reconciliation_waits_for_room(
+    engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a lane that nobody works on gets a message more at every sweep."""
+    monkeypatch.setattr(scheduled, "MAX_QUEUED_FETCHES", 2)
+    with working(settings, broker_url, reconcile_hours=6) as work:
+        work.sweep()
+        set_chore(engine, "due_at = now() - interval '1 second'")
+        work._context.enqueue([FollowUp(404, 0), FollowUp(405, 0)])
+        for _ in range(3):
+            work.sweep()
+    assert [task for task, _ in sent(broker_url)] == [FETCH, FETCH]

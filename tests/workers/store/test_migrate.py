@@ -1,0 +1,85 @@
+"""Migrations: twice, at once, by an ordinary role, and one that fails."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.errors import Misconfigured, TryLater
+from tests.support import apply, delivery, heartrate, rows, workout
+from tests.support.database import run
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
+
+COUNT_VIEWS = "SELECT count(*) AS n FROM pg_views WHERE schemaname = 'health'"
+
+
+def test_migrating_twice_changes_nothing(empty: Engine) -> None:
+    """Breaks if a deployment that runs the migration at every start fails at the second."""
+    version = migrate(empty)
+    before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
+    assert migrate(empty) == version == "0002"
+    assert rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
+    assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
+
+
+def test_a_newer_schema_is_left_alone(empty: Engine) -> None:
+    """Breaks if going back to an older program ends in a traceback, or changes what the newer one has made."""
+    migrate(empty)
+    with empty.begin() as connection:
+        connection.execute(text("UPDATE headrace.schema_version SET version_num = '9999'"))
+    with pytest.raises(Misconfigured, match="newer Headrace"):
+        migrate(empty)
+    assert rows(empty, "SELECT version_num FROM headrace.schema_version") == [{"version_num": "9999"}]
+
+
+def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
+    """Breaks if the pods of a fresh installation race: three of four would crash."""
+    together = threading.Barrier(4)
+
+    def one(_number: int) -> str:
+        engine = make_engine(empty_settings)
+        try:
+            together.wait(20)
+            return migrate(engine)
+        finally:
+            engine.dispose()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == ["0002"] * 4
+    engine = make_engine(empty_settings)
+    assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
+    engine.dispose()
+
+
+def test_an_ordinary_role_of_any_name_can_migrate_and_apply(empty: Engine, empty_settings: Settings) -> None:
+    """Breaks if something wants a superuser, or is found only because the role is called like our schema."""
+    name = rows(empty, "SELECT current_database() AS name")[0]["name"]
+    run(empty, "CREATE ROLE somebody LOGIN PASSWORD 'sesame'", f"ALTER DATABASE {name} OWNER TO somebody")
+    where = urlsplit(empty_settings.need_database())
+    url = urlunsplit(where._replace(netloc=f"somebody:sesame@{where.hostname}:{where.port}"))
+    theirs = replace(empty_settings, database_url=url)
+    engine = make_engine(theirs)
+    try:
+        migrate(engine)
+        writer = make_writer(theirs)
+        assert apply(writer, theirs, delivery(workout("u1")), delivery(heartrate("u1", {0: 60}))) == {"applied": 2}
+        writer.dispose()
+        assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 60.0}]
+    finally:
+        engine.dispose()
+        run(empty, "REASSIGN OWNED BY somebody TO headrace", "DROP ROLE somebody")
+
+
+def test_a_migration_that_fails_leaves_nothing(empty: Engine) -> None:
+    """Breaks if half a schema stays behind, on which the next attempt stumbles."""
+    with empty.begin() as connection:
+        connection.execute(text("CREATE SCHEMA health; CREATE TABLE health.users (mine int)"))
+    with pytest.raises(TryLater, match="DuplicateTable"):
+        migrate(empty)
+    assert rows(empty, "SELECT 1 FROM pg_namespace WHERE nspname = 'headrace'") == []

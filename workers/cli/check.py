@@ -1,0 +1,36 @@
+"""`headrace check`: the configuration, and how to fix it."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from app.config.settings import load
+from app.errors import Misconfigured
+from workers.cli.options import attached, data_dir_option, json_option
+from workers.cli.output import print_json, print_rows
+from workers.operate import check
+
+
+@click.command("check")
+@data_dir_option
+@json_option
+@click.option("--explain", is_flag=True, help="list every setting with its default")
+def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
+    """Say what is wrong with the configuration, and how to mend it."""
+    if explain:
+        print_rows(check.explain(), as_json=as_json)
+        return
+    settings = load()
+    try:
+        settings = attached(data_dir)
+    except Misconfigured:
+        logging.getLogger(__name__).debug("no stack to attach to; each finding says what it misses")
+    found = list(check.findings(settings))
+    if as_json:
+        print_json(found)
+    else:
+        for one in found:
+            click.echo(f"{'ok   ' if one.fine else 'FAULT'} {one.what}: {one.text}", err=not one.fine)
+    sys.exit(0 if all(one.fine for one in found) else 1)

@@ -1,0 +1,33 @@
+"""`headrace etl`: the consumer of the queue that Junction's ETL pipeline feeds."""
+
+import click
+
+from app.broker.celery import make_celery
+from app.config.settings import load
+from app.observability import logs
+from workers.backfill.fetcher import FollowUp
+from workers.celery.context import WorkerContext
+from workers.ingest import rabbitmq_pipeline
+from workers.ingest.apply import Applier
+from workers.store.engine import make_writer
+
+
+@click.command("etl")
+@click.option("--optional", is_flag=True, help="without HEADRACE_ETL_URL wait to be ended, instead of failing")
+def command(*, optional: bool) -> None:
+    """Take events out of the queue that Junction's ETL pipeline feeds. One for each queue; a second one stands by."""
+    settings = load()
+    if optional and not settings.etl_url:
+        rabbitmq_pipeline.idle()
+        return
+    settings.need_etl()
+    settings.need_database()
+    logs.configure(settings)
+    name = "headrace-etl"
+    if settings.broker_url or settings.redis_url:
+        work = WorkerContext(make_celery(settings, "publisher"), settings, name)
+        rabbitmq_pipeline.run(
+            settings, work.applier, lambda announced: work.enqueue(FollowUp(one, 0) for one in announced)
+        )
+    else:  # what history it announces, beat's sweep finds
+        rabbitmq_pipeline.run(settings, Applier(make_writer(settings, name), settings))

@@ -1,0 +1,40 @@
+"""`headrace simulate`: the simulated provider alone."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.config.settings import load
+from workers import simulator
+from workers.cli.options import attached, data_dir_option
+
+
+@click.command("simulate")
+@click.option("--port", type=int, default=0, help="the port of the simulated API (default: a free one)")
+@click.option("--users", type=click.IntRange(1), default=3, show_default=True, help="how many people")
+@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="how much history each has")
+@click.option("--seed", type=int, default=1, show_default=True, help="the same seed makes the same people and data")
+@click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
+@click.option("--terra-to", help="the same as Terra would, e.g. to http://127.0.0.1:8000/webhooks/terra")
+@click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="the share of events that is sent twice")
+@click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="the share that comes a little late")
+@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="the share that comes very late")
+@click.option(
+    "--pinged", type=click.FloatRange(0, 1), default=0.0, help="the share of Terra's that waits at an address"
+)
+@data_dir_option
+def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **options: Any) -> None:
+    """Run the simulated provider alone, for your own tests, until Ctrl-C.
+
+    With --to and --terra-to, events are signed with JUNCTION_WEBHOOK_SECRET and TERRA_SIGNING_SECRET, or the secrets
+    of the stack in --data-dir.
+    """
+    settings = load()
+    secrets, terra_secrets = settings.junction_webhook_secrets, settings.terra_signing_secrets
+    if (to and not secrets) or (terra_to and not terra_secrets):
+        stack = attached(data_dir)
+        secrets, terra_secrets = stack.junction_webhook_secrets, stack.terra_signing_secrets
+    secret, terra_secret = next(iter(secrets), None), next(iter(terra_secrets), None)
+    simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)

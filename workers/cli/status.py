@@ -1,0 +1,40 @@
+"""`headrace status`: health, queue depths, outcomes, backfills."""
+
+from pathlib import Path
+
+import click
+
+from app.broker.celery import make_celery
+from app.config.settings import load
+from workers.cli.options import attached, data_dir_option, json_option
+from workers.cli.output import console, live_view, print_json
+from workers.local import attach
+from workers.operate import status_view
+from workers.operate.watch_view import Watcher
+from workers.store.engine import make_engine
+
+
+@click.command("status")
+@data_dir_option
+@json_option
+@click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
+@click.option(
+    "--interval",
+    "--every",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    help="seconds between two looks, at least",
+)
+@click.option("--web", help="the endpoint to ask too, e.g. http://web:8000 (default: the one of --data-dir)")
+def command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
+    """Show whether it is healthy, what waits, what became of what came, and what needs a hand."""
+    settings = attached(data_dir)
+    engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
+    watcher = Watcher(engine, celery, settings, web or attach.endpoint_of(load(), data_dir or Path(settings.data_dir)))
+    if as_json:
+        print_json(watcher.poll().plain())
+    elif watch:
+        live_view(watcher.page, interval)
+    else:
+        console().print(status_view.render(watcher.poll()))
