@@ -71,7 +71,7 @@ class Batcher:
             raise pending.error
 
     async def publish_async(self, delivery: Delivery, span: ServerSpan | None = None) -> None:
-        """As `take`, for a request that holds no thread."""
+        """As `publish`, for a request that holds no thread."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         pending = self._enqueue(_Pending(delivery, span, future))

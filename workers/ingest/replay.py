@@ -22,7 +22,7 @@ MAX_BATCH = 200
 def replay(
     engine: Engine, applier: Applier, window: ArchiveWindow, order: Order, on_progress: Callable[[int], None]
 ) -> Counter[Outcome]:
-    """Applies what is kept of a window, and says what became of it; `tell` is called with how many are done.
+    """Applies what is kept of a window, and says what became of it; `on_progress` is called with how many are done.
 
     Within an hour in the order that is asked for: any order ends in the same rows. Raises TryLater.
     """

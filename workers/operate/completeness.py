@@ -77,7 +77,7 @@ def read_report(
     until: datetime,
     on_progress: Callable[[int, int], None] | None,
 ) -> Completeness:
-    """The report; `tell` is called with how many people's days were looked at, None if they are not to be."""
+    """The report; `on_progress` is called with how many people's days were looked at, None if they are not to be."""
     entries = list(store.ledger(engine, since, until))
     with transaction(engine) as connection:
         days = list(_by_day(entries, store.dead_letters(connection, since, until)))

@@ -53,7 +53,7 @@ class Eraser:
         return found | ({"dead_letters": entries[True]} if entries[True] else {})
 
     def erase(self, user_id: str, on_progress: Callable[[int], None]) -> ErasureReceipt:
-        """Removes everything; `tell` is called with how many rows have gone. Raises TryLater."""
+        """Removes everything; `on_progress` is called with how many rows have gone. Raises TryLater."""
         known, erased_at = self._person(user_id), store.create_tombstone(self._engine, user_id)
         removed: Counter[str] = Counter()
         unread = 0

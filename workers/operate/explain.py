@@ -86,7 +86,7 @@ class Explanation:
 def explain(
     engine: Engine, settings: Settings, asked: Question, on_progress: Callable[[int, int], None], *, values: bool
 ) -> Explanation:
-    """Looks everything up. `tell` is called with how many deliveries are read, and of how many. Raises TryLater."""
+    """Looks everything up. `on_progress` gets the number of deliveries read so far, and of all. Raises TryLater."""
     resource, user_id = asked.resource, asked.user_id
     with transaction(engine) as connection:
         about = {"resource": resource.name, "id": asked.id, "at": asked.at, "values": values}

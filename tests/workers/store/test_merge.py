@@ -81,7 +81,7 @@ def merge(engine: Engine, *given: dict[str, Any], statement: str = MERGE) -> lis
 
 
 def late(engine: Engine, *given: dict[str, Any]) -> set[int]:
-    """The deliveries that `standing` calls late."""
+    """The deliveries that `comparison_sql` calls late."""
     with engine.begin() as connection:
         return set(connection.scalars(text(LATE), {"rows": msgspec.json.encode(given).decode()}))
 

@@ -150,7 +150,7 @@ class Item:
         return (one for one in self._at(path) or () if one is not None)
 
     def samples(self, samples_without_timestamp: list[int]) -> Iterator[SeriesValues]:
-        """Its samples, series by series; how many values have no time is added to `timeless`."""
+        """Its samples, series by series; how many values have no time is added to `samples_without_timestamp`."""
         for series in self._kind.series:
             array, is_array, name = series.path.partition("[]")
             if not is_array:
