@@ -172,10 +172,14 @@ def pages(stack: Stack) -> dict[str, bytes]:
     info = stack.info
     user, _, password = info["flower_auth"].partition(":")
     with httpx.Client(base_url=info["flower"], auth=(user, password), timeout=30) as flower:
+
+        def seen() -> list[str]:
+            """The tasks that Flower has seen; on a busy machine it may listen only some time after it answers."""
+            return re.findall(r'"uuid": "([\w-]+)"', flower.get("/api/tasks?limit=10000").text)
+
+        tasks = until(seen, 60)
         found = {path: flower.get(path).content for path in FLOWER}
-        tasks = re.findall(rb'"uuid": "([\w-]+)"', found["/api/tasks?limit=10000"])
-        assert tasks
-        found |= {f"/task/{task.decode()}": flower.get(f"/task/{task.decode()}").content for task in tasks[:30]}
+        found |= {f"/task/{task}": flower.get(f"/task/{task}").content for task in tasks[:30]}
     return found | {"web /metrics": HTTP.get(f"{info['web']}/metrics").content}
 
 

@@ -40,6 +40,8 @@ PROCESSING_SECONDS = 1.0
 SESSION_SECONDS = 900
 UNAUTHORIZED = "dev-id or x-api-key headers are missing or wrong"
 ACCEPTED = "Large request submitted. The data is being processed and will be sent to your destination in chunks"
+# Python 3.13 has other words for it (RFC 9110).
+TITLES = {413: "request entity too large"}
 
 
 class _Session(msgspec.Struct):
@@ -206,7 +208,7 @@ def _problem(status: int, detail: str) -> Response:
     path = request.full_path.removesuffix("?")
     body: Record = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase.lower(),
+        "title": TITLES.get(status) or HTTPStatus(status).phrase.lower(),
         "instance": path,
         "detail": detail,
     }
