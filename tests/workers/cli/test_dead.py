@@ -2,31 +2,26 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import ENCRYPTION_KEY, apply, delivery, heartrate, rows, workout
+from tests.support.cli import Headrace
 from tests.support.deliveries import OTHER_KEY, connection_event, received, sealed_with_another_key
 from tests.support.servers import Servers
-from workers.cli import dead as commands
-from workers.cli.main import main
 from workers.ingest.apply import Applier
 from workers.store import dead_letters, digests
-from workers.store.engine import make_engine, make_writer
+from workers.store.engine import make_engine
 
-Run = Callable[..., Result]
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SINCE = ("--since", "2026-03-14T12:00:00Z")
@@ -45,32 +40,9 @@ def keys(*given: bytes) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """A command within this process; whatever engines it makes are ended with the test."""
-    monkeypatch.chdir(tmp_path)
-    for name in [setting.metadata["name"] for setting in fields(Settings)]:
-        monkeypatch.delenv(name, raising=False)
-    environment = {"DATABASE_URL": settings.need_database()} | keys(ENCRYPTION_KEY)
-    made: list[Engine] = []
-
-    def noted(make: Callable[..., Engine]) -> Callable[..., Engine]:
-        def make_one(*given: Any) -> Engine:
-            made.append(make(*given))
-            return made[-1]
-
-        return make_one
-
-    monkeypatch.setattr(commands, "make_engine", noted(make_engine))
-    monkeypatch.setattr(commands, "make_writer", noted(make_writer))
-
-    def invoke(*words: str, answer: str | None = None, **more: str) -> Result:
-        done = CliRunner().invoke(main, words, input=answer, env=environment | more)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done
-
-    yield invoke
-    for one in made:
-        one.dispose()
+def run(headrace: Headrace, engine: Engine) -> Headrace:
+    """A command within this process, against a database without records."""
+    return headrace
 
 
 @pytest.fixture
@@ -94,7 +66,7 @@ def left(engine: Engine) -> set[int]:
 # dead list
 
 
-def test_letters_are_listed(run: Run, letters: dict[str, int]) -> None:
+def test_letters_are_listed(run: Headrace, letters: dict[str, int]) -> None:
     """Breaks if an operator cannot see what is dead, when it died and why."""
     done = run("dead", "list")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -105,7 +77,7 @@ def test_letters_are_listed(run: Run, letters: dict[str, int]) -> None:
     assert SESAME not in done.stdout
 
 
-def test_a_list_can_be_read_by_programs(run: Run, engine: Engine, letters: dict[str, int]) -> None:
+def test_a_list_can_be_read_by_programs(run: Headrace, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if --json is no JSON, leaves a field out, or holds a body."""
     found = json.loads(run("dead", "list", "--json").stdout)
     assert {row["id"] for row in found} == set(letters.values())
@@ -116,7 +88,7 @@ def test_a_list_can_be_read_by_programs(run: Run, engine: Engine, letters: dict[
     assert base64.b64encode(SESAME.encode()).decode() not in json.dumps(found)
 
 
-def test_filters_and_limits(run: Run, letters: dict[str, int]) -> None:
+def test_filters_and_limits(run: Headrace, letters: dict[str, int]) -> None:
     """Breaks if a filter is not heeded, or the limit cuts off the newest."""
 
     def listed(*words: str) -> list[int]:
@@ -130,7 +102,7 @@ def test_filters_and_limits(run: Run, letters: dict[str, int]) -> None:
     assert listed("--reason", "nobody") == []
 
 
-def test_no_letters_are_said_so(run: Run) -> None:
+def test_no_letters_are_said_so(run: Headrace) -> None:
     """Breaks if an empty list looks like a failure, or is no list for a program."""
     assert run("dead", "list").stdout == "no dead letters\n"
     assert json.loads(run("dead", "list", "--json").stdout) == []
@@ -139,7 +111,7 @@ def test_no_letters_are_said_so(run: Run) -> None:
 # dead show
 
 
-def test_one_letter_is_shown_without_its_body(run: Run, letters: dict[str, int]) -> None:
+def test_one_letter_is_shown_without_its_body(run: Headrace, letters: dict[str, int]) -> None:
     """Breaks if health data is on the screen of somebody who only asked why."""
     for number in letters.values():
         done = run("dead", "show", str(number))
@@ -151,7 +123,7 @@ def test_one_letter_is_shown_without_its_body(run: Run, letters: dict[str, int])
         assert SESAME not in done.output + as_json.output
 
 
-def test_a_body_is_opened_with_the_key_and_only_if_wanted(run: Run, letters: dict[str, int]) -> None:
+def test_a_body_is_opened_with_the_key_and_only_if_wanted(run: Headrace, letters: dict[str, int]) -> None:
     """Breaks if what is wrong with a body cannot be found out, or without the key it can."""
     done = run("dead", "show", str(letters["rubbish"]), "--body")
     assert (done.exit_code, done.stdout_bytes) == (0, SESAME.encode() + b"\n")
@@ -166,7 +138,7 @@ def test_a_body_is_opened_with_the_key_and_only_if_wanted(run: Run, letters: dic
     assert SESAME in run("dead", "show", str(letters["sealed"]), "--body", **keys(OTHER_KEY)).stdout
 
 
-def test_a_letter_that_is_not_there(run: Run, letters: dict[str, int]) -> None:
+def test_a_letter_that_is_not_there(run: Headrace, letters: dict[str, int]) -> None:
     """Breaks if a wrong number is a traceback, or a success."""
     done = run("dead", "show", str(max(letters.values()) + 1))
     assert (done.exit_code, done.stdout) == (1, "")
@@ -177,7 +149,7 @@ def test_a_letter_that_is_not_there(run: Run, letters: dict[str, int]) -> None:
 # dead replay
 
 
-def test_what_can_be_applied_leaves_the_list(run: Run, engine: Engine, letters: dict[str, int]) -> None:
+def test_what_can_be_applied_leaves_the_list(run: Headrace, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if a replay is a success while letters are dead still, or does not say how many."""
     done = run("dead", "replay", **keys(ENCRYPTION_KEY, OTHER_KEY))
     assert done.stdout == "3 applied again: 1 applied, 2 dead\n"
@@ -186,7 +158,7 @@ def test_what_can_be_applied_leaves_the_list(run: Run, engine: Engine, letters: 
     assert rows(engine, "SELECT user_id, origin FROM health.workouts") == [{"user_id": "u1", "origin": "replay"}]
 
 
-def test_only_the_chosen_letters_are_applied(run: Run, engine: Engine, letters: dict[str, int]) -> None:
+def test_only_the_chosen_letters_are_applied(run: Headrace, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if a filter of a replay is not heeded."""
     for words in ([str(letters["sealed"])], ["--reason", "no such thing"], [str(letters["rubbish"] + 10**6)]):
         done = run("dead", "replay", *words, "--json")
@@ -204,7 +176,7 @@ def test_only_the_chosen_letters_are_applied(run: Run, engine: Engine, letters: 
 
 @pytest.mark.parametrize("words", [(), ("--yes",)])
 def test_nothing_is_dropped_without_saying_which(
-    run: Run, engine: Engine, letters: dict[str, int], words: tuple[str, ...]
+    run: Headrace, engine: Engine, letters: dict[str, int], words: tuple[str, ...]
 ) -> None:
     """Breaks if a slip of the hand throws away everything."""
     done = run("dead", "drop", *words)
@@ -213,7 +185,7 @@ def test_nothing_is_dropped_without_saying_which(
     assert left(engine) == set(letters.values())
 
 
-def test_a_drop_asks_first(run: Run, engine: Engine, letters: dict[str, int]) -> None:
+def test_a_drop_asks_first(run: Headrace, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if letters are thrown away before anybody has said yes."""
     number = str(letters["rubbish"])
     assert run("dead", "drop", number, answer="n\n").exit_code == 1
@@ -225,7 +197,7 @@ def test_a_drop_asks_first(run: Run, engine: Engine, letters: dict[str, int]) ->
     assert left(engine) == {letters["sealed"], letters["refused"]}
 
 
-def test_drops_by_reason_and_of_all(run: Run, engine: Engine, letters: dict[str, int]) -> None:
+def test_drops_by_reason_and_of_all(run: Headrace, engine: Engine, letters: dict[str, int]) -> None:
     """Breaks if a drop takes more than it was told, or the ledger forgets."""
     none = run("dead", "drop", "--reason", "in other words", "--yes")
     assert (none.exit_code, "headrace dead list" in none.stderr) == (1, True)
@@ -258,7 +230,7 @@ def lose(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("order", ["oldest", "newest", "random"])
-def test_a_replay_changes_nothing_and_says_so(run: Run, engine: Engine, kept: list[Delivery], order: str) -> None:
+def test_a_replay_changes_nothing_and_says_so(run: Headrace, engine: Engine, kept: list[Delivery], order: str) -> None:
     """Breaks if an operator who replays to be sure changes something, or is not told."""
     before = digests.digests(engine)
     done = run("replay", *SINCE, *UNTIL, "--order", order, "--digest")
@@ -269,7 +241,7 @@ def test_a_replay_changes_nothing_and_says_so(run: Run, engine: Engine, kept: li
     assert json.loads(as_json.stdout) == {"duplicate": 5, "changed": []}
 
 
-def test_a_replay_names_the_tables_that_changed(run: Run, engine: Engine, kept: list[Delivery]) -> None:
+def test_a_replay_names_the_tables_that_changed(run: Headrace, engine: Engine, kept: list[Delivery]) -> None:
     """Breaks if what a replay has mended cannot be seen."""
     lose(engine)
     done = run("replay", *SINCE, *UNTIL, "--event-type", "daily.data.workouts.*", "--digest")
@@ -279,7 +251,7 @@ def test_a_replay_names_the_tables_that_changed(run: Run, engine: Engine, kept: 
     assert json.loads(run("replay", *SINCE, *UNTIL, "--json").stdout) == {"duplicate": 5}
 
 
-def test_a_dry_run_only_counts(run: Run, engine: Engine, kept: list[Delivery]) -> None:
+def test_a_dry_run_only_counts(run: Headrace, engine: Engine, kept: list[Delivery]) -> None:
     """Breaks if a dry run writes, or counts otherwise than the replay."""
     lose(engine)
     done = run("replay", *SINCE, *UNTIL, "--dry-run")
@@ -291,27 +263,27 @@ def test_a_dry_run_only_counts(run: Run, engine: Engine, kept: list[Delivery]) -
 
 
 @pytest.mark.parametrize("words", [("--dry-run",), ("--event-type", "none")])
-def test_a_count_can_be_read_by_programs(run: Run, kept: list[Delivery], words: tuple[str, ...]) -> None:
+def test_a_count_can_be_read_by_programs(run: Headrace, kept: list[Delivery], words: tuple[str, ...]) -> None:
     """Breaks if a program that asks for JSON gets a sentence, where there is nothing to do or nothing is done."""
     done = run("replay", *SINCE, *UNTIL, "--json", *words)
     assert done.exit_code == 0
     json.loads(done.stdout)
 
 
-def test_nothing_kept_is_no_failure(run: Run) -> None:
+def test_nothing_kept_is_no_failure(run: Headrace) -> None:
     """Breaks if a replay of an hour in which nothing came ends with an error."""
     done = run("replay", *SINCE)
     assert (done.exit_code, done.stdout) == (0, "0 deliveries are kept of that\n")
 
 
-def test_until_is_now_unless_it_is_said(run: Run, engine: Engine, settings: Settings) -> None:
+def test_until_is_now_unless_it_is_said(run: Headrace, engine: Engine, settings: Settings) -> None:
     """Breaks if what came today is left out of a replay that has no end."""
     apply(engine, settings, delivery(workout("u1")))
     assert run("replay", "--since", an_hour_ago()).stdout == "1 applied again: 1 duplicate\n"
 
 
 @pytest.mark.parametrize("words", [(), ("--since", "x"), (*SINCE, "--order", "x"), (*SINCE, "--until", "x")])
-def test_what_makes_no_sense_is_refused(run: Run, words: tuple[str, ...]) -> None:
+def test_what_makes_no_sense_is_refused(run: Headrace, words: tuple[str, ...]) -> None:
     """Breaks if a slip is taken for everything since ever."""
     done = run("replay", *words)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -328,7 +300,7 @@ def other(servers: Servers) -> Iterator[str]:
 
 
 def test_a_replay_into_another_database_ends_the_same(
-    run: Run, engine: Engine, kept: list[Delivery], other: str
+    run: Headrace, engine: Engine, kept: list[Delivery], other: str
 ) -> None:
     """Breaks if the drill writes to the database in use, or does not fill the empty one."""
     before = digests.digests(engine)
@@ -344,7 +316,7 @@ def test_a_replay_into_another_database_ends_the_same(
     assert "tests" not in done.output
 
 
-def test_an_address_that_is_none_is_one_line(run: Run, kept: list[Delivery]) -> None:
+def test_an_address_that_is_none_is_one_line(run: Headrace, kept: list[Delivery]) -> None:
     """Breaks if a wrong --into ends in a traceback, or in the database in use."""
     for address in ("mysql://a/b", "postgresql://user:sesame@127.0.0.1:1/nowhere"):
         done = run("replay", *SINCE, *UNTIL, "--into", address)
@@ -356,7 +328,7 @@ def test_an_address_that_is_none_is_one_line(run: Run, kept: list[Delivery]) -> 
 # No value of a body
 
 
-def test_no_value_gets_out(run: Run, engine: Engine, settings: Settings, letters: dict[str, int]) -> None:
+def test_no_value_gets_out(run: Headrace, engine: Engine, settings: Settings, letters: dict[str, int]) -> None:
     """Breaks if any output but that of --body holds a value of what somebody sent."""
     apply(engine, settings, delivery(workout("u9", "w9", title=SESAME)))
     sealed = msgspec.json.encode(workout("u3", "w3", title=SESAME))

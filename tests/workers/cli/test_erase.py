@@ -1,57 +1,22 @@
 """`headrace erase`: what is printed, asked and refused, and that nothing is touched before it is meant."""
 
-import base64
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
-from tests.support import ENCRYPTION_KEY, apply, delivery, heartrate, rows, workout
+from tests.support import apply, delivery, heartrate, rows, workout
 from tests.support.backfills import announce, notice
-from workers.cli import backfill, output
-from workers.cli import erase as command
-from workers.cli import reconcile as asking
-from workers.cli.main import main
-from workers.store.engine import make_engine, make_writer
-
-Run = Callable[..., Result]
+from tests.support.cli import Headrace
+from workers.cli import output
 
 
 @pytest.fixture
-def run(settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """A command within this process; whatever engines it makes are ended with the test."""
-    monkeypatch.chdir(tmp_path)
-    for name in [setting.metadata["name"] for setting in fields(Settings)]:
-        monkeypatch.delenv(name, raising=False)
-    key = base64.b64encode(ENCRYPTION_KEY).decode()
-    environment = {"DATABASE_URL": settings.need_database(), "HEADRACE_ENCRYPTION_KEY": key}
-    made: list[Engine] = []
-
-    def noted(make: Callable[..., Engine]) -> Callable[..., Engine]:
-        def make_one(*given: Any) -> Engine:
-            made.append(make(*given))
-            return made[-1]
-
-        return make_one
-
-    monkeypatch.setattr(command, "make_writer", noted(make_writer))
-    for module in (backfill, asking):
-        monkeypatch.setattr(module, "make_engine", noted(make_engine))
-
-    def invoke(*words: str, answer: str | None = None, **more: str) -> Result:
-        done = CliRunner().invoke(main, words, input=answer, env=environment | more)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done
-
-    yield invoke
-    for one in made:
-        one.dispose()
+def run(headrace: Headrace, engine: Engine) -> Headrace:
+    """A command within this process, against a database without records."""
+    return headrace
 
 
 @pytest.fixture
@@ -72,7 +37,7 @@ COUNTS = {"backfills": 1, "chunks": 1, "deliveries": 3, "archive": 3, "samples":
 
 
 @pytest.mark.usefixtures("people")
-def test_the_receipt_says_what_went_and_what_it_cannot_reach(run: Run, engine: Engine) -> None:
+def test_the_receipt_says_what_went_and_what_it_cannot_reach(run: Headrace, engine: Engine) -> None:
     """Breaks if an operator has nothing to show, or believes that all is done where it is not."""
     done = run("erase", "--user", "u1")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -87,7 +52,7 @@ def test_the_receipt_says_what_went_and_what_it_cannot_reach(run: Run, engine: E
 
 
 @pytest.mark.usefixtures("people")
-def test_the_receipt_can_be_read_by_programs(run: Run) -> None:
+def test_the_receipt_can_be_read_by_programs(run: Headrace) -> None:
     """Breaks if --json is no JSON, or lacks what the text says."""
     receipt = json.loads(run("erase", "--user", "u1", "--json").stdout)
     assert (receipt["user_id"], receipt["before"], receipt["removed"]) == ("u1", "known", COUNTS)
@@ -100,7 +65,7 @@ def test_the_receipt_can_be_read_by_programs(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("people")
-def test_a_dry_run_touches_nothing(run: Run, engine: Engine) -> None:
+def test_a_dry_run_touches_nothing(run: Headrace, engine: Engine) -> None:
     """Breaks if whoever only wanted to know has erased somebody, or is told other numbers than the receipt's."""
     before = everything(engine)
     assert json.loads(run("erase", "--user", "u1", "--dry-run", "--json").stdout) == COUNTS
@@ -114,7 +79,7 @@ def test_a_dry_run_touches_nothing(run: Run, engine: Engine) -> None:
 @pytest.mark.usefixtures("people")
 @pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_on_a_terminal_it_asks_first(
-    run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch, answer: str, *, goes: bool
+    run: Headrace, engine: Engine, monkeypatch: pytest.MonkeyPatch, answer: str, *, goes: bool
 ) -> None:
     """Breaks if a slip of the finger erases somebody."""
     monkeypatch.setattr(output, "can_answer", lambda: True)
@@ -126,7 +91,7 @@ def test_on_a_terminal_it_asks_first(
 
 
 @pytest.mark.usefixtures("people")
-def test_it_can_be_told_not_to_ask(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_be_told_not_to_ask(run: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a script that has a terminal hangs."""
     monkeypatch.setattr(output, "can_answer", lambda: True)
     done = run("erase", "--user", "u1", "--yes")
@@ -134,7 +99,7 @@ def test_it_can_be_told_not_to_ask(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("people")
-def test_a_client_user_id_is_not_taken_for_a_user_id(run: Run, engine: Engine) -> None:
+def test_a_client_user_id_is_not_taken_for_a_user_id(run: Headrace, engine: Engine) -> None:
     """Breaks if somebody is thought erased, because a tombstone stands under a name that no event has."""
     before = everything(engine)
     done = run("erase", "--user", "member-1")
@@ -143,7 +108,7 @@ def test_a_client_user_id_is_not_taken_for_a_user_id(run: Run, engine: Engine) -
     assert everything(engine) == before
 
 
-def test_whoever_is_not_known_gets_a_tombstone_too(run: Run, engine: Engine) -> None:
+def test_whoever_is_not_known_gets_a_tombstone_too(run: Headrace, engine: Engine) -> None:
     """Breaks if somebody whose first event is on its way cannot be erased."""
     done = run("erase", "--user", "u9")
     assert done.exit_code == 0
@@ -156,7 +121,7 @@ def test_whoever_is_not_known_gets_a_tombstone_too(run: Run, engine: Engine) -> 
 @pytest.mark.parametrize(
     "words", [("backfill", "start", "--user", "u1", "--since", "2026-01-01"), ("refresh", "--user", "u1")]
 )
-def test_nobody_asks_for_more_of_them(run: Run, broker_url: str, words: tuple[str, ...]) -> None:
+def test_nobody_asks_for_more_of_them(run: Headrace, broker_url: str, words: tuple[str, ...]) -> None:
     """Breaks if an operator's command has a provider asked about somebody who was erased, or fails without a reason."""
     run("erase", "--user", "u1")
     done = run(*words, BROKER_URL=broker_url, JUNCTION_API_KEY="sk_us_tests", JUNCTION_BASE_URL="http://127.0.0.1:1")
