@@ -35,7 +35,7 @@ def dead() -> None:
 
 
 def _which(command: options.Command) -> options.Command:
-    """Which letters are meant."""
+    """Adds the options that select dead letters."""
     command = click.option("--reason", help="whose reason has this text")(command)
     return options.data_dir_option(click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command))
 

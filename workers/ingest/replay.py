@@ -63,7 +63,7 @@ def _replay_raw_message(engine: Engine, applier: Applier, entry: dead_letters.De
 
 
 def _refetch(engine: Engine, entry: dead_letters.DeadLetter) -> bool:
-    """Whether what was refused is going to be asked for; another letter of the same backfill may have seen to that.
+    """Whether the refused part will be requested; another dead letter of the same backfill may have requested it.
 
     Its backfill goes on, or it was complete without, and another one is opened.
     """

@@ -106,7 +106,7 @@ class Eraser:
         return True if True in answers else None if None in answers else False
 
     def _drop(self, entry: dead_letters.SealedDeadLetter) -> None:
-        """Throws a letter away; of a message with others in it, they are applied first, and theirs is ignored."""
+        """Deletes a dead letter. Other users of its message are applied first; the erased one is ignored."""
         if entry.delivery.aggregator == UNKNOWN:
             replay_dead_letters(self._engine, self._applier, dead_letters.listed(self._engine, [entry.id]))
         dead_letters.drop(self._engine, dead_letters.listed(self._engine, [entry.id]))

@@ -77,7 +77,7 @@ class SealedDeadLetter(NamedTuple):
 
 
 def backfill_of(message_id: str) -> int | None:
-    """The backfill that a letter's name tells of, if it does."""
+    """The id of the backfill in the message id of a dead letter, or None."""
     found = OF_FETCH.fullmatch(message_id)
     return int(found[1]) if found else None
 
@@ -92,7 +92,7 @@ def listed(
 
 
 def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
-    """What a letter holds, still sealed."""
+    """The delivery of a dead letter, still sealed."""
     with transaction(engine) as connection:
         return Delivery(*connection.execute(GET, {"id": entry.id}).one())
 
@@ -113,7 +113,7 @@ def read(engine: Engine) -> Iterator[SealedDeadLetter]:
 
 
 def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None:
-    """Writes down why a letter is dead still, which may be another reason than it was."""
+    """Records the reason of the last failed replay of a dead letter."""
     values = {"aggregator": entry.aggregator, "message_id": entry.message_id, "reason": reason}
     with transaction(engine) as connection:
         connection.execute(UPDATE_REASON, values)
@@ -128,7 +128,7 @@ def mark_resolved(engine: Engine, entry: DeadLetter) -> None:
 
 
 def drop(engine: Engine, entries: Sequence[DeadLetter]) -> int:
-    """Throws letters away; the ledger remembers that they were dead. Returns how many there were."""
+    """Deletes dead letters; the ledger keeps their entries as dead. Returns the number deleted."""
     with transaction(engine) as connection:
         return len(delete_dead_letters(connection, [entry.name for entry in entries]))
 
@@ -146,7 +146,7 @@ ON CONFLICT (aggregator, message_id) DO NOTHING""")
 
 
 def delete_dead_letters(connection: Connection, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
-    """Takes letters away that are dead no more, or that nobody wants. Returns which there were."""
+    """Deletes dead letters that were replayed or discarded. Returns those deleted."""
     return _named(connection, DELETE, names)
 
 

@@ -94,8 +94,8 @@ def settle(
 ) -> set[DeliveryKey]:
     """Records outcomes, and returns which are dead. The first one stands, unless that is `dead`.
 
-    Then a later attempt has mended it, and its letter goes; a replay changes only what was dead or left out. Of `kept`,
-    what was seen for the first time and is alive, or was mended just now, is kept.
+    Then a later attempt has mended it, and its dead letter goes; a replay changes only what was dead or left out. Of
+    `kept`, what was seen for the first time and is alive, or was mended just now, is kept.
     """
     if not settled:
         return set()

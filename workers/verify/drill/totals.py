@@ -20,7 +20,7 @@ class Totals:
     accepted: int  # distinct delivery ids that were answered 202
     outcomes: dict[str, int]  # of those, by the ledger
     pending: list[str]  # of those, which have no outcome
-    nowhere: list[str]  # and of these, which are not in the broker either; or dead, and without a letter
+    nowhere: list[str]  # and of these, which are not in the broker either; or dead, without a dead letter
     twice: list[str]  # ids with a second row in the ledger
     wrongly_dead: list[str]  # dead letters of events that are well
     expected: int  # records and samples in what was accepted and in what the provider has
