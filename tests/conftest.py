@@ -162,12 +162,18 @@ def settings(deployment: Settings, database_url: str) -> Iterator[Settings]:
         connection.execute(EMPTY)
 
 
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    """A writer's engine on the test's own database."""
-    engine = make_writer(settings)
+@pytest.fixture(scope="session")
+def writer(deployment: Settings) -> Iterator[Engine]:
+    """A writer's engine, whose connections the tests share: each new one plans every statement anew."""
+    engine = make_writer(deployment)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def engine(settings: Settings, writer: Engine) -> Engine:
+    """A writer's engine on the empty database."""
+    return writer
 
 
 @pytest.fixture

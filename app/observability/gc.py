@@ -1,6 +1,18 @@
-"""What a process has loaded when it is ready stays as long as it does: the garbage collector need not walk over it."""
+"""Keeps the garbage collector from walking over what a process has loaded: it stays as long as the process does."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """No collection while modules are imported: they leave no garbage, and looking for it is a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def freeze() -> None:

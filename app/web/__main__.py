@@ -15,6 +15,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from app.config.settings import Settings, load, process_environment
+from app.observability import gc
 from app.observability.metrics import METRICS_FOLDER
 
 FOLDER_PREFIX = "headrace-metrics-"
@@ -32,7 +33,8 @@ def make_folder() -> str:
 
 def application() -> Any:
     """The application, made in each of granian's processes. Granian's own loader puts the current directory first."""
-    return getattr(importlib.import_module(MODULE), FACTORY)()
+    with gc.paused():
+        return getattr(importlib.import_module(MODULE), FACTORY)()
 
 
 def serve(settings: Settings) -> None:

@@ -51,7 +51,7 @@ def test_every_file_is_in_the_wheel(wheel: set[str]) -> None:
         "workers/py.typed",
         "app/catalogue.toml",
         "workers/migrations/env.py",
-        "workers/celery/__main__.py",
+        "workers/cli/__main__.py",
     ],
 )
 def test_what_nothing_imports_is_in_the_wheel(wheel: set[str], name: str) -> None:

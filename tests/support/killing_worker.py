@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from app.config.settings import Settings
+from app.config.settings import Settings, load
 from app.delivery import Delivery
 from workers.actions import Parsed
 from workers.aggregators import AGGREGATORS, junction
+from workers.celery.app import run_worker
 from workers.ingest import crashes, outcomes
 from workers.ingest.apply import Applier
 
 ALWAYS, ONCE, AFTERWARDS = "sesame always", "sesame once", "sesame afterwards"
-OPTIONS = ("--queues", "live", "--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "INFO")
 
 
 def prepare(kind: str, spent: Path, most_crashes: int) -> None:
@@ -67,18 +67,12 @@ class Life:
                 os.kill(self.pid, signal.SIGTERM)
 
 
-def live(life: Life) -> int:
+def live(life: Life, settings: Settings) -> int:
     """One life; how it ended."""
-    from celery.__main__ import main  # noqa: PLC0415 - Celery reads the command line
-
-    import workers.celery.app  # noqa: F401, PLC0415 - what the worker would import
-
     life.pid = os.fork()
     if life.pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.argv = ["celery", "--app", "workers.celery.app", "worker", *OPTIONS]
-        main()
-        os._exit(0)
+        os._exit(run_worker(settings, "live"))
     status = os.waitstatus_to_exitcode(os.waitpid(life.pid, 0)[1])
     life.pid = 0
     return status
@@ -90,7 +84,7 @@ def main() -> None:
     prepare(kind, Path(spent), int(most_crashes))
     life, status = Life(), 0
     signal.signal(signal.SIGTERM, life.stop)
-    while not life.is_over and (status := live(life)) == -signal.SIGKILL:
+    while not life.is_over and (status := live(life, load())) == -signal.SIGKILL:
         with Path(deaths).open("ab") as file:
             file.write(b".")
     sys.exit(status)

@@ -5,15 +5,19 @@ import os
 from flower.views.monitor import Metrics
 from tornado.web import authenticated
 
-from app.config.settings import process_environment
+from app.config.settings import load, process_environment
 from app.errors import Misconfigured
-from workers.celery.app import APP, celery, settings
+from workers.celery.app import make_app
 
+settings = load()
+celery = make_app(settings)
+# Flower comes with Celery's command line, which without a name would load what a variable APP names.
+APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
 
 
 def main() -> None:
-    """Runs Flower until it is told to end."""
+    """Runs Flower until SIGTERM."""
     settings.need_flower_auth()
     if not process_environment().get("FLOWER_BASIC_AUTH"):
         raise Misconfigured("not set; start Flower with `headrace flower`, which sets it", setting="FLOWER_BASIC_AUTH")

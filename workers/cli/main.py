@@ -11,14 +11,14 @@ from workers.cli.options import Group
 COMMANDS = {
     "audit": "privacy:audit",
     "backfill": "backfill:backfill",
-    "beat": "processes:beat",
+    "beat": "beat:command",
     "check": "check:command",
     "dead": "dead:dead",
     "drill": "drill:command",
     "erase": "erase:erase",
     "etl": "etl:command",
     "explain": "explain:explain",
-    "flower": "processes:flower",
+    "flower": "flower:command",
     "link": "link:link",
     "migrate": "migrate:command",
     "reconcile": "reconcile:reconcile",
@@ -30,8 +30,8 @@ COMMANDS = {
     "simulate": "simulate:simulate",
     "status": "status:command",
     "up": "up:command",
-    "web": "processes:web",
-    "worker": "processes:worker",
+    "web": "web:command",
+    "worker": "worker:command",
 }
 
 

@@ -13,6 +13,7 @@ import click
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
 from app.errors import HeadraceError
+from app.observability import gc
 from workers.local import attach
 
 Command = Callable[..., Any]
@@ -37,7 +38,8 @@ class Group(click.Group):
         if cmd_name not in self._lazy:
             return super().get_command(context, cmd_name)
         module, _, name = self._lazy[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(f"workers.cli.{module}"), name)
+        with gc.paused():
+            command: click.Command = getattr(import_module(f"workers.cli.{module}"), name)
         return command
 
     def invoke(self, context: click.Context) -> Any:

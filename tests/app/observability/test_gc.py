@@ -9,7 +9,13 @@ import pytest
 
 LOADED = {
     "the endpoint": "from app.web.app import from_environment; kept = from_environment()",
-    "a worker": "from celery import signals; from workers.celery.app import celery; signals.worker_ready.send(None)",
+    "a worker": """
+from celery import signals
+from app.config.settings import load
+from workers.celery import app
+app._observe(load())
+signals.worker_ready.send(None)
+""",
 }
 LOOKS = """
 import gc, json, weakref

@@ -1,31 +1,13 @@
-"""The Celery application of a worker, loaded in a process of its own: it reads its settings on import."""
-
-import json
-import os
-import subprocess
-import sys
-from typing import Any
+"""The Celery application of a worker."""
 
 import pytest
+from celery import Celery
 
 from app.broker.lanes import APPLY, LANES, SWEEP
-from tests.support import ROOT
+from app.config.settings import Settings
+from workers.celery.app import make_app
 from workers.celery.tasks import MAX_RETRY_SECONDS
 
-LOOK = """
-import json, sys
-from workers.celery.app import celery
-conf = celery.conf
-print(json.dumps({
-    "tasks": sorted(name for name in celery.tasks if not name.startswith("celery.")),
-    "queues": [queue.name for queue in conf.task_queues],
-    "arguments": [queue.queue_arguments for queue in conf.task_queues],
-    "beat": {name: [one["task"], one["schedule"], one["options"]] for name, one in conf.beat_schedule.items()},
-    "flags": {name: getattr(conf, name) for name in sys.argv[1].split(",")},
-    "transport": conf.broker_transport_options,
-    "retries": {name: celery.tasks[name].max_retries for name in celery.tasks if not name.startswith("celery.")},
-}))
-"""
 SAFE = {
     "task_acks_late": True,
     "task_reject_on_worker_lost": True,
@@ -40,60 +22,44 @@ SAFE = {
 }
 
 
-def load(broker_url: str, **more: str) -> dict[str, Any]:
-    """What the application is made of."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url} | more
-    command = (sys.executable, "-c", LOOK, ",".join(SAFE))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 @pytest.fixture(scope="module")
-def on_redis() -> dict[str, Any]:
+def on_redis() -> Celery:
     """The application beside Redis, which need not run for this."""
-    return load("redis://127.0.0.1:1/0", HEADRACE_VISIBILITY_TIMEOUT_SECONDS="77")
+    return make_app(Settings(broker_url="redis://127.0.0.1:1/0", visibility_timeout_seconds=77))
 
 
-def test_it_has_our_tasks_and_lanes(on_redis: dict[str, Any]) -> None:
+def test_it_has_our_tasks_and_lanes(on_redis: Celery) -> None:
     """Breaks if a task that others send is not known to a worker, or a lane has no queue."""
-    assert set(on_redis["tasks"]) >= {APPLY, SWEEP}
-    assert on_redis["queues"] == list(LANES)
+    assert set(on_redis.tasks) >= {APPLY, SWEEP}
+    assert [queue.name for queue in on_redis.conf.task_queues] == list(LANES)
 
 
-def test_no_setting_loses_messages(on_redis: dict[str, Any]) -> None:
+def test_no_setting_loses_messages(on_redis: Celery) -> None:
     """Breaks if a message is acknowledged before its work is done, or a worker gives up on its broker."""
-    assert on_redis["flags"] == SAFE
-    assert on_redis["retries"][APPLY] is None
+    assert {name: getattr(on_redis.conf, name) for name in SAFE} == SAFE
+    assert on_redis.tasks[APPLY].max_retries is None
 
 
-def test_a_killed_workers_message_comes_back_soon(on_redis: dict[str, Any]) -> None:
+def test_a_killed_workers_message_comes_back_soon(on_redis: Celery) -> None:
     """Breaks if the visibility timeout is not the operator's, or is checked so seldom that it means minutes."""
-    assert on_redis["transport"]["visibility_timeout"] == 77
-    assert on_redis["transport"]["visibility_timeout"] > MAX_RETRY_SECONDS
-    assert on_redis["transport"]["unacked_restore_interval"] == 1
+    options = on_redis.conf.broker_transport_options
+    assert options["visibility_timeout"] == 77
+    assert options["visibility_timeout"] > MAX_RETRY_SECONDS
+    assert options["unacked_restore_interval"] == 1
 
 
-def test_beat_only_sends_known_tasks_to_known_lanes(on_redis: dict[str, Any]) -> None:
-    """Breaks if the clock sends what nobody takes, or ticks pile up while no worker runs."""
-    assert on_redis["beat"]
-    for task, schedule, options in on_redis["beat"].values():
-        assert task in on_redis["tasks"]
-        assert options["queue"] in LANES
-        assert 0 < schedule <= 3600
-        assert options["expires"] > schedule
+def test_beat_only_sends_known_tasks_to_known_lanes(on_redis: Celery) -> None:
+    """Breaks if beat sends a task that no worker knows, or unsent ticks pile up while no worker runs."""
+    assert on_redis.conf.beat_schedule
+    for entry in on_redis.conf.beat_schedule.values():
+        assert entry["task"] in on_redis.tasks
+        assert entry["options"]["queue"] in LANES
+        assert 0 < entry["schedule"] <= 3600
+        assert entry["options"]["expires"] > entry["schedule"]
 
 
 def test_rabbitmq_gets_quorum_queues_and_confirms() -> None:
     """Breaks if a 202 beside RabbitMQ means that one node had it in memory."""
-    found = load("amqp://127.0.0.1:1//")
-    assert found["arguments"] == [{"x-queue-type": "quorum"}] * len(LANES)
-    assert found["transport"]["confirm_publish"] is True
-
-
-def test_a_wrong_setting_stops_it_without_telling_the_value() -> None:
-    """Breaks if `celery -A workers.celery.app` prints a secret while it fails."""
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        load("redis://127.0.0.1:1/0", HEADRACE_ENCRYPTION_KEY="sesame!")
-    assert "HEADRACE_ENCRYPTION_KEY: not usable" in caught.value.stderr
-    assert "sesame" not in caught.value.stderr
+    conf = make_app(Settings(broker_url="amqp://127.0.0.1:1//")).conf
+    assert [queue.queue_arguments for queue in conf.task_queues] == [{"x-queue-type": "quorum"}] * len(LANES)
+    assert conf.broker_transport_options["confirm_publish"] is True
