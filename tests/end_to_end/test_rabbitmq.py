@@ -230,7 +230,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, 
         os.kill(stack.pid, signal.SIGTERM)
         until(lambda: not stack_file.exists(), 60)
         assert time.monotonic() - began < 30
-        until(lambda: not connections(server), 30)
+        until(lambda: not connections(server), 30, every=1)
         left = dict(server.table("list_queues", "name", "messages"))
         # In the others there may be a word that something is due, which is in a table as well.
         assert (left["live"], left["download"]) == ("0", "0")

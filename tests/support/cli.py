@@ -14,10 +14,13 @@ from tests.support import ROOT
 
 Headrace = Callable[..., Result]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-# Loads the command line once. Each line on standard input is a command, which runs in a copy of this process.
+# Loads every command once. Each line on standard input is a command, which runs in a copy of this process.
 SERVER = """
-import json, os, sys
-from workers.cli.main import main
+import gc, json, os, sys
+from workers.cli.main import COMMANDS, main
+for name in COMMANDS:
+    main.get_command(None, name)
+gc.freeze()
 for line in sys.stdin:
     given = json.loads(line)
     if not (child := os.fork()):

@@ -29,6 +29,8 @@ ABSENT = "RabbitMQ is not installed (Debian: apt-get install rabbitmq-server)"
 # Before Ra 2.11 (RabbitMQ 3.13) the name of a new quorum queue is on disk half a second after it was declared. Killed
 # before, the server starts again with a queue that has no leader, for good.
 NAMED_SECONDS = 1.0
+# How often a quorum queue counts its messages for `rabbitmqctl list_queues`: every half a second instead of every five.
+COUNT_OFTEN = "-rabbit quorum_tick_interval 500"
 
 
 def binaries() -> Path | None:
@@ -179,7 +181,7 @@ class RabbitMQ:
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self._port),
             "RABBITMQ_DIST_PORT": str(self._distribution),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {COUNT_OFTEN}",
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",

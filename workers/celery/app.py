@@ -53,37 +53,43 @@ def run_beat(settings: Settings) -> None:
 
 
 def _observe(settings: Settings) -> None:
-    """Connects the signals that need settings. Workers alone are traced: beat only sends tasks."""
+    """Connects the signals that log, measure and trace what this process does."""
 
     def configure_logs(**_: Any) -> None:
         """Our format instead of Celery's, whose messages quote task arguments."""
         logs.configure(settings)
 
     def start_tracing(sender: Any, **_: Any) -> None:
+        """Of workers alone: beat only sends tasks."""
         tracing.start(settings, sender.hostname.partition(".")[0], messaging_system(settings))
-
-    def stop_tracing(**_: Any) -> None:
-        tracing.stop()
 
     def mark_process_ready(**_: Any) -> None:
         gc.freeze()
         mark_ready(settings)
 
-    signals.setup_logging.connect(configure_logs, weak=False)
-    signals.worker_init.connect(start_tracing, weak=False)
-    signals.worker_shutdown.connect(stop_tracing, weak=False)
-    signals.worker_ready.connect(mark_process_ready, weak=False)
-    signals.beat_init.connect(mark_process_ready, weak=False)
+    for signal, handler in (
+        (signals.setup_logging, configure_logs),
+        (signals.worker_init, start_tracing),
+        (signals.worker_shutdown, _stop_tracing),
+        (signals.worker_ready, mark_process_ready),
+        (signals.beat_init, mark_process_ready),
+        (signals.before_task_publish, _add_headers),
+        (signals.task_prerun, _begin),
+        (signals.task_postrun, _end),
+    ):
+        signal.connect(handler, weak=False)
 
 
-@signals.before_task_publish.connect  # type: ignore[untyped-decorator]
-def _say_when(sender: str, headers: dict[str, Any], **_: Any) -> None:
-    """By this a lane knows how long its next message has waited, and its work from where it came."""
+def _stop_tracing(**_: Any) -> None:
+    tracing.stop()
+
+
+def _add_headers(sender: str, headers: dict[str, Any], **_: Any) -> None:
+    """When a message was sent, from which its lane's age is read, and the trace it belongs to."""
     headers |= {SENT_AT: time.time(), **tracing.inject()}
     metrics.PUBLISHED.labels(sender).inc()
 
 
-@signals.task_prerun.connect  # type: ignore[untyped-decorator]
 def _begin(task: Task, **_: Any) -> None:
     task.request.began = time.monotonic()
     task.request.at_hand = ExitStack()
@@ -92,7 +98,6 @@ def _begin(task: Task, **_: Any) -> None:
     logs.bind(task=task.name, task_id=task.request.id)
 
 
-@signals.task_postrun.connect  # type: ignore[untyped-decorator]
 def _end(task: Task, state: str | None = None, **_: Any) -> None:
     metrics.TASK_SECONDS.labels(task.name).observe(time.monotonic() - task.request.began)
     metrics.TASKS.labels(task.name, state or "REJECTED").inc()

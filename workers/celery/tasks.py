@@ -4,7 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from celery import Celery, Task
@@ -21,6 +21,7 @@ from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 
 T = TypeVar("T")
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 log = logging.getLogger(__name__)
 MAX_RETRY_SECONDS = 30.0
 
@@ -45,9 +46,11 @@ def register(celery: Celery, settings: Settings) -> None:
     def jobs() -> Jobs:
         return Jobs(work())
 
+    # Shared, which is Celery's default, they would become tasks of every other application in this process too.
+    task: Callable[..., Decorator] = partial(celery.task, bind=True, shared=False)
     celery.conf.worker_consumer = make_consumer(lambda raw, why: work().keep(raw, why))
 
-    @celery.task(name=APPLY, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    @task(name=APPLY, max_retries=None)
     def apply(task: Task, *given: Any, **named: Any) -> None:
         """Applies one message of deliveries, and has the history fetched that it announces."""
         packed = given[0] if len(given) == 1 and not named else json.dumps([given, named])
@@ -55,25 +58,25 @@ def register(celery: Celery, settings: Settings) -> None:
         applied = retry_later(task, lambda: work().apply(str(packed), redelivered=redelivered))
         work().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
-    @celery.task(name=DOWNLOAD, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    @task(name=DOWNLOAD, max_retries=None)
     def download(task: Task, packed: str) -> None:
         """Fetches one delivery that was only announced, and applies it."""
         redelivered = _is_redelivered(task)
         applied = retry_later(task, lambda: work().downloader.run(packed, redelivered=redelivered))
         work().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
-    @celery.task(name=FETCH, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    @task(name=FETCH, max_retries=None)
     def fetch(task: Task, backfill_id: int) -> None:
         """Goes on with one backfill for a turn."""
         if work().fetches:
             work().enqueue(retry_later(task, lambda: work().fetcher.run(backfill_id)))
 
-    @celery.task(name=SWEEP, bind=True, max_retries=0)  # type: ignore[untyped-decorator]
+    @task(name=SWEEP, max_retries=0)
     def sweep(task: Task) -> None:  # noqa: ARG001
         """Finds work that is due, whatever became of the message that should have brought it."""
         jobs().sweep()
 
-    @celery.task(name=RECONCILE, bind=True, max_retries=None)  # type: ignore[untyped-decorator]
+    @task(name=RECONCILE, max_retries=None)
     def reconcile(task: Task) -> None:
         """Goes on with comparing what there should be with what is stored, for a turn."""
         if work().fetches and work().period:

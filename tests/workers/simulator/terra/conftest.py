@@ -30,7 +30,7 @@ class Api:
 
 @pytest.fixture
 def api():
-    return Api(World(1, 6, UNTIL, 40))
+    return Api(World(1, 6, UNTIL, 20))
 
 
 @pytest.fixture
