@@ -192,10 +192,13 @@ class Load:
         return done
 
 
-def test_a_killed_broker_has_what_it_confirmed(server: RabbitMQ, record_property: Any) -> None:
-    """Breaks if kill -9 of the broker under load takes along what was confirmed. Without confirms it does: measured."""
+def test_a_killed_broker_has_what_it_confirmed(server: RabbitMQ, record_property: Any, *, full: bool) -> None:
+    """Breaks if kill -9 of the broker under load takes along what was confirmed.
+
+    What is lost without confirms is measured with --full, and asserted by nobody: it may be nothing.
+    """
     dice, figures = random.Random(7), {}
-    for confirms in (True, False):
+    for confirms in (True, False) if full else (True,):
         server.empty()
         load = Load(server.url, confirms, threading.Event())
         publish(server.url, "first")  # the lane is there
@@ -208,8 +211,8 @@ def test_a_killed_broker_has_what_it_confirmed(server: RabbitMQ, record_property
         server.start()
         kept = set(names(server))
         figures[confirms] = (len(confirmed), len(set(confirmed) - kept))
-    record_property("confirmed and lost", str(figures))
-    print(f"\nconfirmed and lost, with confirms: {figures[True]}, without: {figures[False]}")
+    record_property("confirmed and lost, with and without confirms", str(figures))
+    print(f"\nconfirmed and lost, with and without confirms: {figures}")
     assert figures[True][0] > 200
     assert figures[True][1] == 0
 
