@@ -1,4 +1,4 @@
-"""The catalogue: what each resource is called, keyed by, fetched from and made of. Loads and checks catalogue.toml."""
+"""The catalogue of resources: names, keys, fields and fetch paths. Loads and validates catalogue.toml."""
 
 import re
 import tomllib
@@ -7,22 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["summary", "stream", "device", "timeseries", "terra", "terra_timeseries"]
 FieldType = Literal["text", "integer", "number", "boolean", "date", "datetime"]
 Dates = Literal["moment", "day", "none"]
 
-KINDS: tuple[Kind, ...] = ("summary", "stream", "device", "timeseries", "terra", "terra_timeseries")
-FIELD_TYPES = frozenset({"text", "integer", "number", "boolean", "date", "datetime"})
-TERRA_PREFIX = "terra_"  # of the names of what only Terra has, and of the kinds that they are of
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FIELD_TYPES = frozenset(get_args(FieldType))
+TERRA_PREFIX = "terra_"  # of the names and kinds of resources that only Terra has
 KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
-RESERVED = frozenset(
-    {
-        *("user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"),
-        "deleted",
-    }
-)
+RESERVED = {
+    *("user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"),
+    "deleted",
+}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 DAY_FIELDS = ("calendar_date", "session_start", "period_start", "timestamp")
 OTHER_EVENTS = frozenset({"connection", "device", "query", "lab"})
@@ -31,7 +29,7 @@ DATA_EVENT = re.compile(r"(daily|historical)\.(?:data|timeseries)\.([a-z0-9_]+)\
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One scalar of a public schema: a typed column of the resource's view."""
+    """A scalar field of a public schema: a typed column of the resource's view."""
 
     name: str
     type: FieldType
@@ -40,16 +38,16 @@ class Field:
         if not NAME.fullmatch(self.name) or self.name in RESERVED:
             raise ValueError(f"{self.name!r} cannot be a column")
         if self.type not in FIELD_TYPES:
-            raise ValueError(f"{self.name}: {self.type!r} is no field type")
+            raise ValueError(f"{self.name}: {self.type!r} is not a field type")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resource:
-    """One row of the catalogue. Contradictions are refused when it is made. There is one of each, equal to itself."""
+    """One row of the catalogue. The constructor rejects contradictions. Resources are compared by identity."""
 
     name: str
     kind: Kind
-    path: str = ""  # at Junction
+    path: str = ""  # of Junction's API
     rows: str | None = None
     dates: Dates = "moment"
     fields: tuple[Field, ...] = ()
@@ -58,14 +56,14 @@ class Resource:
     unit: str | None = None
     interval: bool = False
     legacy: bool = False
-    of: str | None = None  # a stream's: the resource whose records it belongs to
-    terra: str | None = None  # the type of Terra's whose objects land here, under whose name Terra gives them out
+    of: str | None = None  # of a stream: the resource of its records
+    terra: str | None = None  # the Terra type that is stored here; also its name in Terra's API
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no resource name")
+            raise ValueError(f"{self.name!r} is not a resource name")
         if self.is_junctions and (not self.path.startswith("/v2/") or "{" not in self.path):
-            raise ValueError(f"{self.name}: {self.path!r} is no fetch path")
+            raise ValueError(f"{self.name}: {self.path!r} is not a fetch path")
         if self.path and not self.is_junctions:
             raise ValueError(f"{self.name}: Junction does not have it")
         if self.terra is not None and not (self.kind == "summary" and NAME.fullmatch(self.terra)):
@@ -81,49 +79,49 @@ class Resource:
 
     @property
     def is_series(self) -> bool:
-        """Whether it is made of samples, and not of records."""
+        """Whether it consists of samples rather than records."""
         return self.kind in ("timeseries", "terra_timeseries")
 
     @property
     def is_junctions(self) -> bool:
-        """Whether Junction has it: events, history, statistics. The rest comes from Terra alone."""
+        """Whether Junction has this resource; the others exist only at Terra."""
         return not self.kind.startswith("terra")
 
     @property
     def has_history(self) -> bool:
-        """Whether Junction announces history of it, and gives it out."""
+        """Whether Junction announces and serves its history."""
         return self.is_junctions and not self.legacy and self.kind != "device"
 
     @property
     def holds_terra(self) -> bool:
-        """Whether objects of one of Terra's types land here."""
+        """Whether objects of a Terra type are stored here."""
         return self.terra is not None or self.kind == "terra"
 
     @property
     def paged(self) -> bool:
-        """Only the grouped timeseries endpoints page; a summary's size is bounded by its window."""
+        """Only the grouped timeseries endpoints are paged; a summary's size is bounded by its window."""
         return self.kind == "timeseries"
 
     @property
     def day_field(self) -> str | None:
-        """The field of a record that tells which day it is about; samples have their moment."""
+        """The field with the day of a record; samples have a timestamp."""
         names = {field.name for field in self.fields}
         return next((name for name in DAY_FIELDS if name in names), None) if self.kind == "summary" else None
 
     @property
     def has_days(self) -> bool:
-        """Whether what is stored of it tells on which days there was something."""
+        """Whether its stored rows show on which days there is data."""
         return self.is_series or self.day_field is not None
 
     @property
     def has_version(self) -> bool:
-        """Whether a record says itself when it was last changed."""
+        """Whether a record contains the time of its last change."""
         return any(field.name == "updated_at" for field in self.fields)
 
 
 @dataclass(frozen=True, slots=True)
 class EventType:
-    """What an event's name says: what is to be done, and with which resource if with one."""
+    """The meaning of an event's name: the action, and its resource if there is one."""
 
     name: str
     does: Literal["data", "historical", "connection", "device", "query", "lab", "unknown"]
@@ -131,30 +129,27 @@ class EventType:
 
 
 class Catalogue(Mapping[str, Resource]):
-    """All resources by name, in the order of the file, and what every event type means."""
+    """All resources by name, in the order of the file, and all event types."""
 
     def __init__(self, resources: list[Resource], other_events: dict[str, str]) -> None:
         self._resources = {resource.name: resource for resource in resources}
         if len(self._resources) != len(resources):
             twice = [name for name, count in Counter(one.name for one in resources).items() if count > 1]
-            raise ValueError(f"in the catalogue twice: {', '.join(twice)}")
+            raise ValueError(f"twice in the catalogue: {', '.join(twice)}")
         self._of_terra = {one.terra or one.name.removeprefix(TERRA_PREFIX): one for one in resources if one.holds_terra}
         self._events: dict[str, EventType] = {}
         for resource in resources:
             if resource.kind in ("summary", "stream", "timeseries"):
-                self._add_data_events(resource)
+                for suffix in ("created", "updated"):
+                    self._add(f"daily.data.{resource.name}.{suffix}", "data", resource)
+                self._add(f"historical.data.{resource.name}.created", "historical", resource)
         for name, does in other_events.items():
             if does not in OTHER_EVENTS:
-                raise ValueError(f"events: {name}: {does!r} is nothing that can be done")
-            device = self._resources["device"] if does == "device" else None
-            self._events[name] = EventType(name, does, device)  # type: ignore[arg-type]
+                raise ValueError(f"events: {name}: {does!r} is not an action")
+            self._add(name, does, self._resources["device"] if does == "device" else None)
 
-    def _add_data_events(self, resource: Resource) -> None:
-        for suffix in ("created", "updated"):
-            name = f"daily.data.{resource.name}.{suffix}"
-            self._events[name] = EventType(name, "data", resource)
-        name = f"historical.data.{resource.name}.created"
-        self._events[name] = EventType(name, "historical", resource)
+    def _add(self, name: str, does: Any, resource: Resource | None) -> None:
+        self._events[name] = EventType(name, does, resource)
 
     def __getitem__(self, name: str) -> Resource:
         return self._resources[name]
@@ -170,7 +165,7 @@ class Catalogue(Mapping[str, Resource]):
         return [resource for resource in self.values() if resource.kind in kinds]
 
     def of_terra(self, name: str) -> Resource:
-        """Where the objects of one of Terra's types land. Raises KeyError if they land nowhere."""
+        """The resource that stores the objects of a Terra type. Raises KeyError if there is none."""
         return self._of_terra[name]
 
     @property
@@ -179,7 +174,7 @@ class Catalogue(Mapping[str, Resource]):
         return [name for name, event in self._events.items() if not (event.resource and event.resource.legacy)]
 
     def event(self, name: str) -> EventType:
-        """What an event type means; tolerant of the old spelling `daily.timeseries.NAME`."""
+        """The event type of a name, also in the old spelling `daily.timeseries.NAME`."""
         if known := self._events.get(name):
             return known
         if match := DATA_EVENT.fullmatch(name):
@@ -189,39 +184,24 @@ class Catalogue(Mapping[str, Resource]):
         return EventType(name, "unknown")
 
 
-def _fields(texts: list[str]) -> tuple[Field, ...]:
-    return tuple(Field(*text.split()) for text in texts)  # type: ignore[arg-type]
-
-
-def _timeseries(name: str, row: dict[str, Any]) -> Resource:
-    row = dict(row)
-    return Resource(
-        name=name,
-        kind="timeseries",
-        path=f"/v2/timeseries/{{user_id}}/{row.pop('segment', name)}/grouped",
-        rows="groups",
-        fields=_fields(row.pop("values", [])),
-        key=tuple(row.pop("key", ())),
-        **row,
-    )
-
-
-def _other(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
-    row = dict(row)
-    name = TERRA_PREFIX + name if kind.startswith("terra") else name
-    return Resource(name=name, kind=kind, fields=_fields(row.pop("fields", [])), **row)
-
-
 def parse(text: str) -> Catalogue:
-    """Reads a catalogue. Raises ValueError or TypeError, naming the row, if one contradicts itself."""
+    """Parses a catalogue. Raises ValueError, which names the row, if one contradicts itself."""
     document = tomllib.loads(text)
     resources = [_resource(kind, name, row) for kind in KINDS for name, row in document.get(kind, {}).items()]
     return Catalogue(resources, document.get("events", {}))
 
 
-def _resource(kind: Kind, name: str, row: dict[str, Any]) -> Resource:
+def _resource(kind: Kind, name: str, row: Mapping[str, Any]) -> Resource:
+    rest = dict(row)
+    full_name = TERRA_PREFIX + name if kind.startswith("terra") else name
+    derived: dict[str, Any] = {}
     try:
-        return _timeseries(name, row) if kind == "timeseries" else _other(kind, name, row)
+        if kind == "timeseries":
+            segment = rest.pop("segment", name)
+            derived = {"path": f"/v2/timeseries/{{user_id}}/{segment}/grouped", "rows": "groups"}
+        texts = rest.pop("values" if kind == "timeseries" else "fields", [])
+        derived["fields"] = tuple(Field(*text.split()) for text in texts)
+        return Resource(name=full_name, kind=kind, key=tuple(rest.pop("key", ())), **derived, **rest)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{kind}.{name}: {error}") from error
 

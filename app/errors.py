@@ -1,21 +1,21 @@
-"""Every error Headrace raises, named by what must happen next. Anybody may import this.
+"""The errors of Headrace, named by the action that must follow. Every module may import this one.
 
 HeadraceError
 ├── Misconfigured        stop: the operator must change a setting
-├── InvalidSignature     401: the request is not from who it claims to be
-├── PublishFailed        503: the broker did not confirm; the sender will send again
+├── InvalidSignature     401: the sender did not sign the request
+├── PublishFailed        503: the broker did not confirm; the sender retries
 ├── Unprocessable        dead letter: a retry cannot succeed
-├── NotFound             tell the operator: what a command names does not exist
-├── UserErased           tell the operator: nothing of this user is fetched or stored again
-├── NotYet               ask again: the aggregator answers, but not with what was asked for
-└── TryLater             put back: something we depend on is away
+├── NotFound             report: the object that a command names does not exist
+├── UserErased           report: data of this user is neither fetched nor stored again
+├── NotYet               ask again: the aggregator answered without the data
+└── TryLater             retry: a service is unavailable
 """
 
 
 class HeadraceError(Exception):
     """The root: `except HeadraceError` at a process edge prints one line and ends with status 1.
 
-    `setting` is the variable that the error is about, '' if it is about none; its text begins with that name.
+    `setting` is the variable that caused the error, or ''; the text begins with its name.
     """
 
     def __init__(self, text: str = "", *, setting: str = "") -> None:
@@ -24,11 +24,11 @@ class HeadraceError(Exception):
 
 
 class Misconfigured(HeadraceError):
-    """A setting is missing or unsafe. The text names the setting and how to mend it, never its value."""
+    """A setting is missing or unsafe. The text names the setting and the fix, never the value."""
 
 
 class InvalidSignature(HeadraceError):
-    """A signature is missing, wrong or stale. `reason` is one of a fixed set, fit for a metric label."""
+    """A signature is missing, wrong or stale. `reason` is a metric label: missing, signature or stale."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -36,28 +36,28 @@ class InvalidSignature(HeadraceError):
 
 
 class PublishFailed(HeadraceError):
-    """The broker has not confirmed a delivery in time, so it must not be answered with 2xx."""
+    """The broker did not confirm a delivery in time: the answer must not be 2xx."""
 
 
 class Unprocessable(HeadraceError):
-    """A delivery that no number of attempts can apply. The text says why and holds no value of the body."""
+    """A delivery or message that no retry can apply. The text gives the reason and no value of the body."""
 
 
 class NotFound(HeadraceError):
-    """What a command names does not exist."""
+    """An object that a command names does not exist."""
 
 
 class UserErased(HeadraceError):
-    """The user was erased. Commands that would fetch or store more of them end with this."""
+    """The user was erased, and a command would fetch or store their data."""
 
 
 class NotYet(HeadraceError):
-    """An answer that is a word about the data and not the data. `what` is one of a fixed set, `seconds` the wait.
+    """The aggregator answered without the data. `what` says why; the next request may follow in `seconds`.
 
-    processing   the aggregator has asked the provider, which has not answered yet
-    rate_limit   it asks for less; meant for everybody
-    no_data      there is nothing, or nothing yet
-    accepted     the data is sent as webhooks instead
+    processing   the aggregator waits for the provider's answer
+    rate_limit   too many requests; applies to the whole account
+    no_data      there is no data, or none yet
+    accepted     the data will arrive as webhooks
     """
 
     def __init__(self, what: str, seconds: float) -> None:
@@ -66,4 +66,4 @@ class NotYet(HeadraceError):
 
 
 class TryLater(HeadraceError):
-    """The database, the broker or an aggregator is away; the same work will do later."""
+    """The database, the broker or an aggregator is unavailable; the same work can succeed later."""

@@ -1,4 +1,4 @@
-"""Sealing: what a body looks like on the queue and at rest. Compressed, and encrypted when there is a key."""
+"""Sealing of bodies on the queue and at rest: compression, and encryption if a key is configured."""
 
 import hashlib
 import os
@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from app.errors import Unprocessable
 
 PLAIN, DEFLATED, ENCRYPTED = 0, 1, 2  # bits of the first byte
-DAMAGED = "the sealed body was damaged or belongs to another delivery"
-# A workout of 1.1 kB shrinks by 450 bytes for 20 us; a thousand samples shrink tenfold.
+DAMAGED = "the sealed body is damaged or belongs to another delivery"
+# Below this, compression is not worth its time: a workout of 1.1 kB shrinks by 450 bytes in 20 us. Above it, a thousand
+# samples shrink tenfold.
 COMPRESS_FROM = 2048
 LARGEST = 256 * 1024 * 1024
 KEY_ID_BYTES, NONCE_BYTES = 4, 12
@@ -21,9 +22,9 @@ KEY_ID_BYTES, NONCE_BYTES = 4, 12
 class Sealer:
     """Seals with the first key and opens with any; without keys it only compresses.
 
-    A sealed body is one byte of flags, then, when encrypted, 4 bytes that name the key, a 12-byte nonce and the
-    AES-256-GCM text with its tag (NIST SP 800-38D). The flags and `about` are bound to it: a body cannot be passed off
-    as another's.
+    A sealed body is one byte of flags and, if encrypted, a 4-byte key id, a 12-byte nonce and the AES-256-GCM
+    ciphertext with its tag (NIST SP 800-38D). The flags and `aad` are authenticated, so that a body cannot be opened as
+    that of another delivery.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -31,7 +32,7 @@ class Sealer:
         self._first = next(iter(self._ciphers), None)
 
     def seal(self, body: bytes, aad: str) -> bytes:
-        """Makes `body` unreadable for whoever has no key."""
+        """The sealed body, bound to `aad`."""
         flags = PLAIN
         if len(body) >= COMPRESS_FROM:
             flags, body = DEFLATED, zlib.compress(body, 1)
@@ -42,7 +43,7 @@ class Sealer:
         return first + self._first + nonce + self._ciphers[self._first].encrypt(nonce, body, first + aad.encode())
 
     def open(self, sealed: bytes, aad: str) -> bytes:
-        """The body again. Raises Unprocessable if it was damaged, is about something else, or its key is not here."""
+        """The body. Raises Unprocessable if it is damaged, bound to another `aad`, or its key is not configured."""
         first, body = sealed[:1], sealed[1:]
         if not first or first[0] > DEFLATED | ENCRYPTED:
             raise Unprocessable(DAMAGED)
@@ -57,7 +58,7 @@ class Sealer:
             raise Unprocessable(f"sealed with a key (id {key_id.hex()}) that HEADRACE_ENCRYPTION_KEY does not hold")
         try:
             return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], aad)
-        except (InvalidTag, ValueError):  # ValueError: cut short
+        except (InvalidTag, ValueError):  # ValueError: truncated
             raise Unprocessable(DAMAGED) from None
 
 

@@ -1,27 +1,27 @@
-"""Actions: what a delivery or a fetched page means, in the same words for every aggregator. Plain typed values."""
+"""Actions: the content of a delivery or a fetched page as typed values, independent of the aggregator."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-INFERRED = datetime(1970, 1, 1, tzinfo=UTC)  # the version of what nobody told: whatever was told goes before it
+INFERRED = datetime(1970, 1, 1, tzinfo=UTC)  # version of an inferred connection; any explicit event overrides it
 Origin = Literal["webhook", "backfill", "replay", "reconcile"]
 
 
 class Sample(NamedTuple):
-    """One measured value. A tuple, because there are tens of thousands of them per person and day."""
+    """One measured value. A tuple, because there are tens of thousands per user and day."""
 
     ts: datetime
     ts_end: datetime | None
     value: float | None
     unit: str
     timezone_offset: int | None  # seconds east of UTC
-    extra: bytes | None  # a JSON object: what has no column
+    extra: bytes | None  # a JSON object of the fields without a column
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An object that has an id, replaced as a whole: a workout, a night, a profile, a device."""
+    """An object with an id, replaced as a whole: a workout, a sleep session, a profile, a device."""
 
     resource: str
     user_id: str
@@ -30,31 +30,30 @@ class Record:
     source_type: str
     payload: bytes  # JSON, as received
     version: datetime
-    columns: bytes | None = None  # JSON of the typed columns, where the payload does not have them under their names
-    is_deleted: bool = False  # the aggregator takes it back: a version like any other, and a newer one revives it
+    columns: bytes | None = None  # JSON of the typed columns, if the payload has other names
+    is_deleted: bool = False  # deleted by the aggregator; a newer version restores it
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples of one series: one user, resource, provider, source type and subtype. No moment occurs twice."""
+    """Samples of one series: one user, resource, provider, source type and subtype. Timestamps are unique."""
 
     resource: str
     user_id: str
     provider: str
     source_type: str
-    subtype: str  # what tells samples of one moment apart, '' if nothing does
+    subtype: str  # distinguishes samples of one timestamp, '' if there is only one
     rows: list[Sample]
     version: datetime
 
     @property
     def series(self) -> tuple[str, str, str, str, str]:
-        """The key of the series."""
         return (self.user_id, self.resource, self.provider, self.source_type, self.subtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A user's connection with a provider came up, broke or ended; INFERRED, where there is only data that says so."""
+    """A change of a user's connection with a provider. The version is INFERRED if only the data implies it."""
 
     user_id: str
     provider: str
@@ -65,20 +64,20 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """History is ready to be fetched: one chunk of it, the last one if `is_final`; or only what belongs to `item`."""
+    """History is ready to be fetched: a window of it (the last one if `is_final`), or the stream of one `item`."""
 
     user_id: str
     provider: str
     resource: str
-    window_start: datetime | None  # None: the aggregator did not say; the default range is meant
+    window_start: datetime | None  # None: not stated; use the default range
     window_end: datetime | None
     is_final: bool
-    item: str = ""  # the id of the record whose stream is meant, instead of a window
+    item: str = ""  # the id of the record whose stream to fetch instead of a window
 
 
 @dataclass(frozen=True, slots=True)
 class UserIdChange:
-    """A user reconnected and goes by another id now: what came, or still comes, under the old one is theirs."""
+    """A user reconnected under a new id. Past and future data of the old id belongs to the new one."""
 
     old_user_id: str
     user_id: str
@@ -86,20 +85,20 @@ class UserIdChange:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """The event is not here: it waits at a URL, and is gone from there soon."""
+    """The event must be downloaded from a URL before it expires."""
 
     url: str
-    expires_in: float  # seconds, from when this was sent
+    expires_in: float  # seconds after the delivery was received
 
 
 @dataclass(frozen=True, slots=True)
 class LargeRequest:
-    """History that somebody asked for elsewhere is on its way, in deliveries that carry its reference."""
+    """History requested outside Headrace will arrive in deliveries with this reference."""
 
     reference: str
     user_id: str
     provider: str
-    expected: int | None  # deliveries; None: not said yet
+    expected: int | None  # the number of deliveries; None: not yet known
 
 
 Action = Record | Samples | Connection | Notice | UserIdChange | Download | LargeRequest
@@ -107,13 +106,13 @@ Action = Record | Samples | Connection | Notice | UserIdChange | Download | Larg
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A delivery, understood."""
+    """The content of a delivery."""
 
     event_type: str
     user_id: str | None = None
     client_user_id: str | None = None
     actions: tuple[Action, ...] = ()
-    ignored: str | None = None  # why nothing is done with it
-    occurred_at: datetime | None = None  # when the aggregator made the event, if it says
-    duplicate_samples: int = 0  # samples that shared a key with another of the same delivery but not its content
-    samples_without_timestamp: int = 0  # values left out because nothing says when they were measured
+    ignored: str | None = None  # the reason, if the delivery is ignored
+    occurred_at: datetime | None = None  # when the aggregator created the event, if stated
+    duplicate_samples: int = 0  # samples with the key of another one of the delivery, but different content
+    samples_without_timestamp: int = 0  # values left out because they have no timestamp

@@ -1,4 +1,4 @@
-"""What is asked of the broker beside messages: whether it keeps what it confirms, and how much waits in it."""
+"""Checks of the broker's durability, queue depths, and the lists of invalid messages."""
 
 import base64
 import itertools
@@ -22,15 +22,19 @@ from app.errors import Misconfigured, TryLater, Unprocessable
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 WHY = {
-    "appendonly": "without it a restart loses every event that was answered 202",
-    "appendfsync": "with anything but always a power cut loses the last second of events that were answered 202",
-    "maxmemory-policy": "any other policy throws events away when memory is short",
+    "appendonly": "without it, a restart loses every event that was answered 202",
+    "appendfsync": "with any other value, a power cut loses the last second of events that were answered 202",
+    "maxmemory-policy": "any other policy deletes events when memory runs out",
 }
 
 
 def redis_client(url: str) -> "redis.Redis":
-    """A client that gives up quickly."""
+    """A client with short timeouts."""
     return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2)
+
+
+def _unreachable(error: Exception) -> TryLater:
+    return TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL")
 
 
 def need_durable(settings: Settings) -> None:
@@ -46,26 +50,26 @@ def need_durable(settings: Settings) -> None:
             found = {name: str(client.config_get(name).get(name)) for name in DURABLE}
     except redis.ResponseError:
         raise Misconfigured(
-            "the broker does not show its configuration, so it cannot be seen whether it keeps events; "
-            "if you know that it does (appendfsync always, noeviction), set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
+            "the broker forbids CONFIG GET, so its durability cannot be checked; if it is configured with "
+            "appendfsync always and noeviction, set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
             setting="BROKER_URL",
         ) from None
     except redis.RedisError as error:
-        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
+        raise _unreachable(error) from None
     for name, wanted in DURABLE.items():
         if found[name] != wanted:
             raise Misconfigured(
-                f"the broker has {name} {found[name]}, it needs {wanted}: {WHY[name]}. "
-                f"Mend it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
+                f"the broker has {name} {found[name]} but needs {wanted}: {WHY[name]}. "
+                f"Fix it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
                 setting="BROKER_URL",
             )
 
 
 def _need_quorum_queues(settings: Settings) -> None:
-    """Declares the lanes, as every publish does: RabbitMQ refuses if one is there already and is of another kind.
+    """Declares the lanes, as every publish does: RabbitMQ rejects a declaration that differs from the existing queue.
 
-    And where their messages wait, here already: in the first half second after a queue was made, the death of an
-    older RabbitMQ makes it useless for good, and what waits is put there when things die.
+    Also declares their delay queues early. An older RabbitMQ that dies in the first half second after a queue was
+    created makes it unusable permanently, and delayed retries are published just when processes fail.
     """
     celery = make_celery(settings, "publisher")
     connection = celery.connection_for_write()
@@ -79,21 +83,20 @@ def _need_quorum_queues(settings: Settings) -> None:
                 queue.bind(connection.default_channel).declare()
     except connection.channel_errors as error:
         if not name:
-            raise Misconfigured(
-                f"the broker refuses the login ({type(error).__name__})", setting="BROKER_URL"
-            ) from None
+            text = f"the broker rejects user, password or vhost ({type(error).__name__})"
+            raise Misconfigured(text, setting="BROKER_URL") from None
         raise Misconfigured(
-            f"queue {name} is not a durable quorum queue ({type(error).__name__}): when the broker "
-            f"dies, events that were answered 202 would die with it. Have it emptied by workers and then delete it "
+            f"queue {name} is not a durable quorum queue ({type(error).__name__}): a crash of the broker would lose "
+            f"events that were answered 202. Let the workers empty it, then delete it "
             f"(rabbitmqctl delete_queue {name}), or use another vhost",
             setting="BROKER_URL",
         ) from None
     except (OperationalError, *connection.connection_errors) as error:
-        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
+        raise _unreachable(error) from None
 
 
 def need_redis(url: str, name: str) -> None:
-    """Raises TryLater, naming the setting, if nothing answers there."""
+    """Raises TryLater, which names the setting, if Redis cannot be reached."""
     try:
         with redis_client(url) as client:
             client.ping()
@@ -103,20 +106,20 @@ def need_redis(url: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class Lane:
-    """How much waits in a lane, or for the time at which it is put there again."""
+    """The depth of a lane's queue, including delayed retries."""
 
     name: str
     messages: int
-    oldest: timedelta | None  # how long the oldest message has waited, where the broker lets us look
+    oldest: timedelta | None  # age of the oldest message; None: empty, or not readable (RabbitMQ)
 
 
 def lanes(celery: Celery, settings: Settings) -> list[Lane]:
-    """Every lane with what waits in it. Raises TryLater if the broker cannot be reached."""
+    """The depth of every lane. Raises TryLater if the broker cannot be reached."""
     url = settings.need_broker()
     try:
         with celery.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            # Declared, not only asked for: on Redis an empty queue does not exist.
+            # Declared rather than queried: on Redis an empty queue does not exist.
             channel = connection.default_channel
             depths = {
                 lane.name: sum(one.bind(channel).queue_declare().message_count for one in with_delay_queues(lane, url))
@@ -124,11 +127,11 @@ def lanes(celery: Celery, settings: Settings) -> list[Lane]:
             }
         return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
     except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
-        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
+        raise _unreachable(error) from None
 
 
 def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
-    """Hands over what the Redis transport has put in `:invalid` lists because it is no message, and clears them."""
+    """Passes invalid messages, which the Redis transport moved to `:invalid` lists, to `keep`, then deletes them."""
     url = settings.need_broker()
     if is_amqp(url):
         return
@@ -139,11 +142,11 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
                     keep(raw, "bytes that are no message")
                     client.lrem(name, 1, raw)
     except redis.RedisError as error:
-        raise TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL") from None
+        raise _unreachable(error) from None
 
 
 def _oldest(url: str, lane: str) -> timedelta | None:
-    """The age of the message that is taken next; kombu pushes on the left and pops on the right."""
+    """The age of the next message: kombu pushes on the left and pops on the right."""
     with redis_client(url) as client:
         raw = client.lindex(lane, -1)
     if not isinstance(raw, bytes):
@@ -153,11 +156,11 @@ def _oldest(url: str, lane: str) -> timedelta | None:
         sent_at = message["headers"].get(SENT_AT)
         since = _received(message) if sent_at is None else datetime.fromtimestamp(sent_at, UTC)
     except (ValueError, KeyError, TypeError, AttributeError, Unprocessable):
-        return None  # no message of ours: nothing to tell its age by
+        return None  # not a message of Headrace, so its age is unknown
     return datetime.now(UTC) - since
 
 
 def _received(message: Any) -> datetime:
-    """When the first delivery of a message arrived: the endpoint's messages say no more."""
+    """When the first delivery of a message was received: the endpoint's messages have no other timestamp."""
     (packed,), *_ = json.loads(base64.b64decode(message["body"]))
     return unpack(packed)[0].received

@@ -13,7 +13,7 @@ Role = Literal["publisher", "worker"]
 
 
 def make_celery(settings: Settings, role: Role) -> Celery:
-    """The Celery application of one process. Publishers give up quickly; workers wait for their broker."""
+    """The Celery application of one process. Publishers fail fast; workers wait for the broker."""
     url = settings.need_broker()
     celery = Celery("headrace", broker=url, set_as_current=role == "worker")
     if not is_amqp(url):
@@ -29,8 +29,8 @@ def make_celery(settings: Settings, role: Role) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_publish_retry=role == "worker",
-        worker_prefetch_multiplier=1,  # a batch is work enough; what is prefetched waits for its visibility timeout
-        worker_send_task_events=True,  # Flower's
+        worker_prefetch_multiplier=1,  # a killed worker's prefetched messages wait for the visibility timeout
+        worker_send_task_events=True,  # for Flower
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
@@ -60,19 +60,19 @@ def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
         return options
     options = {
         "visibility_timeout": settings.visibility_timeout_seconds,
-        # Without these two a killed worker's message comes back after ten times ten seconds more.
+        # Without these two a killed worker's message is redelivered up to 100 s after the visibility timeout.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-        # Who gives them back holds this lock. Killed with it, nobody did for kombu's five minutes.
+        # The worker that restores messages holds this lock. If it is killed, kombu's default blocks it for 5 min.
         "unacked_mutex_expire": 5,
         "socket_keepalive": True,
     }
     if role == "publisher":
-        # A frozen broker spends the socket's timeout twice (measured: 4.0 s with 2 s), and 5 s are all there is.
+        # A frozen broker costs the socket timeout twice (measured: 4.0 s with 2 s); an answer is due within 5 s.
         options |= {"socket_timeout": 1.5, "socket_connect_timeout": 1, "max_retries": 1, "interval_start": 0}
     return options
 
 
 def _refuse(reason: str) -> None:
-    """RabbitMQ is short of memory or disk and has said so. Until that is over it reads nothing."""
+    """RabbitMQ blocks publishers while it is short of memory or disk."""
     raise OperationalError(reason)

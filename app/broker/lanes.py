@@ -6,11 +6,11 @@ from app.config.settings import Settings
 
 LANES = ("live", "download", "backfill", "maintenance")
 APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
-FETCH = "headrace.fetch"  # goes on with one backfill for a while
-DOWNLOAD = "headrace.download"  # fetches one delivery that was only announced, before its URL expires
-RECONCILE = "headrace.reconcile"  # goes on with comparing what there should be with what is stored
-SWEEP = "headrace.sweep"  # beat's: looks for work that is due
-SENT_AT = "headrace-sent-at"  # the header that says so, in unix seconds
+FETCH = "headrace.fetch"  # runs one backfill for a time slice
+DOWNLOAD = "headrace.download"  # downloads one delivery that contains only a URL, before the URL expires
+RECONCILE = "headrace.reconcile"  # compares for a time slice the aggregator's data with the stored data
+SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
+SENT_AT = "headrace-sent-at"  # header: when the task was sent, in unix seconds
 
 
 def is_amqp(url: str) -> bool:
@@ -19,5 +19,5 @@ def is_amqp(url: str) -> bool:
 
 
 def messaging_system(settings: Settings) -> str:
-    """The broker's kind, by the name that OpenTelemetry has for it."""
+    """OpenTelemetry's name of the broker."""
     return "rabbitmq" if is_amqp(settings.need_broker()) else "redis"

@@ -1,54 +1,47 @@
-"""Several messages of deliveries as one: what waits together is applied together, for the price of one transaction."""
+"""Merges queued messages of deliveries into one, which a worker applies in one transaction."""
 
 import base64
-import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from app.broker.lanes import APPLY
-from app.delivery import Delivery, pack, unpack
+from app.delivery import pack, unpack
 from app.errors import Unprocessable
 from app.observability.tracing import MERGED_HEADERS
 
-Message = dict[str, Any]  # as kombu's virtual transports have it
+Message = dict[str, Any]  # of kombu's virtual transports
+# A task's arguments, keyword arguments and callbacks, as Celery writes them. The one argument is packed deliveries.
+Body = tuple[tuple[str], msgspec.Raw, msgspec.Raw]
+_decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
+_encoder = msgspec.json.Encoder()
 
 
 def is_first_attempt(message: Message) -> bool:
-    """Whether it is a message of deliveries that nobody has had yet. Whatever was tried before goes alone."""
+    """True for a message of deliveries that no worker has received. Retried or redelivered messages are not merged."""
     headers, properties = message["headers"], message["properties"]
-    was_had = headers.get("retries") or headers.get("eta") or properties["delivery_info"].get("redelivered")
-    return headers.get("task") == APPLY and not was_had and properties.get("body_encoding") == "base64"
+    is_repeated = headers.get("retries") or headers.get("eta") or properties["delivery_info"].get("redelivered")
+    return headers.get("task") == APPLY and not is_repeated and properties.get("body_encoding") == "base64"
 
 
 def merge_batches(messages: Sequence[Message]) -> Message:
-    """One message with the deliveries of all of these, which is otherwise the first. Raises Unprocessable.
+    """The first message with the deliveries of all of them. Raises Unprocessable if one cannot be read.
 
-    A message costs a worker 4 ms, of which its deliveries are the smaller part: when a lane fills, the endpoint's own
-    messages of ten are too small.
+    A message costs a worker 4 ms, mostly not for its deliveries, and when a lane fills up the endpoint's own messages
+    of ten are too small. Checking every delivery here costs 3 % of merging: most of it is base64, twice a message.
     """
-    first, headers = messages[0], messages[0]["headers"]
-    deliveries = [delivery for message in messages for delivery in _deliveries(message)]
+    bodies = [_body(message) for message in messages]
+    deliveries = [delivery for (packed,), *_ in bodies for delivery in unpack(packed)]
     others = [{key: value for key, value in one["headers"].items() if key.startswith("trace")} for one in messages[1:]]
-    headers = headers | {"argsrepr": f"({len(deliveries)} deliveries)", MERGED_HEADERS: [one for one in others if one]}
-    (_, *rest) = _body(first)
-    body = json.dumps([[pack(deliveries)], *rest]).encode()
-    return first | {"headers": headers, "body": base64.b64encode(body).decode()}
+    headers = {"argsrepr": f"({len(deliveries)} deliveries)", MERGED_HEADERS: [one for one in others if one]}
+    body = _encoder.encode(((pack(deliveries),), *bodies[0][1:]))
+    first = messages[0]
+    return first | {"headers": first["headers"] | headers, "body": base64.b64encode(body).decode()}
 
 
-def _deliveries(message: Message) -> list[Delivery]:
-    arguments, *_ = _body(message)
+def _body(message: Message) -> Body:
     try:
-        (packed,) = arguments
-        return unpack(packed)
-    except (TypeError, ValueError):
+        return _decoder.decode(msgspec.convert(message["body"], bytes))
+    except (LookupError, RecursionError, msgspec.DecodeError):
         raise Unprocessable("not a message of deliveries") from None
-
-
-def _body(message: Message) -> list[Any]:
-    try:
-        found = json.loads(base64.b64decode(message["body"]))
-    except (LookupError, RecursionError, TypeError, ValueError):
-        raise Unprocessable("not a message of deliveries") from None
-    if not isinstance(found, list) or len(found) != 3:
-        raise Unprocessable("not a message of deliveries")
-    return found

@@ -16,7 +16,7 @@ UNROUTABLE = "headrace.nowhere"  # a queue that does not exist
 
 
 class Publisher:
-    """Puts messages of deliveries on the live lane over one connection, for one thread."""
+    """Publishes over one connection; for use by one thread."""
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
@@ -25,7 +25,7 @@ class Publisher:
         self._producer: Any = None
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns once the broker has the message on disk. Raises PublishFailed if that is not certain."""
+        """Returns once the broker has confirmed the message. Raises PublishFailed if it is not certain that it has."""
         try:
             if self._producer is None:
                 self._connection = self._celery.connection_for_write()
@@ -33,42 +33,44 @@ class Publisher:
             self._celery.send_task(
                 APPLY,
                 args=(pack(deliveries),),
-                queue=self._lane,  # declared with every first publish: an unbound key would swallow the message
+                queue=self._lane,  # declared before the first publish: a message for an unbound key is dropped
                 producer=self._producer,
                 headers=tracing.inject(),
                 retry=False,
-                mandatory=True,  # RabbitMQ confirms also what it could route nowhere, unless it is to send that back
-                argsrepr=f"({len(deliveries)} deliveries)",  # what Flower and logs may show
+                mandatory=True,  # otherwise RabbitMQ also confirms a message that it cannot route
+                argsrepr=f"({len(deliveries)} deliveries)",  # shown by Flower and in logs instead of the deliveries
                 kwargsrepr="{}",
             )
         except self._errors() as error:
-            self.close(goodbye=False)
+            self.close(graceful=False)
             raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
 
     def ping(self) -> None:
-        """Raises PublishFailed if the broker cannot be reached now, or takes nothing."""
+        """Raises PublishFailed if the broker is unreachable or accepts no messages."""
         connection = self._celery.connection_for_write()
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
-            if is_amqp(self._celery.conf.broker_url):  # which tells of an alarm only who publishes something
+            if is_amqp(self._celery.conf.broker_url):  # RabbitMQ reports an alarm only to a connection that publishes
                 connection.Producer().publish("", exchange="", routing_key=UNROUTABLE)
         except self._errors() as error:
-            self._let_go(connection, goodbye=False)
-            raise PublishFailed(f"the broker cannot be reached, or takes nothing ({type(error).__name__})") from error
-        self._let_go(connection)
+            self._release(connection, graceful=False)
+            raise PublishFailed(
+                f"the broker cannot be reached or accepts no messages ({type(error).__name__})"
+            ) from error
+        self._release(connection)
 
-    def close(self, *, goodbye: bool = True) -> None:
-        """Forgets the connection, so that the next publish makes another."""
+    def close(self, *, graceful: bool = True) -> None:
+        """Closes the connection; the next publish opens another."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            self._let_go(connection, goodbye=goodbye)
+            self._release(connection, graceful=graceful)
 
-    def _let_go(self, connection: Any, *, goodbye: bool = True) -> None:
-        """AMQP waits until a goodbye is answered, so a broker that is frozen or blocks is not told one."""
-        with contextlib.suppress(*self._errors()):  # one that has gone makes it fail
-            (connection.release if goodbye else connection.collect)()
+    def _release(self, connection: Any, *, graceful: bool = True) -> None:
+        """A graceful close waits for the broker's reply, and a frozen or blocked RabbitMQ sends none."""
+        with contextlib.suppress(*self._errors()):  # raised if the connection is lost already
+            (connection.release if graceful else connection.collect)()
 
     def _errors(self) -> tuple[type[Exception], ...]:
-        """What a broker that is away, full or broken raises, which differs by transport."""
+        """The exceptions of a broker that is unreachable, full or broken; they differ by transport."""
         transport = self._celery.connection_for_write()
         return (KombuError, OperationalError, OSError, *transport.connection_errors, *transport.channel_errors)

@@ -1,273 +1,202 @@
-"""Settings: the only reader of the environment. Everything else is handed a Settings."""
+"""Settings. Only this module reads the environment; everything else receives a Settings."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from app.config import types
-from app.config.junction import REGION_HOSTS
 from app.errors import Misconfigured
 
+MIB = 1024 * 1024
+STACK_HINT = ", or run `headrace up` for a complete stack"
+REDIS_HINT = "; shared rate limits need Redis in addition to an AMQP broker"
+KEY_FROM_DASHBOARD = types.text("the key, as the dashboard shows it")
+JUNCTION_HOSTS = {  # by the prefix of an API key
+    "pk_us_": "https://api.us.junction.com",
+    "pk_eu_": "https://api.eu.junction.com",
+    "sk_us_": "https://api.sandbox.us.junction.com",
+    "sk_eu_": "https://api.sandbox.eu.junction.com",
+}
 
-def _setting(
-    name: str, default: Any, read: Callable[[str], Any], meaning: str, *, want: str = "", secret: bool = False
-) -> Any:
-    about = {"name": name, "read": read, "meaning": meaning, "want": want or meaning, "secret": secret}
-    return field(default=default, metadata=about)
+
+def _setting(name: str, default: Any, kind: types.Type, meaning: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"name": name, "type": kind, "meaning": meaning, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a process was told. Secrets are left out of its repr."""
+    """The settings of a process. Its repr omits the secrets."""
 
-    database_url: str | None = _setting(
-        "DATABASE_URL",
-        None,
-        types.database_url,
-        "PostgreSQL",
-        want="postgresql://user:password@host/database",
-        secret=True,
-    )
+    # Services
+    database_url: str | None = _setting("DATABASE_URL", None, types.DATABASE_URL, "PostgreSQL", secret=True)
     broker_url: str | None = _setting(
-        "BROKER_URL",
-        None,
-        types.url("redis", "rediss", "amqp", "amqps"),
-        "the broker; falls back to REDIS_URL",
-        want="redis://, rediss://, amqp:// or amqps:// and a host",
-        secret=True,
+        "BROKER_URL", None, types.BROKER_URL, "the broker; REDIS_URL if not set", secret=True
     )
     redis_url: str | None = _setting(
-        "REDIS_URL",
-        None,
-        types.url("redis", "rediss"),
-        "shared rate limits; needed beside an AMQP broker",
-        want="redis:// or rediss:// and a host",
-        secret=True,
-    )
-    junction_api_key: str | None = _setting(
-        "JUNCTION_API_KEY", None, types.text, "reads history from Junction's API", secret=True
-    )
-    junction_base_url: str | None = _setting(
-        "JUNCTION_BASE_URL", None, types.url("http", "https"), "derived from the key's prefix unless set", want="a URL"
-    )
-    junction_webhook_secrets: tuple[str, ...] = _setting(
-        "JUNCTION_WEBHOOK_SECRET",
-        (),
-        types.junction_secrets,
-        "one or several signing secrets, comma-separated",
-        want="whsec_ and at least 16 bytes in base64, as the dashboard shows it",
-        secret=True,
-    )
-    terra_dev_id: str | None = _setting("TERRA_DEV_ID", None, types.text, "the developer id of a Terra account")
-    terra_api_key: str | None = _setting(
-        "TERRA_API_KEY", None, types.text, "reads history from Terra's API", secret=True
-    )
-    terra_base_url: str = _setting(
-        "TERRA_BASE_URL", "https://access.tryterra.co/api/v2", types.url("http", "https"), "Terra's API", want="a URL"
-    )
-    terra_signing_secrets: tuple[str, ...] = _setting(
-        "TERRA_SIGNING_SECRET",
-        (),
-        types.terra_secrets,
-        "one or several signing secrets, comma-separated",
-        want="at least 16 characters each",
-        secret=True,
-    )
-    terra_tolerance_seconds: int = _setting(
-        "TERRA_SIGNATURE_TOLERANCE_SECONDS",
-        300,
-        types.whole_number,
-        "how old a signature of Terra's may be",
-        want="seconds",
-    )
-    encryption_keys: tuple[bytes, ...] = _setting(
-        "HEADRACE_ENCRYPTION_KEY",
-        (),
-        types.encryption_keys,
-        "seals bodies on the queue; several, comma-separated: the first seals, all open",
-        want="32 bytes in base64 (python3 -c 'import base64,os; print(base64.b64encode(os.urandom(32)).decode())')",
-        secret=True,
-    )
-    max_body_bytes: int = _setting(
-        "HEADRACE_MAX_BODY_BYTES",
-        64 * 1024 * 1024,
-        types.whole_number,
-        "a larger body is answered 413",
-        want="a number of bytes",
-    )
-    max_download_bytes: int = _setting(
-        "HEADRACE_MAX_DOWNLOAD_BYTES",
-        256 * 1024 * 1024,
-        types.whole_number,
-        "a larger event that waits at a URL (Terra's s3_payload) becomes a dead letter",
-        want="a number of bytes",
-    )
-    download_hosts: tuple[str, ...] = _setting(
-        "HEADRACE_DOWNLOAD_HOSTS",
-        ("*.amazonaws.com",),
-        types.hosts,
-        "where an event may wait at a URL, comma-separated; only there is it fetched, by https",
-        want="names of hosts, such as bucket.s3.eu-west-2.amazonaws.com or *.amazonaws.com",
-    )
-    resources: tuple[str, ...] = _setting(
-        "HEADRACE_RESOURCES",
-        (),
-        types.resources,
-        "keep only these resources, comma-separated; all if empty",
-        want="names of the catalogue, such as workouts,sleep,heartrate",
-    )
-    providers: tuple[str, ...] = _setting(
-        "HEADRACE_PROVIDERS", (), types.providers, "keep only these providers (garmin, oura ...); all if empty"
-    )
-    enqueue_deadline_seconds: float = _setting(
-        "HEADRACE_ENQUEUE_DEADLINE_SECONDS",
-        4.0,
-        types.seconds,
-        "no confirmation by then is 503",
-        want="seconds, 4 or less",
-    )
-    message_deliveries: int = _setting(
-        "HEADRACE_MESSAGE_DELIVERIES", 200, types.whole_number, "deliveries that may share one message", want="a number"
-    )
-    message_bytes: int = _setting(
-        "HEADRACE_MESSAGE_BYTES",
-        4 * 1024 * 1024,
-        types.whole_number,
-        "bytes of sealed bodies that may share one message",
-    )
-    visibility_timeout_seconds: int = _setting(
-        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS",
-        60,
-        types.whole_number,
-        "after this a killed worker's message is given to another (Redis)",
-        want="seconds",
-    )
-    fetch_history: bool = _setting(
-        "HEADRACE_FETCH_HISTORY",
-        True,
-        types.boolean,
-        "false: history comes by another way (an ETL pipeline), announcements are only recorded",
-        want="true or false",
-    )
-    history_days: int = _setting(
-        "HEADRACE_HISTORY_DAYS",
-        365,
-        types.positive,
-        "how far back history is fetched where nobody announces a range (Terra, when somebody connects)",
-        want="a number of days",
-    )
-    request_rate: str = _setting(
-        "HEADRACE_REQUEST_RATE",
-        "50/second",
-        types.rate,
-        "requests to one aggregator account, by all workers",
-        want="a rate such as 50/second",
-    )
-    provider_rate: str | None = _setting(
-        "HEADRACE_PROVIDER_RATE",
-        None,
-        types.rate,
-        "requests about the data of one provider (garmin, oura ...), where it should be less than the account's",
-        want="a rate such as 10/second",
-    )
-    backfills_per_user: int = _setting(
-        "HEADRACE_BACKFILLS_PER_USER",
-        4,
-        types.positive,
-        "backfills of one person that may run side by side",
-        want="a number",
-    )
-    backfills_per_account: int = _setting(
-        "HEADRACE_BACKFILLS_PER_ACCOUNT",
-        32,
-        types.positive,
-        "backfills of one aggregator account that may run side by side",
-        want="a number",
-    )
-    etl_url: str | None = _setting(
-        "HEADRACE_ETL_URL",
-        None,
-        types.url("amqp", "amqps"),
-        "the RabbitMQ into which Junction's ETL pipeline puts events, for `headrace etl`",
-        want="amqp:// or amqps:// and a host",
-        secret=True,
-    )
-    etl_queue: str | None = _setting("HEADRACE_ETL_QUEUE", None, types.text, "the queue there; you make and bind it")
-    keep_days: int = _setting(
-        "HEADRACE_KEEP_DAYS",
-        30,
-        types.whole_number,
-        "how long applied deliveries are kept, sealed, for `headrace replay`; 0: not at all",
-        want="a number of days",
-    )
-    retention: tuple[tuple[str, int], ...] = _setting(
-        "HEADRACE_RETENTION",
-        (),
-        types.retention,
-        "how many days stored data is kept, by resource; * stands for all others, 0 is for ever",
-        want="days by resource, such as heartrate=365,workouts=0,*=3650",
-    )
-    ledger_days: int = _setting(
-        "HEADRACE_LEDGER_DAYS",
-        0,
-        types.ledger_days,
-        "how long the ledger remembers what became of a delivery; 0: for ever",
-        want="a number of days, 40 or more, or 0",
-    )
-    reconcile_hours: int = _setting(
-        "HEADRACE_RECONCILE_HOURS",
-        24,
-        types.whole_number,
-        "how often stored history is compared with what the aggregator says it has; 0: only on demand",
-        want="a number of hours",
+        "REDIS_URL", None, types.REDIS_URL, "shared rate limits; required with an AMQP broker", secret=True
     )
     broker_durability_asserted: bool = _setting(
         "HEADRACE_BROKER_DURABILITY_ASSERTED",
         False,
-        types.boolean,
-        "true: the operator vouches that a broker which cannot be inspected keeps what it confirmed",
-        want="true or false",
+        types.BOOLEAN,
+        "true: the operator asserts that a broker whose configuration cannot be read keeps what it confirmed",
     )
-    host: str = _setting("HEADRACE_HOST", "127.0.0.1", types.text, "the address that web and Flower listen on")
+    data_dir: str = _setting(
+        "HEADRACE_DATA_DIR", ".headrace", types.text("a directory"), "directory in which `headrace up` stores its data"
+    )
+
+    # Junction and Terra
+    junction_webhook_secrets: tuple[str, ...] = _setting(
+        "JUNCTION_WEBHOOK_SECRET", (), types.JUNCTION_SECRETS, "signing secrets, comma-separated", secret=True
+    )
+    junction_api_key: str | None = _setting(
+        "JUNCTION_API_KEY", None, KEY_FROM_DASHBOARD, "key for Junction's API, to fetch history", secret=True
+    )
+    junction_base_url: str | None = _setting(
+        "JUNCTION_BASE_URL", None, types.HTTP_URL, "Junction's API; derived from the key's prefix if not set"
+    )
+    terra_signing_secrets: tuple[str, ...] = _setting(
+        "TERRA_SIGNING_SECRET", (), types.TERRA_SECRETS, "signing secrets, comma-separated", secret=True
+    )
+    terra_dev_id: str | None = _setting(
+        "TERRA_DEV_ID", None, types.text("the developer id, as the dashboard shows it"), "developer id of Terra"
+    )
+    terra_api_key: str | None = _setting(
+        "TERRA_API_KEY", None, KEY_FROM_DASHBOARD, "key for Terra's API, to fetch history", secret=True
+    )
+    terra_base_url: str = _setting("TERRA_BASE_URL", "https://access.tryterra.co/api/v2", types.HTTP_URL, "Terra's API")
+    terra_tolerance_seconds: int = _setting(
+        "TERRA_SIGNATURE_TOLERANCE_SECONDS", 300, types.SECONDS, "maximum age of a Terra signature"
+    )
+    etl_url: str | None = _setting(
+        "HEADRACE_ETL_URL", None, types.AMQP_URL, "RabbitMQ of Junction's ETL pipeline, for `headrace etl`", secret=True
+    )
+    etl_queue: str | None = _setting(
+        "HEADRACE_ETL_QUEUE",
+        None,
+        types.text("the queue that is bound to the pipeline's exchange"),
+        "queue that `headrace etl` consumes; you declare and bind it",
+    )
+
+    # Endpoint
+    host: str = _setting(
+        "HEADRACE_HOST", "127.0.0.1", types.text("an address"), "address of the endpoint, Flower and metrics"
+    )
+    port: int = _setting("HEADRACE_PORT", 8000, types.PORT, "port of the endpoint")
+    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, types.number("processes"), "processes of the endpoint")
+    max_body_bytes: int = _setting(
+        "HEADRACE_MAX_BODY_BYTES", 64 * MIB, types.BYTES, "maximum body size; a larger body gets a 413"
+    )
+    enqueue_deadline_seconds: float = _setting(
+        "HEADRACE_ENQUEUE_DEADLINE_SECONDS", 4.0, types.DEADLINE, "maximum wait for the broker; then 503"
+    )
+    message_deliveries: int = _setting(
+        "HEADRACE_MESSAGE_DELIVERIES", 200, types.number("deliveries"), "maximum number of deliveries in one message"
+    )
+    message_bytes: int = _setting(
+        "HEADRACE_MESSAGE_BYTES", 4 * MIB, types.BYTES, "maximum size of the sealed bodies in one message"
+    )
+
+    # Data and privacy
+    encryption_keys: tuple[bytes, ...] = _setting(
+        "HEADRACE_ENCRYPTION_KEY",
+        (),
+        types.ENCRYPTION_KEYS,
+        "seals bodies on the queue and in the archive; several, comma-separated: the first seals, all open",
+        secret=True,
+    )
+    resources: tuple[str, ...] = _setting(
+        "HEADRACE_RESOURCES", (), types.RESOURCES, "store only these resources, comma-separated; all if empty"
+    )
+    providers: tuple[str, ...] = _setting(
+        "HEADRACE_PROVIDERS", (), types.PROVIDERS, "store only these providers (garmin, oura ...); all if empty"
+    )
+    keep_days: int = _setting(
+        "HEADRACE_KEEP_DAYS", 30, types.DAYS, "days that deliveries are archived for `headrace replay`; 0: no archive"
+    )
+    retention: tuple[tuple[str, int], ...] = _setting(
+        "HEADRACE_RETENTION", (), types.RETENTION, "days that data is stored, by resource; *: all others, 0: no limit"
+    )
+    ledger_days: int = _setting(
+        "HEADRACE_LEDGER_DAYS", 0, types.LEDGER_DAYS, "days that the ledger keeps outcomes; 0: without limit"
+    )
+
+    # History and downloads
+    fetch_history: bool = _setting(
+        "HEADRACE_FETCH_HISTORY", True, types.BOOLEAN, "false: announcements of history are recorded but not fetched"
+    )
+    history_days: int = _setting(
+        "HEADRACE_HISTORY_DAYS", 365, types.number("days", 1), "days of history to fetch when nothing announces a range"
+    )
+    request_rate: str = _setting(
+        "HEADRACE_REQUEST_RATE", "50/second", types.RATE, "maximum request rate of all workers to an aggregator account"
+    )
+    provider_rate: str | None = _setting(
+        "HEADRACE_PROVIDER_RATE", None, types.RATE, "maximum request rate for the data of one provider, if lower"
+    )
+    backfills_per_user: int = _setting(
+        "HEADRACE_BACKFILLS_PER_USER", 4, types.number("backfills", 1), "concurrent backfills of one person"
+    )
+    backfills_per_account: int = _setting(
+        "HEADRACE_BACKFILLS_PER_ACCOUNT", 32, types.number("backfills", 1), "concurrent backfills of one API account"
+    )
+    reconcile_hours: int = _setting(
+        "HEADRACE_RECONCILE_HOURS", 24, types.HOURS, "interval between reconciliations; 0: only on demand"
+    )
+    download_hosts: tuple[str, ...] = _setting(
+        "HEADRACE_DOWNLOAD_HOSTS",
+        ("*.amazonaws.com",),
+        types.HOSTS,
+        "hosts from which announced events (Terra's s3_payload) are downloaded, comma-separated, https only",
+    )
+    max_download_bytes: int = _setting(
+        "HEADRACE_MAX_DOWNLOAD_BYTES", 256 * MIB, types.BYTES, "larger downloads become dead letters"
+    )
+
+    # Workers, Flower, logs and metrics
+    visibility_timeout_seconds: int = _setting(
+        "HEADRACE_VISIBILITY_TIMEOUT_SECONDS",
+        60,
+        types.SECONDS,
+        "delay before a killed worker's message returns (Redis)",
+    )
+    flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, types.PORT, "port of Flower")
+    flower_auth: str | None = _setting(
+        "HEADRACE_FLOWER_AUTH",
+        None,
+        types.text("user:password with at least 8 characters of password"),
+        "user:password for Flower, which does not start without it",
+        secret=True,
+    )
     metrics_port: int = _setting(
         "HEADRACE_METRICS_PORT",
         0,
-        types.port_or_none,
-        "where a worker or beat shows its metrics; 0: nowhere, and the endpoint's /metrics shows its machine's",
-        want="a port, or 0",
+        types.PORT_OR_NONE,
+        "port on which a worker or beat exposes its metrics; 0: no port, and the endpoint's /metrics includes them",
     )
-    port: int = _setting("HEADRACE_PORT", 8000, types.port, "the port that web listens on", want="a port")
-    web_processes: int = _setting(
-        "HEADRACE_WEB_PROCESSES", 2, types.whole_number, "processes of the endpoint", want="a number"
-    )
-    flower_port: int = _setting(
-        "HEADRACE_FLOWER_PORT", 5555, types.port, "the port that Flower listens on", want="a port"
-    )
-    flower_auth: str | None = _setting(
-        "HEADRACE_FLOWER_AUTH", None, types.text, "user:password of Flower, which never starts without", secret=True
-    )
-    data_dir: str = _setting("HEADRACE_DATA_DIR", ".headrace", types.text, "where `headrace up` keeps everything")
     ready_file: str | None = _setting(
-        "HEADRACE_READY_FILE", None, types.text, "a worker makes this file when it is ready; `headrace up` sets it"
+        "HEADRACE_READY_FILE", None, types.text("a file"), "file that a worker creates when it is ready"
     )
-    log_level: str = _setting("HEADRACE_LOG_LEVEL", "INFO", types.log_level, "DEBUG, INFO, WARNING or ERROR")
+    log_level: str = _setting(
+        "HEADRACE_LOG_LEVEL", "INFO", types.one_of("DEBUG", "INFO", "WARNING", "ERROR"), "lowest level that is logged"
+    )
     log_format: str = _setting(
-        "HEADRACE_LOG_FORMAT", "text", types.log_format, "text for people, json for programs", want="text or json"
+        "HEADRACE_LOG_FORMAT", "text", types.one_of("text", "json"), "text, or json for one object per line"
     )
-
+    # Not checked as a URL: a cluster may set it for all programs in another form, which must not stop this one.
     otlp_endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         None,
-        types.text,  # a cluster may set it for everybody, in a form that is not ours: that must stop nothing
-        "where traces go, by OTLP over HTTP: http://collector:4318; none without. OpenTelemetry's others hold too",
+        types.text("http://collector:4318"),
+        "OpenTelemetry collector for traces, such as http://collector:4318; no traces if empty",
         secret=True,
     )
     otlp_traces_endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         None,
-        types.text,
-        "the same, in full: http://collector:4318/v1/traces",
+        types.text("http://collector:4318/v1/traces"),
+        "the same as a full URL, http://collector:4318/v1/traces",
         secret=True,
     )
 
@@ -276,79 +205,76 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
     def keeps(self, resource: str, provider: str) -> bool:
-        """Whether the operator wants this resource from this provider."""
+        """Whether this resource of this provider is stored."""
         return (not self.resources or resource in self.resources) and (not self.providers or provider in self.providers)
 
     @property
     def traces(self) -> bool:
-        """Whether somebody wants to see what processes are at."""
+        """Whether an OTLP endpoint is configured."""
         return bool(self.otlp_endpoint or self.otlp_traces_endpoint)
 
     @property
     def readable(self) -> tuple[str, ...]:
-        """The aggregators whose history can be fetched: those with a key."""
+        """The aggregators with an API key: their history can be fetched."""
         keys = {"junction": self.junction_api_key, "terra": self.terra_api_key}
         return tuple(name for name, key in keys.items() if key)
 
     @property
     def junction_api_url(self) -> str:
-        """The base of Junction's API, from the setting or the key's prefix. Raises Misconfigured."""
+        """The base URL of Junction's API, from the setting or the key's prefix. Raises Misconfigured."""
         if self.junction_base_url:
             return self.junction_base_url.rstrip("/")
-        for prefix, host in REGION_HOSTS.items():
+        for prefix, host in JUNCTION_HOSTS.items():
             if (self.junction_api_key or "").startswith(prefix):
                 return host
         raise Misconfigured(
-            "not set, and the prefix of JUNCTION_API_KEY does not tell the region", setting="JUNCTION_BASE_URL"
+            "not set, and the prefix of JUNCTION_API_KEY does not name a region", setting="JUNCTION_BASE_URL"
         )
-
-    def need_database(self) -> str:
-        """The database's URL. Raises Misconfigured if there is none."""
-        return self.database_url or _missing("DATABASE_URL", "postgresql://user:password@host/database")
-
-    def need_broker(self) -> str:
-        """The broker's URL. Raises Misconfigured if there is none."""
-        return self.broker_url or self.redis_url or _missing("BROKER_URL", "redis://host:6379/0 or amqp://host")
 
     @property
     def has_redis(self) -> bool:
-        """Whether there is a place for shared rates and pauses."""
+        """Whether Redis is configured for shared rate limits and pauses."""
         return (self.redis_url or self.broker_url or "").startswith("redis")
 
+    # Each of these returns a required setting, and raises Misconfigured if it is missing.
+
+    def need_database(self) -> str:
+        return self.database_url or _missing("database_url")
+
+    def need_broker(self) -> str:
+        return self.broker_url or self.redis_url or _missing("broker_url")
+
     def need_redis(self) -> str:
-        """Where rates and pauses are shared: REDIS_URL, or a broker that is one. Raises Misconfigured."""
-        if not self.has_redis:
-            _missing("REDIS_URL", "redis://host:6379/0; beside an AMQP broker, rates are shared through it")
-        return self.redis_url or self.broker_url or ""
+        """The Redis of shared rate limits and pauses: REDIS_URL, or the broker if it is Redis."""
+        return (self.redis_url or self.broker_url or "") if self.has_redis else _missing("redis_url", REDIS_HINT)
 
     def need_junction_api_key(self) -> str:
-        """The key of Junction's API. Raises Misconfigured if there is none."""
-        return self.junction_api_key or _missing("JUNCTION_API_KEY", "your team's key, as the dashboard shows it", "")
+        return self.junction_api_key or _missing("junction_api_key", "")
 
     def need_terra_dev_id(self) -> str:
-        """The developer id of Terra's API. Raises Misconfigured if there is none."""
-        return self.terra_dev_id or _missing("TERRA_DEV_ID", "your developer id, as the dashboard shows it", "")
+        return self.terra_dev_id or _missing("terra_dev_id", "")
 
     def need_terra_api_key(self) -> str:
-        """The key of Terra's API. Raises Misconfigured if there is none."""
-        return self.terra_api_key or _missing("TERRA_API_KEY", "your key, as the dashboard shows it", "")
+        return self.terra_api_key or _missing("terra_api_key", "")
 
     def need_etl(self) -> tuple[str, str]:
-        """Where Junction's ETL pipeline puts events: a broker and a queue. Raises Misconfigured."""
-        url = self.etl_url or _missing("HEADRACE_ETL_URL", "amqps://user:password@host/vhost", "")
-        return url, self.etl_queue or _missing("HEADRACE_ETL_QUEUE", "the queue that the pipeline's exchange feeds", "")
+        """The broker's URL and the queue of Junction's ETL pipeline."""
+        return self.etl_url or _missing("etl_url", ""), self.etl_queue or _missing("etl_queue", "")
 
     def need_webhook_secret(self) -> None:
-        """Raises Misconfigured if no aggregator's signatures could be verified: there is no way to switch that off."""
+        """Checks that the signatures of at least one aggregator can be verified: verification cannot be turned off."""
         if not (self.junction_webhook_secrets or self.terra_signing_secrets):
-            _missing("JUNCTION_WEBHOOK_SECRET", "the endpoint's signing secret (or TERRA_SIGNING_SECRET)")
+            _missing("junction_webhook_secrets", " (or set TERRA_SIGNING_SECRET)" + STACK_HINT)
 
     def need_flower_auth(self) -> str:
-        """Flower's user:password. Raises Misconfigured: without, anybody could read and end tasks."""
+        """Flower's user:password. Flower can read and end tasks, so it does not run without one."""
         user, _, password = (self.flower_auth or "").partition(":")
-        if not user or len(password) < 8:
-            _missing("HEADRACE_FLOWER_AUTH", "user:password with at least 8 characters of password")
-        return f"{user}:{password}"
+        return f"{user}:{password}" if user and len(password) >= 8 else _missing("flower_auth")
+
+
+def _missing(attribute: str, hint: str = STACK_HINT) -> NoReturn:
+    (setting,) = (one.metadata for one in fields(Settings) if one.name == attribute)
+    raise Misconfigured(f"not set; set it to {setting['type'].want}{hint}", setting=setting["name"])
 
 
 def process_environment() -> dict[str, str]:
@@ -356,22 +282,15 @@ def process_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def _missing(name: str, want: str, otherwise: str = ", or run `headrace up` for a complete stack") -> str:
-    raise Misconfigured(f"not set; set it to {want}{otherwise}", setting=name)
-
-
 def load(environment: Mapping[str, str] | None = None) -> Settings:
-    """Reads the settings from the environment. Raises Misconfigured, naming the variable and never its value."""
+    """Reads the settings from the environment. Raises Misconfigured, which names the variable and never its value."""
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     for one in fields(Settings):
-        text = environment.get(one.metadata["name"], "").strip()
-        if not text:
-            continue
-        try:
-            values[one.name] = one.metadata["read"](text)
-        except (ValueError, LookupError):
-            # `from None`: the cause's text would quote the value.
-            wanted = f"not usable; it should be {one.metadata['want']}"
-            raise Misconfigured(wanted, setting=one.metadata["name"]) from None
+        name, kind = one.metadata["name"], one.metadata["type"]
+        if text := environment.get(name, "").strip():
+            try:
+                values[one.name] = kind.read(text)
+            except (ValueError, LookupError):  # `from None`: the text of the cause would quote the value
+                raise Misconfigured(f"not usable; it should be {kind.want}", setting=name) from None
     return Settings(**values)

@@ -1,8 +1,9 @@
-"""How the text of an environment variable becomes a value: each reader raises ValueError or LookupError."""
+"""The types of settings: how the text of an environment variable becomes a value."""
 
 import base64
 import re
 from collections.abc import Callable
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from app.catalogue import catalogue
@@ -10,137 +11,151 @@ from app.catalogue import catalogue
 MIN_SECRET_BYTES = 16
 MIN_LEDGER_DAYS = 40
 MAX_DEADLINE_SECONDS = 4.0  # every request is answered within five
-LOG_FORMATS = ("text", "json")
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-def text(value: str) -> str:
-    return value
+class Type(NamedTuple):
+    """The form that a text must have, for messages, and its reader, which raises ValueError or LookupError."""
+
+    want: str
+    read: Callable[[str], Any]
 
 
-def name_list(value: str) -> tuple[str, ...]:
+def text(want: str) -> Type:
+    return Type(want, str)
+
+
+def number(unit: str, low: int = 0, high: int | None = None) -> Type:
+    """A whole number from `low` to `high`."""
+
+    def read(value: str) -> int:
+        found = int(value)
+        if found < low or (high is not None and found > high):
+            raise ValueError
+        return found
+
+    limit = f"{low} or more" if high is None else f"{low} to {high}"
+    return Type(f"a number of {unit}, {limit}" if unit else f"a number, {limit}", read)
+
+
+def one_of(*words: str) -> Type:
+    """One of these words, in upper or lower case."""
+    known = {word.lower(): word for word in words}
+    return Type(" or ".join(words), lambda value: known[value.lower()])
+
+
+def url(want: str, *schemes: str) -> Type:
+    def read(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not parts.hostname or parts.port == 0:  # `port` checks the rest
+            raise ValueError
+        return value
+
+    return Type(want, read)
+
+
+def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def whole_number(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise ValueError
-    return number
+def _lower_names(value: str) -> tuple[str, ...]:
+    return _names(value.lower())
 
 
-def positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def port(value: str) -> int:
-    number = int(value)
-    if not 0 < number < 65_536:
-        raise ValueError
-    return number
-
-
-def port_or_none(value: str) -> int:
-    return 0 if value == "0" else port(value)
-
-
-def log_level(value: str) -> str:
-    return LOG_LEVELS[LOG_LEVELS.index(value.upper())]
-
-
-def log_format(value: str) -> str:
-    return LOG_FORMATS[LOG_FORMATS.index(value.lower())]
-
-
-def resources(value: str) -> tuple[str, ...]:
-    """Names of the catalogue. With streams come the records they belong to: without, nobody knows which there are."""
-    found = [catalogue()[name] for name in name_list(value.lower())]
+def _resources(value: str) -> tuple[str, ...]:
+    """A stream brings the resource of its records: without the records it is unknown which streams exist."""
+    found = [catalogue()[name] for name in _lower_names(value)]
     return tuple(dict.fromkeys(name for one in found for name in (one.name, one.of) if name))
 
 
-def providers(value: str) -> tuple[str, ...]:
-    return name_list(value.lower())
-
-
-def hosts(value: str) -> tuple[str, ...]:
-    hosts = name_list(value.lower())
+def _hosts(value: str) -> tuple[str, ...]:
+    hosts = _lower_names(value)
     if not all(re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+", host) for host in hosts):
         raise ValueError
     return hosts
 
 
-def seconds(value: str) -> float:
-    number = float(value)
-    if not 0 < number <= MAX_DEADLINE_SECONDS:
+def _deadline(value: str) -> float:
+    found = float(value)
+    if not 0 < found <= MAX_DEADLINE_SECONDS:
         raise ValueError
-    return number
+    return found
 
 
-def retention(value: str) -> tuple[tuple[str, int], ...]:
-    """`heartrate=365,*=3650`: days by resource, `*` being all others; 0 is for ever."""
-    pairs = [part.partition("=") for part in name_list(value.lower())]
+def _retention(value: str) -> tuple[tuple[str, int], ...]:
+    pairs = [part.partition("=") for part in _lower_names(value)]
     if any(name.strip() not in catalogue() and name.strip() != "*" for name, _, _ in pairs):
         raise ValueError
-    return tuple((name.strip(), whole_number(days)) for name, _, days in pairs)
+    return tuple((name.strip(), DAYS.read(days)) for name, _, days in pairs)
 
 
-def ledger_days(value: str) -> int:
-    """The reconciliation looks back 35 days for days without any delivery, and would take a shorter ledger for one."""
-    number = whole_number(value)
-    if 0 < number < MIN_LEDGER_DAYS:
+def _ledger_days(value: str) -> int:
+    """Reconciliation looks back 35 days for days without deliveries; in a shorter ledger it would find false ones."""
+    found: int = DAYS.read(value)
+    if 0 < found < MIN_LEDGER_DAYS:
         raise ValueError
-    return number
+    return found
 
 
-def rate(value: str) -> str:
+def _rate(value: str) -> str:
     if not re.fullmatch(r"[1-9]\d*/(second|minute|hour)", value):
         raise ValueError
     return value
 
 
-def boolean(value: str) -> bool:
+def _boolean(value: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
 
 
-def url(*schemes: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname or parts.port == 0:  # `port` checks itself
-            raise ValueError
-        return value
-
-    return check
-
-
-def database_url(value: str) -> str:
+def _database_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("postgresql", "postgres", "postgresql+psycopg") or parts.port == 0:
         raise ValueError
-    if not parts.hostname and "host=" not in parts.query:  # a socket's folder stands in the query
+    if not parts.hostname and "host=" not in parts.query:  # the query may name the directory of a Unix socket
         raise ValueError
     return "postgresql+psycopg://" + value.partition("://")[2]
 
 
-def junction_secrets(value: str) -> tuple[str, ...]:
-    """Svix signing secrets: base64 behind `whsec_`. Strictly decoded, because a lenient reader takes typing errors."""
-    for secret in name_list(value):
+def _junction_secrets(value: str) -> tuple[str, ...]:
+    """Svix signing secrets: `whsec_` and base64, decoded strictly, because a lenient decoder accepts typing errors."""
+    for secret in _names(value):
         raw = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
         if not secret.startswith("whsec_") or len(raw) < MIN_SECRET_BYTES:
             raise ValueError
-    return name_list(value)
+    return _names(value)
 
 
-def terra_secrets(value: str) -> tuple[str, ...]:
-    if any(len(secret) < MIN_SECRET_BYTES for secret in name_list(value)):
+def _terra_secrets(value: str) -> tuple[str, ...]:
+    if any(len(secret) < MIN_SECRET_BYTES for secret in _names(value)):
         raise ValueError
-    return name_list(value)
+    return _names(value)
 
 
-def encryption_keys(value: str) -> tuple[bytes, ...]:
-    keys = tuple(base64.b64decode(part, validate=True) for part in name_list(value))
+def _encryption_keys(value: str) -> tuple[bytes, ...]:
+    keys = tuple(base64.b64decode(part, validate=True) for part in _names(value))
     if not keys or any(len(key) != 32 for key in keys):
         raise ValueError
     return keys
+
+
+BOOLEAN = Type("true or false", _boolean)
+BYTES, DAYS, HOURS, SECONDS = map(number, ("bytes", "days", "hours", "seconds"))
+PORT = number("", 1, 65_535)
+PORT_OR_NONE = number("", 0, 65_535)
+DEADLINE = Type("a number of seconds, more than 0 and at most 4", _deadline)
+RATE = Type("a rate such as 50/second", _rate)
+HTTP_URL = url("a URL, https://host", "http", "https")
+REDIS_URL = url("redis://host:6379/0 or rediss://host", "redis", "rediss")
+AMQP_URL = url("amqp://user:password@host/vhost or amqps://...", "amqp", "amqps")
+BROKER_URL = url("redis://host:6379/0, rediss://, amqp:// or amqps://host", "redis", "rediss", "amqp", "amqps")
+DATABASE_URL = Type("postgresql://user:password@host/database", _database_url)
+JUNCTION_SECRETS = Type("the endpoint's signing secret: whsec_ and at least 16 bytes in base64", _junction_secrets)
+TERRA_SECRETS = Type("the signing secret, at least 16 characters", _terra_secrets)
+ENCRYPTION_KEYS = Type(
+    "32 bytes in base64 (python3 -c 'import base64,os; print(base64.b64encode(os.urandom(32)).decode())')",
+    _encryption_keys,
+)
+RESOURCES = Type("names of the catalogue, such as workouts,sleep,heartrate", _resources)
+PROVIDERS = Type("names of providers, such as garmin,oura", _lower_names)
+HOSTS = Type("host names, such as bucket.s3.eu-west-2.amazonaws.com or *.amazonaws.com", _hosts)
+RETENTION = Type("days by resource, such as heartrate=365,workouts=0,*=3650", _retention)
+LEDGER_DAYS = Type("a number of days, 40 or more, or 0", _ledger_days)

@@ -1,7 +1,7 @@
-"""The log: a line for what happens, as text or JSON, with the ids of what it is about. Never what that holds.
+"""Logging as text or JSON, with ids and without the contents of deliveries.
 
-A delivery goes by its message id from the endpoint's line to the worker's and its row in health.deliveries; what a
-worker says while it is at a task has the task's id beside it, and in JSON the id of its trace, if there is one.
+The message id of a delivery connects the line of the endpoint, that of the worker and the row in health.deliveries.
+Lines of a worker carry the task's id and, in JSON, the trace id if there is one.
 """
 
 import logging
@@ -18,18 +18,18 @@ _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default={}) 
 
 
 def configure(settings: Settings) -> None:
-    """Makes this process log as the operator wants it."""
+    """Configures the log of this process."""
     handler = logging.StreamHandler()
     handler.addFilter(_add_context)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # httpx would tell every URL, and with it whose history is fetched; Celery quotes the arguments of tasks.
+    # httpx logs every URL, which contains the user's id; Celery logs the arguments of tasks.
     for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def bind(**ids: str) -> None:
-    """Everything that is said from here on is about this."""
+    """Adds these ids to every later line of this context."""
     _context.set(ids)
 
 
@@ -42,7 +42,7 @@ def _add_context(record: logging.LogRecord) -> bool:
 
 
 class _Text(logging.Formatter):
-    """A line for a terminal, with the ids at its end."""
+    """A line that ends with its ids."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -53,7 +53,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(JsonFormatter):
-    """An object a line, its time in UTC."""
+    """One JSON object per line, in UTC."""
 
     def __init__(self) -> None:
         names = {"levelname": "level", "name": "logger"}

@@ -1,7 +1,7 @@
-"""What is counted, in every process. No label says whose data it was about.
+"""The Prometheus metrics of all processes. No label identifies a user.
 
-With PROMETHEUS_MULTIPROC_DIR set, the processes of a machine are added up, and each of them shows all. Of what is true
-only now (`live...`), a process that has died takes its share along.
+With PROMETHEUS_MULTIPROC_DIR set, each process of a machine exposes the sum of all of them. Gauges in a `live...` mode
+drop the values of dead processes.
 """
 
 import logging
@@ -30,26 +30,28 @@ from app.observability.processes import process_alive
 
 log = logging.getLogger(__name__)
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-LIVE_MODE: Literal["livemostrecent"] = "livemostrecent"  # of a gauge that one process sets for all
+LIVE_MODE: Literal["livemostrecent"] = "livemostrecent"  # of a gauge that only one process sets
+ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # The endpoint.
 ANSWERS = Counter("headrace_answers_total", "Webhooks answered, by status", ["aggregator", "status"])
-REJECTED = Counter("headrace_refused_total", "Webhooks refused, by what was wrong", ["aggregator", "reason"])
+REJECTED = Counter("headrace_refused_total", "Webhooks with an invalid signature, by reason", ["aggregator", "reason"])
 ANSWER_SECONDS = Histogram(
     "headrace_answer_seconds",
-    "Time from the first byte read to the answer of a webhook",
+    "Time from the complete body of a webhook to its answer",
     ["aggregator"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+    buckets=ANSWER_BUCKETS,
 )
 MESSAGE_DELIVERIES = Histogram(
-    "headrace_message_deliveries", "Deliveries that left as one message", buckets=(1, 2, 5, 10, 20, 50, 100, 200)
+    "headrace_message_deliveries", "Deliveries per published message", buckets=(1, 2, 5, 10, 20, 50, 100, 200)
 )
 PUBLISH_SECONDS = Histogram(
     "headrace_publish_seconds",
-    "Time until the broker had a message, or was given up",
+    "Time until the broker confirmed a message or the publish failed",
     ["result"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+    buckets=ANSWER_BUCKETS,
 )
 LAST_PUBLISH = Gauge(
     "headrace_last_publish_timestamp_seconds",
@@ -63,17 +65,12 @@ CIRCUIT_OPEN = Gauge(
 
 # Workers.
 TASK_SECONDS = Histogram(
-    "headrace_task_seconds",
-    "Time that a task took; of headrace.apply, one message",
-    ["task"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    "headrace_task_seconds", "Run time of a task; of headrace.apply: one message", ["task"], buckets=TASK_BUCKETS
 )
-TASKS = Counter("headrace_tasks_total", "Tasks that ended, by how: SUCCESS, RETRY ...", ["task", "state"])
-PUBLISHED = Counter("headrace_published_total", "Tasks that workers and beat have sent", ["task"])
-REDELIVERED = Counter(
-    "headrace_redelivered_total", "Messages given out again: a worker has died with them, or was cut off"
-)
-OUTCOMES = Counter("headrace_outcomes_total", "Deliveries settled by workers", ["aggregator", "outcome"])
+TASKS = Counter("headrace_tasks_total", "Finished tasks by state: SUCCESS, RETRY ...", ["task", "state"])
+PUBLISHED = Counter("headrace_published_total", "Tasks sent by workers and beat", ["task"])
+REDELIVERED = Counter("headrace_redelivered_total", "Messages redelivered after a worker died or lost its connection")
+OUTCOMES = Counter("headrace_outcomes_total", "Deliveries processed by workers, by outcome", ["aggregator", "outcome"])
 DELIVERY_SECONDS = Histogram(
     "headrace_delivery_seconds",
     "Time from the receipt of a delivery to its commit",
@@ -87,43 +84,36 @@ DUPLICATE_SAMPLES = Counter(
     "headrace_duplicate_samples_total", "Samples that shared their key with a different sample of the same delivery", []
 )
 SAMPLES_WITHOUT_TIMESTAMP = Counter(
-    "headrace_samples_without_timestamp_total", "Values left out because they have no timestamp", []
+    "headrace_samples_without_timestamp_total", "Values skipped because they have no timestamp", []
 )
 
-# What is asked of the aggregators.
+# Requests to the aggregators.
 REQUESTS = Counter("headrace_requests_total", "Requests to aggregators, by class of status", ["aggregator", "status"])
 REQUEST_SECONDS = Histogram(
     "headrace_request_seconds", "Time of a request to an aggregator", ["aggregator"], buckets=REQUEST_BUCKETS
 )
-THROTTLED = Counter(
-    "headrace_throttled_total", "Requests put off: the rate was used up, or a pause was asked for", ["aggregator"]
-)
+THROTTLED = Counter("headrace_throttled_total", "Requests delayed by the rate limit or a pause", ["aggregator"])
 
-# What the sweep has seen, in the maintenance worker.
-LAST_SWEEP = Gauge(
-    "headrace_last_sweep_timestamp_seconds", "When work that is due was last looked for", multiprocess_mode=LIVE_MODE
-)
-LANE_MESSAGES = Gauge("headrace_lane_messages", "Messages that wait in a lane", ["lane"], multiprocess_mode=LIVE_MODE)
+# Set by the sweep, in the maintenance worker.
+LAST_SWEEP = Gauge("headrace_last_sweep_timestamp_seconds", "When the sweep last ran", multiprocess_mode=LIVE_MODE)
+LANE_MESSAGES = Gauge("headrace_lane_messages", "Messages queued in a lane", ["lane"], multiprocess_mode=LIVE_MODE)
 LANE_OLDEST = Gauge(
     "headrace_lane_oldest_seconds",
-    "How long the next message of a lane has waited; not told by RabbitMQ",
+    "Age of the next message of a lane; not available on RabbitMQ",
     ["lane"],
     multiprocess_mode=LIVE_MODE,
 )
 BACKFILLS = Gauge("headrace_backfills", "Backfills by status", ["status"], multiprocess_mode=LIVE_MODE)
-GAPS = Gauge("headrace_gaps", "Gaps by whose turn it is", ["whose"], multiprocess_mode=LIVE_MODE)
-DEAD_LETTERS = Gauge("headrace_dead_letters", "Dead letters that are kept", ["aggregator"], multiprocess_mode=LIVE_MODE)
+GAPS = Gauge("headrace_gaps", "Gaps by responsible party", ["whose"], multiprocess_mode=LIVE_MODE)
+DEAD_LETTERS = Gauge("headrace_dead_letters", "Stored dead letters", ["aggregator"], multiprocess_mode=LIVE_MODE)
 CONNECTIONS = Gauge("headrace_connections", "Connections by status", ["status"], multiprocess_mode=LIVE_MODE)
 CRASHED_DELIVERIES = Gauge(
     "headrace_crashed_deliveries",
-    "Deliveries that a worker has died with, still to be applied",
+    "Deliveries that crashed a worker and are not yet applied",
     multiprocess_mode=LIVE_MODE,
 )
 PAUSED = Gauge(
-    "headrace_account_paused_seconds",
-    "How long an account is still to be left alone",
-    ["aggregator"],
-    multiprocess_mode=LIVE_MODE,
+    "headrace_account_paused_seconds", "Remaining pause of an account", ["aggregator"], multiprocess_mode=LIVE_MODE
 )
 # The names of 0.1, exposed as well until 0.3.
 OLD_NAMES = {
@@ -136,7 +126,7 @@ _shown: dict[Gauge, set[str]] = {}
 
 
 def show(gauge: Gauge, found: Mapping[str, float]) -> None:
-    """Sets a gauge with one label. What it had and has no more becomes 0: no series can be taken out of a file."""
+    """Sets a gauge with one label. A label that is no longer found becomes 0: a multiprocess file drops no series."""
     seen = _shown.setdefault(gauge, set())
     for label in seen | found.keys():
         gauge.labels(label).set(found.get(label, 0))
@@ -144,24 +134,24 @@ def show(gauge: Gauge, found: Mapping[str, float]) -> None:
 
 
 def count_rows(rows: Mapping[str, int], origin: str) -> None:
-    """Counts what was changed, by kind; after its commit."""
+    """Counts changed rows by kind. Call it after the commit."""
     for kind, count in rows.items():
         if count:
             ROWS.labels(kind, origin).inc(count)
 
 
 def status_class(status: int) -> str:
-    """2xx, 4xx ...; 429 by itself, because it is about rates; none: nothing came back."""
+    """The label for an HTTP status: 2xx, 4xx ..., 429 (rate limits) or none (no response)."""
     return "429" if status == 429 else f"{status // 100}xx" if status >= 100 else "none"
 
 
 def exposition() -> bytes:
-    """Everything counted, in Prometheus' text format."""
+    """All metrics in Prometheus' text format."""
     return generate_latest(_registry())
 
 
 def serve(host: str, port: int) -> None:
-    """Shows it at a port of its own, from a thread. A worker must not end because that cannot be."""
+    """Exposes the metrics on a port, from a thread. Failing to bind the port must not stop the worker."""
     try:
         start_http_server(port, host, _registry())
     except OSError as error:
@@ -169,7 +159,7 @@ def serve(host: str, port: int) -> None:
 
 
 def counts(text: str, name: str, label: str) -> dict[str, int]:
-    """A counter of what an endpoint exposes, added up by one of its labels."""
+    """A counter of an exposition, summed by one of its labels."""
     found: Counted[str] = Counted()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -179,7 +169,7 @@ def counts(text: str, name: str, label: str) -> dict[str, int]:
 
 
 class _Machine(Collector):
-    """All processes that count into the folder; those that have died are forgotten first, where that matters."""
+    """The sum of all processes that write to the folder; removes the live gauges of dead ones first."""
 
     def collect(self) -> Iterable[Metric]:
         folder = Path(process_environment()[METRICS_FOLDER])
@@ -192,7 +182,7 @@ class _Machine(Collector):
 
 
 class _WithOldNames(CollectorRegistry):
-    """Exposes each renamed metric under its old name, too."""
+    """Also exposes each renamed metric under its old name."""
 
     def collect(self) -> Iterable[Metric]:
         for family in super().collect():

@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry's SDK, sent by OTLP over HTTP. Only this module imports the SDK; only `tracing` loads it."""
+"""OpenTelemetry spans, exported by OTLP over HTTP. Only this module imports the SDK; only `tracing` imports it."""
 
 import logging
 import threading
@@ -27,18 +27,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from app.config.settings import process_environment
 
-EXPORT_SECONDS = 2.0  # for a batch, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise; the SDK's own 10 s outlast a stop
-STOP_SECONDS = 3.0  # for all that is left when a process ends
-QUIET_SECONDS = 60.0  # between two lines about a collector that takes nothing
-ROOT = Context()  # without a parent: neither of the sender's, nor of what happens to be at hand
+EXPORT_SECONDS = 2.0  # per batch, unless OTEL_EXPORTER_OTLP_TIMEOUT is set; the SDK's 10 s exceed STOP_SECONDS
+STOP_SECONDS = 3.0  # to export the remaining spans when a process stops
+QUIET_SECONDS = 60.0  # between two log lines about an unavailable collector
+ROOT = Context()  # without a parent, neither the sender's nor the current span
 _headers = TraceContextTextMapPropagator()
 
 
 class LinkedParentBasedSampler(Sampler):
-    """Samples what belongs to something sampled; what belongs to nothing, as OTEL_TRACES_SAMPLER says.
+    """Samples a span if its parent or a linked span is sampled; a span without either, as OTEL_TRACES_SAMPLER says.
 
-    Each request, each message and the work on it is a trace of its own, so a share of each, drawn by itself, would
-    hardly ever hold all three of one delivery.
+    A request, its message and the work on that message are three linked traces. Sampled independently, a share would
+    rarely contain all three of one delivery.
     """
 
     def __init__(self, otherwise: Sampler) -> None:
@@ -54,7 +54,7 @@ class LinkedParentBasedSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """The decision for a span that begins."""
+        """The decision for a new span."""
         parent = get_current_span(parent_context).get_span_context()
         if before := [parent] if parent.is_valid else [link.context for link in links or ()]:
             sampled = any(one.trace_flags.sampled for one in before)
@@ -62,11 +62,10 @@ class LinkedParentBasedSampler(Sampler):
         return self._otherwise.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        """For whoever prints it."""
-        return f"Follower({self._otherwise.get_description()})"
+        return f"LinkedParentBased({self._otherwise.get_description()})"
 
 
-class RequestSpan:
+class ServerSpan:
     """The span of a webhook."""
 
     __slots__ = ("_span",)
@@ -76,16 +75,15 @@ class RequestSpan:
 
     @property
     def context(self) -> SpanContext:
-        """By which other spans link to it."""
+        """The target of links from other spans."""
         return self._span.get_span_context()
 
     @property
     def trace_id(self) -> str:
-        """For the log."""
         return format_trace_id(self.context.trace_id)
 
-    def answered(self, status: int, delivery: str = "") -> None:
-        """Ends it. The delivery goes by its id, once that was verified."""
+    def end(self, status: int, delivery: str = "") -> None:
+        """Ends the span with the answer's status and the id of the verified delivery."""
         if delivery:
             self._span.set_attribute("headrace.delivery", delivery)
         self._span.set_attribute("http.response.status_code", status)
@@ -103,19 +101,19 @@ class Spans:
         self._tracer = provider.get_tracer("headrace")
 
     def stop(self) -> None:
-        """In a thread, because the SDK waits for a collector that hangs as long as it likes."""
+        """Exports the remaining spans, in a thread: the SDK waits without limit for a collector that hangs."""
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
         thread.start()
         thread.join(STOP_SECONDS)
 
-    def server_span(self, aggregator: str) -> RequestSpan:
-        """A trace begins here: no `traceparent` of the sender's is looked at, because no signature covers it."""
+    def server_span(self, aggregator: str) -> ServerSpan:
+        """Starts a trace. The sender's `traceparent` is ignored, because no signature covers it."""
         route = f"/webhooks/{aggregator}"
         about = {"http.request.method": "POST", "http.route": route, "headrace.aggregator": aggregator}
-        return RequestSpan(self._tracer.start_span(f"POST {route}", ROOT, SpanKind.SERVER, about))
+        return ServerSpan(self._tracer.start_span(f"POST {route}", ROOT, SpanKind.SERVER, about))
 
-    def producer_span(self, lane: str, requests: Iterable[Any]) -> AbstractContextManager[object]:
-        """A message, linked to the requests (None: without a span) that brought what it holds."""
+    def producer_span(self, lane: str, requests: Iterable[ServerSpan | None]) -> AbstractContextManager[object]:
+        """The span of a publish, linked to the requests of its deliveries (None: a request without a span)."""
         links = [Link(one.context) for one in requests if one is not None]
         about = self._message("send", "publish", lane) | {"messaging.batch.message_count": len(links)}
         return self._open(f"publish {lane}", SpanKind.PRODUCER, about, links, ROOT)
@@ -123,29 +121,28 @@ class Spans:
     def consumer_span(
         self, task: str, lane: str, message_id: str, carriers: Iterable[Mapping[str, Any]]
     ) -> AbstractContextManager[object]:
-        """Linked, and not the child: it may come hours later, and again, and holds what many requests brought."""
-        links = [Link(sent) for sent in map(_sent, carriers) if sent.is_valid]
+        """Linked to its publishes and not their child: it may run hours later, repeatedly, and for many requests."""
+        links = [Link(sent) for sent in map(_span_context, carriers) if sent.is_valid]
         about = self._message("process", task, lane) | {"headrace.task": task}
         if message_id:
             about |= {"messaging.message.id": message_id, "headrace.task_id": message_id}
         return self._open(f"{task} {lane}", SpanKind.CONSUMER, about, links, ROOT)
 
     def inject(self) -> dict[str, str]:
-        """W3C's headers of the span that is now, if there is one."""
+        """The W3C headers of the current span, if there is one."""
         headers: dict[str, str] = {}
         _headers.inject(headers)
         return headers
 
     def set_batch_size(self, count: int) -> None:
-        """Of the message at hand."""
         get_current_span().set_attribute("messaging.batch.message_count", count)
 
     def client_span(self, method: str, about: Mapping[str, str | int]) -> AbstractContextManager[object]:
-        """Without its URL, in which a user stands, or a signature."""
+        """The span of a request, without its URL, which contains a user id or a signature."""
         return self._open(method, SpanKind.CLIENT, {"http.request.method": method} | _attributes(about))
 
-    def answered(self, status: int) -> None:
-        """Of the request at hand."""
+    def set_status(self, status: int) -> None:
+        """Sets the HTTP status on the current span; 0: no response."""
         span = get_current_span()
         if status:
             span.set_attribute("http.response.status_code", status)
@@ -154,19 +151,15 @@ class Spans:
             span.set_status(StatusCode.ERROR)
 
     def span(self, name: str, about: Mapping[str, str | int]) -> AbstractContextManager[object]:
-        """A part of the span at hand."""
         return self._open(name, SpanKind.INTERNAL, _attributes(about))
 
     def set_attributes(self, about: Mapping[str, str | int]) -> None:
-        """More about the span at hand."""
         get_current_span().set_attributes(_attributes(about))
 
     def record_error(self, error: Exception) -> None:
-        """Of the span at hand."""
         _record_error(get_current_span(), error)
 
     def trace_id(self) -> str:
-        """Of the span at hand."""
         context = get_current_span().get_span_context()
         return format_trace_id(context.trace_id) if context.is_valid else ""
 
@@ -187,7 +180,7 @@ class Spans:
         links: Sequence[Link] = (),
         parent: Context | None = None,
     ) -> Iterator[None]:
-        # The SDK would record an exception with its text and its stack, in which values may stand.
+        # The SDK would record the text and the stack of an exception, which may contain values.
         with self._tracer.start_as_current_span(
             name, parent, kind, about, links, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -198,7 +191,7 @@ class Spans:
                 raise
 
 
-def _sent(headers: Mapping[str, Any]) -> SpanContext:
+def _span_context(headers: Mapping[str, Any]) -> SpanContext:
     carrier = {"traceparent": str(headers.get("traceparent"))}
     return get_current_span(_headers.extract(carrier, ROOT)).get_span_context()
 
@@ -213,7 +206,7 @@ def _record_error(span: Span, error: Exception) -> None:
 
 
 class _RateLimitFilter(logging.Filter):
-    """Lets one line through, and the next one a minute later."""
+    """Passes one error per minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,13 +221,13 @@ class _RateLimitFilter(logging.Filter):
 
 
 def _without_token(record: logging.LogRecord) -> bool:
-    """The library quotes a header that it cannot read, and in it stands the collector's token."""
+    """The library logs a header that it cannot parse, and with it the collector's token."""
     record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS: not usable; it should be name=value, comma-separated", ()
     return True
 
 
 def _resource(service: str) -> Resource:
-    """What the environment says of this process, and its name if that has none."""
+    """The resource from the environment, with a service name if that has none."""
     found = Resource.create()
     if str(found.attributes[SERVICE_NAME]).startswith("unknown_service"):
         return found.merge(Resource({SERVICE_NAME: service}))
@@ -242,16 +235,16 @@ def _resource(service: str) -> Resource:
 
 
 def exporting(service: str, system: str) -> Spans:
-    """Spans that go where the environment says (OTEL_EXPORTER_OTLP_..., OTEL_BSP_...), from a thread and a short queue.
+    """Spans with a background exporter, configured by OTEL_EXPORTER_OTLP_... and OTEL_BSP_...
 
-    What does not fit into the queue, or is not taken in time, is dropped: it is about the work, and not the work.
+    Spans that exceed its queue or its timeout are dropped: tracing must not delay the work.
     """
     logging.getLogger("opentelemetry.util.re").addFilter(_without_token)
     given = process_environment().keys() & {"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"}
     exporter = OTLPSpanExporter(timeout=None if given else EXPORT_SECONDS)
-    seldom = _RateLimitFilter()
+    rate_limit = _RateLimitFilter()
     for name in (OTLPSpanExporter.__module__, "opentelemetry.sdk._shared_internal"):
-        logging.getLogger(name).addFilter(seldom)
+        logging.getLogger(name).addFilter(rate_limit)
     provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Spans(provider, system)

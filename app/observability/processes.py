@@ -1,14 +1,14 @@
-"""Whether another process of this machine is alive."""
+"""Checks whether a process of this machine is alive."""
 
 import os
 
 
 def process_alive(pid: int) -> bool:
-    """True also for a process of another user, which must not be signalled."""
+    """True also for a process of another user, to which no signal can be sent."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

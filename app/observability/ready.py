@@ -1,4 +1,4 @@
-"""How a process that takes work says that it does, and shows what it has counted."""
+"""Readiness of workers and beat, and the port of their metrics."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from app.observability import metrics
 
 
 def mark_ready(settings: Settings) -> None:
-    """Tells the supervisor, and whoever asks at the port of its metrics."""
+    """Starts the metrics port and creates the ready file, where they are configured."""
     if settings.metrics_port:
         metrics.serve(settings.host, settings.metrics_port)
     if settings.ready_file:

@@ -1,4 +1,4 @@
-"""Webhook signatures by aggregator: each verifier takes the raw bytes and raises InvalidSignature."""
+"""Verifiers of webhook signatures, by aggregator."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,10 +10,10 @@ from app.signatures import junction, terra
 
 
 class Verifier(Protocol):
-    """Who sent a webhook, proven by the signature over its raw bytes."""
+    """Verifies the signature of a webhook over its raw bytes."""
 
     def __call__(self, headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
-        """Raises InvalidSignature."""
+        """The verified headers. Raises InvalidSignature."""
 
 
 VERIFIERS: Mapping[str, Verifier] = {"junction": junction.verify, "terra": terra.verify}

@@ -1,4 +1,4 @@
-"""How Junction signs: Svix, over the raw bytes."""
+"""Junction's signatures: Svix, over the raw bytes."""
 
 import base64
 import importlib.util
@@ -15,15 +15,15 @@ from app.errors import InvalidSignature
 MAX_HEADER = 8192
 MAX_ID = 256
 SIGNATURE_BYTES = 32
-MAX_SIGNATURES = 16  # a rotation makes two
-TOLERANCE = timedelta(minutes=5)  # the library's, which does not tell which of its checks failed
+MAX_SIGNATURES = 16  # a secret rotation sends two
+TOLERANCE = timedelta(minutes=5)  # the library's own; it does not report which check failed
 _HEADERS = ("Id", "Timestamp", "Signature")
 
 
 def _svix_webhooks() -> ModuleType:
-    """The module `svix.webhooks` without its package's `__init__`, which brings Svix's API client along.
+    """Imports `svix.webhooks` without the package's `__init__`, which imports Svix's API client.
 
-    That client is an HTTP client, 0.7 s and 49 MB in every process of the endpoint, which has no use for it.
+    That HTTP client costs every process of the endpoint 0.7 s and 49 MB and is not used.
     """
     package = importlib.util.find_spec("svix")
     if package is None or not package.submodule_search_locations:
@@ -44,19 +44,17 @@ _svix = _svix_webhooks()
 def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
     """Checks the Svix signature over the raw bytes with each secret in turn. Raises InvalidSignature.
 
-    The tolerance of five minutes, both ways, is the library's, and so is its clock; `now` only tells why it refused.
-    Whatever else the library raises on hostile headers (ValueError, binascii.Error, UnicodeDecodeError: all of them
-    ValueErrors; OverflowError) refuses as well.
+    The library applies its own clock and a tolerance of five minutes in both directions; `now` only determines the
+    reason. Its other errors on hostile headers (ValueError, with binascii.Error and UnicodeDecodeError; OverflowError)
+    count as invalid signatures.
     """
     given = {name: headers.get(f"Svix-{name}") or headers.get(f"Webhook-{name}") or "" for name in _HEADERS}
     if not all(given.values()):
         raise InvalidSignature("missing")
-    message_id = given["Id"]
-    if len(message_id) > MAX_ID or not (message_id.isascii() and message_id.isprintable()):
-        raise InvalidSignature("signature")
-    if any(len(value) > MAX_HEADER for value in given.values()):
-        raise InvalidSignature("signature")
-    if not given["Timestamp"].isdecimal() or not given["Timestamp"].isascii():
+    message_id, timestamp = given["Id"], given["Timestamp"]
+    is_id = len(message_id) <= MAX_ID and message_id.isascii() and message_id.isprintable()
+    is_timestamp = timestamp.isascii() and timestamp.isdecimal()
+    if not (is_id and is_timestamp) or any(len(value) > MAX_HEADER for value in given.values()):
         raise InvalidSignature("signature")
     given["Signature"] = " ".join(filter(_is_signature, given["Signature"].split(" ")[:MAX_SIGNATURES]))
     named = {f"svix-{name.lower()}": value for name, value in given.items()}
@@ -65,7 +63,7 @@ def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> 
         try:
             _verifier(secret).verify(body, named)
         except _svix.WebhookVerificationError:
-            reason = "stale" if _is_stale(given["Timestamp"], now) else "signature"
+            reason = "stale" if _is_stale(timestamp, now) else "signature"
         except (ValueError, OverflowError, OSError):
             reason = "signature"
         else:
@@ -74,15 +72,15 @@ def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> 
 
 
 def _is_stale(timestamp: str, now: datetime) -> bool:
-    """Whether a timestamp of digits is out of tolerance. The library looks at it before it looks at the signature."""
+    """Whether a numeric timestamp is out of tolerance, which the library checks before the signature."""
     try:
         return abs(now - datetime.fromtimestamp(float(timestamp), UTC)) > TOLERANCE
-    except (ValueError, OverflowError, OSError):  # a moment that there is not
+    except (ValueError, OverflowError, OSError):  # not a valid date
         return False
 
 
 def _is_signature(part: str) -> bool:
-    """`v1,` and 32 bytes in base64, written in the one right way; the library reads it leniently, and has no limit."""
+    """`v1,` and 32 bytes in canonical base64. The library decodes leniently and has no limit."""
     version, _, text = part.partition(",")
     try:
         raw = base64.b64decode(text, validate=True)

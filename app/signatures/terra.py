@@ -1,4 +1,4 @@
-"""How Terra signs its webhooks."""
+"""Terra's signatures."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from app.config.settings import Settings
 from app.delivery import Headers, Receipt
 from app.errors import InvalidSignature
 
-SIGNATURE_HEADERS = ("X-Terra-Signature", "Terra-Signature")  # the old name comes along, or alone
+SIGNATURE_HEADERS = ("X-Terra-Signature", "Terra-Signature")  # the second is the old name; Terra sends either or both
 MAX_HEADER = 8192
 MAX_ID = 256
 
@@ -16,7 +16,7 @@ MAX_ID = 256
 def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
     """Checks `t=<unix seconds>,v1=<hex HMAC-SHA256 of t.body>` (Terra: reference/signing). Raises InvalidSignature.
 
-    Trace id, reference and ordering time are not covered by the signature: nothing may rest on them alone.
+    The signature does not cover the trace id, the reference and the ordering time: do not rely on them alone.
     """
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
@@ -29,12 +29,12 @@ def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> 
         if abs(now.timestamp() - int(timestamp)) <= settings.terra_tolerance_seconds:
             return _receipt(headers)
         stale = True
-    # Told apart, because Terra may sign a retry with the time of the first attempt: the remedy is a wider tolerance.
+    # "stale" is a reason of its own: if Terra signs retries with the first attempt's time, raise the tolerance.
     raise InvalidSignature("stale" if stale else "signature")
 
 
 def _signatures(header: str) -> tuple[str, list[str]]:
-    """The one `t` and every `v1` of a signature header, '' where it cannot be read. Other schemes are passed over."""
+    """The `t` and every `v1` of a signature header; '' and [] if it is malformed. Other schemes are ignored."""
     if len(header) > MAX_HEADER:
         return "", []
     pairs = [part.strip().partition("=") for part in header.split(",")]

@@ -1,4 +1,4 @@
-"""Granian, and the folder in which its processes count together, which goes with it: `python -P -m app.web`."""
+"""`python -P -m app.web`: granian and the temporary directory of its processes' metrics."""
 
 import importlib
 import os
@@ -23,22 +23,22 @@ MODULE, FACTORY = "app.web.app", "from_environment"
 
 
 def make_folder() -> str:
-    """A folder for the process that this one becomes, which keeps its pid. Those of processes that were killed go."""
-    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*"):
-        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+    """A metrics directory, named after the pid, which survives exec. Removes those of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
 
 
 def application() -> Any:
-    """The application, made in each of granian's processes. Granian's own loader puts the current directory first."""
+    """The application of one process. Granian's own loader would put the current directory first on the path."""
     with gc.paused():
         return getattr(importlib.import_module(MODULE), FACTORY)()
 
 
 def serve(settings: Settings) -> None:
-    """Granian with an event loop a process."""
+    """Runs granian, with one event loop per process."""
     server = Granian(
         f"{MODULE}:{FACTORY}",
         interface=Interfaces.RSGI,
@@ -58,10 +58,10 @@ def serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Serves until it is told to end. A folder that was given stays."""
+    """Serves until a signal stops it. Removes the metrics directory, unless the operator has set it."""
     try:
         serve(load())
-    except FatalError:  # granian has logged it
+    except FatalError:  # already logged by granian
         sys.exit(1)
     finally:
         folder = Path(process_environment().get(METRICS_FOLDER, ""))

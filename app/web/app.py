@@ -1,4 +1,4 @@
-"""The endpoint's application: `create_app` wires the routes, `from_environment` is what the web server calls."""
+"""The endpoint's application: `create_app` makes the routes, the web server calls `from_environment`."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from app.web.webhooks import make_blueprint, on_error
 
 
 def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Flask:
-    """The endpoint, with what takes its deliveries and tells whether it could."""
+    """The Flask application. `ready` raises PublishFailed while the broker accepts no messages."""
     flask = Flask("headrace", static_folder=None)
-    # One more, because of a body sent in chunks werkzeug reads so much and no further, and says nothing.
+    # One byte more than the limit: werkzeug silently truncates a chunked body to this length.
     flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     flask.register_blueprint(make_blueprint(settings, batcher, ready))
     flask.register_error_handler(Exception, on_error)
@@ -35,7 +35,7 @@ def make_batcher(settings: Settings, publish: Publish) -> Batcher:
 
 
 def from_environment() -> Server:
-    """What the web server calls in each of its processes."""
+    """The application of one web process."""
     settings = load()
     settings.need_webhook_secret()
     logs.configure(settings)

@@ -1,8 +1,8 @@
-"""Flask on granian's event loop: a request holds no thread while its body arrives or its message becomes durable.
+"""Flask on granian's event loop: no request holds a thread while its body arrives or while the broker confirms.
 
-Under WSGI each request holds one of the threads, and 250 connections that send a byte a second stop the endpoint
-(measured); here they cost their buffers. It is also faster, because handing a request from thread to thread and back
-costs more than verifying it.
+Under WSGI each request holds one of the threads: 250 connections that send a byte a second stop the endpoint
+(measured); here each costs only its buffer. It is also faster, because passing a request between threads costs more
+than verifying it.
 """
 
 import asyncio
@@ -11,23 +11,23 @@ import logging
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from app.config.settings import Settings
 from app.errors import PublishFailed
 from app.observability import tracing
 from app.web.batcher import Batcher
-from app.web.webhooks import BATCHER_AWAITED, BODY_KEY, PendingAck, finish, record_rejection, too_large, unavailable
+from app.web.webhooks import Accepted, finish, make_receivers, on_error, record_rejection, too_large, unavailable
 
 log = logging.getLogger(__name__)
-BODY_SECONDS = 15.0  # for a whole body: after that no sender waits any more (Junction 15 s, Terra 8 s)
-INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to verify and seal, and is worked on beside the loop
-SMALL_BYTES = 16 * 1024  # are read in one step, which costs 20 us less, and not counted: thousands of them are nothing
-BUFFERED_BODIES = 8  # of the largest size: so much may be in memory of bodies that are still arriving
+BODY_SECONDS = 15.0  # to receive a whole body; longer than any sender waits (Junction 15 s, Terra 8 s)
+INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to verify and seal, so a thread does it
+SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and outside the budget: thousands of them fit in memory
+BUFFERED_BODIES = 8  # memory budget of the bodies that are arriving, in bodies of the maximum size
 
 
 class Scope(Protocol):
-    """What granian tells of a request (RSGI 1.6)."""
+    """Granian's description of a request (RSGI 1.6)."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Scope(Protocol):
 
 
 class _BodyRejected(Exception):
-    """More than is taken: of this body, or of all that are arriving."""
+    """The body exceeds its limit, or the bodies that are arriving exceed their budget."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__()
@@ -52,6 +52,7 @@ class Server:
 
     def __init__(self, flask: Flask, batcher: Batcher, settings: Settings, body_seconds: float = BODY_SECONDS) -> None:
         self._flask, self._batcher, self._body_seconds = flask, batcher, body_seconds
+        self._receivers = make_receivers(settings)
         self._max_bytes = settings.max_body_bytes
         self._buffered, self._max_buffered = 0, BUFFERED_BODIES * max(self._max_bytes, 1024 * 1024)
 
@@ -59,8 +60,8 @@ class Server:
         """Answers one request."""
         try:
             answer = await self._answer(scope, protocol)
-        except Exception as error:  # noqa: BLE001 - the process edge, where a sender that has hung up ends as well
-            log.warning("a request ended with %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the process edge; a sender that disconnects ends here as well
+            log.warning("a request failed: %s", type(error).__name__)
             answer = record_rejection(scope.path, unavailable())
         protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
 
@@ -76,23 +77,30 @@ class Server:
             return record_rejection(scope.path, rejected.answer)
         except TimeoutError:
             return record_rejection(scope.path, unavailable())
-        environ = _environ(scope, body)
         if scope.method != "POST" or len(body) > INLINE_BYTES:
-            answer = await asyncio.to_thread(self._dispatch, environ)
+            accepted = await asyncio.to_thread(self._dispatch, scope, body)
         else:
-            answer = self._dispatch(environ)
-        return await self._finish(answer) if isinstance(answer, PendingAck) else answer
-
-    async def _finish(self, ack: PendingAck) -> Response:
-        """Waits until the broker has it. The 202 was a promise of this."""
+            accepted = self._dispatch(scope, body)
+        if isinstance(accepted, Response):
+            return accepted
         try:
-            await self._batcher.publish_async(ack.delivery, ack.span)
+            await self._batcher.publish_async(accepted.delivery, accepted.span)
         except PublishFailed:
-            return finish(ack, unavailable())
-        return finish(ack, ack)
+            return finish(accepted, unavailable())
+        return finish(accepted, Response(status=202))
+
+    def _dispatch(self, scope: Scope, body: bytes) -> Accepted | Response:
+        """Flask routes the request. A webhook goes to its receiver and not to its view, which would hold a thread."""
+        with self._flask.request_context(_environ(scope, body)):
+            rule = request.url_rule
+            receive = self._receivers.get(rule.rule) if rule and scope.method == "POST" else None
+            try:
+                return receive(request.headers, body) if receive else self._flask.full_dispatch_request()
+            except Exception as error:  # noqa: BLE001 - as Flask does around a view
+                return self._flask.make_response(on_error(error))
 
     async def _body(self, scope: Scope, protocol: Any) -> bytes:
-        """The raw bytes. Raises _BodyRejected, before it has read more than it may."""
+        """The raw bytes. Raises _BodyRejected as soon as a limit is exceeded."""
         declared_length = int(scope.headers.get("content-length") or -1)
         if declared_length > self._max_bytes:
             raise _BodyRejected(too_large())
@@ -116,13 +124,9 @@ class Server:
             self._buffered -= size
         return b"".join(parts)
 
-    def _dispatch(self, environ: dict[str, Any]) -> Response:
-        with self._flask.request_context(environ):
-            return self._flask.full_dispatch_request()
-
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
-    """The request as WSGI has it (PEP 3333)."""
+    """The WSGI environ of a request (PEP 3333). A repeated header is joined with commas."""
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -139,8 +143,6 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        BATCHER_AWAITED: True,
-        BODY_KEY: body,
     }
     for name, value in scope.headers.items():
         key = "HTTP_" + name.upper().replace("-", "_")

@@ -1,8 +1,9 @@
-"""The routes: a webhook is verified and enqueued, nothing else. Answers are those of contract 1.5, never another."""
+"""The routes. A webhook is verified, sealed and published; contract 1.5 lists every answer."""
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,28 +11,55 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.config.settings import Settings
-from app.delivery import Delivery, seal
+from app.delivery import Delivery, Headers, seal
 from app.errors import InvalidSignature, PublishFailed
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from app.signatures import VERIFIERS, Verifier
+from app.signatures import VERIFIERS
 from app.web.batcher import Batcher
 
 RETRY_AFTER_SECONDS = "5"
-BATCHER_AWAITED = "headrace.batcher_awaited"  # in the environ, where the server waits for the broker itself
-BODY_KEY = (
-    "headrace.body"  # in the environ, where the server has read it whole: reading it again is a tenth of the route
-)
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A verified delivery that is still to be published."""
+
+    delivery: Delivery
+    began: float
+    span: "tracing.ServerSpan | None"
+
+
+Receive = Callable[[Headers, bytes], Accepted | Response]
+
+
+def make_receivers(settings: Settings) -> dict[str, Receive]:
+    """The functions that verify and seal webhooks, by path. The caller publishes the delivery and calls `finish`."""
+    return {f"/webhooks/{aggregator}": _receiver(aggregator, settings) for aggregator in VERIFIERS}
+
+
+def _receiver(aggregator: str, settings: Settings) -> Receive:
+    verify, sealer = VERIFIERS[aggregator], Sealer(settings.encryption_keys)
+
+    def receive(headers: Headers, body: bytes) -> Accepted | Response:
+        began, span = time.perf_counter(), tracing.server_span(aggregator)
+        try:
+            receipt = verify(headers, body, settings, datetime.now(UTC))
+        except InvalidSignature as error:
+            metrics.REJECTED.labels(aggregator, error.reason).inc()
+            return _record(Response("signature refused\n", 401, mimetype="text/plain"), aggregator, span, began)
+        return Accepted(seal(aggregator, receipt, body, sealer), began, span)
+
+    return receive
+
+
 def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Blueprint:
-    """The routes over their parts. `ready` raises PublishFailed when nothing could be enqueued now."""
+    """All routes. `ready` raises PublishFailed while the broker accepts no messages."""
     routes = Blueprint("headrace", __name__)
-    sealer = Sealer(settings.encryption_keys)
-    for name, verify in VERIFIERS.items():
-        view = _webhook(name, verify, settings, batcher, sealer)
-        routes.add_url_rule(f"/webhooks/{name}", name, view, methods=["POST"])
+    for path, receive in make_receivers(settings).items():
+        view = _webhook(receive, batcher, settings.max_body_bytes)
+        routes.add_url_rule(path, path.rpartition("/")[2], view, methods=["POST"])
 
     @routes.get("/livez")
     def livez() -> Response:
@@ -52,88 +80,68 @@ def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], Non
     return routes
 
 
-class PendingAck(Response):
-    """A 202 to be: true once the broker has the delivery."""
+def _webhook(receive: Receive, batcher: Batcher, max_bytes: int) -> Callable[[], Response]:
+    """The view for a WSGI server, whose thread waits for the broker. `rsgi.Server` calls `receive` and awaits."""
 
-    def __init__(self, aggregator: str, delivery: Delivery, began: float, span: tracing.ServerSpan | None) -> None:
-        super().__init__(status=202)
-        self.aggregator, self.delivery, self.began, self.span = aggregator, delivery, began, span
-
-
-def _webhook(
-    name: str, verify: Verifier, settings: Settings, batcher: Batcher, sealer: Sealer
-) -> Callable[[], Response]:
     def webhook() -> Response:
-        began, span = time.perf_counter(), tracing.server_span(name)
+        body = request.get_data(cache=False)
+        if len(body) > max_bytes:
+            raise RequestEntityTooLarge
+        accepted = receive(request.headers, body)
+        if isinstance(accepted, Response):
+            return accepted
         try:
-            body = _body(settings.max_body_bytes)
-            receipt = verify(request.headers, body, settings, datetime.now(UTC))
-            ack = PendingAck(name, seal(name, receipt, body, sealer), began, span)
-            if BATCHER_AWAITED in request.environ:
-                return ack  # the server waits, and holds no thread meanwhile
-            batcher.publish(ack.delivery, span)
-        except RequestEntityTooLarge:
-            return _record_metrics(name, too_large(), began, span)
-        except InvalidSignature as refused:
-            metrics.REJECTED.labels(name, refused.reason).inc()
-            return _record_metrics(name, Response("signature refused\n", 401, mimetype="text/plain"), began, span)
+            batcher.publish(accepted.delivery, accepted.span)
         except PublishFailed:
-            return finish(ack, unavailable())
-        return finish(ack, ack)
+            return finish(accepted, unavailable())
+        return finish(accepted, Response(status=202))
 
     return webhook
 
 
-def finish(ack: PendingAck, answer: Response) -> Response:
-    """The answer to what was accepted, counted."""
+def finish(accepted: Accepted, answer: Response) -> Response:
+    """Logs and counts the answer to an accepted delivery, and returns it."""
+    delivery, span = accepted.delivery, accepted.span
     if log.isEnabledFor(logging.DEBUG):
-        ids = {"aggregator": ack.aggregator, "delivery": ack.delivery.message_id}
-        ids |= {"trace_id": ack.span.trace_id} if ack.span else {}
+        ids = {"aggregator": delivery.aggregator, "delivery": delivery.message_id}
+        ids |= {"trace_id": span.trace_id} if span else {}
         log.debug("answered %d", answer.status_code, extra=ids)
-    return _record_metrics(ack.aggregator, answer, ack.began, ack.span, ack.delivery.message_id)
+    return _record(answer, delivery.aggregator, span, accepted.began, delivery.message_id)
 
 
 def record_rejection(path: str, answer: Response) -> Response:
-    """The answer to a request that no view has seen, counted if it was a webhook."""
+    """Counts the answer to a request that reached no receiver, if it was a webhook, and returns it."""
     aggregator = path.removeprefix("/webhooks/")
-    if aggregator in VERIFIERS:
-        metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
-        if span := tracing.server_span(aggregator):
-            span.answered(answer.status_code)
-    return answer
+    return _record(answer, aggregator, tracing.server_span(aggregator)) if aggregator in VERIFIERS else answer
 
 
-def _record_metrics(
-    aggregator: str, answer: Response, began: float, span: tracing.ServerSpan | None, delivery: str = ""
+def _record(
+    answer: Response, aggregator: str, span: "tracing.ServerSpan | None", began: float | None = None, delivery: str = ""
 ) -> Response:
     if span is not None:
-        span.answered(answer.status_code, delivery)
+        span.end(answer.status_code, delivery)
     metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
-    metrics.ANSWER_SECONDS.labels(aggregator).observe(time.perf_counter() - began)
+    if began is not None:
+        metrics.ANSWER_SECONDS.labels(aggregator).observe(time.perf_counter() - began)
     return answer
-
-
-def _body(max_bytes: int) -> bytes:
-    """The raw bytes. Raises RequestEntityTooLarge."""
-    body: bytes = request.environ.get(BODY_KEY) or request.get_data(cache=False)
-    if len(body) > max_bytes:
-        raise RequestEntityTooLarge
-    return body
 
 
 def too_large() -> Response:
-    """413, the only fault of the sender's beside a wrong signature."""
+    """413: besides a wrong signature, the only error of the sender."""
     return Response("larger than HEADRACE_MAX_BODY_BYTES\n", 413, mimetype="text/plain")
 
 
 def unavailable() -> Response:
-    """503: the fault is ours, and the sender should try again soon."""
+    """503: the error is on this side, and the sender retries."""
     return Response("try again\n", 503, {"Retry-After": RETRY_AFTER_SECONDS}, mimetype="text/plain")
 
 
 def on_error(error: Exception) -> Any:
-    """The process edge. What nobody foresaw is 503, so that the sender keeps the event; its text may quote a body."""
+    """Flask's error handler. An unexpected error is 503, so that the sender keeps the event."""
+    if isinstance(error, RequestEntityTooLarge):
+        return record_rejection(request.path, too_large())
     if isinstance(error, HTTPException) and (request.method != "POST" or error.code in (404, 405)):
         return error
-    log.error("unforeseen %s on %s", type(error).__name__, request.path)
+    # Only the type: the text of an error may quote a body.
+    log.error("unexpected %s on %s", type(error).__name__, request.path)
     return record_rejection(request.path, unavailable())

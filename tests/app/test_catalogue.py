@@ -1,4 +1,4 @@
-"""The catalogue: what it holds, what it makes of event names, and what it refuses."""
+"""The catalogue: resources, event names and validation."""
 
 from collections import Counter
 
@@ -42,7 +42,7 @@ def test_it_holds_sixty_resources_of_junction_and_three_legacy_ones() -> None:
 
 
 def test_what_only_terra_has_is_none_of_junctions() -> None:
-    """Breaks if a type of Terra's is awaited, fetched or simulated as if it were Junction's, or its view is renamed."""
+    """Breaks if a Terra type is fetched or simulated as one of Junction's, or its view is renamed."""
     found = {resource.name: resource for resource in catalogue().values() if not resource.is_junctions}
     records = {"terra_planned_workout", "terra_hormone", "terra_health_observation", "terra_lab_report"}
     assert {name for name, one in found.items() if not one.is_series} == records
@@ -53,7 +53,7 @@ def test_what_only_terra_has_is_none_of_junctions() -> None:
 
 
 def test_where_terras_types_land() -> None:
-    """Breaks if Terra's `activity`, which is a workout, lands in the days, or the other way round."""
+    """Breaks if Terra's `activity`, which is a workout, is stored as a daily summary, or the reverse."""
     failures = Failures()
     for name, resource, is_fetched in (
         ("activity", "workouts", True),
@@ -75,7 +75,7 @@ def test_where_terras_types_land() -> None:
 
 
 def test_what_is_no_type_of_terras_lands_nowhere() -> None:
-    """Breaks if a name of ours is taken for a type of Terra's."""
+    """Breaks if the name of a resource counts as a Terra type."""
     failures = Failures()
     for name in ("workouts", "heartrate", "terra_scores", "scores", "route", ""):
         with failures.of(name), pytest.raises(KeyError):
@@ -84,7 +84,7 @@ def test_what_is_no_type_of_terras_lands_nowhere() -> None:
 
 
 def test_event_names_by_kind() -> None:
-    """Breaks if an event of the public catalogue is lost, or is taken for something else."""
+    """Breaks if an event of the public catalogue is missing or has another meaning."""
     failures = Failures()
     for does, kind, count in (
         ("data", "summary", 18),
@@ -107,7 +107,7 @@ def test_event_names_by_kind() -> None:
 
 
 def test_there_are_194_event_names() -> None:
-    """Breaks if the catalogue has names that the public one has not, or names one twice."""
+    """Breaks if an event name is not in the public catalogue, or is listed twice."""
     names = catalogue().event_names
     assert len(names) == len(set(names)) == 194
     assert "message.attempt.exhausted" not in names
@@ -115,7 +115,7 @@ def test_there_are_194_event_names() -> None:
 
 
 def test_where_a_resource_is_fetched() -> None:
-    """Breaks if history is asked for at a wrong place, in a wrong date format, or read from a wrong key of the page."""
+    """Breaks if a fetch path, a date format or the key of a page's rows is wrong."""
     failures = Failures()
     for name, path, rows, dates, paged in (
         ("activity", "/v2/summary/activity/{user_id}", "activity", "moment", False),
@@ -139,13 +139,13 @@ def test_where_a_resource_is_fetched() -> None:
 
 
 def test_only_weight_and_fat_are_fetched_under_another_name() -> None:
-    """Breaks if a timeseries is fetched under a path that does not carry its name."""
+    """Breaks if the fetch path of a timeseries has another name."""
     series = catalogue().of_kind("timeseries")
     assert {one.name for one in series if f"/{one.name}/grouped" not in one.path} == {"weight", "fat"}
 
 
 def test_key_parts() -> None:
-    """Breaks if two samples that coincide would overwrite each other, or a changing `type` would double a sample."""
+    """Breaks if samples with equal times overwrite each other, or a changed `type` duplicates a sample."""
     failures = Failures()
     for name in [resource.name for resource in catalogue().of_kind("timeseries")]:
         with failures.of(name):
@@ -164,12 +164,12 @@ def test_values_that_are_not_one_number() -> None:
 
 @pytest.mark.parametrize("name", ["calories_basal", "floors_climbed", "water", "heartrate", "igg"])
 def test_instants_that_the_documentation_calls_intervals(name: str) -> None:
-    """Breaks if a series whose schema has no start and end is taken for intervals."""
+    """Breaks if a series without start and end counts as intervals."""
     assert not catalogue()[name].interval
 
 
 def test_every_summary_has_an_id_and_a_version() -> None:
-    """Breaks if a summary could not be told from another, or its newest version not be found."""
+    """Breaks if a summary has no identifier or no version."""
     failures = Failures()
     for name in [resource.name for resource in catalogue().of_kind("summary")]:
         with failures.of(name):
@@ -178,7 +178,7 @@ def test_every_summary_has_an_id_and_a_version() -> None:
 
 
 def test_what_an_event_name_means() -> None:
-    """Breaks if an old spelling is not understood, or a name that nobody knows is taken for data."""
+    """Breaks if the old spelling is unknown, or an unknown name counts as data."""
     failures = Failures()
     for name, does, resource in (
         ("daily.data.workouts.created", "data", "workouts"),
@@ -214,13 +214,13 @@ def test_what_an_event_name_means() -> None:
 
 
 def test_a_contradiction_is_refused_by_name() -> None:
-    """Breaks if a mistake in the file is found only when an event comes, or does not say where it stands."""
+    """Breaks if an error in the file is not detected at start, or its message does not name the row."""
     failures = Failures()
     for toml, named in (
-        (f"[summary.Bad]\n{PATH}", "'Bad' is no resource name"),
-        (f'[summary."a;b"]\n{PATH}', "'a;b' is no resource name"),
-        ('[summary.x]\npath = "/v1/x/{user_id}"', "x: '/v1/x/{user_id}' is no fetch path"),
-        ('[summary.x]\npath = "/v2/x"', "x: '/v2/x' is no fetch path"),
+        (f"[summary.Bad]\n{PATH}", "'Bad' is not a resource name"),
+        (f'[summary."a;b"]\n{PATH}', "'a;b' is not a resource name"),
+        ('[summary.x]\npath = "/v1/x/{user_id}"', "x: '/v1/x/{user_id}' is not a fetch path"),
+        ('[summary.x]\npath = "/v2/x"', "x: '/v2/x' is not a fetch path"),
         (f'[summary.x]\n{PATH}\ndates = "week"', "x: dates cannot be 'week'"),
         (f'[summary.x]\n{PATH}\nunit = "kg"', "x: key, unit and interval belong to timeseries"),
         (f"[stream.x]\n{PATH}\ninterval = true", "x: key, unit and interval belong to timeseries"),
@@ -233,8 +233,8 @@ def test_a_contradiction_is_refused_by_name() -> None:
         (f'[summary.x]\n{PATH}\nfields = ["a text", "a number"]', "x: a field is named twice"),
         (f'[summary.x]\n{PATH}\nfields = ["payload text"]', "'payload' cannot be a column"),
         (f'[summary.x]\n{PATH}\nfields = ["A text"]', "'A' cannot be a column"),
-        (f'[summary.x]\n{PATH}\nfields = ["a json"]', "a: 'json' is no field type"),
-        (f"[summary.x]\n{PATH}\n[timeseries]\nx = {{}}", "in the catalogue twice: x"),
+        (f'[summary.x]\n{PATH}\nfields = ["a json"]', "a: 'json' is not a field type"),
+        (f"[summary.x]\n{PATH}\n[timeseries]\nx = {{}}", "twice in the catalogue: x"),
     ):
         with failures.of(toml, named):
             with pytest.raises(ValueError, match=r".") as refused:
@@ -244,7 +244,7 @@ def test_a_contradiction_is_refused_by_name() -> None:
 
 
 def test_every_refusal_names_the_row() -> None:
-    """Breaks if whoever edits the catalogue is not told which row of it is wrong."""
+    """Breaks if the error does not name the row."""
     failures = Failures()
     for toml in (
         f'[summary.culprit]\n{PATH}\nfields = ["payload text"]',
@@ -263,6 +263,6 @@ def test_every_refusal_names_the_row() -> None:
 
 
 def test_an_event_of_unknown_meaning_is_refused() -> None:
-    """Breaks if a typing error in [events] makes a worker ignore those events for ever."""
+    """Breaks if a typing error in [events] is accepted, so that workers ignore those events."""
     with pytest.raises(ValueError, match="conection"):
         parse('[events]\n"provider.connection.created" = "conection"')

@@ -26,7 +26,7 @@ ONE = Delivery("junction", "msg_1", 1_773_512_408.5, b"sealed")
 
 
 def packed(value: object) -> str:
-    """Any value, packed as a message is."""
+    """A value in the packing of a message."""
     return base64.b64encode(msgspec.msgpack.encode(value)).decode()
 
 
@@ -37,12 +37,12 @@ def test_what_is_packed_is_unpacked(deliveries: list[Delivery]) -> None:
 
 
 def test_a_message_is_ascii() -> None:
-    """Breaks if a message does not fit into JSON as it is."""
+    """Breaks if a message needs escaping in JSON."""
     assert pack([ONE]).isascii()
 
 
 def test_a_foreign_message_is_a_dead_letter() -> None:
-    """Breaks if what somebody else put on the queue raises what no worker expects, or is shown."""
+    """Breaks if a foreign message raises another error than Unprocessable, or is quoted in its text."""
     failures = Failures()
     for case, message in {
         "empty": "",
@@ -72,13 +72,13 @@ def test_a_foreign_message_is_a_dead_letter() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_a_message_of_another_version_says_so(version: int) -> None:
-    """Breaks if a worker that was not updated yet reads a newer message as if it were its own."""
+    """Breaks if an older worker reads a message of a newer version as its own."""
     with pytest.raises(Unprocessable, match=f"version {version}; this worker reads version {MESSAGE_VERSION}"):
         unpack(packed([version, [["something", "new"]], {}]))
 
 
 def test_a_message_nested_without_end_is_a_dead_letter() -> None:
-    """Breaks if a deeply nested message raises what no worker expects."""
+    """Breaks if a deeply nested message raises another error than Unprocessable."""
     with pytest.raises(Unprocessable):
         unpack(base64.b64encode(b"\x91" * 100_000).decode())
 

@@ -1,4 +1,4 @@
-"""Errors: what they are about is a field, and not only the beginning of their text."""
+"""Errors: the setting is a field, not only a part of the text."""
 
 import ast
 import copy
@@ -16,7 +16,7 @@ NAMED = re.compile(r"[A-Z][A-Z0-9_]{4,}: ")
 
 @pytest.mark.parametrize("kind", [Misconfigured, TryLater])
 def test_an_error_names_its_setting(kind: type[HeadraceError]) -> None:
-    """Breaks if whoever prints an error does not see the setting, or whoever decides by it has to read the text."""
+    """Breaks if the text of an error lacks the setting, or code has to parse the text to find it."""
     error = kind("cannot be reached", setting="BROKER_URL")
     assert (str(error), error.setting) == ("BROKER_URL: cannot be reached", "BROKER_URL")
     assert (str(kind("elsewhere")), kind("elsewhere").setting) == ("elsewhere", "")
@@ -25,7 +25,7 @@ def test_an_error_names_its_setting(kind: type[HeadraceError]) -> None:
 
 
 def test_the_settings_own_errors_name_it() -> None:
-    """Breaks if the field is only set where somebody thought of it."""
+    """Breaks if an error of the settings has no `setting`."""
     with pytest.raises(Misconfigured) as missing:
         Settings().need_broker()
     with pytest.raises(Misconfigured) as unusable:
@@ -34,14 +34,14 @@ def test_the_settings_own_errors_name_it() -> None:
 
 
 def texts(call: ast.Call) -> list[str]:
-    """The constant beginnings of a call's first argument."""
+    """The constant beginning of a call's first argument."""
     first = call.args[0] if call.args else None
     parts = first.values[:1] if isinstance(first, ast.JoinedStr) else [first]
     return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
 def test_no_error_names_its_setting_in_its_text_alone() -> None:
-    """Breaks if an error is raised whose setting is only in its words, where somebody would have to look for it."""
+    """Breaks if an error names its setting in its text only."""
     found = {
         f"{file.name}:{node.lineno}"
         for file in FILES

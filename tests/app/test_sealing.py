@@ -1,4 +1,4 @@
-"""Sealing: what is sealed opens again, for whoever has the key and for that delivery alone."""
+"""Sealing: a sealed body opens only with the key and for its own delivery."""
 
 import zlib
 
@@ -21,21 +21,21 @@ BODIES = st.one_of(
 
 @given(body=BODIES, aad=st.text(max_size=300), keys=st.lists(st.binary(min_size=32, max_size=32), max_size=3))
 def test_what_is_sealed_opens_again(body: bytes, aad: str, keys: list[bytes]) -> None:
-    """Breaks if some body, short or long enough to be compressed, comes back changed."""
+    """Breaks if a body, compressed or not, changes."""
     sealer = Sealer(keys)
     assert sealer.open(sealer.seal(body, aad), aad) == body
 
 
 @given(body=BODIES)
 def test_a_body_is_not_readable_in_what_is_sealed(body: bytes) -> None:
-    """Breaks if a key is there and what goes to the broker still holds the body, in plain or compressed."""
+    """Breaks if a sealed body with a key contains the plain or compressed text."""
     sealed = Sealer([NEW]).seal(body, "junction:m1")
     assert len(body) < 4 or body not in sealed
     assert len(body) < 4 or zlib.compress(body, 1) not in sealed
 
 
 def test_the_same_body_is_sealed_differently_each_time() -> None:
-    """Breaks if a nonce is used twice, which gives AES-GCM's key away."""
+    """Breaks if a nonce is reused, which breaks AES-GCM."""
     sealed = {Sealer([NEW]).seal(BODY, "junction:m1") for _ in range(1000)}
     assert len({one[5:17] for one in sealed}) == 1000
 
@@ -47,7 +47,7 @@ def test_a_large_body_shrinks() -> None:
 
 @pytest.mark.parametrize("aad", ["junction:m2", "terra:m1", "", "junction:m1 "])
 def test_a_body_cannot_be_passed_off_as_anothers(aad: str) -> None:
-    """Breaks if a sealed body that was moved to another delivery opens there."""
+    """Breaks if a sealed body opens as that of another delivery."""
     sealer = Sealer([NEW])
     with pytest.raises(Unprocessable, match="damaged or belongs to another"):
         sealer.open(sealer.seal(BODY, "junction:m1"), aad)
@@ -55,7 +55,7 @@ def test_a_body_cannot_be_passed_off_as_anothers(aad: str) -> None:
 
 @given(position=st.integers(17, 17 + len(BODY) + 15), bit=st.integers(0, 7))
 def test_damage_to_an_encrypted_body_is_refused(position: int, bit: int) -> None:
-    """Breaks if one flipped bit of the text or its tag goes unnoticed."""
+    """Breaks if a flipped bit of the ciphertext or the tag is not detected."""
     sealer = Sealer([NEW])
     sealed = bytearray(sealer.seal(BODY, "a"))
     sealed[position] ^= 1 << bit
@@ -65,7 +65,7 @@ def test_damage_to_an_encrypted_body_is_refused(position: int, bit: int) -> None
 
 @pytest.mark.parametrize("position", [1, 4, 5, 16])
 def test_damage_to_key_id_or_nonce_is_refused(position: int) -> None:
-    """Breaks if a damaged head opens to something."""
+    """Breaks if a damaged header is not detected."""
     sealer = Sealer([NEW])
     sealed = bytearray(sealer.seal(BODY, "a"))
     sealed[position] ^= 1
@@ -75,7 +75,7 @@ def test_damage_to_key_id_or_nonce_is_refused(position: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 3, 13, 17, 20])
 def test_a_truncated_body_is_refused(length: int) -> None:
-    """Breaks if what was cut short opens to something."""
+    """Breaks if a truncated body is not detected."""
     sealer = Sealer([NEW])
     with pytest.raises(Unprocessable):
         sealer.open(sealer.seal(BODY, "a")[:length], "a")
@@ -92,13 +92,13 @@ def test_a_truncated_body_is_refused(length: int) -> None:
     ],
 )
 def test_every_other_damage_is_a_dead_letter_too(keys: list[bytes], sealed: bytes) -> None:
-    """Breaks if damage raises what no caller expects, or gives half a body for a whole one."""
+    """Breaks if damage raises another error than Unprocessable, or yields half a body."""
     with pytest.raises(Unprocessable):
         Sealer(keys).open(sealed, "a")
 
 
 def test_damage_to_the_flags_is_refused() -> None:
-    """Breaks if one flipped bit of the first byte gives encrypted or compressed bytes for the body."""
+    """Breaks if a flipped bit of the first byte yields encrypted or compressed bytes."""
     failures = Failures()
     for flags in (0b01, 0b100, 0b1000_0000):
         for body in (BODY, BODY * 100):
@@ -112,7 +112,7 @@ def test_damage_to_the_flags_is_refused() -> None:
 
 
 def test_rotation_seals_with_the_first_key_and_opens_with_all() -> None:
-    """Breaks if what waits on the queue cannot be opened after a new key was put in front."""
+    """Breaks if queued bodies cannot be opened after a new first key was added."""
     before, during, after = Sealer([OLD]), Sealer([NEW, OLD]), Sealer([NEW])
     waiting, fresh = before.seal(BODY, "a"), during.seal(BODY, "a")
     assert during.open(waiting, "a") == during.open(fresh, "a") == after.open(fresh, "a") == BODY
@@ -121,27 +121,27 @@ def test_rotation_seals_with_the_first_key_and_opens_with_all() -> None:
 
 
 def test_an_unknown_key_is_named_by_its_id() -> None:
-    """Breaks if an operator who lost a key is not told which variable lacks it, or is shown a key."""
+    """Breaks if the error of a missing key does not name the variable, or shows a key."""
     with pytest.raises(Unprocessable, match="HEADRACE_ENCRYPTION_KEY") as refused:
         Sealer([OLD]).open(Sealer([NEW]).seal(BODY, "a"), "a")
     assert NEW.hex() not in str(refused.value)
 
 
 def test_without_keys_an_encrypted_body_is_refused() -> None:
-    """Breaks if a worker without the key takes encrypted bytes for a body."""
+    """Breaks if a worker without the key returns encrypted bytes."""
     with pytest.raises(Unprocessable, match="HEADRACE_ENCRYPTION_KEY"):
         Sealer([]).open(Sealer([NEW]).seal(BODY, "a"), "a")
 
 
 def test_what_was_sealed_before_there_was_a_key_opens_still() -> None:
-    """Breaks if setting the first key loses what waits on the queue."""
+    """Breaks if bodies that were queued without a key cannot be opened once there is one."""
     for body in (BODY, BODY * 100):
         assert Sealer([NEW]).open(Sealer([]).seal(body, "a"), "a") == body
 
 
 @pytest.mark.parametrize("excess", [1, 300])
 def test_a_bomb_is_refused(excess: int) -> None:
-    """Breaks if a few kilobytes can make a worker allocate without limit."""
+    """Breaks if a few kilobytes can decompress without limit."""
     packer = zlib.compressobj(9)
     megabyte = packer.compress(bytes(1024 * 1024)) + packer.flush(zlib.Z_FULL_FLUSH)  # a block that may be repeated
     header, block = megabyte[:2], megabyte[2:]

@@ -57,7 +57,7 @@ def _times(of: Times) -> str:
 
 
 def _ratio(value: float, floor: float) -> str:
-    return f"{value / floor:.2f}"
+    return f"{value / floor:.2f}" if floor else "-"
 
 
 def _floors(results: Results) -> Iterable[Table]:

@@ -248,7 +248,7 @@ def provoked(stack: Stack) -> dict[str, bytes]:
 
 def told(stack: Stack) -> dict[str, bytes]:
     """What commands print, and what is written down about deliveries."""
-    (letter,) = stack.rows("SELECT min(id) FROM headrace.dead_letters")
+    (dead_letter,) = stack.rows("SELECT min(id) FROM headrace.dead_letters")
     (number,) = stack.rows("SELECT min(id) FROM headrace.backfills")
     commands = [
         ("status",),
@@ -260,7 +260,7 @@ def told(stack: Stack) -> dict[str, bytes]:
         ("explain", "--user", USER, "--resource", "heartrate", "--at", "2026-03-14T06:31:00Z", "--json"),
         ("dead", "list", "--json"),
         ("dead", "list"),
-        ("dead", "show", str(letter[0])),
+        ("dead", "show", str(dead_letter[0])),
         ("dead", "replay", "--json"),
         ("backfill", "list", "--json"),
         ("backfill", "show", str(number[0]), "--json"),

@@ -223,7 +223,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, 
         print(f"\n{figures}")
         assert set(sender.statuses) <= {202, 503}
         logs = "".join(file.read_text() for file in (stack.data / "log").glob("*.log"))
-        assert "unforeseen" not in logs
+        assert "unexpected" not in logs
         assert not [user for user in LIVE if user in logs]
         stack_file = stack.data / "stack.json"
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What is in a lane and is no task of ours is kept: a real worker, the real broker, and `headrace dead`."""
+"""Messages in a lane that are none of our tasks are stored: a real worker and broker, and `headrace dead`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def put_task(name: str, *args: Any, **kwargs: Any) -> Put:
 
 
 def put_bytes(body: Any, **properties: Any) -> Put:
-    """Puts a message that is no Celery task."""
+    """Puts a message that is no Celery task on the lane."""
 
     def put(settings: Settings) -> None:
         celery = make_celery(settings, "publisher")
@@ -72,14 +72,14 @@ FOREIGN = {
 def test_what_is_no_task_of_ours_is_kept(
     engine: Engine, settings: Settings, live_worker: SharedWorker, put: Put
 ) -> None:
-    """Breaks if an event is gone because an older worker met it, or rubbish ends the worker or gets into its log."""
+    """Breaks if a worker drops a message of a newer version, or invalid ones end the worker or appear in its log."""
     put(settings)
     publish(settings, [delivery(workout("u1"))])
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
     (letter,) = until(lambda: dead_letters.listed(engine))
     assert live_worker.is_alive
     assert letter.aggregator == UNKNOWN
-    assert "sesame" not in letter.reason + live_worker.said
+    assert "sesame" not in letter.reason + live_worker.output
     kept = dead_letters.delivery(engine, letter)
     assert b"sesame" in Sealer([ENCRYPTION_KEY]).open(kept.sealed, kept.key) or put is FOREIGN["no argument"]
 
@@ -87,7 +87,7 @@ def test_what_is_no_task_of_ours_is_kept(
 def test_bytes_that_are_no_message_are_kept_too(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if what the transport puts beside the lane is seen by nobody."""
+    """Breaks if messages that the transport moved to the list of invalid ones are not stored."""
     broker.lpush("live", b"\x80sesame")
     publish(settings, [delivery(workout("u1"))])
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
@@ -102,7 +102,7 @@ def test_bytes_that_are_no_message_are_kept_too(
 def test_a_task_of_tomorrow_can_be_applied_after_the_update(
     engine: Engine, settings: Settings, live_worker: SharedWorker
 ) -> None:
-    """Breaks if what an older worker set aside cannot be brought back."""
+    """Breaks if a message that an older worker stored cannot be replayed."""
     put_task("headrace.of.tomorrow", pack([delivery(workout("u1")), delivery(workout("u2"), name="msg_2")]))(settings)
     until(lambda: dead_letters.listed(engine))
     outcomes = replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine))

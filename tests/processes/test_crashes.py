@@ -1,4 +1,4 @@
-"""What kills its worker: a delivery, in real workers that are started again as often as they die."""
+"""Deliveries that crash the worker: real workers that are restarted after each crash."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ WORKOUTS = "SELECT user_id FROM health.workouts ORDER BY 1"
 
 @dataclass
 class Kept:
-    """A worker that is started again as soon as it has died."""
+    """A worker that is restarted after each crash."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
@@ -34,11 +34,11 @@ class Kept:
 
     @property
     def deaths(self) -> int:
-        """How often it has died."""
+        """The number of crashes so far."""
         return len(self.spent.read_bytes()) if self.spent.exists() else 0
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        """Waits until something is so, and returns that."""
+        """Waits until the condition holds and returns its value."""
 
         def look() -> Any:
             assert self.process.poll() is None, self.log.read_text()[-2000:]
@@ -51,24 +51,24 @@ class Kept:
 def kept_running(
     settings: Settings, folder: Path, *, kind: str = ALWAYS, most_crashes: int = MAX_CRASHES
 ) -> Iterator[Kept]:
-    """A worker of the live lane that is started again whenever it dies, and ends with the block."""
+    """Runs a worker of the live lane that is restarted after each crash, until the block ends."""
     deaths, log = folder / "deaths", folder / "log"
     command = ("tests.support.killing_worker", kind, str(folder / "spent"), str(deaths), str(most_crashes))
-    # Longer than five deliveries take on a busy machine: a message that comes back meanwhile is counted as an attempt.
+    # Longer than five deliveries take on a busy machine: a message that is restored meanwhile counts as an attempt.
     variables = of_worker(settings) | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "3"}
     with program(*command, log=log, **variables) as process:
         yield Kept(process, log, deaths)
 
 
 def message(marker: str) -> list[Delivery]:
-    """Five deliveries, the third of them with a marker."""
+    """Five deliveries; the third contains a marker."""
     return [delivery(workout(f"u{n}", title=marker if n == 2 else "Morning")) for n in range(5)]
 
 
 def test_a_delivery_that_kills_its_worker_is_set_aside_alone(
     engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
 ) -> None:
-    """Breaks if one delivery keeps its neighbours from landing, kills workers without end, or is not kept."""
+    """Breaks if one delivery prevents its neighbours from being applied, crashes workers without end, or is lost."""
     sent = message(ALWAYS)
     publish(settings, sent)
     with kept_running(settings, tmp_path) as worker:
@@ -78,7 +78,7 @@ def test_a_delivery_that_kills_its_worker_is_set_aside_alone(
     assert deaths == MAX_CRASHES + 1
     assert [row["user_id"] for row in rows(engine, WORKOUTS)] == ["u0", "u1", "u3", "u4"]
     outcomes = {row["message_id"]: (row["outcome"], row["error"]) for row in rows(engine, LEDGER)}
-    reason = f"its worker died with it, {MAX_CRASHES + 1} times"
+    reason = f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery"
     wanted = {one.message_id: ("dead", reason) if n == 2 else ("applied", None) for n, one in enumerate(sent)}
     assert outcomes == wanted
     letters = rows(engine, "SELECT message_id, reason FROM headrace.dead_letters")
@@ -90,7 +90,7 @@ def test_a_delivery_that_kills_its_worker_is_set_aside_alone(
 def test_without_counting_it_would_go_on(
     engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path
 ) -> None:
-    """Breaks if something else than the counting ends it: then the test above shows nothing."""
+    """Breaks if anything but the crash counter ends the crashes: the test above would then prove nothing."""
     publish(settings, message(ALWAYS))
     with kept_running(settings, tmp_path, most_crashes=1_000_000) as worker:
         worker.until(lambda: worker.deaths >= MAX_CRASHES + 2)
@@ -103,7 +103,7 @@ def test_without_counting_it_would_go_on(
 def test_an_innocent_message_is_applied_once_after_a_crash(
     engine: Engine, settings: Settings, broker: "redis.Redis", tmp_path: Path, marker: str
 ) -> None:
-    """Breaks if whoever was at hand when a worker died, before or after the commit, is doubled or stays suspected."""
+    """Breaks if the message of a crash before or after the commit is applied twice, or keeps its crash count."""
     publish(settings, message(marker))
     with kept_running(settings, tmp_path, kind=marker) as worker:
         worker.until(lambda: worker.deaths and not messages(broker))

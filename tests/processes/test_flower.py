@@ -1,4 +1,4 @@
-"""Flower, as a process of its own: nobody gets past its password."""
+"""Flower as a process: every page needs the password."""
 
 import json
 import os
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.processes
 MAX_TASKS = 5000  # of Flower's history
 WHO = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
-# Flower's own list, so that a page that a newer version brings is looked at too.
+# Flower's own list, so that pages of newer versions are tested too.
 OPEN = ("/healthcheck", "/login", "/logout")
 
 
 def paths() -> list[str]:
-    """A path of every handler of Flower's that shows or does something."""
+    """A path of every handler of Flower."""
     found = []
     for one in handlers:
         pattern, handler = (one.regex.pattern, one.handler_class) if hasattr(one, "regex") else one[:2]
@@ -39,14 +39,14 @@ def paths() -> list[str]:
 
 
 def environment(broker_url: str, port: int) -> dict[str, str]:
-    """What Flower is told, but for its password."""
+    """Flower's environment without the password."""
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     return known | {"BROKER_URL": broker_url, "HEADRACE_FLOWER_PORT": str(port)}
 
 
 @pytest.fixture(scope="module")
 def flower(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a running Flower that has no password."""
+    """An HTTP client of a running Flower, without the password."""
     port, log = free_port(), tmp_path_factory.mktemp("flower") / "log"
     variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(WHO)}
     with (
@@ -60,7 +60,7 @@ def flower(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def answers(client: httpx.Client) -> bool:
-    """Whether Flower is there."""
+    """Whether Flower responds."""
     try:
         return client.get("/healthcheck").status_code == 200
     except httpx.TransportError:
@@ -69,8 +69,8 @@ def answers(client: httpx.Client) -> bool:
 
 @pytest.mark.parametrize("path", sorted({*PAGES, *paths()}))
 def test_no_page_without_the_password(flower: httpx.Client, path: str) -> None:
-    """Breaks if anybody can see what runs, or end it: Flower leaves some of its pages open."""
-    token = "00" * 16  # what keeps other sites' forms out must not be all that keeps people out
+    """Breaks if anyone can see or stop tasks without a password: Flower leaves some of its pages open."""
+    token = "00" * 16  # the XSRF token must not be the only protection
     for auth in (None, (WHO[0], "wrong"), ("wrong", WHO[1]), ("", "")):
         seen = flower.get(path, auth=auth).status_code
         headers = {"X-Xsrftoken": token, "Cookie": f"_xsrf={token}"}
@@ -81,18 +81,18 @@ def test_no_page_without_the_password(flower: httpx.Client, path: str) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_with_the_password(flower: httpx.Client, path: str) -> None:
-    """Breaks if whoever has the password cannot look."""
+    """Breaks if the password does not open every page."""
     assert flower.get(path, auth=WHO).status_code == 200
 
 
 def test_health_is_open_and_says_nothing(flower: httpx.Client) -> None:
-    """Breaks if an orchestrator needs the password, or the open page tells more than that it is there."""
+    """Breaks if the health check needs the password, or its response shows anything else."""
     answer = flower.get("/healthcheck")
     assert (answer.status_code, answer.text) == (200, "OK")
 
 
 def test_logging_in_and_out_show_nothing(flower: httpx.Client) -> None:
-    """Breaks if the two pages that are for other ways to log in show or give anything."""
+    """Breaks if the two pages of other login methods show data or accept requests."""
     assert flower.get("/login").status_code == 404
     shown = flower.get("/logout").text
     assert not any(part in shown for part in ("redis", "headrace.", "maintenance", WHO[1]))
@@ -107,13 +107,13 @@ def test_an_unknown_page_tells_nothing(flower: httpx.Client) -> None:
 
 
 def test_the_brokers_page_shows_no_password(flower: httpx.Client, servers: Servers) -> None:
-    """Breaks if the broker's password stands on a page, on which it is not asked for."""
+    """Breaks if the broker's page shows the broker's password."""
     for path in PAGES:
         assert servers.broker_url not in flower.get(path, auth=WHO).text
 
 
 def test_queues_can_be_seen(flower: httpx.Client, servers: Servers) -> None:
-    """Breaks if Flower looks at another broker, or knows no lane."""
+    """Breaks if Flower connects to another broker, or does not list the lanes."""
     settings = Settings(broker_url=servers.broker_url)
     celery = make_celery(settings, "publisher")
     celery.send_task(SWEEP, queue="maintenance")
@@ -123,7 +123,7 @@ def test_queues_can_be_seen(flower: httpx.Client, servers: Servers) -> None:
 
 
 def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Servers) -> None:
-    """Breaks if Flower grows for as long as it runs, forgets the newest, or shows what a task was given."""
+    """Breaks if Flower's memory grows without a limit, loses the newest tasks, or shows task arguments."""
     celery = make_celery(Settings(broker_url=servers.broker_url), "publisher")
     sent = [uuid.uuid4().hex for _ in range(MAX_TASKS + 50)]
     with celery.events.default_dispatcher() as dispatcher:
@@ -143,7 +143,7 @@ def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Ser
     assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
 
 
-# Were it to start, it would take the place of this program, and nothing would be told.
+# If Flower started, it would replace this program, which would then print nothing.
 START_ALL = """
 import json, os, sys
 from click.testing import CliRunner
@@ -157,7 +157,7 @@ print(json.dumps(done))
 
 
 def test_it_does_not_start_without_a_password(servers: Servers) -> None:
-    """Breaks if a forgotten or weak setting makes Flower open."""
+    """Breaks if Flower starts with a missing or weak password."""
     auths = ["", "nobody", "user:short", ":long-enough-password"]
     command = (sys.executable, "-c", START_ALL, json.dumps(auths))
     variables = environment(servers.broker_url, free_port())
@@ -168,7 +168,7 @@ def test_it_does_not_start_without_a_password(servers: Servers) -> None:
 
 
 def test_its_module_does_not_start_open_either(servers: Servers) -> None:
-    """Breaks if Flower started past the command line, as `python -m workers.celery.flower`, asks for no password."""
+    """Breaks if Flower without the CLI, as `python -m workers.celery.flower`, starts without a password."""
     port = free_port()
     with (
         program("workers.celery.flower", **environment(servers.broker_url, port)) as process,

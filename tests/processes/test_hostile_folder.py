@@ -1,4 +1,4 @@
-"""Processes started in a folder of somebody else's, whose modules have the names of ours and of our libraries."""
+"""Processes started in a directory that contains modules with the names of ours and of our libraries."""
 
 import ast
 import sys
@@ -22,7 +22,7 @@ USER = "11111111-2222-4333-8444-555555555555"
 
 @pytest.fixture
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file in which the hostile modules of the current directory say that they were imported."""
+    """The file to which the hostile modules of the current directory write when they are imported."""
     folder, marker = tmp_path / "hostile", tmp_path / "imported"
     for name in OURS | set(packages_distributions()) | sys.stdlib_module_names:
         package = folder / name
@@ -35,7 +35,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What a whole stack is told that has its servers."""
+    """The environment of a stack that has its servers."""
     ports = {f"HEADRACE_{name}PORT": str(free_port()) for name in ("", "FLOWER_")}
     # Celery's command line takes APP for the application to load.
     return {
@@ -50,7 +50,7 @@ def environment(settings: Settings) -> dict[str, str]:
 def test_no_process_runs_a_module_of_the_current_directory(
     settings: Settings, engine: Engine, broker_url: str, imported: Path
 ) -> None:
-    """Breaks if whoever can write where an operator happens to start Headrace can run code in one of its processes."""
+    """Breaks if a user who can write to the current directory of Headrace can run code in one of its processes."""
     with running_stack("hostile", environment(settings), workers=1) as stack:
         says = stack.info()
         assert {group for group, pids in says["processes"].items() if pids} >= {"web", "live", "beat", "flower"}
@@ -63,20 +63,20 @@ def test_no_process_runs_a_module_of_the_current_directory(
 
 
 def constants(file: Path) -> set[object]:
-    """Every constant of a module."""
+    """The constants of a module."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
 def test_every_child_starts_without_the_current_directory() -> None:
-    """Breaks if a command of ours is composed past `workers.local.commands`, and so without -P."""
+    """Breaks if a command is composed without `workers.local.commands`, and so without -P."""
     files = [file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py")]
     assert {file.name for file in files if "-m" in constants(file)} == {"commands.py"}
 
 
 @pytest.mark.parametrize("script", ["demo", "bench", "setup"])
 def test_scripts_start_python_without_the_current_directory(script: str) -> None:
-    """Breaks if a script that is called from any folder runs a module of that folder."""
+    """Breaks if a script runs a module of the directory that it is called from."""
     lines = (ROOT / "deploy" / script).read_text(encoding="utf-8").splitlines()
     started = [line for line in lines if 'python" ' in line and " -m " in line]
     assert started

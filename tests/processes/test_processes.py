@@ -1,4 +1,4 @@
-"""The processes of the Procfile: what each is started as. What they then do is in the other tests."""
+"""The processes of the Procfile and how each is started. Other tests cover what they do."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SESAME = "sesame-open-the-door"
     ],
 )
 def test_a_command_is_one_process(broker_url: str, tmp_path: Path, arguments: tuple[str, ...], runs: str) -> None:
-    """Breaks if a parent or child stays that misses signals, or a secret stands on a command line."""
+    """Breaks if a parent or child process remains that misses signals, or a command line contains a secret."""
     ready = tmp_path / "ready"
     environment = {
         "BROKER_URL": broker_url,

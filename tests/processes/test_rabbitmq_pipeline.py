@@ -1,4 +1,4 @@
-"""`headrace etl` on a real RabbitMQ: every event lands once, in the order of the queue, whatever dies meanwhile."""
+"""`headrace etl` on a real RabbitMQ: every event is stored once, in queue order, whichever process dies."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def shared() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def server(shared: RabbitMQ) -> RabbitMQ:
-    """It, with the exchange that the pipeline publishes to, and an empty queue."""
+    """The server with the exchange that the pipeline publishes to and an empty queue."""
     with shared.connect() as connection:
         channel = connection.channel()
         channel.queue_delete(QUEUE)
@@ -54,12 +54,12 @@ def server(shared: RabbitMQ) -> RabbitMQ:
 
 @pytest.fixture
 def here(settings: Settings, server: RabbitMQ) -> Settings:
-    """A deployment that this pipeline feeds."""
+    """A deployment with this pipeline."""
     return replace(settings, etl_url=server.url, etl_queue=QUEUE)
 
 
 def publish(server: RabbitMQ, *events: Any, zipped: bool = False, **told: Any) -> None:
-    """Publishes as the pipeline does: persistent, the routing key being the event's type."""
+    """Publishes as the pipeline does: persistent, with the event type as the routing key."""
     with server.connect() as connection:
         channel = connection.channel()
         for one in events:
@@ -72,7 +72,7 @@ def publish(server: RabbitMQ, *events: Any, zipped: bool = False, **told: Any) -
 
 
 def through(engine: Engine, here: Settings, server: RabbitMQ) -> None:
-    """Takes everything that is there, in this process."""
+    """Consumes all messages, in this process."""
     door = PipelineConsumer(here, Applier(engine, here))
 
     original = door._commit
@@ -88,7 +88,7 @@ def through(engine: Engine, here: Settings, server: RabbitMQ) -> None:
 
 @contextmanager
 def running(here: Settings, log: Path, **more: str) -> Iterator[Any]:
-    """`headrace etl` as a process of its own, without a broker for anything else unless it is given one."""
+    """A process `headrace etl`, without a broker of its own unless one is passed."""
     variables = of_worker(here) | {"HEADRACE_ETL_URL": here.need_etl()[0], "HEADRACE_ETL_QUEUE": QUEUE}
     del variables["BROKER_URL"]
     variables |= more
@@ -107,7 +107,7 @@ def taken(body: bytes = b"{}", encoding: str = "", **changes: Any) -> ReceivedMe
 
 @pytest.mark.parametrize("encoding", ["", "identity", "utf-8"])
 def test_a_body_comes_as_it_is_or_zipped(encoding: str) -> None:
-    """Breaks if small bodies, which the pipeline does not compress, or large ones, cannot be read."""
+    """Breaks if small bodies, which the pipeline does not compress, or large ones cannot be read."""
     assert decode_body(taken(b"{}", encoding), 100) == b"{}"
     assert decode_body(taken(gzip.compress(b"{}"), "gzip"), 100) == b"{}"
 
@@ -124,13 +124,13 @@ def test_a_body_comes_as_it_is_or_zipped(encoding: str) -> None:
     ids=["bomb", "cut short", "not zipped", "two in one", "another encoding"],
 )
 def test_what_cannot_be_unwrapped_is_refused(body: bytes, encoding: str) -> None:
-    """Breaks if a small message takes all memory, or half a body is taken for the whole."""
+    """Breaks if a small message expands to all memory, or half a body counts as whole."""
     with pytest.raises(Unprocessable):
         decode_body(taken(body, encoding), 1000)
 
 
 def test_names_and_clocks_are_told_apart() -> None:
-    """Breaks if two events of equal content are one, or one that is given out again is another each time."""
+    """Breaks if two events of equal content have one id, or a redelivered event has a new one."""
     naming, redelivered = (
         MessageIdentity(),
         [taken(b"a", redelivered=True), taken(b"b", redelivered=True), taken(b"a", redelivered=True)],
@@ -162,7 +162,7 @@ def test_names_and_clocks_are_told_apart() -> None:
 @needs_rabbitmq
 @pytest.mark.parametrize("zipped", [False, True])
 def test_events_land_as_by_webhook(engine: Engine, here: Settings, server: RabbitMQ, *, zipped: bool) -> None:
-    """Breaks if the second door leads elsewhere, or leaves in the queue what it has applied."""
+    """Breaks if an event of the pipeline is stored differently from a webhook, or stays in the queue."""
     publish(server, workout("u1"), heartrate("u1", {0: 60, 1: 61}), zipped=zipped)
     through(engine, here, server)
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
@@ -178,7 +178,7 @@ def test_events_land_as_by_webhook(engine: Engine, here: Settings, server: Rabbi
 def test_what_is_said_again_later_stands(
     engine: Engine, here: Settings, server: RabbitMQ, told: dict[str, Any]
 ) -> None:
-    """Breaks if of A, B, A the second A is taken for the first one's repetition, and B stays."""
+    """Breaks if of A, B, A the second A counts as a duplicate of the first, and B stays."""
     publish(server, *(heartrate("u1", {0: value}) for value in (60, 61, 60)), **told)
     through(engine, here, server)
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 60.0}]
@@ -187,7 +187,7 @@ def test_what_is_said_again_later_stands(
 
 @needs_rabbitmq
 def test_an_old_event_does_not_beat_a_newer_webhook(engine: Engine, here: Settings, server: RabbitMQ) -> None:
-    """Breaks if what waited in the queue for hours is taken for news because it comes last."""
+    """Breaks if an event that was queued for hours wins over newer data because it arrives last."""
     apply(engine, here, delivery(heartrate("u1", {0: 70}), START + timedelta(hours=1)))
     publish(server, heartrate("u1", {0: 60}), timestamp=int(START.timestamp()))
     through(engine, here, server)
@@ -197,7 +197,7 @@ def test_an_old_event_does_not_beat_a_newer_webhook(engine: Engine, here: Settin
 
 @needs_rabbitmq
 def test_poison_is_set_aside_and_its_neighbours_land(engine: Engine, here: Settings, server: RabbitMQ) -> None:
-    """Breaks if one message that nobody can use stops the queue, or is thrown away."""
+    """Breaks if one invalid message stops the queue, or is dropped."""
     publish(server, workout("u1", "w1"), CANARY.encode(), workout("u1", "w2", title=f"{CANARY}\u0000"))
     publish(server, CANARY.encode(), zipped=True)
     publish(server, workout("u1", "w3"))
@@ -211,7 +211,7 @@ def test_poison_is_set_aside_and_its_neighbours_land(engine: Engine, here: Setti
 
 @needs_rabbitmq
 def test_a_kill_in_the_middle_loses_nothing(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
-    """Breaks if a message is acknowledged before it is committed, or one given out again does harm."""
+    """Breaks if a message is acknowledged before it is committed, or a redelivered one changes the result."""
     count = 600
     publish(server, *(workout("u1", f"w{number}") for number in range(count)))
     stored = "SELECT count(*) AS rows FROM health.workouts"
@@ -234,7 +234,7 @@ def test_a_kill_in_the_middle_loses_nothing(engine: Engine, here: Settings, serv
 def test_a_broker_that_goes_away_is_waited_for(
     engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if a restart of RabbitMQ ends the worker, or what it kept is not taken."""
+    """Breaks if a restart of RabbitMQ ends the worker, or it does not consume the messages that were kept."""
     with running(here, tmp_path / "log") as process:
         publish(server, workout("u1", "w1"))
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
@@ -250,22 +250,22 @@ def test_a_broker_that_goes_away_is_waited_for(
 def test_a_second_worker_stands_by_and_takes_over(
     engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if two workers share a queue and overtake each other, or nobody takes it when the first is gone."""
+    """Breaks if two workers consume one queue out of order, or no worker takes over from the first."""
     log = tmp_path / "second"
     with running(here, tmp_path / "first") as first:
-        until(lambda: "takes what comes" in (tmp_path / "first").read_text())
+        until(lambda: "consuming from queue" in (tmp_path / "first").read_text())
         with running(here, log):
             until(lambda: "stands by" in log.read_text())
-            assert "takes what comes" not in log.read_text()
+            assert "consuming from queue" not in log.read_text()
             first.send_signal(signal.SIGTERM)
             publish(server, workout("u1"))
-            until(lambda: "takes what comes" in log.read_text())
+            until(lambda: "consuming from queue" in log.read_text())
             until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
 
 
 @needs_rabbitmq
 def test_while_the_database_is_away_nothing_is_acknowledged(here: Settings, server: RabbitMQ, engine: Engine) -> None:
-    """Breaks if a message is let go of that nobody has stored."""
+    """Breaks if a message is acknowledged before it is stored."""
     waiting: list[int] = []
 
     class Away(Applier):
@@ -289,7 +289,7 @@ def test_while_the_database_is_away_nothing_is_acknowledged(here: Settings, serv
 def test_announced_history_is_fetched_at_once(
     here: Settings, server: RabbitMQ, broker_url: str, tmp_path: Path
 ) -> None:
-    """Breaks if what a pipeline announces waits for beat, where what a webhook announces does not."""
+    """Breaks if history that the pipeline announces is fetched only after the next sweep, other than with webhooks."""
     ready = tmp_path / "ready"
     more = {"BROKER_URL": broker_url, "JUNCTION_API_KEY": "sk_us_key", "HEADRACE_READY_FILE": str(ready)}
     with running(here, tmp_path / "log", **more):
@@ -303,18 +303,18 @@ def test_announced_history_is_fetched_at_once(
 def test_a_broker_of_ours_that_is_away_delays_nothing(
     engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if events of the pipeline wait for a broker that only history needs, or go unacknowledged."""
+    """Breaks if events wait for the Celery broker, which only history needs, or are not acknowledged."""
     more = {"BROKER_URL": "redis://127.0.0.1:1/0", "JUNCTION_API_KEY": "sk_us_key"}
     with running(here, tmp_path / "log", **more):
         publish(server, NOTICE, NOTICE, workout("u1"))
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
-        until(lambda: "the sweep will find it" in (tmp_path / "log").read_text())
+        until(lambda: "the next sweep enqueues it" in (tmp_path / "log").read_text())
         until(lambda: server.waiting(QUEUE) == 0)
     assert len(rows(engine, "SELECT 1 FROM health.backfills")) == 1
 
 
 def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:
-    """Breaks if whoever has no pipeline cannot start every line of the Procfile, or the process does not end."""
+    """Breaks if a deployment without a pipeline cannot run all lines of the Procfile, or the process does not end."""
     log = tmp_path / "log"
     with program("workers.cli", "etl", "--optional", log=log) as process:
         until(lambda: "HEADRACE_ETL_URL: not set" in log.read_text())
@@ -327,7 +327,7 @@ def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:
 
 @needs_rabbitmq
 def test_the_check_looks_at_the_queue(here: Settings, server: RabbitMQ) -> None:
-    """Breaks if a typing error in the queue's name is found out by what is missing."""
+    """Breaks if `headrace check` does not find a typing error in the name of the queue."""
     publish(server, workout("u1"))
     assert rabbitmq_pipeline.queue_depth(here) == 1
     with pytest.raises(Misconfigured, match=r"^HEADRACE_ETL_URL: there is no queue of the name in HEADRACE_ETL_QUEUE"):

@@ -1,4 +1,4 @@
-"""Tasks, in real workers on the real broker: what becomes of a message when something is away."""
+"""Tasks in real workers on the real broker: what happens to a message during an outage."""
 
 import base64
 from pathlib import Path
@@ -21,17 +21,17 @@ NOWHERE = "postgresql://u:sesame@127.0.0.1:1/d"
 
 
 def waits(log: Path) -> int:
-    """How often a worker has put a task back."""
-    return log.read_text().count("headrace.apply waits")
+    """How often a worker has retried a task."""
+    return log.read_text().count("headrace.apply is retried")
 
 
 def stored(engine: Engine) -> list[dict[str, Any]]:
-    """The workouts that a reader sees."""
+    """The stored workouts."""
     return rows(engine, "SELECT user_id FROM health.workouts")
 
 
 def attempts_before(found: Collector, one: Seen) -> int:
-    """How many attempts came before."""
+    """The number of attempts before this one."""
     before = {seen.id: seen.links for seen in found.named("headrace.apply live")}
     count, at = 0, one.id
     while before.get(at):
@@ -42,9 +42,9 @@ def attempts_before(found: Collector, one: Seen) -> int:
 def test_a_message_waits_for_a_database_that_is_away(
     engine: Engine, settings: Settings, broker: "redis.Redis", later_worker: SharedWorker, tmp_path: Path
 ) -> None:
-    """Breaks if a message is lost or acknowledged while PostgreSQL is down, or while the worker that held it ends.
+    """Breaks if a message is lost or acknowledged while PostgreSQL is down, or while its worker ends.
 
-    Or if its attempts are traced as one, and what it waited for cannot be found.
+    Or if its attempts are not traced separately, or their traces omit the error.
     """
     publish(settings, [delivery(workout("u1"))])
     with collector() as found:
@@ -70,7 +70,7 @@ def test_a_message_waits_for_a_database_that_is_away(
 
 
 def check_traces(found: Collector) -> None:
-    """Each attempt is traced and leads to the one before."""
+    """Each attempt is traced and linked to the one before."""
     first, second, third = sorted(found.named("headrace.apply live"), key=lambda one: attempts_before(found, one))[:3]
     assert [first.links, second.links, third.links] == [(), (first.id,), (second.id,)]
     assert {one.attributes["headrace.state"] for one in (first, second, third)} == {"RETRY"}
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_amid_messages_loses_none(
 
 
 def send(settings: Settings, packed: str) -> None:
-    """Puts a message of any content on the live lane."""
+    """Puts a message with this content on the live lane."""
     celery = make_celery(settings, "publisher")
     celery.send_task(APPLY, args=(packed,), queue="live", argsrepr="(?)")
     celery.close()
@@ -108,18 +108,18 @@ def send(settings: Settings, packed: str) -> None:
 def test_a_message_that_is_none_of_ours_does_not_stop_the_lane(
     engine: Engine, settings: Settings, live_worker: SharedWorker
 ) -> None:
-    """Breaks if rubbish in the queue ends the worker, or what it held gets into the log."""
+    """Breaks if an invalid message in the queue ends the worker, or its content is logged."""
     send(settings, "sesame!")
     publish(settings, [delivery(workout("u1"))])
     until(lambda: stored(engine))
     assert live_worker.is_alive
-    assert "sesame" not in live_worker.said
+    assert "sesame" not in live_worker.output
 
 
 def test_a_message_of_a_newer_version_is_not_lost(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if deliveries that were answered 202 are gone because an older worker met them during an update."""
+    """Breaks if an older worker loses deliveries of a newer version during an update."""
     newer = msgspec.msgpack.encode((2, [delivery(workout("u1"))]))
     send(settings, base64.b64encode(newer).decode())
     publish(settings, [delivery(workout("u2"))])

@@ -1,4 +1,4 @@
-"""The workers' transport on a real Valkey: a message is always in a place where it is found again."""
+"""The workers' transport on a real Valkey: every message is always in a list from which it is recovered."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.processes
 def test_what_a_killed_worker_had_just_taken_comes_back(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a worker that is killed between taking a message and writing it down takes it along."""
+    """Breaks if a worker that is killed right after it popped a message loses it."""
     count = 3
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
@@ -33,14 +33,14 @@ def test_what_a_killed_worker_had_just_taken_comes_back(
     until(lambda: rows(engine, query) == [{"n": count, "users": count}])
     until(lambda: held(broker) == 0)
     assert live_worker.is_alive
-    assert "Traceback" not in live_worker.said
+    assert "Traceback" not in live_worker.output
     assert ledger(engine) == [{"outcome": "applied", "attempts": 1, "n": count}]
 
 
 def test_nothing_stays_behind_after_normal_work(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a message stays in the list beside the lane, to be applied once more every few seconds."""
+    """Breaks if a message stays in the processing list after it was applied, to be applied again every few seconds."""
     for wave in range(3):
         publish(settings, *([delivery(workout(f"u{wave}", f"w{number}"))] for number in range(40)))
         until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 40 * (wave + 1))  # noqa: B023
@@ -64,7 +64,7 @@ RUBBISH = (
 def test_rubbish_in_the_lane_does_not_stop_it(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if an entry that is no message ends every worker of the lane, one after the other."""
+    """Breaks if an invalid entry ends every worker of the lane, one after the other."""
     stopped = []
     for number, rubbish in enumerate(RUBBISH):
         broker.lpush(LIVE, rubbish)
@@ -82,7 +82,7 @@ def test_rubbish_in_the_lane_does_not_stop_it(
 def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if the lock of a dead process outlives it by minutes, in which no killed worker's message comes back."""
+    """Breaks if the restore lock of a dead process stays for minutes, and no lost message is restored meanwhile."""
     with live_worker.busy(engine):
         publish(settings, [delivery(workout("u1"))])
         message = json.loads(broker.rpop(LIVE) or b"")
@@ -93,13 +93,13 @@ def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
 
 
-# What waits together
+# Merged messages
 
 
 def test_what_waits_together_is_applied_together(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a lane that has filled is worked off at a message's price for each, or anything of it is lost."""
+    """Breaks if a filled lane is consumed one message at a time, or any message is lost."""
     count = 200
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
@@ -112,7 +112,7 @@ def test_what_waits_together_is_applied_together(
 def test_what_was_taken_together_comes_back_together(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a worker that is killed with joined messages takes along all but the first."""
+    """Breaks if a worker that is killed with merged messages loses all but the first."""
     seen = []
 
     def give_back(message: Any) -> None:
@@ -134,7 +134,7 @@ def test_what_was_taken_together_comes_back_together(
 def test_what_cannot_be_joined_stops_nothing(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker, odd: str
 ) -> None:
-    """Breaks if one message among others that is of another kind takes them along, or stays for ever."""
+    """Breaks if one message of another kind makes its neighbours stay in the lane or get lost."""
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(9)))
         message = json.loads(broker.lindex(LIVE, 4) or b"")

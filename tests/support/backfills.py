@@ -1,4 +1,4 @@
-"""Backfills: announced, gone on with, and looked at."""
+"""Announces, runs and inspects backfills."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 from app.config.settings import Settings
 from app.delivery import pack
 from tests.support import delivery, event, message_id, rows
-from tests.support.provider import DAY, FIRST
+from tests.support.provider import DAY, FIRST, Provider
 from workers.backfill.fetcher import Fetcher
 from workers.fetch.rate_limits import PREFIX
 from workers.ingest.apply import Applier
@@ -28,19 +28,19 @@ def notice(
     final: bool = True,
     name: str | None = None,
 ) -> Any:
-    """A delivery that announces history between two days after FIRST."""
+    """A delivery that announces the history between two days after FIRST."""
     start, end = (FIRST + number * DAY for number in days)
     data = {"start_date": start.isoformat(), "end_date": end.isoformat(), "is_final": final, "provider": "garmin"}
     return delivery(event(f"historical.data.{resource}.created", user, data), name=name or message_id(FIRST))
 
 
 def announce(engine: Engine, settings: Settings, *notices: Any) -> list[int]:
-    """Takes notices as a worker does; the backfills that somebody should go on with."""
+    """Applies notices as a worker does. Returns the backfills to run."""
     return Applier(engine, settings).apply(pack(notices or (notice(),))).backfills
 
 
 def hurry(engine: Engine, *, leases: bool = False) -> None:
-    """Lets the time pass that backfills wait for, and the leases of killed workers run out."""
+    """Makes all backfills due; with `leases`, also expires the leases of killed workers."""
     past = "now() - interval '1 second'"
     with engine.begin() as connection:
         connection.execute(
@@ -51,7 +51,7 @@ def hurry(engine: Engine, *, leases: bool = False) -> None:
 
 
 def settle(engine: Engine, fetcher: Fetcher, rounds: int = 60) -> None:
-    """Goes on with whatever is due until nothing is, or it has become too much."""
+    """Runs the due backfills until none is due, at most `rounds` times."""
     for _ in range(rounds):
         hurry(engine)
         if not (found := due(engine)):
@@ -60,8 +60,14 @@ def settle(engine: Engine, fetcher: Fetcher, rounds: int = 60) -> None:
             fetcher.run(backfill_id)
 
 
+def fetch_history(engine: Engine, settings: Settings, provider: Provider, *notices: Any, rounds: int = 60) -> None:
+    """Applies notices and runs their backfills with one new worker."""
+    announce(engine, settings, *notices)
+    settle(engine, provider.fetcher(engine, settings), rounds)
+
+
 def status(engine: Engine, user: str = "u1") -> list[tuple[str, int, int]]:
-    """The backfills of a person, the oldest first: status, chunks that are done, chunks."""
+    """The backfills of a user, the oldest first: status, finished chunks, all chunks."""
     query = """
         SELECT b.status, count(c.id) FILTER (WHERE c.status = 'done') AS done, count(c.id) AS total
         FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
@@ -70,32 +76,32 @@ def status(engine: Engine, user: str = "u1") -> list[tuple[str, int, int]]:
 
 
 def backfill(engine: Engine) -> dict[str, Any]:
-    """The one backfill there is."""
+    """The only backfill."""
     (row,) = rows(engine, "SELECT id, status, records, error, attempts, finished_at FROM headrace.backfills")
     return row
 
 
 def forget_pauses(settings: Settings) -> None:
-    """Lets the time pass that the provider wants to be left alone."""
+    """Ends the pause of the Junction account."""
     with redis.Redis.from_url(settings.need_broker()) as client:
         client.delete(PREFIX + "junction")
 
 
 def change(engine: Engine, number: int, what: str) -> None:
-    """Changes a backfill by hand."""
+    """Updates a backfill in the database."""
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE headrace.backfills SET {what} WHERE id = :id"), {"id": number})
 
 
 def put(engine: Engine, number: int, state: str, *, started: bool = True) -> None:
-    """Puts a backfill in a state, as if it had come there by itself."""
+    """Sets the state of a backfill."""
     times = f"started_at = {'now()' if started else 'NULL'}"
     times += f", finished_at = {'now()' if state in STATES[3:] else 'NULL'}"
     change(engine, number, f"status = '{state}', {times}")
 
 
 def planned(engine: Engine, settings: Settings, **wanted: Any) -> list[BackfillPlan]:
-    """What would be started."""
+    """The backfills that `headrace backfill start` would open."""
     given: dict[str, Any] = {"user_id": "u1", "since": FIRST, "until": FIRST + 54 * DAY} | wanted
     with transaction(engine) as connection:
         return backfill_admin.plan(connection, settings, HistoryWanted(**given))

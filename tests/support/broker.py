@@ -1,4 +1,4 @@
-"""Brokers: what lies in one, and one that answers in a thread."""
+"""Messages in a broker, and a fake broker in a thread."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ def arguments(message: dict[str, Any]) -> list[Any]:
 
 
 def fake_server(port: int = 0) -> TcpFakeServer:
-    """A fakeredis server that answers in its own thread."""
+    """A fakeredis server in its own thread."""
     server = TcpFakeServer(("127.0.0.1", port), server_type="valkey")
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -29,6 +29,6 @@ def fake_server(port: int = 0) -> TcpFakeServer:
 
 
 def stop(server: TcpFakeServer) -> None:
-    """Stops listening and hangs up on everybody."""
+    """Stops the server and closes its connections."""
     server.shutdown()
     server.server_close()

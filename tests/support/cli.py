@@ -1,4 +1,4 @@
-"""Commands of a test: in its own process, or each in a process of its own."""
+"""Runs commands in the test's process, or each in a forked process."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from click.testing import Result
+from click.testing import CliRunner, Result
 
 from tests.support import ROOT
+from workers.cli.main import main
 
 Headrace = Callable[..., Result]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -36,9 +37,23 @@ for line in sys.stdin:
 """
 
 
+def invoke(*words: object, answer: str | None = None, **environment: str) -> Result:
+    """Runs a command in this process. Any exception but SystemExit fails the test."""
+    done = CliRunner().invoke(main, [str(word) for word in words], input=answer, env=environment)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def refused(done: Result, code: int = 1) -> str:
+    """The error line, the only output of the command."""
+    assert (done.exit_code, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
 @contextmanager
 def processes(folder: Path) -> Iterator[Run]:
-    """Runs commands as processes of their own, without the seconds that each needs to load its libraries."""
+    """Forks a preloaded process per command, which saves the seconds that loading the libraries takes."""
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     out, err = folder / "stdout", folder / "stderr"
     command, pipe = (sys.executable, "-c", SERVER), subprocess.PIPE

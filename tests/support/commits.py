@@ -1,4 +1,4 @@
-"""Commits that do not come to their end."""
+"""Interrupted commits."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.support.provider import Killed
 
 @contextmanager
 def struck(engine: Engine, commit: int, how: str) -> Iterator[None]:
-    """Whoever commits for the so-many-th time is killed before or after it, or its connection is cut."""
+    """Interrupts a commit, by its number: kills the worker before or after it, or cuts its connection."""
     counted = itertools.count(1)
 
     def strike(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The database of a test, emptied between its cases."""
+"""The database of a test, emptied between cases."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ END $$"""
 
 @contextmanager
 def emptied(engine: Engine) -> Iterator[None]:
-    """Leaves no row behind, so that the next case finds what the first one found."""
+    """Deletes all rows afterwards, so that every case starts with an empty database."""
     try:
         yield
     finally:
@@ -27,7 +27,7 @@ def emptied(engine: Engine) -> Iterator[None]:
 
 
 def run(engine: Engine, *queries: str) -> None:
-    """Queries in one transaction."""
+    """Runs queries in one transaction."""
     with transaction(engine) as connection:
         for query in queries:
             connection.execute(text(query))

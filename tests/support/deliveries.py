@@ -1,4 +1,4 @@
-"""Deliveries of other times, of connections, and under another key."""
+"""Deliveries with another time, another key, or a connection event."""
 
 from datetime import datetime
 from typing import Any
@@ -11,12 +11,12 @@ from tests.support import START, delivery, event, message_id
 
 
 def received(one: Delivery, at: datetime) -> Delivery:
-    """The same delivery, as if it had come then."""
+    """The same delivery with another time of receipt."""
     return msgspec.structs.replace(one, received_at=at.timestamp())
 
 
 def connection_event(user: str, at: datetime, *, error: str | None = None) -> Delivery:
-    """A connection came up, or broke."""
+    """A connection event: created, or an error."""
     kind, more = ("error", {"error_type": error}) if error else ("created", {})
     return delivery(event(f"provider.connection.{kind}", user, {"provider": {"slug": "oura"}} | more), at)
 
@@ -25,5 +25,5 @@ OTHER_KEY = bytes(range(32, 64))
 
 
 def sealed_with_another_key(body: dict[str, Any], at: datetime = START) -> Delivery:
-    """A delivery that this deployment cannot open until it is given the key."""
+    """A delivery that can be opened only with OTHER_KEY."""
     return seal("junction", Receipt(message_id(at)), msgspec.json.encode(body), Sealer([OTHER_KEY]))

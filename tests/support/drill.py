@@ -1,4 +1,4 @@
-"""Drills that are over: their totals and their faults."""
+"""Totals and faults of finished drills."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from tests.support import START, heartrate, message_id, workout
 from workers.verify.drill.faults import Injected
 from workers.verify.drill.load import UNUSABLE, is_usable
 from workers.verify.drill.plan import PlannedFault
-from workers.verify.drill.totals import Totals, reconcile_totals
 from workers.verify.expected import wanted
+from workers.verify.totals import Totals, reconcile_totals
 
 EVENTS = {"a": workout("u", "w1"), "b": heartrate("u", {0: 60}), "c": workout("u", "w2"), "d": UNUSABLE[0]}
 IDS = {name: message_id(START, number) for number, name in enumerate(EVENTS)}
@@ -18,17 +18,18 @@ LEDGER = [(IDS["a"], "applied"), (IDS["b"], "applied"), (IDS["c"], "duplicate"),
 
 
 def totals(**changes: Any) -> Totals:
-    """The totals of a drill that went well but for the changes."""
+    """The totals of a drill without errors, with these changes."""
     given: dict[str, Any] = {
         "ledger": LEDGER,
         "dead_letters": {IDS["d"]},
         "queued": set(),
         "newest": NEWEST,
         "rows": ROWS,
+        "unusable": {IDS["d"]},
     }
     return reconcile_totals(ACCEPTED, **given | changes)
 
 
 def made(group: str, kind: str, began: float, seconds: float = 0.0) -> Injected:
-    """A strike that met somebody."""
+    """A fault that met a process."""
     return Injected(PlannedFault(0.0, kind, group, 0.0, seconds), began, 1, group)  # type: ignore[arg-type]

@@ -1,14 +1,14 @@
-"""Junction's events, and what a worker makes of them."""
+"""Junction's events, and their actions."""
 
 import json
 from typing import Any
 
 import msgspec
-import pytest
 
 from app.config.settings import Settings
 from app.errors import Unprocessable
 from tests.support import ROOT, delivery, event
+from tests.support.cases import refusal
 from workers.actions import Parsed
 from workers.aggregators.junction import parse
 
@@ -22,9 +22,8 @@ MOMENT = "2026-03-14T06:30:00+00:00"
 
 
 def parsed(body: dict[str, Any] | bytes, settings: Settings = EVERYTHING, name: str | None = None) -> Parsed:
-    """What an event means, delivered at START."""
-    sent = delivery(body, name=name)
-    return parse(sent, body if isinstance(body, bytes) else msgspec.json.encode(body), settings)
+    """An event that was delivered at START, parsed."""
+    return parse(delivery(body, name=name), body if isinstance(body, bytes) else msgspec.json.encode(body), settings)
 
 
 def only(body: dict[str, Any]) -> Any:
@@ -45,16 +44,12 @@ def sample(**changes: Any) -> dict[str, Any]:
 
 
 def dead(body: dict[str, Any] | bytes) -> str:
-    """Why an event is a dead letter."""
-    with pytest.raises(Unprocessable) as reason:
-        parsed(body)
-    assert reason.value.__cause__ is None
-    assert "canary" not in str(reason.value)
-    return str(reason.value)
+    """The reason why an event is a dead letter."""
+    return refusal(parsed, body)
 
 
 def survives(body: bytes) -> None:
-    """Parses, or refuses as it should: any other error is one."""
+    """Asserts that an event is parsed or refused. Any other error is a defect."""
     try:
         found = parsed(body)
     except Unprocessable:

@@ -1,8 +1,8 @@
-"""A worker of the live lane that dies of what some deliveries hold, and is started again whenever it was killed.
+"""A worker of the live lane that crashes on certain deliveries and is restarted after each SIGKILL.
 
-`python -m tests.support.killing_worker KIND SPENT DEATHS MAX_CRASHES`. Each life is a fork of a process that has
-imported what a worker imports and opened nothing, because an interpreter takes two seconds to start; SPENT is a file
-that is there when its one life is spent, DEATHS one with a byte for each death.
+`python -m tests.support.killing_worker KIND SPENT DEATHS MAX_CRASHES`. Each worker is a fork of a process that has
+imported the worker's modules and opened nothing, because an interpreter takes two seconds to start. The file SPENT
+exists after the one crash of the kinds ONCE and AFTERWARDS; DEATHS has one byte per crash.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ ALWAYS, ONCE, AFTERWARDS = "sesame always", "sesame once", "sesame afterwards"
 
 
 def prepare(kind: str, spent: Path, most_crashes: int) -> None:
-    """Makes what a worker runs deadly."""
+    """Patches the worker so that it crashes."""
     crashes.MAX_CRASHES = most_crashes
     applied = Applier.apply
 
@@ -54,13 +54,13 @@ def prepare(kind: str, spent: Path, most_crashes: int) -> None:
 
 
 class Life:
-    """One life after another, until SIGTERM, which may come between two of them."""
+    """Starts one worker after another until SIGTERM, which may arrive between two of them."""
 
     pid = 0
     is_over = False
 
     def stop(self, *_: object) -> None:
-        """Ends the life that is, and begins no other."""
+        """Stops the current worker and starts no other."""
         self.is_over = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
@@ -68,7 +68,7 @@ class Life:
 
 
 def live(life: Life, settings: Settings) -> int:
-    """One life; how it ended."""
+    """Runs one worker and returns its exit status."""
     life.pid = os.fork()
     if life.pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -79,7 +79,7 @@ def live(life: Life, settings: Settings) -> int:
 
 
 def main() -> None:
-    """Lives until it ends in another way than by SIGKILL."""
+    """Restarts the worker until it ends in another way than by SIGKILL."""
     kind, spent, deaths, most_crashes = sys.argv[1:]
     prepare(kind, Path(spent), int(most_crashes))
     life, status = Life(), 0

@@ -1,7 +1,8 @@
-"""A provider of history that answers as it is told."""
+"""An aggregator API for tests, with history and scripted responses."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Lock
@@ -11,6 +12,7 @@ import httpx
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
+from workers.aggregators import junction
 from workers.backfill.fetcher import Fetcher
 from workers.backfill.pending import CommitLimits
 from workers.fetch.client import AggregatorClient
@@ -24,12 +26,12 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 
 class Killed(BaseException):
-    """What ends a worker where it stands."""
+    """Raised in place of a SIGKILL."""
 
 
 @dataclass
 class Provider:
-    """A provider that remembers what it was asked, and answers as it is told."""
+    """An API that records its requests and answers with `answer`."""
 
     answer: Answer
     limit: int = 5000
@@ -44,24 +46,36 @@ class Provider:
         return self.answer(request)
 
     def all(self, name: str) -> list[str | None]:
-        """A parameter of every request so far."""
+        """A query parameter of every request so far."""
         return [request.url.params.get(name) for request in self.asked]
 
-    def fetcher(self, engine: Engine, settings: Settings, **together: float) -> Fetcher:
-        """A worker that has just started and reads from this provider."""
-        client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        account = AggregatorClient(self.name, client, Throttle(settings))
-        return Fetcher(engine, settings, [account], CommitLimits(**together))  # type: ignore[arg-type]
+    def fetcher(self, engine: Engine, settings: Settings, **limits: float) -> Fetcher:
+        """A new worker that reads from this API."""
+        client = mock_client(self, settings, self.name)
+        return Fetcher(engine, settings, [client], CommitLimits(**limits))  # type: ignore[arg-type]
+
+
+def mock_client(answer: Answer, settings: Settings, name: str = "junction") -> AggregatorClient:
+    """A client whose requests are answered by this function."""
+    return AggregatorClient(name, Client("https://provider.test", {}, httpx.MockTransport(answer)), Throttle(settings))
+
+
+@contextmanager
+def junction_client(settings: Settings) -> Iterator[AggregatorClient]:
+    """A client of the Junction API at the base URL of the settings."""
+    base_url, headers = junction.connect(settings)
+    with closing(Client(base_url, headers)) as client:
+        yield AggregatorClient("junction", client, Throttle(settings))
 
 
 def inside(request: httpx.Request, moments: Iterable[datetime]) -> list[datetime]:
-    """The moments that a request's window holds."""
+    """The moments within the window of a request."""
     start, end = (datetime.fromisoformat(request.url.params[name]) for name in ("start_date", "end_date"))
     return [moment for moment in moments if start <= moment <= end]
 
 
 def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60) -> Answer:
-    """A provider with a sample at each of these moments, so many a page."""
+    """An API with a sample at each of these moments, `size` per page."""
     moments = list(moments)
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -75,7 +89,7 @@ def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60)
 
 
 def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
-    """A provider with a workout at each of these moments, and a stream for each."""
+    """An API with a workout at each of these moments and a stream for each."""
     moments = list(moments)
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -90,17 +104,17 @@ def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
 
 
 def daily(count: int) -> list[datetime]:
-    """Noon of so many days."""
+    """Noon of `count` days."""
     return [FIRST + number * DAY + DAY / 2 for number in range(count)]
 
 
 def hourly(days: int) -> list[datetime]:
-    """Every hour of so many days."""
+    """Every hour of `days` days."""
     return [FIRST + number * DAY / 24 for number in range(24 * days)]
 
 
 def gone_streams(status_code: int) -> Provider:
-    """A provider that has lost the stream of one of ten workouts."""
+    """An API without the stream of one of its ten workouts."""
     inner = workouts(daily(10))
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The events of a person who connects again at Terra and has a new id from then on."""
+"""The events of a user who reconnects at Terra and gets a new id."""
 
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ def user(user_id: str) -> dict[str, Any]:
 
 
 def terra(minute: int, body: dict[str, Any], of: str = "") -> Delivery:
-    """A delivery that Terra made at that minute; `of` tells the people apart."""
+    """A delivery that Terra created at that minute; `of` distinguishes users."""
     ordering = int((START + minute * MINUTE).timestamp() * 1000)
     return seal("terra", Receipt(f"trace-{minute}{of}", ordering), msgspec.json.encode(body), SEALER)
 
@@ -39,13 +39,13 @@ def ride(user_id: str, ride_id: str, name: str) -> dict[str, Any]:
 
 
 def reauth(of: str = "") -> dict[str, Any]:
-    """The notice that a person has a new id."""
+    """The notice of a new user id."""
     ids = {"old_user": user(f"old{of}"), "new_user": user(f"new{of}")}
     return {"type": "user_reauth", "status": "warning"} | ids
 
 
 def story(of: str = "") -> tuple[Delivery, ...]:
-    """What comes of a person who connects again, in the order in which it happens."""
+    """The events of a reconnection, in order."""
     old, new = f"old{of}", f"new{of}"
     return (
         terra(1, ride(old, "r1", "a"), of),
@@ -57,7 +57,7 @@ def story(of: str = "") -> tuple[Delivery, ...]:
 
 
 def late(of: str = "") -> Delivery:
-    """What comes under the old id when all is over."""
+    """A late event of the former id."""
     return terra(6, ride(f"old{of}", "r2", "late"), of)
 
 

@@ -1,4 +1,4 @@
-"""The server's side of RSGI: a request and the exchange of its body and answer."""
+"""The server's side of RSGI: the scope of a request and its protocol."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -6,24 +6,20 @@ from dataclasses import dataclass, field
 
 
 class Headers:
-    """As granian has them: names in lower case, a name may stand twice."""
+    """Headers as in granian: names in lower case, repeated names allowed."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._pairs = list(pairs)
 
     def get(self, name: str) -> str | None:
-        """The first of a name."""
         return next((value for key, value in self._pairs if key == name), None)
 
     def items(self) -> list[tuple[str, str]]:
-        """All of them."""
         return self._pairs
 
 
 @dataclass
 class Scope:
-    """A request without its body."""
-
     headers: Headers
     method: str = "POST"
     path: str = "/webhooks/junction"
@@ -36,7 +32,7 @@ class Scope:
 
 @dataclass
 class Exchange:
-    """The other end: gives a body in parts and takes the answer."""
+    """The protocol: yields a body in parts and records the answer."""
 
     parts: Sequence[bytes]
     then: Exception | None = None
@@ -47,7 +43,6 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
 
     async def __call__(self) -> bytes:
-        """All of it."""
         return b"".join([part async for part in self])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -59,5 +54,4 @@ class Exchange:
             raise self.then
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """The answer."""
         self.status, self.headers, self.answer = status, dict(headers), body

@@ -1,4 +1,4 @@
-"""A whole `headrace up` for tests: it may be started again on its data, and everything of it is found."""
+"""A whole `headrace up` for tests."""
 
 import json
 import os
@@ -32,7 +32,7 @@ print(json.dumps([(one.exit_code, one.output) for one in done]))
 
 
 class Stack:
-    """A `headrace up` in a folder of its own, which may be started again there."""
+    """A `headrace up` in its own folder, which may be restarted there."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         self.more = more  # variables of its environment
@@ -41,10 +41,10 @@ class Stack:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it is ready."""
+        """Returns when the stack is ready."""
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        # How long a killed worker's message is waited for; and one process of the endpoint is enough.
+        # A killed worker's message is redelivered after 5 s; one process of the endpoint is enough.
         environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"} | self.more
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
@@ -52,23 +52,22 @@ class Stack:
         assert self.file.exists(), self.output.read_text()
 
     def end(self, number: signal.Signals) -> int:
-        """Sends a signal and waits for the end."""
+        """Sends a signal; returns the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(60)
 
     @property
     def file(self) -> Path:
-        """Where it says what runs."""
         return self.data / "stack.json"
 
     @property
     def info(self) -> dict[str, Any]:
-        """What stack.json says now."""
+        """The current stack.json."""
         return dict(json.loads(self.file.read_text()))
 
     def pid(self, group: str) -> int | None:
-        """The main process of a group, if it has one now."""
+        """The main process of a group, or None."""
         return next(iter(self.info["processes"][group]), None)
 
     def post(self, body: Any, name: str | None = None, secret: str | None = None) -> httpx.Response:
@@ -79,7 +78,7 @@ class Stack:
         return HTTP.post(f"{info['web']}/webhooks/junction", content=raw, headers=headers)
 
     def deliver(self, body: Any) -> None:
-        """Sends an event until it is taken, as Junction does."""
+        """Retries an event, as Junction does, until it is accepted."""
         name = message_id(datetime.now(UTC))
 
         def taken() -> bool:
@@ -91,25 +90,24 @@ class Stack:
         until(taken)
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """A command that finds the stack by its folder, as an operator's does."""
+        """Runs a command against the stack's data directory."""
         command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
         return subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=60, check=False)
 
     def run_all(self, *commands: Sequence[str]) -> list[tuple[int, str]]:
-        """Several such commands, one after the other in one process; of each its status and all it said."""
+        """Runs several commands in one process. Returns the exit status and output of each."""
         given = json.dumps([[*words, "--data-dir", str(self.data)] for words in commands])
         command = (sys.executable, "-c", RUN_ALL, given)
         done = subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
-        return [(status, said) for status, said in json.loads(done.stdout)]
+        return [(status, output) for status, output in json.loads(done.stdout)]
 
     @property
     def _own(self) -> dict[str, str]:
-        """The environment of a command."""
         return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What a reader sees; nothing while the database is away."""
+        """[] while the database is away."""
         try:
             with psycopg.connect(self.info["database_url"], connect_timeout=5) as connection:
                 return connection.execute(query, parameters).fetchall()
@@ -117,12 +115,12 @@ class Stack:
             return []
 
     def family(self) -> list[psutil.Process]:
-        """Every process that belongs to it: by its environment, its command line or the folder it works in."""
+        """Every process of the stack, found by its environment, command line or working directory."""
         found = []
         for one in psutil.process_iter():
             try:
-                told = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
-                if told or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
+                is_ours = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
+                if is_ours or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
                     found.append(one)
             except psutil.Error:
                 continue
@@ -131,7 +129,7 @@ class Stack:
 
 @contextmanager
 def started(**more: str) -> Iterator[Stack]:
-    """A stack with these variables in its environment, which ends with the block."""
+    """A stack with these environment variables, stopped at the end of the block."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
     one = Stack(folder, **more)

@@ -1,4 +1,4 @@
-"""Terra's events, and what a worker makes of them."""
+"""Terra's events, and their actions."""
 
 import hashlib
 import hmac
@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
-import pytest
 
 from app.config.settings import Settings
 from app.delivery import Delivery
-from app.errors import Unprocessable
 from tests.support import ROOT, TERRA_SECRET
+from tests.support.cases import refusal
 from workers.actions import Parsed, Record, Sample, Samples
 from workers.aggregators.terra import parse
 
@@ -46,23 +45,20 @@ def item(**parts: Any) -> dict[str, Any]:
 def parsed(
     body: Any, settings: Settings | None = None, *, made: datetime | None = MADE, reference: str | None = None
 ) -> Parsed:
-    """What a body means that was made, and received, at a moment."""
+    """An event that Terra made at a time and that was received at RECEIVED, parsed."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     ordering = None if made is None else round(made.timestamp() * 1000)
-    return parse(
-        Delivery("terra", "trace-1", RECEIVED.timestamp(), b"", ordering, reference), raw, settings or Settings()
-    )
+    delivery = Delivery("terra", "trace-1", RECEIVED.timestamp(), b"", ordering, reference)
+    return parse(delivery, raw, settings or Settings())
 
 
 def dead(body: Any) -> str:
-    """Why a body is a dead letter."""
-    with pytest.raises(Unprocessable) as refused:
-        parsed(body)
-    return str(refused.value)
+    """The reason why an event is a dead letter."""
+    return refusal(parsed, body)
 
 
 def of(kind: type[T], found: Parsed) -> list[T]:
-    """Its actions of one kind."""
+    """The actions of one kind."""
     return [action for action in found.actions if isinstance(action, kind)]
 
 

@@ -1,4 +1,4 @@
-"""A worker of the live lane that the tests of a module share, and a way to fill the lane before it looks."""
+"""A worker of the live lane that the tests of a module share."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ WHERE wait_event_type = 'Lock' AND application_name = 'headrace-worker' AND datn
 
 
 def publish(settings: Settings, *messages: list[Delivery]) -> None:
-    """Puts messages on the live lane, as the endpoint does."""
+    """Publishes messages to the live lane, as the endpoint does."""
     celery = make_celery(settings, "publisher")
     publisher = Publisher(celery)
     for deliveries in messages:
@@ -36,14 +36,14 @@ def publish(settings: Settings, *messages: list[Delivery]) -> None:
 
 
 def held(broker: "redis.Redis") -> int:
-    """How many messages the broker has, wherever."""
+    """The number of messages in the broker, in whichever list."""
     with broker.pipeline() as pipe:
         return sum(pipe.llen(LIVE).llen(LIVE + PROCESSING).hlen("unacked").execute())
 
 
 def messages(broker: "redis.Redis") -> list[dict[str, Any]]:
-    """What the broker has: messages that wait, and those that a worker has not acknowledged."""
-    with broker.pipeline() as pipe:  # in one transaction: a message that moves meanwhile would be seen nowhere
+    """All messages of the broker: queued, popped and unacknowledged ones."""
+    with broker.pipeline() as pipe:  # in one transaction, so that a message that moves meanwhile is not missed
         waiting, taken, unacknowledged = (
             pipe.lrange(LIVE, 0, -1).lrange(LIVE + PROCESSING, 0, -1).hvals("unacked").execute()
         )
@@ -52,7 +52,7 @@ def messages(broker: "redis.Redis") -> list[dict[str, Any]]:
 
 @contextmanager
 def taking(settings: Settings, then: Callable[[Any], None]) -> Iterator[Callable[[], None]]:
-    """Takes a message of the lane as a worker does, each time it is called, and does this with it."""
+    """Consumes one message of the lane per call, and passes it to `then`."""
     celery = make_celery(settings, "worker")
     lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
     with (
@@ -65,24 +65,24 @@ def taking(settings: Settings, then: Callable[[Any], None]) -> Iterator[Callable
 
 
 def take(settings: Settings, then: Callable[[Any], None]) -> None:
-    """Takes one."""
+    """Consumes one message."""
     with taking(settings, then) as take_one:
         take_one()
 
 
 def is_ready(log: Path) -> bool:
-    """Whether a worker has said that it takes messages."""
+    """Whether the log shows that the worker consumes messages."""
     return log.exists() and " ready." in log.read_text()
 
 
 @dataclass
 class SharedWorker:
-    """One worker process; only a test that ends it makes the next test start another."""
+    """One worker process. After a test that ends it, the next test starts another."""
 
     settings: Settings
     folder: Path
     starts: int = 0
-    seen: int = 0  # how much of its log is from before this test
+    seen: int = 0  # length of the log before this test
     process: "subprocess.Popen[bytes]" = field(init=False)
     _life: ExitStack = field(default_factory=ExitStack)
 
@@ -94,12 +94,12 @@ class SharedWorker:
 
     @property
     def log(self) -> Path:
-        """What it writes, a file for each start."""
+        """The log file; there is one for each start."""
         return self.folder / f"worker-{self.starts}.log"
 
     @property
-    def said(self) -> str:
-        """What it has written since the test began."""
+    def output(self) -> str:
+        """The log since the test began."""
         return self.log.read_text()[self.seen :]
 
     @property
@@ -108,7 +108,7 @@ class SharedWorker:
         return self.starts > 0 and self.process.poll() is None
 
     def ready(self) -> Self:
-        """Takes messages, for the test that begins."""
+        """Starts the worker if it does not run, and returns when it consumes messages."""
         if not self.is_alive:
             self._life.close()
             self.starts += 1
@@ -118,12 +118,12 @@ class SharedWorker:
         return self
 
     def end(self) -> None:
-        """Leaves the lane, until the next test wants it."""
+        """Stops the worker until the next test calls `ready`."""
         self._life.close()
 
     @contextmanager
     def busy(self, engine: Engine) -> Iterator[None]:
-        """Waits for a lock amid a message while the block lasts, and takes none from the lane."""
+        """Blocks the worker on a database lock in the middle of a message, so that it consumes no other."""
         with engine.connect() as connection, connection.begin():
             connection.execute(text("LOCK TABLE headrace.deliveries IN ACCESS EXCLUSIVE MODE"))
             publish(self.settings, [delivery(event("labtest.order.created", BUSY, {}), name=BUSY)])
@@ -132,7 +132,7 @@ class SharedWorker:
 
 
 def ledger(engine: Engine) -> list[dict[str, object]]:
-    """How many deliveries ended how, after how many attempts; without the one that kept the worker busy."""
+    """The number of deliveries per outcome and attempts, without BUSY."""
     return rows(
         engine,
         "SELECT outcome, attempts, count(*) AS n FROM health.deliveries WHERE message_id <> :busy GROUP BY 1, 2",

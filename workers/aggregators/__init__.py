@@ -1,11 +1,4 @@
-"""The aggregators, by the name in their route. Each is a pure module with the same functions, and opens no socket.
-
-parse(delivery, body, settings) -> Parsed                    raises Unprocessable
-connect(settings) -> base URL and headers                    raises Misconfigured
-request(resource, user_id, provider, slice, cursor) -> Request
-read_page(resource, user_id, body, asked_at) -> Page         raises Unprocessable, NotYet
-API_LIMITS: what its read API allows
-"""
+"""The aggregators by the name in their webhook route. Each is a pure module with the same functions: no I/O."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,23 +13,23 @@ from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
 
 
 class Aggregator(Protocol):
-    """What an aggregator module offers; modules satisfy it, nothing inherits."""
+    """The functions of an aggregator module. The modules satisfy it; nothing inherits from it."""
 
     API_LIMITS: ApiLimits
 
     def parse(self, delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
-        """What it means."""
+        """The actions of an event. Raises Unprocessable."""
 
     def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
-        """The base URL and the headers of every request."""
+        """The base URL and the headers of every request. Raises Misconfigured."""
 
     def request(
         self, resource: Resource, user_id: str, provider: str, part: DateRange, cursor: str | None = None
     ) -> Request:
-        """The request for a slice of a resource, or for its next page."""
+        """The request for a date range of a resource, or for its next page."""
 
     def read_page(self, resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:
-        """What an answer holds."""
+        """The records of an answer and its cursor. Raises Unprocessable, NotYet."""
 
 
 AGGREGATORS: Mapping[str, Aggregator] = {"junction": junction, "terra": terra}

@@ -1,9 +1,9 @@
-"""What all aggregator modules do in the same way: decoding, reading moments, dating, leaving out what nobody wants."""
+"""Shared by the aggregator modules: decoding, reading item by item, times, versions, and the operator's filter."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -14,13 +14,16 @@ from workers.actions import Action, Notice, Record, Samples
 
 CLOCK_SKEW = timedelta(minutes=5)
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NULL = msgspec.Raw(b"null")
 
-DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL reads the rest, strictly
+DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL checks the rest strictly
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 def decode(body: bytes, kind: Any, what: str) -> Any:
-    """Raises Unprocessable; msgspec's text names the field and the types, never the value."""
+    """Raises Unprocessable. The text of msgspec's errors names the field and the types, never the value."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -30,15 +33,27 @@ def decode(body: bytes, kind: Any, what: str) -> Any:
 
 
 def decode_or(first: Any, body: bytes, kind: Any, what: str) -> Any:
-    """As `decode`, but as `first`, if there is such a type and that is what it is."""
+    """Decodes as `first` if that is a type and the body fits it, otherwise as `kind`."""
     if first is not None:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return msgspec.json.decode(body, type=first)
     return decode(body, kind, what)
 
 
+def read_each(items: Iterable[Item], read: Callable[[Item], Read]) -> tuple[list[Read], tuple[str, ...]]:
+    """Reads the items of a page. An item that raises Unprocessable is left out; returns the reasons as well."""
+    found: list[Read] = []
+    refused: list[str] = []
+    for item in items:
+        try:
+            found.append(read(item))
+        except Unprocessable as reason:
+            refused.append(str(reason))
+    return found, tuple(refused)
+
+
 def moment(text: Any, what: str) -> datetime:
-    """An instant; without an offset it is taken as UTC, which is what Junction means."""
+    """An instant from ISO 8601. Without an offset it is UTC, as Junction documents. Raises Unprocessable."""
     try:
         given = datetime.fromisoformat(text)
         return given if given.tzinfo else given.replace(tzinfo=UTC)
@@ -46,25 +61,28 @@ def moment(text: Any, what: str) -> datetime:
         raise Unprocessable(f"{what}: expected an ISO 8601 date and time") from None
 
 
-def ordering_time(delivery: Delivery) -> datetime | None:
-    """What the clock says that came with a delivery, if one came; None where that is no time."""
+def moment_or_none(text: Any, *, earliest: datetime | None = None) -> datetime | None:
+    """As `moment`, but None if the text is no time; a time before `earliest` counts as `earliest`."""
     try:
-        return UNIX_EPOCH + timedelta(milliseconds=delivery.ordering_ms) if delivery.ordering_ms is not None else None
-    except OverflowError:
+        found = moment(text, "")
+        return max(found, earliest) if earliest else found
+    except (Unprocessable, OverflowError):
         return None
 
 
-def version_of(told: datetime | None, delivery: Delivery) -> datetime:
-    """When an event was made, or came if it does not say. One from the future would win over all that comes later."""
-    return min(told or delivery.received, delivery.received + CLOCK_SKEW)
+def version_of(created_at: datetime | None, delivery: Delivery) -> datetime:
+    """When the event was created, or received if that is unknown. A version far ahead would win over all later ones."""
+    return min(created_at or delivery.received, delivery.received + CLOCK_SKEW)
 
 
 def wanted(found: Sequence[Action], settings: Settings) -> tuple[tuple[Action, ...], str | None]:
-    """What of it the operator wants, and why nothing is done if that is none of it."""
-    kept = tuple(action for action in found if _is_wanted(action, settings))
+    """The actions that HEADRACE_RESOURCES and HEADRACE_PROVIDERS allow; a reason if they exclude every action.
+
+    Only data and history are filtered: connections are always kept.
+    """
+    kept = tuple(
+        action
+        for action in found
+        if not isinstance(action, Record | Samples | Notice) or settings.keeps(action.resource, action.provider)
+    )
     return kept, "left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS" if found and not kept else None
-
-
-def _is_wanted(action: Action, settings: Settings) -> bool:
-    """Who is connected with what is always of interest."""
-    return not isinstance(action, Record | Samples | Notice) or settings.keeps(action.resource, action.provider)

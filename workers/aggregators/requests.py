@@ -1,4 +1,4 @@
-"""What an aggregator module says of its read API: the next request, and what a page holds. Values only."""
+"""How an aggregator module describes its read API: requests, limits and pages. Values only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from workers.actions import Action
 
 @dataclass(frozen=True)
 class DateRange:
-    """A part of a window that one request, or one request a page, can answer. Both edges belong to it."""
+    """The part of a window that one request, or one request per page, asks for. Both edges are included."""
 
     start: datetime
     end: datetime
@@ -22,7 +22,7 @@ class Request:
 
     path: str
     query: tuple[tuple[str, str], ...] = ()
-    has_cursor: bool = False  # it goes on where an earlier answer ended
+    has_cursor: bool = False  # it asks for a page after the first
     method: str = "GET"
     body: bytes | None = None  # JSON
 
@@ -32,25 +32,25 @@ LimitScope = Literal["account", "user", "request"]
 
 @dataclass(frozen=True)
 class ApiLimits:
-    """What an aggregator's read API allows, and how it says that something was too much."""
+    """The limits of an aggregator's read API, and the statuses and headers that report them."""
 
-    max_slice_days: int = 366  # days that one request may ask for
-    user_rate: str | None = None  # requests about one person, such as 200/hour
-    split_on_status: frozenset[int] = frozenset({413, 504})  # statuses that mean: ask for less at once
+    max_slice_days: int = 366  # per request
+    user_rate: str | None = None  # requests per user, for example 200/hour
+    split_on_status: frozenset[int] = frozenset({413, 504})  # ask again for a shorter date range
     rule_header: str = ""  # of a 429: names the rule that was broken
-    rules: Mapping[str, LimitScope] = field(default_factory=dict)  # whom such a rule limits
-    default_scope: LimitScope = "account"  # whom a 429 limits that names none of them
+    rules: Mapping[str, LimitScope] = field(default_factory=dict)  # the scope of each rule
+    default_scope: LimitScope = "account"  # of a 429 that names no known rule
 
     def limited(self, headers: Mapping[str, str]) -> LimitScope:
-        """Whom a 429 is about: everybody, one person, or the size of this request, which is then not sent again."""
+        """The scope of a 429: the account, one user, or this request, which is then not sent again."""
         return self.rules.get(headers.get(self.rule_header, ""), self.default_scope)
 
 
 @dataclass(frozen=True)
 class Page:
-    """What an answer holds. A cursor means that more of the slice is to come."""
+    """The content of an answer. A cursor means that the date range has more pages."""
 
     actions: tuple[Action, ...]
     records: int
     cursor: str | None = None
-    refused: tuple[str, ...] = ()  # why some of its records cannot be used
+    refused: tuple[str, ...] = ()  # one reason per record that cannot be used

@@ -1,4 +1,4 @@
-"""Fetches history: one backfill at a time, its chunks newest first, page by page, committed with their cursor."""
+"""Fetches history: one backfill per run, its chunks newest first, page by page, committed with the position."""
 
 import contextlib
 import hashlib
@@ -7,256 +7,250 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 from sqlalchemy import Engine
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, seal
-from app.errors import TryLater, Unprocessable
-from app.observability import metrics, tracing
+from app.errors import TryLater
+from app.observability import tracing
 from app.sealing import Sealer
-from workers.actions import Action, Origin, Record, Samples
+from workers.actions import Record
 from workers.aggregators import AGGREGATORS, junction
 from workers.aggregators.requests import Page, Request
-from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PendingPages
-from workers.backfill.streams import OwnerLists, next_owner, owners_in, read_stream
+from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PageWriter, PendingPages
 from workers.fetch.client import AggregatorClient, FetchResult
 from workers.fetch.http import HttpResponse
-from workers.fetch.retry import Decision, FetchAction
+from workers.fetch.retry import FINAL, Decision, FetchAction
 from workers.store import backfills
 from workers.store.backfills import ChunkPosition
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import transaction
-from workers.store.series import SeriesKey, SeriesNumbers
 from workers.store.users import is_read_only
-from workers.store.writer import BatchItem, write
 
-TIME_SLICE_SECONDS = 20.0  # then the next backfill of the lane has its turn
-SOON_SECONDS = 0.0
-ENDS = (FetchAction.NOT_FOUND, FetchAction.FAIL, FetchAction.REJECT)
+TIME_SLICE_SECONDS = 20.0  # then the lane's next backfill runs
 MAX_RESTARTS = 5  # of one slice
 MAX_CRASHES = 5  # in a row
-NO_DATA_IS_BELIEVED = 3  # times: at first it may mean that the aggregator has not looked yet
+NO_DATA_ATTEMPTS = 3  # a first `no_data` may mean that the aggregator has not asked the provider yet
+MAX_CACHED_LISTS = 64
+SliceKey = tuple[int, datetime, int]
 Read = Callable[[HttpResponse], Page]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A backfill that should be gone on with, so many seconds from now."""
+    """A backfill to continue after `seconds`."""
 
     backfill_id: int
     seconds: float
 
 
-class _Suspend(Exception):
-    """The turn is over: the backfill was given back, failed, or lost to another worker."""
-
-    def __init__(self, again: FollowUp | None) -> None:
-        super().__init__()
-        self.again = again
-
-
 class Fetcher:
-    """Reads history from the aggregators. One for the life of a worker process; nothing in it sleeps."""
+    """Fetches history from the aggregators. One per worker process. It never sleeps: a wait becomes a FollowUp."""
 
     def __init__(
         self,
         engine: Engine,
         settings: Settings,
-        accounts: Iterable[AggregatorClient],
+        clients: Iterable[AggregatorClient],
         limits: CommitLimits = COMMIT_LIMITS,
     ) -> None:
-        self._engine, self._settings, self._limits = engine, settings, limits
-        self._accounts = {account.name: account for account in accounts}
-        self._series = SeriesNumbers(engine)
-        self._sealer = Sealer(settings.encryption_keys)
-        self._pending: PendingPages | None = None
-        self._cursors: set[tuple[int, datetime, str | None]] = set()
-        self._owners = OwnerLists()
+        self.engine, self.settings, self.limits = engine, settings, limits
+        self.clients = {client.name: client for client in clients}
+        self.sealer, self.writer = Sealer(settings.encryption_keys), PageWriter(engine)
+        # Cached because a backfill that waits for its rate limit resumes the same slice in many runs.
+        self.owners: dict[SliceKey, list[Record]] = {}
 
     def run(self, backfill_id: int) -> list[FollowUp]:
-        """Goes on with a backfill for one turn, if it is due and free. Raises TryLater. Returns what to do next."""
-        free = self._settings.backfills_per_user
-        limit = self._settings.backfills_per_account
-        work = backfills.claim(self._engine, backfill_id, free, limit, self._accounts)
+        """Runs a backfill for a time slice, if it is due and not claimed. Returns the next runs. Raises TryLater."""
+        per_user, per_account = self.settings.backfills_per_user, self.settings.backfills_per_account
+        work = backfills.claim(self.engine, backfill_id, per_user, per_account, self.clients)
         if work is None:
             return []
         if work.crashes >= MAX_CRASHES:
-            backfills.fail(self._engine, work, f"its worker died {work.crashes} times without a page between")
+            backfills.fail(self.engine, work, f"the worker crashed {work.crashes} times in a row during this backfill")
             return []
-        user_id, last, until = work.user_id, work, time.monotonic() + TIME_SLICE_SECONDS
+        run = BackfillRun(self, work)
         try:
-            while work is not None:
-                if time.monotonic() > until:
-                    self._commit()
-                    backfills.release(self._engine, work, SOON_SECONDS)
-                    return [FollowUp(backfill_id, SOON_SECONDS)]
-                last = work
-                work = self._step(work) or backfills.next_chunk(self._engine, backfill_id)
-        except _Suspend as waits:
-            return [waits.again] if waits.again else []
+            is_complete = run.run()
         except TryLater:
-            with contextlib.suppress(TryLater):  # the lease runs out by itself, only later
-                backfills.release(self._engine, last, SOON_SECONDS)
+            with contextlib.suppress(TryLater):  # without a release, the lease expires
+                backfills.release(self.engine, work, 0)
             raise
-        finally:
-            self._pending = None
-            self._cursors.clear()
-        log.info("fetched, as far as it was announced", extra={"backfill": backfill_id})
-        # A place has become free: whoever of this person was turned away may come now.
-        theirs = backfills.due(self._engine, user_id=user_id, of=self._accounts, limit=free)
-        return [FollowUp(one, SOON_SECONDS) for one in theirs]
+        if not is_complete:
+            return run.follow_ups
+        log.info("fetched all announced history", extra={"backfill": backfill_id})
+        # The user's limit has room again: continue a backfill that could not be claimed because of it.
+        found = backfills.due(self.engine, user_id=work.user_id, of=self.clients, limit=per_user)
+        return [FollowUp(one, 0) for one in found]
 
-    def _step(self, work: ChunkPosition) -> ChunkPosition | None:
-        """One request and its page. Returns where the chunk goes on, None at its end."""
-        if work.of.kind == "stream":
-            return self._step_of_streams(work)
+
+class BackfillRun:
+    """One time slice of a backfill: its position, its pending pages and the cursors it has seen.
+
+    A method returns None or False to end the run: the backfill has failed, has to wait, or has been claimed or stopped.
+    """
+
+    def __init__(self, fetcher: Fetcher, work: ChunkPosition) -> None:
+        self.follow_ups: list[FollowUp] = []
+        self._fetcher, self._engine = fetcher, fetcher.engine
+        self._work = work  # the position of the next request
+        self._pending: PendingPages | None = None
+        self._cursors: set[tuple[int, datetime, str | None]] = set()
+
+    def run(self) -> bool:
+        """Fetches page after page. True if no announced history is left. Raises TryLater."""
+        until = time.monotonic() + TIME_SLICE_SECONDS
+        while time.monotonic() <= until:
+            step = self._fetch_stream() if self._work.of.kind == "stream" else self._fetch_page()
+            if step is None:
+                return False
+            page, then = step
+            if not self._keep(page, then):
+                return False
+            following = then or backfills.next_chunk(self._engine, self._work.backfill_id)
+            if following is None:
+                return True
+            self._work = following
+        if self._commit():
+            self._release(0)
+        return False
+
+    def _fetch_page(self) -> tuple[Page, ChunkPosition | None] | None:
+        """One page of the slice and the position after it."""
+        work = self._work
         request = AGGREGATORS[work.aggregator].request(work.of, work.user_id, work.provider, work.slice, work.cursor)
-        page = self._page(work, request, _reader(work, work.of), optional=work.of.dates == "none")
-        if page.cursor is not None and (work.chunk_id, work.slice_end, page.cursor) in self._cursors:
-            self._wait(work, Decision(FetchAction.RESTART, 1.0, "the cursor goes in a circle"))
-        self._cursors.add((work.chunk_id, work.slice_end, page.cursor))
-        return self._keep(work, page, work.after(page.cursor, page.records))
+        page = self._request(request, self._reader(work.of), optional=work.of.dates == "none")
+        if page is None:
+            return None
+        seen = work.chunk_id, work.slice_end, page.cursor
+        if page.cursor is not None and seen in self._cursors:
+            self._suspend(Decision(FetchAction.RESTART, 1.0, "the aggregator returned the same cursor twice"))
+            return None
+        self._cursors.add(seen)
+        return page, work.after(page.cursor, page.records)
 
-    def _step_of_streams(self, work: ChunkPosition) -> ChunkPosition | None:
-        """One workout's stream: there is no list of streams, so the slice's workouts are listed first, and stored."""
-        owners = self._owners.get(work, self._listed)
-        owner = next_owner(owners, work.cursor)
+    def _fetch_stream(self) -> tuple[Page, ChunkPosition | None] | None:
+        """The stream of one of the slice's workouts and the position after it: the cursor is the workout's id."""
+        work, owners = self._work, self._owners()
+        if owners is None:
+            return None
+        owner = next((one for one in owners if work.cursor is None or one.id > work.cursor), None)
         if owner is None:
-            self._owners.forget(work)
-            return self._keep(work, Page((), 0), work.after(None, len(owners)))
-        request = junction.stream_request(work.of, owner.id)
-        read = partial(read_stream, work.of, owner)
-        page = self._page(work, request, read, optional=True, item=owner.id)
-        return self._keep(work, page, work.after(owner.id, page.records))
+            self._fetcher.owners.pop(_slice_key(work), None)
+            return Page((), 0), work.after(None, len(owners))
+        page = self._request(
+            junction.stream_request(work.of, owner.id),
+            lambda response: junction.read_stream(work.of, owner, response.body, response.asked_at),
+            optional=True,
+            item=owner.id,
+        )
+        return (page, work.after(owner.id, page.records)) if page else None
 
-    def _listed(self, work: ChunkPosition) -> list[Record]:
+    def _owners(self) -> list[Record] | None:
+        """The slice's workouts by id, without payloads. The aggregator cannot list streams, only their workouts.
+
+        A single record is looked up each time: it may have been erased since.
+        """
+        work, cache = self._work, self._fetcher.owners
         if work.item:
             found = backfills.owner(self._engine, work)
             return [found] if found else []
-        listed = catalogue()[work.of.of or ""]
-        request = junction.request(listed, work.user_id, work.provider, work.slice)
-        page = self._page(work, request, _reader(work, listed))
-        for reason in (*page.refused, *self._store(work, page.actions)):
-            log.warning("left out of the list: %s", reason, extra={"backfill": work.backfill_id})
-        return owners_in(page)
+        key = _slice_key(work)
+        if key in cache:
+            return cache[key]
+        resource = catalogue()[work.of.of or ""]
+        request = junction.request(resource, work.user_id, work.provider, work.slice)
+        page = self._request(request, self._reader(resource))
+        refused = self._fetcher.writer.store(work, page.actions) if page else None
+        if page is None or refused is None:
+            return None
+        for reason in (*page.refused, *refused):
+            log.warning("omitted from the list of workouts: %s", reason, extra={"backfill": work.backfill_id})
+        if len(cache) >= MAX_CACHED_LISTS:
+            cache.clear()
+        owners = [replace(action, payload=b"") for action in page.actions if isinstance(action, Record)]
+        return cache.setdefault(key, sorted(owners, key=lambda owner: owner.id))
 
-    def _page(
-        self, work: ChunkPosition, request: Request, read: Read, *, optional: bool = False, item: str = ""
-    ) -> Page:
-        """Asks, when it may, and reads the answer. Raises _Suspend where there is no page to be had now.
+    def _reader(self, resource: Resource) -> Read:
+        work, read_page = self._work, AGGREGATORS[self._work.aggregator].read_page
+        return lambda response: read_page(resource, work.user_id, response.body, response.asked_at, work.provider)
 
-        What is `optional` may be missing, or refused by itself, without ending the backfill.
+    def _request(self, request: Request, read: Read, *, optional: bool = False, item: str = "") -> Page | None:
+        """Sends a request and returns its page.
+
+        An `optional` request may be refused without ending the backfill: its page is empty then.
         """
-        account = self._accounts[work.aggregator]
-        who = {"aggregator": work.aggregator, "provider": work.provider, "resource": work.resource}
-        with tracing.span("page", backfill=work.backfill_id, chunk=work.chunk_id, **who):
-            reply = account.fetch(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
+        work = self._work
+        client = self._fetcher.clients[work.aggregator]
+        attributes = {"aggregator": work.aggregator, "provider": work.provider, "resource": work.resource}
+        with tracing.span("page", backfill=work.backfill_id, chunk=work.chunk_id, **attributes):
+            reply = client.fetch(request, read, attempts=work.attempts, provider=work.provider, user_id=work.user_id)
             tracing.set_attributes(decision=reply.decision.action)
         if reply.value is not None:
             return reply.value
-        if reply.not_ready == "no_data" and work.attempts + 1 >= NO_DATA_IS_BELIEVED:
+        if reply.not_ready == "no_data" and work.attempts + 1 >= NO_DATA_ATTEMPTS:
             return Page((), 0)
-        if optional and reply.decision.action in ENDS and 400 <= reply.status < 500:
-            return self._without(work, reply, self._evidence(work, request, reply, item))
-        return self._wait(work, reply.decision, self._evidence(work, request, reply, item))
+        evidence = self._evidence(request, reply, item)
+        if optional and reply.decision.action in FINAL and 400 <= reply.status < 500:
+            return self._empty_page(reply.decision, evidence)
+        self._suspend(reply.decision, evidence)
+        return None
 
-    def _without(self, work: ChunkPosition, reply: FetchResult[Page], evidence: Delivery | None) -> Page:
-        """An empty page, for what may be missing; if its request was refused, the answer is kept."""
+    def _empty_page(self, decision: Decision, evidence: Delivery | None) -> Page:
+        """An empty page in place of a refused one, whose response becomes a dead letter."""
         if evidence:
             with transaction(self._engine) as connection:
-                if not is_read_only(connection, work.user_id):
-                    add_dead_letter(connection, evidence, f"fetch.{work.resource}", reply.decision.reason)
-        return Page((), 0, refused=() if reply.decision.action == FetchAction.NOT_FOUND else (reply.decision.reason,))
+                if not is_read_only(connection, self._work.user_id):
+                    add_dead_letter(connection, evidence, f"fetch.{self._work.resource}", decision.reason)
+        return Page((), 0, refused=() if decision.action == FetchAction.NOT_FOUND else (decision.reason,))
 
-    def _evidence(self, work: ChunkPosition, request: Request, reply: FetchResult[Page], item: str) -> Delivery | None:
-        """An answer that is to be a dead letter, sealed, under the name of what was asked; asked again, it is one.
+    def _evidence(self, request: Request, reply: FetchResult[Page], item: str) -> Delivery | None:
+        """The sealed response of a rejected request, for a dead letter.
 
-        It refers to the record whose stream was asked for: the backfill may be complete when somebody looks at it.
+        Its id depends on the request only, so a repeated request adds no second dead letter. It refers to the record
+        whose stream was requested, because the backfill may be complete by the time an operator looks at it.
         """
         if reply.decision.action != FetchAction.REJECT:
             return None
-        name = hashlib.sha256(repr((request.path, request.query)).encode()).hexdigest()[:16]
-        receipt = Receipt(f"fetch-{work.backfill_id}-{name}", reference=item or None)
-        return seal(work.aggregator, receipt, reply.body, self._sealer)
+        digest = hashlib.sha256(repr((request.path, request.query)).encode()).hexdigest()[:16]
+        receipt = Receipt(f"fetch-{self._work.backfill_id}-{digest}", reference=item or None)
+        return seal(self._work.aggregator, receipt, reply.body, self._fetcher.sealer)
 
-    def _wait(self, work: ChunkPosition, decision: Decision, evidence: Delivery | None = None) -> Page:
-        """Does what was decided other than using a page, once the pages before are stored, and raises _Suspend."""
-        self._commit()
-        level = logging.DEBUG if decision.action == FetchAction.WAIT else logging.INFO
-        log.log(level, "%s %s", decision.action, decision.reason, extra={"backfill": work.backfill_id})
-        if decision.action in ENDS or (decision.action == FetchAction.RESTART and work.restarts >= MAX_RESTARTS):
-            backfills.fail(self._engine, work, decision.reason, evidence)
-            raise _Suspend(None)
-        if decision.action == FetchAction.SPLIT:
-            backfills.move(self._engine, work, work.halved())
-        elif decision.action == FetchAction.RESTART:
-            backfills.move(self._engine, work, work.restarted())
-        backfills.release(self._engine, work, decision.seconds, failed=decision.counts, error=decision.reason or None)
-        raise _Suspend(FollowUp(work.backfill_id, decision.seconds))
-
-    def _keep(self, work: ChunkPosition, page: Page, then: ChunkPosition | None) -> ChunkPosition | None:
-        """Takes a page in, to be committed with those around it. Returns where the chunk goes on."""
-        self._pending = self._pending or PendingPages(work, then)
-        self._pending.add(page, then)
-        # Where a worker has died lately, the page that it died with must not take those before it along.
-        if self._pending.should_commit(ONE_PAGE if work.crashes else self._limits):
-            self._commit()
-        return then
-
-    def _commit(self) -> None:
-        """Pages and their last cursor in one transaction. If PostgreSQL refuses them, their actions go one by one."""
-        pending, self._pending = self._pending, None
-        if pending is None:
+    def _suspend(self, decision: Decision, evidence: Delivery | None = None) -> None:
+        """Commits the pending pages, then fails the backfill or releases it until the next attempt."""
+        if not self._commit():
             return
-        try:
-            moved = self._write(pending)
-        except Unprocessable:
-            refused = self._store(pending.work, pending.actions)
-            records = pending.records - len(refused)
-            moved = self._write(replace(pending, actions=[], records=records, refused=pending.refused + refused))
-        if not moved:
-            raise _Suspend(None)
+        work, action = self._work, decision.action
+        level = logging.DEBUG if action == FetchAction.WAIT else logging.INFO
+        log.log(level, "%s %s", action, decision.reason, extra={"backfill": work.backfill_id})
+        if action in FINAL or (action == FetchAction.RESTART and work.restarts >= MAX_RESTARTS):
+            backfills.fail(self._engine, work, decision.reason, evidence)
+            return
+        if action == FetchAction.SPLIT:
+            backfills.move(self._engine, work, work.halved())
+        elif action == FetchAction.RESTART:
+            backfills.move(self._engine, work, work.restarted())
+        self._release(decision.seconds, failed=decision.counts, error=decision.reason or None)
 
-    def _write(self, pending: PendingPages) -> bool:
-        work, batch = pending.work, [BatchItem(0, action) for action in pending.actions]
-        numbers = self._numbers(batch)
-        with tracing.span("commit", pages=pending.pages, actions=len(batch)), transaction(self._engine) as connection:
-            if is_read_only(connection, work.user_id):
-                return False
-            with tracing.span("merge", actions=len(batch)):
-                written = write(connection, batch, _origin(work), numbers)
-            counted = {"pages": pending.pages, "records": pending.records}
-            moved = backfills.advance(connection, work, pending.then, **counted, refused=pending.refused)
-        metrics.count_rows(written.rows, _origin(work))
-        return moved
+    def _release(self, seconds: float, *, failed: bool = False, error: str | None = None) -> None:
+        backfills.release(self._engine, self._work, seconds, failed=failed, error=error)
+        self.follow_ups.append(FollowUp(self._work.backfill_id, seconds))
 
-    def _store(self, work: ChunkPosition, actions: Iterable[Action]) -> list[str]:
-        """Stores actions one by one; why some were refused."""
-        refused = []
-        for action in actions:
-            batch = [BatchItem(0, action)]
-            try:
-                numbers = self._numbers(batch)
-                with transaction(self._engine) as connection:
-                    if is_read_only(connection, work.user_id):
-                        raise _Suspend(None)
-                    write(connection, batch, _origin(work), numbers)
-            except Unprocessable as reason:
-                refused.append(str(reason))
-        return refused
+    def _keep(self, page: Page, then: ChunkPosition | None) -> bool:
+        """Adds a page to the pending ones and commits them if a limit is reached. False if that ends the run."""
+        self._pending = self._pending or PendingPages(self._work)
+        self._pending.add(page, then)
+        # After a crash, each page is committed alone: the page that crashed the worker must not cost the ones before.
+        limits = ONE_PAGE if self._work.crashes else self._fetcher.limits
+        return not self._pending.should_commit(limits) or self._commit()
 
-    def _numbers(self, batch: Iterable[BatchItem]) -> dict[SeriesKey, int]:
-        return self._series.of(one.action.series for one in batch if isinstance(one.action, Samples))
+    def _commit(self) -> bool:
+        pending, self._pending = self._pending, None
+        return pending is None or self._fetcher.writer.commit(pending)
 
 
-def _origin(work: ChunkPosition) -> Origin:
-    return "reconcile" if work.requested_by == "reconcile" else "backfill"
-
-
-def _reader(work: ChunkPosition, resource: Resource) -> Read:
-    read_page = AGGREGATORS[work.aggregator].read_page
-    return lambda answer: read_page(resource, work.user_id, answer.body, answer.asked_at, work.provider)
+def _slice_key(work: ChunkPosition) -> SliceKey:
+    return work.chunk_id, work.slice_end, work.slice_days

@@ -1,4 +1,4 @@
-"""The Celery application of a worker, and how a worker process and beat run it."""
+"""The Celery application with its tasks, and the processes that run it: worker and beat."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from workers.celery.tasks import register
 
 
 def make_app(settings: Settings) -> Celery:
-    """The application with its tasks and its schedule. Nothing connects yet."""
+    """The application with its tasks and its schedule. It does not connect yet."""
     celery = make_celery(settings, "worker")
     celery.conf.beat_schedule = {
         "sweep": {"task": SWEEP, "schedule": 5.0, "options": {"queue": "maintenance", "expires": 15}},
@@ -27,12 +27,12 @@ def make_app(settings: Settings) -> Celery:
 
 
 def run_worker(settings: Settings, lane: str) -> int:
-    """Works on a lane until SIGTERM. Returns the exit status.
+    """Runs a worker of the lane until SIGTERM. Returns the exit status.
 
-    Not by Celery's command line, which loads Flower and every other command: 0.25 s of CPU and 12 MB a process.
+    Celery's command line would load Flower and every other command: 0.25 s of CPU and 12 MB per process.
     """
-    _observe(settings)
-    # The pool `solo` runs one task at a time; the concurrency is what is fetched ahead, by default a message per core.
+    _connect_signals(settings)
+    # The pool `solo` runs one task at a time; `concurrency` is its prefetch count, by default the number of cores.
     worker = make_app(settings).Worker(
         hostname=f"{lane}.{os.getpid()}@{socket.gethostname()}",
         queues=[lane],
@@ -47,20 +47,19 @@ def run_worker(settings: Settings, lane: str) -> int:
 
 
 def run_beat(settings: Settings) -> None:
-    """Sends what is due until SIGTERM. The schedule is in memory: each job looks for all that is due."""
-    _observe(settings)
+    """Runs beat until SIGTERM. The schedule is in memory only, because a sweep processes all work that is due."""
+    _connect_signals(settings)
     make_app(settings).Beat(scheduler="celery.beat:Scheduler", loglevel=settings.log_level).run()
 
 
-def _observe(settings: Settings) -> None:
-    """Connects the signals that log, measure and trace what this process does."""
+def _connect_signals(settings: Settings) -> None:
+    """Connects the handlers for logs, metrics and traces of this process."""
 
     def configure_logs(**_: Any) -> None:
-        """Our format instead of Celery's, whose messages quote task arguments."""
+        # Celery's own log configuration would print task arguments.
         logs.configure(settings)
 
     def start_tracing(sender: Any, **_: Any) -> None:
-        """Of workers alone: beat only sends tasks."""
         tracing.start(settings, sender.hostname.partition(".")[0], messaging_system(settings))
 
     def mark_process_ready(**_: Any) -> None:
@@ -70,7 +69,7 @@ def _observe(settings: Settings) -> None:
     for signal, handler in (
         (signals.setup_logging, configure_logs),
         (signals.worker_init, start_tracing),
-        (signals.worker_shutdown, _stop_tracing),
+        (signals.worker_shutdown, lambda **_: tracing.stop()),
         (signals.worker_ready, mark_process_ready),
         (signals.beat_init, mark_process_ready),
         (signals.before_task_publish, _add_headers),
@@ -80,27 +79,24 @@ def _observe(settings: Settings) -> None:
         signal.connect(handler, weak=False)
 
 
-def _stop_tracing(**_: Any) -> None:
-    tracing.stop()
-
-
 def _add_headers(sender: str, headers: dict[str, Any], **_: Any) -> None:
-    """When a message was sent, from which its lane's age is read, and the trace it belongs to."""
+    """Adds the time, from which the age of a lane's oldest message is computed, and the trace context."""
     headers |= {SENT_AT: time.time(), **tracing.inject()}
     metrics.PUBLISHED.labels(sender).inc()
 
 
 def _begin(task: Task, **_: Any) -> None:
-    task.request.began = time.monotonic()
-    task.request.at_hand = ExitStack()
-    lane = (task.request.delivery_info or {}).get("routing_key", "")
-    task.request.at_hand.enter_context(tracing.consumer_span(task.name, lane, task.request.id, task.request.headers))
-    logs.bind(task=task.name, task_id=task.request.id)
+    request = task.request
+    lane = (request.delivery_info or {}).get("routing_key", "")
+    request.began, request.resources = time.monotonic(), ExitStack()
+    request.resources.enter_context(tracing.consumer_span(task.name, lane, request.id, request.headers))
+    logs.bind(task=task.name, task_id=request.id)
 
 
 def _end(task: Task, state: str | None = None, **_: Any) -> None:
+    state = state or "REJECTED"
     metrics.TASK_SECONDS.labels(task.name).observe(time.monotonic() - task.request.began)
-    metrics.TASKS.labels(task.name, state or "REJECTED").inc()
-    tracing.set_attributes(state=state or "REJECTED")
-    task.request.at_hand.close()
+    metrics.TASKS.labels(task.name, state).inc()
+    tracing.set_attributes(state=state)
+    task.request.resources.close()
     logs.bind()

@@ -1,4 +1,4 @@
-"""The worker's consumer: Celery logs and drops a message that it cannot make a task of; here it is kept."""
+"""The worker's consumer: it stores messages that are no valid task, which Celery would log and drop."""
 
 import logging
 import time
@@ -12,29 +12,29 @@ from kombu.message import Message
 
 from app.errors import TryLater
 
-Keep = Callable[[bytes, str], None]
+Keep = Callable[[bytes, str], object]
 log = logging.getLogger(__name__)
-REQUEUE_PAUSE_SECONDS = 1.0  # before a message that cannot be kept now is given out again: it would come back at once
+REQUEUE_PAUSE_SECONDS = 1.0  # the broker redelivers a requeued message at once
 
 
 def make_consumer(keep: Keep) -> type[consumer.Consumer]:
-    """A consumer class for `worker_consumer`; `keep` takes what a message held and why, and may raise TryLater."""
+    """A class for `worker_consumer`. `keep(body, reason)` stores a message; it may raise TryLater."""
 
     class Consumer(consumer.Consumer):  # type: ignore[misc]
-        """Says of a message only why it is set aside: Celery's own words quote its body."""
+        """Logs only the reason: Celery's own messages quote the body."""
 
         class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[misc]
-            """Without the 28 queues of Celery's delayed delivery: lanes with a direct exchange have no use for them."""
+            """Without the 28 queues of Celery's delayed delivery, which lanes with a direct exchange do not use."""
 
             default_steps = tuple(
                 one for one in consumer.Consumer.Blueprint.default_steps if symbol_by_name(one) is not DelayedDelivery
             )
 
         def on_unknown_message(self, _body: Any, message: Message) -> None:
-            _dead_letter(message, "not a message of Celery's", keep)
+            _dead_letter(message, "not a Celery message", keep)
 
         def on_unknown_task(self, _body: Any, message: Message, _error: Exception) -> None:
-            _dead_letter(message, "a task that this worker does not know", keep)
+            _dead_letter(message, "a task unknown to this worker", keep)
 
         def on_invalid_task(self, _body: Any, message: Message, _error: Exception) -> None:
             _dead_letter(message, "not a valid task", keep)
@@ -46,12 +46,12 @@ def make_consumer(keep: Keep) -> type[consumer.Consumer]:
 
 
 def _dead_letter(message: Message, reason: str, keep: Keep) -> None:
-    log.error("a message is set aside: %s", reason)
+    log.error("message moved to the dead letters: %s", reason)
     body = message.body
     try:
         keep(bytes(body) if isinstance(body, bytes | bytearray | memoryview) else str(body).encode(), reason)
     except TryLater as error:
-        log.warning("it cannot be kept now, and is given back: %s", error)
+        log.warning("cannot store the dead letter, the message is requeued: %s", error)
         time.sleep(REQUEUE_PAUSE_SECONDS)
         message.reject(requeue=True)
     else:

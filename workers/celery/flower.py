@@ -1,4 +1,4 @@
-"""Flower as Headrace runs it: every page behind the password, /metrics too, and a bounded history."""
+"""Flower with a password on every page, /metrics included, and a bounded history."""
 
 import os
 
@@ -11,7 +11,7 @@ from workers.celery.app import make_app
 
 settings = load()
 celery = make_app(settings)
-# Flower comes with Celery's command line, which without a name would load what a variable APP names.
+# Named, because without --app Celery's command line would load the module in the variable APP.
 APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
 
@@ -21,11 +21,11 @@ def main() -> None:
     settings.need_flower_auth()
     if not process_environment().get("FLOWER_BASIC_AUTH"):
         raise Misconfigured("not set; start Flower with `headrace flower`, which sets it", setting="FLOWER_BASIC_AUTH")
-    celery.conf.broker_transport = None  # Flower asks by the transport's name how to look into a broker
-    # Flower 2.2 shows its metrics, worker and task names included, to anybody; only /healthcheck may be open.
+    celery.conf.broker_transport = None  # Flower selects its broker API by the transport, and does not know ours
+    # Flower 2.2 serves /metrics, with the names of workers and tasks, without authentication.
     Metrics.get = authenticated(Metrics.get)
     where = [f"--address={settings.host}", f"--port={settings.flower_port}"]
-    # Unless it is told where, Flower runs a `flowerconfig.py` of the current directory.
+    # Without --conf, Flower would execute a `flowerconfig.py` in the current directory.
     where.append(f"--conf={process_environment().get('FLOWER_CONF', os.devnull)}")
     celery.start(["--app", APP, "flower", *where, *OPTIONS, "--logging=warning"])
 

@@ -18,25 +18,24 @@ from workers.store.jobs import SWEPT, claim, ensure_job, save, touch
 log = logging.getLogger(__name__)
 PARTITIONS, PARTITIONS_SECONDS = "partitions", 6 * 3600.0
 RETENTION, RETENTION_SECONDS, RETENTION_SLICE_SECONDS = "retention", 6 * 3600.0, 20.0
-MAX_QUEUED_FETCHES = 500  # messages of the backfill lane that a sweep fills it up to
+MAX_QUEUED_FETCHES = 500  # messages on the backfill lane up to which a sweep fills it
 
 
 class Jobs:
-    """What beat triggers. One for the life of a worker process."""
+    """The tasks that beat triggers. One per worker process."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context, self._engine, self._settings = context, context.engine, context.settings
         self._gauges = GaugeCollector(context.engine, context.settings)
 
     def sweep(self) -> None:
-        """Enqueues what is due, whatever became of the message that should have brought it.
+        """Enqueues backfills that are due, whatever happened to their messages; then runs the maintenance.
 
-        No more than the lane can take: a sweep that comes before the last one's messages were worked on adds nothing.
+        It stops at MAX_QUEUED_FETCHES, so that sweeps do not enqueue the same backfills again while no worker runs.
         """
         found = lanes(self._context.celery, self._settings)
-        (lane,) = (one for one in found if one.name == "backfill")
-        if self._context.fetches and lane.messages < MAX_QUEUED_FETCHES:
-            limit = MAX_QUEUED_FETCHES - lane.messages
+        limit = MAX_QUEUED_FETCHES - next(lane.messages for lane in found if lane.name == "backfill")
+        if self._context.fetches and limit > 0:
             backfills = due(self._engine, of=self._settings.readable, limit=limit)
             self._context.enqueue(FollowUp(one, 0) for one in backfills)
             if self._context.period and ensure_job(self._engine, JOB, self._context.period):
@@ -48,27 +47,27 @@ class Jobs:
         self._gauges.poll(found)
 
     def reconcile(self) -> None:
-        """Runs the reconciliation for a time slice, and comes back to it soon if it is not at its end."""
+        """Runs the reconciliation for a time slice and enqueues the next slice."""
         seconds = run_slice(self._engine, self._context.reconciler, self._context.period)
         if seconds is not None and seconds <= MAX_COUNTDOWN_SECONDS:
             self._context.send(RECONCILE, (), seconds)
 
     def _maintain_partitions(self) -> None:
-        """Makes and drops the archive's partitions, a few times a day."""
+        """Creates and drops partitions of the archive, four times a day."""
         if ensure_job(self._engine, PARTITIONS, PARTITIONS_SECONDS) and claim(self._engine, PARTITIONS):
             for name in maintain_partitions(self._engine, self._settings.keep_days):
-                log.info("dropped %s: older than HEADRACE_KEEP_DAYS", name)
+                log.info("dropped partition %s: older than HEADRACE_KEEP_DAYS", name)
             save(self._engine, PARTITIONS, None, PARTITIONS_SECONDS)
 
     def _retain(self) -> None:
-        """Removes what is older than HEADRACE_RETENTION for a time slice; the rest waits for the next sweep."""
+        """Deletes data older than HEADRACE_RETENTION for a time slice; the next sweep continues."""
         edges = retention.limits(self._settings, datetime.now(UTC))
         if not edges or not ensure_job(self._engine, RETENTION, 0) or not claim(self._engine, RETENTION):
             return
-        ends, pause = time.monotonic() + RETENTION_SLICE_SECONDS, RETENTION_SECONDS
-        for name, gone in retention.remove(self._engine, edges):
-            log.info("removed %d rows of %s: older than HEADRACE_RETENTION", gone, name)
-            if time.monotonic() > ends:
+        until, pause = time.monotonic() + RETENTION_SLICE_SECONDS, RETENTION_SECONDS
+        for name, count in retention.remove(self._engine, edges):
+            log.info("deleted %d rows of %s: older than HEADRACE_RETENTION", count, name)
+            if time.monotonic() > until:
                 pause = 0.0
                 break
         save(self._engine, RETENTION, None, pause)

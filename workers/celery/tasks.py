@@ -1,8 +1,7 @@
-"""Every Celery task: a shell of a few lines around a plain function, with the retry decision in one place."""
+"""The Celery tasks: a few lines each around a plain function, and their retry policy."""
 
 import json
 import logging
-import random
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -19,72 +18,66 @@ from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
+from workers.fetch.backoff import backoff
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 log = logging.getLogger(__name__)
-MAX_RETRY_SECONDS = 30.0
-
-
-def retry_delay(attempt: int) -> float:
-    """Seconds to wait before trying again: doubling from half a second, jittered so that workers do not come at once.
-
-    Never longer than half a minute, because a waiting task sits in the broker under its visibility timeout.
-    """
-    limit: float = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(attempt, 10))
-    return limit * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+MAX_RETRY_SECONDS = 30.0  # a task that waits in the broker counts against its visibility timeout
 
 
 def register(celery: Celery, settings: Settings) -> None:
-    """Makes the tasks known to a worker's Celery application, and where it keeps what is no task."""
+    """Registers the tasks, and a consumer that stores messages that are no valid task."""
 
     @cache
-    def work() -> WorkerContext:
+    def context() -> WorkerContext:
         return WorkerContext(celery, settings)
 
     @cache
     def jobs() -> Jobs:
-        return Jobs(work())
+        return Jobs(context())
 
-    # Shared, which is Celery's default, they would become tasks of every other application in this process too.
+    # By default a task is shared, that is, registered with every other Celery application in this process too.
     task: Callable[..., Decorator] = partial(celery.task, bind=True, shared=False)
-    celery.conf.worker_consumer = make_consumer(lambda raw, why: work().keep(raw, why))
+    celery.conf.worker_consumer = make_consumer(
+        lambda raw, reason: context().applier.dead_letter_raw(raw, reason)  # noqa: PLW0108 - creates the context late
+    )
 
     @task(name=APPLY, max_retries=None)
-    def apply(task: Task, *given: Any, **named: Any) -> None:
-        """Applies one message of deliveries, and has the history fetched that it announces."""
-        packed = given[0] if len(given) == 1 and not named else json.dumps([given, named])
+    def apply(task: Task, *args: Any, **kwargs: Any) -> None:
+        """Applies one message of deliveries and enqueues the backfills that they announce."""
+        # A message with other arguments is not ours. As JSON it is stored with the dead letters.
+        packed = args[0] if len(args) == 1 and not kwargs else json.dumps([args, kwargs])
         redelivered = _is_redelivered(task)
-        applied = retry_later(task, lambda: work().apply(str(packed), redelivered=redelivered))
-        work().enqueue(FollowUp(one, 0) for one in applied.backfills)
+        applied = retry_later(task, lambda: context().apply(str(packed), redelivered=redelivered))
+        context().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
     @task(name=DOWNLOAD, max_retries=None)
     def download(task: Task, packed: str) -> None:
-        """Fetches one delivery that was only announced, and applies it."""
+        """Downloads and applies one delivery that only contains a URL."""
         redelivered = _is_redelivered(task)
-        applied = retry_later(task, lambda: work().downloader.run(packed, redelivered=redelivered))
-        work().enqueue(FollowUp(one, 0) for one in applied.backfills)
+        applied = retry_later(task, lambda: context().downloader.run(packed, redelivered=redelivered))
+        context().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
     @task(name=FETCH, max_retries=None)
     def fetch(task: Task, backfill_id: int) -> None:
-        """Goes on with one backfill for a turn."""
-        if work().fetches:
-            work().enqueue(retry_later(task, lambda: work().fetcher.run(backfill_id)))
+        """Runs a backfill for one time slice."""
+        if context().fetches:
+            context().enqueue(retry_later(task, lambda: context().fetcher.run(backfill_id)))
 
     @task(name=SWEEP, max_retries=0)
     def sweep(task: Task) -> None:  # noqa: ARG001
-        """Finds work that is due, whatever became of the message that should have brought it."""
         jobs().sweep()
 
     @task(name=RECONCILE, max_retries=None)
     def reconcile(task: Task) -> None:
-        """Goes on with comparing what there should be with what is stored, for a turn."""
-        if work().fetches and work().period:
+        """Runs the reconciliation for one time slice."""
+        if context().fetches and context().period:
             retry_later(task, jobs().reconcile)
 
 
 def _is_redelivered(task: Task) -> bool:
-    """Whether a worker may have died with this message."""
+    """Whether an earlier worker may have crashed while processing this message."""
     redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
     if redelivered:
         metrics.REDELIVERED.inc()
@@ -92,18 +85,18 @@ def _is_redelivered(task: Task) -> bool:
 
 
 def retry_later(task: Task, work: Callable[[], T]) -> T:
-    """Runs the work; puts the task back if that failed, whatever the reason. Nothing gives up: rows may wait.
+    """Runs the work; on any error, enqueues the task again with a delay. There is no retry limit.
 
-    A task that fails is acknowledged, and with it gone for good, so none may. If it cannot be put back either, because
-    the broker is away too, Celery would reject and drop it: it is rejected to be given out again.
+    Celery acknowledges a task that fails, so its message would be lost. If the retry cannot be published because the
+    broker is down too, Celery would drop the message with a Reject; `requeue` keeps it in the broker.
     """
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - the edge of a task
         tracing.record_error(error)
-        seconds = retry_delay(task.request.retries)
-        reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
-        log.warning("%s waits %.1f s: %s", task.name, seconds, reason)
+        seconds = backoff(task.request.retries, limit=MAX_RETRY_SECONDS)
+        reason = str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
+        log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
         try:
             options = delay_options(task.app, task.request.delivery_info["routing_key"], seconds)
             raise task.retry(**options, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")

@@ -1,1 +1,1 @@
-"""The command line: each command is a few lines around a plain function elsewhere."""
+"""The command line: options and output. The work is done by functions of other packages."""

@@ -1,4 +1,4 @@
-"""`python -P -m workers.cli`: the command line where no entry point is installed."""
+"""`python -P -m workers.cli`: the command line without an installed entry point."""
 
 from workers.cli.main import main
 

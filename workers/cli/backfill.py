@@ -1,4 +1,4 @@
-"""`headrace backfill`: the operator's hand on history."""
+"""`headrace backfill`: starts, lists, pauses, resumes and cancels backfills."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 import limits
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from workers.cli import options, output
 from workers.cli.options import Moment, ResourceName
+from workers.cli.users import resolve_user
 from workers.operate.durations import format_duration
 from workers.operate.health import plain
 from workers.operate.status_view import progress
@@ -25,29 +26,38 @@ STATES = ("pending", "running", "paused", "complete", "failed", "cancelled")
 
 @click.group("backfill", cls=options.Group)
 def backfill() -> None:
-    """Start, watch, pause, resume and cancel the fetching of history."""
+    """Fetch history from the aggregator. A backfill fetches one resource of one user."""
 
 
-def _which(command: options.Command) -> options.Command:
-    """Which backfills are meant: by number, or by what they are about."""
-    parameters = (
-        click.argument("ids", nargs=-1, type=int, metavar="[ID]..."),
-        click.option("--user", help="of this person (user_id)"),
-        click.option("--provider", help="of this provider (garmin, oura ...)"),
-        click.option("--resource", type=ResourceName(), help="of this resource"),
-    )
-    for parameter in reversed(parameters):
-        command = parameter(command)
+def _selection(command: options.Command) -> options.Command:
+    """Adds the options that select backfills."""
+    command = click.option("--resource", type=ResourceName(), help="only this resource")(command)
+    command = click.option("--provider", help="only this provider (garmin, oura ...)")(command)
+    command = options.user_option("only this user", required=False)(command)
+    command = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command)
     return options.data_dir_option(command)
 
 
+def _filter(
+    engine: Engine,
+    states: tuple[str, ...],
+    *,
+    ids: tuple[int, ...],
+    user: str | None,
+    provider: str | None,
+    resource: str | None,
+) -> Filter:
+    user_id = resolve_user(engine, user).user_id if user else None
+    return Filter(ids=ids or None, user_id=user_id, provider=provider, resource=resource, states=states or None)
+
+
 @backfill.command()
-@click.option("--user", required=True, help="whose history: a user_id or client_user_id")
-@click.option("--provider", "providers", multiple=True, help="from this provider only (default: all of the person's)")
-@click.option("--resource", "resources", multiple=True, type=ResourceName(), help="only this (may be repeated)")
-@click.option("--since", required=True, type=Moment(), help="from this day or moment on")
-@click.option("--until", type=Moment(), help="to this day or moment (default: now)")
-@click.option("--dry-run", is_flag=True, help="only say what it would cost")
+@options.user_option("whose history")
+@click.option("--provider", "providers", multiple=True, help="only this provider, repeatable (default: all connected)")
+@click.option("--resource", "resources", multiple=True, type=ResourceName(), help="only this resource, repeatable")
+@click.option("--since", required=True, type=Moment(), help="start of the period, a day or a time")
+@click.option("--until", type=Moment(), help="end of the period (default: now)")
+@click.option("--dry-run", is_flag=True, help="only estimate the cost")
 @options.data_dir_option
 @options.json_option
 def start(
@@ -61,46 +71,41 @@ def start(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Fetch a person's history again, or history that was never announced."""
+    """Fetch a user's history, even if it was fetched before or never announced."""
     end = min(until or datetime.now(UTC), datetime.now(UTC))
     if since >= end:
         raise click.ClickException(f"--since {since.isoformat()} is not before --until {end.isoformat()}")
     settings = options.attached(data_dir, broker=False)
-    names = tuple(name.lower() for name in providers)
-    with transaction(make_engine(settings, "headrace-backfill")) as connection:
-        user_id = _resolve(connection, user)
-        aggregator = backfill_admin.aggregator_of(connection, settings, user_id)
-        wanted = HistoryWanted(user_id, since, end, names, resources, aggregator)
+    engine = make_engine(settings, "headrace-backfill")
+    found = resolve_user(engine, user)
+    if found.is_erased:
+        raise click.ClickException(f"{found.user_id} was erased, and is not fetched again")
+    if not found.is_known:
+        click.echo(f"unknown user {user}; treating it as a user_id", err=True)
+    with transaction(engine) as connection:
+        wanted = HistoryWanted(
+            user_id=found.user_id,
+            since=since,
+            until=end,
+            providers=tuple(name.lower() for name in providers),
+            resources=resources,
+            aggregator=backfill_admin.aggregator_of(connection, settings, found.user_id),
+        )
         plans = backfill_admin.plan(connection, settings, wanted)
         numbers = [None if dry_run else backfill_admin.start(connection, plan) for plan in plans]
         if plans and not dry_run:
-            audit.note(
-                connection, "backfill start", wanted.user_id, {"backfills": numbers, "since": since, "until": end}
-            )
+            detail = {"backfills": numbers, "since": since, "until": end}
+            audit.note(connection, "backfill start", found.user_id, detail)
     if not plans:
-        raise click.ClickException("HEADRACE_RESOURCES and HEADRACE_PROVIDERS leave out all of that")
+        raise click.ClickException("HEADRACE_RESOURCES and HEADRACE_PROVIDERS exclude everything that was requested")
     if as_json:
         output.print_json([{"id": number, **asdict(plan)} for number, plan in zip(numbers, plans, strict=True)])
         return
     if dry_run:
-        output.print_rows([_row_of_plan(plan) for plan in plans], as_json=False)
+        output.print_rows([_plan_row(plan) for plan in plans])
     click.echo(f"{'would start' if dry_run else 'started'} {len(plans)} backfills: {_cost(plans, settings)}")
     if not dry_run:
-        click.echo(f"workers take them up within seconds; headrace backfill list --user {plans[0].user_id} --watch")
-
-
-def _resolve(connection: Connection, name: str) -> str:
-    """The user_id of a person. Raises click.ClickException if that is not one person."""
-    found = backfill_admin.resolve_user(connection, name)
-    if not found:
-        click.echo(f"nobody called {name} is known yet; taken as a user_id", err=True)
-        return name
-    if found[0][0] != name and len(found) > 1:
-        raise click.ClickException(f"{name} is several: {', '.join(user_id for user_id, _ in found)}")
-    user_id, is_erased = found[0]
-    if is_erased:
-        raise click.ClickException(f"{user_id} was erased, and is not fetched again")
-    return user_id
+        click.echo(f"workers start within seconds; watch with: headrace backfill list --user {found.user_id} --watch")
 
 
 def _cost(plans: Sequence[BackfillPlan], settings: Settings) -> str:
@@ -111,45 +116,46 @@ def _cost(plans: Sequence[BackfillPlan], settings: Settings) -> str:
     return f"{about} {requests} requests, {format_duration(least)} at {settings.request_rate} (HEADRACE_REQUEST_RATE)"
 
 
-def _row_of_plan(plan: BackfillPlan) -> dict[str, Any]:
-    requests = f"{'about' if plan.is_measured else 'at least'} {plan.requests}"
-    window = {"from": f"{plan.since:%Y-%m-%d %H:%M}", "to": f"{plan.until:%Y-%m-%d %H:%M}"}
-    return {"provider": plan.provider or "any", "resource": plan.resource, **window, "requests": requests}
+def _plan_row(plan: BackfillPlan) -> dict[str, Any]:
+    return {
+        "provider": plan.provider or "any",
+        "resource": plan.resource,
+        "from": plan.since,
+        "to": plan.until,
+        "requests": f"{'about' if plan.is_measured else 'at least'} {plan.requests}",
+    }
 
 
 @backfill.command("list")
-@_which
-@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="only these (may be repeated)")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="list at most this many")
-@click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
-@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="seconds between two looks")
+@_selection
+@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="only this status, repeatable")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="maximum number of rows")
+@click.option("--watch", is_flag=True, help="refresh until Ctrl-C")
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="seconds between refreshes")
 @options.json_option
 def list_command(
     *,
-    ids: tuple[int, ...],
-    user: str | None,
-    provider: str | None,
-    resource: str | None,
     states: tuple[str, ...],
     limit: int,
     watch: bool,
     every: float,
     data_dir: Path | None,
     as_json: bool,
+    **selection: Any,
 ) -> None:
-    """Show backfills with their progress: the open ones, then those that ended last."""
+    """List backfills with their progress. Open ones come first, then those that ended last."""
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-backfill")
-    which = Filter(ids or None, user, provider, resource, states or None)
+    which = _filter(engine, states, **selection)
 
-    def look() -> list[Backfill]:
+    def read() -> list[Backfill]:
         return backfill_admin.listed(engine, which, limit)
 
     if as_json:
-        output.print_json([plain(one) for one in look()])
+        output.print_json([plain(one) for one in read()])
     elif watch:
-        output.live_view(lambda: progress(look()), every)
+        output.live_view(lambda: progress(read()), every)
     else:
-        output.console().print(progress(look()))
+        output.console().print(progress(read()))
 
 
 @backfill.command()
@@ -161,58 +167,57 @@ def show(*, number: int, data_dir: Path | None, as_json: bool) -> None:
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-backfill")
     found = backfill_admin.listed(engine, Filter(ids=(number,)))
     if not found:
-        raise click.ClickException(f"there is no backfill {number}; headrace backfill list shows what there is")
+        raise click.ClickException(f"no backfill {number}; headrace backfill list shows all")
     chunks = backfill_admin.chunks_of(engine, number)
     if as_json:
         output.print_json(plain(found[0]) | {"chunks": [one._asdict() for one in chunks]})
         return
     output.console().print(progress(found))
-    output.print_rows([_row_of_chunk(one) for one in chunks], as_json=False)
+    output.print_rows([_chunk_row(one) for one in chunks])
 
 
-def _row_of_chunk(chunk: Chunk) -> dict[str, Any]:
-    """A chunk for a terminal: its window is walked from its newest end."""
-    moments = {"from": chunk.window_start, "to": chunk.window_end, "fetched back to": chunk.slice_end}
-    times = {name: f"{moment:%Y-%m-%d %H:%M}" for name, moment in moments.items()}
-    if chunk.status == "done":
-        times["fetched back to"] = times["from"]
-    marks = {
+def _chunk_row(chunk: Chunk) -> dict[str, Any]:
+    """A chunk is fetched from the newest day of its window to the oldest."""
+    return {
+        "status": chunk.status,
+        "from": chunk.window_start,
+        "to": chunk.window_end,
+        "fetched back to": chunk.window_start if chunk.status == "done" else chunk.slice_end,
+        "page": chunk.pages + 1 if chunk.amid else "",
         "final": "yes" if chunk.is_final else "",
         "restarts": chunk.restarts or "",
-        "asked for by": chunk.message_id,
+        "requested by": chunk.message_id,
     }
-    return {"status": chunk.status, **times, "page": chunk.pages + 1 if chunk.amid else "", **marks}
 
 
 def _command(
     name: str, do: Callable[[Engine, Sequence[int]], list[int]], done: str, states: tuple[str, ...], meaning: str
 ) -> None:
-    """The commands that do one thing to many backfills."""
+    """Adds a command that changes the status of the selected backfills."""
 
     @backfill.command(name, help=meaning)
-    @_which
-    def command(
-        *, ids: tuple[int, ...], user: str | None, provider: str | None, resource: str | None, data_dir: Path | None
-    ) -> None:
-        if not (ids or user or provider or resource):
-            raise click.UsageError("say which: by ID, or by --user, --provider or --resource")
+    @_selection
+    def command(*, data_dir: Path | None, **selection: Any) -> None:
+        if not any(selection.values()):
+            raise click.UsageError("select backfills by ID, --user, --provider or --resource")
         engine = make_engine(options.attached(data_dir, broker=False), "headrace-backfill")
-        which = Filter(ids or None, user, provider, resource, None if ids else states)
+        ids = selection["ids"]
+        which = _filter(engine, () if ids else states, **selection)
         found = tuple(one.id for one in backfill_admin.listed(engine, which, 1_000_000))
         for missing in sorted(set(ids) - set(found)):
-            click.echo(f"there is no such backfill {missing}; headrace backfill list shows what there is", err=True)
+            click.echo(f"no backfill {missing} matches; headrace backfill list shows all", err=True)
         changed = do(engine, found)
-        audit.record(engine, f"backfill {name}", user or "backfills", {"backfills": changed})
+        audit.record(engine, f"backfill {name}", which.user_id or "backfills", {"backfills": changed})
         click.echo(f"{done} {len(changed)} of {len(found)}")
         for left in backfill_admin.listed(engine, Filter(tuple(set(found) - set(changed)) or (0,))):
-            click.echo(f"backfill {left.id} is {left.status}, and stays so", err=True)
+            click.echo(f"backfill {left.id} is {left.status}; unchanged", err=True)
         if ids and not changed:
             raise click.exceptions.Exit(1)
 
 
-PAUSE = "Stop backfills after the page they are at."
-RESUME = "Go on with what was paused, cancelled or failed, where it ended."
-CANCEL = "End backfills after the page they are at; what was fetched stays."
+PAUSE = "Stop backfills after their current page."
+RESUME = "Continue paused, cancelled or failed backfills where they stopped."
+CANCEL = "End backfills after their current page; fetched data stays stored."
 _command("pause", backfill_admin.pause, "paused", ("pending", "running"), PAUSE)
 _command("resume", backfill_admin.resume, "resumed", ("paused", "failed"), RESUME)
 _command("cancel", backfill_admin.cancel, "cancelled", ("pending", "running", "paused"), CANCEL)

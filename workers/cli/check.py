@@ -1,4 +1,4 @@
-"""`headrace check`: the configuration, and how to fix it."""
+"""`headrace check`: faults of the configuration, and how to fix them."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ from workers.operate import check
 @json_option
 @click.option("--explain", is_flag=True, help="list every setting with its default")
 def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
-    """Say what is wrong with the configuration, and how to mend it."""
+    """Check the settings and every service. Each fault is printed with its fix."""
     if explain:
         print_rows(check.explain(), as_json=as_json)
         return
@@ -26,7 +26,9 @@ def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
     try:
         settings = attached(data_dir)
     except Misconfigured:
-        logging.getLogger(__name__).debug("no stack to attach to; each finding says what it misses")
+        logging.getLogger(__name__).debug(
+            "no running stack in the data directory; the checks report each missing setting"
+        )
     found = list(check.findings(settings))
     if as_json:
         print_json(found)

@@ -1,4 +1,4 @@
-"""`headrace dead` and `headrace replay`: what could not be applied, and applying again."""
+"""`headrace dead` and `headrace replay`: dead letters, and applying deliveries again."""
 
 import sys
 from collections import Counter
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.config.settings import Settings, load
 from app.sealing import Sealer
@@ -31,21 +30,21 @@ ALL = 1_000_000
 
 @click.group("dead", cls=options.Group)
 def dead() -> None:
-    """Look at what could not be applied, apply it again, or drop it."""
+    """Show, replay and drop dead letters. A dead letter is a delivery that could not be applied."""
 
 
-def _which(command: options.Command) -> options.Command:
+def _selection(command: options.Command) -> options.Command:
     """Adds the options that select dead letters."""
-    command = click.option("--reason", help="whose reason has this text")(command)
+    command = click.option("--reason", help="only those whose reason contains this text")(command)
     return options.data_dir_option(click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command))
 
 
 @dead.command("list")
-@_which
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="list at most this many")
+@_selection
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="maximum number of rows")
 @options.json_option
 def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_dir: Path | None, as_json: bool) -> None:
-    """Show dead letters, the newest first, without what they hold."""
+    """List dead letters, the newest first, without their bodies."""
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
     found = dead_letters.listed(engine, ids, reason, limit)
     if as_json:
@@ -53,18 +52,23 @@ def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_d
     elif not found:
         click.echo("no dead letters")
     else:
-        output.print_rows([_row(entry) for entry in found], as_json=False)
+        output.print_rows([_row(entry) for entry in found])
 
 
 def _row(entry: DeadLetter) -> dict[str, Any]:
-    died = f"{entry.died_at:%Y-%m-%d %H:%M}"
-    about = {"id": entry.id, "died": died, "event": entry.event_type, "message": entry.message_id}
-    return {**about, "attempts": entry.attempts, "reason": entry.reason}
+    return {
+        "id": entry.id,
+        "died": entry.died_at,
+        "event": entry.event_type,
+        "message": entry.message_id,
+        "attempts": entry.attempts,
+        "reason": entry.reason,
+    }
 
 
 @dead.command()
 @click.argument("number", type=int, metavar="ID")
-@click.option("--body", is_flag=True, help="open it and print what it holds, which is somebody's health data")
+@click.option("--body", is_flag=True, help="decrypt and print the body, which contains health data")
 @options.data_dir_option
 @options.json_option
 def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -73,9 +77,9 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
     engine = make_engine(settings, "headrace-dead")
     found = dead_letters.listed(engine, [number])
     if not found:
-        raise click.ClickException(f"there is no dead letter {number}; headrace dead list shows what there is")
+        raise click.ClickException(f"no dead letter {number}; headrace dead list shows all")
     if body:
-        audit.record(engine, "dead show", found[0].user_id or "unknown", {"letter": number})
+        audit.record(engine, "dead show", found[0].user_id or "unknown", {"dead_letter": number})
         delivery = dead_letters.delivery(engine, found[0])
         sys.stdout.buffer.write(Sealer(settings.encryption_keys).open(delivery.sealed, delivery.key) + b"\n")
     elif as_json:
@@ -86,51 +90,51 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
 
 
 @dead.command("replay")
-@_which
+@_selection
 @options.json_option
 def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Apply dead letters again: all of them, or those with these numbers or this reason.
+    """Apply dead letters again: all, or those selected by ID or reason.
 
-    What can be applied now leaves the list. A refused request to Junction has its backfill resumed.
+    Those that are applied leave the list. For a rejected request to Junction, its backfill is resumed.
     """
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-dead")
     found = dead_letters.listed(engine, ids, reason, ALL)
     outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
-    audit.record(engine, "dead replay", "dead letters", {"letters": len(found), "outcomes": dict(outcomes)})
+    audit.record(engine, "dead replay", "dead letters", {"dead_letters": len(found), "outcomes": dict(outcomes)})
     _print_outcomes(outcomes, as_json=as_json)
     if outcomes["dead"]:
-        click.echo(f"{outcomes['dead']} are dead still; headrace dead list says why", err=True)
+        click.echo(f"{outcomes['dead']} failed again; headrace dead list shows why", err=True)
         raise click.exceptions.Exit(1)
 
 
 @dead.command()
-@_which
-@click.option("--all", "every", is_flag=True, help="all of them")
-@click.option("--yes", is_flag=True, help="do not ask")
+@_selection
+@click.option("--all", "every", is_flag=True, help="all dead letters")
+@click.option("--yes", is_flag=True, help="do not ask for confirmation")
 def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, data_dir: Path | None) -> None:
-    """Throw dead letters away for good. The ledger remembers that they were dead."""
+    """Delete dead letters permanently. Their outcome in the ledger stays `dead`."""
     if not (ids or reason or every):
-        raise click.UsageError("say which: by ID, by --reason, or --all")
+        raise click.UsageError("select dead letters by ID, by --reason, or with --all")
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
     found = dead_letters.listed(engine, ids, reason, ALL)
     if reason and not found:
-        raise click.ClickException("no dead letter has that in its reason; `headrace dead list` shows what they say")
+        raise click.ClickException("no dead letter has this text in its reason; headrace dead list shows the reasons")
     if found and not yes:
-        click.confirm(f"throw away {len(found)} dead letters for good?", abort=True)
+        click.confirm(f"delete {len(found)} dead letters permanently?", abort=True)
     dropped = dead_letters.drop(engine, found)
-    audit.record(engine, "dead drop", "dead letters", {"letters": [entry.id for entry in found]})
+    audit.record(engine, "dead drop", "dead letters", {"dead_letters": [entry.id for entry in found]})
     click.echo(f"dropped {dropped}")
 
 
 @click.command()
-@click.option("--since", required=True, type=Moment(), help="what was received from here on")
-@click.option("--until", type=Moment(), help="and before this (default: now)")
-@click.option("--event-type", help="only these, with * and ?, e.g. 'daily.data.sleep.*'")
-@click.option("--order", type=click.Choice(ORDERS), default="oldest", show_default=True, help="within each hour")
-@click.option("--into", "other", metavar="DATABASE_URL", help="into another database, e.g. an empty one, as a drill")
-@click.option("--dry-run", is_flag=True, help="only say how many there are")
-@click.option("--digest", is_flag=True, help="compare the tables before and after")
+@click.option("--since", required=True, type=Moment(), help="received at or after this day or time")
+@click.option("--until", type=Moment(), help="received before this day or time (default: now)")
+@click.option("--event-type", help="only event types that match this pattern, e.g. 'daily.data.sleep.*'")
+@click.option("--order", type=click.Choice(ORDERS), default="oldest", show_default=True, help="order within each hour")
+@click.option("--into", "other", metavar="DATABASE_URL", help="apply to another database, e.g. an empty one for a test")
+@click.option("--dry-run", is_flag=True, help="only count the deliveries")
+@click.option("--digest", is_flag=True, help="compare the tables before and after, and list those that changed")
 @options.data_dir_option
 @options.json_option
 def replay(
@@ -145,39 +149,31 @@ def replay(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Apply kept deliveries again. Changes nothing if nothing was wrong."""
+    """Apply archived deliveries again. Rows that are already correct do not change."""
     settings = options.attached(data_dir, broker=False)
-    source, window = (
-        make_engine(settings, "headrace-replay"),
-        ArchiveWindow(since, until or datetime.now(UTC), event_type),
-    )
+    source = make_engine(settings, "headrace-replay")
+    window = ArchiveWindow(since, until or datetime.now(UTC), event_type)
     total = archive.count(source, window)
     if dry_run or not total:
         if as_json:
             output.print_json({"kept": total})
-            return
-        click.echo(f"{total} deliveries are kept of that")
+        else:
+            click.echo(f"{total} archived deliveries match")
         return
     into = _other(settings, other) if other else settings
     target = make_writer(into, "headrace-replay")
     before = digests.digests(target) if digest else {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = output.console()
-    with Progress(*columns, console=screen, disable=as_json or not screen.is_terminal) as progress:
-        task = progress.add_task("applied again", total=total)
-        outcomes = replay_archived(
-            source, Applier(target, into), window, order, lambda done: progress.update(task, completed=done)
-        )
+    with output.progress("applied again", total, quiet=as_json) as update:
+        outcomes = replay_archived(source, Applier(target, into), window, order, update)
     what = {"since": window.since, "until": window.until, "event_type": event_type, "outcomes": dict(outcomes)}
     audit.record(target, "replay", "deliveries", what)
-    changed = (
-        sorted(name for name, value in digests.digests(target).items() if before[name] != value) if digest else None
-    )
+    after = digests.digests(target) if digest else {}
+    changed = sorted(name for name, value in after.items() if before[name] != value) if digest else None
     _print_outcomes(outcomes, changed, as_json=as_json)
 
 
 def _other(settings: Settings, url: str) -> Settings:
-    """The settings with another database, which is migrated."""
+    """The settings with another database, after migrating it."""
     other = replace(settings, database_url=load({"DATABASE_URL": url}).database_url)
     migrate(make_engine(other, "headrace-replay"))
     return other
@@ -187,7 +183,7 @@ def _print_outcomes(outcomes: Counter[Outcome], changed: Sequence[str] | None = 
     if as_json:
         output.print_json({**outcomes, **({} if changed is None else {"changed": list(changed)})})
         return
-    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    click.echo(f"{outcomes.total()} applied again: {told or 'nothing to do'}")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    click.echo(f"{outcomes.total()} applied again: {counts or 'nothing to do'}")
     if changed is not None:
         click.echo(f"changed: {', '.join(changed)}" if changed else "no table has changed")

@@ -1,6 +1,5 @@
-"""`headrace drill`: everything is struck at random under load, and the account must be exact afterwards."""
+"""`headrace drill`: injects faults into a stack under load, then checks that no event was lost or doubled."""
 
-import contextlib
 import json
 import random
 import signal
@@ -12,83 +11,47 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from app.config.settings import load, process_environment
 from app.errors import HeadraceError
 from workers.cli import options, output
 from workers.local.temporary import Stack, running_stack
-from workers.verify.drill.faults import Injected
 from workers.verify.drill.plan import FAULT_KINDS, Options
 from workers.verify.drill.provider import PauseRecorder, make_simulator
 from workers.verify.drill.report import MAX_RESPONSE_SECONDS, Report, Snapshot
 from workers.verify.drill.run import Drill, environment
-from workers.verify.drill.totals import OUTCOMES, Totals
+from workers.verify.totals import OUTCOMES, Totals
 
-VISIBILITY_SECONDS = 15  # instead of 60, so that what a killed worker held is not waited for that long
-LINE_SECONDS = 10  # between two lines of progress where there is no terminal
+VISIBILITY_SECONDS = 15  # instead of 60: messages of killed workers are redelivered sooner
 SEEDS = 1_000_000
 MAX_NAMED = 5
 OURS = {"postgres": "DATABASE_URL", "broker": "BROKER_URL"}
 
 
-class Screen:
-    """A bar on a terminal, lines elsewhere; a line for every strike on both."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
-        self._task: TaskID | None = None
-        self._phase = ""
-        self._told = 0.0
-
-    def fault(self, made: Injected) -> None:
-        """A strike was made."""
-        self._console.print(str(made), style="dim", highlight=False)
-
-    def moment(self, moment: Snapshot) -> None:
-        """How far it is."""
-        text = (
-            f"acked {moment.acked:,} · in the ledger {moment.settled:,}, applied {moment.applied:,} · "
-            f"strikes {moment.faults} · backfills open {moment.backfills_open}"
-        )
-        left = f"{moment.left:.0f} s left" if moment.phase == "load" else f"for {moment.seconds:.0f} s"
-        if self._console.is_terminal:
-            self._bar(moment, text, left)
-        elif moment.phase != self._phase or time.monotonic() - self._told > LINE_SECONDS:
-            self._told = time.monotonic()
-            self._console.print(f"{moment.phase}: {left}; {text}", highlight=False)
-        self._phase = moment.phase
-
-    def _bar(self, moment: Snapshot, text: str, left: str) -> None:
-        if self._task is None or moment.phase != self._phase:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(moment.phase, text="", left="")
-        total, done = moment.seconds + moment.left, moment.seconds
-        if moment.phase == "settling":
-            total, done = moment.acked, min(moment.settled, moment.acked)
-        self._progress.update(self._task, total=total or None, completed=done, text=text, left=left)
-
-
-@contextlib.contextmanager
-def _screen(console: Console) -> Iterator[Screen]:
-    parts = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[left]} · {task.fields[text]}"))
-    with Progress(*parts, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield Screen(console, progress)
+def _show_progress(update: output.Update, moment: Snapshot) -> None:
+    total, done = moment.seconds + moment.left, moment.seconds
+    if moment.phase == "settling":
+        total, done = moment.acked, min(moment.settled, moment.acked)
+    time_text = f"{moment.left:.0f} s left" if moment.phase == "load" else f"for {moment.seconds:.0f} s"
+    counts = (
+        f"acked {moment.acked:,} · in the ledger {moment.settled:,}, applied {moment.applied:,} · "
+        f"faults {moment.faults} · open backfills {moment.backfills_open}"
+    )
+    update(done, total or None, phase=moment.phase, detail=f"{time_text} · {counts}")
 
 
 @click.command("drill")
-@click.option("--minutes", type=click.FloatRange(0.1), default=2.0, show_default=True, help="how long there is load")
-@click.option("--seed", type=int, help="makes the same people, events and strikes again (default: any; it is printed)")
+@click.option("--minutes", type=click.FloatRange(0.1), default=2.0, show_default=True, help="duration of the load")
+@click.option("--seed", type=int, help="repeats the users, events and faults of an earlier drill (default: random)")
 @click.option("--rate", type=click.FloatRange(1), default=100.0, show_default=True, help="events per second")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="worker processes per lane")
-@click.option("--keep", is_flag=True, help="leave data and logs, as it does by itself when it fails")
+@click.option("--keep", is_flag=True, help="keep data and logs (always kept after a failure)")
 @options.json_option
 def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep: bool, as_json: bool) -> None:
-    """Try a stack of its own: kill, freeze and restart its processes under load, and account for every event.
+    """Test a stack under load and faults. Kills, freezes and restarts processes, then checks every accepted event.
 
-    It ends with status 0 only if nothing was lost or doubled.
+    The exit status is 0 only if nothing was lost or doubled.
     """
     seed = random.SystemRandom().randrange(SEEDS) if seed is None else seed
     visibility = load().visibility_timeout_seconds
@@ -97,12 +60,12 @@ def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep
     options = Options(minutes * 60, seed, rate, visibility)
     console = Console(stderr=True) if as_json else Console(width=None if sys.stdout.isatty() else 140)
     again = f"headrace drill --minutes {minutes:g} --rate {rate:g} --workers {workers} --seed {seed}"
-    console.print(f"Seed {seed}. To do the same again: {again}", highlight=False, soft_wrap=True)
+    console.print(f"Seed {seed}. To repeat this drill: {again}", highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = _run(console, options, workers, keep=keep)
     except KeyboardInterrupt:
-        console.print("stopped; everything has been ended")
+        console.print("interrupted; all processes of the stack have been stopped")
         sys.exit(130)
     if as_json:
         output.print_json(plain(report))
@@ -120,18 +83,23 @@ def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Rep
             console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)
             _print_external_causes(console, stack)
             try:
-                with _screen(console) as screen:
+                with output.progress("load", screen=console) as update:
                     report = Drill(
-                        simulator, pauses, stack, options, show=screen.moment, on_progress=screen.fault
+                        simulator,
+                        pauses,
+                        stack,
+                        options,
+                        show=lambda moment: _show_progress(update, moment),
+                        on_progress=lambda fault: console.print(str(fault), style="dim", highlight=False),
                     ).run()
             except HeadraceError:
                 stack.keep = True
-                console.print(f"Data and logs are left in {stack.folder}", soft_wrap=True)
+                console.print(f"Data and logs are kept in {stack.folder}", soft_wrap=True)
                 raise
             stack.keep = keep or not report.holds
         if stack.keep:
             (stack.folder / "report.json").write_text(json.dumps(plain(report), indent=2, default=str))
-            console.print(f"Data, logs and report.json are left in {stack.folder}", soft_wrap=True)
+            console.print(f"Data, logs and report.json are kept in {stack.folder}", soft_wrap=True)
     return report
 
 
@@ -139,11 +107,11 @@ def _print_external_causes(console: Console, stack: Stack) -> None:
     processes = stack.info()["processes"]
     for group, variable in OURS.items():
         if group not in processes:
-            console.print(f"{variable} is set: the {group} is not of this stack, and is not struck.")
+            console.print(f"{variable} is set: the {group} is not part of this stack and gets no faults.")
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """The report as JSON would have it."""
+    """The report as JSON values."""
     totals = report.totals
     return {
         "seed": report.seed,
@@ -177,7 +145,6 @@ def plain(report: Report) -> dict[str, Any]:
 
 
 def show(console: Console, report: Report) -> None:
-    """The report, the account last."""
     _show_faults(console, report)
     for line in (*_about_answers(report), *_about_history(report), *_about_end(report)):
         console.print(line, highlight=False, soft_wrap=True)
@@ -191,7 +158,7 @@ def show(console: Console, report: Report) -> None:
 
 
 def _show_faults(console: Console, report: Report) -> None:
-    table = Table("group", *FAULT_KINDS, title="Strikes", title_justify="left")
+    table = Table("group", *FAULT_KINDS, title="Injected faults", title_justify="left")
     for group, counts in report.faults_by().items():
         table.add_row(group, *(str(count or "") for count in counts.values()))
     totals = [sum(counts[kind] for counts in report.faults_by().values()) for kind in FAULT_KINDS]
@@ -201,49 +168,49 @@ def _show_faults(console: Console, report: Report) -> None:
 
 def _about_answers(report: Report) -> Iterator[str]:
     statuses = report.statuses
-    taken = sum(count for status, count in statuses.items() if 200 <= status < 300)
-    refused = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
-    told = ", ".join(f"{count} x {status}" for status, count in refused.items()) or "none"
-    yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {taken:,}; others: {told}"
-    late = "" if report.max_response <= MAX_RESPONSE_SECONDS else "  [red]LONGER THAN PROMISED[/]"
+    accepted = sum(count for status, count in statuses.items() if 200 <= status < 300)
+    others = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
+    other_text = ", ".join(f"{count} x {status}" for status, count in others.items()) or "0"
+    yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {accepted:,}; others: {other_text}"
+    late = "" if report.max_response <= MAX_RESPONSE_SECONDS else "  [red]TOO LONG[/]"
     yield (
-        f"Longest answer: {report.max_response:.2f} s (at most {MAX_RESPONSE_SECONDS:.0f}){late}; "
-        f"with the time for which the endpoint itself was frozen {report.max_response_with_freezes:.2f} s"
+        f"Longest response: {report.max_response:.2f} s (limit {MAX_RESPONSE_SECONDS:.0f} s){late}; "
+        f"including the time in which the endpoint was frozen: {report.max_response_with_freezes:.2f} s"
     )
     if report.never_taken:
-        yield f"[red]Never taken: {report.never_taken} events, however often they were sent[/]"
+        yield f"[red]Never accepted: {report.never_taken} events, despite all retries[/]"
 
 
 def _about_history(report: Report) -> Iterator[str]:
     states = ", ".join(f"{count} {status}" for status, count in sorted(report.backfills.items()))
     yield (
         f"History: {states} backfills, in {report.provider_requests:,} requests, "
-        f"{report.provider_refused:,} of them refused or broken by the provider"
+        f"{report.provider_refused:,} of them rejected or cut off by the provider"
     )
-    excused = f"; {report.excused} more while who should have known was struck" if report.excused else ""
-    yield f"Requests while the provider wanted none: {report.rate_limit_violations}{excused}"
+    excused = f"; {report.excused} more right after a fault, not counted" if report.excused else ""
+    yield f"Requests during a pause that the provider had asked for: {report.rate_limit_violations}{excused}"
 
 
 def _about_end(report: Report) -> Iterator[str]:
     if report.settled_after is None:
-        yield "[red]Not everything settled[/]"
+        yield "[red]Some events or backfills did not finish[/]"
     else:
-        yield f"Everything had settled {report.settled_after:.0f} s after the last strike"
+        yield f"All events and backfills finished {report.settled_after:.0f} s after the last fault"
 
 
 def _show_totals(console: Console, totals: Totals) -> None:
-    table = Table(title="The account", title_justify="left")
+    table = Table(title="Totals", title_justify="left")
     for name in ("acked", *OUTCOMES, "pending", "lost", "doubled"):
         table.add_column(name, justify="right", no_wrap=True)
     counts = [totals.accepted, *totals.outcomes.values(), len(totals.pending), totals.lost, totals.doubled]
     table.add_row(*(f"{count:,}" for count in counts))
     console.print(table)
     parts = [f"{count} {outcome}" for outcome, count in totals.outcomes.items()] + [f"{len(totals.pending)} pending"]
-    is_exact = "[green]exactly[/]" if totals.is_exact else "[red]AND THAT IS NOT SO[/]"
+    is_exact = "[green]exactly[/]" if totals.is_exact else "[red]WRONG, the sides differ[/]"
     console.print(f"{totals.accepted} accepted = {' + '.join(parts)}: {is_exact}", highlight=False, soft_wrap=True)
     console.print(
-        f"They and the provider hold {totals.expected} records and samples; in the views {len(totals.missing)} are "
-        f"missing, {len(totals.outdated)} not the newest version, {len(totals.surplus)} doubled or unexplained",
+        f"Events and provider contained {totals.expected} records and samples. In the views {len(totals.missing)} are "
+        f"missing, {len(totals.outdated)} not in the newest version, {len(totals.surplus)} doubled or unexplained",
         highlight=False,
         soft_wrap=True,
     )
@@ -253,9 +220,9 @@ def _evidence(totals: Totals) -> dict[str, list[Any]]:
     return {
         "Lost deliveries": totals.nowhere,
         "Pending deliveries": totals.pending,
-        "Dead, and should not be": totals.wrongly_dead,
-        "Twice in the ledger": totals.twice,
+        "Wrongly dead deliveries": totals.wrongly_dead,
+        "Doubled deliveries": totals.twice,
         "Missing rows": totals.missing,
-        "Rows not of the newest version": totals.outdated,
+        "Rows not in the newest version": totals.outdated,
         "Unexplained rows": totals.surplus,
     }

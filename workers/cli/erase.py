@@ -1,83 +1,68 @@
-"""`headrace erase`: removes a person, and says what was removed and what it cannot reach."""
+"""`headrace erase`: removes a user, and prints a receipt."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Engine
 
 from workers.cli import options, output
+from workers.cli.users import resolve_user
 from workers.operate.erase import Eraser, ErasureReceipt
-from workers.store import backfill_admin
-from workers.store.engine import make_writer, transaction
+from workers.store.engine import make_writer
 
-TOMBSTONE = "whatever comes of them from now on, also by replay or backfill, is recorded as ignored and not stored"
+TOMBSTONE = "later data of this user, including replays and backfills, is recorded as ignored and not stored"
 NOT_REMOVED = (
-    "the aggregator's copy, and its sending: Junction ends with DELETE /v2/user/..., Terra /auth/deauthenticateUser",
-    "backups, replicas that are behind, and exports: they go by your own rules; after a restore, erase again",
-    "the broker's log on disk, sealed, until it is rewritten; PostgreSQL's pages, until they are vacuumed",
+    "the aggregator's copy: also call DELETE /v2/user/... at Junction, or /auth/deauthenticateUser at Terra",
+    "backups, lagging replicas and exports: apply your own rules; after restoring a backup, erase the user again",
+    "encrypted bodies in the broker's log until it is rewritten, and deleted rows until PostgreSQL vacuums them",
 )
 
 
 @click.command()
-@click.option("--user", required=True, help="whom (user_id)")
-@click.option("--dry-run", is_flag=True, help="only say what there is of them")
-@click.option("--yes", is_flag=True, help="do not ask")
+@click.option("--user", required=True, help="the user to erase: the current user_id")
+@click.option("--dry-run", is_flag=True, help="only count the user's rows")
+@click.option("--yes", is_flag=True, help="do not ask for confirmation")
 @options.data_dir_option
 @options.json_option
 def erase(*, user: str, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Remove a person everywhere, for good, and let nothing of them in again.
-
-    Broken off, it is safe to run again, and goes on.
-    """
+    """Delete all data of a user permanently. Data that arrives later is blocked. Safe to run again if interrupted."""
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-erase")
-    _check(engine, user)
+    # A tombstone for a client_user_id or a former user_id would block nothing.
+    if (user_id := resolve_user(engine, user).user_id) != user:
+        raise click.ClickException(f"{user} is a client_user_id or a former user_id; use --user {user_id}")
     eraser = Eraser(engine, settings)
     found = eraser.count(user)
     if dry_run:
-        output.print_json(found) if as_json else click.echo("\n".join([f"there is of {user}:", *_lines(found)]))
+        output.print_json(found) if as_json else click.echo("\n".join([f"rows of {user}:", *_lines(found)]))
         return
     if not yes and output.can_answer():
-        click.confirm(f"remove {user} and {sum(found.values())} rows for good?", abort=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = output.console()
-    with Progress(*columns, console=screen, disable=as_json or not screen.is_terminal) as progress:
-        task = progress.add_task("removed", total=sum(found.values()))
-        receipt = eraser.erase(user, lambda done: progress.update(task, completed=done))
+        click.confirm(f"delete {user} and {sum(found.values())} rows permanently?", abort=True)
+    with output.progress("rows removed", sum(found.values()), quiet=as_json) as update:
+        receipt = eraser.erase(user, update)
     if as_json:
         output.print_json(asdict(receipt) | {"tombstone": TOMBSTONE, "not_removed": NOT_REMOVED})
     else:
         click.echo("\n".join(_printed(receipt)))
 
 
-def _check(engine: Engine, user: str) -> None:
-    """Raises click.ClickException for a client_user_id or a former id: its tombstone would keep nobody out."""
-    with transaction(engine) as connection:
-        found = [user_id for user_id, _ in backfill_admin.resolve_user(connection, user)]
-    if found and user not in found:
-        raise click.ClickException(f"{user} is no user_id of today; --user is one of {', '.join(found)}")
-
-
 def _printed(receipt: ErasureReceipt) -> Iterator[str]:
     yield f"erased {receipt.user_id}, {receipt.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     if receipt.before == "unknown":
-        yield "nobody of that name was known; what is on its way, or comes later, will find the tombstone"
+        yield "the user was unknown; a tombstone now blocks any in-flight or future data"
     yield from _lines(receipt.removed)
     yield f"tombstone of {receipt.erased_at:%Y-%m-%d %H:%M:%S} UTC: {TOMBSTONE}"
     if receipt.unread:
-        yield f"{receipt.unread} dead letters could not be opened and may hold something: headrace dead list, dead drop"
+        yield f"{receipt.unread} dead letters cannot be decrypted and may hold data of this user: headrace dead list"
     if receipt.others:
-        yield f"of the same client_user_id, and there still: {', '.join(receipt.others)}"
-    yield "not removed, because Headrace cannot reach it:"
+        yield f"other users with the same client_user_id, not erased: {', '.join(receipt.others)}"
+    yield "not removed, because Headrace cannot reach them:"
     yield from (f"  {one}" for one in NOT_REMOVED)
 
 
 def _lines(found: Mapping[str, int]) -> Iterator[str]:
-    """What there is or was, by table. Of the ledger only the name goes."""
     for table, number in found.items():
-        yield f"  {table:24} {number:>12}" + ("  (the account stays, without a name)" if table == "deliveries" else "")
+        yield f"  {table:24} {number:>12}" + ("  (rows stay, without the user_id)" if table == "deliveries" else "")
     if not found:
         yield "  nothing"

@@ -1,4 +1,4 @@
-"""`headrace etl`: the consumer of the queue that Junction's ETL pipeline feeds."""
+"""`headrace etl`: consumes the RabbitMQ queue of Junction's ETL pipeline."""
 
 import click
 
@@ -13,9 +13,9 @@ from workers.store.engine import make_writer
 
 
 @click.command("etl")
-@click.option("--optional", is_flag=True, help="without HEADRACE_ETL_URL wait to be ended, instead of failing")
+@click.option("--optional", is_flag=True, help="without HEADRACE_ETL_URL, idle instead of failing")
 def command(*, optional: bool) -> None:
-    """Take events out of the queue that Junction's ETL pipeline feeds. One for each queue; a second one stands by."""
+    """Consume the queue of Junction's ETL pipeline. One process per queue works; further ones stand by."""
     settings = load()
     if optional and not settings.etl_url:
         rabbitmq_pipeline.idle()
@@ -29,5 +29,5 @@ def command(*, optional: bool) -> None:
         rabbitmq_pipeline.run(
             settings, work.applier, lambda announced: work.enqueue(FollowUp(one, 0) for one in announced)
         )
-    else:  # what history it announces, beat's sweep finds
+    else:  # without a broker of our own, the sweep starts announced backfills
         rabbitmq_pipeline.run(settings, Applier(make_writer(settings, name), settings))

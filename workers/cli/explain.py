@@ -1,4 +1,4 @@
-"""`headrace explain`: where a stored value came from."""
+"""`headrace explain`: the origin of a stored value."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from app.catalogue import catalogue
-from app.config.settings import Settings
 from workers.cli import options, output
 from workers.cli.options import Moment, ResourceName
+from workers.cli.users import resolve_user
 from workers.operate.explain import SAYS, Explanation, Holding, Question
 from workers.operate.explain import explain as look_up
-from workers.store import backfill_admin, provenance
+from workers.store import provenance
 from workers.store.engine import make_engine, transaction
 from workers.store.provenance import Fetch, StoredRow
 
 
 @click.command()
-@click.option("--user", required=True, help="whose: a user_id or client_user_id")
+@options.user_option("whose value")
 @click.option("--resource", "name", required=True, type=ResourceName(), help="workouts, sleep, heartrate ...")
-@click.option("--id", "identifier", help="which record")
-@click.option("--at", type=Moment(), help="which moment of a timeseries, or the day of a record")
-@click.option("--values", is_flag=True, help="also print what was measured, which is somebody's health data")
+@click.option("--id", "identifier", help="the id of a record")
+@click.option("--at", type=Moment(), help="the time of a sample, or the day of a record")
+@click.option("--values", is_flag=True, help="also print the values, which are health data")
 @options.data_dir_option
 @options.json_option
 def explain(
@@ -38,66 +37,54 @@ def explain(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Say where a stored value came from: deliveries, fetches, versions, and which won.
+    """Show where a stored value came from. Lists its deliveries and fetches, and the version that won.
 
-    That somebody looked is written to headrace.audit.
+    Every use is recorded in headrace.audit.
     """
     if (identifier is None) == (at is None):
-        raise click.UsageError("say which one: --id for a record, --at for a moment")
+        raise click.UsageError("give either --id for a record or --at for a time")
     settings = options.attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-explain")
-    with transaction(engine) as connection:
-        asked = _asked(connection, user, name, identifier, at)
-    known = _with_progress(engine, settings, asked, values=values, quiet=as_json)
+    asked = _question(engine, user, name, identifier, at)
+    with output.progress("deliveries read", quiet=as_json) as update:
+        known = look_up(engine, settings, asked, update, values=values)
     if as_json:
         output.print_json(_plain(known, values=values))
     else:
         _print_explanation(known, values=values)
 
 
-def _asked(connection: Connection, user: str, name: str, identifier: str | None, at: datetime | None) -> Question:
-    """What is meant. Raises click.ClickException where that is nothing, or several."""
-    people = [user_id for user_id, _ in backfill_admin.resolve_user(connection, user)]
-    if not people:
-        raise click.ClickException(f"nobody called {user} is known")
-    if people[0] != user and len(people) > 1:
-        raise click.ClickException(f"{user} is several: {', '.join(people)}")
+def _question(engine: Engine, user: str, name: str, identifier: str | None, at: datetime | None) -> Question:
+    """Raises click.ClickException unless exactly one user and record, or moment of a series, match."""
+    found = resolve_user(engine, user)
+    if not found.is_known:
+        raise click.ClickException(f"unknown user {user}")
     resource = catalogue()[name]
     if resource.is_series:
         if at is None:
-            raise click.ClickException(f"{name} is a timeseries, whose samples have no id: say --at")
-        return Question(people[0], resource, at=at)
+            raise click.ClickException(f"{name} is a timeseries, whose samples have no id; use --at")
+        return Question(found.user_id, resource, at=at)
     if at is not None:
-        ids = provenance.ids_on(connection, resource, people[0], at)
-        if len(ids) != 1:
-            found = f"are {', '.join(ids)}" if ids else "is nothing stored"
-            raise click.ClickException(f"of {at:%Y-%m-%d} there {found}; say which by --id")
+        with transaction(engine) as connection:
+            ids = provenance.ids_on(connection, resource, found.user_id, at)
+        if not ids:
+            raise click.ClickException(f"no record of {name} is stored for {at:%Y-%m-%d}; use --id")
+        if len(ids) > 1:
+            raise click.ClickException(f"several records on {at:%Y-%m-%d}: {', '.join(ids)}; use --id")
         identifier = ids[0]
-    return Question(people[0], resource, id=identifier)
-
-
-def _with_progress(engine: Engine, settings: Settings, asked: Question, *, values: bool, quiet: bool) -> Explanation:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = output.console()
-    with Progress(*columns, console=screen, transient=True, disable=quiet or not screen.is_terminal) as progress:
-        task = progress.add_task("kept deliveries read", total=None)
-        return look_up(
-            engine,
-            settings,
-            asked,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            values=values,
-        )
+    return Question(found.user_id, resource, id=identifier)
 
 
 def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
     asked = known.question
-    about = {"user_id": asked.user_id, "resource": asked.resource.name, "id": asked.id, "at": asked.at}
     return {
-        **about,
+        "user_id": asked.user_id,
+        "resource": asked.resource.name,
+        "id": asked.id,
+        "at": asked.at,
         "why": known.why,
-        "stored": [_of_row(row, values=values) for row in known.rows],
-        "deliveries": [_of_holding(one, values=values) for one in known.holdings],
+        "stored": [_plain_row(row, values=values) for row in known.rows],
+        "deliveries": [_plain_holding(one, values=values) for one in known.holdings],
         "applied_with_it_and_not_kept": [one._asdict() for one in known.unkept],
         "backfills": [asdict(one) for one in known.fetches],
         "erased_at": known.person.erased_at,
@@ -108,16 +95,23 @@ def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
     }
 
 
-def _of_row(row: StoredRow, *, values: bool) -> dict[str, Any]:
-    about = {"provider": row.provider, "source_type": row.source_type, "subtype": row.subtype}
-    how = {"version": row.version, "origin": row.origin, "stored_at": row.stored_at, "deleted": row.is_deleted}
-    return {**about, **how, "columns": row.columns if values else list(row.columns)}
+def _plain_row(row: StoredRow, *, values: bool) -> dict[str, Any]:
+    return {
+        "provider": row.provider,
+        "source_type": row.source_type,
+        "subtype": row.subtype,
+        "version": row.version,
+        "origin": row.origin,
+        "stored_at": row.stored_at,
+        "deleted": row.is_deleted,
+        "columns": row.columns if values else list(row.columns),
+    }
 
 
-def _of_holding(one: Holding, *, values: bool) -> dict[str, Any]:
-    given = {name: value for name, value in asdict(one).items() if name != "content"}
-    content = {"content": one.content} if values else {}
-    return given | {"series": list(one.series), "meaning": SAYS[one.verdict]} | content
+def _plain_holding(one: Holding, *, values: bool) -> dict[str, Any]:
+    left_out = {"entry", "applied_at"} | (set() if values else {"content"})
+    plain = one.entry._asdict() | vars(one) | {"meaning": SAYS[one.verdict]}
+    return {name: value for name, value in plain.items() if name not in left_out}
 
 
 def _print_explanation(known: Explanation, *, values: bool) -> None:
@@ -130,40 +124,45 @@ def _print_explanation(known: Explanation, *, values: bool) -> None:
         shown = row.columns.items() if values else [(name, "") for name in row.columns]
         click.echo("  columns    " + (", ".join(f"{name} {value}".rstrip() for name, value in shown) or "none"))
     if known.holdings:
-        click.echo("\ndeliveries that hold it, in the order of their versions:")
-        output.print_rows([_line(one, values=values) for one in known.holdings], as_json=False)
+        click.echo("\ndeliveries that contain it, oldest version first:")
+        output.print_rows([_holding_row(one, values=values) for one in known.holdings])
     if known.fetches:
-        click.echo("\nbackfills that asked for it:")
-        output.print_rows([_line_of_fetch(one) for one in known.fetches], as_json=False)
+        click.echo("\nbackfills that requested it:")
+        output.print_rows([_fetch_row(one) for one in known.fetches])
     _print_limits(known)
 
 
-def _line(one: Holding, *, values: bool) -> dict[str, Any]:
-    """A delivery for a terminal; what differs, or with --values what it says there."""
-    differs = [f"{name} {one.content.get(name)}" if values else name for name in one.differs]
-    when = {"version": f"{one.version:%Y-%m-%d %H:%M:%S.%f}", "received": f"{one.received_at:%Y-%m-%d %H:%M:%S}"}
-    what = {"outcome": one.outcome, "here": one.verdict, "differs in": ", ".join(differs)}
-    return {"delivery": one.message_id, "event": one.event_type, **when, **what}
-
-
-def _line_of_fetch(one: Fetch) -> dict[str, Any]:
-    window = {name: f"{moment:%Y-%m-%d}" if moment else "" for name, moment in _edges(one)}
-    ended = f"{one.finished_at:%Y-%m-%d %H:%M}" if one.finished_at else ""
-    return {"id": one.id, "provider": one.provider or "any", "asked by": one.requested_by, "status": one.status} | {
-        **window,
-        "ended": ended,
+def _holding_row(one: Holding, *, values: bool) -> dict[str, Any]:
+    return {
+        "delivery": one.entry.message_id,
+        "event": one.entry.event_type,
+        "version": f"{one.version:%Y-%m-%d %H:%M:%S.%f}",
+        "received": f"{one.entry.received_at:%Y-%m-%d %H:%M:%S}",
+        "outcome": one.entry.outcome,
+        "verdict": one.verdict,
+        "differs in": ", ".join(f"{name} {one.content.get(name)}" if values else name for name in one.differs),
     }
 
 
-def _edges(one: Fetch) -> list[tuple[str, datetime | None]]:
-    return [("from", one.window_start), ("to", one.window_end)]
+def _fetch_row(one: Fetch) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "provider": one.provider or "any",
+        "requested by": one.requested_by,
+        "status": one.status,
+        "from": f"{one.window_start:%Y-%m-%d}" if one.window_start else "",
+        "to": f"{one.window_end:%Y-%m-%d}" if one.window_end else "",
+        "ended": one.finished_at,
+    }
 
 
 def _print_limits(known: Explanation) -> None:
-    """What this cannot know."""
+    """Prints why the evidence may be incomplete."""
     if known.person.former:
-        click.echo(f"known before as {', '.join(known.person.former)}, under which deliveries may have come")
+        click.echo(f"former user_ids, whose deliveries were read as well: {', '.join(known.person.former)}")
     if known.unread:
-        click.echo(f"{known.unread} deliveries that may hold it cannot be read: another key, or dead letters")
-    since = f"what was received before {known.kept_since:%Y-%m-%d %H:%M} UTC" if known.kept_since else "everything"
-    click.echo(f"\n{known.looked_at} kept deliveries looked at; {since} is no longer kept (HEADRACE_KEEP_DAYS)")
+        click.echo(
+            f"{known.unread} deliveries that may contain it cannot be read: dead letters, or sealed with another key"
+        )
+    since = f"deliveries before {known.kept_since:%Y-%m-%d %H:%M} UTC" if known.kept_since else "all deliveries"
+    click.echo(f"\n{known.looked_at} archived deliveries read; {since} are no longer archived (HEADRACE_KEEP_DAYS)")

@@ -1,5 +1,6 @@
-"""`headrace link`: where a person connects a provider, so that whoever has a key gets to data."""
+"""`headrace link`: creates the URL at which a user connects a provider."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Linker:
-    """How an aggregator is connected, and what to look at when it refuses."""
+    """How to call an aggregator, and which settings to check when it rejects a request."""
 
     label: str
-    key: str  # the variables that its key stands in
-    base_url: str  # the variable that its address stands in
+    key: str  # the settings of its API key
+    base_url: str  # the setting of its address
     connect: Callable[[Settings], tuple[str, Mapping[str, str]]]
     read_refusal: Callable[[bytes], str]
 
@@ -43,8 +44,6 @@ LINKERS: Mapping[str, Linker] = {
 
 @dataclass(frozen=True)
 class LinkRequest:
-    """Who is to connect, with what, and where they end up."""
-
     user: str
     providers: tuple[str, ...] = ()
     redirect_url: str | None = None
@@ -53,54 +52,47 @@ class LinkRequest:
 
 @dataclass(frozen=True)
 class Linked:
-    """What came of it."""
-
     aggregator: str
     client_user_id: str
-    user_id: str | None = None  # None: Terra gives one when the person has connected
-    url: str | None = None  # None: connected already
-    token: str | None = None  # for a widget of one's own: Junction's link token, Terra's session
+    user_id: str | None = None  # None: Terra assigns it when the user connects
+    url: str | None = None  # None: already connected
+    token: str | None = None  # for your own widget: Junction's link token or Terra's session
     expires_in: int | None = None  # seconds
     demo: str | None = None
 
 
 @click.command()
-@click.option(
-    "--user", required=True, help="your own id of the person: client_user_id at Junction, reference_id at Terra"
-)
+@click.option("--user", required=True, help="your own user id: Junction's client_user_id, Terra's reference_id")
 @click.option("--aggregator", type=click.Choice(tuple(LINKERS)), help="default: the one whose API key is set")
-@click.option("--provider", "providers", multiple=True, help="offer only this provider (may be repeated)")
-@click.option("--redirect-url", help="where the person comes back to")
-@click.option("--demo", metavar="PROVIDER", help="connect a person who does not exist (Junction's sandbox)")
+@click.option("--provider", "providers", multiple=True, help="offer only this provider, repeatable")
+@click.option("--redirect-url", help="where the user is sent afterwards")
+@click.option("--demo", metavar="PROVIDER", help="connect a demo user instead (Junction's sandbox)")
 @options.json_option
 def link(*, user: str, aggregator: str | None, as_json: bool, **wished: Any) -> None:
-    """Get the address at which a person connects a provider.
+    """Create the URL at which a user connects a provider.
 
-    Nothing is stored: the connection, its history and its data come by webhook.
+    Nothing is stored: the connection, its history and its data arrive by webhook.
     """
     settings = load()
     wish = LinkRequest(user.strip(), **wished)
-    name = aggregator or _with_a_key(settings)
+    name = aggregator or _default_aggregator(settings)
     _check(wish, name, settings)
-    asked = _Asked(LINKERS[name], settings)
-    try:
-        linked = MAKERS[name](asked, wish)
-    finally:
-        asked.close()
+    with contextlib.closing(_Api(LINKERS[name], settings)) as api:
+        linked = MAKERS[name](api, wish)
     if as_json:
         output.print_json(linked)
     else:
         _print_links(linked)
 
 
-def _with_a_key(settings: Settings) -> str:
-    """The aggregator that is meant where nobody says so. Raises Misconfigured, and click.UsageError for two."""
+def _default_aggregator(settings: Settings) -> str:
+    """Raises Misconfigured without an API key, and click.UsageError with two."""
     if not settings.readable:
         raise Misconfigured(
-            "not set, nor is TERRA_API_KEY; set one to what your dashboard shows", setting="JUNCTION_API_KEY"
+            "not set, and TERRA_API_KEY is not set either; copy one from your dashboard", setting="JUNCTION_API_KEY"
         )
     if len(settings.readable) > 1:
-        raise click.UsageError("JUNCTION_API_KEY and TERRA_API_KEY are both set: say --aggregator junction or terra")
+        raise click.UsageError("JUNCTION_API_KEY and TERRA_API_KEY are both set; add --aggregator junction or terra")
     return settings.readable[0]
 
 
@@ -110,15 +102,17 @@ def _check(wish: LinkRequest, aggregator: str, settings: Settings) -> None:
     if not wish.demo:
         return
     if aggregator != "junction":
-        raise click.UsageError("--demo: only Junction has people who do not exist")
+        raise click.UsageError("--demo works with Junction only")
     if wish.providers or wish.redirect_url:
-        raise click.UsageError("--demo connects at once: --provider and --redirect-url have nothing to say there")
+        raise click.UsageError("--demo connects immediately; it cannot be combined with --provider or --redirect-url")
     if (settings.junction_api_key or "").startswith(junction_linking.PRODUCTION):
-        raise click.UsageError("--demo works in Junction's sandbox, and JUNCTION_API_KEY is a key of production (pk_)")
+        raise click.UsageError(
+            "--demo works in Junction's sandbox only, but JUNCTION_API_KEY is a production key (pk_)"
+        )
 
 
-class _Asked:
-    """An aggregator that is asked once, for an operator who waits: what it refuses becomes one line."""
+class _Api:
+    """Calls an aggregator without retries, because an operator is waiting. Errors become one line."""
 
     def __init__(self, aggregator: Linker, settings: Settings) -> None:
         self._aggregator = aggregator
@@ -126,83 +120,78 @@ class _Asked:
         self._client = Client(self._url, headers)
 
     def fetch(self, request: Request, read: Callable[[bytes], T]) -> T:
-        """What the answer holds. Raises click.ClickException."""
-        return self.read(self.answer(request), read)
+        """The parsed body of a successful response. Raises click.ClickException."""
+        return self.read(self.send(request), read)
 
-    def answer(self, request: Request) -> HttpResponse:
-        """The answer, whatever it is."""
+    def send(self, request: Request) -> HttpResponse:
         return self._client.fetch(request)
 
-    def read(self, answer: HttpResponse, read: Callable[[bytes], T]) -> T:
-        """What the answer holds. Raises click.ClickException."""
-        if answer.status not in (200, 201):
-            raise click.ClickException(self._why(answer))
+    def read(self, response: HttpResponse, read: Callable[[bytes], T]) -> T:
+        """The parsed body of a successful response. Raises click.ClickException."""
+        if response.status not in (200, 201):
+            raise click.ClickException(self._error(response))
         try:
-            return read(answer.body)
+            return read(response.body)
         except Unprocessable as reason:
-            said = self._aggregator.read_refusal(answer.body) or str(reason)
-            raise click.ClickException(f"{self._aggregator.label} says: {said}") from None
+            text = self._aggregator.read_refusal(response.body) or str(reason)
+            raise click.ClickException(f"{self._aggregator.label} reports: {text}") from None
 
     def close(self) -> None:
-        """Ends the connection."""
         self._client.close()
 
-    def _why(self, answer: HttpResponse) -> str:
-        about, status = self._aggregator, answer.status
-        said = about.read_refusal(answer.body)
-        told = f": {said}" if said else ""
-        if status == NO_ANSWER:
-            return f"{about.label} cannot be reached at {self._url}: check the network and {about.base_url}"
-        if status in (401, 403):
-            return f"{about.label} refuses the key (status {status}{told}): check {about.key}, for {self._url}"
-        if status in (400, 422):
-            return (
-                f"{about.label} refuses that (status {status}{told}); a provider is named as in its list of providers"
-            )
-        if status == 429 or status >= 500:
-            seconds = retry_after(answer.headers.get("retry-after"), datetime.now(UTC))
-            when = "in a while" if seconds is None else f"in {seconds:.0f} s"
-            return f"{about.label} cannot answer now (status {status}{told}): try again {when}"
-        return f"{about.label} answers with status {status}{told}: check {about.base_url}, which is {self._url}"
+    def _error(self, response: HttpResponse) -> str:
+        label, base_url = self._aggregator.label, self._aggregator.base_url
+        if response.status == NO_ANSWER:
+            return f"{label} cannot be reached at {self._url}; check the network and {base_url}"
+        text = self._aggregator.read_refusal(response.body)
+        status = f"status {response.status}" + (f": {text}" if text else "")
+        if response.status in (401, 403):
+            return f"{label} rejects the API key ({status}); check {self._aggregator.key} for {self._url}"
+        if response.status in (400, 422):
+            return f"{label} rejects the request ({status}); check that it lists the provider under this name"
+        if response.status == 429 or response.status >= 500:
+            seconds = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+            when = "later" if seconds is None else f"in {seconds:.0f} s"
+            return f"{label} is unavailable ({status}); try again {when}"
+        return f"{label} answers unexpectedly ({status}); check {base_url}, which is {self._url}"
 
 
-def _at_junction(asked: _Asked, wish: LinkRequest) -> Linked:
-    """A user is made or, if there is one of that name, found; then the link, or the demo connection."""
-    made = asked.answer(junction_linking.user_request(wish.user))
-    user_id = _existing(asked, wish.user) if made.status == 400 else None
-    user_id = user_id or asked.read(made, junction_linking.read_user)
+def _at_junction(api: _Api, wish: LinkRequest) -> Linked:
+    """Creates the user, or finds the existing one, then creates the link or the demo connection."""
+    created = api.send(junction_linking.user_request(wish.user))
+    user_id = _existing(api, wish.user) if created.status == 400 else None
+    user_id = user_id or api.read(created, junction_linking.read_user)
     if wish.demo:
-        asked.fetch(junction_linking.demo_request(user_id, wish.demo), junction_linking.read_demo)
+        api.fetch(junction_linking.demo_request(user_id, wish.demo), junction_linking.read_demo)
         return Linked("junction", wish.user, user_id, demo=wish.demo)
     request = junction_linking.token_request(user_id, wish.providers, wish.redirect_url)
-    given = asked.fetch(request, junction_linking.read_token)
-    return Linked("junction", wish.user, user_id, given.url, given.token, given.expires_in)
+    made = api.fetch(request, junction_linking.read_token)
+    return Linked("junction", wish.user, user_id, url=made.url, token=made.token, expires_in=made.expires_in)
 
 
-def _existing(asked: _Asked, name: str) -> str | None:
-    """The user of that name; None if there is none, so that the refusal was about something else."""
-    found = asked.answer(junction_linking.resolve_request(name))
-    return None if found.status == 404 else asked.read(found, junction_linking.read_user)
+def _existing(api: _Api, name: str) -> str | None:
+    """The existing user_id; None if the user does not exist, so that the 400 had another reason."""
+    found = api.send(junction_linking.resolve_request(name))
+    return None if found.status == 404 else api.read(found, junction_linking.read_user)
 
 
-def _at_terra(asked: _Asked, wish: LinkRequest) -> Linked:
+def _at_terra(api: _Api, wish: LinkRequest) -> Linked:
     request = terra_linking.session_request(wish.user, wish.providers, wish.redirect_url)
-    given = asked.fetch(request, terra_linking.read_session)
-    return Linked("terra", wish.user, None, given.url, given.token, given.expires_in)
+    made = api.fetch(request, terra_linking.read_session)
+    return Linked("terra", wish.user, url=made.url, token=made.token, expires_in=made.expires_in)
 
 
-MAKERS: Mapping[str, Callable[[_Asked, LinkRequest], Linked]] = {"junction": _at_junction, "terra": _at_terra}
+MAKERS: Mapping[str, Callable[[_Api, LinkRequest], Linked]] = {"junction": _at_junction, "terra": _at_terra}
 
 
 def _print_links(linked: Linked) -> None:
-    """What there is, and what happens next."""
     if linked.user_id:
         click.echo(f"user_id   {linked.user_id}")
     if linked.url and linked.expires_in:
         click.echo(f"open      {linked.url}")
         click.echo(f"          within {linked.expires_in // 60} minutes, as {linked.client_user_id}\n")
     label = LINKERS[linked.aggregator].label
-    when = f"{linked.client_user_id} is connected with {linked.demo}." if linked.demo else "Once that is done,"
+    when = f"{linked.client_user_id} is connected with {linked.demo}." if linked.demo else "After that,"
     click.echo(f"{when} {label} sends the connection and its data to your endpoint, /webhooks/{linked.aggregator}:")
     click.echo("    headrace status")
     click.echo(f"    headrace backfill list{f' --user {linked.user_id}' if linked.user_id else ''}")

@@ -1,4 +1,4 @@
-"""`headrace migrate`: the schema."""
+"""`headrace migrate`: upgrades the schema."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from workers.store.migrate import migrate
 @click.command("migrate")
 @data_dir_option
 def command(data_dir: Path | None) -> None:
-    """Bring the database to the newest schema. May run twice, and at the same time."""
+    """Upgrade the database to the newest schema. Safe to run twice, and concurrently."""
     settings = attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-migrate")
     click.echo(f"the schema is at version {migrate(engine)}")
-    maintain_partitions(engine, None)  # it may be run by hand, where nobody has said how long they are kept
+    maintain_partitions(engine, None)  # None: drops none, because HEADRACE_KEEP_DAYS may not be set here

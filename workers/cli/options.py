@@ -20,9 +20,9 @@ Command = Callable[..., Any]
 
 
 class Group(click.Group):
-    """Prints an error of ours as one line, and its traceback only with --debug.
+    """Prints a HeadraceError as one line, and its traceback only with --debug.
 
-    `lazy` names commands that are imported when they are used, as `module:name` within this package.
+    `lazy` maps command names to `module:name` within this package; a module is imported when its command is used.
     """
 
     def __init__(self, *given: Any, lazy: Mapping[str, str] = MappingProxyType({}), **named: Any) -> None:
@@ -30,11 +30,9 @@ class Group(click.Group):
         self._lazy = lazy
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Every name, without importing any."""
         return sorted({*super().list_commands(context), *self._lazy})
 
     def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command, if it is a lazy one."""
         if cmd_name not in self._lazy:
             return super().get_command(context, cmd_name)
         module, _, name = self._lazy[cmd_name].partition(":")
@@ -43,7 +41,6 @@ class Group(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
-        """Runs the command that was asked for."""
         try:
             return super().invoke(context)
         except HeadraceError as error:
@@ -53,28 +50,27 @@ class Group(click.Group):
             context.exit(1)
 
 
-def data_dir_option(command: Command) -> Command:
-    """The stack that a command works against where DATABASE_URL and BROKER_URL are not set."""
-    return click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="the folder of the stack to work with (default: HEADRACE_DATA_DIR, then .headrace)",
-    )(command)
+def user_option(meaning: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """`--user`, which `users.resolve_user` resolves."""
+    return click.option("--user", required=required, help=f"{meaning}: user_id, client_user_id or former user_id")
 
 
-def json_option(command: Command) -> Command:
-    """For programs that read."""
-    return click.option("--json", "as_json", is_flag=True, help="print JSON")(command)
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="data directory of the running stack (default: HEADRACE_DATA_DIR, then .headrace)",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 def attached(data_dir: Path | None, *, broker: bool = True) -> Settings:
-    """The settings, completed by the stack that runs in the data directory, where the command needs more."""
+    """The settings; DATABASE_URL and BROKER_URL default to the stack that runs in the data directory."""
     settings = load()
     return attach.attach(settings, data_dir or Path(settings.data_dir), broker=broker)
 
 
 class Moment(click.ParamType[datetime]):
-    """A day or a moment in ISO 8601; without an offset it is taken as UTC."""
+    """A day or a time in ISO 8601; UTC without an offset."""
 
     name = "moment"
 
@@ -85,18 +81,16 @@ class Moment(click.ParamType[datetime]):
         try:
             given = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a day (2026-03-14) nor a moment (2026-03-14T06:30:00Z)", param, context)
+            self.fail(f"{value!r} is neither a day (2026-03-14) nor a time (2026-03-14T06:30:00Z)", param, context)
         return given if given.tzinfo else given.replace(tzinfo=UTC)
 
 
 class ResourceName(click.ParamType[str]):
-    """A resource of the catalogue."""
-
     name = "resource"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
-        """Raises click.BadParameter, with the names that are near."""
+        """Raises click.BadParameter, which suggests similar names."""
         if value not in catalogue():
             near = get_close_matches(value, catalogue(), 3) or ["workouts", "sleep", "heartrate"]
-            self.fail(f"{value!r} is no resource; did you mean {', '.join(near)}?", param, context)
+            self.fail(f"unknown resource {value!r}; did you mean {', '.join(near)}?", param, context)
         return str(value)

@@ -1,30 +1,32 @@
-"""What commands print: tables, JSON, durations, and views that refresh."""
+"""What commands print: tables, JSON, progress, and views that refresh."""
 
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-MAX_REFRESH_SHARE = 4  # times as long as it took
+MAX_REFRESH_SHARE = 4  # the pause between two refreshes, in durations of one
+LINE_SECONDS = 10  # between two lines of progress without a terminal
 
 
 def can_answer() -> bool:
-    """Whether somebody is there to be asked: a program that runs a command is not."""
+    """Whether standard input is a terminal, so that a question can be answered."""
     return sys.stdin.isatty()
 
 
 def console() -> Console:
-    """A terminal; into a file or a pipe, tables are as wide as they are, and not cut at 80."""
-    # What a provider says may hold brackets and colons, which are no markup.
+    """Standard output. In a file or pipe, tables are up to 200 columns wide instead of 80."""
+    # A provider's error text may contain brackets and colons, which are not markup.
     return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
@@ -33,40 +35,80 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=_plain))
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """A table, or a list of objects."""
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """A table, or a JSON list of objects."""
     if as_json:
         print_json(list(rows))
     elif rows:
         table = Table(*rows[0])
         for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
+            table.add_row(*map(_cell, row.values()))
         console().print(table)
 
 
-def live_view(picture: Callable[[], RenderableType], every: float) -> None:
-    """Shows a picture until Ctrl-C: on a terminal in place, elsewhere again and again.
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    return "" if value is None else str(value)
 
-    A look that takes long is taken less often: whoever watches must not be what is wrong.
+
+class Update(Protocol):
+    def __call__(self, done: float, total: float | None = None, *, phase: str = "", detail: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(
+    phase: str, total: float | None = None, *, quiet: bool = False, screen: Console | None = None
+) -> Iterator[Update]:
+    """A bar on a terminal; elsewhere a line every LINE_SECONDS and at each new phase. Prints to standard error.
+
+    The yielded function may change `phase` and `total`; `detail` replaces the text "done/total".
+    """
+    screen = screen or Console(stderr=True, quiet=quiet)
+    detail_column = TextColumn("{task.fields[detail]}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), detail_column, TimeRemainingColumn())
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    task = bar.add_task(phase, total=total, detail="")
+    current, due = phase, time.monotonic() + LINE_SECONDS
+
+    def update(done: float, total: float | None = total, *, phase: str = "", detail: str = "") -> None:
+        nonlocal current, due
+        is_new, current = bool(phase) and phase != current, phase or current
+        detail = detail or (f"{done:,.0f}" if total is None else f"{done:,.0f}/{total:,.0f}")
+        if is_new:
+            bar.reset(task)
+        bar.update(task, description=current, completed=done, total=total, detail=detail)
+        if not screen.is_terminal and (is_new or time.monotonic() >= due):
+            due = time.monotonic() + LINE_SECONDS
+            screen.print(f"{current}: {detail}", markup=False, highlight=False, soft_wrap=True)
+
+    with bar:
+        yield update
+
+
+def live_view(render: Callable[[], RenderableType], every: float) -> None:
+    """Refreshes a view until Ctrl-C: in place on a terminal, one below the other elsewhere.
+
+    Slow views refresh less often, so that watching does not load the database.
     """
     screen = console()
     with contextlib.suppress(KeyboardInterrupt):
-        shown, took = _timed(picture)
+        shown, took = _timed(render)
         if not screen.is_terminal:
             while True:
                 screen.print(shown)
                 time.sleep(max(every, MAX_REFRESH_SHARE * took))
-                shown, took = _timed(picture)
+                shown, took = _timed(render)
         with Live(shown, console=screen, screen=True) as live:
             while True:
                 time.sleep(max(every, MAX_REFRESH_SHARE * took))
-                shown, took = _timed(picture)
+                shown, took = _timed(render)
                 live.update(shown, refresh=True)
 
 
-def _timed(picture: Callable[[], RenderableType]) -> tuple[RenderableType, float]:
+def _timed(render: Callable[[], RenderableType]) -> tuple[RenderableType, float]:
     began = time.monotonic()
-    return picture(), time.monotonic() - began
+    return render(), time.monotonic() - began
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`headrace roles`, `headrace retention` and `headrace audit`: who may what, how long, and who did what."""
+"""`headrace roles`, `headrace retention` and `headrace audit`."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -15,54 +15,55 @@ from workers.store.roles import script
 
 
 @click.command()
-@click.option("--writer", required=True, help="the role that workers log in as")
-@click.option("--reader", required=True, help="the role that may only read schema health")
+@click.option("--writer", required=True, help="the database role of the workers")
+@click.option("--reader", required=True, help="a role that may only read schema health")
 def roles(*, writer: str, reader: str) -> None:
-    """Print the SQL that gives two roles what they need. The owner runs it: headrace roles ... | psql "$OWNER_URL"."""
+    """Print SQL that grants two roles their privileges. Run it as the owner: headrace roles ... | psql "$OWNER_URL"."""
     click.echo(script(writer, reader))
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="only say what would go")
-@click.option("--yes", is_flag=True, help="do not ask")
+@click.option("--dry-run", is_flag=True, help="only count the rows")
+@click.option("--yes", is_flag=True, help="do not ask for confirmation")
 @options.data_dir_option
 @options.json_option
 def retention(*, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Remove now what is older than HEADRACE_RETENTION and HEADRACE_LEDGER_DAYS; workers do it a few times a day."""
+    """Delete expired rows. Their age limits are HEADRACE_RETENTION and HEADRACE_LEDGER_DAYS.
+
+    Workers also do this several times a day.
+    """
     settings = options.attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-retention")
     edges = store.limits(settings, datetime.now(UTC))
     found = store.count(engine, edges)
     if not dry_run and found:
         if not yes and output.can_answer():
-            click.confirm(f"remove {sum(found.values())} rows for good?", abort=True)
+            click.confirm(f"delete {sum(found.values())} rows permanently?", abort=True)
         found = dict(sum((Counter({name: gone}) for name, gone in store.remove(engine, edges)), Counter[str]()))
         notes.record(engine, "retention", "everybody", found)
     if as_json:
         output.print_json({name: {"before": edges[name], "rows": rows} for name, rows in found.items()})
         return
-    done = "would go" if dry_run else "removed"
+    done = "would be removed" if dry_run else "removed"
     rows = [{"what": name, "before": f"{edges[name]:%Y-%m-%d}", done: number} for name, number in found.items()]
-    output.print_rows(rows, as_json=False)
+    output.print_rows(rows)
     if not rows:
-        click.echo(
-            "nothing is older than it may be" if edges else "HEADRACE_RETENTION is not set: all is kept for ever"
-        )
+        click.echo("no row is older than its limit" if edges else "HEADRACE_RETENTION is not set: no row expires")
 
 
 @click.command()
-@click.option("--since", required=True, type=Moment(), help="from this day or moment on")
-@click.option("--subject", help="only what was done to this (a user_id, a number)")
+@click.option("--since", required=True, type=Moment(), help="at or after this day or time")
+@click.option("--subject", help="only actions on this subject, e.g. a user_id")
 @options.data_dir_option
 @options.json_option
 def audit(*, since: datetime, subject: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """List what operators did, and to whom."""
+    """List the actions of operators."""
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-audit")
     with transaction(engine) as connection:
         found = notes.listed(connection, since, subject)
     if as_json:
         output.print_json(found)
     elif not found:
-        click.echo("nothing")
+        click.echo("no actions")
     else:
-        output.print_rows([{**row, "at": f"{row['at']:%Y-%m-%d %H:%M:%S}"} for row in found], as_json=False)
+        output.print_rows([{**row, "at": f"{row['at']:%Y-%m-%d %H:%M:%S}"} for row in found])

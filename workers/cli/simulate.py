@@ -1,4 +1,4 @@
-"""`headrace simulate`: the simulated provider alone."""
+"""`headrace simulate`: the simulated aggregators alone."""
 
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,23 @@ from workers.cli.options import attached, data_dir_option
 
 
 @click.command("simulate")
-@click.option("--port", type=int, default=0, help="the port of the simulated API (default: a free one)")
-@click.option("--users", type=click.IntRange(1), default=3, show_default=True, help="how many people")
-@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="how much history each has")
-@click.option("--seed", type=int, default=1, show_default=True, help="the same seed makes the same people and data")
+@click.option("--port", type=int, default=0, help="port of the simulated API (default: a free one)")
+@click.option("--users", type=click.IntRange(1), default=3, show_default=True, help="number of users")
+@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="days of history per user")
+@click.option("--seed", type=int, default=1, show_default=True, help="the same seed generates the same users and data")
 @click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
-@click.option("--terra-to", help="the same as Terra would, e.g. to http://127.0.0.1:8000/webhooks/terra")
+@click.option("--terra-to", help="the same for Terra, e.g. http://127.0.0.1:8000/webhooks/terra")
 @click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
-@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="the share of events that is sent twice")
-@click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="the share that comes a little late")
-@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="the share that comes very late")
-@click.option(
-    "--pinged", type=click.FloatRange(0, 1), default=0.0, help="the share of Terra's that waits at an address"
-)
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="share of events sent twice")
+@click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="share of events sent slightly late")
+@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="share of events sent very late")
+@click.option("--pinged", type=click.FloatRange(0, 1), default=0.0, help="share of Terra events sent as a URL to fetch")
 @data_dir_option
 def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **options: Any) -> None:
-    """Run the simulated provider alone, for your own tests, until Ctrl-C.
+    """Run the simulated aggregators alone. Meant for your own tests; Ctrl-C stops them.
 
-    With --to and --terra-to, events are signed with JUNCTION_WEBHOOK_SECRET and TERRA_SIGNING_SECRET, or the secrets
-    of the stack in --data-dir.
+    Events for --to and --terra-to are signed with JUNCTION_WEBHOOK_SECRET and TERRA_SIGNING_SECRET, or with the
+    secrets of the stack in --data-dir.
     """
     settings = load()
     secrets, terra_secrets = settings.junction_webhook_secrets, settings.terra_signing_secrets

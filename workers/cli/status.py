@@ -1,4 +1,4 @@
-"""`headrace status`: health, queue depths, outcomes, backfills."""
+"""`headrace status`: problems, queue depths, delivery outcomes, backfills."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from workers.store.engine import make_engine
 @click.command("status")
 @data_dir_option
 @json_option
-@click.option("--watch", is_flag=True, help="keep it fresh, until Ctrl-C")
+@click.option("--watch", is_flag=True, help="refresh until Ctrl-C")
 @click.option(
     "--interval",
     "--every",
     type=click.FloatRange(0.2),
     default=2.0,
     show_default=True,
-    help="seconds between two looks, at least",
+    help="minimum seconds between refreshes",
 )
-@click.option("--web", help="the endpoint to ask too, e.g. http://web:8000 (default: the one of --data-dir)")
+@click.option("--web", help="URL of the endpoint, e.g. http://web:8000 (default: that of --data-dir)")
 def command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
-    """Show whether it is healthy, what waits, what became of what came, and what needs a hand."""
+    """Show problems, queue depths, outcomes and backfills."""
     settings = attached(data_dir)
     engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
     watcher = Watcher(engine, celery, settings, web or attach.endpoint_of(load(), data_dir or Path(settings.data_dir)))

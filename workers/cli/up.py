@@ -12,7 +12,7 @@ from workers.local import stack
 
 @click.command("up")
 @data_dir_option
-@click.option("--port", type=int, help="the port of the endpoint (default: 8000, or a free one)")
+@click.option("--port", type=int, help="port of the endpoint (default: 8000, or a free one)")
 @click.option("--workers", type=click.IntRange(1), help="worker processes per lane (default: one per core)")
 def command(data_dir: Path | None, port: int | None, workers: int | None) -> None:
     """Run everything on this machine, until Ctrl-C."""

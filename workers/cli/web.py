@@ -1,4 +1,4 @@
-"""`headrace web`: the endpoint."""
+"""`headrace web` and `headrace flower`: check the settings, then replace this process by the server."""
 
 import click
 
@@ -9,13 +9,22 @@ from workers.broker_admin import need_durable
 from workers.local.commands import become, own
 
 
-@click.command("web")
-def command() -> None:
+@click.command()
+def web() -> None:
     """Run the endpoint."""
     settings = load()
     settings.need_broker()
     settings.need_webhook_secret()
     need_durable(settings)
-    # Its processes count together through files; without a folder given they get one of their own.
+    # The endpoint's processes share their metrics through files in this folder.
     folder = {} if process_environment().get(METRICS_FOLDER) else {METRICS_FOLDER: make_folder()}
-    become(own("app.web", "headrace", "web"), folder)  # it reads its settings itself; the words are for `ps`
+    become(own("app.web", "headrace", "web"), folder)  # the arguments only show up in `ps`
+
+
+@click.command()
+def flower() -> None:
+    """Run Flower, Celery's dashboard. HEADRACE_FLOWER_AUTH is its login."""
+    settings = load()
+    settings.need_broker()
+    # In the environment, because every local user can read a command line.
+    become(own("workers.celery.flower"), {"FLOWER_BASIC_AUTH": settings.need_flower_auth()})

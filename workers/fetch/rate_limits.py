@@ -1,4 +1,4 @@
-"""What all workers share through Redis: rates per account and provider, and a pause when an account asks for one."""
+"""The state that all workers share through Redis: rate limits per account, provider and user, and pauses."""
 
 import contextlib
 import time
@@ -17,12 +17,14 @@ from app.errors import TryLater
 from workers.broker_admin import redis_client
 
 PREFIX = "headrace:pause:"
-# Whether the account asked for the pause, or refuses our key.
-PauseKind = Literal["asked", "key_refused"]
+PauseKind = Literal["asked", "key_refused"]  # the aggregator asked for the pause, or it refuses our API key
+# A longer pause is never shortened.
+EXTEND_PAUSE = """
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end"""
 
 
 @contextlib.contextmanager
-def _needed() -> Iterator[None]:
+def _redis_errors_as_try_later() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
@@ -31,7 +33,7 @@ def _needed() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pause:
-    """An account, or a person's part of it, that nobody may ask for anything for so many seconds, and why."""
+    """No worker sends requests to this account for `seconds`. `account` is ACCOUNT/USER_ID if it is about one user."""
 
     account: str
     seconds: float
@@ -39,92 +41,81 @@ class Pause:
     kind: PauseKind = "asked"
 
 
-class _Noted(msgspec.Struct, forbid_unknown_fields=True):
-    """What Redis holds of a pause."""
-
+class _StoredPause(msgspec.Struct, forbid_unknown_fields=True):
     kind: PauseKind
     reason: str
 
 
 class Throttle:
-    """Asked before every request. Raises TryLater if Redis is away: without it nobody knows what others have sent."""
+    """The check before every request. Raises TryLater without Redis: the requests of other workers are unknown then."""
 
     def __init__(self, settings: Settings) -> None:
         url = settings.need_redis()
         self._redis = redis_client(url)
-        self._rate = limits.parse(settings.request_rate)
-        self._rate_of_provider = limits.parse(settings.provider_rate) if settings.provider_rate else None
+        self._account_rate = limits.parse(settings.request_rate)
+        self._provider_rate = limits.parse(settings.provider_rate) if settings.provider_rate else None
         self._limiter = MovingWindowRateLimiter(RedisStorage(url, key_prefix="headrace:rate"))
 
     def wait(self, account: str, provider: str = "") -> float:
-        """Takes a place in the rates of the account and of the provider whose data it is about (garmin, oura ...).
+        """Counts one request against the rates of the account and of the provider (garmin, oura ...).
 
-        Or says how many seconds to wait before asking again.
+        Returns 0, or the seconds to wait if the account is paused or a rate is used up.
         """
-        narrow = self._rate_of_provider if provider else None
-        with _needed():
-            left = self._redis.pttl(_pause_key(account))
-            if isinstance(left, int) and left > 0:
-                return left / 1000
-            # Looked at first: no place of the account may be taken while the provider has none.
-            if narrow and not self._limiter.test(narrow, account, provider):
-                return self._until_free(narrow, account, provider)
-            if not self._limiter.hit(self._rate, account):
-                return self._until_free(self._rate, account)
-            if narrow and not self._limiter.hit(narrow, account, provider):
-                return self._until_free(narrow, account, provider)
-            return 0.0
+        rate = self._provider_rate if provider else None
+        with _redis_errors_as_try_later():
+            if seconds := self._pause_left(account):
+                return seconds
+            # Tested first: a request that the provider's rate refuses must not count against the account's rate.
+            if rate and not self._limiter.test(rate, account, provider):
+                return self._until_free(rate, account, provider)
+            seconds = self._hit(self._account_rate, account)
+            return seconds or (self._hit(rate, account, provider) if rate else 0.0)
 
     def wait_for_user(self, account: str, user_id: str, rate: str) -> float:
-        """As `wait`, for what is limited by the person whose data it is, at this account."""
-        with _needed():
-            left = self._redis.pttl(_pause_key(account, user_id))
-            if isinstance(left, int) and left > 0:
-                return left / 1000
-        return self.take(rate, "user", account, user_id)
+        """As `wait`, for a rate that applies to the requests about one user."""
+        with _redis_errors_as_try_later():
+            return self._pause_left(account, user_id) or self.take(rate, "user", account, user_id)
 
-    def take(self, rate: str, *whose: str) -> float:
-        """Takes a place in a rate of its own, such as 8/hour; or says how many seconds until there is one."""
-        with _needed():
-            item = limits.parse(rate)
-            return 0.0 if self._limiter.hit(item, *whose) else self._until_free(item, *whose)
-
-    def _until_free(self, rate: limits.RateLimitItem, *whose: str) -> float:
-        return max(0.05, self._limiter.get_window_stats(rate, *whose).reset_time - time.time())
+    def take(self, rate: str, *key: str) -> float:
+        """Counts one request against a rate such as 8/hour. Returns 0, or the seconds to wait if it is used up."""
+        with _redis_errors_as_try_later():
+            return self._hit(limits.parse(rate), *key)
 
     def pause(self, account: str, seconds: float, reason: str, *, user_id: str = "", kind: PauseKind = "asked") -> None:
-        """Nobody asks this account for anything, or for this person's data, until the time is over.
+        """Stops all requests to this account, or about this user, for `seconds`. Never shortens a pause."""
+        stored = msgspec.json.encode(_StoredPause(kind, reason))
+        with _redis_errors_as_try_later():
+            self._redis.eval(EXTEND_PAUSE, 1, _pause_key(account, user_id), int(seconds * 1000) + 1, stored)
 
-        A longer pause is never cut short.
-        """
-        with _needed():
-            noted = msgspec.json.encode(_Noted(kind, reason))
-            self._redis.eval(_MAX_PAUSE, 1, _pause_key(account, user_id), int(seconds * 1000) + 1, noted)
+    def _pause_left(self, account: str, user_id: str = "") -> float:
+        left = self._redis.pttl(_pause_key(account, user_id))
+        return left / 1000 if isinstance(left, int) and left > 0 else 0.0
+
+    def _hit(self, rate: limits.RateLimitItem, *key: str) -> float:
+        return 0.0 if self._limiter.hit(rate, *key) else self._until_free(rate, *key)
+
+    def _until_free(self, rate: limits.RateLimitItem, *key: str) -> float:
+        return max(0.05, self._limiter.get_window_stats(rate, *key).reset_time - time.time())
 
 
 def _pause_key(account: str, user_id: str = "") -> str:
     return f"{PREFIX}{account}{'/' if user_id else ''}{user_id}"
 
 
-_MAX_PAUSE = """
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end"""
-
-
 def pauses(settings: Settings) -> list[Pause]:
-    """The pauses of this moment, for `headrace status`."""
+    """The current pauses. Raises TryLater without Redis."""
     found = []
-    with _needed(), redis_client(settings.need_redis()) as client:
+    with _redis_errors_as_try_later(), redis_client(settings.need_redis()) as client:
         for key in client.scan_iter(PREFIX + "*"):
             left, raw = client.pttl(key), client.get(key)
             if isinstance(left, int) and left > 0 and isinstance(raw, bytes):
-                noted = _noted(raw)
-                found.append(Pause(key.decode().removeprefix(PREFIX), left / 1000, noted.reason, noted.kind))
+                stored = _decode(raw)
+                found.append(Pause(key.decode().removeprefix(PREFIX), left / 1000, stored.reason, stored.kind))
     return found
 
 
-def _noted(raw: bytes) -> _Noted:
-    """Workers of an older version write the reason alone."""
+def _decode(raw: bytes) -> _StoredPause:
     try:
-        return msgspec.json.decode(raw, type=_Noted)
-    except msgspec.DecodeError:
-        return _Noted("asked", raw.decode(errors="replace"))
+        return msgspec.json.decode(raw, type=_StoredPause)
+    except msgspec.DecodeError:  # written by a worker of an older version, which stores only the reason
+        return _StoredPause("asked", raw.decode(errors="replace"))

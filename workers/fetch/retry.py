@@ -1,6 +1,5 @@
-"""What must happen after a response: a pure decision from its status and headers and the number of failed attempts."""
+"""The decision after a response: a pure function of its status, its headers and the number of failed attempts."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,27 +7,31 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from workers.aggregators.requests import ApiLimits
+from workers.fetch.backoff import backoff
 
-FIRST_PAUSE, MAX_PAUSE = 1.0, 900.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 900.0  # seconds
 MAX_RETRY_AFTER = 6 * 3600.0
 UNAUTHORIZED_PAUSE = 300.0
 MAX_ATTEMPTS = 12
-MAY_PASS = frozenset({408, 409, 413, 425})
-NO_ANSWER, NOT_JSON = 0, 1  # stand for a status: nothing came back, or something that is no JSON
+RETRYABLE_CLIENT_ERRORS = frozenset({408, 409, 413, 425})
+NO_ANSWER, NOT_JSON = 0, 1  # in place of a status: no response arrived, or its body is not the expected JSON
 
 
 class FetchAction(StrEnum):
     """What to do next with a request, or with what it was to fetch."""
 
-    USE = "use"  # the response holds what was asked for
-    WAIT = "wait"  # nothing was requested: the account's rate is used up, or the account is paused
+    USE = "use"  # the response holds the requested data
+    WAIT = "wait"  # no request was sent: the account's rate is used up, or the account is paused
     RETRY = "retry"  # send this request again
     PAUSE = "pause"  # pause all requests to this account, then send this request again
     SPLIT = "split"  # the date range was too large or too slow: request half of it
     RESTART = "restart"  # the cursor is no longer valid: begin the date range again
     NOT_FOUND = "not_found"  # the aggregator does not know this user or record any more
     FAIL = "fail"  # a retry cannot succeed
-    REJECT = "reject"  # nor can it here, and the response says why: it becomes a dead letter
+    REJECT = "reject"  # a retry cannot succeed and the response says why: it becomes a dead letter
+
+
+FINAL = (FetchAction.NOT_FOUND, FetchAction.FAIL, FetchAction.REJECT)
 
 
 @dataclass(frozen=True)
@@ -39,59 +42,53 @@ class Decision:
     seconds: float = 0.0
     reason: str = ""
     counts: bool = True  # as a failed attempt
-    key_refused: bool = False  # only the operator can end this pause
+    key_refused: bool = False  # only a new API key ends this pause
 
 
-def decide(  # noqa: PLR0911 - a table, a line a case
+def decide(  # noqa: PLR0911 - a table with one line per case
     status: int,
     headers: Mapping[str, str],
     *,
     attempts: int,
     now: datetime,
     has_cursor: bool = False,
-    terms: ApiLimits = ApiLimits(),  # noqa: B008 - it is frozen
+    limits: ApiLimits = ApiLimits(),  # noqa: B008 - it is frozen
 ) -> Decision:
-    """Junction declares 200 and 422 only; the rest is what HTTP (RFC 9110) and the rate-limit pages say.
+    """The next action. Junction documents only 200 and 422; the rest follows RFC 9110 and the rate-limit pages.
 
-    A 429 or 503 is for everybody: other workers would only be told the same. A refused key is not this request's
-    fault, so it costs no attempt, and is tried again rarely, in case somebody mends it.
+    429 and 503 pause all workers, because each would get the same response. A refused API key is not the request's
+    fault: it counts as no attempt, and the request is retried every five minutes until the operator replaces the key.
     """
-    reason = {NO_ANSWER: "no answer", NOT_JSON: "an answer that is no JSON"}.get(status, f"status {status}")
-    pause = backoff(attempts)
+    reason = {NO_ANSWER: "no answer", NOT_JSON: "a response that is not JSON"}.get(status, f"status {status}")
+    delay = backoff(attempts, base=FIRST_PAUSE, limit=MAX_PAUSE)
     match status:
         case 200:
             return Decision(FetchAction.USE)
         case 401 | 403:
-            why = f"{reason}: the API key is refused"
-            return Decision(FetchAction.PAUSE, UNAUTHORIZED_PAUSE, why, counts=False, key_refused=True)
-        case 429 if terms.limited(headers) == "request":
-            return Decision(FetchAction.SPLIT, reason=f"{reason}: more than one request may ask for")
+            reason = f"{reason}: the API key is refused"
+            return Decision(FetchAction.PAUSE, UNAUTHORIZED_PAUSE, reason, counts=False, key_refused=True)
+        case 429 if limits.limited(headers) == "request":
+            return Decision(FetchAction.SPLIT, reason=f"{reason}: the date range is too long for one request")
         case 429 | 503:
             asked = retry_after(headers.get("retry-after"), now)
-            return Decision(FetchAction.PAUSE, pause if asked is None else asked, reason, counts=asked is None)
+            return Decision(FetchAction.PAUSE, delay if asked is None else asked, reason, counts=asked is None)
         case 404:
             return Decision(FetchAction.NOT_FOUND, reason=reason)
         case 422:
             return Decision(FetchAction.REJECT, reason=reason)
         case 400 | 410 if has_cursor:
-            return Decision(FetchAction.RESTART, pause, f"{reason}: the cursor is no longer good")
-    if 400 <= status < 500 and status not in MAY_PASS:
+            return Decision(FetchAction.RESTART, delay, f"{reason}: the cursor is no longer valid")
+    if 400 <= status < 500 and status not in RETRYABLE_CLIENT_ERRORS:
         return Decision(FetchAction.FAIL, reason=reason)
     if attempts + 1 >= MAX_ATTEMPTS:
         return Decision(FetchAction.FAIL, reason=f"{reason}, {MAX_ATTEMPTS} times")
-    return Decision(FetchAction.SPLIT if status in terms.split_on_status else FetchAction.RETRY, pause, reason)
-
-
-def backoff(attempts: int) -> float:
-    """Seconds: doubling from one to fifteen minutes, jittered by half, so that workers do not come back at once."""
-    limit: float = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts, 20))
-    return limit * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+    return Decision(FetchAction.SPLIT if status in limits.split_on_status else FetchAction.RETRY, delay, reason)
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After asks for (RFC 9110, 10.2.3: a number or a date); None if there is none to read.
+    """The seconds that a Retry-After header asks for (RFC 9110, 10.2.3: a number or a date); None without a valid one.
 
-    Rounded up by a tenth: a date has whole seconds, and being early is worse than being late.
+    A tenth of a second is added: a date has whole seconds, and a retry that is early is refused.
     """
     if value is None:
         return None

@@ -1,1 +1,1 @@
-"""From a message of deliveries to rows: apply, download, replay, and the RabbitMQ pipeline."""
+"""Ingestion of deliveries: apply, download, replay, and the RabbitMQ pipeline."""

@@ -1,7 +1,7 @@
-"""`headrace etl`: the second front door, a RabbitMQ queue into which Junction's ETL pipeline puts events.
+"""`headrace etl`: consumes events that Junction's ETL pipeline publishes to a RabbitMQ queue.
 
-Whoever may publish there is trusted: the broker's login is the signature. A message is acknowledged when what it says
-is committed, so that whatever is killed in between, RabbitMQ gives it out again and nothing changes.
+Messages are trusted without a signature: the right to publish to the queue replaces it. A message is acknowledged after
+its commit. If a process is killed in between, RabbitMQ redelivers the message, and applying it again changes nothing.
 """
 
 import hashlib
@@ -25,70 +25,76 @@ from app.errors import Misconfigured, TryLater, Unprocessable
 from app.observability import tracing
 from app.observability.ready import mark_ready
 from app.sealing import Sealer
+from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
 from workers.ingest.outcomes import Applied
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
-PREFETCH = 50  # messages that are held, and applied in one transaction, at most
-IDLE_SECONDS = 0.05  # without another message, what has come is applied
-POLL_SECONDS = 1.0  # how often it looks whether it is to end
+PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
+IDLE_SECONDS = 0.05  # linger: a batch is applied when no other message arrives for so long
+POLL_SECONDS = 1.0  # how often the stop flag is checked
 HEARTBEAT_SECONDS = 30
 MAX_RECONNECT_SECONDS = 30.0
+MAX_RETRY_SECONDS = 5.0  # between attempts to apply a batch
 MICROSECOND = 1e-6
-MAX_TIMESTAMP = 1 << 33  # whoever gives milliseconds gives no time that can be used
-PLAIN_ENCODINGS = ("", "identity", "utf-8", "utf8")  # some clients name the charset there
-Announce = Callable[[Sequence[int]], object]  # takes the backfills that somebody should go on with
+MAX_TIMESTAMP = 1 << 33  # larger timestamps are in milliseconds, which AMQP does not allow, and are ignored
+PLAIN_ENCODINGS = ("", "identity", "utf-8", "utf8")  # some clients set the charset here
+Announce = Callable[[Sequence[int]], object]  # enqueues fetches of these backfills
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReceivedMessage:
-    """A message as it came from the queue."""
+    """A message from the queue."""
 
     tag: int
     body: bytes
     encoding: str
     routing_key: str  # the event type
-    redelivered: bool  # it was given out before, and not acknowledged
+    redelivered: bool  # delivered before without an acknowledgement
     message_id: str | None
     seconds: int | None  # its AMQP timestamp
 
 
 def from_amqp(message: Any) -> ReceivedMessage:
-    """What the AMQP library gives, as far as it matters."""
-    about, told = message.delivery_info, message.properties
-    body = message.body if isinstance(message.body, bytes) else bytes(str(message.body), "utf-8")
-    made = told.get("timestamp")
-    seconds = made if isinstance(made, int) and 0 < made < MAX_TIMESTAMP else None
-    encoding = str(told.get("content_encoding") or "").lower()
-    key, redelivered = str(about.get("routing_key") or ""), bool(about.get("redelivered"))
-    return ReceivedMessage(about["delivery_tag"], body, encoding, key, redelivered, told.get("message_id"), seconds)
+    """Converts a message of the AMQP library."""
+    info, properties = message.delivery_info, message.properties
+    timestamp = properties.get("timestamp")
+    return ReceivedMessage(
+        tag=info["delivery_tag"],
+        body=message.body if isinstance(message.body, bytes) else str(message.body).encode(),
+        encoding=str(properties.get("content_encoding") or "").lower(),
+        routing_key=str(info.get("routing_key") or ""),
+        redelivered=bool(info.get("redelivered")),
+        message_id=properties.get("message_id"),
+        seconds=timestamp if isinstance(timestamp, int) and 0 < timestamp < MAX_TIMESTAMP else None,
+    )
 
 
 def decode_body(received: ReceivedMessage, max_bytes: int) -> bytes:
-    """The event. Raises Unprocessable."""
+    """Decompresses the event. Raises Unprocessable."""
     if received.encoding in PLAIN_ENCODINGS:
         return received.body
     if received.encoding != "gzip":
-        raise Unprocessable("its content-encoding is neither gzip nor none")
+        raise Unprocessable("unsupported content-encoding: use gzip or none")
     inflater = zlib.decompressobj(wbits=31)
     try:
         body = inflater.decompress(received.body, max_bytes)
     except zlib.error:
-        raise Unprocessable("its content-encoding is gzip, and it is not") from None
+        raise Unprocessable("the body is not gzip, although its content-encoding is") from None
     if inflater.unconsumed_tail or not inflater.eof or inflater.unused_data:
-        raise Unprocessable("gzip that was cut short, or is larger than HEADRACE_MAX_BODY_BYTES")
+        raise Unprocessable("the gzip body is truncated, or larger than HEADRACE_MAX_BODY_BYTES when decompressed")
     return body
 
 
 @dataclass
 class MessageIdentity:
-    """Gives messages the id and the clock that they do not bring, for one connection.
+    """Assigns delivery ids and ordering clocks to the messages of one connection.
 
-    The id: from a message's own id where it has one, with the event type and the body, because such ids need not be
-    unique beyond them. Else it is made up: of A, B, A the second A is an event of its own, and an id made of its
-    content would be taken for the first one's. Only what is given out again is named by its content, and by how
-    often that came since the connection was made, so that a message with which workers die is known again.
+    A message with an id gets a digest of that id, the event type and the body, because ids may not be unique alone.
+    Any other message gets a random id: of A, B, A the second A is a separate event, but would have the digest of the
+    first. Only redelivered messages are identified by content, with the number of equal ones since the connection was
+    opened, so that a message that crashes workers is recognised.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -97,8 +103,8 @@ class MessageIdentity:
 
     def name(self, received: ReceivedMessage) -> str:
         """The message id of the delivery."""
-        whole = b"\0".join((received.routing_key.encode(), (received.message_id or "").encode(), received.body))
-        digest = hashlib.sha256(whole).hexdigest()
+        content = b"\0".join((received.routing_key.encode(), (received.message_id or "").encode(), received.body))
+        digest = hashlib.sha256(content).hexdigest()
         if received.message_id:
             return f"etl-{digest}"
         if not received.redelivered:
@@ -107,20 +113,21 @@ class MessageIdentity:
         return f"etl-{digest}-{self.seen[digest]}"
 
     def clock(self, received: ReceivedMessage) -> tuple[float, int | None]:
-        """When it came, and when it was made if it says: each later than that of the message before it.
+        """The time of receipt (unix seconds), and the message's timestamp (unix milliseconds) if it has one.
 
-        A queue keeps its order and a timestamp has only seconds, so messages of one second are counted on.
+        Both increase strictly from message to message. Timestamps have a resolution of seconds, so the messages of one
+        second, which the queue keeps in order, are numbered by milliseconds.
         """
         self.newest = max(time.time(), self.newest + MICROSECOND)
         if received.seconds is None:
             return self.newest, None
-        made = received.seconds * 1000
-        self.ordering_ms = self.ordering_ms + 1 if 0 <= self.ordering_ms - made < 1000 else made
+        sent_ms = received.seconds * 1000
+        self.ordering_ms = self.ordering_ms + 1 if 0 <= self.ordering_ms - sent_ms < 1000 else sent_ms
         return self.newest, self.ordering_ms
 
 
 class PipelineConsumer:
-    """Takes batches out of the queue until it is told to end."""
+    """Consumes and applies batches until `stop` is called."""
 
     def __init__(
         self,
@@ -134,25 +141,25 @@ class PipelineConsumer:
         self._stopping = False
 
     def stop(self, *_: object) -> None:
-        """After the batch that is at hand."""
+        """Stops after the current batch. A signal handler."""
         self._stopping = True
 
     def run(self) -> None:
-        """Goes on until it is ended, whatever goes away and comes back meanwhile."""
+        """Consumes until `stop` is called. Reconnects with backoff after an error of RabbitMQ."""
         attempt = 0
         while not self._stopping:
             connection = make_connection(self._settings)
             try:
                 with connection:
                     queue = self._open(connection)
-                    log.info("takes what comes into %s", self._settings.etl_queue)
+                    log.info("consuming from queue %s", self._settings.etl_queue)
                     attempt = 0
                     self._consume(connection, queue)
             except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
                 if not self._stopping:
                     attempt += 1
-                    log.warning("HEADRACE_ETL_URL: %s; tries again", reason_for(error))
-                    self._pause_for(min(MAX_RECONNECT_SECONDS, 0.5 * 2 ** min(attempt, 10)))
+                    log.warning("HEADRACE_ETL_URL: %s; reconnecting", reason_for(error))
+                    self._pause_for(backoff(attempt, limit=MAX_RECONNECT_SECONDS))
 
     def _pause_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -160,14 +167,14 @@ class PipelineConsumer:
             self._sleep(min(POLL_SECONDS, max(until - time.monotonic(), 0)))
 
     def _open(self, connection: Any) -> list[ReceivedMessage]:
-        """Starts to consume; the list is what arrives in it.
+        """Starts to consume. Received messages are appended to the returned list.
 
-        Exclusively, because the order of the queue is what orders versions that bring no clock: a second worker on the
-        same queue is refused by RabbitMQ, and stands by.
+        The consumer is exclusive, because the queue's order orders versions without a timestamp. RabbitMQ refuses a
+        second consumer of the queue, which keeps reconnecting as a standby.
         """
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
         channel, arrived = connection.default_channel, list[ReceivedMessage]()
-        channel.auto_decode = False  # gzip is no charset
+        channel.auto_decode = False  # would decode with the content-encoding as the charset
         channel.basic_qos(0, PREFETCH, False)
         channel.basic_consume(
             self._settings.etl_queue, no_ack=False, exclusive=True, callback=lambda m: arrived.append(from_amqp(m))
@@ -187,18 +194,18 @@ class PipelineConsumer:
             connection.heartbeat_check()
 
     def _commit(self, connection: Any, batch: Sequence[ReceivedMessage], identity: MessageIdentity) -> None:
-        """Applies a batch, and acknowledges all of it then. While the database is away, it waits with it."""
+        """Applies a batch, then acknowledges it. Retries with backoff while the database is unavailable."""
         deliveries = [self._delivery(received, identity) for received in batch]
         attempt = 0
         while not self._stopping:
             try:
                 with tracing.consumer_span(TASK, self._settings.etl_queue or "", "", None):
                     applied = self._apply(deliveries, redelivered=any(received.redelivered for received in batch))
-            except Exception as error:  # noqa: BLE001 - what nobody foresaw waits too; its text may quote a body
+            except Exception as error:  # noqa: BLE001 - unexpected errors are retried too; their text may quote a body
                 attempt += 1
-                reason = str(error) if isinstance(error, TryLater) else f"unforeseen {type(error).__name__}"
+                reason = str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
                 log.warning("%d messages wait: %s", len(batch), reason)
-                self._pause_for(min(5.0, 0.5 * 2**attempt))
+                self._pause_for(backoff(attempt, limit=MAX_RETRY_SECONDS))
                 connection.heartbeat_check()
             else:
                 connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
@@ -207,34 +214,34 @@ class PipelineConsumer:
                 return
 
     def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, redelivered: bool) -> Applied:
-        sound = [delivery for delivery, reason in deliveries if reason is None]
+        valid = [delivery for delivery, reason in deliveries if reason is None]
         for delivery, reason in deliveries:
             if reason is not None:
                 self._applier.reject(delivery, reason)
-        applied = self._applier.apply_deliveries(sound, redelivered=redelivered) if sound else Applied([], [])
+        applied = self._applier.apply_deliveries(valid, redelivered=redelivered) if valid else Applied([], [])
         log.debug("applied %s", dict(applied.outcomes))
         return applied
 
     def _delivery(self, received: ReceivedMessage, identity: MessageIdentity) -> tuple[Delivery, str | None]:
-        """The delivery, and why it cannot be used if it cannot."""
+        """The delivery, and the reason if its body cannot be decoded."""
         reason, body = None, received.body
         try:
             body = decode_body(received, self._settings.max_body_bytes)
-        except Unprocessable as why_not:
-            reason = str(why_not)
+        except Unprocessable as error:
+            reason = str(error)
         received_at, ordering_ms = identity.clock(received)
         sealed = seal(AGGREGATOR, Receipt(identity.name(received), ordering_ms), body, self._sealer)
         return msgspec.structs.replace(sealed, received_at=received_at), reason
 
 
 def make_connection(settings: Settings) -> Any:
-    """A connection to the pipeline's RabbitMQ, not opened yet."""
+    """A connection to the pipeline's RabbitMQ, not yet opened. Raises Misconfigured."""
     url, _ = settings.need_etl()
     return Connection(url, heartbeat=HEARTBEAT_SECONDS, connect_timeout=5)
 
 
 def queue_depth(settings: Settings) -> int:
-    """How many messages wait in the queue. Raises Misconfigured, naming the setting."""
+    """The number of messages in the queue. Raises Misconfigured."""
     connection = make_connection(settings)
     try:
         with connection:
@@ -246,16 +253,16 @@ def queue_depth(settings: Settings) -> int:
 
 
 def reason_for(error: Exception) -> str:
-    """What a refusal of RabbitMQ's means; its own words name the user and the host."""
+    """A message for an error of RabbitMQ, whose own text names the user and the host."""
     known = {
         404: "there is no queue of the name in HEADRACE_ETL_QUEUE",
-        403: "it refuses the login, or another `headrace etl` has the queue, and this one stands by",
+        403: "RabbitMQ refuses the login, or another `headrace etl` consumes from the queue and this one stands by",
     }
     return known.get(getattr(error, "reply_code", 0), f"RabbitMQ cannot be reached ({type(error).__name__})")
 
 
 def _drain(connection: Any, seconds: float) -> bool:
-    """Waits for a message; whether one came."""
+    """Waits for a message. False if none arrived."""
     try:
         connection.drain_events(timeout=seconds)
     except TimeoutError:
@@ -264,15 +271,15 @@ def _drain(connection: Any, seconds: float) -> bool:
 
 
 def idle() -> None:
-    """Nothing, until SIGTERM or Ctrl-C: a runner that starts every line of a Procfile ends them all with the first."""
-    log.warning("HEADRACE_ETL_URL: not set, so there is nothing to take; waits to be ended")
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    signal.sigwait(ends)
+    """Sleeps until SIGTERM or Ctrl-C: a Procfile runner stops all its processes when one of them exits."""
+    log.warning("HEADRACE_ETL_URL: not set, so no messages are consumed; waiting for SIGTERM")
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.sigwait(signals)
 
 
 def run(settings: Settings, applier: Applier, announce: Announce | None = None) -> None:
-    """Until SIGTERM or Ctrl-C."""
+    """Consumes until SIGTERM or Ctrl-C."""
     consumer = PipelineConsumer(settings, applier, announce)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, consumer.stop)

@@ -1,13 +1,12 @@
-"""Applies deliveries again: what was kept of a window, or what was dead. All go through the same guarded upsert."""
+"""Replay: applies archived deliveries or dead letters again, through the guarded upsert."""
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from sqlalchemy import Engine
 
-from app.delivery import Delivery
 from app.errors import Unprocessable
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.store import archive, backfill_admin, dead_letters
@@ -22,14 +21,18 @@ MAX_BATCH = 200
 def replay(
     engine: Engine, applier: Applier, window: ArchiveWindow, order: Order, on_progress: Callable[[int], None]
 ) -> Counter[Outcome]:
-    """Applies what is kept of a window, and says what became of it; `on_progress` is called with how many are done.
+    """Applies the archived deliveries of a window, and returns their number by outcome. Raises TryLater.
 
-    Within an hour in the order that is asked for: any order ends in the same rows. Raises TryLater.
+    `order` is the order within each hour; every order ends in the same rows. `on_progress` receives the number applied.
     """
     outcomes: Counter[Outcome] = Counter()
     for hour in archive.read(engine, window):
-        for some in _chunked(_ordered(hour, order)):
-            outcomes += applier.replay(some).outcomes
+        if order == "random":
+            random.shuffle(hour)
+        elif order == "newest":
+            hour.reverse()
+        for start in range(0, len(hour), MAX_BATCH):
+            outcomes += applier.replay(hour[start : start + MAX_BATCH]).outcomes
             on_progress(outcomes.total())
     return outcomes
 
@@ -37,7 +40,7 @@ def replay(
 def replay_dead_letters(
     engine: Engine, applier: Applier, entries: Iterable[dead_letters.DeadLetter]
 ) -> Counter[Outcome]:
-    """Applies dead letters again, one by one. A refused request to a provider is made again instead."""
+    """Applies dead letters again, one by one. Rejected responses of a fetch are requested again instead."""
     outcomes: Counter[Outcome] = Counter()
     for entry in entries:
         if entry.backfill_id is not None:
@@ -63,25 +66,14 @@ def _replay_raw_message(engine: Engine, applier: Applier, entry: dead_letters.De
 
 
 def _refetch(engine: Engine, entry: dead_letters.DeadLetter) -> bool:
-    """Whether the refused part will be requested; another dead letter of the same backfill may have requested it.
+    """Resumes the backfill of a rejected response, or opens another one if it was completed without the response.
 
-    Its backfill goes on, or it was complete without, and another one is opened.
+    False if neither is possible. Another dead letter of the same backfill may have resumed it before.
     """
     number = entry.backfill_id or 0
     backfill_admin.resume(engine, [number])
-    goes_on = backfill_admin.listed(engine, Filter(ids=(number,), states=OPEN))
-    if not goes_on and not backfill_admin.reopen(engine, number, entry.reference or ""):
+    is_open = backfill_admin.listed(engine, Filter(ids=(number,), states=OPEN))
+    if not is_open and not backfill_admin.reopen(engine, number, entry.reference or ""):
         return False
     dead_letters.drop(engine, [entry])
     return True
-
-
-def _ordered(deliveries: list[Delivery], order: Order) -> list[Delivery]:
-    if order == "random":
-        random.shuffle(deliveries)
-    return deliveries[::-1] if order == "newest" else deliveries
-
-
-def _chunked(deliveries: list[Delivery]) -> Iterator[list[Delivery]]:
-    for start in range(0, len(deliveries), MAX_BATCH):
-        yield deliveries[start : start + MAX_BATCH]

@@ -1,1 +1,1 @@
-"""One machine: `headrace up`, the embedded servers and the supervisor of their processes."""
+"""`headrace up` on one machine: the embedded servers, and the supervisor of all processes."""

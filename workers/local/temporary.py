@@ -1,4 +1,4 @@
-"""A `headrace up` in a folder of its own, for as long as somebody shows or tries it: the demo and the drill."""
+"""A temporary `headrace up`, for the demo and the drill."""
 
 import contextlib
 import json
@@ -20,33 +20,32 @@ START_SECONDS = 120
 
 @dataclass
 class Stack:
-    """A stack that runs. Its folder goes with it, unless somebody wants to `keep` it."""
+    """A running stack. Its folder is deleted at the end unless `keep` is set."""
 
     folder: Path
-    pid: int  # of `headrace up`; everything of the stack descends from it
+    pid: int  # of `headrace up`, the ancestor of all processes of the stack
     keep: bool = False
 
     @property
     def data(self) -> Path:
-        """Its data directory."""
         return self.folder / "data"
 
     def info(self) -> dict[str, Any]:
-        """What stack.json says now: pids change with every process that is started again. Raises NotStarted."""
+        """The current stack.json; a restarted process has a new pid in it. Raises NotStarted."""
         try:
             return dict(json.loads((self.data / "stack.json").read_bytes()))
         except FileNotFoundError:
-            raise NotStarted(f"the stack has ended by itself; see {self.folder / 'up.log'}") from None
+            raise NotStarted(f"the stack has stopped unexpectedly; see {self.folder / 'up.log'}") from None
 
 
 @contextlib.contextmanager
 def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -> Iterator[Stack]:
-    """A stack that is ready and ends with the block. Raises NotStarted."""
+    """A ready stack, stopped at the end of the block. Raises NotStarted."""
     folder = Path(tempfile.mkdtemp(prefix=f"headrace-{name}-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    folder.chmod(0o755)  # as root, PostgreSQL's own user must be able to enter
     command = own("workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", str(workers))
     with (folder / "up.log").open("wb") as log:
-        # A session of its own: Ctrl-C reaches us, and we end it.
+        # In its own session: Ctrl-C reaches this process only, which then stops the stack.
         process = subprocess.Popen(
             command,
             env=process_environment() | dict(environment),
@@ -70,6 +69,6 @@ def _wait_ready(process: subprocess.Popen[bytes], stack: Stack) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not (stack.data / "stack.json").exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (stack.folder / "up.log").read_text().strip().splitlines()
-            raise NotStarted(f"the stack did not start: {said[-1] if said else 'it said nothing'}")
+            lines = (stack.folder / "up.log").read_text().strip().splitlines() or ["no output"]
+            raise NotStarted(f"the stack did not start: {lines[-1]}")
         time.sleep(0.1)

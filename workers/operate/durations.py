@@ -1,10 +1,10 @@
-"""Durations as people read them."""
+"""Durations in words."""
 
 from datetime import timedelta
 
 
 def format_duration(duration: timedelta | None) -> str:
-    """A duration to the two units that matter: 3 d 4 h, 12 min 5 s."""
+    """The two largest units: 3 d 4 h, 12 min 5 s."""
     if duration is None:
         return "-"
     seconds, parts = int(duration.total_seconds()), list[str]()
@@ -16,7 +16,7 @@ def format_duration(duration: timedelta | None) -> str:
 
 
 def format_short(duration: timedelta) -> str:
-    """A duration for a column: 12 ms, 3.4 s, 2 min 5 s."""
+    """A duration for a table column: 12 ms, 3.4 s, 2 min 5 s."""
     seconds = duration.total_seconds()
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"

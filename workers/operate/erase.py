@@ -1,4 +1,4 @@
-"""Erases a person: a tombstone, then everything there is of them, and a receipt."""
+"""Erases a user: creates a tombstone, deletes their rows and dead letters, and returns a receipt."""
 
 import re
 from collections import Counter
@@ -27,19 +27,17 @@ EVERY = 1_000_000
 
 @dataclass(frozen=True)
 class ErasureReceipt:
-    """What was removed of somebody."""
-
     user_id: str
     before: Literal["unknown", "known", "erased"]
-    erased_at: datetime  # since when whatever comes of them is ignored
+    erased_at: datetime  # events received after this are ignored
     finished_at: datetime
     removed: dict[str, int]  # rows, by table
-    unread: int  # dead letters that nobody here can open, so that they may hold something
-    others: tuple[str, ...]  # who has the same client_user_id, and is there still
+    unread: int  # dead letters that cannot be opened, and may hold data of the user
+    others: tuple[str, ...]  # other user_ids with the same client_user_id, which still exist
 
 
 class Eraser:
-    """Erases people, one at a time. May be killed and begun again at any moment."""
+    """Erases users, one at a time. Safe to kill at any moment and to run again."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
@@ -47,16 +45,15 @@ class Eraser:
         self._applier = Applier(engine, settings)
 
     def count(self, user_id: str) -> dict[str, int]:
-        """What would be removed."""
+        """The rows that `erase` would remove, by table."""
         entries = Counter(is_theirs for _, is_theirs in self._dead_letters(user_id, self._person(user_id)))
         found = store.count(self._engine, user_id)
         return found | ({"dead_letters": entries[True]} if entries[True] else {})
 
     def erase(self, user_id: str, on_progress: Callable[[int], None]) -> ErasureReceipt:
-        """Removes everything; `on_progress` is called with how many rows have gone. Raises TryLater."""
+        """`on_progress` gets the number of rows removed so far. Raises TryLater."""
         known, erased_at = self._person(user_id), store.create_tombstone(self._engine, user_id)
-        removed: Counter[str] = Counter()
-        unread = 0
+        removed, unread = Counter[str](), 0
         for entry, is_theirs in self._dead_letters(user_id, known):
             unread += is_theirs is None
             if is_theirs:
@@ -68,7 +65,15 @@ class Eraser:
             on_progress(removed.total())
         found = {table: number for table, number in sorted(removed.items()) if number}
         store.finish(self._engine, user_id, found)
-        return ErasureReceipt(user_id, known.state, erased_at, datetime.now(UTC), found, unread, known.others)
+        return ErasureReceipt(
+            user_id=user_id,
+            before=known.state,
+            erased_at=erased_at,
+            finished_at=datetime.now(UTC),
+            removed=found,
+            unread=unread,
+            others=known.others,
+        )
 
     def _person(self, user_id: str) -> ErasureSubject:
         with transaction(self._engine) as connection:
@@ -77,9 +82,9 @@ class Eraser:
     def _dead_letters(
         self, user_id: str, known: ErasureSubject
     ) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
-        """Every dead letter, and whether it is theirs; None where nobody can tell.
+        """Every dead letter, and whether it is about the user; None if that cannot be determined.
 
-        A client_user_id says whose it is only as long as nobody else goes by it.
+        The client_user_id counts only if no other user has the same one.
         """
         backfills = {one.id for one in backfill_admin.listed(self._engine, Filter(user_id=user_id), EVERY)}
         names = _names(user_id, None if known.others else known.client_user_id)
@@ -87,10 +92,10 @@ class Eraser:
             if entry.user_id or dead_letters.backfill_of(entry.delivery.message_id) in backfills:
                 yield entry, entry.user_id in (None, user_id)
             else:
-                yield entry, self._tells_of(entry.delivery, names)
+                yield entry, self._mentions(entry.delivery, names)
 
-    def _tells_of(self, delivery: Delivery, names: re.Pattern[bytes]) -> bool | None:
-        """Whether a delivery that nobody could parse, or any of those in a message that was set aside, names them."""
+    def _mentions(self, delivery: Delivery, names: re.Pattern[bytes]) -> bool | None:
+        """Whether an unparsable delivery, or any delivery inside a quarantined message, contains one of the names."""
         try:
             body = self._sealer.open(delivery.sealed, delivery.key)
         except Unprocessable:
@@ -100,26 +105,26 @@ class Eraser:
         if delivery.aggregator != UNKNOWN:
             return False
         try:
-            answers = {self._tells_of(one, names) for one in extract_deliveries(body)}
+            answers = {self._mentions(one, names) for one in extract_deliveries(body)}
         except Unprocessable:
             return None
         return True if True in answers else None if None in answers else False
 
     def _drop(self, entry: dead_letters.SealedDeadLetter) -> None:
-        """Deletes a dead letter. Other users of its message are applied first; the erased one is ignored."""
+        """Deletes a dead letter, after applying the deliveries of other users in its message."""
         if entry.delivery.aggregator == UNKNOWN:
             replay_dead_letters(self._engine, self._applier, dead_letters.listed(self._engine, [entry.id]))
         dead_letters.drop(self._engine, dead_letters.listed(self._engine, [entry.id]))
 
 
 def _names(user_id: str, client_user_id: str | None) -> re.Pattern[bytes]:
-    """A user_id as a word; a client_user_id, which may be as short as a number, only as a whole text of a JSON."""
+    """Matches a user_id as a word. A client_user_id, which may be a short number, must be a whole JSON string."""
     word = rb"(?<![\w-])" + re.escape(msgspec.json.encode(user_id)[1:-1]) + rb"(?![\w-])"
     return re.compile(word + (b"|" + re.escape(msgspec.json.encode(client_user_id)) if client_user_id else b""))
 
 
 def _unescaped(body: bytes) -> bytes:
-    """A JSON with its texts written as plainly as they can be: a sender may escape what it likes."""
+    """The JSON without optional escapes: a sender may escape any character of a string."""
     try:
         return msgspec.json.encode(msgspec.json.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

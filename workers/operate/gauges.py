@@ -1,4 +1,4 @@
-"""What nobody counts as it happens, because it is what there is: lanes, backfills, dead letters. The sweep looks."""
+"""Gauges that the sweep samples: queue depth, backfills, gaps, connections, dead letters, pauses."""
 
 import time
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from workers.broker_admin import Lane
 from workers.fetch.rate_limits import pauses
 from workers.store.engine import transaction
 
-MIN_INTERVAL_SECONDS = 15.0  # between two looks into the database
-SHARE = 20  # and so many times as long as a look took: counting a large table must not be what the worker does
+MIN_INTERVAL_SECONDS = 15.0  # between two samples of the database
+SHARE = 20  # the interval also grows by this many durations of the last sample: counting large tables takes long
 COUNTS = {
     metrics.BACKFILLS: text("SELECT status, count(*) FROM headrace.backfills WHERE item = '' GROUP BY status"),
     metrics.GAPS: text("SELECT whose, count(*) FROM headrace.gaps GROUP BY whose"),
@@ -30,7 +30,7 @@ class GaugeCollector:
         self._due = 0.0
 
     def poll(self, lanes: Sequence[Lane]) -> None:
-        """After a sweep, at what it has seen; and from time to time into the database. Raises TryLater."""
+        """Called after each sweep with its queue depths; samples the database when due. Raises TryLater."""
         metrics.LAST_SWEEP.set_to_current_time()
         metrics.show(metrics.LANE_MESSAGES, {lane.name: lane.messages for lane in lanes})
         for lane in lanes:
@@ -48,6 +48,6 @@ class GaugeCollector:
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
             metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
         if self._settings.has_redis:
-            # A pause about one person has an id in its name, which is nothing for a label.
+            # The pause of one user has a user_id in its name, which must not become a label.
             paused = {one.account: one.seconds for one in pauses(self._settings) if "/" not in one.account}
             metrics.show(metrics.PAUSED, paused)

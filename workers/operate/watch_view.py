@@ -1,4 +1,4 @@
-"""`headrace status --watch`: one screen that answers whether it is healthy, what is stuck, and why."""
+"""`headrace status --watch`: the refreshing dashboard, fitted to the terminal."""
 
 import http.client
 from collections import deque
@@ -26,15 +26,15 @@ from workers.store import status
 from workers.store.backfill_admin import Backfill
 from workers.store.status import OutcomeCounter
 
-RATE_SECONDS = 10.0  # rates are over so long at most: short enough to see a change, long enough to be no noise
+RATE_SECONDS = 10.0  # longest time over which a rate is computed: short enough to follow changes, long enough to smooth
 ENDPOINT_SECONDS = 2.0
-WIDE = 110  # columns, from which on names have room
-BAR_WIDTH, ABOUT_WIDTH = 12, 28
+WIDE = 110  # columns; narrower terminals get shorter names and bars
+BAR_WIDTH, NAME_WIDTH = 12, 28
 MAX_PROBLEMS = 5
 
 
 class Watcher:
-    """Looks again and again at whatever can be reached, and remembers what it saw for the rates."""
+    """Takes snapshots, and keeps the recent ones to compute rates."""
 
     def __init__(self, engine: Engine, celery: Celery, settings: Settings, web: str | None = None) -> None:
         self._engine, self._celery, self._settings, self._web = engine, celery, settings, web
@@ -42,24 +42,21 @@ class Watcher:
         self._seen: deque[Status] = deque()
 
     def poll(self) -> Status:
-        """A picture. Raises TryLater if something cannot be reached."""
+        """A snapshot. Raises TryLater if a service cannot be reached."""
         lanes = broker_admin.lanes(self._celery, self._settings)
         found = status_view.read(self._engine, lanes, self._pauses(), self._ledger)
-        return self._in_context(replace(found, endpoint=self._endpoint()))
+        return self._complete(replace(found, endpoint=self._endpoint()))
 
     def page(self) -> "Dashboard":
-        """As `look`, with rates; what cannot be reached is told on the page."""
-        try:
-            now = self.poll()
-        except TryLater:
-            now = self._in_context(self._what_can_be_reached())
+        """Like `poll`, with rates. Services that cannot be reached are listed on the page."""
+        now = self._complete(self._reachable())
         while len(self._seen) > 1 and (now.at - self._seen[1].at).total_seconds() >= RATE_SECONDS:
             self._seen.popleft()
         self._seen.append(now)
         return Dashboard(now, self._seen[0], self._seen[-2] if len(self._seen) > 1 else None)
 
-    def _what_can_be_reached(self) -> Status:
-        """Each part by itself. What is away leaves its place empty, and is named."""
+    def _reachable(self) -> Status:
+        """Reads broker and database independently; a part that is away stays empty and is listed in `away`."""
         away: list[Away] = []
         lanes, pauses, found = list[broker_admin.Lane](), list[Pause](), Status()
         try:
@@ -73,8 +70,11 @@ class Watcher:
             away.append(Away("DATABASE_URL", str(reason)))
         return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))
 
-    def _in_context(self, found: Status) -> Status:
-        """With how long nothing was taken, asked for only when nothing is; without history that nobody wants."""
+    def _complete(self, found: Status) -> Status:
+        """Drops `idle` where history is not fetched. In an outage, adds the time since the last delivery.
+
+        Not otherwise, because that query reads two days of the ledger.
+        """
         if not self._settings.fetch_history:
             found = replace(found, idle=0)
         if not found.is_outage:
@@ -88,19 +88,19 @@ class Watcher:
         return pauses(self._settings) if self._settings.has_redis else []
 
     def _endpoint(self) -> Endpoint | None:
-        return None if self._web is None else scrape(self._web)
+        return scrape(self._web) if self._web else None
 
 
 def scrape(url: str) -> Endpoint:
-    """What an endpoint says of itself. Never raises for what the network does."""
+    """Reads /metrics and /readyz. Never raises on network errors."""
     try:
-        with urlopen(f"{url}/metrics", timeout=ENDPOINT_SECONDS) as answer:  # noqa: S310 - the operator's own
-            told = answer.read().decode()
-        counts = metrics.counts(told, "headrace_answers_total", "status")
-        refused = metrics.counts(told, "headrace_refused_total", "reason")
+        with urlopen(f"{url}/metrics", timeout=ENDPOINT_SECONDS) as answer:  # noqa: S310 - the operator's own URL
+            text = answer.read().decode()
+        answers = metrics.counts(text, "headrace_answers_total", "status")
+        refused = metrics.counts(text, "headrace_refused_total", "reason")
         with urlopen(f"{url}/readyz", timeout=ENDPOINT_SECONDS):  # noqa: S310
-            return Endpoint(url, None, counts, refused)
-    except HTTPError as error:  # 503 with one line of ours
+            return Endpoint(url, answers=answers, refused=refused)
+    except HTTPError as error:  # /readyz answers 503 with one line
         with error:
             return Endpoint(url, error.read(200).decode(errors="replace").strip())
     except (OSError, http.client.HTTPException):
@@ -112,24 +112,24 @@ ChartRow = tuple[RenderableType, ...]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that may be cut short: a title, rows with the most important first, and who shows all."""
+    """A part of the page that is cut to fit. The most important rows come first."""
 
     title: str
     rows: Sequence[ChartRow] = ()
-    all_of_it: str = ""
-    stands_alone: bool = False  # its title says something without rows
+    full_list: str = ""  # the command that shows all rows
+    stands_alone: bool = False  # the title is shown even without rows
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The picture of a moment, fitted to the terminal it is shown on. Rates are since an earlier one."""
+    """A snapshot fitted to the terminal. Rates are relative to `since`, rejected webhooks to `last`."""
 
     now: Status
     since: Status
     last: Status | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """On a terminal no higher than it is; elsewhere everything."""
+        """Limited to the height of a terminal; unlimited elsewhere."""
         if not console.is_terminal:
             yield Text(f"{self.now.at:%Y-%m-%d %H:%M:%S} UTC")
             yield status_view.render(self.now)
@@ -140,7 +140,7 @@ class Dashboard:
         yield from _fitted(list(self._sections(options.max_width)), (options.height or console.height) - used)
 
     def rate(self, count: Callable[[Status], float]) -> float | None:
-        """How much more there is of something every second; None on the first page."""
+        """The growth of a count per second; None on the first page."""
         seconds = (self.now.at - self.since.at).total_seconds()
         return (count(self.now) - count(self.since)) / seconds if seconds > 0 else None
 
@@ -157,7 +157,7 @@ class Dashboard:
         return [*lines[:MAX_PROBLEMS], *([Text(f"  and {more} more: headrace status")] if more > 0 else [])]
 
     def _counts(self, width: int) -> RenderableType:
-        lanes = _columns("lane", "waiting", "oldest", "+- per s")
+        lanes = _columns("lane", "queued", "oldest", "+- per s")
         for lane in self.now.lanes:
             grows = self.rate(lambda seen, name=lane.name: _depth(seen, name))  # type: ignore[misc]
             style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
@@ -172,12 +172,11 @@ class Dashboard:
         return both
 
     def _facts(self) -> RenderableType:
-        facts = ["from 202 to row: nothing came in 5 min"]
+        facts = ["from 202 to row: no deliveries in 5 min"]
         if self.now.delay:
-            median, p99 = (
-                durations.format_short(timedelta(seconds=one)) for one in (self.now.delay.median, self.now.delay.p99)
-            )
-            facts = [f"from 202 to row: half in {median}, 99% in {p99}"]
+            median = durations.format_short(timedelta(seconds=self.now.delay.median))
+            p99 = durations.format_short(timedelta(seconds=self.now.delay.p99))
+            facts = [f"from 202 to row: median {median}, p99 {p99}"]
         if self.now.swept is not None:
             facts.append(f"last sweep {durations.format_short(self.now.swept)} ago")
         return Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis")
@@ -198,15 +197,15 @@ class Dashboard:
             for row in reversed(now.connections_in_error)  # the newest first
         ]
         yield Section(f"Connections in error: {len(broken):,}", broken, "headrace status")
-        dead_letters = [(f"{row['letters']:,}", row["reason"]) for row in now.dead_letters]
-        total = sum(row["letters"] for row in now.dead_letters)
+        dead_letters = [(f"{row['dead_letters']:,}", row["reason"]) for row in now.dead_letters]
+        total = sum(row["dead_letters"] for row in now.dead_letters)
         yield Section(f"Dead letters: {total:,}", dead_letters, "headrace dead list")
         gaps = [(row["whose"], f"{row['gaps']:,} gaps", f"{row['people']:,} people") for row in now.gaps]
-        yield Section("Gaps, by whose turn it is", gaps, "headrace status")
+        yield Section("Gaps, by responsible party", gaps, "headrace status")
 
 
 def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]:
-    """As many rows of each section as there is room for: every title first, then a row of each in turn."""
+    """Fills `lines` lines: every title first, then one row of each section in turn."""
     shown = [one for one in sections if one.title and (one.rows or one.stands_alone)][: max(lines, 0)]
     room = lines - len(shown)
     counts = [0] * len(shown)
@@ -215,7 +214,7 @@ def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]
             if room > 0 and counts[n] < len(one.rows):
                 counts[n], room = counts[n] + 1, room - 1
     for count, one in zip(counts, shown, strict=True):
-        cut = f" (all of it: {one.all_of_it})" if count < len(one.rows) and one.all_of_it else ""
+        cut = f" (all: {one.full_list})" if count < len(one.rows) and one.full_list else ""
         yield Text(one.title, style="bold", no_wrap=True, overflow="ellipsis").append(cut, style="dim")
         if count:
             yield _grid(one.rows[:count])
@@ -240,13 +239,13 @@ def _columns(first: str, *numbers: str) -> Table:
 
 def _bar(one: Backfill, width: int) -> ChartRow:
     wide = width >= WIDE
-    about = f"{one.provider or 'any'} {one.resource}"[:ABOUT_WIDTH]
-    whose = [f"{one.user_id[:8]}"] if wide else []  # as much as tells one from another; the list has all of it
+    about = f"{one.provider or 'any'} {one.resource}"[:NAME_WIDTH]
+    whose = [one.user_id[:8]] if wide else []  # enough to distinguish users; the full list shows whole ids
     bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH * (2 if wide else 1))
     rate = "" if one.rate is None else f"{_number(one.rate)}/s"
     records = f"{one.records:,}" + (" records" if wide else "")
     how = (f"{one.share:.0%}", records, rate, durations.format_duration(one.left) if one.left else one.status)
-    return (f"{one.id}", *whose, about, bar, *how)
+    return (str(one.id), *whose, about, bar, *how)
 
 
 def _depth(seen: Status, name: str) -> int:

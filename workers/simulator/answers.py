@@ -1,4 +1,4 @@
-"""Reading the query of a request to the simulated read API, and the answers that several of its routes share."""
+"""Query parameters of the simulated Junction API, and the responses that several routes share."""
 
 import base64
 import re
@@ -17,35 +17,37 @@ DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 MIN_MOMENT = len("2026-01-31T10:00")
 
 
-def answer(body: Any, status: int = 200) -> Response:
-    """A JSON answer."""
-    return Response(msgspec.json.encode(body), status, mimetype="application/json")
+def answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(msgspec.json.encode(body), status, headers, mimetype="application/json")
 
 
 def refuse(status: int, detail: Any) -> Never:
-    """Ends the request with an error in the provider's form."""
+    """Ends the request with an error in Junction's form."""
     raise HTTPException(response=answer({"detail": detail}, status))
 
 
 def invalid(name: str, message: str) -> Never:
-    """Ends the request with 422: a parameter is missing or wrong."""
-    refuse(422, [{"loc": ["query", name], "msg": message, "type": "value_error"}])
+    """Ends the request with 422: a query parameter is missing or wrong."""
+    refuse(422, validation_error(["query", name], message))
+
+
+def validation_error(location: list[str], message: str, kind: str = "value_error") -> list[dict[str, Any]]:
+    """The `detail` of a 422 response."""
+    return [{"loc": location, "msg": message, "type": kind}]
 
 
 def window(resource: Resource, newest: datetime) -> tuple[datetime, datetime]:
-    """The window that a request asks for. A bare end date means 23:59:59, as the public document has it."""
-    start = _moment(resource, "start_date", time())
-    end = _moment(resource, "end_date", time(23, 59, 59))
-    if start is None:
-        invalid("start_date", "field required")
-    end = newest if end is None else end
+    """The window of a request. An end date without a time means 23:59:59 (Junction: API document)."""
+    start = _moment(resource, "start_date", time()) or invalid("start_date", "field required")
+    end = _moment(resource, "end_date", time(23, 59, 59)) or newest
     if start > end:
         invalid("end_date", "ends before it starts")
     return start, end
 
 
 def number(name: str, default: int, low: int, high: int) -> int:
-    """A whole number of the query."""
+    """An integer parameter."""
     text = request.args.get(name, str(default))
     if not text.isdecimal() or not low <= int(text) <= high:
         invalid(name, f"not a number from {low} to {high}")
@@ -53,35 +55,36 @@ def number(name: str, default: int, low: int, high: int) -> int:
 
 
 def seconds(name: str, default: float, low: float, high: float) -> float:
-    """A number of seconds of the query, whole or not."""
+    """A parameter in seconds, with or without a fraction."""
     try:
-        asked = float(request.args.get(name, default))
+        value = float(request.args.get(name, default))
     except ValueError:
         invalid(name, "not a number")
-    # Written so that "nan", which is a number to Python, is refused too.
-    return asked if low <= asked <= high else invalid(name, f"not a number from {low:g} to {high:g}")
+    # In this form the comparison also refuses "nan", which float() accepts.
+    return value if low <= value <= high else invalid(name, f"not a number from {low:g} to {high:g}")
 
 
 def cursor() -> str | None:
-    """The cursor, under its present name or the old one."""
+    """The cursor, under its present or its old name."""
     return request.args.get("next_cursor") or request.args.get("cursor") or None
 
 
 def pages(total: Sequence[Any], size: int) -> tuple[Sequence[Any], str | None]:
-    """The part of a list that the cursor asks for, and the cursor of the next part."""
-    (begin,) = _open(1)
+    """The part of a list that the cursor selects, and the cursor of the next part."""
+    (begin,) = _decode(1)
     end = begin + size
-    return total[begin:end], _seal(end) if end < len(total) else None
+    return total[begin:end], _encode(end) if end < len(total) else None
 
 
 def position() -> Position:
-    """Where the cursor says that the page begins."""
-    return Position(*_open(3))
+    """The position at which the requested page begins."""
+    connection, slot, sample = _decode(3)
+    return connection, slot, sample
 
 
-def cursor_at(position: Position | None) -> str | None:
-    """The cursor of the page that begins here."""
-    return None if position is None else _seal(position.connection, position.slot, position.sample)
+def cursor_at(position: Position) -> str:
+    """The cursor of the page that begins at a position."""
+    return _encode(*position)
 
 
 def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
@@ -96,30 +99,25 @@ def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
     except ValueError:
         invalid(name, "invalid datetime format")
     if is_day:
-        # Where only days are taken, the whole last day counts; elsewhere its last second cuts fractions off.
-        end_of_day = time.max if resource.dates == "day" and of_day != time() else of_day
-        moment = datetime.combine(moment, end_of_day)
+        # A resource that accepts days only includes the whole last day; elsewhere the last second has no fractions.
+        moment = datetime.combine(moment, time.max if resource.dates == "day" and of_day != time() else of_day)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _seal(*numbers: int) -> str:
-    # The pages are counted, so that no cursor comes twice, not even after an empty page: a client would see a circle.
-    page = _opened()[0] + 1
+def _encode(*numbers: int) -> str:
+    # With a page number, so that no cursor repeats, not even after an empty page: clients treat that as a loop.
+    page = _decoded()[0] + 1
     return base64.urlsafe_b64encode(".".join(str(each) for each in (page, *numbers)).encode()).decode()
 
 
-def _open(count: int) -> list[int]:
-    numbers = _opened()[1:] or [0] * count
-    if len(numbers) != count:
-        invalid("next_cursor", "no such cursor")
-    return numbers
+def _decode(count: int) -> list[int]:
+    numbers = _decoded()[1:] or [0] * count
+    return numbers if len(numbers) == count else invalid("next_cursor", "no such cursor")
 
 
-def _opened() -> list[int]:
-    sealed = cursor()
-    if sealed is None:
-        return [0]
+def _decoded() -> list[int]:
+    encoded = cursor()
     try:
-        return [int(part) for part in base64.urlsafe_b64decode(sealed).decode().split(".")]
+        return [int(part) for part in base64.urlsafe_b64decode(encoded).decode().split(".")] if encoded else [0]
     except ValueError:
         invalid("next_cursor", "no such cursor")

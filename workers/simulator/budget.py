@@ -1,43 +1,43 @@
-"""How much somebody may ask for within any hour, or any other time."""
+"""A moving-window limit with a cost per request and an exact wait.
+
+`limits` (MovingWindowRateLimiter with MemoryStorage) does not fit: it refuses a request that is sent exactly after the
+wait, its wait ends with the oldest entry even if a larger cost needs more entries to end, and it starts timer threads.
+"""
 
 from collections import deque
+from itertools import accumulate
 from math import ceil
 from threading import Lock
 from time import monotonic
 
 
 class Budget:
-    """Counts what was spent, for each whose budget it is. Safe to use from several threads."""
+    """At most `limit` per key within any `seconds`. Safe to use from several threads."""
 
-    def __init__(self, limit: int, within: float) -> None:
-        self._limit = limit
-        self._within = within
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit, self._seconds = limit, seconds
         self._spent: dict[str, deque[tuple[float, int]]] = {}
         self._lock = Lock()
 
-    def take(self, whose: str, cost: int = 1) -> int:
-        """Spends so much, or says in how many seconds that will be possible."""
+    def spend(self, key: str, cost: int = 1) -> int:
+        """Spends `cost`, at most the limit, and returns 0; or returns the seconds until that is possible."""
         now = monotonic()
         with self._lock:
-            spent = self._kept(whose, now)
-            over = sum(each for _, each in spent) + cost - self._limit
-            for at, each in spent:
-                if over <= 0:
-                    break
-                over -= each
-                wait = ceil(at + self._within - now)
-                if over <= 0:
-                    return wait
-            spent.append((now, cost))
-            return 0
+            spent = self._recent(key, now)
+            excess = sum(each for _, each in spent) + cost - self._limit
+            if excess <= 0:
+                spent.append((now, cost))
+                return 0
+            freed = zip(spent, accumulate(each for _, each in spent), strict=True)
+            return next(ceil(at + self._seconds - now) for (at, _), total in freed if total >= excess)
 
-    def left(self, whose: str) -> int:
-        """How much may be asked for now."""
+    def left(self, key: str) -> int:
+        """The amount that can be spent now."""
         with self._lock:
-            return self._limit - sum(each for _, each in self._kept(whose, monotonic()))
+            return self._limit - sum(each for _, each in self._recent(key, monotonic()))
 
-    def _kept(self, whose: str, now: float) -> deque[tuple[float, int]]:
-        spent = self._spent.setdefault(whose, deque())
-        while spent and spent[0][0] <= now - self._within:
+    def _recent(self, key: str, now: float) -> deque[tuple[float, int]]:
+        spent = self._spent.setdefault(key, deque())
+        while spent and spent[0][0] <= now - self._seconds:
             spent.popleft()
         return spent

@@ -1,6 +1,6 @@
-"""What the simulated provider is to tell of its pulls and connections, where that is not that all went well."""
+"""States of history pulls and connections that differ from success, as tests have set them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Annotated, Literal
@@ -15,11 +15,11 @@ ERROR_DETAILS = {"retrying": "provider_rate_limit_exceeded", "failure": "non_ret
 
 
 class Pull(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How some pulls of the past stand, as `POST /simulate/pulls` takes it. What is served stays the same.
+    """The state of some history pulls: the body of `POST /simulate/pulls`. Their data is served all the same.
 
-    status         one that the provider has, or not_pulled: named among what was never asked for
-    user_id, provider, resource   which pulls; what is absent does not matter
-    error_details  absent: provider_rate_limit_exceeded for retrying, non_retriable_error for failure, else none
+    status         a status of Junction's, or not_pulled: the resource is listed under `not_pulled`
+    user_id, provider, resource   which pulls; default: any
+    error_details  default: by status, see ERROR_DETAILS
     """
 
     status: PullStatus
@@ -30,16 +30,16 @@ class Pull(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def details(self) -> str | None:
-        """The error that the answer names, if any."""
+        """The error in the response, if any."""
         return self.error_details or ERROR_DETAILS.get(self.status)
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How some connections stand, as `POST /simulate/connections` takes it. Their data is served all the same.
+    """The state of some connections: the body of `POST /simulate/connections`. Their data is served all the same.
 
-    status                 connected; error; deregistered: no longer listed anywhere
-    user_id, provider      which connections; what is absent does not matter
-    error_type, error_message, errored_at   what is told with an error
+    status                 connected; error; deregistered: no longer listed
+    user_id, provider      which connections; default: any
+    error_type, error_message, errored_at   the details of an error
     """
 
     status: Literal["connected", "error", "deregistered"]
@@ -50,11 +50,11 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     errored_at: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(default_factory=lambda: datetime.now(UTC))
 
 
-WELL, CONNECTED = Pull("success"), State("connected")
+SUCCESS, CONNECTED = Pull("success"), State("connected")
 
 
 class Conditions:
-    """The pulls and connections of a world that are not as they should be. Safe to use from several threads."""
+    """The states that were set for pulls and connections of a world. Safe to use from several threads."""
 
     def __init__(self, members: Callable[[], tuple[User, ...]]) -> None:
         self._members = members
@@ -63,50 +63,45 @@ class Conditions:
         self._lock = Lock()
 
     def put_pull(self, pull: Pull) -> None:
-        """Puts it in place of what these pulls were told to be. Raises ValueError if there is no such pull."""
-        resources = [each for each in catalogue().values() if each.is_junctions and pull.resource in (None, each.name)]
+        """Sets the state of the named pulls. Raises ValueError if there is none."""
         pulls = [
             (connection, resource.name)
             for connection in self._named(pull.user_id, pull.provider)
-            for resource in resources
-            if connection.provider.has(resource)
+            for resource in catalogue().values()
+            if resource.is_junctions and pull.resource in (None, resource.name) and connection.provider.has(resource)
         ]
         if not pulls:
-            raise ValueError("nobody has such a pull")
+            raise ValueError("no user has such a pull; check user_id, provider and resource")
         with self._lock:
             self._pulls |= dict.fromkeys(pulls, pull)
 
     def put_state(self, state: State) -> None:
-        """Puts it in place of what these connections were. Raises ValueError if there is no such connection."""
-        connections = list(self._named(state.user_id, state.provider))
+        """Sets the state of the named connections. Raises ValueError if there is none."""
+        connections = self._named(state.user_id, state.provider)
         if not connections:
-            raise ValueError("nobody has such a connection")
+            raise ValueError("no user has such a connection; check user_id and provider")
         with self._lock:
             self._states |= dict.fromkeys(connections, state)
 
     def clear_pulls(self) -> None:
-        """All pulls went well."""
         with self._lock:
             self._pulls = {}
 
     def clear_states(self) -> None:
-        """All connections are well."""
         with self._lock:
             self._states = {}
 
     def pull(self, connection: Connection, resource: str) -> Pull:
-        """How the pull of a resource's past stands."""
-        return self._pulls.get((connection, resource), WELL)
+        """The state of a resource's history pull."""
+        return self._pulls.get((connection, resource), SUCCESS)
 
     def state(self, connection: Connection) -> State:
-        """How a connection stands."""
         return self._states.get(connection, CONNECTED)
 
     def listed(self, user: User) -> list[Connection]:
-        """The connections that a user still has, broken ones among them."""
+        """The user's connections that are not deregistered; those in error are included."""
         return [each for each in user.connections if self.state(each).status != "deregistered"]
 
-    def _named(self, user_id: str | None, provider: str | None) -> Iterator[Connection]:
-        for user in self._members():
-            if user_id in (None, user.user_id):
-                yield from (each for each in user.connections if provider in (None, each.provider.slug))
+    def _named(self, user_id: str | None, provider: str | None) -> list[Connection]:
+        users = [user for user in self._members() if user_id in (None, user.user_id)]
+        return [each for user in users for each in user.connections if provider in (None, each.provider.slug)]

@@ -1,9 +1,9 @@
-"""The simulated world: users, their connections, and every record and sample they have, made when asked for.
+"""The simulated world: users, their connections, and their records and samples, generated on request.
 
-Nothing is stored. A record's moment, id and values follow from (seed, user, provider, resource, slot) alone, a slot
-being one of the equal stretches of time of the resource's schedule; so a window costs only its own slots, and the same
-arguments give the same world on every machine. The one thing remembered is what was revised, so that the read API
-answers with the same version of a record as the newest event about it.
+Records are not stored. A record's moment, id and values follow from (seed, user, provider, resource, slot) alone; a
+slot is one period of the resource's schedule. So a window costs only its own slots, and the same arguments give the
+same world on every machine. Only revisions are remembered, so that the read API returns the same version of a record as
+the newest event about it.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from workers.simulator.conditions import Conditions
 from workers.simulator.people import NARROW, WIDE, Connection, Provider, User
 from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
 from workers.simulator.series import Series, schedule_of, series_of, timing_of
-from workers.simulator.shapes import Place, Sum, fill, later
-from workers.simulator.summaries import EXTRAS, KNOWN_AFTER, NOTICES, STREAMS, shape_of
+from workers.simulator.shapes import Context, fill, later
+from workers.simulator.summaries import EXTRAS, KNOWN_AFTER, NOTICES, STREAMS, SUMS, shape_of
 
 NAMESPACE = UUID("6f1c2f0e-2d3a-5b57-9a44-0f4f3b1c7a10")
 TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/Tokyo", 32400), (None, None))
@@ -28,10 +28,10 @@ TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/To
 
 @dataclass
 class World:
-    """All simulated users and what they measured from `until - days` to `until`.
+    """All simulated users and their data from `until - days` to `until`.
 
-    `until` may be moved on while the world is in use: there is then more of the same world. What was pulled as the past
-    when people connected still ends at `connected_at`. `conditions` says which connections and pulls are not well.
+    `until` may be moved forward while the world is in use, which adds data. The history that was pulled when the users
+    connected still ends at `connected_at`. `conditions` holds failed connections and pulls.
     """
 
     seed: int
@@ -58,15 +58,13 @@ class World:
         self._searched_until: dict[str, datetime] = {}
 
     def user(self, user_id: str) -> User | None:
-        """The user of this id, if there is one."""
         return self._by_id.get(user_id)
 
     def named(self, client_user_id: str) -> User | None:
-        """The user of this client_user_id, if there is one."""
         return next((member for member in self.members if member.client_user_id == client_user_id), None)
 
     def join(self, client_user_id: str) -> User:
-        """One more member, who is connected with nothing yet; or the one who has this name already."""
+        """Adds a user without connections. Returns the existing user if the name is known."""
         with self._lock:
             if known := self.named(client_user_id):
                 return known
@@ -76,7 +74,7 @@ class World:
             return user
 
     def connect(self, user_id: str, provider: Provider) -> Connection:
-        """A member's connection with a provider, from now on if there was none; see `arrived`."""
+        """The user's connection with a provider, made now if there is none; see `arrived`."""
         with self._lock:
             user = self._by_id[user_id]
             if known := user.connection(provider.slug):
@@ -90,7 +88,7 @@ class World:
             return made
 
     def arrived(self) -> list[tuple[User, Connection]]:
-        """Who has connected what since this was asked last: nobody was told of it yet."""
+        """The connections made since the last call, whose events are not sent yet."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
             return arrived
@@ -106,14 +104,14 @@ class World:
     def slots(
         self, connection: Connection, resource: Resource, start: datetime, end: datetime, begin: int = 0
     ) -> Iterator[Slot]:
-        """The slots that can have anything in a window, oldest first; none before the one numbered `begin`."""
+        """The slots that can have data in a window, oldest first, from the one numbered `begin`."""
         numbers = self.numbers(resource, start, end)
         for number in range(max(numbers.start, begin), numbers.stop):
             yield self._slot(connection, resource, number)
 
     def numbers(self, resource: Resource, start: datetime, end: datetime) -> range:
-        """The numbers of the slots that can have anything in a window."""
-        if _standing(resource):
+        """The numbers of the slots that can have data in a window."""
+        if _is_single(resource):
             return range(1)
         every = schedule_of(resource).every
         first = max(start, self.start).timestamp() // every
@@ -121,7 +119,7 @@ class World:
         return range(int(first) - 1, int(last) + 1)
 
     def newest(self, resource: Resource) -> datetime:
-        """Until when anything is known: a summary only some time after the moment it is about."""
+        """The end of the known data: a summary is known only KNOWN_AFTER seconds after its moment."""
         return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=KNOWN_AFTER)
 
     def latest(self, connection: Connection, resource: Resource, at: datetime | None = None) -> Slot:
@@ -131,15 +129,15 @@ class World:
         return slot if self.moment(slot) <= end else replace(slot, number=slot.number - 1)
 
     def has(self, connection: Connection, resource: Resource) -> bool:
-        """Whether there is any record yet: a short world may hold none of what is rare."""
+        """Whether there is any record yet: a short world may have none of a rare resource."""
         return self.moment(self.latest(connection, resource)) >= self.start
 
     def summaries(self, query: Query) -> list[Record]:
-        """The records of a window, connection by connection and oldest first."""
+        """The records of a window, by connection and oldest first."""
         return [self.record(slot) for slot in self.within(query)]
 
     def within(self, query: Query) -> list[Slot]:
-        """The slots whose moment is in a window, connection by connection and oldest first."""
+        """The slots whose moment is in a window, by connection and oldest first."""
         low, high = max(query.start, self.start), min(query.end, self.newest(query.resource))
         return [
             slot
@@ -148,43 +146,38 @@ class World:
             if low <= self.moment(slot) <= high
         ]
 
-    def samples(self, query: Query, begin: Position | None = None) -> Iterator[Sample]:
+    def samples(self, query: Query, begin: Position = (0, 0, 0)) -> Iterator[Sample]:
         """The samples of a window in their fixed order, from a position on."""
         low, high = max(query.start, self.start), min(query.end, self.until)
-        begin = begin or Position()
         connections = self.connections(query.user, query.resource, query.provider)
-        for number, connection in enumerate(connections[begin.connection :], begin.connection):
-            first = begin.slot if number == begin.connection else 0
+        for number, connection in enumerate(connections[begin[0] :], begin[0]):
+            first = begin[1] if number == begin[0] else 0
             for slot in self.slots(connection, query.resource, low, high, first):
-                for place, sample in enumerate(self.burst(slot)):
-                    position = Position(number, slot.number, place)
+                for index, sample in enumerate(self.burst(slot)):
+                    position = (number, slot.number, index)
                     if position >= begin and low <= datetime.fromisoformat(sample["timestamp"]) <= high:
                         yield Sample(position, self.source(slot), sample)
 
     def groups(self, query: Query) -> list[Record]:
-        """The samples of a window as the read API gives them: {"source": ..., "data": [...]} for each source."""
+        """The samples of a window as the read API returns them: {"source": ..., "data": [...]} for each source."""
         return grouped(self.samples(query))
 
     def record(self, slot: Slot) -> Record:
         """The object of a slot, in its newest revision."""
-        place = self._place(slot)
+        context = self._context(slot)
         record: Record = {"id": self.identify(slot), "user_id": slot.connection.user_id}
-        sums = []
         for column in slot.resource.fields:
-            shape = shape_of(slot.resource, column)
-            if isinstance(shape, Sum):
-                sums.append((column.name, shape))
-            record[column.name] = fill(shape, place)
-        for name, shape in sums:
-            record[name] = sum(record[part] for part in shape.fields)
-        return {**record, **fill(EXTRAS.get(slot.resource.name, {}), place), **self._origin(slot)}
+            record[column.name] = fill(shape_of(slot.resource, column), context)
+        for name, parts in SUMS.get(slot.resource.name, {}).items():
+            record[name] = sum(record[part] for part in parts)
+        return {**record, **fill(EXTRAS.get(slot.resource.name, {}), context), **self._origin(slot)}
 
     def burst(self, slot: Slot) -> list[Record]:
-        """The samples of a slot: several where a moment has subtypes or a record has a course."""
+        """The samples of a slot: one for each moment and subtype of its series."""
         series = series_of(slot.resource)
-        place = self._place(slot)
+        context = self._context(slot)
         subtypes: tuple[str | None, ...] = series.subtypes or (None,)
-        moments = [later(place, number * series.step) for number in range(series.count)]
+        moments = [later(context, number * series.step) for number in range(series.count)]
         return [_sample(slot.resource, series, moment, subtype) for moment in moments for subtype in subtypes]
 
     def source(self, slot: Slot) -> Record:
@@ -192,15 +185,13 @@ class World:
         provider = slot.connection.provider
         extra = series_of(slot.resource).source
         source = {"provider": provider.slug, "type": provider.source_type}
-        return {**source, **fill(extra, self._place(slot))} if extra else source
+        return {**source, **fill(extra, self._context(slot))} if extra else source
 
     def notice(self, slot: Slot) -> Record:
-        """What an event about a stream says: whose it is, but not the stream."""
-        record = {
-            "user_id": slot.connection.user_id,
-            slot.resource.identifier: self.link(slot, timing_of(slot.resource)),
-        }
-        extra = fill(NOTICES.get(slot.resource.name, {}), self._place(slot))
+        """The data of an event about a stream: its identifiers and source, without the stream."""
+        identifier = self.link(slot, timing_of(slot.resource))
+        extra = fill(NOTICES.get(slot.resource.name, {}), self._context(slot))
+        record = {"user_id": slot.connection.user_id, slot.resource.identifier: identifier}
         return {**record, **extra, "source": self.source(slot)}
 
     def stream(self, resource: Resource, identifier: str) -> Record | None:
@@ -208,22 +199,21 @@ class World:
         slot = self._find(catalogue()[timing_of(resource)], identifier)
         if slot is None:
             return None
-        stream = fill(STREAMS[resource.name], self._place(replace(slot, resource=resource)))
-        return dict(stream)
+        return dict(fill(STREAMS[resource.name], self._context(replace(slot, resource=resource))))
 
     def devices(self, user: User, resource: Resource) -> list[Record]:
-        """What the user measures with, one for each connection."""
+        """The user's devices, one for each connection."""
         return [self.record(self._slot(connection, resource)) for connection in self.connections(user, resource)]
 
     def revise(self, slot: Slot) -> None:
-        """From now on the slot's record is a newer one: other values, and a later `updated_at` where it has one."""
+        """Makes the slot's record newer: other values, and a later `updated_at` where it has one."""
         with self._lock:
             self._revisions[slot] = self._revisions.get(slot, 0) + 1
 
     def change(self, query: Query, limit: int) -> None:
-        """Revises some of what a query finds, the first and the last of it always, and remembers that nobody was told.
+        """Revises up to `limit` of a query's slots, always the first and the last, and notes them as unannounced.
 
-        So a reader in pages holds something that is no longer true, and has something before it that was not yet.
+        A reader between two pages then holds an outdated record, and has another one still to read.
         """
         found = self.within(query)
         with self._lock:
@@ -235,7 +225,7 @@ class World:
             self._changed |= chosen
 
     def changed(self, *, forget: bool = False) -> list[Slot]:
-        """What `change` has revised, until somebody takes it and has it forgotten."""
+        """The slots that `change` has revised and whose events are not sent yet."""
         with self._lock:
             changed = list(self._changed)
             if forget:
@@ -243,30 +233,33 @@ class World:
             return changed
 
     def moment(self, slot: Slot) -> datetime:
-        """When a slot's record happened, or the first of its samples was taken."""
-        if _standing(slot.resource):
+        """The moment of a slot's record, or of the first of its samples."""
+        if _is_single(slot.resource):
             return self.start
         schedule = schedule_of(slot.resource)
         late = schedule.offset
         if schedule.jitter:
-            late += self._dice(slot, "moment", timing_of(slot.resource)).randrange(schedule.jitter)
+            late += self._rng(slot, "moment", timing_of(slot.resource)).randrange(schedule.jitter)
         return datetime.fromtimestamp(slot.number * schedule.every + late, UTC)
 
     def identify(self, slot: Slot) -> str:
-        """A record's id, the same for good."""
-        return self.identity(
-            slot.connection.user_number, slot.connection.provider.slug, slot.resource.name, slot.number
-        )
+        """A record's id, which never changes."""
+        connection = slot.connection
+        return self.identity(connection.user_number, connection.provider.slug, slot.resource.name, slot.number)
 
     def link(self, slot: Slot, resource: str) -> str:
         """The id of the record of another resource that shares the slot's schedule."""
         return self.identify(self._slot(slot.connection, catalogue()[resource], slot.number))
 
+    def identity(self, *parts: object) -> str:
+        """A UUID made of these parts and the seed."""
+        return str(uuid5(NAMESPACE, "/".join(str(part) for part in (self.seed, *parts))))
+
     def _slot(self, connection: Connection, resource: Resource, number: int = 0) -> Slot:
-        return Slot(connection, resource, 0 if _standing(resource) else number)
+        return Slot(connection, resource, 0 if _is_single(resource) else number)
 
     def _find(self, resource: Resource, identifier: str) -> Slot | None:
-        # An id cannot be turned back into its slot, so all of them are made once, and again when the world has grown.
+        # An id cannot be turned back into its slot, so all ids are made once, and again after the world has grown.
         if identifier not in self._found and self._searched_until.get(resource.name) != self.until:
             self._searched_until[resource.name] = self.until
             for user in self.members:
@@ -276,10 +269,10 @@ class World:
         found = self._found.get(identifier)
         return found if found and found.resource == resource else None
 
-    def _place(self, slot: Slot) -> Place:
+    def _context(self, slot: Slot) -> Context:
         connection = slot.connection
         zone, offset = TIME_ZONES[connection.user_number % len(TIME_ZONES)]
-        known = {
+        variables = {
             "provider": connection.provider.slug,
             "source_type": connection.provider.source_type,
             "device_id": connection.device_id,
@@ -288,33 +281,29 @@ class World:
             "time_zone": zone,
             "timezone_offset": offset,
         }
-        dice = self._dice(slot, "values", slot.resource.name)
-        return Place(dice, self.moment(slot), known, partial(self.link, slot), self._revisions.get(slot, 0))
+        rng = self._rng(slot, "values", slot.resource.name)
+        return Context(rng, self.moment(slot), variables, partial(self.link, slot), self._revisions.get(slot, 0))
 
     def _origin(self, slot: Slot) -> Record:
-        # A device is one of the few objects whose provider is no `source` but stands beside the other fields.
+        # A device is one of the few objects that name their provider beside the other fields, not in a `source`.
         if slot.resource.kind == "device":
             provider = slot.connection.provider
             return {"provider": provider.slug, "source_type": provider.source_type}
         return {"source_type": slot.connection.provider.source_type, "source": self.source(slot)}
 
-    def _dice(self, slot: Slot, purpose: str, name: str) -> Random:
+    def _rng(self, slot: Slot, purpose: str, name: str) -> Random:
         connection = slot.connection
         seed = f"{self.seed}/{connection.user_number}/{connection.provider.slug}/{name}/{slot.number}/{purpose}"
-        return Random(seed)  # noqa: S311 - repeatable on purpose, and nothing is kept secret with it
-
-    def identity(self, *parts: object) -> str:
-        """An id made of these, the same for the same seed."""
-        return str(uuid5(NAMESPACE, "/".join(str(part) for part in (self.seed, *parts))))
+        return Random(seed)  # noqa: S311 - repeatable on purpose, and not used for secrets
 
     def _put(self, user: User) -> None:
         self._by_id[user.user_id] = user
         self.members = tuple(self._by_id.values())
 
     def _member(self, number: int) -> User:
-        dice = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
+        rng = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
         user_id = self.identity("user", number)
-        providers = [WIDE[number % len(WIDE)], *dice.sample(NARROW, dice.randrange(1, 3))]
+        providers = [WIDE[number % len(WIDE)], *rng.sample(NARROW, rng.randrange(1, 3))]
         connections = (
             Connection(number, user_id, provider, self.identity("device", number, provider.slug), self.start)
             for provider in providers
@@ -322,17 +311,17 @@ class World:
         return User(number, user_id, f"member-{number:04d}", tuple(connections))
 
 
-def _standing(resource: Resource) -> bool:
-    """Whether there is one such record for good, and not one for every so often."""
+def _is_single(resource: Resource) -> bool:
+    """Whether a connection has one record of it, without a schedule."""
     return resource.kind == "device" or resource.dates == "none"
 
 
-def _sample(resource: Resource, series: Series, place: Place, subtype: str | None) -> Record:
-    timestamp = place.instant.isoformat()
-    unit = resource.unit or series.unit
-    sample = {"timestamp": timestamp, "unit": unit, "timezone_offset": place.known["timezone_offset"], "type": None}
+def _sample(resource: Resource, series: Series, context: Context, subtype: str | None) -> Record:
+    timestamp = context.instant.isoformat()
+    offset = context.variables["timezone_offset"]
+    sample = {"timestamp": timestamp, "unit": resource.unit or series.unit, "timezone_offset": offset, "type": None}
     if resource.interval:
-        end = place.instant + timedelta(seconds=series.step or series.lasts)
+        end = context.instant + timedelta(seconds=series.step or series.lasts)
         sample |= {"start": timestamp, "end": end.isoformat()}
-    sample |= fill(series.body, place)
+    sample |= fill(series.body, context)
     return sample | {resource.key[0]: subtype} if subtype else sample

@@ -1,6 +1,6 @@
-"""The events that the simulated provider sends: envelopes around the world's records."""
+"""The webhook events that the simulated Junction sends: envelopes around the world's records."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -11,16 +11,16 @@ from workers.simulator.labs import BODIES, WITHOUT_USER
 from workers.simulator.people import Connection, User
 from workers.simulator.query import Record, Slot
 from workers.simulator.series import schedule_of
-from workers.simulator.shapes import Place, fill
+from workers.simulator.shapes import Context, fill
 
 Event = dict[str, Any]
 
-# How many slots of a timeseries one event carries the samples of.
+# Slots of a timeseries whose samples one event carries.
 BATCH = 12
 
 
 def envelope(world: World, user: User | None, event_type: str, data: Any) -> Event:
-    """What stands around every event's data."""
+    """An event around its data."""
     event = {"event_type": event_type, "team_id": world.team_id, "data": data}
     return event if user is None else event | {"user_id": user.user_id, "client_user_id": user.client_user_id}
 
@@ -34,10 +34,10 @@ def daily(
     at: datetime | None = None,
     updated: bool = False,
 ) -> Event:
-    """The newest record of a resource, or its newest few samples, as an event.
+    """An event with the newest record of a resource, or its newest samples, as of `at` (default: now).
 
-    `at` asks for what was newest then. With `updated` the records are revised first: the event carries other values
-    than before, a summary's `updated_at` is later, and the read API gives the new version from now on.
+    With `updated` the records are revised first: the event carries other values than before, a summary's `updated_at`
+    is later, and the read API returns the new version from now on.
     """
     slot = world.latest(connection, resource, at)
     slots = _batch(world, slot) if resource.kind == "timeseries" else [slot]
@@ -49,9 +49,9 @@ def daily(
 
 
 def changes(world: World, *, forget: bool = True) -> list[Event]:
-    """The events about what was revised while it was read, a `changing` fault's doing: one for each record or moment.
+    """The unsent events about revisions that a `changing` fault has made: one for each record or moment.
 
-    Only with them does somebody who read a record before, and does not read it again, end with its newest version.
+    A client that read the old version, and does not read it again, gets the new one only from these events.
     """
     return [
         envelope(world, world.user(slot.connection.user_id), name, _data(world, slot, [slot]))
@@ -70,7 +70,7 @@ def historical(
     end: datetime | None = None,
     is_final: bool = True,
 ) -> Event:
-    """The notice that a resource's past can be fetched, by default all of the world's."""
+    """The event that a resource's history can be fetched, by default for the whole world."""
     data = {
         "user_id": user.user_id,
         "start_date": (start or world.start).isoformat(),
@@ -95,7 +95,7 @@ def connected(world: World, user: User, connection: Connection) -> Event:
 
 
 def connection_error(world: World, user: User, connection: Connection) -> Event:
-    """The event that a provider no longer lets the account be read. Here the provider is plain text."""
+    """The event that a provider refuses access to the account. Its `provider` is a slug, not an object."""
     state = world.conditions.state(connection)
     data = {
         "user_id": user.user_id,
@@ -107,32 +107,50 @@ def connection_error(world: World, user: User, connection: Connection) -> Event:
     return envelope(world, user, "provider.connection.error", data)
 
 
-def device(world: World, user: User, connection: Connection, *, updated: bool = False) -> Event:
-    """The event about what a user measures with."""
-    slot = world.latest(connection, catalogue()["device"])
-    return envelope(world, user, f"provider.device.{'updated' if updated else 'created'}", world.record(slot))
-
-
 def supplied(connection: Connection) -> list[Resource]:
-    """The resources that a connection brings and whose events are in the public catalogue."""
+    """The resources that a connection supplies and that have events in the catalogue."""
     kinds = catalogue().of_kind("summary", "stream", "timeseries")
     return [resource for resource in kinds if not resource.legacy and connection.provider.has(resource)]
 
 
 def availability(connection: Connection) -> Record:
-    """For each resource that a connection brings, that it may be read."""
+    """The status of each resource that a connection supplies."""
     return {resource.name: {"status": "available"} for resource in supplied(connection)}
 
 
 def every_type(world: World) -> Iterator[Event]:
-    """One event of every type in the catalogue, all of the first user."""
-    user = world.members[0]
+    """One event of every type in the catalogue, all about the first user."""
     for name in catalogue().event_names:
-        event_type = catalogue().event(name)
-        yield _MAKERS[event_type.does](world, user, event_type)
+        yield _example(world, world.members[0], catalogue().event(name))
+
+
+def _example(world: World, user: User, event_type: EventType) -> Event:
+    name, is_update = event_type.name, event_type.name.endswith(".updated")
+    if event_type.does in ("query", "lab"):
+        return _lab(world, user, name)
+    if event_type.does == "connection":
+        make = connected if name.endswith(".created") else connection_error
+        return make(world, user, user.connections[0])
+    if event_type.does == "device":
+        slot = world.latest(user.connections[0], catalogue()["device"])
+        return envelope(world, user, name, world.record(slot))
+    assert event_type.resource is not None
+    connection = world.connections(user, event_type.resource)[0]
+    if event_type.does == "historical":
+        return historical(world, user, connection, event_type.resource)
+    return daily(world, user, connection, event_type.resource, updated=is_update)
+
+
+def _lab(world: World, user: User, event_type: str) -> Event:
+    name = event_type.rpartition(".")[0]
+    variables = {"user_id": user.user_id, "team_id": world.team_id}
+    rng = Random(world.seed)  # noqa: S311 - repeatable on purpose
+    data = fill(BODIES[name], Context(rng, world.until, variables, lambda _resource: world.team_id))
+    return envelope(world, None if name in WITHOUT_USER else user, event_type, data)
 
 
 def _batch(world: World, slot: Slot) -> list[Slot]:
+    """A slot and up to BATCH - 1 before it that have the same source."""
     source = world.source(slot)
     start = world.moment(slot).timestamp() - BATCH * schedule_of(slot.resource).every
     earliest = max(datetime.fromtimestamp(start, world.until.tzinfo), world.start)
@@ -149,38 +167,3 @@ def _data(world: World, slot: Slot, slots: list[Slot]) -> Record:
     samples = [sample for each in slots for sample in world.burst(each)]
     known = [sample for sample in samples if datetime.fromisoformat(sample["timestamp"]) <= world.until]
     return {"source": world.source(slot), "data": known}
-
-
-def _lab(world: World, user: User, event_type: EventType) -> Event:
-    name = event_type.name.rpartition(".")[0]
-    known = {"user_id": user.user_id, "team_id": world.team_id}
-    dice = Random(world.seed)  # noqa: S311 - repeatable on purpose
-    data = fill(BODIES[name], Place(dice, world.until, known, lambda _resource: world.team_id))
-    return envelope(world, None if name in WITHOUT_USER else user, event_type.name, data)
-
-
-def _of_connection(world: World, user: User, event_type: EventType) -> Event:
-    make = connected if event_type.name.endswith(".created") else connection_error
-    return make(world, user, user.connections[0])
-
-
-def _of_device(world: World, user: User, event_type: EventType) -> Event:
-    return device(world, user, user.connections[0], updated=event_type.name.endswith(".updated"))
-
-
-def _of_resource(world: World, user: User, event_type: EventType) -> Event:
-    assert event_type.resource is not None
-    connection = world.connections(user, event_type.resource)[0]
-    if event_type.does == "historical":
-        return historical(world, user, connection, event_type.resource)
-    return daily(world, user, connection, event_type.resource, updated=event_type.name.endswith(".updated"))
-
-
-_MAKERS: dict[str, Callable[[World, User, EventType], Event]] = {
-    "data": _of_resource,
-    "historical": _of_resource,
-    "connection": _of_connection,
-    "device": _of_device,
-    "query": _lab,
-    "lab": _lab,
-}

@@ -1,7 +1,6 @@
-"""Faults that the simulated provider makes when it is asked to, so that whoever reads it can be tested against them."""
+"""Faults that the simulated APIs produce on request, to test clients against them."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from random import Random
 from threading import Lock
 from typing import Annotated, Any, Literal
@@ -13,26 +12,23 @@ FaultStatus = Literal[
 ]  # fmt: skip
 Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing", "processing"]
 Kind = FaultStatus | Special
-# These have a meaning for some requests only.
+# Kinds that have a meaning for some requests only.
 LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing", "processing"})
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
-    """One fault to make, as `POST /simulate/faults` takes it.
+    """One requested fault: the body of `POST /simulate/faults`.
 
-    kind         a status of 400 to 504 that a client may meet: that status; slow: answers after `seconds`; truncated:
-                 breaks off in the middle of the body; expired_cursor: 400 to whatever continues with a cursor;
-                 short_page: a page of at most `records`, or an empty one, with a cursor where there is more;
-                 changing: after the answer, `records` of the summaries or moments of a timeseries in the window that
-                 was asked for are revised, the first and the last among them; see GET /simulate/changes;
-                 processing: 200, but no data yet (Terra), and `seconds` until there will be
-    where        part of the path and query that a request must have; empty: every request
-    times        how often it is made; absent: until the faults are cleared
-    share        the part of the matching requests it is made for, from 0 to 1, drawn with a seeded generator
-    retry_after  seconds that a Retry-After header asks for; absent: no such header
-    as_date      says that header as a date
-    seconds      how slow is slow, how long is processing
-    records      of short_page (absent: none) and changing (absent: 10)
+    kind         a status from 400 to 504: responds with it; slow: responds after `seconds`; truncated: sends half of
+                 the body; expired_cursor: 400 to any request with a cursor; short_page: a page of at most `records`
+                 (default: 0), with a cursor if there are more; changing: after the response, revises `records`
+                 (default: 10) of the summaries or moments in the requested window, among them the first and the last,
+                 see GET /simulate/changes; processing: 200 without data (Terra), which follows after `seconds`
+    where        text that the path and query of a request must contain; empty: every request
+    times        how often the fault is produced; default: until the faults are cleared
+    share        the share of matching requests, from 0 to 1, drawn with a seeded generator
+    retry_after  seconds in the Retry-After header; default: no header
+    as_date      whether Retry-After is a date
     """
 
     kind: Kind
@@ -45,52 +41,42 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     records: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
-@dataclass
-class _Rule:
-    fault: Fault
-    left: int | None
-
-
 class Faults:
-    """The faults in force. Safe to use from several threads. `on_pick` is told of each that is made."""
+    """The active faults. Safe to use from several threads. `on_pick` is called with each fault that is produced."""
 
     def __init__(self, seed: int = 0, on_pick: Callable[[Fault], None] | None = None) -> None:
-        self._dice = Random(seed)  # noqa: S311 - repeatable on purpose
-        self._rules: list[_Rule] = []
+        self._rng = Random(seed)  # noqa: S311 - repeatable on purpose
+        self._active: list[Fault] = []
         self._lock = Lock()
         self._on_pick = on_pick
 
     def add(self, kind: Kind, **options: Any) -> None:
-        """Puts a fault in force; `options` are the other fields of Fault. Raises msgspec.ValidationError."""
+        """Activates a fault; `options` are the other fields of Fault. Raises msgspec.ValidationError."""
         self.put(msgspec.convert({"kind": kind, **options}, Fault))
 
     def put(self, fault: Fault) -> None:
-        """Puts a fault in force, after those that are already."""
+        """Activates a fault, after those that are already active."""
         with self._lock:
-            self._rules.append(_Rule(fault, fault.times))
+            self._active.append(msgspec.structs.replace(fault))  # a copy, because its `times` counts down
 
     def clear(self) -> None:
-        """Nothing goes wrong any more."""
         with self._lock:
-            self._rules.clear()
+            self._active.clear()
 
     def pick(self, path: str, possible: Collection[Kind] = ()) -> Fault | None:
-        """The first fault that is to be made for this request, which counts as made.
+        """The first active fault that applies to a request, and counts it as produced.
 
-        Of the LIMITED kinds only those are that are `possible` for it.
+        Faults of a kind in LIMITED apply only if the kind is in `possible`.
         """
         with self._lock:
-            fault = next((rule.fault for rule in self._rules if self._applies(rule, path, possible)), None)
+            fault = next((fault for fault in self._active if self._applies(fault, path, possible)), None)
+            if fault and fault.times is not None:
+                fault.times -= 1
         if fault and self._on_pick:
             self._on_pick(fault)
         return fault
 
-    def _applies(self, rule: _Rule, path: str, possible: Collection[Kind]) -> bool:
-        fault = rule.fault
-        if rule.left == 0 or fault.where not in path or (fault.kind in LIMITED and fault.kind not in possible):
+    def _applies(self, fault: Fault, path: str, possible: Collection[Kind]) -> bool:
+        if fault.times == 0 or fault.where not in path or (fault.kind in LIMITED and fault.kind not in possible):
             return False
-        if self._dice.random() >= fault.share:
-            return False
-        if rule.left is not None:
-            rule.left -= 1
-        return True
+        return self._rng.random() < fault.share

@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, the faults that were asked for, and the log of it all."""
+"""Hooks around every route of the simulated APIs: authentication, requested faults and the request log."""
 
 import time
 from collections import deque
@@ -17,30 +17,29 @@ from workers.simulator.faults import Kind as FaultKind
 from workers.simulator.query import Record
 
 OWN = "/simulate/"
-REMEMBERED = 100_000
+MAX_LOGGED = 100_000
 SIMULATED = "as asked by a simulated fault"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one of the aggregators knows who asks, and how it says no."""
+    """How one aggregator's API authenticates requests and forms errors."""
 
     keys: Mapping[str, str]  # the headers that a request must carry
-    refusal: Callable[[int], Response]
-    possible: Callable[[], set[FaultKind]]  # of the faults that are only some requests' own
-    failed: Callable[[Fault], Response | None] = lambda _: None  # how such a one is told, if by an answer of its own
-    served: Callable[[Response], None] = lambda _: None  # what happens after an answer
+    refusal: Callable[[int], Response]  # by status
+    possible: Callable[[], set[FaultKind]]  # which of the faults in LIMITED the request can meet
+    failed: Callable[[Fault], Response | None] = lambda _: None  # the response to such a fault, if it has its own
+    served: Callable[[Response], None] = lambda _: None  # called after a response
 
-    def knows(self) -> bool:
-        """Whether the request carries the keys."""
+    def is_authenticated(self) -> bool:
         return all(
             compare_digest(request.headers.get(name, "").encode(), key.encode()) for name, key in self.keys.items()
         )
 
 
 def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect]) -> None:
-    """Puts them before every route but our own. The dialects are named by blueprint."""
-    log: deque[Record] = deque(maxlen=REMEMBERED)
+    """Adds the hooks for all routes outside `/simulate/`. `dialects` are by name of blueprint."""
+    log: deque[Record] = deque(maxlen=MAX_LOGGED)
     numbers = count(1)
     app.extensions["simulated_requests"] = log
 
@@ -53,7 +52,7 @@ def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect
         g.fault = faults.pick(request.full_path, dialect.possible())
         if g.fault and (failure := _fail(g.fault, dialect)):
             return failure
-        return None if dialect.knows() else dialect.refusal(401)
+        return None if dialect.is_authenticated() else dialect.refusal(401)
 
     @app.after_request
     def note(response: Response) -> Response:
@@ -63,11 +62,11 @@ def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect
         at = datetime.fromtimestamp(g.started, UTC).isoformat()
         log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
         dialects[request.blueprint].served(response)
-        return _truncate(response) if is_made("truncated") else response
+        return _truncate(response) if has_fault("truncated") else response
 
 
-def is_made(kind: FaultKind) -> bool:
-    """Whether this fault is to be made for the request."""
+def has_fault(kind: FaultKind) -> bool:
+    """Whether the request meets a fault of this kind."""
     return g.fault is not None and g.fault.kind == kind
 
 
@@ -87,6 +86,6 @@ def _fail(fault: Fault, dialect: Dialect) -> Response | None:
 def _truncate(response: Response) -> Response:
     body = response.get_data()
     response.set_data(body[: len(body) // 2])
-    # The whole length stays announced: only so can a client tell that something is missing.
+    # Content-Length keeps the full length: otherwise a client could not detect the truncation.
     response.headers["Content-Length"] = str(len(body))
     return response

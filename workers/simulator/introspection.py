@@ -1,6 +1,5 @@
-"""What the provider tells about itself: how far its history pulls are, and what it has of each resource."""
+"""Junction's introspection: the state of history pulls, and the coverage of each resource."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,7 +14,7 @@ from workers.simulator.series import series_of
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What the read API has of a connection's resource in a window."""
+    """The data of a connection's resource in a window."""
 
     oldest: datetime
     newest: datetime
@@ -24,41 +23,38 @@ class Extent:
 
 
 def historical_pulls(world: World, user: User, provider: str | None) -> Record:
-    """For each of a user's providers, how the pull of each resource's past went."""
-    return {connection.provider.slug: _pulls(world, connection) for connection in _of(world, user, provider)}
+    """For each of a user's providers, the state of each resource's history pull."""
+    return {connection.provider.slug: _pulls(world, connection) for connection in _listed(world, user, provider)}
 
 
 def resource_statistics(world: World, user: User, provider: str | None) -> Record:
     """For each of a user's providers, the oldest and newest data of each resource."""
     return {
         connection.provider.slug: {each.name: _statistics(world, connection, each) for each in supplied(connection)}
-        for connection in _of(world, user, provider)
+        for connection in _listed(world, user, provider)
     }
 
 
 def extent(world: World, connection: Connection, resource: Resource, end: datetime) -> Extent | None:
-    """What there is from the world's start to `end`, if anything. Costs the same for every length of time.
+    """The data from the world's start to `end`, None if there is none. The cost does not depend on the window's length.
 
-    Only the slots at both ends can be there in part, and a schedule is either several a day or one in some days.
+    This is possible because only the first and last slots can be incomplete, and because a schedule has either several
+    records a day or one in several days.
     """
     numbers = world.numbers(resource, world.start, end)
 
-    def there(number: int) -> list[datetime]:
+    def moments(number: int) -> list[datetime]:
         return _moments(world, Slot(connection, resource, number), end)
 
-    oldest, newest = _first(map(there, numbers)), _first(map(there, reversed(numbers)))
-    if oldest is None or newest is None:
+    oldest, newest = (next(filter(None, map(moments, order)), []) for order in (numbers, reversed(numbers)))
+    if not oldest:
         return None
     head, rest = numbers[:2], numbers[2:]
-    edges = [moments for number in (*head, *rest[-2:]) if (moments := there(number))]
+    edges = [found for number in (*head, *rest[-2:]) if (found := moments(number))]
     full = len(rest[:-2])
     days = min(full + len(edges), (max(newest).date() - min(oldest).date()).days + 1)
-    count = sum(map(len, edges)) + full * _samples_of_one(resource)
+    count = sum(map(len, edges)) + full * _samples_per_slot(resource)
     return Extent(min(oldest), max(newest), count, days)
-
-
-def _first(found: Iterable[list[datetime]]) -> list[datetime] | None:
-    return next((moments for moments in found if moments), None)
 
 
 def _moments(world: World, slot: Slot, end: datetime) -> list[datetime]:
@@ -69,26 +65,25 @@ def _moments(world: World, slot: Slot, end: datetime) -> list[datetime]:
     return [moment] if world.start <= moment <= min(end, world.newest(slot.resource)) else []
 
 
-def _samples_of_one(resource: Resource) -> int:
+def _samples_per_slot(resource: Resource) -> int:
     series = series_of(resource)
     return series.count * max(1, len(series.subtypes)) if resource.kind == "timeseries" else 1
 
 
-def _of(world: World, user: User, provider: str | None) -> list[Connection]:
+def _listed(world: World, user: User, provider: str | None) -> list[Connection]:
     listed = world.conditions.listed(user)
     return [connection for connection in listed if provider in (None, connection.provider.slug)]
 
 
 def _pulls(world: World, connection: Connection) -> Record:
-    pulls = {each: world.conditions.pull(connection, each.name) for each in supplied(connection)}
-    return {
-        "pulled": {
-            resource.name: _pull(world, connection, resource, pull)
-            for resource, pull in pulls.items()
-            if pull.status != "not_pulled"
-        },
-        "not_pulled": [resource.name for resource, pull in pulls.items() if pull.status == "not_pulled"],
-    }
+    pulled, not_pulled = {}, []
+    for resource in supplied(connection):
+        pull = world.conditions.pull(connection, resource.name)
+        if pull.status == "not_pulled":
+            not_pulled.append(resource.name)
+        else:
+            pulled[resource.name] = _pull(world, connection, resource, pull)
+    return {"pulled": pulled, "not_pulled": not_pulled}
 
 
 def _pull(world: World, connection: Connection, resource: Resource, pull: Pull) -> Record:
@@ -109,9 +104,9 @@ def _pull(world: World, connection: Connection, resource: Resource, pull: Pull) 
 
 def _statistics(world: World, connection: Connection, resource: Resource) -> Record:
     found = extent(world, connection, resource, world.until)
-    well = world.conditions.state(connection).status == "connected"
+    status = "success" if world.conditions.state(connection).status == "connected" else "failure"
     return {
-        "last_attempt": {"timestamp": world.until.isoformat(), "status": "success" if well else "failure"},
+        "last_attempt": {"timestamp": world.until.isoformat(), "status": status},
         "oldest_data": found.oldest.isoformat() if found else None,
         "newest_data": found.newest.isoformat() if found else None,
         "sent_count": found.count if found else 0,

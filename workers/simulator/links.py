@@ -1,4 +1,4 @@
-"""Links at which a person connects a provider: instead of a page with buttons there are addresses to open."""
+"""Links with which a user connects a provider: URLs to open, in place of a page with buttons."""
 
 import secrets
 from collections.abc import Callable
@@ -12,8 +12,8 @@ PATH = "/simulate/links"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a link is for: one of these providers, what connecting it does, and where the person ends up."""
+class Link:
+    """A link for one of these providers: the function that connects it, and where the browser is sent afterwards."""
 
     providers: tuple[str, ...]
     connect: Callable[[str], object]
@@ -21,33 +21,31 @@ class Wish:
 
 
 class Links:
-    """The links that were given out. Each is good once, as a real one is."""
+    """The links that were issued. Each works once, as a real one does."""
 
     def __init__(self) -> None:
-        self._wishes: dict[str, Wish] = {}
+        self._links: dict[str, Link] = {}
 
     def add_to(self, app: Flask) -> None:
-        """Adds the route under which they are opened, which needs no key: the link is one."""
+        """Adds the routes that open links. They need no key: the token is the key."""
         app.add_url_rule(f"{PATH}/<token>", "link", self._open)
         app.add_url_rule(f"{PATH}/<token>/<provider>", "choose", self._open)
 
-    def make(self, wish: Wish) -> tuple[str, str]:
-        """A link's address on this server, and the token in it."""
+    def make(self, link: Link) -> tuple[str, str]:
+        """Issues a link: its URL on this server, and its token."""
         token = secrets.token_urlsafe(12)
-        self._wishes[token] = wish
+        self._links[token] = link
         return f"{request.host_url.rstrip('/')}{PATH}/{token}", token
 
     def _open(self, token: str, provider: str | None = None) -> Response:
-        """Connects the one provider there is, or that was chosen; else says which may be chosen."""
-        wish = self._wishes.get(token) or refuse(404, "no such link, or it was used")
-        if provider is None and len(wish.providers) > 1:
-            return answer({"choose": {one: f"{request.base_url}/{one}" for one in wish.providers}})
-        chosen = provider or wish.providers[0]
-        if chosen not in wish.providers:
-            refuse(404, f"choose one of {', '.join(wish.providers)}")
-        del self._wishes[token]
-        wish.connect(chosen)
-        response = answer({"connected": chosen}, 302 if wish.redirect_url else 200)
-        if wish.redirect_url:
-            response.headers["Location"] = wish.redirect_url
-        return response
+        """Connects the chosen provider, or the only one; otherwise lists the choices."""
+        link = self._links.get(token) or refuse(404, "no such link, or it was used")
+        if provider is None and len(link.providers) > 1:
+            return answer({"choose": {one: f"{request.base_url}/{one}" for one in link.providers}})
+        chosen = provider or link.providers[0]
+        if chosen not in link.providers:
+            refuse(404, f"choose one of {', '.join(link.providers)}")
+        del self._links[token]
+        link.connect(chosen)
+        target = {"Location": link.redirect_url} if link.redirect_url else None
+        return answer({"connected": chosen}, 302 if target else 200, target)

@@ -1,4 +1,4 @@
-"""The simulated people and the providers they are connected to."""
+"""The simulated users and the providers that they have connected."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from app.catalogue import Resource
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where data comes from. Without `supplies` it has something of every resource."""
+    """A source of data. Without `supplies` it has every resource."""
 
     slug: str
     name: str
@@ -17,24 +17,23 @@ class Provider:
     supplies: frozenset[str] | None = None
 
     def has(self, resource: Resource) -> bool:
-        """Whether the provider supplies a resource."""
         return self.supplies is None or resource.name in self.supplies
 
     def described(self) -> dict[str, str]:
-        """The provider as events and answers describe it."""
+        """The provider as events and responses describe it."""
         return {"name": self.name, "slug": self.slug, "logo": f"https://example.invalid/logos/{self.slug}.png"}
 
 
-def _some(*resources: str) -> frozenset[str]:
-    return frozenset(resources)
+_TRAINING = frozenset({"workouts", "workout_stream", "profile", "device", "workout_duration", "calories_active"})
+_SCALE = frozenset(
+    {"body", "weight", "fat", "profile", "device", "blood_pressure", "body_temperature", "lean_body_mass"}
+)
+_RING = frozenset(
+    {"sleep", "sleep_cycle", "activity", "heartrate", "hrv", "profile", "device", "blood_oxygen", "steps"}
+)
+_GLUCOSE_SENSOR = frozenset({"glucose", "note", "carbohydrates", "insulin_injection", "profile", "device"})
 
-
-_TRAINING = _some("workouts", "workout_stream", "profile", "device", "workout_duration", "calories_active")
-_SCALE = _some("body", "weight", "fat", "profile", "device", "blood_pressure", "body_temperature", "lean_body_mass")
-_RING = _some("sleep", "sleep_cycle", "activity", "heartrate", "hrv", "profile", "device", "blood_oxygen", "steps")
-_SENSOR_ON_ARM = _some("glucose", "note", "carbohydrates", "insulin_injection", "profile", "device")
-
-# Every user has one of the first kind, so that there is something of every resource for everybody.
+# Every user has one of these, so that every user has data of every resource.
 WIDE = (
     Provider("apple_health_kit", "Apple HealthKit", "watch", "Watch9,1"),
     Provider("garmin", "Garmin", "watch", "Forerunner 265"),
@@ -46,10 +45,8 @@ NARROW = (
     Provider("peloton", "Peloton", "exercise_machine", "Bike+", _TRAINING),
     Provider("zwift", "Zwift", "app", "Zwift", _TRAINING),
     Provider("strava", "Strava", "app", "Strava", _TRAINING),
-    Provider("freestyle_libre", "FreeStyle Libre", "automatic", "Libre 3", _SENSOR_ON_ARM),
+    Provider("freestyle_libre", "FreeStyle Libre", "automatic", "Libre 3", _GLUCOSE_SENSOR),
 )
-
-
 PROVIDERS = {provider.slug: provider for provider in (*WIDE, *NARROW)}
 
 
@@ -65,13 +62,12 @@ class Connection:
 
     @property
     def external_user_id(self) -> str:
-        """The name of the account at the provider."""
         return f"{self.provider.slug}-{self.user_number}"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A simulated person. `client_user_id` is on purpose no UUID."""
+    """A simulated user. `client_user_id` is on purpose no UUID."""
 
     number: int
     user_id: str
@@ -79,5 +75,4 @@ class User:
     connections: tuple[Connection, ...]
 
     def connection(self, slug: str) -> Connection | None:
-        """The user's account with this provider, if there is one."""
         return next((connection for connection in self.connections if connection.provider.slug == slug), None)

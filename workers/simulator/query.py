@@ -1,4 +1,4 @@
-"""What can be asked of the simulated world, and the parts an answer is made of."""
+"""Queries to the simulated world, and the parts of a result."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,25 +13,20 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One stretch of a resource's schedule: what names a record, or the samples of one moment."""
+    """One period of a resource's schedule. It identifies a record, or the samples of one moment."""
 
     connection: Connection
     resource: Resource
     number: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
-    """Where a sample stands in the fixed order of all samples of a query; what a page's cursor holds."""
-
-    connection: int = 0
-    slot: int = 0
-    sample: int = 0
+# A sample's place in the fixed order of a query's samples, as in a page's cursor: connection, slot and sample.
+Position = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample with its source and the position it stands at."""
+    """One sample with its source and position."""
 
     position: Position
     source: Record
@@ -40,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of the world: a user's records of a resource in a window, both ends included."""
+    """A user's records of a resource in a window, both ends included."""
 
     user: User
     resource: Resource
@@ -50,7 +45,7 @@ class Query:
 
 
 def grouped(samples: Iterable[Sample]) -> list[Record]:
-    """Samples put together by source, in the order in which the sources first appear."""
+    """Samples grouped by source, in the order in which the sources first appear."""
     groups: dict[tuple[Any, ...], Record] = {}
     for sample in samples:
         key = tuple(sorted((name, value or "") for name, value in sample.source.items()))

@@ -1,6 +1,6 @@
-"""Signs events as Svix does and sends them to a webhook endpoint, again and again until they are taken.
+"""Sends events to a webhook endpoint, signed as Svix does, with retries until a 2xx response.
 
-Another aggregator's sender is one that names, writes and signs its events otherwise: the methods for that.
+The sender of another aggregator overrides `name`, `body` and `sign`.
 """
 
 import secrets
@@ -13,65 +13,60 @@ from heapq import heappop, heappush
 from random import Random
 from threading import Event as Flag
 from threading import Lock, Semaphore
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import msgspec
 from standardwebhooks.webhooks import Webhook
 
-Event = Any  # as the aggregator has it
+Event = Any  # of the aggregator's type
 
-# Svix waits 5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h; this keeps the growth and leaves out the days.
+# Svix waits 5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h; these waits grow in the same way within seconds.
 WAITS = (0.05, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
 TIMEOUT = 15
 KSUID_EPOCH = 1_400_000_000
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 KSUID_LENGTH = 27
-# How many events later one that is held back arrives.
-HELD_BACK = 5
-# And one whose first attempts are lost: what Svix sends again after hours has many newer ones before it.
+# The most events by which a reordered event is delayed.
+MAX_REORDERED = 5
+# The same for a late event: after hours of retries at Svix, many newer events have been delivered.
 LATE = (50, 200)
 NO_ANSWER = 0
 
 
 def new_message_id(at: datetime) -> str:
-    """A message id as Svix makes them: `msg_` and a KSUID, which begins with the moment and so sorts by it."""
+    """A message id in Svix's form: `msg_` and a KSUID, which starts with the time and therefore sorts by it."""
     seconds = int(at.timestamp()) - KSUID_EPOCH
-    # From the microseconds, because a fraction of a float timestamp can fall just below the step it means.
+    # From the microseconds: the fraction of a float timestamp can be just below its 4 ms step.
     steps = at.microsecond // 4000
     number = int.from_bytes(seconds.to_bytes(4) + steps.to_bytes(1) + secrets.token_bytes(15))
-    digits = []
+    digits = ""
     for _ in range(KSUID_LENGTH):
         number, digit = divmod(number, len(BASE62))
-        digits.append(BASE62[digit])
-    return "msg_" + "".join(reversed(digits))
+        digits = BASE62[digit] + digits
+    return f"msg_{digits}"
 
 
 def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
-    """The headers that prove where a body comes from. `timestamp` is that of the attempt, not of the event."""
-    # The library takes any timestamp for UTC, so one of another zone has to be converted first.
+    """Svix's signature headers. `timestamp` is the time of the attempt, not of the event."""
+    # The library ignores the time zone and assumes UTC.
     moment = timestamp.astimezone(UTC)
     signature = Webhook(secret).sign(message_id, moment, body.decode())
-    return {
-        "svix-id": message_id,
-        "svix-timestamp": str(int(moment.timestamp())),
-        "svix-signature": signature,
-    }
+    return {"svix-id": message_id, "svix-timestamp": str(int(moment.timestamp())), "svix-signature": signature}
 
 
 class Sender:
     """Sends events to one endpoint. Safe to use from several threads; close it, or use it in a `with`.
 
-    duplicates   the part of the events, from 0 to 1, that `send_all` sends twice under one message id
-    reordering   the part that it sends a few events later than it was given them
-    late         the part whose first attempts are lost: they come 50 to 200 events later, or at the end of `send_all`,
-                 under the id that they got at first, which still says when they were made
-    waits        the seconds between attempts; there is one attempt more than there are waits
-    stop         once set, nothing more is sent and no further attempt made
-    remember     whether to keep what was taken, for whoever wants to compare it with what is stored
-    counts       how often each status was the last one of a message; 0 stands for no answer
-    taken        the events that were answered 2xx, by message id, if they are to be remembered
+    duplicates   the share of events, from 0 to 1, that `send_all` sends twice under one message id
+    reordering   the share that it sends up to 5 events later
+    late         the share that it sends 50 to 200 events later, or at its end, as if their first attempts had failed:
+                 the message id still has the time at which they were made
+    waits        seconds between attempts; there is one attempt more than waits
+    stop         once set, no event is sent or retried
+    remember     whether to keep accepted events, to compare them with the stored rows
+    counts       how many messages ended with each status; 0 stands for no response
+    taken        the events with a 2xx response by message id, if `remember` is set
     """
 
     def __init__(
@@ -90,37 +85,30 @@ class Sender:
     ) -> None:
         self.counts: Counter[int] = Counter()
         self.taken: dict[str, Event] = {}
-        self._remember = remember
-        self._url = url
-        self._secret = secret
-        self._connections = connections
-        self._duplicates = duplicates
-        self._reordering = reordering
-        self._late = late
-        self._dice = Random(seed)  # noqa: S311 - repeatable on purpose
+        self._url, self._secret, self._remember = url, secret, remember
+        self._duplicates, self._reordering, self._late = duplicates, reordering, late
+        self._rng = Random(seed)  # noqa: S311 - repeatable on purpose
         self._waits = waits
         self._lock = Lock()
         self._stop = stop or Flag()
+        self._connections = connections
         self._client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_connections=connections))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Gives up what is waiting for another attempt, and closes the connections."""
+        """Stops retries, and closes the connections."""
         self._stop.set()
         self._client.close()
 
     def send(self, event: Event, created_at: datetime | None = None, message_id: str | None = None) -> int:
-        """Sends one event until it is taken or the attempts are used up. Returns the last status; 0 is no answer.
+        """Sends one event until a 2xx response or the last attempt. Returns the last status; 0 is no response.
 
-        `created_at` is the moment that the message's id carries, by default now. Whoever sends something a second time
-        gives the `message_id` of the first.
+        `created_at` is the time in the message id (default: now). To send an event again, pass the first `message_id`.
         """
         name = message_id or self.name(event, created_at or datetime.now(UTC))
         body = self.body(event)
@@ -136,13 +124,13 @@ class Sender:
         return status
 
     def send_all(self, events: Iterable[Event], rate: float | None = None) -> Counter[int]:
-        """Sends many events side by side, at most `rate` a second if one is given. Returns how each ended.
+        """Sends many events in parallel, at most `rate` a second. Returns the number of messages by last status.
 
-        Events are taken as they are sent, so they may be endless.
+        `events` may be endless: they are read only as they are sent.
         """
         with self._lock:
             before = self.counts.copy()
-        # Without it, an endless series of events would be read into the pool's own queue.
+        # Without the semaphore, the pool's own queue would read an endless series of events.
         room = Semaphore(2 * self._connections)
         with ThreadPoolExecutor(self._connections) as pool:
             for event, message_id in self._disturbed(self._paced(events, rate)):
@@ -151,16 +139,14 @@ class Sender:
                 future.add_done_callback(lambda _done: room.release())
         return self.counts - before
 
-    def name(self, event: Event, at: datetime) -> str:  # noqa: ARG002 - an event of another's may bring its own
-        """What names a message over all its attempts."""
+    def name(self, event: Event, at: datetime) -> str:  # noqa: ARG002 - events of other aggregators have an id
+        """The id that all attempts of a message share."""
         return new_message_id(at)
 
     def body(self, event: Event) -> bytes:
-        """What is posted."""
         return msgspec.json.encode(event)
 
     def sign(self, name: str, event: Event, body: bytes, at: datetime) -> Mapping[str, str]:  # noqa: ARG002
-        """The headers of an attempt."""
         return sign(self._secret, name, at, body)
 
     def _attempt(self, name: str, event: Event, body: bytes) -> int:
@@ -179,11 +165,12 @@ class Sender:
             yield event
 
     def _disturbed(self, events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
+        """The events with their message ids, some of them delayed or twice."""
         held: list[tuple[int, int, tuple[Event, str]]] = []
         for number, event in enumerate(events):
             message = event, self.name(event, datetime.now(UTC))
-            if wait := self._delay():
-                heappush(held, (number + wait, number, message))
+            if delay := self._delay():
+                heappush(held, (number + delay, number, message))
             else:
                 yield from self._once_or_twice(message)
             while held and held[0][0] <= number:
@@ -192,13 +179,13 @@ class Sender:
             yield from self._once_or_twice(heappop(held)[2])
 
     def _delay(self) -> int:
-        """How many events later the next one is to be sent."""
-        share = self._dice.random()
+        """The number of events by which the next event is delayed."""
+        share = self._rng.random()
         if share < self._late:
-            return self._dice.randint(*LATE)
-        return self._dice.randint(1, HELD_BACK) if share < self._late + self._reordering else 0
+            return self._rng.randint(*LATE)
+        return self._rng.randint(1, MAX_REORDERED) if share < self._late + self._reordering else 0
 
     def _once_or_twice(self, message: tuple[Event, str]) -> Iterator[tuple[Event, str]]:
         yield message
-        if self._dice.random() < self._duplicates:
+        if self._rng.random() < self._duplicates:
             yield message

@@ -1,15 +1,13 @@
-"""The simulated provider as a server on the loopback interface."""
+"""The simulated aggregators as a server on the loopback interface."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Thread
-from types import TracebackType
 from typing import Any, Self
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from workers.simulator.api import PAGE_SIZE, create_api
-from workers.simulator.conditions import Conditions
 from workers.simulator.data import World
 from workers.simulator.events import Event, changes
 from workers.simulator.faults import Fault, Faults
@@ -22,21 +20,18 @@ HOST = "127.0.0.1"
 API_KEY = "sk_us_simulated"
 
 
-class _Quiet(WSGIRequestHandler):
-    """Prints no line for each request: GET /simulate/requests tells them all."""
+class _SilentHandler(WSGIRequestHandler):
+    """Prints no log lines: GET /simulate/requests has all requests."""
 
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        pass
-
-    def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's own name
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         pass
 
 
 class Simulator:
-    """A simulated provider that serves while it is entered, on a free port unless one is given.
+    """The simulated aggregators, which serve inside a `with`, on a free port unless one is given.
 
-    `at_terra` of its users are connected through Terra as well, by default all. `on_fault` is told of each fault that
-    it makes, in the thread of the request.
+    `at_terra` of the users are also connected through Terra (default: all). `on_fault` is called with each fault that
+    is produced, in the thread of the request.
     """
 
     def __init__(
@@ -53,29 +48,28 @@ class Simulator:
         on_fault: Callable[[Fault], None] | None = None,
     ) -> None:
         self.world = World(seed, users, until or datetime.now(UTC), days)
+        self.conditions = self.world.conditions
         self.faults = Faults(seed, on_fault)
         self.api_key = api_key
-        self._port = port
         self.terra = TerraWorld(self.world, at_terra)
         self._app = create_api(self.world, api_key, self.faults, page_size, self.terra)
+        self._port = port
         self._server: BaseWSGIServer | None = None
-        self._thread: Thread | None = None
 
     @property
     def url(self) -> str:
-        """Where it can be read; only while it serves."""
+        """The base URL of the Junction API. Raises RuntimeError if the simulator is not serving."""
         if self._server is None:
-            raise RuntimeError("the simulator is not serving")
+            raise RuntimeError("the simulator is not serving; use it in a `with`")
         return f"http://{HOST}:{self._server.port}"
 
     @property
     def terra_url(self) -> str:
-        """Where its other half can be read; only while it serves."""
         return self.url + PREFIX
 
     @property
     def environment(self) -> dict[str, str]:
-        """What whoever reads it has to be told."""
+        """The settings of a client."""
         return {
             "JUNCTION_BASE_URL": self.url,
             "JUNCTION_API_KEY": self.api_key,
@@ -86,29 +80,20 @@ class Simulator:
 
     @property
     def requests(self) -> list[Record]:
-        """Every request so far."""
         return list(self._app.extensions["simulated_requests"])
 
-    @property
-    def conditions(self) -> Conditions:
-        """How pulls and connections stand; what is put here is told from now on."""
-        return self.world.conditions
-
     def changes(self) -> list[Event]:
-        """The events about what the fault `changing` has revised, each only once: whoever takes them sends them."""
+        """The unsent events about revisions that the fault `changing` has made; each is returned once."""
         return changes(self.world)
 
     def __enter__(self) -> Self:
-        self._server = make_server(HOST, self._port, self._app, threaded=True, request_handler=_Quiet)
+        self._server = make_server(HOST, self._port, self._app, threaded=True, request_handler=_SilentHandler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), name="simulator", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._server is not None
-        assert self._thread is not None
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -1,8 +1,8 @@
-"""The small language in which generated values are described, and how a description becomes a value.
+"""Descriptions of generated values, and `fill`, which turns a description into a value.
 
-A description is plain JSON-ready data in which some leaves are one of the classes here. What varies is decided by the
-place's own dice, so that the same place always gives the same value. A higher `revision` of the place moves every
-`Between` on by one step and every `Draft` to its next text: that is how a corrected record differs from its first form.
+A description is JSON-ready data in which some leaves are shapes: functions from a `Context` to a value. Random values
+come from the context's own generator, so the same context always gives the same value. A higher `revision` moves every
+`between` on by one step and every `draft` to its next text; this is how a corrected record differs from the original.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,176 +13,109 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value is wanted: its dice and moment, and what is known about its surroundings."""
+class Context:
+    """What a shape can use: a seeded generator, a moment, named variables, and ids of related records."""
 
-    dice: Random
+    rng: Random
     instant: datetime
-    known: Mapping[str, Any]
+    variables: Mapping[str, Any]
     link: Callable[[str], str]
     revision: int = 0
 
 
-class Shape:
-    """A description that has to be asked for its value."""
-
-    def value(self, place: Place) -> Any:
-        raise NotImplementedError
+Shape = Callable[[Context], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Between(Shape):
-    """A number of this range; an integer if no digits are asked for."""
+def between(low: float, high: float, digits: int = 0) -> Shape:
+    """A number in this range; an integer if `digits` is 0."""
+    scale = 10**digits
+    steps = round((high - low) * scale) + 1
 
-    low: float
-    high: float
-    digits: int = 0
+    def value(context: Context) -> float:
+        step = (context.rng.randrange(steps) + context.revision) % steps
+        number = round(low + step / scale, digits)
+        return number if digits else int(number)
 
-    def value(self, place: Place) -> float:
-        scale = 10**self.digits
-        steps = round((self.high - self.low) * scale) + 1
-        step = (place.dice.randrange(steps) + place.revision) % steps
-        number = round(self.low + step / scale, self.digits)
-        return number if self.digits else int(number)
+    return value
 
 
-@dataclass(frozen=True)
-class OneOf(Shape):
-    """One of these; a revision does not change which."""
-
-    options: tuple[Any, ...]
-
-    def __init__(self, *options: Any) -> None:
-        object.__setattr__(self, "options", options)
-
-    def value(self, place: Place) -> Any:
-        return fill(place.dice.choice(self.options), place)
+def one_of(*options: Any) -> Shape:
+    """One of these; a revision does not change the choice."""
+    return lambda context: fill(context.rng.choice(options), context)
 
 
-@dataclass(frozen=True)
-class Draft(Shape):
-    """The first of these until it is revised, then the next."""
-
-    options: tuple[Any, ...]
-
-    def __init__(self, *options: Any) -> None:
-        object.__setattr__(self, "options", options)
-
-    def value(self, place: Place) -> Any:
-        return self.options[min(place.revision, len(self.options) - 1)]
+def draft(*options: Any) -> Shape:
+    """The first of these; each revision moves to the next."""
+    return lambda context: options[min(context.revision, len(options) - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class At(Shape):
-    """A moment, so many seconds after the place's; each revision moves it on by `step` seconds."""
-
-    seconds: float = 0
-    step: float = 0
-
-    def value(self, place: Place) -> str:
-        return (place.instant + timedelta(seconds=self.seconds + self.step * place.revision)).isoformat()
+def at(seconds: float = 0, step: float = 0) -> Shape:
+    """A moment `seconds` after the context's; each revision adds `step` seconds."""
+    return lambda context: (context.instant + timedelta(seconds=seconds + step * context.revision)).isoformat()
 
 
-@dataclass(frozen=True, slots=True)
-class Midnight(Shape):
-    """The beginning of the place's day."""
-
-    def value(self, place: Place) -> str:
-        return place.instant.replace(hour=0, minute=0, second=0, microsecond=0).isoformat()
+def midnight(context: Context) -> str:
+    """The beginning of the context's day."""
+    return context.instant.replace(hour=0, minute=0, second=0, microsecond=0).isoformat()
 
 
-@dataclass(frozen=True, slots=True)
-class Day(Shape):
-    """A date, so many days after the place's."""
-
-    days: int = 0
-
-    def value(self, place: Place) -> str:
-        return (place.instant + timedelta(days=self.days)).date().isoformat()
+def day(days: int = 0) -> Shape:
+    """A date `days` after the context's."""
+    return lambda context: (context.instant + timedelta(days=days)).date().isoformat()
 
 
-@dataclass(frozen=True, slots=True)
-class Unix(Shape):
-    """The place's moment in whole seconds since 1970."""
-
-    def value(self, place: Place) -> int:
-        return int(place.instant.timestamp())
+def unix_seconds(context: Context) -> int:
+    """The context's moment in whole seconds since 1970."""
+    return int(context.instant.timestamp())
 
 
-@dataclass(frozen=True, slots=True)
-class Digits(Shape):
-    """A provider's own number for something, as text."""
-
-    count: int = 11
-
-    def value(self, place: Place) -> str:
-        return str(place.dice.randrange(10 ** (self.count - 1), 10**self.count))
+def digits(count: int = 11) -> Shape:
+    """A random number of `count` digits, as text."""
+    return lambda context: str(context.rng.randrange(10 ** (count - 1), 10**count))
 
 
-@dataclass(frozen=True, slots=True)
-class Known(Shape):
-    """What the place knows under this name."""
-
-    name: str
-
-    def value(self, place: Place) -> Any:
-        return place.known[self.name]
+def variable(name: str) -> Shape:
+    """A variable of the context."""
+    return lambda context: context.variables[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Link(Shape):
+def link(resource: str) -> Shape:
     """The id of the user's record of another resource at the same moment."""
-
-    resource: str
-
-    def value(self, place: Place) -> str:
-        return place.link(self.resource)
+    return lambda context: context.link(resource)
 
 
-@dataclass(frozen=True)
-class LinkedChoice(Shape):
-    """One of these, decided by the record it belongs to: every place of one record gives the same."""
-
-    resource: str
-    options: tuple[Any, ...]
-
-    def value(self, place: Place) -> Any:
-        return fill(self.options[int(place.link(self.resource)[:8], 16) % len(self.options)], place)
+def linked_choice(resource: str, options: tuple[Any, ...]) -> Shape:
+    """One of these, chosen by the id of the linked record: every context of one record gives the same."""
+    return lambda context: fill(options[int(context.link(resource)[:8], 16) % len(options)], context)
 
 
-@dataclass(frozen=True)
-class Many(Shape):
-    """A list of so many, `step` seconds apart."""
-
-    count: int
-    step: float
-    item: Any
-
-    def value(self, place: Place) -> list[Any]:
-        return [fill(self.item, later(place, number * self.step)) for number in range(self.count)]
+def many(count: int, step: float, item: Any) -> Shape:
+    """A list of `count` items, `step` seconds apart."""
+    return lambda context: [fill(item, later(context, number * step)) for number in range(count)]
 
 
-@dataclass(frozen=True)
-class Sum:
-    """The sum of other fields of the same record; whoever holds the whole record makes it."""
-
-    fields: tuple[str, ...]
-
-    def __init__(self, *fields: str) -> None:
-        object.__setattr__(self, "fields", fields)
+def nulls(*names: str) -> dict[str, None]:
+    """Fields without a value."""
+    return dict.fromkeys(names)
 
 
-def later(place: Place, seconds: float) -> Place:
-    """The same place, so many seconds later. Called for each sample: `dataclasses.replace` takes four times as long."""
-    return Place(place.dice, place.instant + timedelta(seconds=seconds), place.known, place.link, place.revision)
+def empty_lists(*names: str) -> dict[str, list[Any]]:
+    """Fields with an empty array."""
+    return {name: [] for name in names}
 
 
-def fill(description: Any, place: Place) -> Any:
-    """The value of a description at a place."""
-    if isinstance(description, Shape):
-        return description.value(place)
+def later(context: Context, seconds: float) -> Context:
+    """The same context `seconds` later. Called for each sample: `dataclasses.replace` takes four times as long."""
+    moment = context.instant + timedelta(seconds=seconds)
+    return Context(context.rng, moment, context.variables, context.link, context.revision)
+
+
+def fill(description: Any, context: Context) -> Any:
+    """The value of a description in a context."""
+    if callable(description):
+        return description(context)
     if isinstance(description, dict):
-        return {name: fill(part, place) for name, part in description.items()}
+        return {name: fill(part, context) for name, part in description.items()}
     if isinstance(description, list):
-        return [fill(part, place) for part in description]
+        return [fill(part, context) for part in description]
     return description

@@ -1,4 +1,4 @@
-"""The routes about users: who there is, what they are connected with, and how one more comes to be connected."""
+"""Junction's routes about users: their connections, refreshes, and links that connect a provider."""
 
 from functools import partial
 from typing import Any
@@ -6,13 +6,16 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, request
 
-from workers.simulator.answers import answer, number, refuse
+from workers.simulator.answers import answer, number, refuse, seconds, validation_error
+from workers.simulator.budget import Budget
 from workers.simulator.data import World
-from workers.simulator.events import availability
-from workers.simulator.links import Links, Wish
+from workers.simulator.events import availability, supplied
+from workers.simulator.links import Link, Links
 from workers.simulator.people import PROVIDERS, Connection, User
 from workers.simulator.query import Record
 
+MAX_REFRESHES, REFRESH_WINDOW_SECONDS = 8, 3600.0
+MIN_TIMEOUT, DEFAULT_TIMEOUT, MAX_TIMEOUT = 5.0, 10.0, 60.0
 DEMO = ("apple_health_kit", "fitbit", "freestyle_libre", "oura")
 
 
@@ -33,18 +36,19 @@ class _Demo(msgspec.Struct):
 
 
 def add_users(app: Flask, world: World, links: Links) -> None:
-    """Adds these routes to the read API."""
     app.add_url_rule("/v2/user", "users", partial(_users, world))
     app.add_url_rule("/v2/user", "make_user", partial(_make_user, world), methods=["POST"])
     app.add_url_rule("/v2/user/<user_id>", "user", partial(_user, world))
     app.add_url_rule("/v2/user/resolve/<path:client_user_id>", "resolve", partial(_resolve, world))
     app.add_url_rule("/v2/user/providers/<user_id>", "providers", partial(_providers, world))
+    budget = Budget(MAX_REFRESHES, REFRESH_WINDOW_SECONDS)
+    app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", partial(_refresh, world, budget), methods=["POST"])
     app.add_url_rule("/v2/link/token", "link_token", partial(_token, world, links), methods=["POST"])
     app.add_url_rule("/v2/link/connect/demo", "connect_demo", partial(_demo, world), methods=["POST"])
 
 
 def known(world: World, user_id: str) -> User:
-    """The user of this id; ends the request with 404 if there is none."""
+    """The user with this id; ends the request with 404 if there is none."""
     return world.user(user_id) or refuse(404, "Not found")
 
 
@@ -63,47 +67,67 @@ def _resolve(world: World, client_user_id: str) -> Response:
 
 
 def _make_user(world: World) -> Response:
-    name = _given(_NewUser).client_user_id
-    if there := world.named(name):
+    name = _body(_NewUser).client_user_id
+    if existing := world.named(name):
         conflict = {"error_type": "INVALID_REQUEST", "error_message": "Client user id already exists."}
-        refuse(400, {**conflict, "user_id": there.user_id, "created_on": world.start.isoformat()})
+        refuse(400, {**conflict, "user_id": existing.user_id, "created_on": world.start.isoformat()})
     return answer(_described(world, world.join(name)))
 
 
+def _refresh(world: World, budget: Budget, user_id: str) -> Response:
+    """Responds with the sources of a user. A refresh adds no data: the world is always up to date."""
+    user = known(world, user_id)
+    seconds("timeout", DEFAULT_TIMEOUT, MIN_TIMEOUT, MAX_TIMEOUT)
+    if wait := budget.spend(user_id):
+        detail = f"at most {MAX_REFRESHES} refreshes of a user in an hour"
+        return answer({"detail": detail}, 429, {"Retry-After": str(wait)})
+    listed = world.conditions.listed(user)
+    body: Record = {"success": bool(listed), "user_id": user_id, "failed_sources": []}
+    if not listed:
+        return answer(body | {"error": "user has no connected sources"}, 400)
+    refreshed, failed = list[str](), list[str]()
+    for connection in listed:
+        is_broken = world.conditions.state(connection).status == "error"
+        names = [f"{connection.provider.slug}/{resource.name}" for resource in supplied(connection)]
+        (failed if is_broken else refreshed).extend(names)
+    return answer(body | {"refreshed_sources": refreshed, "in_progress_sources": [], "failed_sources": failed})
+
+
 def _token(world: World, links: Links) -> Response:
-    """The link is one to this very server: who opens it is connected."""
-    given = _given(_Token)
-    known(world, given.user_id)
-    slugs = [given.provider] if given.provider else given.filter_on_providers
+    """Issues a link to this server: opening it connects a provider."""
+    body = _body(_Token)
+    known(world, body.user_id)
+    slugs = [body.provider] if body.provider else body.filter_on_providers
     for slug in slugs:
-        _known_provider(slug, tuple(PROVIDERS))
-    chosen = tuple(slugs or PROVIDERS)
-    url, token = links.make(
-        Wish(chosen, lambda slug: world.connect(given.user_id, PROVIDERS[slug]), given.redirect_url or "")
-    )
+        _check_provider(slug, tuple(PROVIDERS))
+
+    def connect(slug: str) -> None:
+        world.connect(body.user_id, PROVIDERS[slug])
+
+    url, token = links.make(Link(tuple(slugs or PROVIDERS), connect, body.redirect_url or ""))
     return answer({"link_token": token, "link_web_url": url})
 
 
 def _demo(world: World) -> Response:
-    given = _given(_Demo)
-    known(world, given.user_id)
-    world.connect(given.user_id, PROVIDERS[_known_provider(given.provider, DEMO)])
-    return answer({"success": True, "detail": f"Connected user {given.user_id} to provider {given.provider}"})
+    body = _body(_Demo)
+    known(world, body.user_id)
+    _check_provider(body.provider, DEMO)
+    world.connect(body.user_id, PROVIDERS[body.provider])
+    return answer({"success": True, "detail": f"Connected user {body.user_id} to provider {body.provider}"})
 
 
-def _known_provider(slug: str, among: tuple[str, ...]) -> str:
-    if slug not in among:
-        told = ", ".join(f"'{one}'" for one in among)
-        refuse(422, [{"loc": ["body", "provider"], "msg": f"Input should be one of {told}", "type": "enum"}])
-    return slug
+def _check_provider(slug: str, choices: tuple[str, ...]) -> None:
+    if slug not in choices:
+        message = "Input should be one of " + ", ".join(f"'{one}'" for one in choices)
+        refuse(422, validation_error(["body", "provider"], message, "enum"))
 
 
-def _given(kind: Any) -> Any:
-    """The body of the request; ends it with 422 if that is of another form."""
+def _body(kind: Any) -> Any:
+    """The body of the request; ends it with 422 if it has another form."""
     try:
         return msgspec.json.decode(request.get_data(), type=kind)
     except msgspec.DecodeError as error:
-        refuse(422, [{"loc": ["body"], "msg": str(error), "type": "value_error"}])
+        refuse(422, validation_error(["body"], str(error)))
 
 
 def _described(world: World, user: User) -> Record:

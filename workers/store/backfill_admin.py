@@ -1,8 +1,8 @@
-"""The operator's hand on backfills: what there is, how far it has come, what more would cost; stopping, resuming."""
+"""Operator commands for backfills: list, plan, start, pause, resume, cancel."""
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -25,7 +25,7 @@ OPEN = ("pending", "running", "paused")
 REQUESTED = text("""
 SELECT aggregator, user_id, provider, resource, item, window_start, window_end
 FROM headrace.backfills WHERE id = :id""")
-# How far a chunk has come: the part of its window, with a day's margin at both ends, that has been walked.
+# `share` is the part of the windows, with a day's margin at both ends, that has been fetched.
 LIST = text("""
 SELECT b.id, b.user_id, b.provider, b.resource, b.item, b.requested_by, b.status, b.window_start, b.window_end,
        b.is_final_seen, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS chunks_done,
@@ -73,7 +73,7 @@ PROVIDERS_OF_USER = text("SELECT provider FROM headrace.connections WHERE user_i
 
 @dataclass(frozen=True)
 class Backfill:
-    """A backfill as an operator sees it."""
+    """A backfill and its progress."""
 
     id: int
     user_id: str
@@ -95,24 +95,24 @@ class Backfill:
     finished_at: datetime | None
     due_at: datetime
     error: str | None
-    share: float  # of the windows that has been fetched, 0 to 1
-    seconds: float | None  # since it was started
+    share: float  # fetched part of the windows, 0 to 1
+    seconds: float | None  # from the start to the end, or until now
 
     @property
     def rate(self) -> float | None:
-        """Records a second."""
+        """Records per second."""
         return self.records / self.seconds if self.seconds else None
 
     @property
     def left(self) -> timedelta | None:
-        """How long it will take, if it goes on as until now; None if nobody can say."""
+        """The estimated time left at the rate so far; None if unknown."""
         if self.status != "running" or not self.seconds or not self.share:
             return None
         return timedelta(seconds=self.seconds * (1 - self.share) / self.share)
 
 
 class Chunk(NamedTuple):
-    """One window of a backfill, and how far it has come."""
+    """One window of a backfill, and its position."""
 
     id: int
     message_id: str
@@ -122,7 +122,7 @@ class Chunk(NamedTuple):
     window_end: datetime
     slice_end: datetime
     slice_days: int
-    amid: bool  # within a slice of several pages
+    amid: bool  # between two pages of a slice
     pages: int
     restarts: int
     created_at: datetime
@@ -130,7 +130,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which backfills are meant."""
+    """Selects backfills; None selects all."""
 
     ids: tuple[int, ...] | None = None
     user_id: str | None = None
@@ -140,50 +140,49 @@ class Filter:
 
 
 def listed(engine: Engine, which: Filter, limit: int = 100) -> list[Backfill]:
-    """Backfills, the open ones first and the newest of them first."""
-    values = {"user_id": which.user_id, "provider": which.provider, "resource": which.resource, "limit": limit}
-    lists = {name: list(given) if given else None for name, given in (("ids", which.ids), ("states", which.states))}
+    """Backfills, open ones first, then newest first."""
+    values = asdict(which) | {"ids": list(which.ids or ()) or None, "states": list(which.states or ()) or None}
     with transaction(engine) as connection:
-        return [Backfill(**row) for row in connection.execute(LIST, values | lists).mappings()]
+        return [Backfill(**row) for row in connection.execute(LIST, values | {"limit": limit}).mappings()]
 
 
 def chunks_of(engine: Engine, backfill_id: int) -> list[Chunk]:
     """The chunks of a backfill, in the order in which they are fetched."""
     with transaction(engine) as connection:
-        return [Chunk(*row) for row in connection.execute(CHUNKS, {"id": backfill_id})]
+        return [Chunk(**row) for row in connection.execute(CHUNKS, {"id": backfill_id}).mappings()]
 
 
 def pause(engine: Engine, ids: Sequence[int]) -> list[int]:
-    """Stops backfills after the page they are at. Returns which; the others had ended, or were paused already."""
+    """Pauses backfills after the current page. Returns the ids; the others were paused or had ended before."""
     with transaction(engine) as connection:
         return list(connection.scalars(PAUSE, {"ids": list(ids)}))
 
 
 def cancel(engine: Engine, ids: Sequence[int]) -> list[int]:
-    """Ends backfills after the page they are at; what was fetched stays. Returns which."""
+    """Cancels backfills after the current page; fetched data stays. Returns the ids."""
     with transaction(engine) as connection:
         return list(connection.scalars(CANCEL, {"ids": list(ids)}))
 
 
 def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
-    """Goes on with what was paused, cancelled or failed, where it ended. Returns which."""
+    """Resumes paused, cancelled and failed backfills at their position. Returns the ids."""
     with transaction(engine) as connection:
-        # One by one: of two that want the same, the second must see that the first is open.
-        resumed = [found for one in ids for found in connection.scalars(RESUME, {"ids": [one]})]
+        # One by one: of two backfills of the same history, the second must see that the first is open.
+        resumed = [found for number in ids for found in connection.scalars(RESUME, {"ids": [number]})]
         connection.execute(RESET_RESTARTS, {"ids": resumed})
-        for one in resumed:  # whose last page came in while it was stopped
-            connection.execute(COMPLETE, {"id": one})
+        for number in resumed:  # the last page may have been stored while the backfill was stopped
+            connection.execute(COMPLETE, {"id": number})
         return resumed
 
 
 def resolve_user(connection: Connection, name: str) -> list[tuple[str, bool]]:
-    """Whom a user_id or client_user_id names, and whether they were erased."""
+    """The user ids with this user_id or client_user_id, each with whether it was erased."""
     return [(row.user_id, row.is_erased) for row in connection.execute(RESOLVE_USER, {"name": name})]
 
 
 @dataclass(frozen=True)
 class HistoryWanted:
-    """History that an operator wants: of these providers and resources, or of all there are."""
+    """A request for history. Without providers or resources, all are requested."""
 
     user_id: str
     since: datetime
@@ -195,7 +194,7 @@ class HistoryWanted:
 
 @dataclass(frozen=True)
 class BackfillPlan:
-    """One backfill that is to be started, and what it will cost."""
+    """A backfill to start, and its cost in requests."""
 
     aggregator: str
     user_id: str
@@ -204,48 +203,57 @@ class BackfillPlan:
     since: datetime
     until: datetime
     requests: int
-    is_measured: bool  # by backfills like it; otherwise that is the least
+    is_measured: bool  # from completed backfills; otherwise `requests` is the lower bound
 
 
 def plan(connection: Connection, settings: Settings, wanted: HistoryWanted) -> list[BackfillPlan]:
-    """A backfill for each provider and resource; without a known provider, one for all there may be."""
+    """One backfill per provider and resource. Raises NotFound for a resource of which Terra has no history.
+
+    Without a known provider, one backfill per resource covers all providers.
+    """
     known = tuple(connection.scalars(PROVIDERS_OF_USER, {"user_id": wanted.user_id}))
     providers = wanted.providers or known or ("",)
-    names = wanted.resources or [one.name for one in catalogue().values() if _has_history(wanted.aggregator, one)]
-    if wanted.aggregator == "terra" and (not_there := [one for one in names if not catalogue()[one].terra]):
-        raise NotFound(f"Terra gives out no history of {', '.join(not_there)}")
-    spent = measured_costs(connection)
+    is_terra = wanted.aggregator == "terra"
+    names = wanted.resources or [
+        name for name, one in catalogue().items() if (one.terra is not None if is_terra else one.has_history)
+    ]
+    if is_terra and (missing := [name for name in names if not catalogue()[name].terra]):
+        raise NotFound(f"Terra has no history of {', '.join(missing)}; leave these resources out")
+    costs = measured_costs(connection)
     return [
-        _plan_one(connection, wanted, spent, provider, catalogue()[name])
+        _plan_one(connection, wanted, costs, provider, catalogue()[name])
         for provider in providers
         for name in names
         if settings.keeps(name, provider)
     ]
 
 
-def _has_history(aggregator: str, resource: Resource) -> bool:
-    return resource.terra is not None if aggregator == "terra" else resource.has_history
-
-
 def aggregator_of(connection: Connection, settings: Settings, user_id: str) -> str:
-    """Where somebody's history is: where they are known from; for whoever is not known, an account that there is."""
+    """The aggregator of a user's backfills or deliveries; for an unknown user, the first one with an API key."""
     known: str | None = connection.scalar(AGGREGATOR_OF_USER, {"user_id": user_id})
     return known or next(iter(settings.readable), "junction")
 
 
 def _plan_one(
-    connection: Connection, wanted: HistoryWanted, spent: RequestEstimate, provider: str, resource: Resource
+    connection: Connection, wanted: HistoryWanted, costs: RequestEstimate, provider: str, resource: Resource
 ) -> BackfillPlan:
-    requests, is_measured = spent.requests(provider, resource, wanted.since, wanted.until, wanted.aggregator)
+    requests, is_measured = costs.requests(provider, resource, wanted.since, wanted.until, wanted.aggregator)
     if resource.of and not is_measured:
-        requests += _records(connection, catalogue()[resource.of], wanted, provider)
+        requests += _count_records(connection, catalogue()[resource.of], wanted, provider)
     return BackfillPlan(
-        wanted.aggregator, wanted.user_id, provider, resource.name, wanted.since, wanted.until, requests, is_measured
+        aggregator=wanted.aggregator,
+        user_id=wanted.user_id,
+        provider=provider,
+        resource=resource.name,
+        since=wanted.since,
+        until=wanted.until,
+        requests=requests,
+        is_measured=is_measured,
     )
 
 
-def _records(connection: Connection, resource: Resource, wanted: HistoryWanted, provider: str) -> int:
-    """How many records of a window have a stream, at one request each."""
+def _count_records(connection: Connection, resource: Resource, wanted: HistoryWanted, provider: str) -> int:
+    """The number of records in the window. Each has a stream, which costs one request."""
     query = text(f"""
 SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :provider IN ('', provider)
    AND {quoted(resource.day_field or "version")} BETWEEN :since AND :until""")
@@ -254,29 +262,33 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 
 
 def start(connection: Connection, planned: BackfillPlan) -> int:
-    """Opens a backfill, or extends the one of the same kind that is open; workers take it up. Returns its number.
-
-    Raises UserErased.
-    """
+    """Opens a backfill, or extends the open one of the same history. Returns its id. Raises UserErased."""
     if is_read_only(connection, planned.user_id):
         raise UserErased(f"{planned.user_id} was erased, and is not fetched again")
-    window = (planned.since, planned.until)
-    notice = Notice(planned.user_id, planned.provider, planned.resource, *window, is_final=True)
+    notice = Notice(
+        user_id=planned.user_id,
+        provider=planned.provider,
+        resource=planned.resource,
+        window_start=planned.since,
+        window_end=planned.until,
+        is_final=True,
+    )
     return _open(connection, planned.aggregator, notice)
 
 
 def reopen(engine: Engine, number: int, item: str = "") -> bool:
-    """Opens another backfill for what one that is complete could not have: one record's stream, or its whole window.
+    """Opens a backfill that requests the window of a completed one again, or the stream of one record (`item`).
 
-    False if there is no such backfill, or its person was erased.
+    False if there is no such backfill, or its user was erased.
     """
     with transaction(engine) as connection:
-        was = connection.execute(REQUESTED, {"id": number}).first()
-        if was is None or is_read_only(connection, was.user_id):
+        row = connection.execute(REQUESTED, {"id": number}).mappings().first()
+        if row is None or is_read_only(connection, row["user_id"]):
             return False
-        window = (was.window_start, was.window_end)
-        notice = Notice(was.user_id, was.provider, was.resource, *window, is_final=True, item=item or was.item)
-        _open(connection, was.aggregator, notice)
+        requested = dict(row)
+        aggregator = requested.pop("aggregator")
+        requested["item"] = item or requested["item"]
+        _open(connection, aggregator, Notice(**requested, is_final=True))
         return True
 
 

@@ -1,6 +1,6 @@
-"""Backfills: which history was announced, how far it has been fetched, and who is at it."""
+"""Backfills: announced history, how far it has been fetched, and the lease of the worker that fetches it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -19,11 +19,11 @@ from workers.store.users import is_read_only
 
 RequestedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
-MARGIN = timedelta(days=1)  # whether edges belong to a window, and in which time zone, is documented nowhere
-EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # nobody measured before, and a day less than year 1 is no date
+MARGIN = timedelta(days=1)  # added at both ends: the APIs do not document whether edges are inclusive, nor their zone
+EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # earlier dates are errors, and MARGIN before year 1 is no date
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
-MANY_PAGES = 200  # of one slice; the next one is made smaller
+MANY_PAGES = 200  # in one slice; the next slice is half as long
 
 KNOWN = text("""
 SELECT 1 FROM headrace.chunks c JOIN headrace.backfills b ON b.id = c.backfill_id
@@ -50,12 +50,12 @@ ADD_CHUNK = text("""
 INSERT INTO headrace.chunks (backfill_id, message_id, window_start, window_end, is_final, slice_end, slice_days)
 VALUES (:backfill_id, :message_id, :window_start, :window_end, :is_final, :slice_end, :slice_days)
 ON CONFLICT (message_id, backfill_id) DO NOTHING""")
-# Two claims at once would each count the other out: they come one after the other.
+# Concurrent claims would each count the other one against the limits, so claims are serialized.
 SERIALIZE_CLAIMS = text("SELECT pg_advisory_xact_lock(hashtext('headrace.claim'))")
 CLAIM = text(f"""
 UPDATE headrace.backfills AS b
 SET status = 'running', started_at = coalesce(started_at, now()), lease_until = now() + {LEASE},
-    crashes = crashes + CASE WHEN lease_until > '-infinity' THEN 1 ELSE 0 END  -- nobody gave it back
+    crashes = crashes + CASE WHEN lease_until > '-infinity' THEN 1 ELSE 0 END  -- the lease expired without a release
 WHERE id = :id AND status IN ('pending', 'running') AND due_at <= now() AND lease_until < now()
   AND (CAST(:aggregators AS text[]) IS NULL OR aggregator = ANY(:aggregators))
   AND EXISTS (SELECT 1 FROM headrace.chunks c WHERE c.backfill_id = b.id AND c.status = 'pending')
@@ -69,7 +69,7 @@ SELECT b.id AS backfill_id, b.aggregator, b.user_id, b.provider, b.resource, b.i
        b.attempts, b.crashes, c.id AS chunk_id, c.window_start, c.slice_end, c.slice_days, c.cursor, c.pages, c.restarts
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.id = :id AND c.status = 'pending' ORDER BY c.window_end DESC, c.id LIMIT 1""")
-# The old position stands in the condition: whoever lost the lease meanwhile does not turn the clock back.
+# The condition includes the old position, so that a worker that lost its lease cannot move the position back.
 ADVANCE = text("""
 UPDATE headrace.chunks SET slice_end = :slice_end, slice_days = :slice_days, cursor = :cursor, pages = :pages,
        restarts = :restarts, status = :status
@@ -104,18 +104,18 @@ ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, i
 
 
 def first_slice_days(aggregator: str, resource: Resource) -> int:
-    """Days that a backfill's first request is about."""
+    """The length of a backfill's first slice, in days."""
     return min(FIRST_SLICE_DAYS[resource.kind], max_slice_days(aggregator))
 
 
 def max_slice_days(aggregator: str) -> int:
-    """Days that a request may be about."""
+    """The maximum length of a request's date range, in days."""
     return AGGREGATORS[aggregator].API_LIMITS.max_slice_days
 
 
 @dataclass(frozen=True)
 class ChunkPosition:
-    """A chunk to go on with, and where. `slice_end` and `cursor` are the position: what is later is stored."""
+    """A chunk and its position. All data later than `slice_end` and, within the slice, before `cursor` is stored."""
 
     backfill_id: int
     aggregator: str
@@ -136,21 +136,19 @@ class ChunkPosition:
 
     @property
     def of(self) -> Resource:
-        """The resource it fetches."""
         return catalogue()[self.resource]
 
     @property
     def lowest(self) -> datetime:
-        """The oldest instant that is asked for."""
+        """The oldest instant that is requested."""
         return self.window_start - MARGIN
 
     @property
     def slice(self) -> DateRange:
-        """What the next request is about."""
         return DateRange(max(self.lowest, self.slice_end - timedelta(days=self.slice_days)), self.slice_end)
 
     def after(self, cursor: str | None, records: int) -> "ChunkPosition | None":
-        """Where it goes on after a page; None at the end. An empty slice doubles the next one, a long one halves it."""
+        """The position after a page; None at the end. An empty slice doubles the next one, over 200 pages halve it."""
         if cursor is not None:
             return replace(self, cursor=cursor, pages=self.pages + 1, attempts=0)
         if self.item:
@@ -170,13 +168,13 @@ class ChunkPosition:
         return replace(self, cursor=None, pages=0, slice_days=max(self.slice_days // 2, 1))
 
     def restarted(self) -> "ChunkPosition":
-        """The beginning of the slice, which becomes shorter: a cursor may not live for as many pages as it had."""
+        """The start of the slice, which is halved: cursors may expire before the last page of a long slice."""
         return replace(self.halved(), restarts=self.restarts + 1)
 
 
 @dataclass(frozen=True)
 class BackfillRequest:
-    """Who wants history, and by what: a notice's message id, or one made up."""
+    """The source of a request for history: a notice's message id, or a generated one."""
 
     aggregator: str
     message_id: str
@@ -185,14 +183,15 @@ class BackfillRequest:
 
 
 def open_backfill(connection: Connection, asked: BackfillRequest, notice: Notice) -> int | None:
-    """Opens a backfill for a notice, or extends the open one; None if this very notice was already taken.
+    """Opens a backfill for a notice, or extends the open one. None if this notice was processed before.
 
-    Pulls are told apart by delivery id and not by (user, resource): after a re-authorisation the same notice comes
-    again under a new id and means a new pull. A chunk that is not the last one and comes after the pull was complete
-    was late: it belongs to that pull, which is opened again.
+    Pulls are identified by delivery id, not by (user, resource): after a re-authorisation the same notice arrives under
+    a new id and means a new pull. A non-final chunk that arrives up to a day after its pull was completed is late, and
+    reopens that pull.
     """
-    whose = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource, "item": notice.item}
-    identity = whose | {"aggregator": asked.aggregator, "message_id": asked.message_id, "requested_by": asked.by}
+    identity = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource}
+    identity |= {"item": notice.item, "aggregator": asked.aggregator, "message_id": asked.message_id}
+    identity["requested_by"] = asked.by
     if connection.execute(KNOWN, identity).first():
         return None
     if not notice.is_final:
@@ -210,15 +209,15 @@ def open_backfill(connection: Connection, asked: BackfillRequest, notice: Notice
 def claim(
     engine: Engine, backfill_id: int, per_user: int, per_account: int, of: Iterable[str] | None = None
 ) -> ChunkPosition | None:
-    """Takes the lease and the chunk to go on with; None if it is not due, taken, or too many run already.
+    """Leases a backfill and returns its next chunk; None if it is not due, leased, or too many backfills are leased.
 
-    Only of these aggregators, if some are named: there may be no key for the others.
+    `of` restricts the aggregators to those with an API key.
     """
     with transaction(engine) as connection:
         connection.execute(SERIALIZE_CLAIMS)
-        places = {"id": backfill_id, "per_user": per_user, "per_account": per_account, "aggregators": of and list(of)}
-        taken = connection.execute(CLAIM, places).first()
-        return _next(connection, backfill_id) if taken else None
+        values = {"id": backfill_id, "per_user": per_user, "per_account": per_account, "aggregators": of and list(of)}
+        claimed = connection.execute(CLAIM, values).first()
+        return _next(connection, backfill_id) if claimed else None
 
 
 def _next(connection: Connection, backfill_id: int) -> ChunkPosition | None:
@@ -235,19 +234,20 @@ def advance(
     records: int,
     refused: Sequence[str] = (),
 ) -> bool:
-    """Moves the position, in the transaction of the rows of so many pages; `refused` says why some records are not in.
+    """Moves the position, in the transaction that stores the rows of these pages.
 
-    What stopped the pages before is over. What was refused stays as the backfill's error.
-    False if nobody should go on: somebody else has moved it, or an operator has stopped the backfill.
+    `refused` has a reason for each record that was left out; the first reason stays as the backfill's error. Any other
+    error is cleared. False if the worker must stop: another one has moved the position, or an operator has stopped the
+    backfill.
     """
     if not _moved(connection, work, then):
         return False
     counted: dict[str, Any] = {"id": work.backfill_id, "pages": pages, "records": records}
     counted |= {"refused": len(refused), "first_refusal": next(iter(refused), None)}
-    goes_on = bool(connection.scalar(COUNT, counted))
-    if then is None:  # now, because whoever dies before it looks for the next chunk leaves nothing that is due
+    is_running = bool(connection.scalar(COUNT, counted))
+    if then is None:  # here, because a worker that crashes before `next_chunk` would leave a backfill that is never due
         connection.execute(COMPLETE, {"id": work.backfill_id})
-    return goes_on
+    return is_running
 
 
 def _moved(connection: Connection, work: ChunkPosition, then: ChunkPosition | None) -> bool:
@@ -259,9 +259,10 @@ def _moved(connection: Connection, work: ChunkPosition, then: ChunkPosition | No
 
 
 def next_chunk(engine: Engine, backfill_id: int) -> ChunkPosition | None:
-    """The next chunk of a backfill that is held, newest first; without one it is complete, if the last notice was seen.
+    """The next chunk of a leased backfill, newest first. Without one, the backfill is completed or released.
 
-    The row is locked before it is looked at: a notice that comes at this moment must not find it complete.
+    It is complete once the final notice has arrived. The row is locked first: a concurrent notice must not find the
+    backfill complete.
     """
     with transaction(engine) as connection:
         connection.execute(LOCK, {"id": backfill_id})
@@ -274,8 +275,8 @@ def next_chunk(engine: Engine, backfill_id: int) -> ChunkPosition | None:
 def release(
     engine: Engine, work: ChunkPosition, seconds: float, *, failed: bool = False, error: str | None = None
 ) -> None:
-    """Gives the lease back; nobody takes it before the time is over."""
-    values: Mapping[str, Any] = {"id": work.backfill_id, "seconds": seconds, "failed": int(failed), "error": error}
+    """Releases the lease; the backfill is due again in `seconds`."""
+    values = {"id": work.backfill_id, "seconds": seconds, "failed": int(failed), "error": error}
     with transaction(engine) as connection:
         connection.execute(RELEASE, values)
 
@@ -287,7 +288,7 @@ def move(engine: Engine, work: ChunkPosition, to: ChunkPosition) -> None:
 
 
 def fail(engine: Engine, work: ChunkPosition, error: str, evidence: Delivery | None = None) -> None:
-    """Ends a backfill that asking again cannot help. The answer that ended it, if one is given, is a dead letter."""
+    """Ends a backfill that retries cannot help. `evidence`, the response that ended it, becomes a dead letter."""
     with transaction(engine) as connection:
         if is_read_only(connection, work.user_id):
             return
@@ -297,7 +298,7 @@ def fail(engine: Engine, work: ChunkPosition, error: str, evidence: Delivery | N
 
 
 def owner(engine: Engine, work: ChunkPosition) -> Record | None:
-    """The record that a stream belongs to, by what is stored of it: its notice, or itself. None if it was erased."""
+    """The record of a stream, from the stored notice or the stored record. None if it was erased."""
     listed = catalogue()[work.of.of or work.resource]
     for table in (record_table(work.of), record_table(listed)):
         query = text(f"SELECT provider, source_type FROM {table} WHERE user_id = :user_id AND id = :id")
@@ -309,6 +310,6 @@ def owner(engine: Engine, work: ChunkPosition) -> Record | None:
 
 
 def due(engine: Engine, *, user_id: str | None = None, of: Iterable[str] | None = None, limit: int = 500) -> list[int]:
-    """Backfills that somebody should go on with now, of everybody or one person, of all or these aggregators."""
+    """The ids of backfills that are due now, optionally of one user or of these aggregators."""
     with transaction(engine) as connection:
         return list(connection.scalars(DUE, {"user_id": user_id, "aggregators": of and list(of), "limit": limit}))

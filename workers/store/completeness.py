@@ -1,4 +1,4 @@
-"""What a report of completeness is made of: the ledger by day, what is dead, what history is open, days with data."""
+"""Queries of the completeness report: outcomes by day, dead letters, gaps, unfinished backfills, days with data."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from workers.store.engine import transaction
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
-PAGE = 200  # people of one transaction
+PAGE = 200  # users per transaction
 LEDGER = text("""
 SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, outcome,
        count(*) AS deliveries, sum(attempts)::bigint AS attempts
@@ -38,7 +38,7 @@ SERIES = text("SELECT DISTINCT user_id, provider, resource FROM headrace.series 
 
 @dataclass(frozen=True)
 class OutcomeCount:
-    """So many deliveries that came on a day ended in this way; each may have come more than once."""
+    """The number of deliveries of a day with an outcome, and of the attempts to deliver them."""
 
     provider: str
     day: date
@@ -49,7 +49,7 @@ class OutcomeCount:
 
 @dataclass(frozen=True)
 class OpenGap:
-    """What the last reconciliation found missing."""
+    """A gap that the last reconciliation found. `whose` is the responsible party."""
 
     user_id: str
     provider: str
@@ -63,7 +63,7 @@ class OpenGap:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A backfill that has not brought all of its history."""
+    """A backfill that is open or failed."""
 
     id: int
     user_id: str
@@ -76,7 +76,7 @@ class Unfinished:
 
 
 def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[OutcomeCount]:
-    """What became of what came, by day (UTC) of its first attempt that got this far; a transaction a day."""
+    """Outcomes by day (UTC) of the first attempt that was received. One transaction per day."""
     while since < until:
         midnight = datetime.combine(since.astimezone(UTC).date(), time(), UTC) + timedelta(days=1)
         end = min(midnight, until)
@@ -87,32 +87,32 @@ def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Outcome
 
 
 def dead_letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
-    """Dead letters that are there still, by provider and day; also pages that could not be read."""
+    """Present dead letters by aggregator and day, including fetched pages that could not be parsed."""
     rows = connection.execute(DEAD_LETTERS, {"since": since, "until": until})
     return {(row.provider, row.day): row.dead_letters for row in rows}
 
 
 def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenGap]]:
-    """How many gaps are open, by whose turn it is, and the first of them."""
+    """The number of open gaps by responsible party, and the first `limit` gaps."""
     counts = {row.whose: row.gaps for row in connection.execute(COUNT_GAPS)}
     return counts, [OpenGap(**row) for row in connection.execute(GAPS, {"limit": limit}).mappings()]
 
 
 def unfinished(connection: Connection, since: datetime, limit: int) -> list[Unfinished]:
-    """Backfills that are open, and those that failed since then."""
+    """Open backfills, and those that failed since a moment."""
     rows = connection.execute(UNFINISHED, {"since": since, "limit": limit})
     return [Unfinished(**row) for row in rows.mappings()]
 
 
 def count_people(connection: Connection) -> int:
-    """How many there are."""
+    """The number of users that are neither erased nor merged."""
     return int(connection.scalar(COUNT_PEOPLE) or 0)
 
 
 def days(
     engine: Engine, since: datetime, until: datetime
 ) -> Iterator[tuple[list[str], Mapping[ResourceKey, set[int]]]]:
-    """The days (ordinals, UTC) on which there is data, for some people at a time; a transaction each."""
+    """The days with data (ordinals, UTC), for 200 users at a time. One transaction per page of users."""
     after = ""
     while True:
         with transaction(engine) as connection:
@@ -126,7 +126,7 @@ def days(
 def _days_of(
     connection: Connection, users: Sequence[str], since: datetime, until: datetime
 ) -> dict[ResourceKey, set[int]]:
-    spans = {ResourceKey(*row): (since, until) for row in connection.execute(SERIES, {"users": users})}
+    spans = {ResourceKey(**row): (since, until) for row in connection.execute(SERIES, {"users": users}).mappings()}
     found = defaultdict(set, days_stored(connection, spans))
     for resource in catalogue().values():
         if resource.day_field and not resource.is_series:

@@ -1,4 +1,4 @@
-"""What is stored of a user: the windows that were fetched, the days with data, the periods without a delivery."""
+"""Coverage of a user's data: fetched windows, days with data, and periods without a delivery."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,15 +14,14 @@ from workers.store.sql import quoted
 
 FETCHED = text("""
 SELECT b.user_id, b.provider, b.resource, b.requested_by, c.window_start, c.window_end, c.created_at, b.finished_at,
-       CASE WHEN c.status = 'done' THEN 'done' WHEN b.status = 'failed' THEN 'lost' ELSE 'open' END
-           AS state
+       CASE WHEN c.status = 'done' THEN 'done' WHEN b.status = 'failed' THEN 'lost' ELSE 'open' END AS state
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.user_id = ANY(:users) AND b.item = ''""")
 CONNECTIONS = text("SELECT user_id, provider, status FROM headrace.connections WHERE user_id = ANY(:users)")
 ERASED = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
 SPANS = """unnest(CAST(:users AS text[]), CAST(:providers AS text[]), CAST(:resources AS text[]),
     CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked(user_id, provider, resource, span_start, span_end)"""
-# A probe of the index for each day: counting a day's samples would read all of them.
+# Probes the index once per day: counting would read every sample of the day.
 DAYS_OF_SAMPLES = text(f"""
 SELECT DISTINCT user_id, provider, resource, CAST(day AS date) AS day
 FROM {SPANS} JOIN headrace.series n USING (user_id, provider, resource)
@@ -34,21 +33,21 @@ SELECT n.user_id, n.provider, n.resource, max(newest.ts) AS newest
 FROM headrace.series n
 CROSS JOIN LATERAL (SELECT ts FROM headrace.samples s WHERE s.series_id = n.id ORDER BY ts DESC LIMIT 1) AS newest
 WHERE n.user_id = ANY(:users) GROUP BY 1, 2, 3""")
-# Hours in which nothing at all was received, in runs of a day and more: our endpoint was away, or nobody spoke to it.
+# Runs of 24 hours or more without any delivery: the endpoint was down, or no sender reached it.
 OUTAGES = text("""
 WITH hours AS (
     SELECT hour, EXISTS (SELECT 1 FROM headrace.deliveries d
                          WHERE d.aggregator = 'junction' AND d.received_at >= hour
-                           AND d.received_at < hour + interval '1 hour') AS heard
+                           AND d.received_at < hour + interval '1 hour') AS received
     FROM generate_series(date_trunc('hour', greatest(CAST(:since AS timestamptz), (
         SELECT coalesce(min(first_seen), now()) FROM headrace.users))), now(), interval '1 hour') AS hour),
-runs AS (SELECT hour, hour - row_number() OVER (ORDER BY hour) * interval '1 hour' AS run FROM hours WHERE NOT heard)
+runs AS (SELECT hour, hour - row_number() OVER (ORDER BY hour) * interval '1 hour' AS run FROM hours WHERE NOT received)
 SELECT min(hour) AS silent_from, least(max(hour) + interval '1 hour', now()) AS silent_to
 FROM runs GROUP BY run HAVING count(*) >= 24""")
 
 
 class ResourceKey(NamedTuple):
-    """One resource of one of a person's connections."""
+    """One resource of one of a user's connections."""
 
     user_id: str
     provider: str
@@ -57,7 +56,7 @@ class ResourceKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetched:
-    """A window that was, is being, or could not be fetched."""
+    """A window of a backfill: done, open, or lost with a failed backfill."""
 
     start: datetime
     end: datetime
@@ -68,16 +67,23 @@ class Fetched:
 
 
 def fetched(connection: Connection, users: Iterable[str]) -> Mapping[ResourceKey, list[Fetched]]:
-    """The windows of these people's backfills."""
+    """The windows of these users' backfills."""
     found: defaultdict[ResourceKey, list[Fetched]] = defaultdict(list)
     for row in connection.execute(FETCHED, {"users": list(users)}):
-        window = (row.window_start, row.window_end, row.requested_by, row.state, row.created_at, row.finished_at)
-        found[ResourceKey(row.user_id, row.provider, row.resource)].append(Fetched(*window))
+        window = Fetched(
+            start=row.window_start,
+            end=row.window_end,
+            requested_by=row.requested_by,
+            state=row.state,
+            created_at=row.created_at,
+            finished_at=row.finished_at,
+        )
+        found[ResourceKey(row.user_id, row.provider, row.resource)].append(window)
     return found
 
 
 def connected(connection: Connection, users: Iterable[str]) -> Mapping[str, dict[str, str]]:
-    """The status of each of these people's connections, by provider."""
+    """The status of these users' connections, by user and provider."""
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in connection.execute(CONNECTIONS, {"users": list(users)}):
         found[row.user_id][row.provider] = row.status
@@ -85,34 +91,34 @@ def connected(connection: Connection, users: Iterable[str]) -> Mapping[str, dict
 
 
 def erased(connection: Connection, users: Iterable[str]) -> set[str]:
-    """Which of these people must not come back."""
+    """The users among these that were erased."""
     return set(connection.scalars(ERASED, {"users": list(users)}))
 
 
 def outages(connection: Connection, since: datetime) -> list[tuple[datetime, datetime]]:
-    """When we heard nothing of anybody for a day or longer."""
+    """Periods of 24 hours or more in which no delivery arrived."""
     return [(row.silent_from, row.silent_to) for row in connection.execute(OUTAGES, {"since": since})]
 
 
 def days_stored(
     connection: Connection, spans: Mapping[ResourceKey, tuple[datetime, datetime]]
 ) -> Mapping[ResourceKey, set[int]]:
-    """The days (ordinals, in UTC) of these spans that have data; nothing for what has no day, such as a profile."""
+    """The days with data (ordinals, UTC) within these spans. Empty for resources without days, such as profile."""
     found: defaultdict[ResourceKey, set[int]] = defaultdict(set)
     by_resource: defaultdict[tuple[str, str], dict[ResourceKey, tuple[datetime, datetime]]] = defaultdict(dict)
     for key, span in spans.items():
-        # Samples person by person: a page of people with ten years of history would take more than a minute.
+        # Samples one user at a time: a page of users with ten years of history would take more than a minute.
         by_resource[(key.user_id, "") if catalogue()[key.resource].is_series else ("", key.resource)][key] = span
-    for (_, name), some in by_resource.items():
+    for (_, name), group in by_resource.items():
         query = _days_of_records(name) if name else DAYS_OF_SAMPLES
         if query is not None:
-            for row in connection.execute(query, _arrays(some)):
+            for row in connection.execute(query, _arrays(group)):
                 found[ResourceKey(row.user_id, row.provider, row.resource)].add(row.day.toordinal())
     return found
 
 
 def newest_stored(connection: Connection, keys: Iterable[ResourceKey]) -> Mapping[ResourceKey, datetime]:
-    """The newest moment that is stored of each; of a record that has only a day, the last one of that day."""
+    """The newest stored moment of each key; for records, the end of the newest day."""
     wanted = set(keys)
     users = {"users": sorted({key.user_id for key in wanted})}
     found: dict[ResourceKey, datetime] = {}
@@ -120,7 +126,7 @@ def newest_stored(connection: Connection, keys: Iterable[ResourceKey]) -> Mappin
         found[ResourceKey(row.user_id, row.provider, row.resource)] = row.newest
     for name in sorted({key.resource for key in wanted}):
         if field := catalogue()[name].day_field:
-            # Whatever begins on a day may end on the next; only a calendar date says that it does not.
+            # A record that starts on a day may end on the next one, unless the day is a calendar date.
             newest = f"max(CAST({quoted(field)} AS date))" + ("" if field == "calendar_date" else " + 1")
             query = f"""
 SELECT user_id, provider, (({newest} + 1)::timestamp AT TIME ZONE 'UTC') - interval '1 microsecond' AS newest
@@ -131,7 +137,7 @@ FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {quoted(f
 
 
 def any_stored(connection: Connection, resource: str, users: Iterable[str]) -> set[ResourceKey]:
-    """Who has any record of a resource that has no day."""
+    """The keys with any record, for a resource without days."""
     query = text(f"SELECT user_id, provider FROM {record_table(catalogue()[resource])} WHERE user_id = ANY(:users)")
     return {
         ResourceKey(row.user_id, row.provider, resource) for row in connection.execute(query, {"users": list(users)})

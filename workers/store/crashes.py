@@ -1,4 +1,4 @@
-"""Crash counts: with which deliveries worker processes died."""
+"""Crash counts: how many worker processes crashed while they processed a delivery."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,17 @@ CLEAR_CRASHES = text("DELETE FROM headrace.crash_counts WHERE name = ANY(:names)
 
 
 def record_crash(engine: Engine, name: str) -> int:
-    """Notes that a worker is at something that a worker has died with; how often that is now. Committed at once."""
+    """Counts a crash in advance, before the worker processes the delivery. Commits, and returns the new count."""
     with transaction(engine) as connection:
         return int(connection.scalar(RECORD_CRASH, {"name": name}) or 0)
 
 
 def crash_counts(engine: Engine, names: Sequence[str]) -> dict[str, int]:
-    """Which of these workers have died with, and how often."""
+    """The crash counts of those deliveries that have one."""
     with transaction(engine) as connection:
         return {row.name: row.crashes for row in connection.execute(CRASH_COUNTS, {"names": list(names)})}
 
 
 def clear_crashes(connection: Connection, names: Sequence[str]) -> None:
-    """A worker has come through with these alive."""
+    """Deletes the counts of deliveries that a worker has processed without a crash."""
     connection.execute(CLEAR_CRASHES, {"names": list(names)})

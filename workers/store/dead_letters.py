@@ -1,4 +1,4 @@
-"""Dead letters: what could not be applied, sealed as it came, with the reason."""
+"""Dead letters: deliveries that could not be applied, sealed as received, with the reason."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,29 +6,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from msgspec.structs import asdict
 from sqlalchemy import Connection, Engine, text
 
 from app.delivery import Delivery
 from workers.store.engine import transaction
-from workers.store.ledger import DeliveryKey, _named
+from workers.store.ledger import DELIVERY_COLUMNS, DeliveryKey, select_deliveries, to_delivery
 
 LIST = text("""
-SELECT letter.id, letter.aggregator, letter.message_id, coalesce(letter.event_type, entry.event_type) AS event_type,
-       entry.user_id, letter.received_at, letter.died_at, letter.reason, coalesce(entry.attempts, 1) AS attempts,
-       octet_length(letter.sealed) AS sealed_bytes, letter.reference
-FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
-WHERE (CAST(:ids AS bigint[]) IS NULL OR letter.id = ANY(:ids))
-  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(letter.reason)) > 0)
-ORDER BY letter.id DESC LIMIT :limit""")
-GET = text("""
-SELECT aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed, ordering_ms, reference
-FROM headrace.dead_letters WHERE id = :id""")
-# A few at a time: one may be of many megabytes.
+SELECT dead_letter.id, dead_letter.aggregator, dead_letter.message_id,
+       coalesce(dead_letter.event_type, entry.event_type) AS event_type, entry.user_id, dead_letter.received_at,
+       dead_letter.died_at, dead_letter.reason, coalesce(entry.attempts, 1) AS attempts,
+       octet_length(dead_letter.sealed) AS sealed_bytes, dead_letter.reference
+FROM headrace.dead_letters dead_letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE (CAST(:ids AS bigint[]) IS NULL OR dead_letter.id = ANY(:ids))
+  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(dead_letter.reason)) > 0)
+ORDER BY dead_letter.id DESC LIMIT :limit""")
+GET = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE id = :id")
+# In pages of 10, because one dead letter may have many megabytes.
 READ = text("""
-SELECT letter.id, entry.user_id, letter.aggregator, letter.message_id,
-       extract(epoch FROM letter.received_at)::float8 AS received_at, sealed, ordering_ms, letter.reference
-FROM headrace.dead_letters letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
-WHERE letter.id > :after ORDER BY letter.id LIMIT 10""")
+SELECT dead_letter.id, entry.user_id, dead_letter.aggregator, dead_letter.message_id,
+       extract(epoch FROM dead_letter.received_at)::float8 AS received_at, sealed, ordering_ms, dead_letter.reference
+FROM headrace.dead_letters dead_letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE dead_letter.id > :after ORDER BY dead_letter.id LIMIT 10""")
 UPDATE_REASON = text("""
 UPDATE headrace.dead_letters SET reason = :reason
 WHERE aggregator = :aggregator AND message_id = :message_id AND CAST(:reason AS text) IS NOT NULL""")
@@ -38,12 +38,22 @@ WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'
 MARK_RESOLVED = text("""
 UPDATE headrace.deliveries SET outcome = 'applied', error = NULL, applied_at = now()
 WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
-OF_FETCH = re.compile(r"fetch-(\d+)-[0-9a-f]+")
+DELETE = text("""
+DELETE FROM headrace.dead_letters AS dead_letter
+USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
+WHERE (dead_letter.aggregator, dead_letter.message_id) = (given.aggregator, given.message_id)
+RETURNING dead_letter.aggregator, dead_letter.message_id""")
+ADD = text("""
+INSERT INTO headrace.dead_letters
+    (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
+VALUES (:aggregator, :message_id, :event_type, :received_at, :reason, :ordering_ms, :reference, :sealed)
+ON CONFLICT (aggregator, message_id) DO NOTHING""")
+FETCH_ID = re.compile(r"fetch-(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A dead letter, without what it holds."""
+    """A dead letter without its content."""
 
     id: int
     aggregator: str
@@ -55,21 +65,20 @@ class DeadLetter:
     reason: str
     attempts: int
     sealed_bytes: int
-    reference: str | None = None  # of an answer: the record whose stream was asked for
+    reference: str | None = None  # of a fetched response: the record whose stream was requested
 
     @property
-    def name(self) -> DeliveryKey:
-        """Its delivery."""
+    def key(self) -> DeliveryKey:
         return self.aggregator, self.message_id
 
     @property
     def backfill_id(self) -> int | None:
-        """The backfill whose request was refused, if it is the answer to one and no delivery."""
+        """The backfill whose response was rejected; None if this is a delivery."""
         return backfill_of(self.message_id)
 
 
 class SealedDeadLetter(NamedTuple):
-    """A dead letter with what it holds, and whose it is if anybody could tell."""
+    """A dead letter with its sealed content, and its user if known."""
 
     id: int
     user_id: str | None
@@ -78,38 +87,35 @@ class SealedDeadLetter(NamedTuple):
 
 def backfill_of(message_id: str) -> int | None:
     """The id of the backfill in the message id of a dead letter, or None."""
-    found = OF_FETCH.fullmatch(message_id)
+    found = FETCH_ID.fullmatch(message_id)
     return int(found[1]) if found else None
 
 
 def listed(
     engine: Engine, ids: Sequence[int] | None = None, reason: str | None = None, limit: int = 100
 ) -> list[DeadLetter]:
-    """Dead letters, the newest first; `reason` is a part of theirs."""
+    """Dead letters, newest first; `reason` is a substring of theirs, in any case."""
     values = {"ids": list(ids) if ids else None, "reason": reason or None, "limit": limit}
     with transaction(engine) as connection:
         return [DeadLetter(**row) for row in connection.execute(LIST, values).mappings()]
 
 
 def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
-    """The delivery of a dead letter, still sealed."""
+    """The sealed delivery of a dead letter."""
     with transaction(engine) as connection:
-        return Delivery(*connection.execute(GET, {"id": entry.id}).one())
+        return to_delivery(connection.execute(GET, {"id": entry.id}).one())
 
 
 def read(engine: Engine) -> Iterator[SealedDeadLetter]:
-    """Every dead letter, the oldest first, with those that are written meanwhile."""
+    """Every dead letter, oldest first, including those that are added meanwhile."""
     after = 0
     while True:
         with transaction(engine) as connection:
-            found = [
-                SealedDeadLetter(row[0], row[1], Delivery(*row[2:]))
-                for row in connection.execute(READ, {"after": after})
-            ]
-        if not found:
+            rows = connection.execute(READ, {"after": after}).all()
+        if not rows:
             return
-        yield from found
-        after = found[-1].id
+        yield from (SealedDeadLetter(row.id, row.user_id, to_delivery(row[2:])) for row in rows)
+        after = rows[-1].id
 
 
 def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None:
@@ -121,47 +127,24 @@ def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None
 
 
 def mark_resolved(engine: Engine, entry: DeadLetter) -> None:
-    """What was set aside whole has been applied."""
+    """Deletes the dead letter of a raw message that was replayed, and marks its ledger entry as applied."""
     with transaction(engine) as connection:
-        delete_dead_letters(connection, [entry.name])
+        delete_dead_letters(connection, [entry.key])
         connection.execute(MARK_RESOLVED, {"aggregator": entry.aggregator, "message_id": entry.message_id})
 
 
 def drop(engine: Engine, entries: Sequence[DeadLetter]) -> int:
     """Deletes dead letters; the ledger keeps their entries as dead. Returns the number deleted."""
     with transaction(engine) as connection:
-        return len(delete_dead_letters(connection, [entry.name for entry in entries]))
+        return len(delete_dead_letters(connection, [entry.key for entry in entries]))
 
 
-DELETE = text("""
-DELETE FROM headrace.dead_letters AS letter
-USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS mended(aggregator, message_id)
-WHERE (letter.aggregator, letter.message_id) = (mended.aggregator, mended.message_id)
-RETURNING letter.aggregator, letter.message_id""")
-ADD = text("""
-INSERT INTO headrace.dead_letters
-    (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
-VALUES (:aggregator, :message_id, :event_type, :received_at, :reason, :ordering_ms, :reference, :sealed)
-ON CONFLICT (aggregator, message_id) DO NOTHING""")
-
-
-def delete_dead_letters(connection: Connection, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
+def delete_dead_letters(connection: Connection, keys: Sequence[DeliveryKey]) -> set[DeliveryKey]:
     """Deletes dead letters that were replayed or discarded. Returns those deleted."""
-    return _named(connection, DELETE, names)
+    return select_deliveries(connection, DELETE, keys)
 
 
 def add_dead_letter(connection: Connection, delivery: Delivery, event_type: str | None, reason: str) -> None:
-    """Keeps a delivery that cannot be applied, sealed as it came."""
-    connection.execute(
-        ADD,
-        {
-            "aggregator": delivery.aggregator,
-            "message_id": delivery.message_id,
-            "event_type": event_type,
-            "received_at": delivery.received,
-            "reason": reason,
-            "ordering_ms": delivery.ordering_ms,
-            "reference": delivery.reference,
-            "sealed": delivery.sealed,
-        },
-    )
+    """Stores a delivery that cannot be applied, sealed as received."""
+    values = {"received_at": delivery.received, "event_type": event_type, "reason": reason}
+    connection.execute(ADD, asdict(delivery) | values)

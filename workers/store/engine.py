@@ -1,19 +1,19 @@
-"""Opens PostgreSQL: the engine every process uses, the migration, and what its errors mean for a task."""
+"""PostgreSQL: engines, session settings, transactions, and the translation of database errors into ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from app.config.settings import Settings
 from app.errors import TryLater, Unprocessable
 
 SESSION = {
-    "datestyle": "ISO",  # the only one that psycopg reads
-    "timezone": "UTC",  # a time without an offset is UTC, whatever the server thinks
+    "datestyle": "ISO",  # the only style that psycopg can parse
+    "timezone": "UTC",  # a time without an offset is UTC, whatever the server's default
     "statement_timeout": "45s",
     "lock_timeout": "20s",
     "idle_in_transaction_session_timeout": "60s",
@@ -26,7 +26,7 @@ CREATE TEMPORARY TABLE staged_samples (
 
 
 def make_engine(settings: Settings, name: str = "headrace") -> Engine:
-    """A pool for one process. Its errors name no parameter: they could hold what a body held."""
+    """A connection pool for one process. Error messages omit parameters, which could hold health values."""
     options = " ".join(f"-c {key}={value}" for key, value in SESSION.items())
     engine = create_engine(
         settings.need_database(),
@@ -39,14 +39,14 @@ def make_engine(settings: Settings, name: str = "headrace") -> Engine:
 
     @event.listens_for(engine, "connect")
     def lists_in_binary(connection: psycopg.Connection, _record: object) -> None:
-        """Sealed bodies in an array would go as hexadecimal text, escaped and unescaped: three times the work."""
+        """Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work."""
         connection.adapters.register_dumper(list, ListBinaryDumper)
 
     return engine
 
 
 def make_writer(settings: Settings, name: str = "headrace-worker") -> Engine:
-    """As `make_engine`, each connection with the table that samples are staged in."""
+    """As `make_engine`, but each connection has the temporary table in which samples are staged."""
     engine = make_engine(settings, name)
 
     @event.listens_for(engine, "connect")
@@ -59,22 +59,28 @@ def make_writer(settings: Settings, name: str = "headrace-worker") -> Engine:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction. Raises Unprocessable for data that PostgreSQL refuses and TryLater for everything else."""
+    """Runs one transaction. Raises Unprocessable for data that PostgreSQL rejects, TryLater for every other error."""
     try:
         with engine.begin() as connection:
             yield connection
-    except (DataError, IntegrityError) as error:
+    # COPY raises psycopg's errors, which SQLAlchemy does not wrap.
+    except (DataError, IntegrityError, psycopg.DataError) as error:
         raise Unprocessable(f"PostgreSQL refuses it: {_plain(error)}") from None
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, psycopg.Error) as error:
         raise TryLater(f"PostgreSQL: {_plain(error)}") from None
-    except psycopg.DataError as error:  # raised while rows are copied, where SQLAlchemy does not look
-        raise Unprocessable(f"PostgreSQL refuses it: {type(error).__name__} {error.sqlstate or ''}".rstrip()) from None
-    except psycopg.Error as error:
-        raise TryLater(f"PostgreSQL: {type(error).__name__} {error.sqlstate or ''}".rstrip()) from None
 
 
 def _plain(error: Exception) -> str:
-    """The kind of an error and its SQLSTATE; its message would quote the value."""
+    """The class of an error and its SQLSTATE. Its message would quote the value."""
     cause = getattr(error, "orig", None) or error
     state = getattr(cause, "sqlstate", None)
     return f"{type(cause).__name__} ({state})" if state else type(cause).__name__
+
+
+def delete_in_batches(engine: Engine, query: TextClause, values: Mapping[str, object], size: int) -> Iterator[int]:
+    """Repeats a DELETE that has a `:limit`, one transaction per batch, until a batch is not full. Yields row counts."""
+    deleted = size
+    while deleted == size:
+        with transaction(engine) as connection:
+            deleted = connection.execute(query, {**values, "limit": size}).rowcount
+        yield deleted

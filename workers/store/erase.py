@@ -1,4 +1,4 @@
-"""What there is of a person, by table: counted, and removed in batches behind a tombstone that lets nothing new in."""
+"""Erasure of a user: counts and deletes the rows in every table, behind a tombstone that blocks new data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Literal
 from sqlalchemy import Connection, Engine, text
 
 from workers.store import audit
-from workers.store.engine import transaction
+from workers.store.engine import delete_in_batches, transaction
 
-BATCH = 10_000  # rows of one transaction: of samples, 30 ms
+BATCH = 10_000  # rows per transaction; 30 ms for samples
 PERSON = text("""
 SELECT client_user_id, erased_at, ARRAY(
     SELECT other.user_id FROM headrace.users other WHERE other.client_user_id = person.client_user_id
@@ -23,33 +23,33 @@ ON CONFLICT (user_id) DO UPDATE SET erased_at = coalesce(stored.erased_at, exclu
 LOCK = text("SELECT 1 FROM headrace.users WHERE user_id = :user FOR UPDATE")
 RECHECK_ROW = text("UPDATE headrace.users SET erased_at = erased_at WHERE user_id = :user")
 CLEAR_CLIENT_ID = text("UPDATE headrace.users SET client_user_id = NULL WHERE user_id = :user OR merged_into = :user")
-# Whatever has a column `user_id`, also what the catalogue has forgotten, or somebody adds and does not think of this;
-# the series come last, because the samples are found by them.
+# Every table with a column `user_id`, so that tables of removed resources and future tables are included. The series
+# come last, because they lead to the samples.
 TABLES = text("""
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'user_id'
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
   AND c.relname <> ALL(ARRAY['users', 'deliveries']) ORDER BY c.relname = 'series', c.relname""")
-OWNED_BY_USER = "user_id = :user"
-OF_THEIRS = {
+# The condition for the user's rows, where it is not `user_id = :user` alone.
+CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
     "samples": "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)",
     "crash_counts": """EXISTS (SELECT 1 FROM headrace.deliveries d WHERE d.user_id = :user AND d.aggregator
         = split_part(name, ':', 1) AND d.message_id = substr(name, strpos(name, ':') + 1))""",
-    "deliveries": OWNED_BY_USER,
-    # What came in one message with the reconnection itself was kept under the id that it came with.
+    "deliveries": "user_id = :user",  # excluded from TABLES
+    # Deliveries of the same message as the reconnection are archived under the id with which they arrived.
     "archive": "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)",
 }
 SERIES = text("SELECT id FROM headrace.series WHERE user_id = :user ORDER BY id")
-# From where the last batch ended: an index keeps what was deleted, and from its start each batch would read all that.
+# Each batch starts where the last one ended: from the start of the index it would read all entries deleted before.
 SAMPLES = text("""
 WITH batch AS (SELECT ts FROM headrace.samples WHERE series_id = :series AND ts > CAST(:after AS timestamptz)
               ORDER BY ts LIMIT :limit),
 gone AS (DELETE FROM headrace.samples WHERE series_id = :series AND ts > CAST(:after AS timestamptz)
          AND ts <= (SELECT max(ts) FROM batch) RETURNING ts)
 SELECT CAST(max(ts) AS text) AS last, count(*) AS removed FROM gone""")
-# Walked by its key: an index for the few who are ever erased would cost every delivery a tenth of its price. The rows
-# are locked in the order in which whoever applies locks them.
+# Walks the primary key: an index by user would make every delivery 10 % more expensive, and erasures are rare. Rows are
+# locked in the same order as by the workers that apply deliveries.
 LEDGER = text("""
 WITH batch AS MATERIALIZED (
     SELECT aggregator, message_id, user_id FROM headrace.deliveries
@@ -67,7 +67,7 @@ FROM batch ORDER BY aggregator DESC, message_id DESC LIMIT 1""")
 
 @dataclass(frozen=True)
 class ErasureSubject:
-    """Somebody, as far as they are known: what else they are called, and who else alive is called so."""
+    """The user to erase, and the other users (not erased, not merged) with the same client_user_id."""
 
     state: Literal["unknown", "known", "erased"]
     client_user_id: str | None = None
@@ -75,7 +75,6 @@ class ErasureSubject:
 
 
 def person(connection: Connection, user_id: str) -> ErasureSubject:
-    """Who that is."""
     row = connection.execute(PERSON, {"user": user_id}).first()
     if row is None:
         return ErasureSubject("unknown")
@@ -83,11 +82,11 @@ def person(connection: Connection, user_id: str) -> ErasureSubject:
 
 
 def create_tombstone(engine: Engine, user_id: str) -> datetime:
-    """Puts up the tombstone, and waits until nobody writes of them any more. Returns since when they are erased.
+    """Creates the tombstone and waits for open transactions that write data of the user. Returns the erasure time.
 
-    Whoever reads it writes nothing. Who was at work before holds the row (`upsert_users`) until they have committed,
-    and this waits for them, for as long as a hung worker's transaction may last. It is put up and committed without
-    that wait, because workers that each began before the last one ended could keep it from ever standing.
+    Transactions that read the tombstone write nothing. Earlier ones hold the row's lock (`upsert_users`) until they
+    commit; this waits 5 min for them, as long as a hung worker's transaction may last. The tombstone is committed
+    before that wait: otherwise overlapping transactions of workers could delay it forever.
     """
     with transaction(engine) as connection:
         erased_at: datetime = connection.execute(CREATE_TOMBSTONE, {"user": user_id}).scalar_one()
@@ -96,67 +95,63 @@ def create_tombstone(engine: Engine, user_id: str) -> datetime:
         connection.execute(text("SET LOCAL lock_timeout = '5min'"))
         connection.execute(text("SET LOCAL statement_timeout = '5min'"))
         connection.execute(LOCK, {"user": user_id})
-        # Who looked before it stood and locks only now would be given the row as it looked then, unless a row that was
-        # locked like this is also written: then PostgreSQL has them look again.
+        # A transaction that read the row before the tombstone was committed would otherwise lock the old version; an
+        # update of the row makes PostgreSQL re-check it.
         connection.execute(RECHECK_ROW, {"user": user_id})
     return erased_at
 
 
 def count(engine: Engine, user_id: str) -> dict[str, int]:
-    """How many rows there are of somebody, by table."""
+    """The number of the user's rows, by table."""
     with transaction(engine) as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        whose = dict.fromkeys(connection.scalars(TABLES), OWNED_BY_USER) | OF_THEIRS
-        queries = {
-            table: text(f'SELECT count(*) FROM headrace."{table}" WHERE {where}') for table, where in whose.items()
+        found = {
+            table: int(connection.scalar(text(f"SELECT count(*) FROM {_rows_of(table)}"), {"user": user_id}) or 0)
+            for table in dict.fromkeys([*connection.scalars(TABLES), *CONDITIONS])
         }
-        found = {table: int(connection.scalar(query, {"user": user_id}) or 0) for table, query in queries.items()}
     return {table: number for table, number in found.items() if number}
 
 
 def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
-    """Removes what there is of somebody, a batch a transaction; of each, the table and how many rows.
+    """Deletes the user's rows, one transaction per batch, and yields each batch's table and count.
 
-    It can be broken off anywhere and begun again: what leads to other rows goes after them.
+    Can be interrupted and repeated: rows that lead to other rows are deleted after them.
     """
     yield from _remove_samples(engine, user_id)
     with transaction(engine) as connection:
         tables = list(connection.scalars(TABLES))
     for table in ("crash_counts", "chunks", *tables):
         yield from ((table, number) for number in _remove(engine, table, user_id))
-    yield from _forget(engine, user_id)
+    yield from _remove_from_ledger(engine, user_id)
+
+
+def _rows_of(table: str) -> str:
+    return f'headrace."{table}" WHERE {CONDITIONS.get(table, "user_id = :user")}'
 
 
 def _remove(engine: Engine, table: str, user_id: str) -> Iterator[int]:
-    """In batches while there are many; the rest by whose it is alone, because a row that is changed moves elsewhere."""
-    everything = f'DELETE FROM headrace."{table}" WHERE {OF_THEIRS.get(table, OWNED_BY_USER)}'
-    some = everything.replace("DELETE", "SELECT tableoid, ctid") + " LIMIT :limit"
-    number = BATCH
-    while number == BATCH:
-        number = _execute(engine, f"{everything} AND (tableoid, ctid) IN ({some})", user=user_id, limit=BATCH)
-        yield number
-    yield _execute(engine, everything, user=user_id)
-
-
-def _execute(engine: Engine, query: str, **values: str | int) -> int:
+    """Deletes in batches, then once without a limit: a row that is updated meanwhile has another ctid."""
+    batch = f"(tableoid, ctid) IN (SELECT tableoid, ctid FROM {_rows_of(table)} LIMIT :limit)"
+    query = text(f"DELETE FROM {_rows_of(table)} AND {batch}")
+    yield from delete_in_batches(engine, query, {"user": user_id}, BATCH)
     with transaction(engine) as connection:
-        return connection.execute(text(query), values).rowcount
+        yield connection.execute(text(f"DELETE FROM {_rows_of(table)}"), {"user": user_id}).rowcount
 
 
 def _remove_samples(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     with transaction(engine) as connection:
         series = list(connection.scalars(SERIES, {"user": user_id}))
-    for one in series:
+    for number in series:
         after = "-infinity"
         while after:
             with transaction(engine) as connection:
-                row = connection.execute(SAMPLES, {"series": one, "after": after, "limit": BATCH}).one()
+                row = connection.execute(SAMPLES, {"series": number, "after": after, "limit": BATCH}).one()
             after = row.last
             yield "samples", row.removed
 
 
-def _forget(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
-    """Takes the person out of the ledger; that something came, and what became of it, stays."""
+def _remove_from_ledger(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
+    """Clears the user_id in the ledger. The entries and their outcomes stay."""
     at = {"aggregator": "", "message_id": ""}
     while True:
         with transaction(engine) as connection:
@@ -168,7 +163,7 @@ def _forget(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
 
 
 def finish(engine: Engine, user_id: str, detail: Mapping[str, int]) -> None:
-    """Takes the last name off the tombstone, and writes down what was removed."""
+    """Clears the client_user_id of the tombstone, and records the deleted rows in the audit log."""
     with transaction(engine) as connection:
         connection.execute(CLEAR_CLIENT_ID, {"user": user_id})
         audit.note(connection, "erased", user_id, detail)

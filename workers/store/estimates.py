@@ -1,4 +1,4 @@
-"""How many requests a backfill will cost, from what earlier ones cost."""
+"""Estimates of how many requests a backfill will make, from the costs of completed backfills."""
 
 import math
 from collections.abc import Mapping
@@ -18,32 +18,34 @@ FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GR
 
 @dataclass(frozen=True)
 class RequestEstimate:
-    """How many requests a day of history has cost until now, by provider and resource."""
+    """The pages that were fetched for how many days of history, by provider and resource."""
 
     of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
 
     def requests(
         self, provider: str, resource: Resource, start: datetime, end: datetime, aggregator: str = "junction"
     ) -> tuple[int, bool]:
-        """How many requests a window will cost, and whether that is measured and not just the least there can be."""
+        """The number of requests for a window. True if it was measured, False if it is only the lower bound."""
         days = (end - start + 2 * MARGIN) / timedelta(days=1)
+        if resource.dates == "none":
+            return _min_requests(aggregator, resource, days), True
         known = [self.of[key] for key in self.of if key == (provider, resource.name)]
-        known = known or [value for (_, name), value in self.of.items() if name == resource.name]
-        if known and resource.dates != "none":
-            pages, walked = (sum(part) for part in zip(*known, strict=True))
+        known = known or [cost for (_, name), cost in self.of.items() if name == resource.name]
+        if known:
+            pages, walked = sum(pages for pages, _ in known), sum(walked for _, walked in known)
             return max(1, math.ceil(days * pages / walked)), True
-        return _min_requests(aggregator, resource, days), resource.dates == "none"
+        return _min_requests(aggregator, resource, days), False
 
 
 def measured_costs(connection: Connection) -> RequestEstimate:
-    """What backfills that are complete have cost."""
+    """The costs of completed backfills."""
     return RequestEstimate(
         {(row.provider, row.resource): (row.pages, row.days) for row in connection.execute(MEASURED_COSTS)}
     )
 
 
 def _min_requests(aggregator: str, resource: Resource, days: float) -> int:
-    """The slices of a window in which there is nothing."""
+    """The number of slices in a window without data."""
     if resource.dates == "none" and resource.kind != "stream":
         return 1
     count, length, max_days = 0, first_slice_days(aggregator, resource), max_slice_days(aggregator)

@@ -1,4 +1,4 @@
-"""Gaps that the reconciliation found, as rows."""
+"""The table of gaps that the reconciliation found."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Window = tuple[datetime, datetime]
 
 @dataclass(frozen=True)
 class Gap:
-    """Something that Junction has or should have, and we have not.
+    """Data that the aggregator has or should have, and that is not stored. `whose` is the responsible party.
 
-    ours        we never fetched it, or lost it: the windows are to be fetched
-    aggregator  Junction has not got it yet, or counts what it does not give
-    provider    the provider did not give it to Junction
+    ours        Headrace never fetched it, or lost it: fetch the windows
+    aggregator  the aggregator has not pulled it yet, or counts data that it does not return
+    provider    the provider did not send it to the aggregator
     """
 
     key: ResourceKey
@@ -41,7 +41,7 @@ PULLING = text("SELECT user_id, provider, resource FROM headrace.gaps WHERE user
 
 
 def keep_gaps(connection: Connection, part: str, users: Sequence[str], gaps: Iterable[Gap]) -> None:
-    """What a part of the reconciliation found of these people now, in place of what it found before."""
+    """Replaces these users' gaps that one part of the reconciliation found."""
     rows = [
         gap.key._asdict()
         | {"part": part, "whose": gap.whose, "reason": gap.reason, "is_pulling": gap.is_pulling}
@@ -55,5 +55,5 @@ def keep_gaps(connection: Connection, part: str, users: Sequence[str], gaps: Ite
 
 
 def still_pulling(connection: Connection, users: Sequence[str]) -> set[ResourceKey]:
-    """What the aggregator had not yet pulled when it was last asked."""
-    return {ResourceKey(*row) for row in connection.execute(PULLING, {"users": list(users)})}
+    """The resources that the aggregator was still pulling at the last check."""
+    return {ResourceKey(**row) for row in connection.execute(PULLING, {"users": list(users)}).mappings()}

@@ -1,4 +1,4 @@
-"""What is done from time to time: when it is due, how far it has come, and what the reconciliation found."""
+"""Scheduled jobs: when each is due, which process holds it, and its saved position."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,9 +9,9 @@ from sqlalchemy import Engine, text
 
 from workers.store.engine import transaction
 
-SWEPT = "sweep"  # the name under which the sweep says that beat and the maintenance worker are alive
+SWEPT = "sweep"  # this job's `done_at` shows that beat and the maintenance worker are alive
 LEASE = "interval '60 seconds'"  # longer than a step
-# The first time is a whole period after the installation, when there is something to compare.
+# The first run is one period after the installation, when there is data to compare.
 ENSURE = text("""
 INSERT INTO headrace.jobs (name, due_at) VALUES (:name, now() + make_interval(secs => :seconds))
 ON CONFLICT (name) DO NOTHING""")
@@ -31,35 +31,35 @@ ON CONFLICT (name) DO UPDATE SET done_at = now()""")
 
 @dataclass(frozen=True)
 class Job:
-    """A chore that this process holds, and what was put down when it was last interrupted."""
+    """A job that this process holds."""
 
     name: str
-    position: bytes | None
-    done_at: datetime | None  # the last time it came to its end
+    position: bytes | None  # JSON, saved when the job was last interrupted
+    done_at: datetime | None  # when it was last completed
 
 
 def ensure_job(engine: Engine, name: str, period: float) -> bool:
-    """Makes a chore known, and says whether it is due and nobody is at it."""
+    """Creates the job if it is missing. Returns whether it is due and not leased."""
     with transaction(engine) as connection:
         connection.execute(ENSURE, {"name": name, "seconds": period})
         return connection.execute(DUE, {"name": name}).first() is not None
 
 
 def claim(engine: Engine, name: str) -> Job | None:
-    """Takes a chore that is due; None if it is not, or somebody is at it."""
+    """Leases a job for 60 s; None if it is not due, or leased already."""
     with transaction(engine) as connection:
         row = connection.execute(CLAIM, {"name": name}).first()
-        return Job(name, row[0].encode() if row[0] else None, row.done_at) if row else None
+        return Job(name, row.position.encode() if row.position else None, row.done_at) if row else None
 
 
 def save(engine: Engine, name: str, position: Any, seconds: float, *, held: bool = False) -> None:
-    """Writes down how far it has come, and when to go on; gives it back unless it is `held`."""
+    """Saves the position (None: complete); due again in `seconds`. Renews the lease if `held`, else ends it."""
     values = {"name": name, "position": position and msgspec.json.encode(position).decode()}
     with transaction(engine) as connection:
         connection.execute(SAVE, values | {"seconds": seconds, "held": held})
 
 
 def touch(engine: Engine, name: str) -> None:
-    """Writes down that it has been done just now, for whoever wants to know whether anybody still does it."""
+    """Records that the job was completed just now."""
     with transaction(engine) as connection:
         connection.execute(TOUCH, {"name": name})

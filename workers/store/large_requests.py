@@ -1,4 +1,6 @@
-"""Large requests: history that somebody asked an aggregator for elsewhere, counted as it comes in, in any order."""
+"""Large requests: history requested outside Headrace, whose deliveries may arrive in any order."""
+
+from dataclasses import asdict
 
 from sqlalchemy import Connection, text
 
@@ -12,15 +14,8 @@ WHERE excluded.expected IS NOT NULL AND stored.expected IS DISTINCT FROM exclude
 
 
 def expect(connection: Connection, aggregator: str, announced: LargeRequest) -> bool:
-    """Notes that it is on its way, and of how many deliveries it is made, if that was said. False if that was known.
+    """Records an announced large request and its number of deliveries, if known. False if nothing was new.
 
-    Nothing is counted here: what came is in the ledger, by reference, and may have come before this.
+    The deliveries themselves are counted in the ledger, by reference, because they may arrive before this announcement.
     """
-    values = {
-        "aggregator": aggregator,
-        "reference": announced.reference,
-        "user_id": announced.user_id,
-        "provider": announced.provider,
-        "expected": announced.expected,
-    }
-    return connection.execute(EXPECT, values).rowcount > 0
+    return connection.execute(EXPECT, asdict(announced) | {"aggregator": aggregator}).rowcount > 0

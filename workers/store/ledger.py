@@ -1,4 +1,4 @@
-"""The ledger: a row per delivery id, in the transaction of its effect; what was applied, and what could not be."""
+"""The delivery ledger: one row per delivery id with its outcome, written in the transaction that applies it."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ from app.delivery import Delivery
 
 Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 
-# One statement, because each is a round trip and costs a message of few deliveries more than its rows do.
+# One statement: for a message of few deliveries a round trip costs more than the rows.
 SETTLED = """
 WITH settled AS (
     INSERT INTO headrace.deliveries AS stored
@@ -22,10 +22,10 @@ WITH settled AS (
     ORDER BY aggregator, message_id
     ON CONFLICT (aggregator, message_id) DO UPDATE SET {change}
     RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_changed
-), mended AS (
-    DELETE FROM headrace.dead_letters AS letter USING settled
-    WHERE is_changed AND (letter.aggregator, letter.message_id) = (settled.aggregator, settled.message_id)
-), kept AS (
+), resolved AS (
+    DELETE FROM headrace.dead_letters AS dead_letter USING settled
+    WHERE is_changed AND (dead_letter.aggregator, dead_letter.message_id) = (settled.aggregator, settled.message_id)
+), archived AS (
     INSERT INTO headrace.archive
         (received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed)
     SELECT received_at, aggregator, message_id, event_type, user_id, ordering_ms, reference, sealed
@@ -44,7 +44,7 @@ SETTLE = text(
         error = CASE WHEN stored.outcome = 'dead' THEN excluded.error ELSE stored.error END"""
     )
 )
-# A replay is no attempt of the sender's. It can only mend what was dead, or was left out by a setting.
+# A replay is not an attempt of the sender. It changes only dead deliveries and those that a setting excluded.
 SETTLE_AGAIN = text(
     SETTLED.format(
         change="""outcome = excluded.outcome, error = excluded.error,
@@ -61,7 +61,7 @@ JOIN headrace.deliveries USING (aggregator, message_id) WHERE outcome NOT IN ('d
 
 
 class OutcomeRow(msgspec.Struct):
-    """What became of a delivery."""
+    """The outcome of a delivery."""
 
     aggregator: str
     message_id: str
@@ -69,16 +69,25 @@ class OutcomeRow(msgspec.Struct):
     user_id: str | None
     received_at: datetime
     outcome: Outcome
-    attempts: int = 1  # how often the delivery came, in this message
+    attempts: int = 1  # how often the message contains the delivery
     error: str | None = None
-    reference: str | None = None  # the large request that it is a part of
+    reference: str | None = None  # the large request that the delivery belongs to
 
 
 DeliveryKey = tuple[str, str]  # aggregator, message id
+# The columns of `headrace.archive` and `headrace.dead_letters` for `to_delivery`, in its order.
+DELIVERY_COLUMNS = """aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed,
+    ordering_ms, reference"""
+
+
+def to_delivery(row: Sequence[Any]) -> Delivery:
+    """The sealed delivery of a row. Unpacking takes 2 us; attributes or the mapping of a Row take 12 to 22 us."""
+    aggregator, message_id, received_at, sealed, ordering_ms, reference = row
+    return Delivery(aggregator, message_id, received_at, sealed, ordering_ms, reference)
 
 
 class ArchivedDelivery(NamedTuple):
-    """A delivery that is to be kept sealed as it came, so that it can be applied again."""
+    """A delivery to archive, sealed as received, so that it can be replayed."""
 
     delivery: Delivery
     event_type: str | None
@@ -88,35 +97,37 @@ class ArchivedDelivery(NamedTuple):
 def settle(
     connection: Connection,
     settled: Sequence[OutcomeRow],
-    kept: Sequence[ArchivedDelivery] = (),
+    archived: Sequence[ArchivedDelivery] = (),
     *,
     replayed: bool = False,
 ) -> set[DeliveryKey]:
-    """Records outcomes, and returns which are dead. The first one stands, unless that is `dead`.
+    """Records outcomes, and returns which deliveries are now dead. The first outcome stands, unless it was `dead`.
 
-    Then a later attempt has mended it, and its dead letter goes; a replay changes only what was dead or left out. Of
-    `kept`, what was seen for the first time and is alive, or was mended just now, is kept.
+    If a later attempt resolves a dead delivery, its dead letter is deleted. A replay changes only dead and ignored
+    deliveries. Of `archived`, new deliveries that are not dead and deliveries resolved just now are stored.
     """
     if not settled:
         return set()
-    deliveries = [one.delivery for one in kept]
-    columns = ("received", "aggregator", "message_id", "ordering_ms", "reference", "sealed")
-    values: dict[str, Any] = {name: [getattr(one, name) for one in deliveries] for name in columns}
-    values["received_at"] = values.pop("received")
-    values["event_type"], values["user_id"] = [one.event_type for one in kept], [one.user_id for one in kept]
-    statement = SETTLE_AGAIN if replayed else SETTLE
-    rows = connection.execute(statement, values | {"rows": msgspec.json.encode(settled).decode()})
+    deliveries = [one.delivery for one in archived]
+    values: dict[str, Any] = {
+        name: [getattr(delivery, name) for delivery in deliveries]
+        for name in ("aggregator", "message_id", "ordering_ms", "reference", "sealed")
+    }
+    values["received_at"] = [delivery.received for delivery in deliveries]
+    values["event_type"], values["user_id"] = [one.event_type for one in archived], [one.user_id for one in archived]
+    values["rows"] = msgspec.json.encode(settled).decode()
+    rows = connection.execute(SETTLE_AGAIN if replayed else SETTLE, values)
     return {(row.aggregator, row.message_id) for row in rows}
 
 
-def settled_already(connection: Connection, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
-    """Which of these a replay cannot settle otherwise: they were neither dead nor left out."""
-    return _named(connection, SETTLED_ALREADY, names)
+def settled_already(connection: Connection, keys: Sequence[DeliveryKey]) -> set[DeliveryKey]:
+    """The deliveries whose outcome a replay cannot change: those that are neither dead nor ignored."""
+    return select_deliveries(connection, SETTLED_ALREADY, keys)
 
 
-def _named(connection: Connection, statement: TextClause, names: Sequence[DeliveryKey]) -> set[DeliveryKey]:
-    if not names:
+def select_deliveries(connection: Connection, statement: TextClause, keys: Sequence[DeliveryKey]) -> set[DeliveryKey]:
+    """Runs a statement over `:aggregators` and `:ids`, and returns the keys of its rows."""
+    if not keys:
         return set()
-    aggregators, ids = zip(*names, strict=True)
-    found = connection.execute(statement, {"aggregators": list(aggregators), "ids": list(ids)})
-    return {(row.aggregator, row.message_id) for row in found}
+    values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
+    return {(row.aggregator, row.message_id) for row in connection.execute(statement, values)}

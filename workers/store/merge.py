@@ -1,14 +1,15 @@
-"""The one guarded upsert: newest wins, whatever the order. Webhook, backfill, replay and reconcile all write by it."""
+"""The guarded upsert: the newest version wins in any order of arrival. All origins of data write through it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Target:
-    """A table with a version: what identifies a row, what it holds, and how contents of equal version are ranked.
+    """A versioned table: its key columns, its content columns, and the tie-break between equal versions.
 
-    `rank` maps each content column that takes part in a tie to the expression that stands for NULL, which would make
-    a comparison of rows NULL, and so silently refuse the update. Other columns follow from these.
+    `rank` lists the content columns that break a tie, each with the expression that replaces NULL ('' if the column is
+    NOT NULL): a NULL would make the comparison of rows NULL and silently skip the update. The remaining content columns
+    are derived from these.
     """
 
     table: str
@@ -18,26 +19,25 @@ class Target:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What a source must give, beside `origin`."""
+        """The columns that a source must have, in addition to `origin`."""
         return (*self.key, *self.content, "version")
 
 
 def upsert_sql(target: Target, source: str) -> str:
-    """SQL that merges the rows of `source` (a FROM item called `incoming`) and returns a row for each it wrote.
+    """SQL that merges the rows of `source` (a FROM item called `incoming`) and returns a row for each that it wrote.
 
-    Of several rows with one key the newest is taken first, because ON CONFLICT refuses to touch a row twice
-    (SQLSTATE 21000); rows are written in the order of their keys, so that two transactions never wait for each other
-    in a circle (unsorted: 35 deadlocks in 240 transactions; sorted: none).
+    Of several rows with one key only the newest is merged, because ON CONFLICT may not touch a row twice (SQLSTATE
+    21000). Rows are written in key order, to avoid deadlocks (unsorted: 35 deadlocks in 240 transactions; sorted: 0).
 
-    A row that is newer but says the same moves only the version: were it passed over, a version between the two that
-    arrives late would be taken for the newest. It does not count as written: `changed` is false, and origin and
-    stored_at stay. A row of the same version is taken only if its content ranks higher, the same way everywhere.
+    A newer row with equal content updates only the version: otherwise a version between the two that arrives late would
+    count as the newest. `changed` is then false, and origin and stored_at are kept. A row of equal version is written
+    only if its content ranks higher.
 
-    What would change nothing is left out beforehand: ON CONFLICT locks the rows that it then leaves alone, which is
-    written to disk like a change. The guard is still needed, for what others write meanwhile.
+    Rows that would change nothing are filtered out first: ON CONFLICT locks the rows that it skips, and PostgreSQL
+    writes a lock to disk like a change. The guard is still needed because of concurrent writers.
     """
     key, columns = ", ".join(target.key), ", ".join(target.columns)
-    best = ", ".join([*target.key, "version DESC", *(f"{_ranked('incoming', *one)} DESC" for one in target.rank)])
+    best = ", ".join([*target.key, "version DESC", *(f"{rank} DESC" for rank in _ranks("incoming", target))])
     taken = ", ".join(f"{name} = excluded.{name}" for name in (*target.content, "version"))
     differs = _differs(target, "stored", "excluded")
     return f"""
@@ -54,10 +54,10 @@ RETURNING {key}, version, stored_at = now() AS changed"""
 
 
 def comparison_sql(target: Target, source: str) -> str:
-    """SQL that says how each delivery (column `n`) of `source` stands to what is stored.
+    """SQL that compares the rows of each delivery (column `n`) of `source` with the stored rows.
 
-    `is_newer`: something of it would be written now. `is_stale`: something of it differs from what is stored, and will
-    not be. Of the source only the key, the version and what is ranked are read.
+    `is_newer`: at least one row would be written now. `is_stale`: at least one row differs from the stored row and
+    would not be written. Reads only the key, the version and the ranked columns of the source.
     """
     newer = f"stored.version IS NULL OR {_is_newer('incoming', target)}"
     stale = f"{_differs(target, 'stored', 'incoming')} AND NOT ({newer})"
@@ -67,9 +67,9 @@ FROM {source} LEFT JOIN {target.table} AS stored ON {_same_key(target)} GROUP BY
 
 
 def changed_rows_by_delivery_sql(target: Target, source: str) -> str:
-    """SQL that says how many of the rows that this transaction has changed each delivery (column `n`) brought.
+    """SQL that counts, for each delivery (column `n`), its rows among those that this transaction changed.
 
-    For a source in which two deliveries have one key and version: what `upsert` returns does not tell them apart.
+    For a source in which two deliveries share a key and version, which the result of `upsert_sql` cannot tell apart.
     """
     key = ", ".join(f"incoming.{name}" for name in target.key)
     same_row = f"{_same_key(target)} AND incoming.version = stored.version"
@@ -81,8 +81,8 @@ SELECT n, count(*) AS rows FROM (
 
 
 def _is_newer(owner: str, target: Target) -> str:
-    """The guard: whether a row takes the place of the stored one."""
-    ranks_higher = f"{_row(owner, target)} > {_row('stored', target)}"
+    """The guard: whether a row replaces the stored one."""
+    ranks_higher = f"({', '.join(_ranks(owner, target))}) > ({', '.join(_ranks('stored', target))})"
     return f"{owner}.version > stored.version OR ({owner}.version = stored.version AND {ranks_higher})"
 
 
@@ -90,12 +90,8 @@ def _same_key(target: Target) -> str:
     return " AND ".join(f"incoming.{name} = stored.{name}" for name in target.key)
 
 
-def _ranked(owner: str, name: str, for_null: str) -> str:
-    return f"coalesce({owner}.{name}, {for_null})" if for_null else f"{owner}.{name}"
-
-
-def _row(owner: str, target: Target) -> str:
-    return f"({', '.join(_ranked(owner, *one) for one in target.rank)})"
+def _ranks(owner: str, target: Target) -> list[str]:
+    return [f"coalesce({owner}.{name}, {null})" if null else f"{owner}.{name}" for name, null in target.rank]
 
 
 def _differs(target: Target, one: str, other: str) -> str:

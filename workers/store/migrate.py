@@ -1,4 +1,4 @@
-"""Brings the schema to the newest version."""
+"""Migration of the database schema."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from workers.store import schema
 from workers.store.engine import transaction
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-MIGRATION_LOCK = 0x48454144  # any number, the same for every `headrace migrate`
+MIGRATION_LOCK = 0x48454144  # the advisory lock that every `headrace migrate` takes; the number is arbitrary
 
 
 def migrate(engine: Engine) -> str:
-    """Brings the schema to the newest version and returns its name. May run twice, and at the same time.
+    """Upgrades the schema to the newest version and returns that version. Safe to run repeatedly and concurrently.
 
     Raises Misconfigured if the schema is newer than this program.
     """
@@ -30,10 +30,10 @@ def migrate(engine: Engine) -> str:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
-        except CommandError:  # alembic's words are about its own files
+        except CommandError:  # Alembic's message names its own files
             raise Misconfigured(
-                "the schema is of a newer Headrace than this one, and is left as it is; "
-                "older workers go on with it, so there is nothing to migrate",
+                "the schema was created by a newer version of Headrace and was not changed; "
+                "this version's workers can use it, so no migration is needed",
                 setting="DATABASE_URL",
             ) from None
         schema.sync(connection, catalogue())

@@ -1,4 +1,4 @@
-"""What tells where a stored value came from: its row, the deliveries that are kept, the backfills, the person."""
+"""Provenance of stored values: their rows, archived deliveries, dead letters, backfills and user."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Engine, text
 from app.catalogue import Resource
 from app.delivery import Delivery
 from workers.store.engine import transaction
+from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
+from workers.store.schema import SAMPLES as SAMPLE_TABLE
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
@@ -27,17 +29,16 @@ SELECT archive.aggregator, archive.message_id, archive.event_type, archive.recei
 FROM headrace.archive LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE archive.user_id = ANY(:users) ORDER BY archive.received_at, archive.aggregator, archive.message_id""")
 DEAD = text(f"""
-SELECT letter.aggregator, letter.message_id, entry.event_type, letter.received_at, {ENTRY}
-FROM headrace.dead_letters letter JOIN headrace.deliveries entry USING (aggregator, message_id)
-WHERE entry.user_id = ANY(:users) ORDER BY letter.received_at""")
-SEALED = "aggregator, message_id, extract(epoch FROM received_at)::float8, sealed, ordering_ms, reference"
-# A day at a time: only that day's partition is looked at.
+SELECT dead_letter.aggregator, dead_letter.message_id, entry.event_type, dead_letter.received_at, {ENTRY}
+FROM headrace.dead_letters dead_letter JOIN headrace.deliveries entry USING (aggregator, message_id)
+WHERE entry.user_id = ANY(:users) ORDER BY dead_letter.received_at""")
+# One query per day, which reads only that day's partition.
 OPEN_ARCHIVED = text(f"""
-SELECT {SEALED} FROM headrace.archive
+SELECT {DELIVERY_COLUMNS} FROM headrace.archive
 WHERE user_id = ANY(:users) AND received_at >= :since AND received_at < :until AND message_id = ANY(:ids)""")
-OPEN_DEAD = text(f"SELECT {SEALED} FROM headrace.dead_letters WHERE message_id = ANY(:ids)")
-# A row and the ledger's entry of the delivery that wrote it have the same moment: that of their transaction. The ledger
-# is ordered by when a delivery came, so that it is found there by a window, and not by looking at all of it.
+OPEN_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE message_id = ANY(:ids)")
+# A row and the ledger entry of the delivery that wrote it have the same timestamp, that of their transaction. The
+# window on received_at, by which the ledger is indexed, avoids a scan of the whole ledger.
 SAME_MOMENT = text("""
 SELECT aggregator, message_id, event_type, received_at FROM headrace.deliveries
 WHERE received_at BETWEEN :stored_at - interval '2 days' AND :stored_at + interval '1 hour'
@@ -55,7 +56,7 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class StoredRow:
-    """What is stored now. `content` is what decides a tie; `columns` are those that hold something."""
+    """A stored row. `content` decides ties between equal versions; `columns` are the columns that are not NULL."""
 
     provider: str
     source_type: str
@@ -66,11 +67,11 @@ class StoredRow:
     is_deleted: bool
     content: dict[str, Any]
     columns: dict[str, Any]
-    day: datetime | None  # which day it is about
+    day: datetime | None  # the day of a record, or the time of a sample
 
 
 class LedgerEntry(NamedTuple):
-    """A delivery of the person's that is still here, and what the ledger says of it, if it does."""
+    """An archived or dead delivery of the user, with its ledger entry if there is one."""
 
     aggregator: str
     message_id: str
@@ -83,7 +84,7 @@ class LedgerEntry(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A delivery that the ledger knows, and nothing is kept of."""
+    """A delivery that is in the ledger, but not in the archive."""
 
     aggregator: str
     message_id: str
@@ -93,7 +94,7 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True)
 class Person:
-    """Under which other ids somebody was known, and since when they are erased."""
+    """A user's former ids (before reconnections), and the time of the erasure, if erased."""
 
     erased_at: datetime | None
     former: tuple[str, ...]
@@ -101,7 +102,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A backfill that asked for what is meant, among other things."""
+    """A backfill whose requests covered the value."""
 
     id: int
     provider: str
@@ -115,14 +116,13 @@ class Fetch:
 
 
 def person(connection: Connection, user_id: str) -> Person:
-    """How somebody stands."""
     found = connection.execute(PERSON, {"user": user_id}).all()
     erased = [row.erased_at for row in found if row.is_today]
     return Person(erased[0] if erased else None, tuple(row.user_id for row in found if not row.is_today))
 
 
 def of_record(connection: Connection, resource: Resource, user_id: str, identifier: str) -> list[StoredRow]:
-    """The row of a record, if there is one."""
+    """The row of a record, or no row."""
     day = f"CAST(r.{quoted(resource.day_field)} AS timestamptz)" if resource.day_field else "NULL"
     query = text(f"""
 SELECT to_jsonb(r) AS columns, version, CAST(origin AS text) AS origin, stored_at, {day} AS day
@@ -130,20 +130,30 @@ FROM {record_table(resource)} r WHERE user_id = :user AND id = :id""")
     found = []
     for row in connection.execute(query, {"user": user_id, "id": identifier}):
         columns = {name: value for name, value in row.columns.items() if value is not None}
-        content = content_of_record(columns["payload"], is_deleted=columns["deleted"])
-        about = (columns["provider"], columns["source_type"], "", row.version, row.origin, row.stored_at)
-        own = {field.name: columns[field.name] for field in resource.fields if field.name in columns}
-        found.append(StoredRow(*about, columns["deleted"], content, own, row.day))
+        found.append(
+            StoredRow(
+                provider=columns["provider"],
+                source_type=columns["source_type"],
+                subtype="",
+                version=row.version,
+                origin=row.origin,
+                stored_at=row.stored_at,
+                is_deleted=columns["deleted"],
+                content=content_of_record(columns["payload"], is_deleted=columns["deleted"]),
+                columns={field.name: columns[field.name] for field in resource.fields if field.name in columns},
+                day=row.day,
+            )
+        )
     return found
 
 
 def content_of_record(payload: dict[str, Any], *, is_deleted: bool) -> dict[str, Any]:
-    """What of a record decides a tie."""
+    """The content of a record that decides ties."""
     return payload | {"(deleted)": is_deleted}
 
 
 def ids_on(connection: Connection, resource: Resource, user_id: str, at: datetime) -> list[str]:
-    """The records of a day, of what has days."""
+    """The ids of the records of a day. Empty for a resource without days."""
     if resource.day_field is None:
         return []
     query = text(f"""
@@ -153,29 +163,28 @@ WHERE user_id = :user AND CAST({quoted(resource.day_field)} AS date) = :day ORDE
 
 
 def of_sample(connection: Connection, resource: Resource, user_id: str, at: datetime) -> list[StoredRow]:
-    """The samples of a moment, one a series."""
+    """The samples of a moment, one per series."""
     found = []
-    for row in connection.execute(SAMPLES, {"user": user_id, "resource": resource.name, "at": at}):
-        values = (row.ts_end, row.value, row.unit, row.timezone_offset, row.extra)
-        content = dict(zip(("ts_end", "value", "unit", "timezone_offset", "extra"), values, strict=True))
-        about = (row.provider, row.source_type, row.subtype, row.version, row.origin, row.stored_at)
-        own = {name: value for name, value in content.items() if value is not None}
-        found.append(StoredRow(*about, False, content, own, at))
+    for row in connection.execute(SAMPLES, {"user": user_id, "resource": resource.name, "at": at}).mappings():
+        content = {name: row[name] for name in SAMPLE_TABLE.content}
+        columns = {name: value for name, value in content.items() if value is not None}
+        about = {name: row[name] for name in row if name not in content}
+        found.append(StoredRow(**about, is_deleted=False, content=content, columns=columns, day=at))
     return found
 
 
 def archived(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """Every delivery of somebody's that is kept, under any of their ids, without what it holds."""
-    return [LedgerEntry(*row) for row in connection.execute(ARCHIVED, {"users": list(users)})]
+    """Every archived delivery of these user ids, without its content."""
+    return [LedgerEntry(**row) for row in connection.execute(ARCHIVED, {"users": list(users)}).mappings()]
 
 
 def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """Their dead letters, as far as it is known that they are theirs."""
-    return [LedgerEntry(*row) for row in connection.execute(DEAD, {"users": list(users)})]
+    """The dead letters that are known to belong to these user ids."""
+    return [LedgerEntry(**row) for row in connection.execute(DEAD, {"users": list(users)}).mappings()]
 
 
 def oldest_archived(connection: Connection) -> datetime | None:
-    """Since when deliveries are kept."""
+    """When the oldest archived delivery was received."""
     moment: datetime | None = connection.scalar(OLDEST_ARCHIVED)
     return moment
 
@@ -183,29 +192,29 @@ def oldest_archived(connection: Connection) -> datetime | None:
 def opened(
     engine: Engine, users: Sequence[str], entries: Sequence[LedgerEntry]
 ) -> Iterator[tuple[LedgerEntry, Delivery]]:
-    """These deliveries with what they hold, still sealed; a transaction and a partition a day."""
+    """These entries with their sealed deliveries. Reads one partition per transaction."""
     by_day: dict[datetime, dict[tuple[str, str], LedgerEntry]] = {}
-    for one in entries:
-        day = one.received_at.replace(hour=0, minute=0, second=0, microsecond=0)
-        by_day.setdefault(day, {})[one.aggregator, one.message_id] = one
+    for entry in entries:
+        day = entry.received_at.replace(hour=0, minute=0, second=0, microsecond=0)
+        by_day.setdefault(day, {})[entry.aggregator, entry.message_id] = entry
     for day, wanted in by_day.items():
-        ids = {"ids": [message_id for _, message_id in wanted]}
+        ids = [message_id for _, message_id in wanted]
+        values = {"ids": ids, "users": list(users), "since": day, "until": day + DAY}
         for query in (OPEN_ARCHIVED, OPEN_DEAD):
-            values = ids if query is OPEN_DEAD else ids | {"users": list(users), "since": day, "until": day + DAY}
             with transaction(engine) as connection:
-                found = [Delivery(*row) for row in connection.execute(query, values)]
+                found = [to_delivery(row) for row in connection.execute(query, values)]
             for delivery in found:
-                if entry := wanted.get((delivery.aggregator, delivery.message_id)):
-                    yield entry, delivery
+                if known := wanted.get((delivery.aggregator, delivery.message_id)):
+                    yield known, delivery
 
 
 def same_moment(connection: Connection, stored_at: datetime, users: Sequence[str]) -> list[Named]:
-    """The deliveries about somebody that were applied in the transaction that wrote a row."""
+    """The deliveries of these user ids that were applied in the transaction that wrote a row."""
     values = {"stored_at": stored_at, "users": list(users)}
-    return [Named(*row) for row in connection.execute(SAME_MOMENT, values)]
+    return [Named(**row) for row in connection.execute(SAME_MOMENT, values).mappings()]
 
 
 def fetches(connection: Connection, resource: str, user_id: str, item: str, day: datetime | None) -> list[Fetch]:
-    """The backfills that asked for a day of a resource, or for all that there may be of it if the day is not known."""
+    """The backfills that requested a day of a resource, or any part of it if the day is unknown."""
     values = {"user": user_id, "resource": resource, "item": item, "day": day}
-    return [Fetch(*row) for row in connection.execute(BACKFILLS, values)]
+    return [Fetch(**row) for row in connection.execute(BACKFILLS, values).mappings()]

@@ -1,16 +1,13 @@
-"""What a writer and a reader may do: the SQL that gives a role what it needs and no more."""
+"""Database roles: the SQL that grants a writer and a reader the rights that they need."""
 
-WRITER = "-- what workers, `headrace etl` and the operator's commands log in as"
-READER = "-- what dashboards and analysts log in as: the views, which read with their owner's rights, and nothing below"
+from workers.store.sql import quoted
 
-
-def quoted(name: str) -> str:
-    """A role's name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
+WRITER = "-- the role of workers, `headrace etl` and the operator's commands"
+READER = "-- the role of dashboards and analysts: the views only; views read their tables with their owner's rights"
 
 
 def statements(writer: str, reader: str) -> list[str]:
-    """To be run as the owner of the schema, after the roles were made; again after each migration does no harm."""
+    """Grants, to run as the schema's owner once both roles exist. Safe to run again, for example after a migration."""
     w, r = quoted(writer), quoted(reader)
     grant = "'GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I'"  # workers stage samples in a temporary table
     name = "'" + writer.replace("'", "''") + "'"
@@ -20,7 +17,7 @@ def statements(writer: str, reader: str) -> list[str]:
         f"GRANT USAGE ON SCHEMA headrace, health TO {w}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA headrace TO {w}",
         f"GRANT SELECT ON ALL TABLES IN SCHEMA health TO {w}",
-        "-- the audit is only ever added to, and migrations are the owner's",
+        "-- the audit log is append-only, and only the owner migrates",
         f"REVOKE UPDATE, DELETE ON headrace.audit FROM {w}",
         f"REVOKE INSERT, UPDATE, DELETE ON headrace.schema_version FROM {w}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA headrace GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {w}",
@@ -33,6 +30,6 @@ def statements(writer: str, reader: str) -> list[str]:
 
 
 def script(writer: str, reader: str) -> str:
-    """All of it, for psql."""
-    lines = (one if one.startswith("--") else f"{one};" for one in statements(writer, reader))
+    """The statements as one transaction for psql."""
+    lines = (line if line.startswith("--") else f"{line};" for line in statements(writer, reader))
     return "\n".join(["BEGIN;", *lines, "COMMIT;"])

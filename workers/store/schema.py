@@ -1,4 +1,4 @@
-"""Tables and views that follow from the catalogue: one table per kind of record, one view per resource."""
+"""Tables and views that are generated from the catalogue: a table per record resource, a view per resource."""
 
 from sqlalchemy import Connection, text
 
@@ -14,19 +14,19 @@ COLUMN_TYPES = {
     "date": "date",
     "datetime": "timestamptz",
 }
-# How a scalar is read out of the payload. An integer may come as 146.0, which is one; 146.5 is refused, not rounded.
+# Types for reading scalars from the payload. 146.0 is a valid integer; 146.5 is rejected, not rounded.
 READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
 
 
 def record_table(resource: Resource) -> str:
-    """Where the records of a resource are."""
+    """The table of a resource's records."""
     return f"headrace.{quoted(resource.name)}"
 
 
 def record_target(resource: Resource) -> Target:
-    """The table of a resource, as the guarded upsert wants it: the payload says all, the columns follow from it.
+    """The upsert target of a resource. Ties are decided by the payload, from which the columns are derived.
 
-    A retraction is content too: of two equal versions that differ in it alone, it is the one that stands.
+    A deletion is content too: between two equal versions that differ only in it, the deletion wins.
     """
     scalars = (quoted(field.name) for field in resource.fields)
     content = ("provider", "source_type", *scalars, "payload", "deleted")
@@ -34,10 +34,10 @@ def record_target(resource: Resource) -> Target:
 
 
 def record_source(resource: Resource, parameter: str, *, scalars: bool = True) -> str:
-    """A FROM item over one JSON parameter: an array of records, their scalars read out of their `columns` or payloads.
+    """A FROM item over one JSON parameter, an array of records. Scalars are read from `columns`, or else the payload.
 
-    One parameter and not an array per column, because building thirty arrays in Python costs more than PostgreSQL
-    takes to read the columns out of the document.
+    One parameter instead of an array per column: to build 30 arrays in Python takes longer than PostgreSQL takes to
+    read the columns from the document.
     """
     read = resource.fields if scalars else ()
     columns = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in read)
@@ -79,9 +79,9 @@ CONNECTIONS = Target(
 
 
 def sync(connection: Connection, catalogue: Catalogue) -> None:
-    """Brings tables and views in line with the catalogue: makes what is missing, adds columns, takes nothing away.
+    """Creates missing tables, columns and views of the catalogue. Drops nothing.
 
-    Views are replaced, not dropped: a dashboard may stand on them. A new field therefore comes last.
+    Views are replaced, not dropped, because other views may depend on them. New fields are therefore appended.
     """
     for resource in catalogue.values():
         if not resource.is_series:
@@ -91,7 +91,7 @@ def sync(connection: Connection, catalogue: Catalogue) -> None:
 
 
 def _columns_of_view(connection: Connection, resource: Resource) -> dict[str, str]:
-    """The columns that the view has already, with their types, in order. None of them may go or move."""
+    """The view's present columns with their types, in order. PostgreSQL lets none of them be removed or moved."""
     query = text("""
 SELECT column_name, format_type(atttypid, atttypmod) AS type
 FROM information_schema.columns
@@ -124,7 +124,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 
 
 def _view(resource: Resource, present: dict[str, str]) -> str:
-    """The view as it should be: what it has, in its order, then what is new. What left the catalogue stays."""
+    """DDL of a view: its present columns in their order, then new ones. Fields removed from the catalogue stay."""
     samples = resource.is_series
     wanted = _sample_columns(resource) if samples else _record_columns(resource)
     gone = {
@@ -144,17 +144,17 @@ JOIN headrace.samples s ON s.series_id = n.id LEFT JOIN headrace.users u ON u.us
 
 
 def _record_columns(resource: Resource) -> dict[str, str]:
-    plain = ("provider", "source_type", "id", *(field.name for field in resource.fields), "payload", "version")
+    names = ("provider", "source_type", "id", *(field.name for field in resource.fields), "payload", "version")
     columns = {"user_id": "r.user_id", "client_user_id": "u.client_user_id"}
-    columns |= {name: f"r.{quoted(name)}" for name in plain}
+    columns |= {name: f"r.{quoted(name)}" for name in names}
     return columns | {"origin": "CAST(r.origin AS text)", "stored_at": "r.stored_at"}
 
 
 def _sample_columns(resource: Resource) -> dict[str, str]:
+    names = ["provider", "source_type", "ts", "ts_end", "value", "unit", "subtype"]
+    names += ["timezone_offset", "extra", "version"]
     columns = {"user_id": "n.user_id", "client_user_id": "u.client_user_id"}
-    columns |= {name: f"n.{name}" for name in ("provider", "source_type")}
-    columns |= {name: f"s.{name}" for name in ("ts", "ts_end", "value", "unit")} | {"subtype": "n.subtype"}
-    columns |= {name: f"s.{name}" for name in ("timezone_offset", "extra", "version")}
+    columns |= {name: f"n.{name}" if name in ("provider", "source_type", "subtype") else f"s.{name}" for name in names}
     columns |= {"origin": "CAST(s.origin AS text)", "stored_at": "s.stored_at"}
     own = {field.name: f"CAST(s.extra ->> '{field.name}' AS {COLUMN_TYPES[field.type]})" for field in resource.fields}
     return columns | own

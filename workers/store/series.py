@@ -1,4 +1,4 @@
-"""Series numbers: the int that stands for (user, resource, provider, source type, subtype) in a sample."""
+"""Series numbers: the integer that identifies (user, resource, provider, source type, subtype) in a sample row."""
 
 from collections.abc import Iterable
 
@@ -19,16 +19,16 @@ MAX_CACHED = 200_000
 
 
 class SeriesNumbers:
-    """Gives every series its number, and remembers it for the life of the process."""
+    """Looks up and registers series numbers. Caches them for the life of the process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[SeriesKey, int] = {}
 
     def of(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
-        """The number of each key, but for the series of people who were erased.
+        """The number of each key. Series of erased users have none.
 
-        New ones are committed at once: a number must never be remembered and rolled back.
+        New numbers are committed in a transaction of their own: a cached number must never be rolled back.
         """
         wanted = set(keys)
         if missing := wanted - self._known.keys():
@@ -37,20 +37,19 @@ class SeriesNumbers:
             self._register(sorted(wanted - self._known.keys()))
         return {key: self._known[key] for key in wanted if key in self._known}
 
-    def forget(self) -> None:
-        """After a series may have gone from the table."""
-        self._known.clear()
-
     def _register(self, keys: list[SeriesKey]) -> None:
         with transaction(self._engine) as connection:
             rows = connection.execute(LOOK_UP, _columns(keys)).all()
             if len(rows) < len(keys):
-                users = upsert_users(connection, dict.fromkeys(key[0] for key in keys))
-                if living := [key for key in keys if not users[key[0]].is_read_only]:
-                    connection.execute(REGISTER, _columns(living))
+                users = upsert_users(connection, dict.fromkeys(user_id for user_id, *_ in keys))
+                if writable := [key for key in keys if not users[key[0]].is_read_only]:
+                    connection.execute(REGISTER, _columns(writable))
                 rows = connection.execute(LOOK_UP, _columns(keys)).all()
-        self._known |= {(row[1], row[2], row[3], row[4], row[5]): row[0] for row in rows}
+        self._known |= {
+            (user_id, resource, provider, source_type, subtype): number
+            for number, user_id, resource, provider, source_type, subtype in rows
+        }
 
 
 def _columns(keys: list[SeriesKey]) -> dict[str, list[str]]:
-    return dict(zip("urpsd", (list(column) for column in zip(*keys, strict=True)), strict=True))
+    return dict(zip("urpsd", map(list, zip(*keys, strict=True)), strict=True))

@@ -2,5 +2,5 @@
 
 
 def quoted(name: str) -> str:
-    """A name of the catalogue as an SQL identifier; the catalogue has checked that it is a plain word."""
-    return f'"{name}"'
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,4 +1,4 @@
-"""What `headrace status` reads: delivery outcomes, backfills, gaps, connections, dead letters."""
+"""Queries of `headrace status`: delivery outcomes, backfills, gaps, connections, dead letters."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, text
 
 from workers.store.engine import transaction
 
-EDGE_SECONDS = 600.0  # so long, what is older than an hour is not counted again: it may be hundreds of millions
+EDGE_SECONDS = 600.0  # how long the count of deliveries older than an hour is cached: there may be 10^8 of them
 BEFORE = text("SELECT outcome, count(*) AS total FROM headrace.deliveries WHERE received_at < :edge GROUP BY outcome")
 SINCE = text("""
 SELECT outcome, count(*) AS total, count(*) FILTER (WHERE received_at > now() - interval '1 hour') AS last_hour
@@ -21,7 +21,7 @@ SELECT aggregator, now() - max(received_at) AS since FROM headrace.deliveries
 WHERE received_at > now() - interval '2 days' AND aggregator <> 'unknown' GROUP BY aggregator""")
 SWEEP = text("SELECT now() - done_at FROM headrace.jobs WHERE name = :name")
 CRASHED = text("SELECT count(*) FROM headrace.crash_counts WHERE since < now() - interval '1 minute'")
-# Due for long, and nobody is at any: a key is missing, or workers. Of a long queue, somebody always is at one.
+# Backfills overdue while none is leased: a key or a worker is missing. With workers, a long queue always has a lease.
 IDLE = text("""
 SELECT count(*) FROM headrace.backfills WHERE status IN ('pending', 'running') AND due_at < now() - interval '5 minutes'
 AND NOT EXISTS (SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') AND lease_until > now())""")
@@ -35,12 +35,12 @@ SELECT whose, count(*) AS gaps, count(DISTINCT user_id) AS people, min(since)::t
 GROUP BY whose ORDER BY whose""")
 BROKEN = text("SELECT user_id, provider, since, error FROM health.connections WHERE status = 'error' ORDER BY since")
 DEAD = text("""
-SELECT reason, count(*) AS letters, count(*) FILTER (WHERE died_at > now() - interval '1 hour') AS last_hour
-FROM headrace.dead_letters GROUP BY reason ORDER BY letters DESC""")
+SELECT reason, count(*) AS dead_letters, count(*) FILTER (WHERE died_at > now() - interval '1 hour') AS last_hour
+FROM headrace.dead_letters GROUP BY reason ORDER BY dead_letters DESC""")
 
 
 class OutcomeCounter:
-    """Counts the deliveries; what is older than an hour once in a while, the rest at every look."""
+    """Counts deliveries by outcome. Those older than an hour are counted every 10 minutes, the rest at each read."""
 
     def __init__(self) -> None:
         self._edge = datetime.min.replace(tzinfo=UTC)
@@ -48,7 +48,7 @@ class OutcomeCounter:
         self._before: dict[str, int] = {}
 
     def read(self, connection: Connection) -> list[dict[str, Any]]:
-        """A row for each outcome."""
+        """One row per outcome: `outcome`, `total`, `last_hour`."""
         if time.monotonic() >= self._due:
             self._edge = datetime.now(UTC) - timedelta(hours=1)
             self._before = {row.outcome: row.total for row in connection.execute(BEFORE, {"edge": self._edge})}
@@ -65,6 +65,6 @@ class OutcomeCounter:
 
 
 def since_last_delivery(engine: Engine) -> dict[str, timedelta]:
-    """How long ago the last event of each aggregator was taken. Reads two days of the ledger. Raises TryLater."""
+    """Time since the last delivery of each aggregator, within the last two days. Raises TryLater."""
     with transaction(engine) as connection:
         return {row.aggregator: row.since for row in connection.execute(SINCE_LAST_DELIVERY)}

@@ -1,4 +1,4 @@
-"""Reconnections: a person comes back under another id, and all that is stored under the old one becomes theirs."""
+"""User merges: a user reconnected under a new id, to which all data of the old id moves."""
 
 from sqlalchemy import Connection, text
 
@@ -12,7 +12,7 @@ WHERE user_id = ANY(CAST(:ids AS text[])) ORDER BY user_id FOR UPDATE""")
 INSERT_USERS = text("""
 INSERT INTO headrace.users (user_id) SELECT unnest(CAST(:ids AS text[])) AS user_id ORDER BY 1
 ON CONFLICT DO NOTHING""")
-# Also what was pointed at the old one: nobody has to follow more than one pointer.
+# Also users merged into the old id, so that no chain of pointers arises.
 SET_MERGED_INTO = text("""
 UPDATE headrace.users SET merged_into = :new WHERE user_id = :old OR merged_into = :old""")
 NAME = text("""
@@ -20,11 +20,11 @@ UPDATE headrace.users n SET first_seen = least(n.first_seen, o.first_seen),
        client_user_id = CASE WHEN n.named_at < o.named_at THEN o.client_user_id ELSE n.client_user_id END,
        named_at = greatest(n.named_at, o.named_at)
 FROM headrace.users o WHERE n.user_id = :new AND o.user_id = :old""")
-# What is under way ends: the aggregator no longer knows the old id. Its history is asked for under the new one.
+# Open backfills end: the aggregator no longer knows the old id. History is requested under the new one.
 END = text("""
-UPDATE headrace.backfills SET status = 'cancelled', finished_at = now(), error = 'the person reconnected under a new id'
+UPDATE headrace.backfills SET status = 'cancelled', finished_at = now(), error = 'the user reconnected under a new id'
 WHERE user_id = :old AND status IN ('pending', 'running', 'paused')""")
-# Not the ledger, which has no index by person: it tells under whose id a delivery came.
+# Not the ledger: it has no index by user, and records the id under which a delivery arrived.
 HAND_OVER = tuple(
     text(f"UPDATE headrace.{table} SET user_id = :new WHERE user_id = :old")
     for table in ("backfills", "archive", "large_requests")
@@ -40,42 +40,42 @@ SAMPLES_OF_BOTH = """(
 MERGE_SAMPLES = text(upsert_sql(SAMPLES, SAMPLES_OF_BOTH))
 DROP_SAMPLES = text("""
 DELETE FROM headrace.samples WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
-# Also the old connection: whether it ended, and when, says nothing of the new one, which is known by now.
+# Also the old connection: its status says nothing about the new one, which is stored by now.
 DROP_REST = tuple(
     text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections")
 )
 
 
 def merge_user(connection: Connection, old: str, new: str) -> bool:
-    """Gives the new id all that is stored of the old one, by the guarded upsert where both have a row.
+    """Moves all data of the old id to the new one, by the guarded upsert where both have a row.
 
-    Whatever still comes under the old id is to be written under the new one from then on (workers/store/users.py).
-    False if that was so already, or one of them was erased. The rows move within the transaction: a reconnection is
-    rare, and whoever reads sees a person before it or after it.
+    Later deliveries for the old id are written under the new one (workers/store/users.py). False if the users were
+    merged before, or one of them was erased. One transaction moves all rows, so that readers see the user either before
+    or after the merge; it may be long, but reconnections are rare.
     """
     if old == new:
         return False
     connection.execute(INSERT_USERS, {"ids": [old, new]})
     found = {row.user_id: row for row in connection.execute(PAIR, {"ids": [old, new]})}
-    last = found[new].merged_into or new  # they may have reconnected once more since
+    last = found[new].merged_into or new  # the user may have reconnected again since
     if found[old].merged_into == last or last == old or any(row.erased_at for row in found.values()):
         return False
-    whose = {"old": old, "new": last}
-    connection.execute(SET_MERGED_INTO, whose)
-    connection.execute(END, whose)
+    ids = {"old": old, "new": last}
+    connection.execute(SET_MERGED_INTO, ids)
+    connection.execute(END, ids)
     for resource in catalogue().values():
         if not resource.is_series:
-            _move(connection, record_target(resource), whose)
-    connection.execute(RENAME_SERIES, whose)
-    connection.execute(MERGE_SAMPLES, whose)
-    connection.execute(DROP_SAMPLES, whose)
+            _move(connection, record_target(resource), ids)
+    connection.execute(RENAME_SERIES, ids)
+    connection.execute(MERGE_SAMPLES, ids)
+    connection.execute(DROP_SAMPLES, ids)
     for statement in (*HAND_OVER, *DROP_REST, NAME):
-        connection.execute(statement, whose)
+        connection.execute(statement, ids)
     return True
 
 
-def _move(connection: Connection, target: Target, whose: dict[str, str]) -> None:
+def _move(connection: Connection, target: Target, ids: dict[str, str]) -> None:
     columns = ", ".join(f":new AS {name}" if name == "user_id" else name for name in target.columns)
     source = f"(SELECT {columns}, origin FROM {target.table} WHERE user_id = :old) AS incoming"
-    connection.execute(text(upsert_sql(target, source)), whose)
-    connection.execute(text(f"DELETE FROM {target.table} WHERE user_id = :old"), whose)
+    connection.execute(text(upsert_sql(target, source)), ids)
+    connection.execute(text(f"DELETE FROM {target.table} WHERE user_id = :old"), ids)

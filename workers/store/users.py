@@ -1,4 +1,4 @@
-"""People: who is known, by which name, who goes by another id now, and who was erased and must not come back."""
+"""Users: their client_user_id, the user that each was merged into, and tombstones of erased users."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from sqlalchemy import Connection, Row, text
 
 GIVEN = """unnest(CAST(:users AS text[]), CAST(:clients AS text[]), CAST(:times AS timestamptz[]))
      AS given(user_id, client_user_id, named_at)"""
-# The lock keeps an erasure from removing what there is while more is being written (workers/store/erase.py). It is the
-# weakest there is: workers that write for one person, or name them anew, do not wait for each other. With FOR SHARE two
-# that name the same person deadlock.
+# The lock makes an erasure wait for transactions that write data of the user (workers/store/erase.py). FOR KEY SHARE is
+# the weakest lock: workers that write for one user, or update the client_user_id, do not wait for each other. With FOR
+# SHARE, two workers that update the same user's client_user_id deadlock.
 KNOWN_USERS = text(f"""
 SELECT user_id, known.merged_into,
        given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at AS is_changed
@@ -25,19 +25,19 @@ WHERE known.erased_at IS NULL
 ORDER BY user_id
 ON CONFLICT (user_id) DO UPDATE SET client_user_id = excluded.client_user_id, named_at = excluded.named_at
 WHERE excluded.client_user_id IS NOT NULL AND excluded.named_at > stored.named_at AND stored.erased_at IS NULL""")
-ClientId = tuple[str, datetime] | None  # a client_user_id, and when that was said
+ClientId = tuple[str, datetime] | None  # a client_user_id, and the time of the event that named it
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """How somebody stands, as far as it matters to whoever is about to write of them."""
+    """A user's state, as a writer needs it."""
 
     is_erased: bool = False
-    merged_into: str | None = None  # the id that they go by since they reconnected
+    merged_into: str | None = None  # the user_id since the last reconnection
 
     @property
     def is_read_only(self) -> bool:
-        """Whether nothing more is to be written under this id."""
+        """Whether no more data may be written under this id."""
         return self.is_erased or self.merged_into is not None
 
 
@@ -45,10 +45,10 @@ ERASED = User(is_erased=True)
 
 
 def upsert_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, User]:
-    """Makes users known, and the client_user_id that was told last, and says how each stands.
+    """Inserts unknown users, updates each client_user_id to the newest, and returns every user's state.
 
-    Goes before whatever else a transaction writes of people: of whoever is not erased now, nothing is removed before
-    it ends. One query where nothing is new; whoever is not among the living even after they were made known was erased.
+    Must be the first write of a transaction that writes data of users: an erasure of one of them then waits for the
+    transaction's end. One query if nothing is new. A user that is still missing after the insert was erased.
     """
     known = _known_users(connection, users)
     if news := {name: client for name, client in users.items() if name not in known or known[name].is_changed}:
@@ -58,18 +58,18 @@ def upsert_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[
 
 
 def is_read_only(connection: Connection, user_id: str) -> bool:
-    """Whether nothing is to be written under this id.
+    """Whether no data may be written under this id.
 
-    If something is, an erasure or a reconnection waits for the transaction, and takes what it writes along.
+    If False, an erasure or a merge of the user waits for the transaction's end, and includes the rows it writes.
     """
     return upsert_users(connection, {user_id: None})[user_id].is_read_only
 
 
 def _known_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, Row[Any]]:
-    """Who of these is known and not erased, what they are called now, and whether a newer name was told."""
+    """The rows of users that exist and are not erased. `is_changed`: the given client_user_id is newer."""
     return {row.user_id: row for row in connection.execute(KNOWN_USERS, _columns(users))} if users else {}
 
 
 def _columns(users: Mapping[str, ClientId]) -> dict[str, list[str | datetime | None]]:
-    clients, times = ([client and client[n] for client in users.values()] for n in (0, 1))
-    return {"users": list(users), "clients": clients, "times": times}
+    given = [client or (None, None) for client in users.values()]
+    return {"users": list(users), "clients": [name for name, _ in given], "times": [at for _, at in given]}

@@ -1,4 +1,4 @@
-"""Writes actions: one statement per table and batch, all through the guarded upsert, in one order of tables."""
+"""Writes actions through the guarded upsert: one statement per table and batch, in a fixed order of tables."""
 
 import operator
 from collections import Counter, defaultdict
@@ -25,13 +25,13 @@ STAGED = "staged_samples AS incoming"
 COPIED = "series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin"
 STAGE = f"COPY staged_samples (n, {COPIED}) FROM STDIN (FORMAT BINARY)"
 DIRECT_COPY = f"COPY headrace.samples (stored_at, {COPIED}) FROM STDIN (FORMAT BINARY)"
-# `extra` is copied as what jsonb looks like on the wire: a version byte and the text. Declared as jsonb, psycopg would
-# want the object and encode it once more.
+# `extra` is copied in jsonb's wire format, a version byte and the text. With the type declared as jsonb, psycopg would
+# require the parsed object and encode it again.
 JSONB_VERSION = b"\x01"
-MOMENT = operator.itemgetter(0)
+BY_TIME = operator.itemgetter(0)
 COPIED_TYPES = ["int4", "timestamptz", "timestamptz", "float8", "text", "int4", "bytea", "timestamptz", "text"]
-# Where there is nothing yet, samples are copied straight into their table: 3 times as fast as through the staging table
-# and the merge. For fewer than this the question whether there is something costs more than it saves.
+# Where no samples are stored yet, new ones are copied directly into their table: 3 times as fast as staging and merging
+# them. For fewer rows than this, the query for stored samples costs more than it saves.
 DIRECT_COPY_MIN_ROWS = 200
 OCCUPIED = text("""
 SELECT now(), array(
@@ -39,7 +39,7 @@ SELECT now(), array(
         WITH ORDINALITY AS given(series_id, first, last, place)
     WHERE EXISTS (SELECT 1 FROM headrace.samples stored
                   WHERE stored.series_id = given.series_id AND stored.ts BETWEEN given.first AND given.last))""")
-# A row for each series and version, not for each sample: the version tells the deliveries of one series apart.
+# One row per series and version instead of one per sample: the version identifies the delivery.
 MERGE_SAMPLES = text(f"""
 WITH merged AS ({upsert_sql(SAMPLES, STAGED)})
 SELECT series_id, version, count(*) AS rows FROM merged WHERE changed GROUP BY series_id, version""")
@@ -48,7 +48,7 @@ CHANGED_SAMPLES = text(changed_rows_by_delivery_sql(SAMPLES, STAGED))
 
 
 class RecordRow(msgspec.Struct, omit_defaults=True):
-    """A record on its way into its table; `n` says which delivery it came with."""
+    """A record to merge; `n` is the index of its delivery in the batch."""
 
     n: int
     user_id: str
@@ -63,7 +63,7 @@ class RecordRow(msgspec.Struct, omit_defaults=True):
 
 
 class ConnectionRow(msgspec.Struct):
-    """A connection on its way into its table."""
+    """A connection to merge; `n` as in RecordRow."""
 
     n: int
     user_id: str
@@ -76,16 +76,16 @@ class ConnectionRow(msgspec.Struct):
 
 @dataclass
 class Written:
-    """What came of a batch: how many rows each delivery changed, and which deliveries came too late for one."""
+    """The result of a batch: rows changed by each delivery, and stale deliveries (older than a stored row)."""
 
     changed: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     stale: set[int] = field(default_factory=set)
-    rows: Counter[str] = field(default_factory=Counter)  # that were changed, by kind
+    rows: Counter[str] = field(default_factory=Counter)  # changed rows, by kind
 
 
 @dataclass(frozen=True)
 class BatchItem:
-    """An action, and which delivery of the batch it belongs to."""
+    """An action and the index of its delivery in the batch."""
 
     n: int
     action: Action
@@ -98,10 +98,10 @@ def write(
     numbers: Mapping[SeriesKey, int],
     seen: Collection[int] = (),
 ) -> Written:
-    """Merges every record, sample and connection of a batch. Tables are taken in the order of the catalogue.
+    """Merges the records, samples and connections of a batch. Tables are written in the order of the catalogue.
 
-    `numbers` has the number of every series of the batch; it is asked for before the transaction, because a new one
-    is committed by itself. Of deliveries that were `seen` before, it is looked first whether anything is to be merged.
+    `numbers` has the number of every series of the batch; look it up before the transaction, because new numbers are
+    committed separately. Deliveries in `seen` were applied before: they are merged only if a comparison finds a change.
     """
     written = Written()
     records: dict[str, list[RecordRow]] = {}
@@ -128,14 +128,23 @@ def write(
 
 
 def _count_kind(written: Written, kind: str) -> None:
-    """What was changed since the last kind is of this one."""
+    """Counts the rows changed since the last call as rows of this kind."""
     written.rows[kind] = sum(written.changed.values()) - written.rows.total()
 
 
 def _record_row(n: int, record: Record, origin: Origin) -> RecordRow:
-    names = (n, record.user_id, record.id, record.provider, record.source_type)
-    columns = msgspec.Raw(record.columns) if record.columns is not None else None
-    return RecordRow(*names, msgspec.Raw(record.payload), record.version, origin, columns, record.is_deleted)
+    return RecordRow(
+        n=n,
+        user_id=record.user_id,
+        id=record.id,
+        provider=record.provider,
+        source_type=record.source_type,
+        payload=msgspec.Raw(record.payload),
+        version=record.version,
+        origin=origin,
+        columns=msgspec.Raw(record.columns) if record.columns is not None else None,
+        deleted=record.is_deleted,
+    )
 
 
 def _json(rows: Iterable[msgspec.Struct]) -> str:
@@ -143,44 +152,39 @@ def _json(rows: Iterable[msgspec.Struct]) -> str:
 
 
 class Statements:
-    """What is asked of a table whose rows are given as one JSON array, `:rows`."""
+    """The statements of a table whose rows are passed as one JSON array, `:rows`."""
 
     def __init__(self, target: Target, source: str, bare: str) -> None:
-        """Of `bare`, if it is less to read, no more than the key, the version and what is ranked is asked."""
+        """`bare` is a cheaper source for comparisons: at least the key, the version and the ranked columns."""
         self.merge = text(upsert_sql(target, source))
         self._identity = operator.attrgetter(*target.key, "version")
-        self._compare, self._changed = (
-            text(comparison_sql(target, bare)),
-            text(changed_rows_by_delivery_sql(target, bare)),
-        )
+        self._compare = text(comparison_sql(target, bare))
+        self._changed = text(changed_rows_by_delivery_sql(target, bare))
 
     def newer(self, connection: Connection, rows: Sequence[Any], written: Written) -> Sequence[Any]:
-        """The rows of those deliveries that would change something; notes those that came too late."""
+        """The rows of deliveries that would change a stored row. Records stale deliveries."""
         return _newer(connection.execute(self._compare, {"rows": _json(rows)}), rows, written)
 
     def count(self, connection: Connection, rows: Sequence[Any], merged: Iterable[Row[Any]], written: Written) -> None:
-        """Gives each merged row to the delivery that brought it, and finds those that came too late for one."""
+        """Attributes each merged row to its delivery. Records stale deliveries."""
         owners = {self._identity(row): row.n for row in rows}
         if len(owners) == len(rows):
             for row in merged:
                 if row.changed:
                     written.changed[owners[self._identity(row)]] += 1
         else:
-            for n, brought in connection.execute(self._changed, {"rows": _json(rows)}):
-                written.changed[n] += brought
+            for n, changed in connection.execute(self._changed, {"rows": _json(rows)}):
+                written.changed[n] += changed
         if any(row.n not in written.changed for row in rows):
             self.newer(connection, rows, written)
 
 
 def _newer(found: Iterable[Row[Any]], given: Sequence[Any], written: Written) -> Sequence[Any]:
-    """What of the given comes with a delivery that is newer of what is stored; notes those that came too late."""
-    numbers = set()
-    for row in found:
-        if row.is_newer:
-            numbers.add(row.n)
-        if row.is_stale:
-            written.stale.add(row.n)
-    return [one for one in given if one.n in numbers]
+    """The rows of `given` whose deliveries are newer than the stored rows. Records stale deliveries."""
+    compared = list(found)
+    written.stale.update(row.n for row in compared if row.is_stale)
+    newer = {row.n for row in compared if row.is_newer}
+    return [row for row in given if row.n in newer]
 
 
 CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE, CONNECTION_SOURCE)
@@ -198,21 +202,20 @@ def _write_records(
     statements, rows = _of_records(resource), [row for row in given if row.n not in seen]
     if again := [row for row in given if row.n in seen]:
         rows += statements.newer(connection, again, written)
-    if not rows:
-        return
-    statements.count(connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}), written)
+    if rows:
+        statements.count(connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}), written)
 
 
 def _write_connections(connection: Connection, rows: list[ConnectionRow], written: Written) -> None:
-    """What is only supposed is written where nothing is known, and is neither news nor late: the data with it is."""
+    """An inferred connection is inserted only if none is stored, and never affects the delivery's outcome."""
     merged = connection.execute(CONNECTION.merge, {"rows": _json(rows)}).all()
-    told = [row for row in rows if row.version > actions.INFERRED]
-    CONNECTION.count(connection, told, (row for row in merged if row.version > actions.INFERRED), written)
+    explicit = [row for row in rows if row.version > actions.INFERRED]
+    CONNECTION.count(connection, explicit, (row for row in merged if row.version > actions.INFERRED), written)
 
 
 @dataclass(frozen=True, eq=False)
 class SampleRun:
-    """Samples of one series in the order of their time, and which delivery of the batch they came with."""
+    """Samples of one series in order of time; `n` is the index of their delivery in the batch."""
 
     n: int
     series_id: int
@@ -221,30 +224,30 @@ class SampleRun:
 
     @property
     def place(self) -> tuple[int, datetime]:
-        """Where it begins, in the order of the table's key."""
+        """The key of the first sample in the table."""
         return self.series_id, self.rows[0].ts
 
 
 def _runs(samples: Sequence[tuple[int, Samples]], numbers: Mapping[SeriesKey, int]) -> list[SampleRun]:
-    """In the order of the table's key, so that two transactions never wait for each other in a circle."""
-    found = (SampleRun(n, numbers[a.series], sorted(a.rows, key=MOMENT), a.version) for n, a in samples if a.rows)
+    """Runs in the order of the table's key, which avoids deadlocks between transactions."""
+    found = (SampleRun(n, numbers[a.series], sorted(a.rows, key=BY_TIME), a.version) for n, a in samples if a.rows)
     return sorted(found, key=operator.attrgetter("place"))
 
 
 def _write_samples(
     connection: Connection, runs: Sequence[SampleRun], origin: Origin, seen: Collection[int], written: Written
 ) -> None:
-    filled = set(_copy_directly(connection, runs, origin))
-    for run in filled:
+    copied = set(_copy_directly(connection, runs, origin))
+    for run in copied:
         written.changed[run.n] += len(run.rows)
-    if rest := [run for run in runs if run not in filled]:
+    if rest := [run for run in runs if run not in copied]:
         _merge_samples(connection, rest, origin, seen, written)
 
 
 def _copy_directly(connection: Connection, runs: Sequence[SampleRun], origin: Origin) -> list[SampleRun]:
-    """Copies those that touch nothing, stored or in this batch, into the table; returns which these were.
+    """Copies the runs that overlap neither stored samples nor each other into the table. Returns these runs.
 
-    Somebody else may write the same at the same moment. Then all of them are left for the merge.
+    If a concurrent transaction writes one of the same keys, no run is copied and all are left for the merge.
     """
     if sum(len(run.rows) for run in runs) < DIRECT_COPY_MIN_ROWS:
         return []
@@ -264,21 +267,23 @@ def _copy_directly(connection: Connection, runs: Sequence[SampleRun], origin: Or
 
 
 def _non_overlapping(runs: Sequence[SampleRun]) -> list[SampleRun]:
-    """Those that do not reach into another one of their series. They come in the order of the key."""
-    together, furthest = set[SampleRun](), None
+    """The runs that overlap no other run of their series. `runs` are in the order of the key."""
+    overlapping, last = set[SampleRun](), None  # `last`: the run of the series that ends last
     for run in runs:
-        is_same = furthest is not None and furthest.series_id == run.series_id
-        if furthest and is_same and furthest.rows[-1].ts >= run.rows[0].ts:
-            together |= {furthest, run}
-        if not furthest or not is_same or run.rows[-1].ts > furthest.rows[-1].ts:
-            furthest = run
-    return [run for run in runs if run not in together]
+        if last is None or last.series_id != run.series_id:
+            last = run
+            continue
+        if last.rows[-1].ts >= run.rows[0].ts:
+            overlapping |= {last, run}
+        if run.rows[-1].ts > last.rows[-1].ts:
+            last = run
+    return [run for run in runs if run not in overlapping]
 
 
 def _copy(
     connection: Connection, statement: str, kind: str, parts: Iterable[tuple[Any, SampleRun]], origin: Origin
 ) -> None:
-    """Copies the rows of runs, each with a first column of its own, of this type."""
+    """Copies the rows of runs. The first column has the type `kind`, and one value per run."""
     driver = connection.connection.driver_connection
     if not isinstance(driver, psycopg.Connection):
         raise TypeError("the engine does not use psycopg")
@@ -295,16 +300,15 @@ def _merge_samples(
     connection: Connection, runs: Sequence[SampleRun], origin: Origin, seen: Collection[int], written: Written
 ) -> None:
     _copy(connection, STAGE, "int4", ((run.n, run) for run in runs), origin)
-    is_again = all(run.n in seen for run in runs)
-    if is_again and not _newer(connection.execute(COMPARE_SAMPLES), runs, written):
+    if all(run.n in seen for run in runs) and not _newer(connection.execute(COMPARE_SAMPLES), runs, written):
         return
     owners = {(run.series_id, run.version): run.n for run in runs}
     merged = connection.execute(MERGE_SAMPLES).all()
     if len(owners) == len(runs):
-        brought = [(owners[series_id, version], rows) for series_id, version, rows in merged]
+        changed = [(owners[series_id, version], rows) for series_id, version, rows in merged]
     else:
-        brought = [(n, rows) for n, rows in connection.execute(CHANGED_SAMPLES)]
-    for n, rows in brought:
+        changed = [(n, rows) for n, rows in connection.execute(CHANGED_SAMPLES)]
+    for n, rows in changed:
         written.changed[n] += rows
     if any(run.n not in written.changed for run in runs):
         _newer(connection.execute(COMPARE_SAMPLES), runs, written)

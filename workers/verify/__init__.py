@@ -1,1 +1,1 @@
-"""Checks of a running stack: what must be stored, the demo, the drill."""
+"""Checks of a running stack: expected against stored rows, the demo, the drill."""

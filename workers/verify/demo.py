@@ -1,4 +1,4 @@
-"""`./deploy/demo`: a complete stack, simulated people, and the proof that nothing was lost or doubled."""
+"""`./deploy/demo`: runs a complete stack with simulated users, and proves that nothing was lost or doubled."""
 
 import contextlib
 import signal
@@ -24,11 +24,12 @@ from workers.simulator.events import every_type
 from workers.simulator.sender import Sender
 from workers.simulator.terra.sender import TerraSender
 from workers.store.engine import make_engine
-from workers.verify.expected import Proof, history, prove, terra_history
+from workers.verify.expected import history, terra_history
+from workers.verify.totals import Totals, prove
 
 USERS, USERS_AT_TERRA, DAYS, SEED = 4, 2, 7, 7
 LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 700, 120
-PROVIDER_SLOWNESS = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
+PROVIDER_SLOWNESS = timedelta(minutes=30)  # places the simulated present after the demo, so that it does not move
 DUPLICATES = REORDERING = 0.1
 SETTLE_SECONDS, HISTORY_SECONDS = 60, 120
 QUERIES = {
@@ -50,13 +51,13 @@ FROM health.backfills""")
 
 
 def bar(console: Console) -> Progress:
-    """A bar on a terminal; elsewhere the lines around it have to do."""
+    """A progress bar on a terminal; elsewhere the callers print lines."""
     parts = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*parts, console=console, disable=not console.is_terminal)
 
 
 def send(console: Console, what: str, events: Sequence[Any], sender: Sender) -> None:
-    """Sends events, some twice and some late, each until it is taken."""
+    """Sends events with a progress bar; some twice and some late, each until it is accepted."""
     with bar(console) as progress:
         task = progress.add_task(what, total=len(events))
         for start in range(0, len(events), 100):
@@ -67,7 +68,7 @@ def send(console: Console, what: str, events: Sequence[Any], sender: Sender) -> 
 
 
 def watch_history(console: Console, engine: Engine, simulator: Simulator) -> None:
-    """Waits until all history has arrived."""
+    """Waits until all backfills have ended, at most HISTORY_SECONDS."""
     deadline = time.monotonic() + HISTORY_SECONDS
     with bar(console) as progress:
         task = progress.add_task("history, fetched in chunks", total=None)
@@ -85,8 +86,8 @@ def watch_history(console: Console, engine: Engine, simulator: Simulator) -> Non
     )
 
 
-def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Simulator) -> Proof:
-    """People connect, history comes in chunks while live events arrive in disorder; and the account."""
+def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Simulator) -> Totals:
+    """Connects users, sends live events in disorder while backfills fetch history, then compares and prints."""
     world = simulator.world
     simulator.faults.add("429", times=2, retry_after=1.0)
     simulator.faults.add("429", times=1, retry_after=2.0, as_date=True)
@@ -114,7 +115,7 @@ def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Si
 
 
 def show_tables(console: Console, engine: Engine) -> None:
-    """How much is stored, a row per resource, and what a reader would ask."""
+    """Prints a row for each resource that has stored data, and sample queries with their results."""
     table = Table("view", "rows", "people", "from", "to", title="What is stored", title_justify="left")
     with engine.connect() as connection:
         for resource in catalogue().values():
@@ -132,23 +133,23 @@ def show_tables(console: Console, engine: Engine) -> None:
             console.print(f"\n{title}:[dim]{query}[/dim]\n", found)
 
 
-def show_proof(console: Console, proof: Proof, sent: int) -> None:
-    """The account, in numbers that add up."""
-    told = " + ".join(f"{count} {outcome}" for outcome, count in sorted(proof.settled.items()))
+def show_proof(console: Console, proof: Totals, sent: int) -> None:
+    """Prints the totals, and the verdict."""
+    outcomes = " + ".join(f"{count} {outcome}" for outcome, count in sorted(proof.outcomes.items()) if count)
     console.print(
-        f"\n{sent} requests were answered 202, for {proof.accepted} deliveries: {told}.\n"
-        f"They and the provider hold {proof.expected} records and samples; in the views {proof.missing} are missing, "
-        f"{proof.outdated} are not the newest version, {proof.unexpected} are doubled or unexplained."
+        f"\n{sent} requests were answered 202, for {proof.accepted} deliveries: {outcomes}.\n"
+        f"Events and provider contained {proof.expected} records and samples. In the views {len(proof.missing)} are "
+        f"missing, {len(proof.outdated)} not in the newest version, {len(proof.surplus)} doubled or unexplained."
     )
     verdict = "[green]Proven: nothing lost, nothing doubled.[/]" if proof.holds else "[red]NOT PROVEN.[/]"
     console.print(verdict, style="bold")
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="leave it running to look around, until Ctrl-C")
+@click.option("--keep", is_flag=True, help="keep the stack running until Ctrl-C")
 def main(*, keep: bool) -> None:
-    """Show Headrace at work: real PostgreSQL, a real broker, web, workers, beat, Flower and simulated people."""
-    # Piped into a file, a console would be 80 columns wide and cut the tables.
+    """Run Headrace with real PostgreSQL, a real broker, web, workers, beat, Flower and simulated users."""
+    # Without a terminal rich assumes 80 columns, and would cut the tables.
     console, began = Console(width=None if sys.stdout.isatty() else 110), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console.print("Starting PostgreSQL, Valkey, web, workers, beat and Flower ...")
@@ -156,15 +157,12 @@ def main(*, keep: bool) -> None:
         until = datetime.now(UTC) + PROVIDER_SLOWNESS
         with (
             Simulator(USERS, DAYS, SEED, until=until, at_terra=USERS_AT_TERRA) as simulator,
-            running_stack(
-                "demo",
-                simulator.environment | {"HEADRACE_REQUEST_RATE": "200/second"},
-            ) as stack,
+            running_stack("demo", simulator.environment | {"HEADRACE_REQUEST_RATE": "200/second"}) as stack,
         ):
-            says = stack.info()
-            console.print(f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {says['web']}/webhooks")
-            engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-demo")
-            proof = story(console, says, engine, simulator)
+            info = stack.info()
+            console.print(f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {info['web']}/webhooks")
+            engine = make_engine(load({"DATABASE_URL": info["database_url"]}), "headrace-demo")
+            proof = story(console, info, engine, simulator)
             engine.dispose()
             if keep:
                 look_around(console, stack)
@@ -179,7 +177,7 @@ def main(*, keep: bool) -> None:
 
 
 def look_around(console: Console, stack: Stack) -> None:
-    """Says where everything is, and waits for Ctrl-C."""
+    """Prints where to look, and waits for Ctrl-C."""
     data, flower = stack.data, stack.info()["flower"]
     console.print(
         f"\nStill running, until Ctrl-C:\n  Flower   {flower} (login: flower_auth in {data}/stack.json)\n"

@@ -1,14 +1,13 @@
-"""The proof: everything that was answered 202, held against everything that is stored. What the demo ends with."""
+"""The rows that the views must have after a run, and the rows that they have."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
@@ -22,36 +21,15 @@ from workers.simulator.terra.data import TerraWorld
 from workers.simulator.terra.events import Message, envelope
 from workers.simulator.terra.people import TerraUser
 
-OUTCOMES = text("SELECT outcome, count(*) FROM health.deliveries GROUP BY outcome")
-SETTLED = text("SELECT message_id, outcome FROM health.deliveries")
-
 NEVER = datetime.max.replace(tzinfo=UTC)
 RowKey = tuple[Any, ...]
-NewestVersions = dict[RowKey, tuple[datetime, list[Any]]]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was accepted, what became of it, and where the store differs from what it must hold."""
-
-    accepted: int  # distinct delivery ids that were answered 202
-    settled: Counter[str]
-    unsettled: int  # of those, how many have no outcome
-    expected: int  # distinct records and samples in what was accepted
-    missing: int
-    outdated: int
-    unexpected: int  # rows that nothing accepted explains, a second row of one key among them
-
-    @property
-    def holds(self) -> bool:
-        """Whether the account is exact."""
-        return not (self.unsettled or self.missing or self.outdated or self.unexpected or self.settled["dead"])
+NewestVersions = dict[RowKey, tuple[datetime, list[Any]]]  # by key: version and accepted contents
 
 
 def expected(accepted: Mapping[str, Any]) -> NewestVersions:
-    """The newest version of every record and sample in these events, by message id. Plain Python, no SQL.
+    """The newest version of every record and sample in these events by message id. In plain Python, without SQL.
 
-    Where two are equally new (ids carry steps of 4 ms) both are named, and the store may hold either.
+    If two versions are equally new (message ids have steps of 4 ms), both are listed: either may be stored.
     """
     newest: NewestVersions = {}
     for message_id, event in accepted.items():
@@ -67,7 +45,7 @@ def expected(accepted: Mapping[str, Any]) -> NewestVersions:
 
 
 def _delivered(message_id: str, event: Any) -> tuple[Delivery, bytes]:
-    """An event as its aggregator delivers it: Terra's brings its own clock and reference in headers."""
+    """An event as its aggregator delivers it. Terra's time and reference are in headers."""
     if isinstance(event, Message):
         delivery = Delivery("terra", message_id, time.time(), b"", event.ordering_ms, event.reference)
         return delivery, msgspec.json.encode(event.event)
@@ -75,7 +53,7 @@ def _delivered(message_id: str, event: Any) -> tuple[Delivery, bytes]:
 
 
 def wanted(accepted: Mapping[str, Any], truth: Mapping[RowKey, Any]) -> NewestVersions:
-    """What the views must hold: the newest that was accepted, and before that what the provider has at the end."""
+    """The expected rows: the final state of the provider (`truth`), and for other keys the newest accepted version."""
     newest = expected(accepted)
     for key, content in truth.items():
         equal = newest[key][1] if key in newest else []
@@ -84,7 +62,7 @@ def wanted(accepted: Mapping[str, Any], truth: Mapping[RowKey, Any]) -> NewestVe
 
 
 def contents(action: Action) -> Iterator[tuple[RowKey, datetime, Any]]:
-    """What an action would store: key, version and content of each row."""
+    """The key, version and content of each row that an action would store."""
     if isinstance(action, Record):
         yield (action.resource, action.user_id, action.id), action.version, msgspec.json.decode(action.payload)
     elif isinstance(action, Samples):
@@ -93,31 +71,34 @@ def contents(action: Action) -> Iterator[tuple[RowKey, datetime, Any]]:
             yield (action.resource, action.user_id, *source, row.ts.astimezone(UTC)), action.version, row.value
 
 
+def _rows(actions: Iterable[Action]) -> dict[RowKey, Any]:
+    return {key: content for action in actions for key, _, content in contents(action)}
+
+
 def history(world: World) -> dict[RowKey, Any]:
-    """Everything that the simulated provider has, by the keys under which it must be stored."""
+    """All data of the simulated Junction, by the key of its row."""
     found: dict[RowKey, Any] = {}
     for user in world.members:
         for connection in user.connections:
             for resource in supplied(connection):
                 query = Query(user, resource, world.start, world.until, connection.provider.slug)
-                found |= dict(_history_of(world, query))
+                found |= _history_of(world, query)
     return found
 
 
 def terra_history(twin: TerraWorld) -> dict[RowKey, Any]:
-    """The same of everything that its people have at Terra."""
+    """All data of the simulated Terra, by the key of its row."""
     found: dict[RowKey, Any] = {}
     for account in twin.accounts():
         for resource in catalogue().values():
             for page in _pages_of(twin, account, resource):
                 body = msgspec.json.encode(page)
-                for action in terra.read_page(resource, account.user_id, body, twin.world.until).actions:
-                    found |= {key: content for key, _, content in contents(action)}
+                found |= _rows(terra.read_page(resource, account.user_id, body, twin.world.until).actions)
     return found
 
 
 def _pages_of(twin: TerraWorld, account: TerraUser, resource: Resource) -> Iterator[Any]:
-    """What the read API answers where Headrace asks it: one page for all of the world."""
+    """The responses of the read API: one page for the whole world."""
     about = envelope(twin, account, resource.terra or "", [])
     if resource.terra == "athlete":
         yield about | {"athlete": twin.athlete(account)}
@@ -126,24 +107,24 @@ def _pages_of(twin: TerraWorld, account: TerraUser, resource: Resource) -> Itera
             yield about | {"data": twin.objects(account, kind, twin.world.start, twin.world.until)}
 
 
-def _history_of(world: World, query: Query) -> Iterator[tuple[RowKey, Any]]:
+def _history_of(world: World, query: Query) -> dict[RowKey, Any]:
     resource, user_id = query.resource, query.user.user_id
     if resource.kind == "stream":
-        for workout in world.summaries(replace(query, resource=catalogue()[resource.of or ""])):
-            if stream := world.stream(resource, workout["id"]):
-                yield (resource.name, user_id, workout["id"]), stream
-        return
+        workouts = world.summaries(replace(query, resource=catalogue()[resource.of or ""]))
+        streams = {workout["id"]: world.stream(resource, workout["id"]) for workout in workouts}
+        return {(resource.name, user_id, name): stream for name, stream in streams.items() if stream}
     pages: list[Any] = [{"groups": {"all": world.groups(query)}}]
     if resource.kind != "timeseries":
         records = world.summaries(query)
         pages = [{resource.rows: records}] if resource.rows else records
+    found: dict[RowKey, Any] = {}
     for page in pages:
-        for action in junction.read_page(resource, user_id, msgspec.json.encode(page), world.until).actions:
-            yield from ((key, content) for key, _, content in contents(action))
+        found |= _rows(junction.read_page(resource, user_id, msgspec.json.encode(page), world.until).actions)
+    return found
 
 
 def stored(connection: Connection) -> Iterator[tuple[RowKey, Any]]:
-    """Every row of every view, as a reader finds it."""
+    """The key and content of every row of every view."""
     for resource in catalogue().values():
         columns = "user_id, id, payload"
         if resource.is_series:
@@ -151,36 +132,3 @@ def stored(connection: Connection) -> Iterator[tuple[RowKey, Any]]:
         for row in connection.execute(text(f"SELECT {columns} FROM health.{resource.name}")):  # noqa: S608 - catalogue
             *key, content = row
             yield (resource.name, *key), content
-
-
-def prove(engine: Engine, accepted: Mapping[str, Any], truth: Mapping[RowKey, Any], seconds: float) -> Proof:
-    """Waits until every accepted delivery has an outcome, then compares. `truth` goes before what events said."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with engine.connect() as connection:
-            outcomes = {row.message_id: row.outcome for row in connection.execute(SETTLED)}
-            unsettled = accepted.keys() - outcomes.keys()
-            if unsettled and time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            return _compare(connection, accepted, truth, outcomes, len(unsettled))
-
-
-def _compare(
-    connection: Connection,
-    accepted: Mapping[str, Any],
-    truth: Mapping[RowKey, Any],
-    outcomes: Mapping[str, str],
-    unsettled: int,
-) -> Proof:
-    newest = wanted(accepted, truth)
-    found, seen, outdated, unexpected = 0, set(), 0, 0
-    for key, content in stored(connection):
-        if key in seen or key not in newest:
-            unexpected += 1
-            continue
-        seen.add(key)
-        found += 1
-        outdated += content not in newest[key][1]
-    settled = Counter(outcome for name, outcome in outcomes.items() if name in accepted)
-    return Proof(len(accepted), settled, unsettled, len(newest), len(newest) - found, outdated, unexpected)

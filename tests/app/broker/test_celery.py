@@ -1,4 +1,4 @@
-"""Celery as it is configured: what it speaks, what it gives back, and how soon it gives up."""
+"""The configuration of Celery: serializers, acknowledgement and timeouts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ QUICK = 5.0  # seconds: what a sender is promised
 
 
 def test_a_pickled_message_is_not_read(url: str) -> None:
-    """Breaks if whoever can write to the broker can run code in a worker."""
+    """Breaks if a message can run code in a worker."""
     worker = make_celery(Settings(broker_url=url), "worker")
     got: list[str] = []
 
@@ -42,7 +42,7 @@ def test_only_json_is_spoken(role: str) -> None:
 
 
 def test_a_message_is_given_back_when_its_worker_dies() -> None:
-    """Breaks if a message is acknowledged before it was worked off, or its confirmation is not waited for."""
+    """Breaks if a message is acknowledged before its task ends, or a publish does not wait for the confirmation."""
     conf = make_celery(Settings(broker_url="redis://h", visibility_timeout_seconds=7), "worker").conf
     assert (conf.task_acks_late, conf.task_reject_on_worker_lost, conf.worker_prefetch_multiplier) == (True, True, 1)
     assert conf.broker_transport_options["visibility_timeout"] == 7
@@ -51,7 +51,7 @@ def test_a_message_is_given_back_when_its_worker_dies() -> None:
 
 
 def test_a_publisher_gives_up_before_its_sender_does() -> None:
-    """Breaks if a publisher retries, while it is the sender who will."""
+    """Breaks if a publisher retries: the sender does that."""
     celery: Celery = make_celery(Settings(broker_url="redis://h"), "publisher")
     assert celery.conf.task_publish_retry is False
     assert celery.conf.broker_transport_options["socket_timeout"] * 2 < QUICK

@@ -1,4 +1,4 @@
-"""Messages that wait: where, for how long, and how they come back."""
+"""Delayed messages: queues, delays and dead-letter routing."""
 
 import pytest
 
@@ -13,12 +13,12 @@ from workers.celery.tasks import MAX_RETRY_SECONDS
     ("seconds", "name"), [(0.1, "live.1s"), (1, "live.1s"), (1.1, "live.2s"), (33, "live.64s"), (1000, "live.64s")]
 )
 def test_a_message_waits_in_the_shortest_queue_that_is_long_enough(seconds: float, name: str) -> None:
-    """Breaks if a message comes back before it is due, or waits far longer than it should."""
+    """Breaks if a message returns before it is due, or much later."""
     assert delay_queue("live", seconds).name == name
 
 
 def test_what_waits_is_kept_and_comes_back() -> None:
-    """Breaks if RabbitMQ may lose what waits, forgets to give it back, or gives it back elsewhere."""
+    """Breaks if RabbitMQ can lose a delayed message or returns it to another lane."""
     room = delay_queue("backfill", 4)
     assert room.durable
     assert room.queue_arguments == {
@@ -32,19 +32,19 @@ def test_what_waits_is_kept_and_comes_back() -> None:
 
 
 def test_there_is_a_queue_for_the_longest_wait() -> None:
-    """Breaks if a wait that workers ask for is cut short."""
+    """Breaks if a delay that workers use is shortened."""
     assert max(DELAYS) >= max(MAX_RETRY_SECONDS, MAX_COUNTDOWN_SECONDS)
 
 
 @pytest.mark.parametrize("url", ["redis://h", "amqp://h"])
 def test_what_need_not_wait_goes_to_its_lane(url: str) -> None:
-    """Breaks if what is to be done now takes a detour, or Celery's own pause of three minutes is put in."""
+    """Breaks if a task without a delay is delayed, for instance by Celery's default of three minutes."""
     celery = make_celery(Settings(broker_url=url), "worker")
     assert delay_options(celery, "live", 0) == delay_options(celery, "live", -1) == {"countdown": 0}
 
 
 def test_where_a_message_waits_depends_on_the_broker() -> None:
-    """Breaks if on RabbitMQ a worker holds what waits, or on Redis, where it may, queues are made for nothing."""
+    """Breaks if a worker holds delayed messages on RabbitMQ, or Redis gets delay queues."""
     redis_celery, amqp_celery = (make_celery(Settings(broker_url=url), "worker") for url in ("redis://h", "amqp://h"))
     assert delay_options(redis_celery, "live", 2.5) == {"countdown": 2.5}
     options = delay_options(amqp_celery, "live", 2.5)

@@ -7,7 +7,7 @@ from tests.support.cases import Failures
 
 
 def test_lanes_are_declared_and_durable() -> None:
-    """Breaks if a lane is missing or lost with the broker's memory, or messages go to queues that nobody reads."""
+    """Breaks if a lane is missing or not durable, or messages go to a queue without a consumer."""
     failures = Failures()
     for role in ("publisher", "worker"):
         for url in ("redis://h", "rediss://h", "amqp://h", "amqps://h"):

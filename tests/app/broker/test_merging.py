@@ -1,4 +1,4 @@
-"""Joining messages: every delivery once, in order, and nothing that was tried before."""
+"""Merging messages: every delivery once, in order, first attempts only."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def message(*deliveries: Delivery, arguments: Any = None, **headers: Any) -> dict[str, Any]:
-    """A message as it lies in a lane."""
+    """A message as it is queued in a lane."""
     body = json.dumps([[pack(deliveries)], {}, {"callbacks": None}] if arguments is None else arguments)
     return {
         "body": base64.b64encode(body.encode()).decode(),
@@ -35,7 +35,7 @@ def held(joined: dict[str, Any]) -> list[Delivery]:
 
 
 def test_every_delivery_is_in_it_once_and_in_order() -> None:
-    """Breaks if joining drops, doubles or reorders deliveries, or changes what the first message says of itself."""
+    """Breaks if merging drops, duplicates or reorders deliveries, or changes other parts of the first message."""
     sent = [delivery(workout(f"u{number}")) for number in range(5)]
     parts = [message(*sent[:2]), message(*sent[2:4], id="2", traceparent=PARENT), message(sent[4], id="3")]
     joined = merge_batches(parts)
@@ -57,7 +57,7 @@ def test_every_delivery_is_in_it_once_and_in_order() -> None:
     ],
 )
 def test_what_was_had_before_is_not_fresh(headers: dict[str, Any], properties: dict[str, Any]) -> None:
-    """Breaks if a message that a worker may have died with, or that must wait, is taken along with others."""
+    """Breaks if a redelivered, retried or delayed message is merged."""
     assert is_first_attempt(message())
     had = message(**headers)
     had["properties"] |= properties
@@ -65,7 +65,7 @@ def test_what_was_had_before_is_not_fresh(headers: dict[str, Any], properties: d
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    """Breaks if a message that is none of ours is lost among others."""
+    """Breaks if a foreign message is merged."""
     failures = Failures()
     for arguments in ([], {}, [[]], [["x"], {}, {}], [[1], {}, {}], [["a", "b"], {}, {}], [None, {}, {}]):
         with failures.of(arguments):

@@ -1,4 +1,4 @@
-"""What Headrace overrides or calls inside kombu and Celery has no promise: a change of a source is looked at first."""
+"""Digests of the private functions of kombu and Celery that Headrace overrides or calls: review each change."""
 
 import hashlib
 import inspect
@@ -30,6 +30,7 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.Channel._brpop_start: "06723d707ddf",
     redis.Channel._brpop_read: "c42518699709",
     redis.Channel._do_restore_message: "8b430df94e45",
+    virtual.base.Base64.decode: "e3f834a13358",
     consumer.Consumer.on_unknown_message: "213bd3ee55cb",
     consumer.Consumer.on_unknown_task: "35e6cbe56494",
     consumer.Consumer.on_invalid_task: "9893e7a4eee3",
@@ -61,23 +62,24 @@ def digest(function: Callable[..., Any]) -> str:
     [pytest.param(*pair, id=pair[0].__qualname__) for pair in chain(OVERRIDDEN.items(), RELIED_ON.items())],
 )
 def test_the_source_is_the_one_that_was_read(function: Callable[..., Any], known: str) -> None:
-    """Breaks if a library has changed beneath an override, which would go on doing what was right before."""
+    """Breaks if a library changes a function that Headrace overrides or calls."""
     found, package = digest(function), function.__module__.partition(".")[0]
     assert found == known, WHAT_TO_DO.format(name=function.__qualname__, package=package, digest=found)
 
 
 def overridden(ours: type, theirs: type) -> Iterator[Callable[..., Any]]:
-    """The functions of a class that one of ours replaces."""
+    """The functions of `theirs` that `ours` overrides."""
     return (getattr(theirs, name) for name in vars(ours) if inspect.isfunction(getattr(theirs, name, None)))
 
 
 def test_every_override_is_in_the_table() -> None:
-    """Breaks if another method is overridden, and nobody would learn of its change."""
+    """Breaks if an overridden method is missing in the table."""
     kept = make_consumer(lambda _body, _reason: None)
     pairs = [
         (redis_transport.QoS, redis.QoS),
         (redis_transport.Channel, redis.Channel),
         (redis_transport.Transport, redis.Transport),
+        (redis_transport.Base64, virtual.base.Base64),
         (kept, consumer.Consumer),
         (kept.Blueprint, consumer.Consumer.Blueprint),
     ]
@@ -86,7 +88,7 @@ def test_every_override_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("package", ["kombu", "celery"])
 def test_only_versions_that_were_read_are_installed(package: str) -> None:
-    """Breaks if `pip install headrace` brings a minor version whose private methods nobody has looked at."""
+    """Breaks if `pip install headrace` allows a minor version whose private methods were not reviewed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (needed,) = [one for one in map(Requirement, project["dependencies"]) if one.name == package]
     assert {str(one) for one in needed.specifier} == {">=5.7", "<5.8"}

@@ -1,4 +1,4 @@
-"""A publish: what it puts on the queue, and what a broker that is away, full or frozen makes of it."""
+"""Publishing: the message, and brokers that are unavailable, full or frozen."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ def deliveries(*names: str) -> list[Delivery]:
 
 @pytest.fixture
 def make_publisher() -> Iterator[Callable[[str], Publisher]]:
-    """Makes publishers whose connections are let go at the end."""
+    """Makes publishers, which are closed at the end of the test."""
     made: list[Publisher] = []
 
     def make(url: str) -> Publisher:
@@ -44,7 +44,7 @@ def make_publisher() -> Iterator[Callable[[str], Publisher]]:
 
 
 def refused_within(seconds: float, publisher: Publisher) -> str:
-    """Publishes, expects that to be refused in time, and says with which words."""
+    """Publishes, expects PublishFailed in time and returns its text."""
     began = time.monotonic()
     with pytest.raises(PublishFailed) as refused:
         publisher.publish(deliveries("refused"))
@@ -53,7 +53,7 @@ def refused_within(seconds: float, publisher: Publisher) -> str:
 
 
 def test_a_publish_is_one_message_on_the_live_lane(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if a publish puts nothing, twice, elsewhere or in another form than workers read."""
+    """Breaks if a publish enqueues no message, two, to another lane or in another form."""
     sent = deliveries("msg_1", "msg_2", "msg_3")
     make_publisher(url).publish(sent)
     (message,) = waiting(url)
@@ -65,7 +65,7 @@ def test_a_publish_is_one_message_on_the_live_lane(url: str, make_publisher: Cal
 
 
 def test_what_flower_shows_is_a_count(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if the arguments of a task are shown by Flower, or written to a worker's log."""
+    """Breaks if Flower shows or a worker logs the arguments of a task."""
     make_publisher(url).publish(deliveries("msg_1", "msg_2", "msg_3"))
     (message,) = waiting(url)
     headers, properties = message["headers"], message["properties"]
@@ -76,14 +76,14 @@ def test_what_flower_shows_is_a_count(url: str, make_publisher: Callable[[str], 
 
 
 def test_a_body_is_not_readable_on_the_queue(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if whoever reads the broker reads the body."""
+    """Breaks if a body is readable on the broker."""
     make_publisher(url).publish(deliveries("msg_1"))
     (message,) = waiting(url)
     assert b"canary" not in base64.b64decode(arguments(message)[0])
 
 
 def test_messages_keep_their_order(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if one connection does not do for many messages, or they change places."""
+    """Breaks if a connection is not reused, or messages are reordered."""
     publisher, names = make_publisher(url), [f"msg_{n}" for n in range(20)]
     for name in names:
         publisher.publish(deliveries(name))
@@ -91,7 +91,7 @@ def test_messages_keep_their_order(url: str, make_publisher: Callable[[str], Pub
 
 
 def test_a_publisher_has_one_client(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if each publish makes a Redis client of its own: that is a third of what it costs."""
+    """Breaks if each publish makes a Redis client, which is a third of its cost."""
     publisher = make_publisher(url)
     publisher.publish(deliveries("msg_1"))
     channel = publisher._producer.channel
@@ -102,14 +102,14 @@ def test_a_publisher_has_one_client(url: str, make_publisher: Callable[[str], Pu
 
 
 def test_a_ping_succeeds_and_leaves_nothing(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if readiness is denied while the broker is there, or asking for it enqueues something."""
+    """Breaks if a ping fails while the broker is available, or enqueues a message."""
     make_publisher(url).ping()
     assert waiting(url) == []
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:1/5"])
 def test_without_a_broker_a_ping_fails_quickly(address: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if readiness is claimed, or its answer waits, while there is no broker."""
+    """Breaks if a ping succeeds or blocks without a broker."""
     began = time.monotonic()
     with pytest.raises(PublishFailed, match="cannot be reached"):
         make_publisher(f"redis://:canary@{address}").ping()
@@ -119,12 +119,12 @@ def test_without_a_broker_a_ping_fails_quickly(address: str, make_publisher: Cal
 def test_without_a_broker_a_publish_fails_quickly_and_says_no_password(
     make_publisher: Callable[[str], Publisher],
 ) -> None:
-    """Breaks if a publish hangs, raises what no request expects, or shows the broker's URL."""
+    """Breaks if a publish blocks, raises an unexpected error or shows the broker's URL."""
     assert "canary" not in refused_within(QUICK, make_publisher("redis://:canary@127.0.0.1:1/0"))
 
 
 def test_a_publisher_goes_on_after_it_was_closed(url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if a connection that was given up cannot be replaced, or giving it up raises."""
+    """Breaks if a publisher cannot be closed twice or used again."""
     publisher = make_publisher(url)
     publisher.close()
     publisher.publish(deliveries("msg_1"))
@@ -135,7 +135,7 @@ def test_a_publisher_goes_on_after_it_was_closed(url: str, make_publisher: Calla
 
 
 def test_a_broker_that_comes_back_is_used_again(make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if a publish is claimed while the broker is away, or not possible after it came back (fakeredis)."""
+    """Breaks if a publish succeeds without the broker, or fails after its return (fakeredis)."""
     server = fake_server()
     port = server.server_address[1]
     publisher = make_publisher(f"redis://127.0.0.1:{port}/0")
@@ -154,7 +154,7 @@ def test_a_broker_that_comes_back_is_used_again(make_publisher: Callable[[str], 
 def test_what_was_taken_survives_a_broker_that_was_away(
     tmp_path: Path, make_publisher: Callable[[str], Publisher]
 ) -> None:
-    """Breaks if a message that was confirmed is gone after a restart, or the next publish after it fails (Valkey)."""
+    """Breaks if a restart loses a confirmed message, or the next publish fails (Valkey)."""
     program, url = embedded_valkey.valkey(tmp_path / "broker", "tests", tmp_path / "broker.log")
     publisher = make_publisher(url)
     with running(program):
@@ -166,7 +166,7 @@ def test_what_was_taken_survives_a_broker_that_was_away(
 
 
 def test_a_full_broker_refuses_and_is_used_again(broker_url: str, make_publisher: Callable[[str], Publisher]) -> None:
-    """Breaks if a message that a full broker did not take counts as taken."""
+    """Breaks if a message that a full broker rejected counts as published."""
     publisher = make_publisher(broker_url)
     publisher.publish(deliveries("before"))
     with redis.Redis.from_url(broker_url) as client:
@@ -184,7 +184,7 @@ def test_a_full_broker_refuses_and_is_used_again(broker_url: str, make_publisher
 def test_a_frozen_broker_is_given_up_and_used_again(
     broker_url: str, make_publisher: Callable[[str], Publisher]
 ) -> None:
-    """Breaks if a broker that accepts connections and answers nothing holds a publish for good."""
+    """Breaks if a broker that accepts connections and does not answer blocks a publish."""
     publisher = make_publisher(broker_url)
     publisher.publish(deliveries("before"))
     with redis.Redis.from_url(broker_url) as client:

@@ -1,4 +1,4 @@
-"""The workers' transport on a real Valkey, as a consumer in this process sees it."""
+"""The transport of the workers on a real Valkey, with a consumer in this process."""
 
 import os
 import threading
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from kombu.transport import virtual
 
 from app.broker import redis_transport
 from app.broker.celery import make_celery
@@ -17,8 +18,14 @@ from tests.support import delivery, workout
 from tests.support.workers import LIVE, held, publish, take, taking
 
 
+@pytest.mark.parametrize("text", ["", "aGVhZHJhY2U=", "aGVhZHJhY2U==", "aGVh\nZHJhY2U="])
+def test_base64_is_decoded_as_kombu_does(text: str) -> None:
+    """Breaks if a message is refused that kombu reads."""
+    assert redis_transport.Base64().decode(text) == virtual.base.Base64().decode(text)
+
+
 def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, broker: "redis.Redis") -> None:
-    """Breaks if a message is in no list while its taker has not yet written it down."""
+    """Breaks if a message is in no list before it is in "unacked"."""
     publish(settings, [delivery(workout("u1"))])
     celery = make_celery(settings, "publisher")
     celery.conf.broker_transport = "app.broker.redis_transport:Transport"
@@ -39,7 +46,7 @@ def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, brok
 
 
 def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, broker: "redis.Redis") -> None:
-    """Breaks if a message is dropped when its exchange has no bindings: kombu finds no lane for it then."""
+    """Breaks if a message is dropped because its exchange has no bindings, as kombu does."""
     publish(settings, [delivery(workout("u1"))])
 
     def give_back(message: Any) -> None:
@@ -53,7 +60,7 @@ def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, br
 def test_a_shared_batch_lingers_for_the_next(
     settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if several workers share a busy lane in small messages, or one at a quiet lane waits in vain."""
+    """Breaks if workers of a busy lane do not linger, or the worker of a quiet lane does."""
     monkeypatch.setattr(redis_transport, "LINGER_SECONDS", 2.0)
     publisher, taken = Publisher(make_celery(settings, "publisher")), list[tuple[str, bool]]()
     began = time.monotonic()
@@ -79,7 +86,7 @@ def test_a_shared_batch_lingers_for_the_next(
 
 
 def test_no_more_is_taken_along_than_a_worker_can_hold(settings: Settings, broker: "redis.Redis") -> None:
-    """Breaks if messages of megabytes are joined, or so many that one transaction takes seconds."""
+    """Breaks if a merged message exceeds its limits on size or number."""
     noise = os.urandom(MAX_MERGED_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large
     publish(settings, *([delivery(workout("u1", note=noise))] for _ in range(4)))
     publish(settings, *([delivery(workout(f"u{number}"))] for number in range(2 * MAX_MERGED_MESSAGES)))

@@ -1,4 +1,4 @@
-"""What is loaded stays out of the garbage collector's way, and nothing else does."""
+"""The garbage collector skips the objects of start-up, and only those."""
 
 import json
 import os
@@ -13,7 +13,7 @@ LOADED = {
 from celery import signals
 from app.config.settings import load
 from workers.celery import app
-app._observe(load())
+app._connect_signals(load())
 signals.worker_ready.send(None)
 """,
 }
@@ -29,7 +29,7 @@ print(json.dumps([gc.get_freeze_count(), gone() is None, gc.isenabled()]))
 
 @pytest.mark.parametrize("program", LOADED.values(), ids=LOADED)
 def test_what_is_loaded_is_not_looked_at_again(program: str) -> None:
-    """Breaks if collections walk over the libraries again, or what comes later is never freed."""
+    """Breaks if collections traverse the libraries, or later objects are never freed."""
     own = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": "0123456789abcdef"}
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     command = [sys.executable, "-c", program + LOOKS]

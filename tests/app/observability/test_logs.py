@@ -1,4 +1,4 @@
-"""The log: text or JSON, one id from the endpoint to the row, nothing of a body."""
+"""The log: text or JSON, one id from the endpoint to the row, without contents."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from tests.support import apply, delivery, rows, signed, workout
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Leaves logging as it was."""
+    """Restores the configuration of logging."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -29,7 +29,7 @@ def restored() -> Iterator[None]:
 
 
 def said(settings: Settings, form: str, level: str = "INFO") -> io.StringIO:
-    """What will be said from here on."""
+    """The output of the log from now on."""
     logs.configure(replace(settings, log_format=form, log_level=level))
     (handler,) = logging.getLogger().handlers
     assert isinstance(handler, logging.StreamHandler)
@@ -39,7 +39,7 @@ def said(settings: Settings, form: str, level: str = "INFO") -> io.StringIO:
 
 @pytest.mark.usefixtures("restored")
 def test_a_line_is_an_object(plain_settings: Settings) -> None:
-    """Breaks if a log collector has to guess, or loses what a line is about."""
+    """Breaks if a JSON line lacks a field or an id."""
     out = said(plain_settings, "json")
     logs.bind(task="headrace.apply", task_id="t-1")
     logging.getLogger("workers.ingest.apply").warning("dead: %s", "not JSON", extra={"delivery": "msg_1"})
@@ -54,7 +54,7 @@ def test_a_line_is_an_object(plain_settings: Settings) -> None:
 
 @pytest.mark.usefixtures("restored")
 def test_a_line_for_people_ends_with_its_ids(plain_settings: Settings) -> None:
-    """Breaks if text says less than JSON."""
+    """Breaks if a text line lacks the ids."""
     out = said(plain_settings, "text")
     logs.bind(task_id="t-1")
     logging.getLogger("workers.ingest.apply").warning("dead", extra={"delivery": "msg_1"})
@@ -64,7 +64,7 @@ def test_a_line_for_people_ends_with_its_ids(plain_settings: Settings) -> None:
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_one_id_from_the_receipt_to_the_row(engine: Engine, settings: Settings, form: str) -> None:
-    """Breaks if nobody can follow one event, or its measurements, its user or a secret stand in the log."""
+    """Breaks if the log lines of an event lack its id, or contain its values, its user or a secret."""
     out, taken = said(settings, form, "DEBUG"), list[Delivery]()
     batcher = make_batcher(settings, taken.extend)
     client = create_app(settings, batcher, lambda: None).test_client()
@@ -79,7 +79,7 @@ def test_one_id_from_the_receipt_to_the_row(engine: Engine, settings: Settings, 
 
 @pytest.mark.usefixtures("restored")
 def test_what_is_set_aside_is_told_without_being_asked(engine: Engine, settings: Settings) -> None:
-    """Breaks if at the usual level a dead letter is silent, or every delivery is a line."""
+    """Breaks if a dead letter is not logged at the default level, or every delivery is."""
     out = said(settings, "text")
     apply(engine, settings, delivery(workout("u1"), name="msg_good"), delivery(b"half", name="msg_bad"))
     (line,) = out.getvalue().splitlines()
@@ -90,6 +90,6 @@ def test_what_is_set_aside_is_told_without_being_asked(engine: Engine, settings:
 
 @pytest.mark.parametrize(("given", "found"), [("json", "json"), ("JSON", "json"), ("", "text")])
 def test_the_form_is_a_setting(given: str, found: str) -> None:
-    """Breaks if a wrong form is found out at the first line, or a right one is not taken."""
+    """Breaks if a valid log format is rejected."""
     environment: dict[str, Any] = {"HEADRACE_LOG_FORMAT": given}
     assert load(environment).log_format == found

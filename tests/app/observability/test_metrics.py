@@ -1,4 +1,4 @@
-"""What is counted: by several processes together, of the living only where that matters, and without a trace."""
+"""Metrics: summed over processes, live gauges without dead processes, no files left over."""
 
 import os
 import signal
@@ -30,12 +30,12 @@ SHOW = "from app.observability import metrics; print(metrics.exposition().decode
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a process that counts into the folder."""
+    """The environment of a process that writes its metrics to the folder."""
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), metrics.METRICS_FOLDER: str(folder)}
 
 
 def shown(folder: Path) -> set[str]:
-    """What another process of the machine shows."""
+    """The exposition of another process of the machine."""
     command = (sys.executable, "-c", SHOW)
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=True, timeout=60)
     return set(done.stdout.splitlines())
@@ -69,7 +69,7 @@ def test_processes_count_together_and_the_dead_hold_no_lane(tmp_path: Path) -> N
 
 
 def test_what_is_no_more_is_none() -> None:
-    """Breaks if what was paused an hour ago is shown as paused for ever."""
+    """Breaks if a pause that is over is still exposed."""
     metrics.show(metrics.PAUSED, {"junction": 30})
     metrics.show(metrics.PAUSED, {"terra": 10})
     lines = metrics.exposition().decode().splitlines()
@@ -78,7 +78,7 @@ def test_what_is_no_more_is_none() -> None:
 
 
 def test_a_status_is_one_of_a_few() -> None:
-    """Breaks if every status is a series of its own, or being told to slow down is not to be seen."""
+    """Breaks if every status is a series of its own, or 429 is not."""
     failures = Failures()
     for status, name in ((200, "2xx"), (429, "429"), (404, "4xx"), (503, "5xx"), (0, "none"), (1, "none")):
         with failures.of(status, name):
@@ -87,7 +87,7 @@ def test_a_status_is_one_of_a_few() -> None:
 
 
 def test_it_can_be_asked_for_at_a_port(caplog: pytest.LogCaptureFixture) -> None:
-    """Breaks if a worker on a machine of its own cannot be watched, or ends because its port is taken."""
+    """Breaks if a worker exposes no metrics, or stops because the port is in use."""
     port = free_port()
     metrics.serve("127.0.0.1", port)
     assert b"headrace_outcomes_total" in urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
@@ -99,7 +99,7 @@ def test_it_can_be_asked_for_at_a_port(caplog: pytest.LogCaptureFixture) -> None
 def test_an_endpoint_leaves_no_folder_behind(
     broker_url: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if every start of `headrace web` leaves a folder in /tmp: at once, or, when it was killed, at the next."""
+    """Breaks if `headrace web` leaves its folder in /tmp: at the stop, or after a kill at the next start."""
     port = free_port()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url, "TMPDIR": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Tracing: off without a trace of it, and on from the request to the row, linked, with nothing of a body in it."""
+"""Tracing: no effect when off; linked spans from the request to the row, without contents, when on."""
 
 import json
 import logging
@@ -39,21 +39,21 @@ USER, TITLE = "u-whose-it-is", "a title that nobody may read"
 
 
 class Endpoint:
-    """The endpoint over some way of publishing."""
+    """The endpoint with a given publish function."""
 
     def __init__(self, settings: Settings, publish: Any) -> None:
         batcher = make_batcher(settings, publish)
         self._client = create_app(settings, batcher, lambda: None).test_client()
 
     def post(self, name: str, *, secret: str | None = None, **headers: str) -> int:
-        """Sends a workout, and returns the status."""
+        """Sends a workout and returns the status."""
         body = msgspec.json.encode(workout(USER, name, title=TITLE))
         sent = signed(body, name=name, **({"secret": secret} if secret else {})) | headers
         return self._client.post("/webhooks/junction", data=body, headers=sent).status_code
 
 
 def worked_on(engine: Engine, settings: Settings, message: Mapping[str, Any]) -> None:
-    """What a worker does with a message of the broker's."""
+    """Applies a message of the broker as a worker does."""
     headers = message["headers"]
     with tracing.consumer_span(APPLY, "live", headers["id"], headers):
         Applier(engine, settings).apply(arguments(dict(message))[0])
@@ -62,7 +62,7 @@ def worked_on(engine: Engine, settings: Settings, message: Mapping[str, Any]) ->
 def test_a_request_its_message_and_its_row_are_linked(
     engine: Engine, settings: Settings, broker_url: str, exported: InMemorySpanExporter
 ) -> None:
-    """Breaks if nobody can follow a delivery through the queue, or one message hides whose requests it holds."""
+    """Breaks if the spans of a delivery's request, message and task are not linked."""
     publisher = Publisher(make_celery(settings, "publisher"))
 
     def slowly(some: Sequence[Delivery]) -> None:
@@ -106,7 +106,7 @@ def test_a_request_its_message_and_its_row_are_linked(
 
 
 def test_what_is_refused_is_a_span_without_an_id(plain_settings: Settings, exported: InMemorySpanExporter) -> None:
-    """Breaks if a stranger chooses what stands in our traces, or a broker that is away cannot be seen there."""
+    """Breaks if an unverified sender controls a span's attributes, or a failed publish is not visible in traces."""
 
     def refuse(_: Sequence[Delivery]) -> None:
         raise PublishFailed("away")
@@ -126,7 +126,7 @@ def test_what_is_refused_is_a_span_without_an_id(plain_settings: Settings, expor
 
 
 def test_a_senders_traceparent_is_not_looked_at(plain_settings: Settings, exported: InMemorySpanExporter) -> None:
-    """Breaks if whoever sends decides which trace is ours, or that it is kept: no signature covers that header."""
+    """Breaks if a sender controls the trace id or the sampling: no signature covers that header."""
     trace = "0af7651916cd43dd8448eb211c80319c"
     assert Endpoint(plain_settings, list).post("msg_1", traceparent=f"00-{trace}-b7ad6b7169203331-01") == 202
     assert all(one.parent is None or one.name != "POST /webhooks/junction" for one in exported.get_finished_spans())
@@ -135,7 +135,7 @@ def test_a_senders_traceparent_is_not_looked_at(plain_settings: Settings, export
 
 @pytest.mark.parametrize("given", [{}, {"traceparent": 7}, {"traceparent": "00-x"}, {"traceparent": None}])
 def test_a_message_from_elsewhere_is_worked_on(given: dict[str, Any], exported: InMemorySpanExporter) -> None:
-    """Breaks if a message of an older version, or one with something else in its header, cannot be taken."""
+    """Breaks if a message of an older version, or with an invalid header, cannot be consumed."""
     with tracing.consumer_span(APPLY, "live", "t-1", given):
         assert len(tracing.trace_id()) == 32
     (one,) = exported.get_finished_spans()
@@ -144,7 +144,7 @@ def test_a_message_from_elsewhere_is_worked_on(given: dict[str, Any], exported: 
 
 @pytest.mark.parametrize("sampler", [TraceIdRatioBased(0.5), ALWAYS_OFF])
 def test_what_belongs_to_a_sampled_request_is_sampled(sampler: Sampler, exported: InMemorySpanExporter) -> None:
-    """Breaks if of a share of all requests nobody sees what became of them."""
+    """Breaks if the spans of one delivery are sampled independently."""
     for _ in range(200):
         request = tracing.server_span("junction")
         assert request is not None
@@ -152,7 +152,7 @@ def test_what_belongs_to_a_sampled_request_is_sampled(sampler: Sampler, exported
             headers = tracing.inject()
         with tracing.consumer_span(APPLY, "live", "t-1", headers), tracing.span("open"):
             pass
-        request.answered(202)
+        request.end(202)
     counts = [len(named(exported, name)) for name in ("POST /webhooks/junction", "publish live", "open")]
     assert len(set(counts)) == 1
     assert 50 < counts[0] < 150 or (sampler is ALWAYS_OFF and not counts[0])
@@ -167,7 +167,7 @@ def test_an_error_is_told_by_its_kind(exported: InMemorySpanExporter) -> None:
 
 
 def test_a_line_of_the_log_names_its_trace(exported: InMemorySpanExporter, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if nobody gets from a line to its trace, or lines outside of one name any."""
+    """Breaks if a log line lacks the id of its trace, or a line outside of a trace has one."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     try:
@@ -187,7 +187,7 @@ def test_a_line_of_the_log_names_its_trace(exported: InMemorySpanExporter, capsy
 
 
 def test_it_is_off_unless_somebody_wants_it(plain_settings: Settings) -> None:
-    """Breaks if spans are made for nobody."""
+    """Breaks if spans are created without an endpoint."""
     tracing.start(plain_settings, "web", "redis")
     assert tracing.server_span("junction") is None
     assert tracing.inject() == {}
@@ -209,7 +209,7 @@ print(tracing.server_span("junction"))
 
 
 def test_without_the_package_it_says_so_and_goes_on() -> None:
-    """Breaks if an endpoint without the extra does not start, or nobody is told why there are no traces."""
+    """Breaks if an endpoint without the extra does not start, or does not log why there are no traces."""
     environment = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": TERRA_SECRET}
     environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     command = [sys.executable, "-c", BLOCKED]
@@ -219,7 +219,7 @@ def test_without_the_package_it_says_so_and_goes_on() -> None:
 
 
 def test_a_collectors_token_is_not_told() -> None:
-    """Breaks if a header that is written wrongly stands in the log, as the library would have it."""
+    """Breaks if a malformed header is logged, as the library does."""
     environment = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": TERRA_SECRET}
     environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     environment |= {"OTEL_EXPORTER_OTLP_HEADERS": "authorization Bearer sesame"}
@@ -244,7 +244,7 @@ def web(broker_url: str, endpoint: str, port: int, log: Path) -> Any:
 
 
 def send(port: int, number: int) -> int:
-    """One event, answered within what was promised."""
+    """Sends an event, which must be answered within the promised time."""
     body = msgspec.json.encode(workout("u1"))
     headers = signed(body, name=f"msg_{number}")
     url = f"http://127.0.0.1:{port}/webhooks/junction"
@@ -252,7 +252,6 @@ def send(port: int, number: int) -> int:
 
 
 def is_up(port: int) -> bool:
-    """Whether it answers."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/livez", timeout=2).status_code == 200
     except httpx.TransportError:
@@ -261,7 +260,7 @@ def is_up(port: int) -> bool:
 
 @pytest.mark.parametrize("how", ["closed", "silent"])
 def test_a_collector_that_is_away_holds_nobody_up(broker_url: str, tmp_path: Path, how: str) -> None:
-    """Breaks if a collector that refuses, or takes a connection and says nothing, slows answers, an end, or the log."""
+    """Breaks if a collector that refuses or hangs slows down requests or the shutdown, or fills the log."""
     port, log = free_port(), tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = silent.getsockname()[1] if how == "silent" else free_port()
@@ -285,7 +284,7 @@ def test_a_collector_that_is_away_holds_nobody_up(broker_url: str, tmp_path: Pat
 
 
 def test_what_was_traced_is_sent_before_the_end(broker_url: str, tmp_path: Path) -> None:
-    """Breaks if the last seconds of every process of the endpoint are missing after a restart."""
+    """Breaks if the spans of the last seconds are lost when a process stops."""
     port = free_port()
     with collector() as found, web(broker_url, found.url, port, tmp_path / "log") as process:
         until(lambda: is_up(port))
@@ -298,7 +297,7 @@ def test_what_was_traced_is_sent_before_the_end(broker_url: str, tmp_path: Path)
 
 
 def test_headers_reach_the_worker(settings: Settings, broker_url: str, exported: InMemorySpanExporter) -> None:
-    """Breaks if what a message carries is not what Flower may show: an id of a trace and nothing else."""
+    """Breaks if the headers of a message, which Flower shows, contain more than the trace id."""
     publisher = Publisher(make_celery(settings, "publisher"))
     with tracing.producer_span("live", []):
         wanted = tracing.inject()

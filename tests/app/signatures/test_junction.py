@@ -1,4 +1,4 @@
-"""Junction's signatures, which are Svix's: what is taken, what is refused, and for which reason."""
+"""Junction's signatures (Svix): accepted and rejected requests, and the reasons."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,20 +16,20 @@ SETTINGS = Settings(junction_webhook_secrets=(JUNCTION_SECRET,))
 
 
 def test_a_signature_is_checked_and_gives_the_id() -> None:
-    """Breaks if a good signature is refused or its id is lost."""
+    """Breaks if a valid signature is rejected or its id is lost."""
     headers = {name.title(): value for name, value in signed(b"{}", name="msg_x").items()}
     assert verify(headers, b"{}", SETTINGS, START).message_id == "msg_x"
 
 
 def reason(headers: dict[str, str], body: bytes = b"{}", settings: Settings = SETTINGS) -> str:
-    """Why these headers are refused. In a plain mapping a header's name must be spelled as it is asked for."""
+    """The reason for which these headers are rejected. A plain mapping is case-sensitive."""
     with pytest.raises(InvalidSignature) as refused:
         verify({name.title(): value for name, value in headers.items()}, body, settings, datetime.now(UTC))
     return refused.value.reason
 
 
 def test_each_header_is_needed() -> None:
-    """Breaks if a request without one of the three is taken."""
+    """Breaks if a request without one of the three headers is accepted."""
     failures = Failures()
     for prefix in ("Svix", "Webhook"):
         for missing in ("Id", "Timestamp", "Signature"):
@@ -42,19 +42,19 @@ def test_each_header_is_needed() -> None:
 
 @pytest.mark.parametrize(("minutes", "expected"), [(-6, "stale"), (6, "stale"), (-10_000, "stale")])
 def test_stale_is_told_apart_from_wrong(minutes: int, expected: str) -> None:
-    """Breaks if the operator cannot see that a clock is wrong rather than the secret."""
+    """Breaks if the reason does not distinguish a wrong clock from a wrong secret."""
     assert reason(signed(b"{}", at=datetime.now(UTC) + timedelta(minutes=minutes))) == expected
 
 
 @pytest.mark.parametrize("minutes", [-4, 0, 4])
 def test_clocks_may_differ_by_minutes(minutes: int) -> None:
-    """Breaks if a sender whose clock is a little off is refused."""
+    """Breaks if a small clock difference is rejected."""
     headers = signed(b"{}", at=datetime.now(UTC) + timedelta(minutes=minutes))
     verify({name.title(): value for name, value in headers.items()}, b"{}", SETTINGS, START)
 
 
 def test_junk_is_refused() -> None:
-    """Breaks if what the library raises on junk (ValueError, binascii.Error, OverflowError) reaches the request."""
+    """Breaks if an error of the library on malformed headers (ValueError, OverflowError ...) is not caught."""
     failures = Failures()
     for changes in (
         {"svix-signature": "v1"},
@@ -77,17 +77,17 @@ def test_junk_is_refused() -> None:
 
 
 def test_a_body_that_is_not_utf8_is_refused() -> None:
-    """Breaks if bytes that the library cannot decode raise something else."""
+    """Breaks if bytes that the library cannot decode raise another error."""
     assert reason(signed(b"{}"), b"\xff\xfe") == "signature"
 
 
 def test_without_a_secret_nothing_is_taken() -> None:
-    """Breaks if verification can be left out by not setting a secret."""
+    """Breaks if a missing secret disables the verification."""
     assert reason(signed(b"{}"), settings=Settings()) == "missing"
 
 
 def test_any_of_several_secrets_will_do() -> None:
-    """Breaks if a good signature is refused because an earlier secret does not fit."""
+    """Breaks if only the first secret is tried."""
     other = "whsec_" + "b3RoZXItc2VjcmV0LW90aGVyLXNlY3JldA=="
     settings = replace(SETTINGS, junction_webhook_secrets=(other, JUNCTION_SECRET))
     for secret in settings.junction_webhook_secrets:
@@ -100,7 +100,7 @@ OTHER_SECRET = "whsec_" + "b3RoZXItb3RoZXItb3RoZXItb3RoZXIt"
 
 
 def refusal(headers: dict[str, str], settings: Settings, now: datetime) -> str:
-    """Why a delivery is refused."""
+    """The reason for which a delivery is rejected."""
     with pytest.raises(InvalidSignature) as refused:
         junction.verify({f"Svix-{name[5:].title()}": value for name, value in headers.items()}, BODY, settings, now)
     return refused.value.reason
@@ -113,7 +113,7 @@ def refusal(headers: dict[str, str], settings: Settings, now: datetime) -> str:
 def test_what_is_too_old_or_too_new_is_stale(
     plain_settings: Settings, monkeypatch: pytest.MonkeyPatch, seconds: int, reason: str, secret: str
 ) -> None:
-    """Breaks if a wrong clock looks like a wrong secret; or if the library's words decide which of them it is."""
+    """Breaks if a wrong clock looks like a wrong secret, or the reason depends on the library's texts."""
     now = datetime.now(UTC)
     given = signed(BODY, at=now + timedelta(seconds=seconds), secret=secret)
     if reason == "signature" and secret == JUNCTION_SECRET:
@@ -133,13 +133,13 @@ def test_what_is_too_old_or_too_new_is_stale(
 
 @pytest.mark.parametrize("timestamp", ["9" * 12, "9" * 30, "9" * 5000])
 def test_a_moment_that_there_is_not_is_no_stale_one(plain_settings: Settings, timestamp: str) -> None:
-    """Breaks if a hostile timestamp ends in an error of ours, or in the advice to look at the clock."""
+    """Breaks if a malformed timestamp causes an error, or counts as stale."""
     given = signed(BODY) | {"svix-timestamp": timestamp}
     assert refusal(given, plain_settings, datetime.now(UTC)) == "signature"
 
 
 def test_any_secret_will_do(plain_settings: Settings) -> None:
-    """Breaks if a rotation refuses the one secret or the other."""
+    """Breaks if one of two secrets is rejected during a rotation."""
     both = replace(plain_settings, junction_webhook_secrets=(OTHER_SECRET, JUNCTION_SECRET))
     given = {f"Svix-{name[5:].title()}": value for name, value in signed(BODY).items()}
     assert junction.verify(given, BODY, both, datetime.now(UTC)).message_id == "msg_1"

@@ -1,4 +1,4 @@
-"""Svix's verifier, which Headrace takes out of its package without the package's API client."""
+"""Svix's verifier, imported without the API client of its package."""
 
 import importlib.util
 import inspect
@@ -27,7 +27,7 @@ CLIENTS = {"svix", "httpx", "requests", "aiohttp", "pydantic"}
 
 
 def headers(signature: str = SIGNATURE, at: datetime = AT) -> dict[str, str]:
-    """The headers of a delivery, by the names that Svix gives them."""
+    """The headers of a delivery, with Svix's names."""
     return {"svix-id": NAME, "svix-timestamp": str(int(at.timestamp())), "svix-signature": signature}
 
 
@@ -43,7 +43,7 @@ def test_the_file_is_where_it_was() -> None:
 
 
 def test_its_interface_is_the_one_that_is_called() -> None:
-    """Breaks if `Webhook(secret).verify(body, headers)` is not how it is called any more."""
+    """Breaks if the signature of `Webhook(secret).verify(body, headers)` changes."""
     assert list(inspect.signature(junction._svix.Webhook).parameters) == ["whsecret"]
     assert list(inspect.signature(junction._svix.Webhook.verify).parameters) == ["self", "data", "headers"]
     webhook, now = junction._svix.Webhook(SECRET), datetime.now(UTC)
@@ -54,7 +54,7 @@ def test_its_interface_is_the_one_that_is_called() -> None:
     "change", [{"svix-signature": SIGNATURE.replace("r", "s")}, {"svix-id": "msg_2"}, {"svix-id": ""}]
 )
 def test_it_refuses_with_the_error_that_is_caught(change: dict[str, str]) -> None:
-    """Breaks if a forged delivery ends in another error than the one that means 401, or in none."""
+    """Breaks if a forged delivery raises no error or another one."""
     now = datetime.now(UTC)
     given = headers(Webhook(SECRET).sign(NAME, now, BODY.decode()), now) | change
     with pytest.raises(junction._svix.WebhookVerificationError):
@@ -62,11 +62,9 @@ def test_it_refuses_with_the_error_that_is_caught(change: dict[str, str]) -> Non
 
 
 def test_a_known_vector_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if what is signed, or how, changes in both libraries at once: this pair is of Svix's documentation."""
+    """Breaks if both libraries change the signature scheme: this pair is from Svix's documentation."""
 
     class Then(datetime):
-        """The clock of that moment."""
-
         @classmethod
         def now(cls, **_: object) -> datetime:
             return AT
@@ -78,7 +76,7 @@ def test_a_known_vector_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_api_client_is_not_loaded() -> None:
-    """Breaks if each process of the endpoint has an HTTP client that it never uses: 49 MB and 0.7 s."""
+    """Breaks if the endpoint imports the unused HTTP client: 49 MB and 0.7 s per process."""
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", LOOKS], env=known, capture_output=True, text=True, check=True)
     assert {name.partition(".")[0] for name in json.loads(done.stdout)} & CLIENTS == set()
@@ -86,7 +84,7 @@ def test_the_api_client_is_not_loaded() -> None:
 
 @pytest.mark.parametrize("package", ["svix", "standardwebhooks"])
 def test_both_libraries_are_declared(package: str) -> None:
-    """Breaks if one of them comes only as long as the other brings it, or older than the one that is locked."""
+    """Breaks if one of the packages is only an indirect dependency, or older than its lock."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (needed,) = [one for one in map(Requirement, project["dependencies"]) if one.name == package]
     lock = (ROOT / "deploy" / "requirements-runtime.lock").read_text(encoding="utf-8")

@@ -31,19 +31,19 @@ def header(*, t: str = "1773512405", body: bytes = BODY, secret: str = SECRET) -
 
 
 def reason(headers: dict[str, str], body: bytes = BODY, settings: Settings = SETTINGS, now: datetime = NOW) -> str:
-    """Why these headers are refused."""
+    """The reason for which these headers are rejected."""
     with pytest.raises(InvalidSignature) as refused:
         verify(headers, body, settings, now)
     return refused.value.reason
 
 
 def test_there_are_thirteen_vectors() -> None:
-    """Breaks if a vector is lost from the file."""
+    """Breaks if a test vector is removed from the file."""
     assert len(VECTORS) == 13
 
 
 def test_vectors() -> None:
-    """Breaks if a signature of Terra's is judged otherwise than its documentation and SDK do."""
+    """Breaks if a signature is verified otherwise than by Terra's documentation and SDK."""
     failures = Failures()
     for name in ("X-Terra-Signature", "Terra-Signature"):
         for vector in VECTORS:
@@ -63,7 +63,7 @@ def test_vectors() -> None:
 
 @pytest.mark.parametrize("good", ["X-Terra-Signature", "Terra-Signature"])
 def test_either_header_will_do(good: str) -> None:
-    """Breaks if an old header beside the new one, or the other way round, spoils a good signature."""
+    """Breaks if one header invalidates a valid signature in the other."""
     bad = {"X-Terra-Signature": header(secret="other"), "Terra-Signature": header(secret="other")}
     verify(bad | {good: header()}, BODY, SETTINGS, NOW)
     assert reason(bad) == "signature"
@@ -71,12 +71,12 @@ def test_either_header_will_do(good: str) -> None:
 
 @pytest.mark.parametrize("junk", ["v2=1", "t=,v1=x", "x" * 9000])
 def test_an_unreadable_header_does_not_spoil_the_other(junk: str) -> None:
-    """Breaks if a new form of one header makes the other, which is good, worthless."""
+    """Breaks if an unknown form of one header invalidates the other."""
     verify({"X-Terra-Signature": junk, "Terra-Signature": header()}, BODY, SETTINGS, NOW)
 
 
 def test_any_of_several_secrets_will_do() -> None:
-    """Breaks if the events of a second account are refused."""
+    """Breaks if the events of a second account are rejected."""
     settings = replace(SETTINGS, terra_signing_secrets=("another-secret-of-terra", SECRET))
     for secret in settings.terra_signing_secrets:
         verify({"Terra-Signature": header(secret=secret)}, BODY, settings, NOW)
@@ -84,7 +84,7 @@ def test_any_of_several_secrets_will_do() -> None:
 
 
 def test_stale_is_told_apart_from_wrong() -> None:
-    """Breaks if the operator cannot see whether the tolerance or the secret is at fault."""
+    """Breaks if the reason does not distinguish a stale signature from a wrong secret."""
     old = "1773512000"
     assert reason({"Terra-Signature": header(t=old)}) == "stale"
     assert reason({"Terra-Signature": header(t=old, secret="other")}) == "signature"
@@ -92,12 +92,12 @@ def test_stale_is_told_apart_from_wrong() -> None:
 
 
 def test_a_fresh_header_beside_a_stale_one_is_enough() -> None:
-    """Breaks if the first of two good signatures decides although only its age is wrong."""
+    """Breaks if a stale signature invalidates a second one that is valid."""
     verify({"X-Terra-Signature": header(t="1773512000"), "Terra-Signature": header()}, BODY, SETTINGS, NOW)
 
 
 def test_junk_is_refused() -> None:
-    """Breaks if a header that is none raises something else."""
+    """Breaks if a malformed header raises another error."""
     failures = Failures()
     for junk in (
         "t",
@@ -124,18 +124,18 @@ def test_junk_is_refused() -> None:
 
 @given(value=st.text(max_size=80), body=st.binary(max_size=20))
 def test_no_header_is_taken_by_chance(value: str, body: bytes) -> None:
-    """Breaks if some text is accepted, or raises something else."""
+    """Breaks if a random text is accepted or raises another error."""
     for name in ("X-Terra-Signature", "Terra-Signature"):
         assert reason({name: value}, body) in ("missing", "signature")
 
 
 def test_without_a_secret_nothing_is_taken() -> None:
-    """Breaks if an empty list of secrets, or an empty secret, opens the door."""
+    """Breaks if an empty list of secrets or an empty secret accepts a request."""
     assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "missing"
 
 
 def test_what_the_receipt_says() -> None:
-    """Breaks if Terra's ids or its clock are lost, or a wrong clock is taken for one."""
+    """Breaks if Terra's ids or its time are lost, or an invalid time is accepted."""
     failures = Failures()
     for ordering, expected in (
         ("1773512405123", 1773512405123),
@@ -158,5 +158,5 @@ def test_what_the_receipt_says() -> None:
 
 
 def test_without_a_trace_id_there_is_no_message_id() -> None:
-    """Breaks if deliveries without a trace id get one that they share."""
+    """Breaks if deliveries without a trace id share one."""
     assert verify({"Terra-Signature": header()}, BODY, SETTINGS, NOW).message_id == ""

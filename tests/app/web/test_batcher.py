@@ -1,4 +1,4 @@
-"""The batcher: who travels together, who is answered what, and that nobody waits for ever."""
+"""The batcher: batches, errors and deadlines."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ LONG = 20.0
 
 
 class Broker:
-    """Takes messages, but only while `open` is set. Fails as it is told to."""
+    """Records messages while `open` is set; raises the error of `fail`."""
 
     def __init__(self) -> None:
         self.messages: list[list[str]] = []
@@ -28,7 +28,6 @@ class Broker:
         self.fail: Callable[[list[str]], None] = lambda _: None
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
-        """What a batcher calls."""
         names = [one.message_id for one in deliveries]
         self.entered.release()
         assert self.open.wait(LONG)
@@ -37,13 +36,13 @@ class Broker:
 
     @property
     def published(self) -> list[str]:
-        """Everything in the order in which it was taken."""
+        """All deliveries in the order of publishing."""
         return [name for message in self.messages for name in message]
 
 
 @pytest.fixture
 def broker() -> Iterator[Broker]:
-    """A broker that lets everything go at the end."""
+    """A broker that is opened at the end of the test."""
     broker = Broker()
     yield broker
     broker.open.set()
@@ -59,7 +58,7 @@ def pending(name: str, size: int = 1) -> Delivery:
 
 @contextmanager
 def queued(broker: Broker, batcher: Batcher, batch: list[Delivery]) -> Iterator[list[Future[None]]]:
-    """The deliveries wait, in their order, behind one called `first` whose publish hangs until the block ends."""
+    """The deliveries are queued behind one named `first`, whose publish blocks until the end of the block."""
     broker.open.clear()
     with ThreadPoolExecutor(len(batch) + 1) as pool:
         waiting = [pool.submit(batcher.publish, pending("first"))]
@@ -74,7 +73,7 @@ def queued(broker: Broker, batcher: Batcher, batch: list[Delivery]) -> Iterator[
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another thread will do."""
+    """Waits for another thread."""
     end = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -86,7 +85,7 @@ def threads() -> list[threading.Thread]:
 
 
 def test_one_at_a_time_is_one_delivery_per_message(broker: Broker) -> None:
-    """Breaks if a lonely request waits for company."""
+    """Breaks if a single request lingers."""
     batcher = batcher_of(broker)
     names = [str(n) for n in range(20)]
     for name in names:
@@ -96,7 +95,7 @@ def test_one_at_a_time_is_one_delivery_per_message(broker: Broker) -> None:
 
 
 def test_what_arrives_during_a_publish_leaves_together(broker: Broker) -> None:
-    """Breaks if concurrent requests cost a message each, or one is lost, doubled or put out of order."""
+    """Breaks if concurrent requests do not share a message, or one is lost, duplicated or reordered."""
     batcher = batcher_of(broker)
     batch = [pending(str(n)) for n in range(32)]
     with queued(broker, batcher, batch) as waiting:
@@ -106,7 +105,7 @@ def test_what_arrives_during_a_publish_leaves_together(broker: Broker) -> None:
 
 
 def test_under_load_messages_are_few_and_nothing_is_lost(broker: Broker) -> None:
-    """Breaks if 32 requests at a time do not share messages, or some are published twice or never."""
+    """Breaks if 32 concurrent requests do not share messages, or a delivery is lost or duplicated."""
     broker.fail = lambda _: time.sleep(0.005)
     batcher = batcher_of(broker)
     names = [str(n) for n in range(320)]
@@ -117,7 +116,7 @@ def test_under_load_messages_are_few_and_nothing_is_lost(broker: Broker) -> None
 
 
 def test_nobody_is_answered_before_the_message_is_taken(broker: Broker) -> None:
-    """Breaks if a request is answered while its message is still on its way."""
+    """Breaks if a request is answered before its message is published."""
     batcher = batcher_of(broker)
     broker.open.clear()
     with ThreadPoolExecutor(1) as pool:
@@ -130,7 +129,7 @@ def test_nobody_is_answered_before_the_message_is_taken(broker: Broker) -> None:
 
 
 def test_a_failure_reaches_all_who_shared_the_message_and_nobody_else(broker: Broker) -> None:
-    """Breaks if a request is told that its delivery is safe when another message was."""
+    """Breaks if a request succeeds because another message was published."""
 
     def fail(names: list[str]) -> None:
         if "2" in names:
@@ -160,7 +159,7 @@ def test_a_failure_reaches_all_who_shared_the_message_and_nobody_else(broker: Br
 def test_a_message_has_a_size(
     broker: Broker, max_deliveries: int, max_bytes: int, sizes: list[int], expected: list[int]
 ) -> None:
-    """Breaks if a message grows with the load instead of staying what a broker and a worker can hold."""
+    """Breaks if a message exceeds the maximum number of deliveries."""
     batcher = batcher_of(broker, max_deliveries=max_deliveries, max_bytes=max_bytes)
     with queued(broker, batcher, [pending(str(n), size) for n, size in enumerate(sizes)]):
         pass
@@ -169,7 +168,7 @@ def test_a_message_has_a_size(
 
 
 def test_a_large_body_does_not_join_a_message_that_it_would_burst(broker: Broker) -> None:
-    """Breaks if a message may be larger than the limit although each of its deliveries is smaller."""
+    """Breaks if a message of small deliveries exceeds the maximum size."""
     batcher = batcher_of(broker, max_bytes=100)
     with queued(broker, batcher, [pending("0", 60), pending("1", 90)]):
         pass
@@ -177,7 +176,7 @@ def test_a_large_body_does_not_join_a_message_that_it_would_burst(broker: Broker
 
 
 def test_a_publish_that_hangs_is_refused_in_time_and_later_ones_at_once(broker: Broker) -> None:
-    """Breaks if a frozen broker makes requests wait longer than their sender, or holds every thread of the server."""
+    """Breaks if a frozen broker blocks requests longer than the deadline."""
     batcher = batcher_of(broker, deadline=0.3)
     broker.open.clear()
     began = time.monotonic()
@@ -194,7 +193,7 @@ def test_a_publish_that_hangs_is_refused_in_time_and_later_ones_at_once(broker: 
 
 
 def test_it_recovers_and_does_not_publish_what_was_refused(broker: Broker) -> None:
-    """Breaks if a broker that is back stays unused, or gets what its senders are about to send again."""
+    """Breaks if a recovered broker is not used, or receives abandoned deliveries."""
     batcher = batcher_of(broker, deadline=0.3)
     broker.open.clear()
     with ThreadPoolExecutor(8) as pool:
@@ -211,7 +210,7 @@ def test_it_recovers_and_does_not_publish_what_was_refused(broker: Broker) -> No
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_thread_is_started_again_if_it_died(broker: Broker) -> None:
-    """Breaks if one unforeseen error in a publish ends all publishing, or is told to a request as it is."""
+    """Breaks if an unexpected error of a publish stops the batcher, or reaches a request with its text."""
 
     def fail(names: list[str]) -> None:
         if names == ["bad"]:
@@ -224,14 +223,14 @@ def test_the_thread_is_started_again_if_it_died(broker: Broker) -> None:
         batcher.publish(pending("bad"))
     assert "canary" not in str(refused.value)
     assert batcher._thread is not None
-    batcher._thread.join(0.3)  # whether it dies of that or goes on is its own affair
+    batcher._thread.join(0.3)  # it may end or continue
     batcher.publish(pending("after"))
     assert broker.published == ["before", "after"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_who_waits_behind_an_unforeseen_error_is_published(broker: Broker) -> None:
-    """Breaks if an unforeseen error also costs the requests that had nothing to do with it."""
+def test_who_waits_behind_an_unexpected_error_is_published(broker: Broker) -> None:
+    """Breaks if an unexpected error also fails the requests of the next message."""
 
     def fail(names: list[str]) -> None:
         if names == ["first"]:
@@ -246,8 +245,8 @@ def test_who_waits_behind_an_unforeseen_error_is_published(broker: Broker) -> No
     assert broker.published == ["behind"]
 
 
-def test_the_text_of_an_unforeseen_error_is_not_printed() -> None:
-    """Breaks if the error of a publish, which may quote what was to be published, reaches the log of the process."""
+def test_the_text_of_an_unexpected_error_is_not_printed() -> None:
+    """Breaks if the text of a publish error, which may quote a body, is logged."""
     program = """
 from app.web.batcher import Batcher
 from app.delivery import Delivery
@@ -270,7 +269,7 @@ except PublishFailed:
 
 
 def test_it_has_no_thread_before_the_first_request(broker: Broker) -> None:
-    """Breaks if a thread is started before the server forks, which it does not survive."""
+    """Breaks if the thread starts before the server forks: threads do not survive a fork."""
     before = len(threads())
     batcher = batcher_of(broker)
     assert len(threads()) == before

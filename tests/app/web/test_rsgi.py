@@ -1,4 +1,4 @@
-"""Flask on the event loop: what a request may cost while its body arrives and its message becomes durable."""
+"""Flask on the event loop: limits on bodies, and waiting for the broker."""
 
 import asyncio
 import json
@@ -24,18 +24,17 @@ SMALLEST_BUFFER = 1024 * 1024
 
 @pytest.fixture
 def taken() -> list[Delivery]:
-    """What was published."""
+    """The published deliveries."""
     return []
 
 
 def server(settings: Settings, publish: Any, **options: Any) -> Server:
-    """The whole endpoint over whatever publishes."""
+    """The endpoint with a given publish function."""
     batcher = make_batcher(settings, publish)
     return Server(create_app(settings, batcher, lambda: None), batcher, settings, **options)
 
 
 def ask(app: Server, exchange: Exchange, headers: dict[str, str], **scope: Any) -> Exchange:
-    """One request."""
     asyncio.run(app.__rsgi__(Scope(Headers(headers.items()), **scope), exchange))
     return exchange
 
@@ -44,26 +43,26 @@ def ask(app: Server, exchange: Exchange, headers: dict[str, str], **scope: Any) 
 def test_a_signed_body_is_taken_in_whatever_parts(
     plain_settings: Settings, taken: list[Delivery], parts: list[bytes]
 ) -> None:
-    """Breaks if a body that comes in parts loses its signature."""
+    """Breaks if a body in several parts is not verified as a whole."""
     assert ask(server(plain_settings, taken.extend), Exchange(parts), signed(BODY)).status == 202
     assert [one.message_id for one in taken] == ["msg_1"]
 
 
 def test_a_large_body_is_worked_on_beside_the_loop(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if what takes milliseconds to verify is lost on its way to another thread."""
+    """Breaks if a body that is verified in a thread is lost."""
     body = json.dumps(workout("u1", title="x" * INLINE_BYTES)).encode()
     assert ask(server(plain_settings, taken.extend), Exchange([body]), signed(body)).status == 202
     assert len(taken) == 1
 
 
 def test_a_wrong_signature_is_refused(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if the way through the event loop passes by the verification."""
+    """Breaks if the event loop skips the verification."""
     assert ask(server(plain_settings, taken.extend), Exchange([BODY + b" "]), signed(BODY)).status == 401
     assert taken == []
 
 
 def test_a_header_that_stands_twice_is_not_picked_from(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if of two ids the one is verified and the other used."""
+    """Breaks if one of two ids is verified and the other one used."""
     pairs = [*signed(BODY).items(), ("svix-id", "msg_2")]
     exchange = Exchange([BODY])
     asyncio.run(server(plain_settings, taken.extend).__rsgi__(Scope(Headers(pairs)), exchange))
@@ -71,14 +70,14 @@ def test_a_header_that_stands_twice_is_not_picked_from(plain_settings: Settings,
 
 
 def test_a_body_that_is_announced_too_large_is_not_read(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if what will be refused is taken into memory first."""
+    """Breaks if a body that is too large is read before it is rejected."""
     app = server(replace(plain_settings, max_body_bytes=100), taken.extend)
     exchange = ask(app, Exchange([BODY]), {**signed(BODY), "content-length": "101"})
     assert (exchange.status, exchange.read, taken) == (413, 0, [])
 
 
 def test_what_is_turned_away_unread_is_counted(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if webhooks that are too large are refused for ever and no metric says so; or any path becomes a label."""
+    """Breaks if rejected webhooks are not counted, or an arbitrary path becomes a label."""
     counted = 'headrace_answers_total{aggregator="junction",status="413"}'
 
     def count() -> float:
@@ -93,7 +92,7 @@ def test_what_is_turned_away_unread_is_counted(plain_settings: Settings, taken: 
 
 
 def test_a_body_that_grows_too_large_is_read_no_further(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if a body that is sent in chunks is read to its end, or one is taken that lies about its length."""
+    """Breaks if an oversized chunked body is read to its end, or a wrong length is believed."""
     app = server(replace(plain_settings, max_body_bytes=100), taken.extend)
     exchange = ask(app, Exchange([b"x" * 60] * 50), {})
     assert (exchange.status, exchange.read, taken) == (413, 2, [])
@@ -101,7 +100,7 @@ def test_a_body_that_grows_too_large_is_read_no_further(plain_settings: Settings
 
 
 def test_a_body_that_never_ends_is_given_up(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if whoever sends a byte now and then is waited for."""
+    """Breaks if a slow body has no time limit."""
     app = server(plain_settings, taken.extend, body_seconds=0.05)
     exchange = ask(app, Exchange([b"x"] * 1000, wait=0.01), signed(BODY))
     assert (exchange.status, exchange.headers["Retry-After"]) == (503, "5")
@@ -109,7 +108,7 @@ def test_a_body_that_never_ends_is_given_up(plain_settings: Settings, taken: lis
 
 
 def test_bodies_that_are_arriving_have_a_budget_together(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if many slow senders fill the memory, or what they held is not given back."""
+    """Breaks if slow senders exceed the memory budget, or their share is not released."""
     settings = replace(plain_settings, max_body_bytes=SMALLEST_BUFFER)
     app = server(settings, taken.extend)
     slow = [Exchange([b"x" * (SMALLEST_BUFFER - 1)] + [b"x"] * 5, wait=0.02) for _ in range(BUFFERED_BODIES + 3)]
@@ -126,7 +125,7 @@ def test_bodies_that_are_arriving_have_a_budget_together(plain_settings: Setting
 
 
 def test_whoever_hangs_up_costs_nothing(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if a connection that is cut ends the process, or half a body is taken."""
+    """Breaks if a cut connection ends the process, or half a body is published."""
     app = server(plain_settings, taken.extend)
     exchange = ask(app, Exchange([BODY[:10]], then=ConnectionError("cut")), signed(BODY))
     assert (exchange.status, taken) == (503, [])
@@ -134,7 +133,7 @@ def test_whoever_hangs_up_costs_nothing(plain_settings: Settings, taken: list[De
 
 
 def test_no_202_before_the_broker_has_it(plain_settings: Settings) -> None:
-    """Breaks if a request is answered while its message is on its way."""
+    """Breaks if a request is answered before its message is published."""
     release, seen = threading.Event(), []
 
     def publish(deliveries: Sequence[Delivery]) -> None:
@@ -155,7 +154,7 @@ def test_no_202_before_the_broker_has_it(plain_settings: Settings) -> None:
 
 
 def test_a_broker_that_refuses_or_hangs_is_503(plain_settings: Settings) -> None:
-    """Breaks if a request waits for a broker longer than it may, or is promised what was not kept."""
+    """Breaks if a request waits longer than the deadline, or gets a 202 without a confirmation."""
 
     def refuse(_: Sequence[Delivery]) -> None:
         raise PublishFailed("as asked")
@@ -168,11 +167,28 @@ def test_a_broker_that_refuses_or_hangs_is_503(plain_settings: Settings) -> None
     hang.set()
 
 
+def test_an_unexpected_error_is_503_and_its_text_is_not_logged(
+    plain_settings: Settings, taken: list[Delivery], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks if an error of a receiver, which Flask does not handle on the event loop, is a 500 or quotes a body."""
+    app = server(plain_settings, taken.extend)
+
+    def fail(_headers: Any, _body: bytes) -> None:
+        raise ZeroDivisionError("canary")
+
+    app._receivers["/webhooks/junction"] = fail
+    exchange = ask(app, Exchange([BODY]), signed(BODY))
+    assert (exchange.status, exchange.headers["Retry-After"]) == (503, "5")
+    assert "unexpected ZeroDivisionError on /webhooks/junction" in caplog.text
+    assert "canary" not in caplog.text
+
+
 def test_the_other_routes_answer(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if probes and metrics do not come through, or a path is read in another way than by WSGI."""
+    """Breaks if probes or metrics fail, or a path is decoded otherwise than under WSGI."""
     app = server(plain_settings, taken.extend)
     assert ask(app, Exchange([]), {}, method="GET", path="/livez").answer == b"up\n"
     assert ask(app, Exchange([]), {}, method="GET", path="/readyz").status == 200
     assert b"headrace_answers_total" in ask(app, Exchange([]), {}, method="GET", path="/metrics").answer
     assert ask(app, Exchange([]), {}, method="GET", path="/nowhere").status == 404
+    assert "POST" in ask(app, Exchange([]), {}, method="OPTIONS").headers["Allow"]
     assert ask(app, Exchange([BODY]), signed(BODY), path="/webhooks/%6aunction").status == 202

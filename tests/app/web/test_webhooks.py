@@ -1,4 +1,4 @@
-"""The routes: who is answered what, and what is handed on for it."""
+"""The routes: answers and published deliveries."""
 
 import base64
 import hashlib
@@ -36,35 +36,34 @@ FUZZ = hypothesis_settings(
 
 
 def nothing_wrong() -> None:
-    """A broker that is there."""
+    """A broker that accepts messages."""
 
 
 def endpoint(settings: Settings, publish: Publish, ready: Callable[[], None]) -> Flask:
-    """The endpoint over whatever takes its messages."""
+    """The endpoint with a given publish function."""
     return create_app(settings, make_batcher(settings, publish), ready)
 
 
 @pytest.fixture
 def taken() -> list[Delivery]:
-    """What was handed on."""
+    """The published deliveries."""
     return []
 
 
 @pytest.fixture
 def client(plain_settings: Settings, taken: list[Delivery]) -> FlaskClient:
-    """The endpoint, handing on to a list."""
+    """The endpoint, which publishes to a list."""
     return endpoint(plain_settings, taken.extend, nothing_wrong).test_client()
 
 
 def svix_signature(body: bytes, name: str, seconds: int, secret: str = JUNCTION_SECRET) -> str:
-    """A Svix signature over any bytes."""
+    """A Svix signature over these bytes."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     text = f"{name}.{seconds}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
 
 
 def counted(name: str, **labels: str) -> float:
-    """A counter's value."""
     return REGISTRY.get_sample_value(name, labels) or 0
 
 
@@ -72,7 +71,7 @@ def counted(name: str, **labels: str) -> float:
 def test_a_signed_webhook_is_handed_on_and_answered_202(
     client: FlaskClient, taken: list[Delivery], route: str, sign: Callable[[bytes], dict[str, str]]
 ) -> None:
-    """Breaks if a good webhook is refused, or what is handed on is not its body under its id."""
+    """Breaks if a valid webhook is rejected, or its body or id changes."""
     answer = client.post(f"/webhooks/{route}", data=BODY, headers=sign(BODY))
     assert (answer.status_code, answer.data) == (202, b"")
     (delivery,) = taken
@@ -84,14 +83,14 @@ def test_a_signed_webhook_is_handed_on_and_answered_202(
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
 def test_the_content_type_does_not_matter(client: FlaskClient, taken: list[Delivery], content_type: str) -> None:
-    """Breaks if a framework reads the body before the signature was checked over it."""
+    """Breaks if the framework consumes the body before the verification."""
     answer = client.post("/webhooks/junction", data=b"a=b&c", headers=signed(b"a=b&c"), content_type=content_type)
     assert (answer.status_code, len(taken)) == (202, 1)
 
 
 @pytest.mark.parametrize("names", [("webhook-id", "webhook-timestamp", "webhook-signature"), ("SVIX-ID",) * 3])
 def test_header_names_may_be_of_the_standard_and_of_any_case(client: FlaskClient, names: tuple[str, ...]) -> None:
-    """Breaks if a sender or a proxy that spells the headers in another way is refused."""
+    """Breaks if another spelling of the headers is rejected."""
     given = signed(BODY)
     renamed = (
         zip(names, given.values(), strict=True)
@@ -102,7 +101,7 @@ def test_header_names_may_be_of_the_standard_and_of_any_case(client: FlaskClient
 
 
 def hostile() -> dict[str, dict[str, str]]:
-    """Header sets that must be refused."""
+    """Headers that must be rejected."""
     now, valid = datetime.now(UTC), signed(BODY)["svix-signature"]
 
     def timestamp(text: str) -> dict[str, str]:
@@ -151,14 +150,14 @@ def hostile() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("case", hostile())
 def test_hostile_headers_are_refused(client: FlaskClient, taken: list[Delivery], case: str) -> None:
-    """Breaks if a forgery is taken, or makes the endpoint fail."""
+    """Breaks if a forgery is accepted or causes an error."""
     answer = client.post("/webhooks/junction", data=BODY, headers=hostile()[case])
     assert (answer.status_code, answer.data, taken) == (401, b"signature refused\n", [])
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe{}", BODY + b" ", BODY[:-1], b"\x00" * 100])
 def test_another_body_is_refused(client: FlaskClient, taken: list[Delivery], body: bytes) -> None:
-    """Breaks if the signature is not checked over the very bytes that came."""
+    """Breaks if the signature is not verified over the received bytes."""
     assert client.post("/webhooks/junction", data=body, headers=signed(BODY)).status_code == 401
     assert client.post("/webhooks/terra", data=body, headers=terra_signed(BODY)).status_code == 401
     assert taken == []
@@ -180,13 +179,13 @@ def test_another_body_is_refused(client: FlaskClient, taken: list[Delivery], bod
     ],
 )
 def test_hostile_headers_to_terra_are_refused(client: FlaskClient, taken: list[Delivery], headers: dict) -> None:
-    """Breaks if a forgery is taken, or makes the endpoint fail."""
+    """Breaks if a forgery is accepted or causes an error."""
     assert client.post("/webhooks/terra", data=BODY, headers=headers).status_code == 401
     assert taken == []
 
 
 def test_any_of_several_secrets_will_do(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if a second endpoint's events, or those of a rotation, are refused."""
+    """Breaks if the events of a second endpoint or of a rotation are rejected."""
     settings = replace(
         plain_settings,
         junction_webhook_secrets=(OTHER_SECRET, JUNCTION_SECRET),
@@ -203,7 +202,7 @@ def test_any_of_several_secrets_will_do(plain_settings: Settings, taken: list[De
 @pytest.mark.parametrize("other", ["v1,AAAA", "v2,!!!", "v1a,x", "v1," + "A" * 43 + "="])
 @pytest.mark.parametrize("first", [True, False])
 def test_any_of_several_signatures_will_do(client: FlaskClient, other: str, *, first: bool) -> None:
-    """Breaks if events are refused while a rotated secret still signs, or when a new scheme signs along."""
+    """Breaks if events are rejected during a rotation, or because of an additional signature scheme."""
     headers = signed(BODY)
     pair = [headers["svix-signature"], other]
     headers["svix-signature"] = " ".join(pair if first else reversed(pair))
@@ -212,7 +211,7 @@ def test_any_of_several_signatures_will_do(client: FlaskClient, other: str, *, f
 
 @pytest.mark.parametrize("route", ["junction", "terra"])
 def test_without_a_secret_everything_is_refused(plain_settings: Settings, taken: list[Delivery], route: str) -> None:
-    """Breaks if a provider that was not set up is open to everybody."""
+    """Breaks if an aggregator without a secret accepts unsigned requests."""
     settings = replace(plain_settings, junction_webhook_secrets=(), terra_signing_secrets=())
     client = endpoint(settings, taken.extend, nothing_wrong).test_client()
     for headers in ({}, signed(BODY), terra_signed(BODY), terra_signed(BODY, secret="")):
@@ -228,13 +227,13 @@ def test_without_a_secret_everything_is_refused(plain_settings: Settings, taken:
     ],
 )  # fmt: skip
 def test_what_is_signed_is_taken_whatever_it_is(client: FlaskClient, taken: list[Delivery], body: bytes) -> None:
-    """Breaks if a signed body that nobody can use is refused, so that it is sent eight times."""
+    """Breaks if a signed but unusable body is rejected, so that the sender retries eight times."""
     assert client.post("/webhooks/junction", data=body, headers=signed(body)).status_code == 202
     assert Sealer([ENCRYPTION_KEY]).open(taken[0].sealed, taken[0].key) == body
 
 
 def test_a_signed_body_that_is_not_utf8_does_no_harm(client: FlaskClient, taken: list[Delivery]) -> None:
-    """Breaks if bytes that the library of the signature cannot decode make the endpoint fail."""
+    """Breaks if bytes that the signature library cannot decode cause an error."""
     seconds, body = int(datetime.now(UTC).timestamp()), b'{"event_type":"\xff\xfe"}'
     headers = {
         "svix-id": "msg_1",
@@ -264,7 +263,7 @@ CHUNKED = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
 def test_a_body_over_the_limit_is_413(
     plain_settings: Settings, taken: list[Delivery], environment: dict[str, Any], size: int, status: int
 ) -> None:
-    """Breaks if one request can fill the memory, or a body of just the limit is refused."""
+    """Breaks if a body over the limit is accepted, or one of exactly the limit rejected."""
     client = endpoint(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
     body = b"x" * size
     answer = client.post(
@@ -275,7 +274,7 @@ def test_a_body_over_the_limit_is_413(
 
 
 def test_a_body_over_the_limit_is_not_read(plain_settings: Settings, taken: list[Delivery]) -> None:
-    """Breaks if a body that is announced to be too large is read all the same."""
+    """Breaks if a body is read although its declared length is too large."""
     client = endpoint(replace(plain_settings, max_body_bytes=1000), taken.extend, nothing_wrong).test_client()
     stream = io.BytesIO(b"x" * 10**6)
     assert client.post("/webhooks/junction", input_stream=stream, headers=signed(b"")).status_code == 413
@@ -283,17 +282,15 @@ def test_a_body_over_the_limit_is_not_read(plain_settings: Settings, taken: list
 
 
 class Unreadable(io.RawIOBase):
-    """A request's body that breaks off."""
+    """A request body that fails."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
     def readinto(self, _: Any) -> int:
-        """What the framework comes to call."""
         raise self.error
 
     def readable(self) -> bool:
-        """It claims to be."""
         return True
 
 
@@ -301,10 +298,10 @@ class Unreadable(io.RawIOBase):
 def test_whatever_goes_wrong_is_503_and_its_text_is_not_logged(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """Breaks if an unforeseen error is 500, or its text, which may quote a body, is logged or answered."""
+    """Breaks if an unexpected error is a 500, or its text, which may quote a body, is logged or returned."""
     answer = client.post("/webhooks/junction", environ_overrides={"wsgi.input": Unreadable(error), **CHUNKED})
     assert (answer.status_code, answer.data, answer.headers["Retry-After"]) == (503, b"try again\n", "5")
-    assert "unforeseen" in caplog.text
+    assert "unexpected" in caplog.text
     assert "canary" not in caplog.text
 
 
@@ -318,7 +315,7 @@ def test_what_could_not_be_handed_on_is_503(
     route: str,
     sign: Callable[[bytes], dict[str, str]],
 ) -> None:
-    """Breaks if a delivery is claimed although the broker did not take it, or the sender is not told to come again."""
+    """Breaks if a delivery that is not published is answered otherwise than by a 503 with Retry-After."""
 
     def publish(_: Sequence[Delivery]) -> None:
         raise error
@@ -333,7 +330,7 @@ def test_what_could_not_be_handed_on_is_503(
 
 
 def test_a_broker_that_hangs_is_503(plain_settings: Settings) -> None:
-    """Breaks if a request hangs with its broker."""
+    """Breaks if a request blocks as long as the broker."""
     released = threading.Event()
     settings = replace(plain_settings, enqueue_deadline_seconds=0.2)
     client = endpoint(settings, lambda _: released.wait(20) and None, nothing_wrong).test_client()
@@ -359,7 +356,7 @@ def test_a_broker_that_hangs_is_503(plain_settings: Settings) -> None:
     ],
 )
 def test_other_routes(client: FlaskClient, taken: list[Delivery], method: str, path: str, status: int) -> None:
-    """Breaks if a probe fails, or a wrong address is answered as if it were a fault of ours."""
+    """Breaks if a probe fails, or an unknown path is answered by a server error."""
     assert client.open(path, method=method, data=BODY, headers=signed(BODY)).status_code == status
     assert taken == []
 
@@ -367,7 +364,7 @@ def test_other_routes(client: FlaskClient, taken: list[Delivery], method: str, p
 def test_readiness_is_denied_when_nothing_could_be_enqueued(
     plain_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Breaks if a balancer keeps sending where nothing can be taken, or a process that is only not ready is killed."""
+    """Breaks if readiness does not depend on the broker, or liveness does."""
     wrong: list[Exception] = [PublishFailed("the broker cannot be reached"), ZeroDivisionError("canary")]
 
     def ready() -> None:
@@ -384,7 +381,7 @@ def test_readiness_is_denied_when_nothing_could_be_enqueued(
 
 
 def test_answers_are_counted(client: FlaskClient) -> None:
-    """Breaks if an alarm on refusals or failures would never ring."""
+    """Breaks if accepted or rejected webhooks are not counted."""
     series = [
         ("headrace_answers_total", {"aggregator": "junction", "status": "202"}),
         ("headrace_answers_total", {"aggregator": "junction", "status": "401"}),
@@ -404,13 +401,12 @@ def test_answers_are_counted(client: FlaskClient) -> None:
 
 @pytest.fixture(scope="module")
 def ack() -> list[Delivery]:
-    """What the fuzzed endpoint handed on."""
+    """The deliveries that the fuzzed endpoint published."""
     return []
 
 
 @pytest.fixture(scope="module")
 def fuzzed(ack: list[Delivery]) -> Iterator[FlaskClient]:
-    """One endpoint for all examples."""
     settings = Settings(junction_webhook_secrets=(JUNCTION_SECRET,), terra_signing_secrets=(TERRA_SECRET,))
     yield endpoint(settings, ack.extend, nothing_wrong).test_client()
     assert ack == []
@@ -435,7 +431,7 @@ TERRA_SIGNATURES = LATIN | st.lists(PAIRS, max_size=5).map(lambda pairs: ",".joi
 def test_no_header_makes_junction_s_route_fail(
     fuzzed: FlaskClient, name: str, timestamp: str, signature: str, body: bytes
 ) -> None:
-    """Breaks if some header value is taken for a signature, or answered with anything but 401."""
+    """Breaks if a random header passes as a signature or is answered otherwise than by 401."""
     headers = {"HTTP_SVIX_ID": name, "HTTP_SVIX_TIMESTAMP": timestamp, "HTTP_SVIX_SIGNATURE": signature}
     assert fuzzed.post("/webhooks/junction", data=body, environ_overrides=headers).status_code == 401
 
@@ -445,7 +441,7 @@ def test_no_header_makes_junction_s_route_fail(
 def test_no_header_makes_terra_s_route_fail(
     fuzzed: FlaskClient, signature: str, old: str, trace: str, body: bytes
 ) -> None:
-    """Breaks if some header value is taken for a signature, or answered with anything but 401."""
+    """Breaks if a random header passes as a signature or is answered otherwise than by 401."""
     headers = {
         "HTTP_X_TERRA_SIGNATURE": signature,
         "HTTP_TERRA_SIGNATURE": old,
@@ -467,7 +463,7 @@ def test_no_header_makes_terra_s_route_fail(
     value=LATIN | NUMBERS,
 )  # fmt: skip
 def test_no_other_header_makes_a_route_fail(fuzzed: FlaskClient, name: str, value: str) -> None:
-    """Breaks if a header that is none of ours is answered with a status that the contract does not have."""
+    """Breaks if an unrelated header leads to a status that is not in the contract."""
     for route in ("junction", "terra"):
         answer = fuzzed.post(f"/webhooks/{route}", data=b"{}", environ_overrides={name: value})
         assert answer.status_code in (401, 413, 503)

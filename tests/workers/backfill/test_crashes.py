@@ -1,4 +1,4 @@
-"""Pages of history that killed whoever read them: a backfill goes on, and ends after too many deaths."""
+"""Pages that crash the worker: the backfill is resumed, and fails after too many crashes."""
 
 from dataclasses import replace
 
@@ -17,41 +17,41 @@ from workers.store.backfills import due
 
 @pytest.fixture
 def reading(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
 
 
 def killed(_: httpx.Request) -> httpx.Response:
-    """An answer that nobody lives to read."""
+    """A response that crashes the worker."""
     raise Killed
 
 
-def die_of(engine: Engine, settings: Settings, provider: Provider, backfill_id: int) -> None:
-    """A worker takes up a backfill and dies; its lease runs out."""
+def crash(engine: Engine, settings: Settings, provider: Provider, backfill_id: int) -> None:
+    """A worker claims a backfill and crashes; its lease expires."""
     with pytest.raises(Killed):
         provider.fetcher(engine, settings).run(backfill_id)
     hurry(engine, leases=True)
 
 
-def test_a_page_that_kills_its_workers_ends_its_backfill(engine: Engine, reading: Settings) -> None:
-    """Breaks if one page kills a worker a minute, for ever, or ends its history at the first death."""
+def test_a_page_that_crashes_its_workers_fails_its_backfill(engine: Engine, reading: Settings) -> None:
+    """Breaks if one page crashes a worker per minute without end, or its backfill fails at the first crash."""
     provider = Provider(killed)
     (one,) = announce(engine, reading, notice(days=(0, 3)))
     for deaths in range(MAX_CRASHES):
         assert rows(engine, "SELECT crashes, status FROM headrace.backfills") == [
             {"crashes": max(deaths - 1, 0), "status": "running" if deaths else "pending"}
         ]
-        die_of(engine, reading, provider, one)
+        crash(engine, reading, provider, one)
     assert provider.fetcher(engine, reading).run(one) == []
     assert len(provider.asked) == MAX_CRASHES
     assert status(engine) == [("failed", 0, 1)]
-    assert backfill(engine)["error"] == f"its worker died {MAX_CRASHES} times without a page between"
+    assert backfill(engine)["error"] == f"the worker crashed {MAX_CRASHES} times in a row during this backfill"
     hurry(engine, leases=True)
     assert due(engine) == []
 
 
-def test_a_page_between_makes_up_for_the_deaths(engine: Engine, reading: Settings) -> None:
-    """Breaks if a long history fails because a worker died now and then over the weeks."""
+def test_a_committed_page_resets_the_crashes(engine: Engine, reading: Settings) -> None:
+    """Breaks if a long backfill fails because of occasional crashes over weeks."""
     inner, met = heartrates(hourly(6), 24), dict[str, int]()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -74,8 +74,8 @@ def test_a_page_between_makes_up_for_the_deaths(engine: Engine, reading: Setting
     assert rows(engine, "SELECT crashes FROM headrace.backfills") == [{"crashes": 0}]
 
 
-def test_a_worker_that_gave_its_backfill_back_has_not_died(engine: Engine, reading: Settings) -> None:
-    """Breaks if waiting for the provider counts as a death."""
+def test_a_released_backfill_has_not_crashed(engine: Engine, reading: Settings) -> None:
+    """Breaks if a backfill that waits for its next attempt counts as crashed."""
     provider = Provider(lambda _: httpx.Response(500))
     (one,) = announce(engine, reading, notice(days=(0, 3)))
     for _ in range(MAX_CRASHES + 2):
@@ -84,12 +84,12 @@ def test_a_worker_that_gave_its_backfill_back_has_not_died(engine: Engine, readi
     assert rows(engine, "SELECT crashes, status FROM headrace.backfills") == [{"crashes": 0, "status": "running"}]
 
 
-def test_an_operator_may_have_it_tried_again(engine: Engine, reading: Settings) -> None:
-    """Breaks if a history whose killer was mended fails at once, for the deaths of before."""
+def test_a_resumed_backfill_runs_again(engine: Engine, reading: Settings) -> None:
+    """Breaks if a resumed backfill fails at once because of its earlier crashes."""
     provider = Provider(killed)
     (one,) = announce(engine, reading, notice(days=(0, 3)))
     for _ in range(MAX_CRASHES):
-        die_of(engine, reading, provider, one)
+        crash(engine, reading, provider, one)
     provider.fetcher(engine, reading).run(one)
     provider.answer = heartrates(hourly(3))
     assert backfill_admin.resume(engine, [one]) == [one]
@@ -97,8 +97,8 @@ def test_an_operator_may_have_it_tried_again(engine: Engine, reading: Settings) 
     assert status(engine) == [("complete", 1, 1)]
 
 
-def test_other_backfills_go_on_beside_one_that_kills(engine: Engine, reading: Settings) -> None:
-    """Breaks if the place of a killed worker is never given to others."""
+def test_other_backfills_run_while_one_crashes(engine: Engine, reading: Settings) -> None:
+    """Breaks if the slot of a crashed backfill is never free again."""
     provider, healthy = Provider(killed), Provider(heartrates(hourly(3)))
     limited = replace(reading, backfills_per_user=1)
     (one,) = announce(engine, limited, notice(days=(0, 3)))

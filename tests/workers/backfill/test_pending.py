@@ -1,4 +1,4 @@
-"""Pages that wait to be committed together."""
+"""Pages that are committed together."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from tests.support.provider import Killed, Provider, heartrates, hourly
 
 
 def commits(engine: Engine) -> int:
-    """In how many transactions the samples came."""
+    """The number of transactions that stored samples."""
     return len(rows(engine, "SELECT DISTINCT stored_at FROM headrace.samples"))
 
 
@@ -25,7 +25,7 @@ def commits(engine: Engine) -> int:
 def test_pages_are_committed_together(
     engine: Engine, settings: Settings, limits: dict[str, float], expected: int
 ) -> None:
-    """Breaks if each page costs a commit of its own, or if what comes slowly, or is large, is held back."""
+    """Breaks if each page costs a commit, or slow or large pages are committed late."""
     provider = Provider(heartrates(hourly(10), 25))
     (one,) = announce(engine, settings, notice(days=(0, 9.9)))
     provider.fetcher(engine, settings, **limits).run(one)
@@ -35,8 +35,8 @@ def test_pages_are_committed_together(
     assert rows(engine, "SELECT records, pages FROM headrace.backfills") == [counted]
 
 
-def test_what_is_held_is_stored_before_a_wait(engine: Engine, settings: Settings) -> None:
-    """Breaks if pages that were read are asked for again because the one after them has to wait."""
+def test_pending_pages_are_committed_before_a_wait(engine: Engine, settings: Settings) -> None:
+    """Breaks if pending pages are requested again because the page after them has to wait."""
     inner = heartrates(hourly(10), 25)
     answers: list[httpx.Response | None] = [None, None, httpx.Response(500)]
     provider = Provider(lambda request: (answers.pop(0) if answers else None) or inner(request))
@@ -51,7 +51,7 @@ def test_what_is_held_is_stored_before_a_wait(engine: Engine, settings: Settings
 
 
 def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings: Settings) -> None:
-    """Breaks if more than that is lost, or if it begins to hold pages again before it knows which one kills."""
+    """Breaks if more is lost, or pages are committed together again before the page that crashes is known."""
     inner, kills = heartrates(hourly(10), 25), [7]
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""A live notice that there is a stream: it is fetched once, and stored in place of its notice."""
+"""Live notices of streams: each stream is fetched once and replaces its notice."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id, rows
-from tests.support.backfills import announce, forget_pauses, hurry, notice, settle
+from tests.support.backfills import announce, fetch_history, forget_pauses, hurry, notice, settle
 from tests.support.provider import Provider, workouts
 from workers.backfill.fetcher import FollowUp
 from workers.operate import status_view
@@ -26,18 +26,18 @@ SLEEP = {"id": "s1", "user_id": "u1", "calendar_date": "2026-03-14", "source": {
 
 
 def live(suffix: str = "created", name: str | None = None, **changes: Any) -> Delivery:
-    """A delivery that says that a workout has a stream."""
+    """A delivery that announces the stream of a workout."""
     body = event(f"daily.data.workout_stream.{suffix}", "u1", NOTICE | changes)
     return delivery(body, name=name or message_id(START))
 
 
 def slept(suffix: str = "created", **changes: Any) -> Delivery:
-    """A delivery of a night."""
+    """A delivery of a sleep record."""
     return delivery(event(f"daily.data.sleep.{suffix}", "u1", SLEEP | changes), name=message_id(START))
 
 
 def streams(then: Any = STREAM, *first: int) -> Provider:
-    """A provider that answers with these statuses first, and then with a stream."""
+    """An API with these statuses first, and then with a stream."""
     provider = Provider(lambda _: httpx.Response(500))
 
     def answer(_: httpx.Request) -> httpx.Response:
@@ -49,13 +49,13 @@ def streams(then: Any = STREAM, *first: int) -> Provider:
 
 
 def stored(engine: Engine, view: str = "workout_stream") -> list[dict[str, Any]]:
-    """What a reader sees of streams."""
+    """The stored streams."""
     query = f"SELECT user_id, id, provider, source_type, payload, origin FROM health.{view} ORDER BY id"
     return rows(engine, query)
 
 
 def items(engine: Engine) -> list[Backfill]:
-    """The fetches, the oldest first."""
+    """The backfills, the oldest first."""
     return sorted(listed(engine, Filter()), key=lambda one: one.id)
 
 
@@ -63,7 +63,7 @@ FETCHED = {"user_id": "u1", "id": "w1", "provider": "peloton", "source_type": "b
 
 
 def test_a_notice_is_stored_and_its_stream_fetched(engine: Engine, settings: Settings) -> None:
-    """Breaks if the stream of a live workout is never fetched, asked for twice, or loses whose it is."""
+    """Breaks if the stream of a live workout is never fetched, fetched twice, or loses its owner."""
     (number,) = announce(engine, settings, live())
     assert stored(engine) == [FETCHED | {"payload": NOTICE, "origin": "webhook"}]
     (one,) = items(engine)
@@ -86,7 +86,7 @@ def test_a_notice_is_stored_and_its_stream_fetched(engine: Engine, settings: Set
 
 
 def test_each_workout_has_a_fetch_of_its_own(engine: Engine, settings: Settings) -> None:
-    """Breaks if one workout's stream is put to another, or one of several that come at once is forgotten."""
+    """Breaks if a stream is stored under another workout, or one of several concurrent notices is lost."""
     numbers = announce(engine, settings, *(live(workout_id=f"w{n}") for n in range(3)))
     assert len(set(numbers)) == 3
     provider = Provider(workouts([]))
@@ -96,7 +96,7 @@ def test_each_workout_has_a_fetch_of_its_own(engine: Engine, settings: Settings)
 
 
 def test_a_notice_that_comes_again_does_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if a repeated delivery, before or after the fetch, asks again or puts the notice over the stream."""
+    """Breaks if a repeated delivery, before or after the fetch, causes a request or overwrites the stream."""
     given = live()
     announce(engine, settings, given)
     assert announce(engine, settings, given, given) == []
@@ -113,7 +113,7 @@ def test_a_notice_that_comes_again_does_nothing(engine: Engine, settings: Settin
 
 @pytest.mark.parametrize("fetched", ["before", "after"])
 def test_an_update_is_fetched_again(engine: Engine, settings: Settings, fetched: str) -> None:
-    """Breaks if a stream that was corrected stays as it was, or is away while the new one is on its way."""
+    """Breaks if a corrected stream is not fetched, or the old one is missing meanwhile."""
     announce(engine, settings, live())
     provider = streams()
     if fetched == "before":
@@ -131,9 +131,8 @@ def test_an_update_is_fetched_again(engine: Engine, settings: Settings, fetched:
 
 @pytest.mark.parametrize("created_at", [START - timedelta(days=9), datetime.now(UTC) + timedelta(days=1)])
 def test_no_notice_goes_over_a_stream(engine: Engine, settings: Settings, created_at: datetime) -> None:
-    """Breaks if a notice that was late, or newer than the fetch, leaves a row without its stream."""
-    announce(engine, settings, live())
-    settle(engine, streams().fetcher(engine, settings))
+    """Breaks if a notice that is late, or newer than the fetch, overwrites the stream."""
+    fetch_history(engine, settings, streams(), live())
     announce(engine, settings, live(name=message_id(created_at), message="again"))
     assert stored(engine) == [FETCHED | {"payload": STREAM, "origin": "backfill"}]
     gone = streams({}, 404)
@@ -142,51 +141,47 @@ def test_no_notice_goes_over_a_stream(engine: Engine, settings: Settings, create
     assert [row["payload"] for row in stored(engine)] == [STREAM]
 
 
-def letters(engine: Engine) -> list[dict[str, Any]]:
-    """What is set aside."""
+def dead_letters(engine: Engine) -> list[dict[str, Any]]:
+    """The dead letters."""
     return rows(engine, "SELECT aggregator, message_id, event_type, reason, sealed FROM headrace.dead_letters")
 
 
 def test_a_stream_that_is_not_there_leaves_its_notice(engine: Engine, settings: Settings) -> None:
-    """Breaks if a workout without a stream is asked for again and again, or its notice goes with it."""
-    announce(engine, settings, live())
+    """Breaks if a missing stream is requested repeatedly, or its notice is deleted."""
     provider = streams(STREAM, 404)
-    settle(engine, provider.fetcher(engine, settings))
+    fetch_history(engine, settings, provider, live())
     assert len(provider.asked) == 1
     assert [row["payload"] for row in stored(engine)] == [NOTICE]
     (one,) = items(engine)
-    assert (one.status, one.records, one.error, letters(engine)) == ("complete", 0, None, [])
+    assert (one.status, one.records, one.error, dead_letters(engine)) == ("complete", 0, None, [])
 
 
 def test_a_stream_that_is_refused_is_a_dead_letter(engine: Engine, settings: Settings) -> None:
-    """Breaks if nobody learns why a stream is missing, or what the provider says is readable where it is kept."""
+    """Breaks if the reason of a missing stream is not stored, or the response is stored unencrypted."""
     body = b'{"detail": "canary of u1"}'
     provider = Provider(lambda _: httpx.Response(422, content=body))
-    announce(engine, settings, live())
-    settle(engine, provider.fetcher(engine, settings))
+    fetch_history(engine, settings, provider, live())
     assert len(provider.asked) == 1
-    (letter,) = letters(engine)
+    (letter,) = dead_letters(engine)
     assert (letter["event_type"], letter["reason"]) == ("fetch.workout_stream", "status 422")
     assert b"canary" not in letter["sealed"]
     about = f"{letter['aggregator']}:{letter['message_id']}"
     assert Sealer([ENCRYPTION_KEY]).open(letter["sealed"], about) == body
     assert [row["payload"] for row in stored(engine)] == [NOTICE]
     assert [one.status for one in items(engine)] == ["complete"]
-    announce(engine, settings, live("updated"))
-    settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == len(letters(engine)) == 2
+    fetch_history(engine, settings, provider, live("updated"))
+    assert len(provider.asked) == len(dead_letters(engine)) == 2
 
 
-def test_a_stream_that_is_refused_is_told(engine: Engine, settings: Settings) -> None:
-    """Breaks if a fetch that brought nothing looks like one that went well."""
-    announce(engine, settings, live())
-    settle(engine, Provider(lambda _: httpx.Response(422, json={})).fetcher(engine, settings))
+def test_a_refused_stream_is_an_error_of_the_backfill(engine: Engine, settings: Settings) -> None:
+    """Breaks if a fetch without data looks like a successful one."""
+    fetch_history(engine, settings, Provider(lambda _: httpx.Response(422, json={})), live())
     assert [one.error for one in items(engine)] == ["1 refused, first: status 422"]
 
 
 @pytest.mark.parametrize("status_code", [500, 502, 504, 408, 413])
-def test_what_may_pass_is_tried_again(engine: Engine, settings: Settings, status_code: int) -> None:
-    """Breaks if a stream is given up because the provider had a bad minute."""
+def test_a_temporary_error_is_retried(engine: Engine, settings: Settings, status_code: int) -> None:
+    """Breaks if a short outage of the API loses a stream."""
     (number,) = announce(engine, settings, live())
     provider = streams(STREAM, status_code, status_code)
     (again,) = provider.fetcher(engine, settings).run(number)
@@ -199,7 +194,7 @@ def test_what_may_pass_is_tried_again(engine: Engine, settings: Settings, status
 
 
 def test_what_is_no_stream_is_tried_again(engine: Engine, settings: Settings) -> None:
-    """Breaks if an answer that was cut short is stored, or taken for the end."""
+    """Breaks if a truncated response is stored, or ends the backfill."""
     announce(engine, settings, live())
     provider = streams()
     inner = provider.answer
@@ -209,7 +204,7 @@ def test_what_is_no_stream_is_tried_again(engine: Engine, settings: Settings) ->
     assert len(provider.asked) == 2
 
 
-def test_a_refused_key_waits_for_its_mending(engine: Engine, settings: Settings) -> None:
+def test_a_stream_waits_for_a_new_key(engine: Engine, settings: Settings) -> None:
     """Breaks if every stream of a day is lost because a key was wrong."""
     (number,) = announce(engine, settings, live())
     provider = streams(STREAM, 401)
@@ -223,7 +218,7 @@ def test_a_refused_key_waits_for_its_mending(engine: Engine, settings: Settings)
 
 
 def test_a_fetch_of_one_stream_is_no_history(engine: Engine, settings: Settings) -> None:
-    """Breaks if a thousand live workouts hide the histories that a reader, or an operator, looks for."""
+    """Breaks if a thousand live workouts hide the backfills that a user or an operator looks for."""
     announce(engine, settings, live(), notice(resource="workout_stream"))
     (history,) = rows(engine, "SELECT provider, chunks_total FROM health.backfills")
     assert history == {"provider": "garmin", "chunks_total": 1}
@@ -232,7 +227,7 @@ def test_a_fetch_of_one_stream_is_no_history(engine: Engine, settings: Settings)
 
 
 def test_a_history_and_a_live_stream_do_not_extend_each_other(engine: Engine, settings: Settings) -> None:
-    """Breaks if a live workout keeps a pull open, or a pull swallows a live workout."""
+    """Breaks if a live workout keeps a pull open, or is lost in a pull."""
     history = notice(resource="workout_stream", final=False)
     numbers = announce(engine, settings, history, live(source={"provider": "garmin", "type": "watch"}))
     assert len(set(numbers)) == 2
@@ -242,8 +237,8 @@ def test_a_history_and_a_live_stream_do_not_extend_each_other(engine: Engine, se
     assert [one.url.path for one in provider.asked].count("/v2/timeseries/workouts/w1/stream") == 1
 
 
-def test_of_a_person_who_was_erased_nothing_is_asked(engine: Engine, settings: Settings) -> None:
-    """Breaks if a person who was erased while a fetch waited comes back with it."""
+def test_no_request_is_sent_about_an_erased_user(engine: Engine, settings: Settings) -> None:
+    """Breaks if data of a user who was erased while a fetch waited is stored again."""
     announce(engine, settings, live())
     Eraser(engine, settings).erase("u1", lambda _: None)
     provider = streams()
@@ -253,8 +248,8 @@ def test_of_a_person_who_was_erased_nothing_is_asked(engine: Engine, settings: S
     assert items(engine) == []
 
 
-def test_of_a_person_who_was_erased_between_two_attempts_nothing_is_asked(engine: Engine, settings: Settings) -> None:
-    """Breaks if a person who was erased while a stream could not be had comes back with it."""
+def test_no_request_is_sent_about_a_user_erased_between_two_attempts(engine: Engine, settings: Settings) -> None:
+    """Breaks if data of a user who was erased between two attempts is stored again."""
     (number,) = announce(engine, settings, live())
     provider = streams(STREAM, 500)
     fetcher = provider.fetcher(engine, settings)
@@ -275,13 +270,15 @@ def test_of_a_person_who_was_erased_between_two_attempts_nothing_is_asked(engine
         ({"providers": ("garmin",)}, 0),
     ],
 )
-def test_what_is_left_out_is_not_fetched(engine: Engine, settings: Settings, kept: dict[str, Any], opened: int) -> None:
-    """Breaks if streams that the operator does not want cost a request each."""
+def test_excluded_streams_are_not_fetched(
+    engine: Engine, settings: Settings, kept: dict[str, Any], opened: int
+) -> None:
+    """Breaks if streams that the settings exclude cost a request each."""
     assert len(announce(engine, replace(settings, **kept), live())) == opened
     assert len(stored(engine)) == opened
 
 
-# The streams of nights, which the provider announces no more
+# The streams of nights, for which there are no notices
 
 
 @pytest.mark.parametrize(
@@ -297,7 +294,7 @@ def test_what_is_left_out_is_not_fetched(engine: Engine, settings: Settings, kep
 def test_a_nights_stream_is_fetched_where_it_is_named(
     engine: Engine, settings: Settings, resources: tuple[str, ...], fetched: int, suffix: str
 ) -> None:
-    """Breaks if a stream that must be asked for is never, or everybody pays for one that nobody has asked for."""
+    """Breaks if the stream of a listed resource is never fetched, or one that is not listed costs requests."""
     wanted = replace(settings, resources=resources)
     announce(engine, wanted, slept(suffix))
     provider = streams()
@@ -311,8 +308,8 @@ def test_a_nights_stream_is_fetched_where_it_is_named(
     assert len(stored(engine, "sleep")) == (not resources or "sleep" in resources)
 
 
-def test_a_night_that_comes_again_is_not_fetched_again(engine: Engine, settings: Settings) -> None:
-    """Breaks if a repeated delivery costs a request, or a night that was corrected keeps its old stream."""
+def test_a_repeated_night_is_not_fetched_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a repeated delivery costs a request, or a corrected night keeps its old stream."""
     wanted = replace(settings, resources=("sleep", "sleep_stream"))
     given, provider = slept(), streams()
     for one in (given, given, slept("updated", updated_at="2026-03-15T00:00:00Z")):
@@ -334,7 +331,7 @@ def test_a_night_that_comes_again_is_not_fetched_again(engine: Engine, settings:
 def test_the_history_of_nights_brings_their_streams(
     engine: Engine, settings: Settings, resources: tuple[str, ...], found: set[str]
 ) -> None:
-    """Breaks if the streams of old nights are never fetched, or without being asked for."""
+    """Breaks if the streams of old nights are never fetched, or are fetched though not listed."""
     wanted = replace(settings, resources=resources)
     announce(engine, wanted, notice(resource="sleep"))
     assert {one.resource for one in items(engine)} == found

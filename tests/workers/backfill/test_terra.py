@@ -1,7 +1,6 @@
-"""Terra's history, through the same engine: its windows, its budgets, and its answers that are none."""
+"""Terra's history: its windows, its rate limits, and its responses without data."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -32,31 +31,31 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 @pytest.fixture
 def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment with an account at Terra, and no hurry of its own making."""
+    """A deployment with a Terra account and without a rate limit of its own."""
     terras = {"terra_dev_id": "dev", "terra_api_key": "key-of-the-tests", "history_days": 100}
     return replace(settings, broker_url=broker_url, request_rate="1000000/second", **terras)
 
 
 def connect(engine: Engine, settings: Settings, user: str = "t1") -> list[int]:
-    """Somebody connects; the backfills that this opens."""
+    """Connects a user. Returns the backfills that this opens."""
     body = {"type": "auth", "status": "success", "user": {"user_id": user, "provider": "OURA", "reference_id": "m1"}}
     sealed = seal("terra", Receipt(f"auth-{user}"), msgspec.json.encode(body), Sealer([ENCRYPTION_KEY]))
     return Applier(engine, settings).apply(pack([sealed])).backfills
 
 
 def window(request: httpx.Request) -> tuple[datetime, datetime]:
-    """What a request asks for; the end does not belong to it."""
+    """The window of a request. The end is exclusive."""
     start, end = (int(request.url.params[name]) for name in ("start_date", "end_date"))
     return datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
 
 
 def of_type(provider: Provider, name: str) -> list[httpx.Request]:
-    """The requests for one type, in their order."""
+    """The requests for one type, in order."""
     return [request for request in provider.asked if request.url.path == f"/{name}"]
 
 
 def nights(request: httpx.Request) -> httpx.Response:
-    """A night at every midnight of the last hundred days, of which a window holds those that touch it."""
+    """A sleep record at every midnight of the last hundred days; a response holds those that overlap the window."""
     user = {"user_id": request.url.params["user_id"], "provider": "OURA"}
     name = request.url.path.strip("/")
     if name == "athlete":
@@ -71,22 +70,25 @@ def nights(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"type": name, "user": user, "data": data})
 
 
-@contextmanager
-def from_terra(answer: Answer, limit: int = 500) -> Iterator[Provider]:
-    """Terra, as far as it is asked."""
-    yield Provider(answer, limit, "terra")
+def from_terra(
+    engine: Engine, settings: Settings, answer: Answer, *users: str, limit: int = 500, rounds: int = 60
+) -> Provider:
+    """Connects the users and fetches their history from a Terra API that answers with this function."""
+    provider = Provider(answer, limit, "terra")
+    for user in users or ("t1",):
+        connect(engine, settings, user)
+    settle(engine, provider.fetcher(engine, settings), rounds)
+    return provider
 
 
 def only(name: str, answer: Answer) -> Answer:
-    """Answers for one type in its own way, for the others as always."""
+    """Answers one type with this function, and the others as usual."""
     return lambda request: answer(request) if request.url.path == f"/{name}" else nights(request)
 
 
 def test_a_connection_brings_its_history(engine: Engine, settings: Settings) -> None:
-    """Breaks if a type is forgotten, a window is longer than a month or leaves a hole, or Terra sends webhooks."""
-    connect(engine, settings)
-    with from_terra(nights) as provider:
-        settle(engine, provider.fetcher(engine, settings))
+    """Breaks if a type is missing, a window is longer than a month or leaves a gap, or Terra sends webhooks."""
+    provider = from_terra(engine, settings, nights)
     assert sorted({request.url.path.strip("/") for request in provider.asked}) == TYPES
     assert {request.url.params["to_webhook"] for request in provider.asked} == {"false"}
     assert {request.headers.get("user-agent", "").split("/")[0] for request in provider.asked} == {"python-httpx"}
@@ -103,15 +105,13 @@ def test_a_connection_brings_its_history(engine: Engine, settings: Settings) -> 
     ]
 
 
-def test_a_persons_budget_is_kept(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if Terra has to say that 6,000 days an hour are used up, or if one person's decade holds up another."""
+def test_the_rate_limit_of_a_user_is_kept(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if Terra has to enforce its 6,000 days an hour, or one user's decade delays another user."""
     monkeypatch.setattr(terra, "API_LIMITS", replace(terra.API_LIMITS, user_rate="9/hour"))
-    connect(engine, settings)
-    with from_terra(nights) as provider:
-        settle(engine, provider.fetcher(engine, settings), 30)
-        assert len(provider.asked) == 9
-        connect(engine, settings, "t2")
-        settle(engine, provider.fetcher(engine, settings), 30)
+    provider = from_terra(engine, settings, nights, rounds=30)
+    assert len(provider.asked) == 9
+    connect(engine, settings, "t2")
+    settle(engine, provider.fetcher(engine, settings), 30)
     asked = [request.url.params["user_id"] for request in provider.asked]
     assert (asked.count("t1"), asked.count("t2")) == (9, 9)
     waiting = rows(engine, "SELECT status FROM health.backfills WHERE status IN ('pending', 'running')")
@@ -119,23 +119,23 @@ def test_a_persons_budget_is_kept(engine: Engine, settings: Settings, monkeypatc
     assert rows(engine, "SELECT 1 FROM headrace.backfills WHERE attempts > 0") == []
 
 
-def test_the_budget_is_less_than_terras() -> None:
-    """Breaks if the budget allows more than 6,000 days an hour, were every request as long as one may be."""
+def test_the_rate_limit_is_below_that_of_terra() -> None:
+    """Breaks if requests of maximal length could exceed 6,000 days an hour."""
     assert terra.API_LIMITS.user_rate is not None
     requests, _, period = terra.API_LIMITS.user_rate.partition("/")
     assert (int(requests) * (terra.API_LIMITS.max_slice_days + 1) <= 6000, period) == (True, "hour")
 
 
 def limited(rule: str, **headers: str) -> httpx.Response:
-    """Terra refuses, and says why."""
+    """A 429 from Terra that names the rule."""
     return httpx.Response(
         429, headers={"X-Terra-RateLimit-Rule": rule} | headers, json={"detail": "rate limit exceeded"}
     )
 
 
 @pytest.mark.parametrize("refusal", [limited("r1"), httpx.Response(413), httpx.Response(504), httpx.Response(500)])
-def test_what_is_too_much_is_asked_for_in_halves(engine: Engine, settings: Settings, refusal: httpx.Response) -> None:
-    """Breaks if a window that Terra will never answer is asked for again, or its days are left out."""
+def test_a_window_that_is_too_large_is_halved(engine: Engine, settings: Settings, refusal: httpx.Response) -> None:
+    """Breaks if a window that Terra cannot answer is requested again, or its days are skipped."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         start, end = window(request)
@@ -143,25 +143,20 @@ def test_what_is_too_much_is_asked_for_in_halves(engine: Engine, settings: Setti
             return httpx.Response(refusal.status_code, headers=refusal.headers, content=refusal.content)
         return nights(request)
 
-    connect(engine, settings)
-    with from_terra(only("sleep", answer)) as provider:
-        settle(engine, provider.fetcher(engine, settings), 60)
+    provider = from_terra(engine, settings, only("sleep", answer))
     windows = [window(request) for request in of_type(provider, "sleep")]
     assert len(windows) == len(set(windows)), "the same window twice"
     assert rows(engine, "SELECT count(*) AS n FROM health.sleep") == [{"n": 100}]
     assert pauses(settings) == []
 
 
-def test_a_person_may_be_told_to_wait_alone(engine: Engine, settings: Settings) -> None:
-    """Breaks if one person's used-up budget pauses the account, or they are asked about before the time is over."""
+def test_a_rate_limit_may_apply_to_one_user(engine: Engine, settings: Settings) -> None:
+    """Breaks if one user's rate limit pauses the account, or requests about the user are sent during the pause."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return limited("r2", **{"Retry-After": "1800"}) if request.url.params["user_id"] == "t1" else nights(request)
 
-    for user in ("t1", "t2"):
-        connect(engine, settings, user)
-    with from_terra(answer) as provider:
-        settle(engine, provider.fetcher(engine, settings), 20)
+    provider = from_terra(engine, settings, answer, "t1", "t2", rounds=20)
     assert [request.url.params["user_id"] for request in provider.asked].count("t1") == 1
     assert {one[0] for one in status(engine, "t2")} == {"complete"}
     assert {one[0] for one in status(engine, "t1")} <= {"pending", "running"}
@@ -183,7 +178,7 @@ def test_a_person_may_be_told_to_wait_alone(engine: Engine, settings: Settings) 
 def test_an_answer_that_is_no_data_closes_no_window(
     engine: Engine, settings: Settings, said: dict[str, Any], least: float
 ) -> None:
-    """Breaks if a word about the data is taken for an empty window, so that history is complete without it."""
+    """Breaks if a response without data counts as an empty window, so that the history is complete without it."""
     calls = 0
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -192,51 +187,45 @@ def test_an_answer_that_is_no_data_closes_no_window(
         return httpx.Response(200, json=said) if calls == 1 else nights(request)
 
     numbers = connect(engine, settings)
-    with from_terra(only("sleep", answer)) as provider:
-        fetcher = provider.fetcher(engine, settings)
-        for number in numbers:
-            fetcher.run(number)
-        left = "extract(epoch FROM due_at - now())"
-        (waits,) = rows(engine, f"SELECT status, {left} AS left FROM headrace.backfills WHERE resource = 'sleep'")
-        assert waits["status"] == "running"
-        assert least - 20 < waits["left"]
-        settle(engine, fetcher)
+    provider = Provider(only("sleep", answer), limit=500, name="terra")
+    fetcher = provider.fetcher(engine, settings)
+    for number in numbers:
+        fetcher.run(number)
+    left = "extract(epoch FROM due_at - now())"
+    (waits,) = rows(engine, f"SELECT status, {left} AS left FROM headrace.backfills WHERE resource = 'sleep'")
+    assert waits["status"] == "running"
+    assert least - 20 < waits["left"]
+    settle(engine, fetcher)
     windows = [window(request) for request in of_type(provider, "sleep")]
     assert windows[0] == windows[1]
     assert rows(engine, "SELECT count(*) AS n FROM health.sleep") == [{"n": 100}]
 
 
 def test_no_data_is_believed_in_the_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if an empty window is asked about for ever, or believed at once."""
-    connect(engine, settings)
-    with from_terra(only("sleep", lambda _: httpx.Response(200, json={"type": "no_data"}))) as provider:
-        settle(engine, provider.fetcher(engine, settings))
+    """Breaks if an empty window is requested forever, or `no_data` is believed at once."""
+    provider = from_terra(engine, settings, only("sleep", lambda _: httpx.Response(200, json={"type": "no_data"})))
     windows = [window(request) for request in of_type(provider, "sleep")]
     assert {windows.count(one) for one in windows} == {3}
     assert {one[0] for one in status(engine, "t1")} == {"complete"}
 
 
-def test_who_is_always_about_to_answer_is_given_up(engine: Engine, settings: Settings) -> None:
-    """Breaks if a provider that is never done keeps a backfill open for good, with nobody told."""
-    connect(engine, settings)
-    with from_terra(only("sleep", lambda _: httpx.Response(200, json={"type": "processing"}))) as provider:
-        settle(engine, provider.fetcher(engine, settings))
+def test_endless_processing_fails(engine: Engine, settings: Settings) -> None:
+    """Breaks if a provider that is always `processing` keeps a backfill open forever without an error."""
+    provider = from_terra(engine, settings, only("sleep", lambda _: httpx.Response(200, json={"type": "processing"})))
     assert len(of_type(provider, "sleep")) == MAX_ATTEMPTS
     (end,) = rows(engine, "SELECT status, error FROM health.backfills WHERE resource = 'sleep'")
     assert end == {"status": "failed", "error": "not yet: processing"}
 
 
-def test_who_is_unknown_to_terra_is_gone(engine: Engine, settings: Settings) -> None:
-    """Breaks if a dead connection is asked about for ever. A profile is what not everybody has."""
-    connect(engine, settings)
-    with from_terra(lambda _: httpx.Response(404, json={"title": "Not Found"}), 30) as provider:
-        settle(engine, provider.fetcher(engine, settings))
+def test_a_user_unknown_to_terra_fails(engine: Engine, settings: Settings) -> None:
+    """Breaks if a deleted connection is requested forever. Its profile completes, because a profile is optional."""
+    from_terra(engine, settings, lambda _: httpx.Response(404, json={"title": "Not Found"}), limit=30)
     ends = rows(engine, "SELECT status, count(*) AS n FROM health.backfills GROUP BY status ORDER BY status")
     assert ends == [{"status": "complete", "n": 1}, {"status": "failed", "n": 6}]
 
 
 def test_without_a_key_history_waits(engine: Engine, settings: Settings) -> None:
-    """Breaks if a worker with a key for Junction alone fails at Terra's backfills, or asks Junction for them."""
+    """Breaks if a worker with only a Junction key fails on Terra's backfills, or sends their requests to Junction."""
     connect(engine, settings)
     provider = Provider(lambda _: httpx.Response(500), 0)
     fetcher = provider.fetcher(engine, settings)

@@ -24,24 +24,24 @@ SAFE = {
 
 @pytest.fixture(scope="module")
 def on_redis() -> Celery:
-    """The application beside Redis, which need not run for this."""
+    """The application on Redis, which need not run."""
     return make_app(Settings(broker_url="redis://127.0.0.1:1/0", visibility_timeout_seconds=77))
 
 
 def test_it_has_our_tasks_and_lanes(on_redis: Celery) -> None:
-    """Breaks if a task that others send is not known to a worker, or a lane has no queue."""
+    """Breaks if a task that other processes send is unknown to workers, or a lane has no queue."""
     assert set(on_redis.tasks) >= {APPLY, SWEEP}
     assert [queue.name for queue in on_redis.conf.task_queues] == list(LANES)
 
 
 def test_no_setting_loses_messages(on_redis: Celery) -> None:
-    """Breaks if a message is acknowledged before its work is done, or a worker gives up on its broker."""
+    """Breaks if a message is acknowledged before its work is done, or a worker stops reconnecting to its broker."""
     assert {name: getattr(on_redis.conf, name) for name in SAFE} == SAFE
     assert on_redis.tasks[APPLY].max_retries is None
 
 
 def test_a_killed_workers_message_comes_back_soon(on_redis: Celery) -> None:
-    """Breaks if the visibility timeout is not the operator's, or is checked so seldom that it means minutes."""
+    """Breaks if the visibility timeout is not the setting's, or is checked only every few minutes."""
     options = on_redis.conf.broker_transport_options
     assert options["visibility_timeout"] == 77
     assert options["visibility_timeout"] > MAX_RETRY_SECONDS
@@ -49,7 +49,7 @@ def test_a_killed_workers_message_comes_back_soon(on_redis: Celery) -> None:
 
 
 def test_beat_only_sends_known_tasks_to_known_lanes(on_redis: Celery) -> None:
-    """Breaks if beat sends a task that no worker knows, or unsent ticks pile up while no worker runs."""
+    """Breaks if beat sends a task that workers do not know, or ticks pile up while no worker runs."""
     assert on_redis.conf.beat_schedule
     for entry in on_redis.conf.beat_schedule.values():
         assert entry["task"] in on_redis.tasks
@@ -59,7 +59,7 @@ def test_beat_only_sends_known_tasks_to_known_lanes(on_redis: Celery) -> None:
 
 
 def test_rabbitmq_gets_quorum_queues_and_confirms() -> None:
-    """Breaks if a 202 beside RabbitMQ means that one node had it in memory."""
+    """Breaks if a 202 on RabbitMQ means that one node had the event in memory."""
     conf = make_app(Settings(broker_url="amqp://127.0.0.1:1//")).conf
     assert [queue.queue_arguments for queue in conf.task_queues] == [{"x-queue-type": "quorum"}] * len(LANES)
     assert conf.broker_transport_options["confirm_publish"] is True

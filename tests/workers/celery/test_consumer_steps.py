@@ -8,7 +8,7 @@ from workers.celery.consumer import make_consumer
 
 
 def test_delayed_delivery_and_nothing_else_is_left_out() -> None:
-    """Breaks if a worker declares 28 queues that nobody uses, or goes without a step that it needs."""
+    """Breaks if a worker declares 28 unused queues, or lacks a step."""
     ours = [symbol_by_name(one) for one in make_consumer(lambda _body, _reason: None).Blueprint.default_steps]
     theirs = [symbol_by_name(one) for one in Consumer.Blueprint.default_steps]
     assert DelayedDelivery in theirs
@@ -16,7 +16,7 @@ def test_delayed_delivery_and_nothing_else_is_left_out() -> None:
 
 
 def test_a_step_is_known_by_its_class(monkeypatch) -> None:
-    """Breaks if the step comes back when Celery names it otherwise, or as a class, and one named like it is lost."""
+    """Breaks if the step returns when Celery names it differently, or a step with a similar name is removed."""
 
     class NotDelayedDelivery:
         pass

@@ -1,4 +1,4 @@
-"""The sweep: what it sends to the lanes, which nobody works on here."""
+"""The sweep: the messages it sends to the lanes."""
 
 import json
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from workers.store.backfills import due
 
 @contextmanager
 def working(settings: Settings, broker_url: str, **changes: Any) -> Iterator[Jobs]:
-    """What the tasks of a process share, in a deployment that may read history."""
-    given = replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", **changes)
+    """The jobs of a process in a deployment that may fetch history."""
+    given = replace(settings, **({"broker_url": broker_url, "junction_api_key": "sk_us_tests"} | changes))
     celery = make_celery(given, "publisher")
     work = WorkerContext(celery, given)
     try:
@@ -36,21 +36,21 @@ def working(settings: Settings, broker_url: str, **changes: Any) -> Iterator[Job
 
 
 def announced(engine: Engine, settings: Settings, count: int) -> list[int]:
-    """So many backfills that are due."""
+    """Opens `count` backfills that are due."""
     notices = [event("historical.data.sleep.created", f"u{number}", {"provider": "oura"}) for number in range(count)]
     apply(engine, settings, *map(delivery, notices))
     return due(engine)
 
 
 def sent(broker_url: str) -> list[tuple[str, str]]:
-    """The messages on the lane of history, the oldest first: task and arguments."""
+    """The messages on the backfill lane, the oldest first: task and arguments."""
     with redis.Redis.from_url(broker_url) as client:
         headers = [json.loads(raw)["headers"] for raw in client.lrange("backfill", 0, -1)]
     return [(one["task"], one["argsrepr"]) for one in reversed(headers)]
 
 
 def test_a_sweep_sends_what_is_due(engine: Engine, settings: Settings, broker_url: str) -> None:
-    """Breaks if a backfill whose message was lost is never gone on with."""
+    """Breaks if a backfill whose message was lost is never continued."""
     numbers = announced(engine, settings, 3)
     with working(settings, broker_url) as work:
         work.sweep()
@@ -60,7 +60,7 @@ def test_a_sweep_sends_what_is_due(engine: Engine, settings: Settings, broker_ur
 def test_a_sweep_fills_the_lane_and_no_more(
     engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if every sweep puts the same messages on a lane that nobody works on, until the broker is full."""
+    """Breaks if every sweep enqueues the same messages while no worker runs, until the broker is full."""
     monkeypatch.setattr(scheduled, "MAX_QUEUED_FETCHES", 5)
     numbers = announced(engine, settings, 8)
     with working(settings, broker_url) as work:
@@ -80,40 +80,36 @@ def test_a_sweep_fills_the_lane_and_no_more(
 def test_a_sweep_sends_nothing_where_nothing_is_fetched(
     engine: Engine, settings: Settings, broker_url: str, changes: dict[str, Any]
 ) -> None:
-    """Breaks if a deployment without a key, or without history, fills its broker with messages."""
+    """Breaks if a deployment without a key, or without history, enqueues messages."""
     announced(engine, settings, 2)
-    given = replace(settings, broker_url=broker_url, **({"junction_api_key": "sk_us_tests"} | changes))
-    celery = make_celery(given, "publisher")
-    work = WorkerContext(celery, given)
-    Jobs(work).sweep()
+    with working(settings, broker_url, **changes) as work:
+        work.sweep()
     assert sent(broker_url) == []
     assert rows(engine, "SELECT 1 FROM headrace.jobs WHERE name = 'reconcile'") == []
-    work.engine.dispose()
-    celery.close()
 
 
-def set_chore(engine: Engine, what: str) -> None:
-    """Changes the reconciliation by hand."""
+def update_job(engine: Engine, what: str) -> None:
+    """Updates the reconciliation job in the database."""
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE headrace.jobs SET {what} WHERE name = 'reconcile'"))
 
 
 def test_a_reconciliation_is_sent_when_it_is_due(engine: Engine, settings: Settings, broker_url: str) -> None:
-    """Breaks if everything is compared at every sweep, never, or by two workers at once."""
+    """Breaks if every sweep starts a reconciliation, none does, or two workers run it at once."""
     with working(settings, broker_url, reconcile_hours=6) as work:
         work.sweep()
-        assert sent(broker_url) == []  # the first time is a whole period after the installation
+        assert sent(broker_url) == []  # the first one runs a period after the installation
         (row,) = rows(engine, "SELECT due_at - now() AS left FROM headrace.jobs WHERE name = 'reconcile'")
         assert row["left"].total_seconds() == pytest.approx(6 * 3600, abs=60)
         work.sweep()
         assert sent(broker_url) == []
-        set_chore(engine, "due_at = now() - interval '1 second'")
+        update_job(engine, "due_at = now() - interval '1 second'")
         work.sweep()
         assert sent(broker_url) == [(RECONCILE, "()")]
         assert jobs.claim(engine, "reconcile") is not None
         work.sweep()
         assert len(sent(broker_url)) == 1
-        set_chore(engine, "lease_until = now() - interval '1 second'")  # of a worker that was killed
+        update_job(engine, "lease_until = now() - interval '1 second'")  # of a worker that was killed
         work.sweep()
         assert len(sent(broker_url)) == 2
         jobs.save(engine, "reconcile", None, 6 * 3600)
@@ -121,11 +117,11 @@ def test_a_reconciliation_is_sent_when_it_is_due(engine: Engine, settings: Setti
         assert len(sent(broker_url)) == 2
 
 
-def test_no_hours_mean_never(engine: Engine, settings: Settings, broker_url: str) -> None:
-    """Breaks if an operator who wants it on demand only gets it at every sweep."""
+def test_zero_hours_disable_the_reconciliation(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if HEADRACE_RECONCILE_HOURS=0 starts a reconciliation."""
     with working(settings, broker_url, reconcile_hours=6) as work:
         work.sweep()
-    set_chore(engine, "due_at = now() - interval '1 day'")
+    update_job(engine, "due_at = now() - interval '1 day'")
     with working(settings, broker_url, reconcile_hours=0) as work:
         work.sweep()
     assert sent(broker_url) == []
@@ -134,11 +130,11 @@ def test_no_hours_mean_never(engine: Engine, settings: Settings, broker_url: str
 def test_a_reconciliation_waits_for_room(
     engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if a lane that nobody works on gets a message more at every sweep."""
+    """Breaks if every sweep enqueues another message while no worker runs."""
     monkeypatch.setattr(scheduled, "MAX_QUEUED_FETCHES", 2)
     with working(settings, broker_url, reconcile_hours=6) as work:
         work.sweep()
-        set_chore(engine, "due_at = now() - interval '1 second'")
+        update_job(engine, "due_at = now() - interval '1 second'")
         work._context.enqueue([FollowUp(404, 0), FollowUp(405, 0)])
         for _ in range(3):
             work.sweep()

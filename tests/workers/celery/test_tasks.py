@@ -1,4 +1,4 @@
-"""When a task is tried again, and what becomes of its message."""
+"""The retries of a task and of its message."""
 
 import itertools
 import json
@@ -13,29 +13,18 @@ from app.config.settings import Settings
 from app.errors import TryLater
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, publish
-from workers.celery.tasks import MAX_RETRY_SECONDS, retry_delay, retry_later
+from workers.celery.tasks import MAX_RETRY_SECONDS, retry_later
 
 _numbers = itertools.count()
 
 
-@pytest.mark.parametrize(
-    ("attempt", "longest"),
-    [(0, 0.5), (1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, 30.0), (7, 30.0), (10**9, 30.0)],
-)
-def test_a_pause_doubles_up_to_half_a_minute(attempt: int, longest: float) -> None:
-    """Breaks if workers try again all at once, hammer what is away, or sleep past the visibility timeout."""
-    pauses = [retry_delay(attempt) for _ in range(200)]
-    assert longest / 2 <= min(pauses) < max(pauses) <= longest
-    assert max(pauses) - min(pauses) > longest / 4
-
-
-def test_a_waiting_message_is_not_given_to_another_worker() -> None:
-    """Breaks if a message that waits in a worker becomes visible again meanwhile, and is applied by two."""
+def test_a_delayed_message_stays_with_its_worker() -> None:
+    """Breaks if a message that waits in a worker becomes visible meanwhile, and two workers apply it."""
     assert Settings().visibility_timeout_seconds > MAX_RETRY_SECONDS
 
 
 def failing_task(broker_url: str) -> Task:
-    """A task as a worker has it in its hands, of a broker at this place."""
+    """A running task on the broker at this URL."""
     celery = make_celery(Settings(broker_url=broker_url), "publisher")
 
     name = f"tests.fails{next(_numbers)}"
@@ -58,8 +47,8 @@ def failing_task(broker_url: str) -> Task:
 
 
 @pytest.mark.parametrize("error", [TryLater("PostgreSQL: away"), ValueError("canary")])
-def test_a_task_that_cannot_be_put_back_is_not_dropped(error: Exception) -> None:
-    """Breaks if a message is gone when the database and the broker are away at the same time."""
+def test_a_task_that_cannot_be_retried_is_not_dropped(error: Exception) -> None:
+    """Breaks if a message is lost when the database and the broker are down at the same time."""
 
     def fail() -> None:
         raise error
@@ -71,13 +60,13 @@ def test_a_task_that_cannot_be_put_back_is_not_dropped(error: Exception) -> None
     task.app.close()
 
 
-def test_a_task_that_can_be_put_back_is(broker: "redis.Redis", broker_url: str) -> None:
-    """Breaks if a failing task is acknowledged without a message that takes its place, or that tells what it held."""
+def test_a_failing_task_is_retried(broker: "redis.Redis", broker_url: str) -> None:
+    """Breaks if a failing task is acknowledged without a new message, or the new message shows the error's text."""
 
     def fail() -> None:
         raise ValueError("canary")
 
-    publish(Settings(broker_url=broker_url), [delivery(workout("u1"))])  # the lane is known, as to every worker of it
+    publish(Settings(broker_url=broker_url), [delivery(workout("u1"))])  # declares the lane, as every worker does
     broker.delete(LIVE)
     task = failing_task(broker_url)
     with pytest.raises(Retry) as retry:

@@ -1,4 +1,4 @@
-"""What tests of commands share: a command run in this process, against the test's own database."""
+"""Runs commands in this process, in an empty folder and against the test's own database."""
 
 import base64
 from collections.abc import Iterator
@@ -7,22 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import Engine, create_engine
 
 from app.config.settings import Settings
 from tests.support import ENCRYPTION_KEY
-from tests.support.cli import Headrace
-from workers.cli.main import main
+from tests.support.cli import Headrace, invoke
+from workers.simulator.server import Simulator
 from workers.store import engine as opening
 
 
-@pytest.fixture
-def headrace(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Headrace]:
-    """Runs a command; whatever engines it makes are ended with the test."""
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and an environment without settings."""
     monkeypatch.chdir(tmp_path)
-    for name in [setting.metadata["name"] for setting in fields(Settings)]:
+    for name in [*(setting.metadata["name"] for setting in fields(Settings)), "COLUMNS"]:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator(2, 3) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def headrace(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Headrace]:
+    """Runs a command against an empty database, and disposes of its engines after the test."""
+    del engine  # which empties the database
     key = base64.b64encode(ENCRYPTION_KEY).decode()
     environment = {"DATABASE_URL": settings.need_database(), "HEADRACE_ENCRYPTION_KEY": key}
     environment["BROKER_URL"] = settings.need_broker()
@@ -34,11 +46,9 @@ def headrace(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(opening, "create_engine", noted)
 
-    def invoke(*words: str, answer: str | None = None, **more: str) -> Result:
-        done = CliRunner().invoke(main, words, input=answer, env=environment | more)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done
+    def run(*words: str, answer: str | None = None, **more: str) -> Result:
+        return invoke(*words, answer=answer, **environment | more)
 
-    yield invoke
+    yield run
     for one in made:
         one.dispose()

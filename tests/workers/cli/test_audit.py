@@ -1,4 +1,4 @@
-"""`headrace audit`: what operators did stands there, with whom it was about and nothing that was measured."""
+"""`headrace audit`: actions and their subjects are recorded, without health data."""
 
 import json
 from typing import Any
@@ -14,8 +14,7 @@ SINCE = ("audit", "--since", "2026-01-01")
 CANARY = "canary-3b1c"
 
 
-def done(headrace: Headrace, *more: str) -> list[dict[str, Any]]:
-    """What is written down."""
+def recorded(headrace: Headrace, *more: str) -> list[dict[str, Any]]:
     return list(json.loads(headrace(*SINCE, "--json", *more).stdout))
 
 
@@ -33,13 +32,12 @@ def done(headrace: Headrace, *more: str) -> list[dict[str, Any]]:
     ],
     ids=lambda given: "-".join(given[:2]) if isinstance(given, tuple) else "",
 )
-def test_what_is_done_is_written_down(
+def test_actions_are_recorded(
     headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...], subject: str
 ) -> None:
-    """Breaks if an operator's deed cannot be found afterwards, or it is told with a measured value."""
     apply(engine, settings, delivery(workout("u1", title=CANARY)), delivery(CANARY.encode()))
     assert headrace(*words).exit_code in (0, 1)
-    (found, *_) = done(headrace, "--subject", subject)
+    (found, *_) = recorded(headrace, "--subject", subject)
     assert found["action"] in (" ".join(words[:2]), words[0])
     assert found["operator"]
     assert CANARY not in headrace(*SINCE).stdout
@@ -56,21 +54,19 @@ def test_what_is_done_is_written_down(
     ],
     ids="-".join,
 )
-def test_what_only_looks_at_counts_is_not(
+def test_read_only_commands_are_not_recorded(
     headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...]
 ) -> None:
-    """Breaks if the deeds are hidden among looks."""
     apply(engine, settings, delivery(workout("u1")))
     assert headrace(*words).exit_code == 0
-    assert done(headrace) == []
-    assert headrace(*SINCE).stdout == "nothing\n"
+    assert recorded(headrace) == []
+    assert headrace(*SINCE).stdout == "no actions\n"
 
 
-def test_looking_into_a_dead_letter_is_written_down(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if somebody reads a body and nobody can tell who."""
+def test_reading_the_body_of_a_dead_letter_is_recorded(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, delivery(workout("u1", title="no\u0000good")))
-    (letter,) = rows(engine, "SELECT id FROM headrace.dead_letters")
-    assert headrace("dead", "show", str(letter["id"])).exit_code == 0
-    assert done(headrace) == []
-    headrace("dead", "show", str(letter["id"]), "--body")
-    assert [(one["action"], one["subject"]) for one in done(headrace)] == [("dead show", "u1")]
+    (dead_letter,) = rows(engine, "SELECT id FROM headrace.dead_letters")
+    assert headrace("dead", "show", str(dead_letter["id"])).exit_code == 0
+    assert recorded(headrace) == []
+    headrace("dead", "show", str(dead_letter["id"]), "--body")
+    assert [(one["action"], one["subject"]) for one in recorded(headrace)] == [("dead show", "u1")]

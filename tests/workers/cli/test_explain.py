@@ -1,4 +1,4 @@
-"""`headrace explain`: which delivery a value came from, which others held it, and that no value is shown unasked."""
+"""`headrace explain`: the origin of a value, competing deliveries, and no values unless requested."""
 
 import json
 from collections.abc import Sequence
@@ -26,31 +26,28 @@ SECRET = 87.654321
 
 
 def ran(minute: int, distance: float = 8000.5, **changes: Any) -> Delivery:
-    """A version of one workout, made in that minute; its id is the minute."""
+    """A version of one workout, updated in that minute; its message_id contains the minute."""
     at = START + minute * MINUTE
     body = workout("u1", updated_at=at.isoformat(), distance=distance, **changes)
     return delivery(body, at, name=f"msg_{minute}")
 
 
 def beat(minute: int, value: float, **source: Any) -> Delivery:
-    """A version of one heart rate, made in that minute."""
+    """A version of one heart rate, sent in that minute."""
     return delivery(heartrate("u1", {0: value, 1: 60}, **source), START + minute * MINUTE)
 
 
 def asked(headrace: Headrace, words: Sequence[str], *more: str) -> dict[str, Any]:
-    """What it answers as JSON."""
     done = headrace("explain", *words, *more, "--json")
     assert done.exit_code == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
 def verdicts(answer: dict[str, Any]) -> dict[str, str]:
-    """What came of each delivery that holds it."""
     return {one["message_id"]: one["verdict"] for one in answer["deliveries"]}
 
 
-def test_the_newest_version_won_whatever_the_order(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if a delivery that lost is said to have won, or one that holds it is not found."""
+def test_the_newest_version_wins_in_any_order(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     for one in (ran(2, 2.0), ran(1, 1.0), ran(3, 3.0)):
         apply(engine, settings, one)
     apply(engine, settings, delivery(workout("u1", "w2"), name="msg_other"), delivery(workout("u2"), name="msg_u2"))
@@ -58,8 +55,8 @@ def test_the_newest_version_won_whatever_the_order(headrace: Headrace, settings:
     assert verdicts(answer) == {"msg_1": "older", "msg_2": "older", "msg_3": "won"}
     assert [one["outcome"] for one in answer["deliveries"]] == ["stale", "applied", "applied"]
     assert answer["deliveries"][0]["differs"] == ["distance", "updated_at"]
-    assert "because delivery msg_3 brought it" in answer["why"][0]
-    assert "2 were older" in answer["why"][0]
+    assert "because delivery msg_3 contained it" in answer["why"][0]
+    assert "2 older" in answer["why"][0]
     (row,) = rows(engine, "SELECT version, origin, stored_at FROM health.workouts WHERE user_id = 'u1' AND id = 'w1'")
     assert answer["stored"][0]["version"] == row["version"].isoformat()
     assert (answer["stored"][0]["origin"], answer["stored"][0]["stored_at"]) == (
@@ -68,8 +65,7 @@ def test_the_newest_version_won_whatever_the_order(headrace: Headrace, settings:
     )
 
 
-def test_of_samples_it_is_the_moment_and_the_series(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if a delivery about another minute, or another source at the same one, is held for the value's."""
+def test_a_sample_is_identified_by_time_and_series(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     first, again, other = beat(1, 60), beat(2, 61), beat(3, 90, provider="oura")
     beside = delivery(heartrate("u1", {7: 77}), START)
     apply(engine, settings, first, again, other, beside)
@@ -81,26 +77,25 @@ def test_of_samples_it_is_the_moment_and_the_series(headrace: Headrace, settings
     assert other.message_id not in answer["why"][0]
 
 
-def test_what_only_repeats_is_told_from_what_wrote(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if the delivery that moved the version hides the one that brought the value."""
+def test_a_repetition_is_distinguished_from_the_first_write(
+    headrace: Headrace, settings: Settings, engine: Engine
+) -> None:
     first, again = beat(1, 60), beat(2, 60)
     for one in (first, again):
         apply(engine, settings, one)
     answer = asked(headrace, SAMPLE)
     assert verdicts(answer) == {first.message_id: "same", again.message_id: "won"}
     assert [one["wrote"] for one in answer["deliveries"]] == [True, False]
-    assert f"first written with {first.message_id}" in answer["why"][0]
+    assert f"delivery {first.message_id} first wrote" in answer["why"][0]
 
 
-def test_a_tie_is_said_to_be_one(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if two contents of one version look as if one had been older."""
+def test_a_tie_is_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     low, high = beat(1, 60), beat(1, 61)
     apply(engine, settings, low, high)
     assert verdicts(asked(headrace, SAMPLE)) == {low.message_id: "outranked", high.message_id: "won"}
 
 
-def test_what_was_left_out_or_refused_is_shown(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if an operator looks for a value that a setting keeps out, or PostgreSQL refused, and sees no reason."""
+def test_ignored_and_dead_deliveries_are_shown(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, replace(settings, resources=("sleep",)), ran(1))
     apply(engine, settings, ran(2, title="no\u0000good"))
     answer = asked(headrace, WORKOUT)
@@ -109,35 +104,32 @@ def test_what_was_left_out_or_refused_is_shown(headrace: Headrace, settings: Set
     assert "nothing is stored" in answer["why"][0]
 
 
-def test_evidence_that_is_gone_is_said_to_be_gone(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if no answer is taken for no cause: the ledger still knows what was applied with the row."""
+def test_expired_deliveries_are_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, ran(1), delivery(heartrate("u1", {0: 60}), name="msg_beats"))
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM headrace.archive"))
     answer = asked(headrace, WORKOUT)
     assert [one["message_id"] for one in answer["applied_with_it_and_not_kept"]] == ["msg_1"]
-    assert answer["why"][0].endswith("stored with delivery msg_1, which is no longer kept, so that it cannot be opened")
+    assert answer["why"][0].endswith("stored with delivery msg_1, which is no longer archived and cannot be opened")
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM headrace.deliveries"))
-    assert asked(headrace, WORKOUT)["why"][0].endswith("the evidence is gone")
+    assert asked(headrace, WORKOUT)["why"][0].endswith("its delivery is no longer kept")
 
 
-def test_what_was_fetched_names_its_backfill(
+def test_a_fetched_value_names_its_backfill(
     headrace: Headrace, settings: Settings, engine: Engine, broker_url: str
 ) -> None:
-    """Breaks if a value of history is said to have come by webhook, or from nowhere."""
     announce(engine, settings, notice("u1"))
     at = FIRST + timedelta(hours=1)
     settle(engine, Provider(heartrates([at])).fetcher(engine, replace(settings, redis_url=broker_url)))
     words = ("--user", "u1", "--resource", "heartrate", "--at", at.isoformat())
     answer = asked(headrace, words)
     (number,) = (one["id"] for one in answer["backfills"])
-    assert f"was fetched from the provider, by backfill {number}" in answer["why"][0]
+    assert f"was fetched from the provider by backfill {number}" in answer["why"][0]
     assert answer["stored"][0]["origin"] == "backfill"
 
 
-def test_whoever_reconnected_has_their_old_deliveries(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if what came under a former id is no evidence any more."""
+def test_deliveries_of_a_former_user_id_are_read(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, *EVENTS)
     answer = asked(headrace, ("--user", "new", "--resource", "workouts", "--id", "r1"))
     assert answer["former_user_ids"] == ["old"]
@@ -145,12 +137,11 @@ def test_whoever_reconnected_has_their_old_deliveries(headrace: Headrace, settin
 
 
 def test_a_record_is_found_by_its_day(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if whoever knows only the day must first find out the id."""
     apply(engine, settings, ran(1))
     assert asked(headrace, ("--user", "member-1", "--resource", "workouts", "--at", "2026-03-14"))["id"] == "w1"
     apply(engine, settings, delivery(workout("u1", "w2")))
     done = headrace("explain", "--user", "u1", "--resource", "workouts", "--at", "2026-03-14")
-    assert (done.exit_code, done.stderr) == (1, "Error: of 2026-03-14 there are w1, w2; say which by --id\n")
+    assert (done.exit_code, done.stderr) == (1, "Error: several records on 2026-03-14: w1, w2; use --id\n")
 
 
 def shown(headrace: Headrace, words: Sequence[str]) -> list[Result]:
@@ -159,10 +150,9 @@ def shown(headrace: Headrace, words: Sequence[str]) -> list[Result]:
 
 
 @pytest.mark.parametrize("words", [WORKOUT, SAMPLE])
-def test_values_are_shown_only_when_asked_for(
+def test_values_are_shown_only_on_request(
     headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...]
 ) -> None:
-    """Breaks if somebody's health data stands on a screen, or in a ticket, that was about where it came from."""
     apply(engine, settings, ran(1, SECRET), beat(1, SECRET))
     apply(engine, settings, ran(2, SECRET + 1), beat(2, SECRET + 1))
     for done in shown(headrace, words):
@@ -172,8 +162,7 @@ def test_values_are_shown_only_when_asked_for(
         assert str(SECRET) in done.stdout  # of what lost
 
 
-def test_that_somebody_looked_is_written_down(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if a person cannot be told who looked at their data."""
+def test_every_use_is_recorded(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, ran(1))
     headrace("explain", *WORKOUT, "--values")
     (row,) = rows(engine, "SELECT action, subject, detail FROM headrace.audit")
@@ -186,34 +175,34 @@ def test_that_somebody_looked_is_written_down(headrace: Headrace, settings: Sett
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (("--user", "u9", "--resource", "workouts", "--id", "w1"), "nobody called u9 is known"),
+        (("--user", "u9", "--resource", "workouts", "--id", "w1"), "unknown user u9"),
         (("--user", "u1", "--resource", "heartrate", "--id", "w1"), "heartrate is a timeseries, whose samples have"),
-        (("--user", "u1", "--resource", "workouts"), "--id for a record, --at for a moment"),
-        (("--user", "u1", "--resource", "workouts", "--at", "2020-01-01"), "of 2020-01-01 there is nothing stored"),
+        (("--user", "u1", "--resource", "workouts"), "either --id for a record or --at for a time"),
+        (
+            ("--user", "u1", "--resource", "workouts", "--at", "2020-01-01"),
+            "no record of workouts is stored for 2020-01-01",
+        ),
     ],
 )
-def test_what_cannot_be_answered_is_refused(
-    headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...], says: str
+def test_questions_without_an_answer_are_refused(
+    headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...], message: str
 ) -> None:
-    """Breaks if a question about nobody, or about no value, has an answer."""
     apply(engine, settings, ran(1))
     done = headrace("explain", *words)
     assert done.exit_code in (1, 2)
-    assert says in done.stderr
+    assert message in done.stderr
 
 
-def test_an_erased_person_is_said_to_be_erased(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if an operator who looks for what was erased believes that it was lost."""
+def test_an_erased_user_is_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, ran(1))
     done = headrace("erase", "--user", "u1")
     assert done.exit_code == 0, done.stderr
-    assert "the person was erased on 20" in asked(headrace, WORKOUT)["why"][0]
+    assert "the user was erased on 20" in asked(headrace, WORKOUT)["why"][0]
 
 
-def test_many_kept_deliveries_are_read_a_day_at_a_time(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if what was received on another day, or by the second, is passed over."""
+def test_archived_deliveries_of_several_days_are_read(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     now = datetime.now(UTC)
     for days in (0, 1, 5):
         one = msgspec.structs.replace(ran(10 - days), received_at=(now - timedelta(days=days)).timestamp())

@@ -1,4 +1,4 @@
-"""The command line, as its users meet it: what it prints, where, and how it ends."""
+"""The command line: output, errors and exit statuses."""
 
 import json
 import subprocess
@@ -9,25 +9,24 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from app.config.settings import Settings
 from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET, apply, delivery, workout
 from tests.support.cases import Failures
-from tests.support.cli import Run, processes
+from tests.support.cli import Run, invoke, processes
 from workers.cli.main import COMMANDS, main
 from workers.local.ports import free_port
 from workers.store.engine import make_writer
 
 SESAME = "sesame-open-the-door"
-NOTHING = "127.0.0.1:1"  # where nobody listens
+NOTHING = "127.0.0.1:1"  # no server listens here
 DATABASE, BROKER = f"postgresql://u:{SESAME}@{NOTHING}/d", f"redis://:{SESAME}@{NOTHING}/0"
 SECRET = {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET}
 
 
 @pytest.fixture
 def environment(settings: Settings, broker_url: str) -> dict[str, str]:
-    """The variables of a complete deployment, whose broker is empty: what pauses an account is in it."""
+    """A complete deployment with an empty broker, so that no account is paused."""
     return {
         "DATABASE_URL": settings.need_database().replace("+psycopg", ""),
         "BROKER_URL": broker_url,
@@ -37,29 +36,15 @@ def environment(settings: Settings, broker_url: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder without a stack, and none of the variables that whoever runs the tests may have set."""
-    monkeypatch.chdir(tmp_path)
-    for name in [*(one.metadata["name"] for one in Settings.__dataclass_fields__.values()), "COLUMNS"]:
-        monkeypatch.delenv(name, raising=False)
-    return
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs a command as a process of its own."""
+    """Runs a command in a process of its own."""
     with processes(tmp_path_factory.mktemp("commands")) as run:
         yield run
 
 
-def invoke(*arguments: str, **environment: str) -> Result:
-    """The command within this process: quicker, for what neither starts nor becomes another one."""
-    return CliRunner().invoke(main, arguments, env=environment)
-
-
 def leaves(command: click.Command | None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of every command, and of every command of a group."""
+    """The words of every command and subcommand."""
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
@@ -69,33 +54,33 @@ def leaves(command: click.Command | None, path: tuple[str, ...] = ()) -> Iterato
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_command(flag: str) -> None:
-    """Breaks if a command cannot be found by whoever looks for it."""
     shown = invoke(flag).output
     listed = {line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()}
     assert listed == set(COMMANDS)
     assert listed >= {"up", "web", "worker", "beat", "flower", "migrate", "check", "status"}
 
 
-def test_every_command_explains_itself() -> None:
-    """Breaks if a command has no sentence about what it does."""
+def test_every_command_and_option_has_help() -> None:
     failures = Failures()
     for words in list(leaves(main)):
         with failures.of(words):
-            shown = invoke(*words, "--help")
+            shown = invoke(*words, "--help", COLUMNS="200")
             assert shown.exit_code == 0
-            assert len(shown.output.splitlines()[2].strip()) > 10
+            about, _, options = shown.output.partition("Options:")
+            assert len(about.split("\n\n")[1].strip()) > 10
+            for line in options.splitlines():
+                assert not line.strip().startswith("--") or len(line.strip().split("  ", 1)[-1].strip()) > 5, line
     assert failures == {}
 
 
-def test_the_version_is_told() -> None:
-    """Breaks if a bug report cannot say which version it is about, or the package cannot be run as a program."""
+def test_the_version_is_printed() -> None:
     assert "version" in invoke("--version").output
     command = (sys.executable, "-m", "workers.cli", "--version")
     assert "version" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "told"),
+    ("arguments", "environment", "message"),
     [
         (["migrate"], {"DATABASE_URL": DATABASE, "BROKER_URL": BROKER}, "PostgreSQL: OperationalError"),
         (["migrate"], {"DATABASE_URL": f"mysql://u:{SESAME}@h/d"}, "DATABASE_URL: not usable"),
@@ -122,20 +107,18 @@ def test_the_version_is_told() -> None:
     ],
 )
 def test_an_error_is_one_line_without_a_secret(
-    tmp_path: Path, run: Run, arguments: list[str], environment: dict[str, str], told: str
+    tmp_path: Path, run: Run, arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
-    """Breaks if a wrong setting ends in a traceback, in status 0, on standard output, or in a secret in a log."""
     (tmp_path / "file").touch()
     done = run(*arguments, **environment)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"headrace: {told}")
+    assert line.startswith(f"headrace: {message}")
     assert SESAME not in line
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:
-    """Breaks if the place of an error cannot be found out at all."""
     done = run("--debug", "status")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -143,15 +126,13 @@ def test_debug_shows_the_traceback(run: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["worker"], ["worker", "--lane", "fast"], ["up", "--workers", "0"], ["unheard"]])
-def test_wrong_usage_is_told(arguments: list[str]) -> None:
-    """Breaks if a word that is wrong or missing starts something."""
+def test_wrong_usage_is_refused(arguments: list[str]) -> None:
     done = invoke(*arguments)
     assert done.exit_code == 2
     assert "Usage:" in done.stderr
 
 
-def test_check_of_a_complete_deployment_is_fine(environment: dict[str, str], run: Run) -> None:
-    """Breaks if nothing is wrong and the status is not 0, or a secret is shown."""
+def test_check_of_a_complete_deployment_succeeds(environment: dict[str, str], run: Run) -> None:
     done = run("check", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(line.startswith("ok ") for line in done.stdout.splitlines())
@@ -159,8 +140,7 @@ def test_check_of_a_complete_deployment_is_fine(environment: dict[str, str], run
     assert not any(value in done.stdout for name, value in environment.items() if name.endswith(("SECRET", "AUTH")))
 
 
-def test_check_tells_its_faults_apart(environment: dict[str, str]) -> None:
-    """Breaks if a fault is not on standard error, or does not make the status 1."""
+def test_check_prints_faults_to_standard_error(environment: dict[str, str]) -> None:
     del environment["HEADRACE_FLOWER_AUTH"]
     done = invoke("check", **environment)
     assert done.exit_code == 1
@@ -171,8 +151,7 @@ def test_check_tells_its_faults_apart(environment: dict[str, str]) -> None:
     assert {"what", "fine", "text"} == set(found[0])
 
 
-def test_check_without_anything_tells_what_is_missing(run: Run) -> None:
-    """Breaks if the first look at a fresh installation is a traceback, or says nothing of one of the services."""
+def test_check_without_settings_lists_the_missing_ones(run: Run) -> None:
     done = run("check", "--json")
     assert (done.returncode, done.stderr) == (1, "")
     texts = " ".join(one["text"] for one in json.loads(done.stdout) if not one["fine"])
@@ -181,7 +160,6 @@ def test_check_without_anything_tells_what_is_missing(run: Run) -> None:
 
 
 def test_explain_lists_every_setting() -> None:
-    """Breaks if a setting can only be found in the source."""
     done = invoke("check", "--explain", "--json")
     rows: list[dict[str, Any]] = json.loads(done.stdout)
     assert {row["setting"] for row in rows} == {one.metadata["name"] for one in Settings.__dataclass_fields__.values()}
@@ -189,25 +167,21 @@ def test_explain_lists_every_setting() -> None:
     assert all(row["setting"] in table for row in rows)
 
 
-def test_explain_shows_no_value() -> None:
-    """Breaks if the defaults that are shown are the settings that are set."""
+def test_explain_shows_defaults_not_values() -> None:
     assert SESAME not in invoke("check", "--explain", JUNCTION_API_KEY=SESAME, HEADRACE_FLOWER_AUTH=SESAME).output
 
 
-def test_migrate_tells_the_version_and_may_run_twice(environment: dict[str, str], run: Run) -> None:
-    """Breaks if a job that runs before every start fails at the second."""
+def test_migrate_prints_the_version_and_may_run_twice(environment: dict[str, str], run: Run) -> None:
     for _ in range(2):
         done = run("migrate", **environment)
         assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0002\n", "")
 
 
-def test_migrate_needs_the_database_alone(environment: dict[str, str], run: Run) -> None:
-    """Breaks if a migration job has to be given a broker that it does not use."""
+def test_migrate_needs_only_the_database(environment: dict[str, str], run: Run) -> None:
     assert run("migrate", DATABASE_URL=environment["DATABASE_URL"]).returncode == 0
 
 
 def test_status_is_json_and_a_table(environment: dict[str, str], settings: Settings, run: Run) -> None:
-    """Breaks if a program cannot read the picture, or a person cannot."""
     writer = make_writer(settings)
     apply(writer, settings, delivery(workout("u1")), delivery(b"half"))
     writer.dispose()
@@ -220,16 +194,14 @@ def test_status_is_json_and_a_table(environment: dict[str, str], settings: Setti
     assert "Dead letters" in table.stdout
 
 
-def test_status_of_a_database_that_is_away_is_one_line(environment: dict[str, str], run: Run) -> None:
-    """Breaks if a database that is down shows as a traceback."""
+def test_status_without_a_database_is_one_line(environment: dict[str, str], run: Run) -> None:
     away = environment | {"DATABASE_URL": f"postgresql://u:{SESAME}@127.0.0.1:{free_port()}/d"}
     done = run("status", "--json", **away)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "headrace: PostgreSQL: OperationalError\n"
 
 
-def test_check_of_a_broker_that_is_away_finishes(environment: dict[str, str], run: Run) -> None:
-    """Breaks if `headrace check` ends in a traceback just when the broker is what is broken."""
+def test_check_without_a_broker_finishes(environment: dict[str, str], run: Run) -> None:
     done = run("check", "--json", **environment | {"BROKER_URL": BROKER})
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -239,10 +211,9 @@ def test_check_of_a_broker_that_is_away_finishes(environment: dict[str, str], ru
 @pytest.mark.parametrize(
     ("option", "secret"), [("--to", ("secret", JUNCTION_SECRET)), ("--terra-to", ("terra_secret", TERRA_SECRET))]
 )
-def test_simulate_signs_with_the_secret_of_whom_it_plays(
+def test_simulate_signs_with_the_secret_of_the_aggregator(
     monkeypatch: pytest.MonkeyPatch, option: str, secret: tuple[str, str]
 ) -> None:
-    """Breaks if events are signed with the other's secret, or one's without a stack cannot be sent."""
     given: dict[str, Any] = {}
     monkeypatch.setattr("workers.simulator.run", lambda **options: given.update(options))
     secrets = {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "TERRA_SIGNING_SECRET": TERRA_SECRET}
@@ -252,15 +223,13 @@ def test_simulate_signs_with_the_secret_of_whom_it_plays(
 
 
 @pytest.mark.parametrize("option", ["--to", "--terra-to"])
-def test_simulate_without_a_secret_says_where_it_looked(option: str) -> None:
-    """Breaks if events are sent that nobody can take, or the error is a traceback."""
+def test_simulate_without_a_secret_is_an_error(option: str) -> None:
     done = invoke("simulate", option, "http://127.0.0.1:1")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("headrace: ")
 
 
 def test_a_worker_loads_no_other_command() -> None:
-    """Breaks if each process of a lane loads the libraries of other commands, or Celery's command line with Flower."""
     program = "import sys; from workers.cli.main import main; main.get_command(None, 'worker'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     foreign = {"alembic", "celery.bin", "flask", "flower", "tornado", "workers.simulator", "workers.verify"}

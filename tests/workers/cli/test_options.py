@@ -1,4 +1,4 @@
-"""What commands share: errors as one line, and the settings of a stack or of the environment."""
+"""Error handling and settings that commands share."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from workers.cli import options
 
 
 def group(error: BaseException) -> click.Group:
-    """A group with a command that fails, and one that prints before it does."""
+    """A group whose command raises this error."""
 
     @click.group(cls=options.Group)
     @click.option("--debug", is_flag=True)
@@ -27,18 +27,14 @@ def group(error: BaseException) -> click.Group:
 
 
 @pytest.mark.parametrize("error", [Misconfigured("X: not set"), TryLater("away"), HeadraceError("that")])
-def test_an_error_of_ours_is_one_line(error: HeadraceError, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if an operator has to find the reason in a traceback."""
+def test_a_headrace_error_is_one_line(error: HeadraceError, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["headrace", "fail"])
     done = CliRunner().invoke(group(error), ["fail"])
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"headrace: {error}\n")
 
 
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if the place of an error cannot be found out: by the option, whatever words the process was started with.
-
-    Also in a group within a group.
-    """
+def test_debug_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a nested group, and independently of sys.argv."""
     error, outer = TryLater("away"), group(TryLater("other"))
     outer.add_command(group(error), "inner")
     assert CliRunner().invoke(group(error), ["--debug", "fail"]).exception is error
@@ -48,20 +44,17 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "away" in CliRunner().invoke(group(error), ["fail"]).stderr
 
 
-def test_an_error_of_somebody_else_is_not_hidden() -> None:
-    """Breaks if a mistake of ours looks like a wrong setting."""
+def test_other_errors_are_raised() -> None:
     error = ZeroDivisionError()
     assert CliRunner().invoke(group(error), ["fail"]).exception is error
 
 
-def test_what_click_says_stays_as_it_is() -> None:
-    """Breaks if a wrong word is told in two ways."""
+def test_errors_of_click_are_unchanged() -> None:
     done = CliRunner().invoke(group(click.ClickException("no such thing")), ["fail"])
     assert (done.exit_code, done.stderr) == (1, "Error: no such thing\n")
 
 
-def test_the_settings_go_before_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a command looks for a stack that it does not need, or looks in another folder than it was told."""
+def test_settings_win_over_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BROKER_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@h/d")

@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, and pictures that are kept fresh."""
+"""Tables, JSON, progress, and views that refresh."""
 
 import io
 import json
@@ -19,15 +19,12 @@ MOMENT = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
 
 @dataclass
 class Thing:
-    """Something with values that JSON has no word for."""
-
     at: datetime
     took: timedelta
     inner: "Thing | None" = None
 
 
-def test_json_takes_what_commands_have(capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a time, a duration or an object cannot be printed, or is printed as Python sees it."""
+def test_json_of_supported_types(capsys: pytest.CaptureFixture[str]) -> None:
     took = timedelta(minutes=1, milliseconds=250)
     output.print_json([{"at": MOMENT, "took": took, "none": None}, Thing(MOMENT, took, Thing(MOMENT, timedelta(0)))])
     at, seconds = "2026-03-14T06:30:00+00:00", 60.25
@@ -38,8 +35,7 @@ def test_json_takes_what_commands_have(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("value", [{1, 2}, Thing, b"raw", object()])
-def test_json_takes_nothing_else(value: Any) -> None:
-    """Breaks if something that no program can read is printed all the same, or a body's bytes are."""
+def test_json_of_other_types_is_an_error(value: Any) -> None:
     with pytest.raises(TypeError):
         output.print_json({"value": value})
 
@@ -48,16 +44,14 @@ ROWS: list[dict[str, Any]] = [{"name": "first", "count": 1, "at": None}, {"name"
 
 
 def test_rows_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a column or a row is missing, or what is not there is shown as None."""
     output.print_rows(ROWS, as_json=False)
     shown = capsys.readouterr().out
-    for part in ("name", "count", "at", "first", "second", "20", "2026-03-14 06:30:00"):
+    for part in ("name", "count", "at", "first", "second", "20", "2026-03-14 06:30"):
         assert part in shown
     assert "None" not in shown
 
 
-def test_rows_are_a_list_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a program gets a table, or no list because there is nothing."""
+def test_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_rows(ROWS, as_json=True)
     assert json.loads(capsys.readouterr().out) == [ROWS[0], ROWS[1] | {"at": MOMENT.isoformat()}]
     output.print_rows([], as_json=True)
@@ -67,7 +61,6 @@ def test_rows_are_a_list_for_programs(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_table_in_a_file_is_wide(capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a table that goes into a file or a pipe is cut at 80."""
     output.print_rows([{"left": "l" * 80, "right": "r" * 80}], as_json=False)
     shown = capsys.readouterr().out
     assert "l" * 80 in shown
@@ -75,14 +68,12 @@ def test_a_table_in_a_file_is_wide(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["[bold] move", "no [/path]", "a :warning: b"])
-def test_a_cell_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    """Breaks if brackets in a text from elsewhere vanish, or end the command with a traceback."""
+def test_brackets_in_a_cell_are_no_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
     output.print_rows([{"why": text}], as_json=False)
     assert text in capsys.readouterr().out
 
 
-def test_a_picture_is_kept_fresh(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if --watch into a pipe shows one picture for ever, or does not wait between two."""
+def test_a_view_in_a_pipe_is_repeated(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     numbers, slept = iter(range(9)), list[float]()
 
     def sleep(seconds: float) -> None:
@@ -96,8 +87,7 @@ def test_a_picture_is_kept_fresh(capsys: pytest.CaptureFixture[str], monkeypatch
     assert slept == [1.5] * 3
 
 
-def test_a_picture_on_a_terminal_stays_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if --watch on a terminal scrolls, or leaves the terminal in another state than it was."""
+def test_a_view_on_a_terminal_is_refreshed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
 
     def look() -> str:
@@ -120,8 +110,7 @@ def test_a_picture_on_a_terminal_stays_in_its_place(monkeypatch: pytest.MonkeyPa
     assert shown.endswith(ALTERNATE + "l")
 
 
-def test_a_look_that_takes_long_is_taken_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if whoever watches a large installation keeps its database busy with watching."""
+def test_a_slow_view_refreshes_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, slept = iter(range(0, 900, 3)), list[float]()
 
     def sleep(seconds: float) -> None:
@@ -131,3 +120,36 @@ def test_a_look_that_takes_long_is_taken_less_often(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(output, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: float(next(clock))))
     output.live_view(lambda: "picture", 1.0)
     assert slept == [3.0 * output.MAX_REFRESH_SHARE]
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with output.progress("rows", 4, screen=screen) as update:
+        update(1)
+        update(2, 5, phase="[b]other", detail="half")
+    assert isinstance(screen.file, io.StringIO)
+    shown = screen.file.getvalue()
+    assert "half" in shown
+    assert shown.endswith("\x1b[2K")  # the bar is removed at the end
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    screen = Console(file=io.StringIO(), width=80)
+    with output.progress("rows", 4000, screen=screen) as update:
+        update(1)
+        clock[0] += output.LINE_SECONDS
+        update(2000)
+        update(2001)
+        update(0, 9, phase="settling", detail="[1] left")
+    assert isinstance(screen.file, io.StringIO)
+    assert screen.file.getvalue().splitlines() == ["rows: 2,000/4,000", "settling: [1] left"]
+
+
+def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "LINE_SECONDS", 0)
+    for quiet, shown in ((False, "rows: 1\n"), (True, "")):
+        with output.progress("rows", quiet=quiet) as update:
+            update(1)
+        assert capsys.readouterr().err == shown

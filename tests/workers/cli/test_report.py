@@ -1,4 +1,4 @@
-"""`headrace report completeness`: the account by provider and day, what is missing, and the status that cron sees."""
+"""`headrace report completeness`: deliveries by provider and day, missing data, and the exit status for cron."""
 
 import json
 from datetime import datetime, timedelta
@@ -22,12 +22,11 @@ SINCE = ("--since", "2026-03-01", "--until", "2026-03-20")
 
 
 def came(one: Delivery, at: datetime) -> Delivery:
-    """The delivery, as if it had come then."""
+    """The delivery, received at that time."""
     return msgspec.structs.replace(one, received_at=at.timestamp())
 
 
 def report(headrace: Headrace, *more: str, status: int) -> dict[str, Any]:
-    """The report as JSON, ended with this status."""
     done = headrace("report", "completeness", *SINCE, *more, "--json")
     assert done.exit_code == status, done.stdout + done.stderr
     return dict(json.loads(done.stdout))
@@ -35,11 +34,10 @@ def report(headrace: Headrace, *more: str, status: int) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def empty_broker(broker_url: str) -> None:
-    """What waits is the test's own."""
+    """`broker_url` empties the broker."""
 
 
 def test_every_delivery_is_counted_once_on_its_day(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if an outcome is left out, counted for another day or provider, or for every attempt."""
     first, second = delivery(workout("u1"), START), delivery(workout("u1"), START + DAY)
     sent = [came(first, START), came(first, START), came(delivery(b"{}", START), START), came(second, START + DAY)]
     apply(engine, settings, *sent)
@@ -53,8 +51,7 @@ def test_every_delivery_is_counted_once_on_its_day(headrace: Headrace, settings:
     assert answer["faults"] == ["1 dead letters"]
 
 
-def test_all_is_well_ends_with_0(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if cron sends a mail every night."""
+def test_complete_data_ends_with_0(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, came(delivery(workout("u1"), START), START))
     assert report(headrace, status=0)["faults"] == []
     done = headrace("report", "completeness", *SINCE)
@@ -63,16 +60,14 @@ def test_all_is_well_ends_with_0(headrace: Headrace, settings: Settings, engine:
     assert done.stdout.endswith("\nnothing is missing or dead\n")
 
 
-def test_a_dead_letter_that_was_dropped_is_no_fault(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if what an operator has settled is reported until the window has passed it."""
+def test_a_dropped_dead_letter_is_no_fault(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, came(delivery(b"{}", START), START))
     report(headrace, status=1)
     assert headrace("dead", "drop", "--all", "--yes").exit_code == 0
     assert report(headrace, status=0)["days"][0]["dead"] == 1
 
 
-def test_what_waits_in_the_broker_is_pending(headrace: Headrace, settings: Settings) -> None:
-    """Breaks if events that no worker has taken look as if they had never come."""
+def test_queued_messages_are_pending(headrace: Headrace, settings: Settings) -> None:
     with make_celery(settings, "publisher") as celery:
         celery.send_task(APPLY, args=(pack([delivery(workout("u1"))]),), queue="live")
     answer = report(headrace, status=0)
@@ -80,10 +75,9 @@ def test_what_waits_in_the_broker_is_pending(headrace: Headrace, settings: Setti
 
 
 @pytest.mark.parametrize(("status", "ends"), [("running", 0), ("failed", 1), ("paused", 1), ("complete", 0)])
-def test_history_that_will_not_come_is_missing(
+def test_stopped_backfills_are_faults(
     headrace: Headrace, settings: Settings, engine: Engine, status: str, ends: int
 ) -> None:
-    """Breaks if a backfill that nobody goes on with is passed over, or one under way is an alarm."""
     announce(engine, settings, notice("u1"))
     with engine.begin() as connection:
         connection.execute(
@@ -95,7 +89,6 @@ def test_history_that_will_not_come_is_missing(
 
 @pytest.mark.parametrize(("whose", "ends"), [("ours", 1), ("aggregator", 0), ("provider", 0)])
 def test_gaps_are_listed_and_ours_are_faults(headrace: Headrace, engine: Engine, whose: str, ends: int) -> None:
-    """Breaks if what the reconciliation found is not seen, or what only the provider can mend wakes somebody."""
     query = """INSERT INTO headrace.gaps (user_id, provider, resource, part, whose, reason, is_pulling)
         VALUES ('u1', 'garmin', 'sleep', 'pulls', :whose, 'its backfill has failed', false)"""
     with engine.begin() as connection:
@@ -105,7 +98,6 @@ def test_gaps_are_listed_and_ours_are_faults(headrace: Headrace, engine: Engine,
 
 
 def test_days_between_days_are_missing(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    """Breaks if a day that was lost between days with data is not found, in records or in samples."""
     for day in (10, 11, 13):
         date_of = f"2026-03-{day}"
         apply(engine, settings, delivery(workout("u1", f"w{day}", calendar_date=date_of)))
@@ -120,7 +112,6 @@ def test_days_between_days_are_missing(headrace: Headrace, settings: Settings, e
     assert report(headrace, "--no-coverage", status=0)["holes"] == []
 
 
-def test_a_window_that_ends_before_it_begins_is_refused(headrace: Headrace) -> None:
-    """Breaks if a typing error is answered with "nothing is missing"."""
+def test_an_empty_period_is_refused(headrace: Headrace) -> None:
     done = headrace("report", "completeness", "--since", "2026-03-02", "--until", "2026-03-01")
     assert (done.exit_code, "is not before" in done.stderr) == (1, True)

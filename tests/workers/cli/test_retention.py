@@ -1,4 +1,4 @@
-"""`headrace retention`: what would go, what goes, and that it is written down."""
+"""`headrace retention`: counts, deletes, and records the deletion."""
 
 from sqlalchemy import Engine
 
@@ -9,8 +9,7 @@ from tests.support.cli import Headrace
 BEATS = "SELECT count(*) AS rows FROM health.heartrate"
 
 
-def test_the_command_says_what_would_go(headrace: Headrace, engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator cannot see the effect of a setting before it is in force."""
+def test_dry_run_counts_and_the_command_deletes(headrace: Headrace, engine: Engine, settings: Settings) -> None:
     for user in ("u1", "u2"):
         apply(engine, settings, delivery(heartrate(user, {1440 * n: 60 for n in range(10)})))
     setting = {"HEADRACE_RETENTION": "heartrate=1"}

@@ -1,4 +1,4 @@
-"""Fetching from a URL that somebody else gives: only what is meant, and nothing of our own network."""
+"""Downloads from announced URLs: listed hosts only, and no address of our own network."""
 
 import ssl
 import threading
@@ -25,7 +25,7 @@ PUBLIC = "93.184.215.14"
 
 
 def files(handler: httpx.MockTransport, *, found: list[str] | None = None, limit: int = 1000) -> Files:
-    """Files whose names resolve to what is given, over a network that answers as it is told."""
+    """Files with a fixed name resolution over a mocked network."""
     client = httpx.Client(transport=handler)
     return Files(HOSTS, limit, resolve=lambda _: [PUBLIC] if found is None else found, client=client)
 
@@ -36,7 +36,7 @@ def never(_: httpx.Request) -> httpx.Response:
 
 
 def test_a_url_that_leads_elsewhere_is_not_followed() -> None:
-    """Breaks if whoever can send an event can make a worker ask a server of their choice."""
+    """Breaks if the sender of an event can make a worker send a request to any server."""
     failures = Failures()
     for url in (
         "http://bucket.s3.amazonaws.com/a",
@@ -67,7 +67,7 @@ def test_a_url_that_leads_elsewhere_is_not_followed() -> None:
 
 
 def test_an_address_of_our_own_network_is_not_reached() -> None:
-    """Breaks if a listed name that resolves to a private address, alone or among others, is connected to."""
+    """Breaks if a listed host with a private address, alone or among others, is connected to."""
     failures = Failures()
     for address in (
         "::1",
@@ -89,7 +89,7 @@ def test_an_address_of_our_own_network_is_not_reached() -> None:
 
 @pytest.mark.parametrize("address", [PUBLIC, "52.95.149.1", "2600:1f18::1"])
 def test_a_public_address_is_reached_by_number_and_asked_by_name(address: str) -> None:
-    """Breaks if the name is resolved a second time, when it may lead elsewhere, or if the server is not told it."""
+    """Breaks if the name is resolved a second time, or the server does not receive the host name."""
     asked: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -105,7 +105,7 @@ def test_a_public_address_is_reached_by_number_and_asked_by_name(address: str) -
 
 
 def test_a_redirect_is_not_followed() -> None:
-    """Breaks if a listed server can send a worker on to one that is not."""
+    """Breaks if a listed server can redirect a worker to another one."""
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -116,8 +116,8 @@ def test_a_redirect_is_not_followed() -> None:
     assert len(asked) == 1
 
 
-def test_what_is_too_large_is_given_up() -> None:
-    """Breaks if a body without an end fills a worker's memory."""
+def test_a_body_that_is_too_large_is_refused() -> None:
+    """Breaks if an endless body fills a worker's memory."""
     answer = files(httpx.MockTransport(lambda _: httpx.Response(200, content=bytes(1001)))).fetch(
         "https://files.test/a"
     )
@@ -125,7 +125,7 @@ def test_what_is_too_large_is_given_up() -> None:
 
 
 def test_a_name_that_leads_nowhere_is_no_answer() -> None:
-    """Breaks if a resolver that is away makes a dead letter of what could be fetched a moment later."""
+    """Breaks if a failing resolver makes a dead letter of a delivery that could be downloaded a moment later."""
     assert files(httpx.MockTransport(never), found=[]).fetch("https://files.test/a").status == NO_ANSWER
     assert addresses("no-such-host.invalid") == []
     assert addresses("a" * 300) == []
@@ -133,7 +133,7 @@ def test_a_name_that_leads_nowhere_is_no_answer() -> None:
 
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """A real server for files.test on this machine: its port, and a context that trusts its certificate."""
+    """A real TLS server for files.test: its port, and a context that trusts its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "files.test")])
     now = datetime.now(UTC)
@@ -171,7 +171,7 @@ def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
 
 
 def test_the_certificate_is_checked_against_the_name(tls: tuple[int, ssl.SSLContext]) -> None:
-    """Breaks if connecting to a number makes a certificate of another name good enough, or the right one too little."""
+    """Breaks if a connection by address accepts another name's certificate, or refuses the right one."""
     port, trusting = tls
     with httpx.Client(verify=trusting, trust_env=False) as client:
         ours = Files(HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, client=client)

@@ -1,4 +1,4 @@
-"""The HTTP client: whatever the network and the provider do, an answer comes back."""
+"""The HTTP client: it returns a response whatever the network and the API do."""
 
 import gzip
 from collections.abc import Callable, Iterator
@@ -19,19 +19,24 @@ ASKED = Request("/v2/summary/sleep/u1", (("provider", "oura"), ("start_date", "2
 
 
 def client(handler: Callable[[httpx.Request], httpx.Response], base: str = BASE) -> Client:
-    """A client of a provider that answers as it is told."""
+    """A client of a mocked API."""
     return Client(base, HEADERS, httpx.MockTransport(handler))
 
 
+def recording(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+    """An API that records its requests."""
+    return lambda request: seen.append(request) or httpx.Response(200)
+
+
 def gigabytes() -> Iterator[bytes]:
-    """A body without an end that anybody would want to see."""
+    """An endless body."""
     for _ in range(MAX_RESPONSE_BYTES // 2**20 + 1):
         yield bytes(2**20)
     raise AssertionError("read on after it was too large")
 
 
 def test_an_answer_is_handed_back_whatever_its_status() -> None:
-    """Breaks if a status raises, or its headers and body are lost on the way to the decision."""
+    """Breaks if a status raises, or its headers and body are lost."""
     failures = Failures()
     for status in (200, 204, 400, 401, 404, 413, 422, 429, 500, 503, 504):
         with failures.of(status):
@@ -42,8 +47,8 @@ def test_an_answer_is_handed_back_whatever_its_status() -> None:
     assert failures == {}
 
 
-def test_whatever_the_network_does_is_no_answer() -> None:
-    """Breaks if a cut line ends a worker's turn with an exception and the lease still held."""
+def test_a_network_error_is_no_answer() -> None:
+    """Breaks if a network error ends a run with an exception while the lease is held."""
     failures = Failures()
     for error in (
         httpx.ConnectError,
@@ -83,7 +88,7 @@ def test_an_answer_that_breaks_off_is_none(error: type[Exception]) -> None:
 
 @pytest.mark.parametrize("amid", [False, True])
 def test_an_answer_that_takes_too_long_is_504(*, amid: bool) -> None:
-    """Breaks if a slice that is too slow is asked for again in full, until it has failed for good."""
+    """Breaks if a slice that is too slow is requested again in full until its backfill fails."""
 
     def slow() -> Iterator[bytes]:
         yield b'{"sleep":['
@@ -105,20 +110,20 @@ def test_a_body_that_cannot_be_unpacked_is_no_answer() -> None:
 
 
 def test_a_packed_body_is_unpacked() -> None:
-    """Breaks if the provider's compression reaches the reader of the page."""
+    """Breaks if a compressed body reaches the parser."""
     packed = httpx.ByteStream(gzip.compress(b'{"sleep":[]}'))
     answer = client(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=packed)).fetch(ASKED)
     assert (answer.status, answer.body) == (200, b'{"sleep":[]}')
 
 
 def test_an_answer_that_is_too_large_is_413() -> None:
-    """Breaks if a huge answer fills a worker's memory instead of halving the slice."""
+    """Breaks if a huge response fills a worker's memory instead of halving the slice."""
     answer = client(lambda _: httpx.Response(200, content=gigabytes())).fetch(ASKED)
     assert (answer.status, answer.body) == (413, b"")
 
 
 def test_redirects_are_not_followed() -> None:
-    """Breaks if the key goes where somebody else points."""
+    """Breaks if a redirect leaks the API key."""
     failures = Failures()
     for status in (301, 302, 303, 307, 308):
         for where in ("https://elsewhere.test/", "/v2/elsewhere", "http://[broken", "file:///etc/passwd"):
@@ -133,14 +138,9 @@ def test_redirects_are_not_followed() -> None:
 
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "/proxy", BASE + "/proxy/"])
 def test_the_key_and_the_query_go_along(base: str) -> None:
-    """Breaks if a request lacks the key, loses its window, or misses the base URL's path."""
+    """Breaks if a request lacks the key or its window, or misses the path of the base URL."""
     seen: list[httpx.Request] = []
-
-    def note(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(200)
-
-    client(note, base).fetch(ASKED)
+    client(recording(seen), base).fetch(ASKED)
     (request,) = seen
     assert request.method == "GET"
     assert request.headers["X-Vital-API-Key"] == "sk_us_tests"
@@ -149,7 +149,7 @@ def test_the_key_and_the_query_go_along(base: str) -> None:
 
 
 def test_the_version_of_a_page_is_from_before_it_was_asked_for() -> None:
-    """Breaks if what changed while an answer was on its way is taken for older than the answer."""
+    """Breaks if data that changed during a request counts as older than the response."""
     during: list[datetime] = []
 
     def note(request: httpx.Request) -> httpx.Response:
@@ -163,7 +163,7 @@ def test_the_version_of_a_page_is_from_before_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("error", [httpx.ReadTimeout, None])
 def test_a_closed_client_leaves_nothing_open(error: Any) -> None:
-    """Breaks if connections outlive the client, which Python warns of."""
+    """Breaks if connections outlive the client; Python warns of that."""
 
     def respond(request: httpx.Request) -> httpx.Response:
         if error:
@@ -178,15 +178,10 @@ def test_a_closed_client_leaves_nothing_open(error: Any) -> None:
 
 
 def test_a_body_goes_along_as_json() -> None:
-    """Breaks if what is posted arrives as nothing, or as something that the provider does not read."""
+    """Breaks if a posted body is lost, or has another content type."""
     seen: list[httpx.Request] = []
-
-    def note(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(200)
-
     with_body, without = (Request("/v2/user", method="POST", body=body) for body in (b'{"a":1}', None))
-    one = client(note)
+    one = client(recording(seen))
     one.fetch(with_body)
     one.fetch(without)
     assert [request.content for request in seen] == [b'{"a":1}', b""]

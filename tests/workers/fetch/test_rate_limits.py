@@ -1,4 +1,4 @@
-"""The rate and the pauses that all workers share, on a real Valkey."""
+"""The rate limits and pauses that all workers share, on a real Valkey."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,24 +17,24 @@ NOWHERE = "redis://:sesame@127.0.0.1:1/0"
 
 @pytest.fixture
 def given(plain_settings: Settings, broker_url: str) -> Settings:
-    """Settings of a worker whose rate nobody reaches by chance."""
+    """Settings with a rate limit that no test reaches by chance."""
     return replace(plain_settings, broker_url=broker_url, request_rate="100000/minute")
 
 
 def left(settings: Settings) -> dict[str, float]:
-    """How long each account is still silent."""
+    """The seconds that each account is still paused."""
     return {one.account: one.seconds for one in pauses(settings)}
 
 
-def test_a_free_account_may_be_asked_at_once(given: Settings) -> None:
-    """Breaks if workers wait for nothing."""
+def test_a_free_account_does_not_wait(given: Settings) -> None:
+    """Breaks if workers wait without a reason."""
     throttle = Throttle(given)
     assert [throttle.wait("junction") for _ in range(100)] == [0.0] * 100
     assert pauses(given) == []
 
 
-def test_a_silence_is_everybodys_and_of_one_account(given: Settings) -> None:
-    """Breaks if another worker, or one that starts later, goes on asking, or if other accounts are held up as well."""
+def test_a_pause_applies_to_all_workers_and_one_account(given: Settings) -> None:
+    """Breaks if another worker, or one that starts later, sends requests, or other accounts are paused too."""
     first, second = Throttle(given), Throttle(given)
     first.pause("junction", MINUTE, "status 429")
     for throttle in (first, second, Throttle(given)):
@@ -44,16 +44,16 @@ def test_a_silence_is_everybodys_and_of_one_account(given: Settings) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(MINUTE, 1.0), (1.0, MINUTE), (MINUTE, MINUTE), (MINUTE, 0.0)])
-def test_the_longer_silence_stays(given: Settings, first: float, second: float) -> None:
-    """Breaks if an answer that came on its way cuts short what another one asked for."""
+def test_the_longer_pause_wins(given: Settings, first: float, second: float) -> None:
+    """Breaks if a later response shortens a pause."""
     Throttle(given).pause("junction", first, "first")
     Throttle(given).pause("junction", second, "second")
     assert MINUTE - 5 < left(given)["junction"] <= MINUTE + 0.01
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.02])
-def test_a_silence_ends_by_itself(given: Settings, seconds: float) -> None:
-    """Breaks if an account stays silent for ever, even after a Retry-After of nothing."""
+def test_a_pause_ends(given: Settings, seconds: float) -> None:
+    """Breaks if an account stays paused forever, even after a Retry-After of 0."""
     throttle = Throttle(given)
     throttle.pause("junction", seconds, "status 429")
     time.sleep(0.1)
@@ -61,8 +61,8 @@ def test_a_silence_ends_by_itself(given: Settings, seconds: float) -> None:
     assert pauses(given) == []
 
 
-def test_a_silence_says_how_long_and_why(given: Settings) -> None:
-    """Breaks if `headrace status` cannot tell that a key is refused, or takes other keys for pauses."""
+def test_a_pause_has_a_duration_and_a_reason(given: Settings) -> None:
+    """Breaks if `headrace status` does not show that a key is refused, or shows other keys as pauses."""
     assert pauses(given) == []
     throttle = Throttle(given)
     throttle.wait("junction")
@@ -82,7 +82,7 @@ def test_a_silence_says_how_long_and_why(given: Settings) -> None:
 
 @pytest.mark.parametrize("rate", ["4/minute", "4/hour"])
 def test_workers_share_one_rate(given: Settings, rate: str) -> None:
-    """Breaks if each worker has a rate of its own, so that ten workers ask ten times as often."""
+    """Breaks if each worker has its own rate limit: ten workers would send ten times as many requests."""
     limited = replace(given, request_rate=rate)
     first, second = Throttle(limited), Throttle(limited)
     answers = [(first if number % 2 else second).wait("junction") for number in range(10)]
@@ -92,8 +92,8 @@ def test_workers_share_one_rate(given: Settings, rate: str) -> None:
     assert first.wait("terra") == 0.0
 
 
-def test_a_place_becomes_free_again(given: Settings) -> None:
-    """Breaks if a rate that was reached once is never given back, or the pause is longer than the window."""
+def test_a_used_up_rate_becomes_free(given: Settings) -> None:
+    """Breaks if a rate limit that was reached never becomes free, or the wait is longer than the window."""
     throttle = Throttle(replace(given, request_rate="2/second"))
     while (seconds := throttle.wait("junction")) == 0.0:
         pass
@@ -102,8 +102,8 @@ def test_a_place_becomes_free_again(given: Settings) -> None:
     assert throttle.wait("junction") == 0.0
 
 
-def test_a_silence_takes_no_place(given: Settings) -> None:
-    """Breaks if asking during a silence uses up the rate that the time after it needs."""
+def test_a_pause_counts_no_requests(given: Settings) -> None:
+    """Breaks if attempts during a pause count against the rate limit."""
     throttle = Throttle(replace(given, request_rate="1/hour"))
     throttle.pause("junction", 0.3, "status 429")
     for _ in range(5):
@@ -115,8 +115,8 @@ def test_a_silence_takes_no_place(given: Settings) -> None:
 
 @pytest.mark.parametrize("way", ["wait", "pause"])
 @pytest.mark.parametrize("beside_amqp", [False, True])
-def test_without_redis_nobody_asks(plain_settings: Settings, way: str, *, beside_amqp: bool) -> None:
-    """Breaks if a worker that cannot know what others have sent asks all the same, or names the password."""
+def test_without_redis_no_request_is_sent(plain_settings: Settings, way: str, *, beside_amqp: bool) -> None:
+    """Breaks if a worker sends requests without knowing those of other workers, or shows the password."""
     urls = {"broker_url": "amqp://nobody", "redis_url": NOWHERE} if beside_amqp else {"broker_url": NOWHERE}
     throttle = Throttle(replace(plain_settings, **urls))
     with pytest.raises(TryLater) as error:
@@ -125,12 +125,12 @@ def test_without_redis_nobody_asks(plain_settings: Settings, way: str, *, beside
     assert "sesame" not in str(error.value)
 
 
-def test_a_key_that_something_else_wrote_is_no_silence(given: Settings) -> None:
-    """Breaks if a stray key pauses an account for ever, or stands in the way of a real silence."""
+def test_a_foreign_key_is_no_pause(given: Settings) -> None:
+    """Breaks if a foreign key pauses an account forever, or prevents a real pause."""
     with redis.Redis.from_url(given.need_broker()) as client:
         client.lpush(PREFIX + "junction", "a list")
     throttle = Throttle(given)
-    assert throttle.wait("junction") == 0.0  # no time to live: nobody's silence
+    assert throttle.wait("junction") == 0.0  # without a time to live it is no pause
     throttle.pause("junction", MINUTE, "status 429")
     assert throttle.wait("junction") > 1
 
@@ -144,12 +144,12 @@ def test_redis_url_goes_before_the_broker(given: Settings) -> None:
 
 
 def narrow(given: Settings, account: str, provider: str | None) -> Settings:
-    """Settings with these rates."""
+    """Settings with these rate limits."""
     return replace(given, request_rate=account, provider_rate=provider)
 
 
 def test_one_provider_does_not_hold_up_the_others(given: Settings) -> None:
-    """Breaks if a provider's rate is everybody's, is not shared by workers, or also counts what is of no provider."""
+    """Breaks if a provider's limit applies to other providers, is not shared, or counts requests without a provider."""
     limited = narrow(given, "1000/hour", "3/hour")
     first, second = Throttle(limited), Throttle(limited)
     answers = [(first if number % 2 else second).wait("junction", "garmin") for number in range(5)]
@@ -161,30 +161,30 @@ def test_one_provider_does_not_hold_up_the_others(given: Settings) -> None:
         assert throttle.wait("terra", "garmin") == 0.0
 
 
-def test_whoever_has_to_wait_takes_no_place_of_the_account(given: Settings) -> None:
-    """Breaks if asking again and again about a provider that is full uses up what others need."""
+def test_a_request_refused_by_a_provider_rate_does_not_count_for_the_account(given: Settings) -> None:
+    """Breaks if attempts for a provider at its limit count against the account's limit."""
     throttle = Throttle(narrow(given, "5/hour", "2/hour"))
     assert [throttle.wait("junction", "garmin") > 0 for _ in range(20)] == [False] * 2 + [True] * 18
     assert [throttle.wait("junction", "oura") > 0 for _ in range(3)] == [False] * 2 + [True]
     assert [throttle.wait("junction") > 0 for _ in range(2)] == [False, True]
 
 
-def test_an_account_that_is_full_takes_no_place_of_a_provider(given: Settings) -> None:
-    """Breaks if a provider is waited for because of requests that were never made."""
+def test_a_request_refused_by_the_account_rate_does_not_count_for_a_provider(given: Settings) -> None:
+    """Breaks if attempts that the account's limit refuses count against a provider's limit."""
     full = Throttle(narrow(given, "1/hour", "2/hour"))
     assert [full.wait("junction", "garmin") > 0 for _ in range(5)] == [False] + [True] * 4
     wider = Throttle(narrow(given, "1000/minute", "2/hour"))
     assert [wider.wait("junction", "garmin") > 0 for _ in range(2)] == [False, True]
 
 
-def test_without_a_rate_of_its_own_a_provider_has_the_accounts(given: Settings) -> None:
-    """Breaks if providers are slowed down where nobody has asked for it."""
+def test_without_a_provider_rate_only_the_account_rate_applies(given: Settings) -> None:
+    """Breaks if providers have a limit though none is configured."""
     throttle = Throttle(narrow(given, "9/hour", None))
     assert [throttle.wait("junction", "garmin") > 0 for _ in range(10)] == [False] * 9 + [True]
 
 
-def test_a_silence_goes_before_a_providers_rate(given: Settings) -> None:
-    """Breaks if a provider with places left is asked while the account is silent, or loses one by it."""
+def test_a_pause_comes_before_a_provider_rate(given: Settings) -> None:
+    """Breaks if a request is sent while the account is paused, or the attempt counts against the provider's limit."""
     throttle = Throttle(narrow(given, "100/hour", "1/hour"))
     throttle.pause("junction", MINUTE, "status 429")
     assert all(MINUTE - 5 < throttle.wait("junction", "garmin") <= MINUTE + 0.01 for _ in range(3))
@@ -193,16 +193,16 @@ def test_a_silence_goes_before_a_providers_rate(given: Settings) -> None:
     assert [throttle.wait("junction", "garmin") > 0 for _ in range(2)] == [False, True]
 
 
-def test_workers_at_once_keep_a_providers_rate(given: Settings) -> None:
-    """Breaks if workers that ask at the same moment get more places of a provider than there are."""
+def test_concurrent_workers_keep_a_provider_rate(given: Settings) -> None:
+    """Breaks if concurrent workers exceed a provider's limit."""
     throttles = [Throttle(narrow(given, "1000/hour", "7/hour")) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda number: throttles[number % 4].wait("junction", "garmin"), range(40)))
     assert sum(seconds == 0.0 for seconds in answers) == 7
 
 
-def test_a_rate_of_its_own_is_taken(given: Settings) -> None:
-    """Breaks if more is asked for than may be, by whatever worker, or one person's places are another's."""
+def test_a_named_rate_is_shared(given: Settings) -> None:
+    """Breaks if workers together exceed the rate, or one user's requests count against another user's rate."""
     first, second = Throttle(given), Throttle(given)
     answers = [one.take("4/hour", "refresh", "junction", "u1") for one in (first, second) * 3]
     assert answers[:4] == [0.0] * 4
@@ -212,20 +212,20 @@ def test_a_rate_of_its_own_is_taken(given: Settings) -> None:
     assert first.wait("junction") == 0.0
 
 
-def test_without_redis_nothing_is_taken(plain_settings: Settings) -> None:
-    """Breaks if a worker that cannot count takes all the same, or names the password."""
+def test_without_redis_a_named_rate_raises(plain_settings: Settings) -> None:
+    """Breaks if a worker proceeds without Redis, or shows the password."""
     with pytest.raises(TryLater) as error:
         Throttle(replace(plain_settings, broker_url=NOWHERE)).take("4/hour", "refresh")
     assert "REDIS_URL" in str(error.value)
     assert "sesame" not in str(error.value)
 
 
-def test_a_silence_says_of_which_kind_it_is(given: Settings) -> None:
-    """Breaks if it has to be read out of the reason whether a key is refused."""
+def test_a_pause_has_a_kind(given: Settings) -> None:
+    """Breaks if only the text of the reason shows that a key is refused."""
     throttle = Throttle(given)
     throttle.pause("junction", MINUTE, "no", kind="key_refused")
     throttle.pause("terra", MINUTE, "status 429: refused")
-    with redis.Redis.from_url(given.need_broker()) as client:  # as older workers write it
+    with redis.Redis.from_url(given.need_broker()) as client:  # in the format of older workers
         client.set(PREFIX + "old", "status 401: the API key is refused", ex=60)
         client.set(PREFIX + "odd", b'{"kind": "unheard of", "reason": "x"}', ex=60)
     found = {one.account: (one.kind, one.reason) for one in pauses(given)}

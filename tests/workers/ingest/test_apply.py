@@ -1,4 +1,4 @@
-"""Applying messages: what a reader finds afterwards, and what became of each delivery."""
+"""Applying messages: stored rows and outcomes."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,7 @@ from tests.support.database import emptied
 from workers.ingest.apply import Applier
 
 LATER = START + timedelta(minutes=1)
+WORKOUT = b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":%s}'
 
 
 def test_a_workout_is_stored_with_typed_columns(engine: Engine, settings: Settings) -> None:
@@ -55,10 +56,8 @@ def test_samples_are_ordered_by_the_time_inside_the_delivery_id(engine: Engine, 
     assert rows(engine, "SELECT value, version FROM health.heartrate") == [{"value": 80.0, "version": LATER}]
 
 
-def test_a_newer_version_that_says_the_same_is_remembered_without_being_rewritten(
-    engine: Engine, settings: Settings
-) -> None:
-    """Breaks if A (first), A (third), B (second, late) ends as B, or if the repetition counts as a write."""
+def test_a_newer_version_with_equal_content_updates_only_the_version(engine: Engine, settings: Settings) -> None:
+    """Breaks if A (first), A (third), B (second, late) ends as B, or the repetition counts as a write."""
     apply(engine, settings, delivery(heartrate("u1", {0: 70}), START))
     before = rows(engine, "SELECT stored_at FROM health.heartrate")
     assert apply(engine, settings, delivery(heartrate("u1", {0: 70}), LATER + timedelta(minutes=1))) == {"duplicate": 1}
@@ -69,7 +68,7 @@ def test_a_newer_version_that_says_the_same_is_remembered_without_being_rewritte
 
 @pytest.mark.parametrize("values", [(70.0, 80.0), (80.0, 70.0)])
 def test_a_tie_ends_the_same_in_both_orders(engine: Engine, settings: Settings, values: tuple[float, float]) -> None:
-    """Breaks if two versions of one moment end differently on two machines."""
+    """Breaks if two versions of one timestamp end differently in different orders."""
     for value in values:
         apply(engine, settings, delivery(heartrate("u1", {0: value}), START))
         apply(engine, settings, delivery(workout("u1", distance=value)))
@@ -78,7 +77,7 @@ def test_a_tie_ends_the_same_in_both_orders(engine: Engine, settings: Settings, 
 
 
 def test_the_same_message_again_changes_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if a message that the broker hands out twice is applied twice."""
+    """Breaks if a redelivered message is applied twice."""
     message = [delivery(workout("u1")), delivery(heartrate("u1", {0: 70, 1: 71}))]
     apply(engine, settings, *message)
     samples, workouts = (f"SELECT xmin::text, ctid::text FROM headrace.{table}" for table in ("samples", "workouts"))
@@ -91,14 +90,14 @@ def test_the_same_message_again_changes_nothing(engine: Engine, settings: Settin
 
 
 def test_one_id_fifty_times_in_one_message_is_one_delivery(engine: Engine, settings: Settings) -> None:
-    """Breaks if the ledger is written twice for one id, which PostgreSQL refuses within a statement."""
+    """Breaks if the ledger row of one id is written twice in a statement, which PostgreSQL rejects."""
     one = delivery(heartrate("u1", {0: 70}))
     assert apply(engine, settings, *[one] * 50) == {"applied": 1}
     assert rows(engine, "SELECT attempts FROM health.deliveries") == [{"attempts": 50}]
 
 
 def test_concurrent_workers_agree_and_do_not_deadlock(engine: Engine, settings: Settings) -> None:
-    """Breaks if keys are not written in one order (deadlocks) or if the guard races (an older version wins)."""
+    """Breaks if rows are not written in key order (deadlocks), or the guard has a race (an older version wins)."""
     messages = []
     for version in range(24):
         users = [f"u{n}" for n in (range(12) if version % 2 else reversed(range(12)))]
@@ -114,33 +113,29 @@ def test_concurrent_workers_agree_and_do_not_deadlock(engine: Engine, settings: 
     assert rows(engine, "SELECT value, count(*) FROM health.heartrate GROUP BY 1") == [{"value": 23.0, "count": 360}]
 
 
-def test_one_bad_delivery_of_many_dies_alone(engine: Engine, settings: Settings) -> None:
-    """Breaks if data that PostgreSQL refuses takes its neighbours along, or is not kept."""
+def test_one_rejected_delivery_of_many_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
+    """Breaks if data that PostgreSQL rejects affects the other deliveries, or is lost."""
     bad = workout("u2", "w2", title="a\u0000b")
-    assert apply(engine, settings, delivery(workout("u1")), delivery(bad), delivery(heartrate("u3", {0: 1}))) == {
-        "applied": 2,
-        "dead": 1,
-    }
+    sent = [delivery(workout("u1")), delivery(bad), delivery(heartrate("u3", {0: 1}))]
+    assert apply(engine, settings, *sent) == {"applied": 2, "dead": 1}
     (dead,) = rows(engine, "SELECT reason, sealed FROM headrace.dead_letters")
     assert dead["reason"].startswith("PostgreSQL refuses it")
-    assert rows(engine, "SELECT user_id FROM health.workouts UNION ALL SELECT user_id FROM health.heartrate") == [
-        {"user_id": "u1"},
-        {"user_id": "u3"},
-    ]
+    stored = rows(engine, "SELECT user_id FROM health.workouts UNION ALL SELECT user_id FROM health.heartrate")
+    assert [row["user_id"] for row in stored] == ["u1", "u3"]
     ledger = "SELECT user_id, event_type FROM headrace.deliveries WHERE outcome = 'dead'"
     assert rows(engine, ledger) == [{"user_id": "u2", "event_type": "daily.data.workouts.created"}]
 
 
 @pytest.mark.parametrize("where", ["user_id", "event_type"])
-def test_what_cannot_even_be_named_is_kept(engine: Engine, settings: Settings, where: str) -> None:
-    """Breaks if a delivery whose very user PostgreSQL cannot write down is tried for ever, with its neighbours."""
+def test_an_invalid_user_id_becomes_a_dead_letter(engine: Engine, settings: Settings, where: str) -> None:
+    """Breaks if a delivery whose user_id PostgreSQL rejects is retried for ever, together with its neighbours."""
     bad = workout("u2") | {where: "daily.data.workouts.created\u0000"}
     assert apply(engine, settings, delivery(workout("u1")), delivery(bad)) == {"applied": 1, "dead": 1}
     assert rows(engine, "SELECT user_id FROM headrace.deliveries WHERE outcome = 'dead'") == [{"user_id": None}]
 
 
-def test_what_cannot_be_used_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
-    """Breaks if a strange body raises, is retried for ever, or is not kept with a reason that names no value."""
+def test_an_invalid_body_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
+    """Breaks if an invalid body raises, is retried for ever, or is stored with a reason that quotes a value."""
     failures = Failures()
     for body, reason in (
         (b"hello", "not a Junction event"),
@@ -150,29 +145,14 @@ def test_what_cannot_be_used_becomes_a_dead_letter(engine: Engine, settings: Set
         (b'{"event_type":"x","data":' + b"[" * 100_000, "not a Junction event: nested too deep"),
         (b'{"user_id":"u1"}', "it has no event_type"),
         (b'{"event_type":"daily.data.workouts.created","data":{"id":"x"}}', "no user"),
-        (b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":null}', "workouts: Expected `object`"),
-        (b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{}}', "missing required field `id`"),
-        (b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":1}}', "got `int` - at `$.id`"),
-        (
-            b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","average_hr":"fast"}}',
-            "got `str` - at `$.average_hr`",
-        ),
-        (
-            b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","average_hr":1.5}}',
-            "PostgreSQL refuses it",
-        ),
-        (
-            b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","time_start":"now"}}',
-            "at `$.time_start`",
-        ),
-        (
-            b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","distance":1e-400}}',
-            "PostgreSQL refuses it",
-        ),
-        (
-            b'{"event_type":"daily.data.workouts.created","user_id":"u1","data":{"id":"x","calendar_date":"0000-01-01"}}',
-            "PostgreSQL refuses it",
-        ),
+        (WORKOUT % b"null", "workouts: Expected `object`"),
+        (WORKOUT % b"{}", "missing required field `id`"),
+        (WORKOUT % b'{"id":1}', "got `int` - at `$.id`"),
+        (WORKOUT % b'{"id":"x","average_hr":"fast"}', "got `str` - at `$.average_hr`"),
+        (WORKOUT % b'{"id":"x","average_hr":1.5}', "PostgreSQL refuses it"),
+        (WORKOUT % b'{"id":"x","time_start":"now"}', "at `$.time_start`"),
+        (WORKOUT % b'{"id":"x","distance":1e-400}', "PostgreSQL refuses it"),
+        (WORKOUT % b'{"id":"x","calendar_date":"0000-01-01"}', "PostgreSQL refuses it"),
     ):
         with failures.of(body, reason), emptied(engine):
             assert apply(engine, settings, delivery(body)) == {"dead": 1}
@@ -184,10 +164,8 @@ def test_what_cannot_be_used_becomes_a_dead_letter(engine: Engine, settings: Set
     assert failures == {}
 
 
-def test_a_dead_letter_that_is_sent_again_and_can_be_applied_is_no_longer_dead(
-    engine: Engine, settings: Settings
-) -> None:
-    """Breaks if the ledger keeps saying `dead` of a delivery that has been mended."""
+def test_a_dead_delivery_is_resolved_by_a_later_attempt(engine: Engine, settings: Settings) -> None:
+    """Breaks if the ledger still says `dead` after a later attempt was applied."""
     name = message_id(START)
     apply(engine, settings, delivery(b"half", name=name))
     apply(engine, settings, delivery(workout("u1"), name=name))
@@ -197,11 +175,11 @@ def test_a_dead_letter_that_is_sent_again_and_can_be_applied_is_no_longer_dead(
 
 
 def test_ignored_events_are_recorded_with_their_reason(engine: Engine, settings: Settings) -> None:
-    """Breaks if an unknown event type is refused or leaves no trace."""
+    """Breaks if an unknown event type is rejected or not recorded."""
     assert apply(engine, settings, delivery(event("raw.garmin.dailies", "u1", {}))) == {"ignored": 1}
     (row,) = rows(engine, "SELECT event_type, outcome, error FROM health.deliveries")
     assert row == {"event_type": "raw.garmin.dailies", "outcome": "ignored", "error": "an unknown event type"}
-    assert rows(engine, "SELECT user_id FROM health.users") == [{"user_id": "u1"}]  # or they could not be erased
+    assert rows(engine, "SELECT user_id FROM health.users") == [{"user_id": "u1"}]  # so that the user can be erased
 
 
 def test_connections_follow_the_newest_event(engine: Engine, settings: Settings) -> None:
@@ -215,7 +193,7 @@ def test_connections_follow_the_newest_event(engine: Engine, settings: Settings)
 
 
 def test_a_notice_opens_a_backfill_and_the_next_extends_it(engine: Engine, settings: Settings) -> None:
-    """Breaks if chunks open a backfill each, a window is not ordered, or a repeated notice counts twice."""
+    """Breaks if every chunk opens a backfill, a window is not ordered, or a repeated notice counts twice."""
 
     def notice(start: str, end: str, *, final: bool) -> dict[str, object]:
         data = {"user_id": "u1", "start_date": start, "end_date": end, "is_final": final, "provider": "zwift"}
@@ -230,8 +208,8 @@ def test_a_notice_opens_a_backfill_and_the_next_extends_it(engine: Engine, setti
     assert row["window_end"] == datetime(2026, 2, 1, tzinfo=UTC)
 
 
-def test_a_later_event_without_client_user_id_does_not_wipe_it(engine: Engine, settings: Settings) -> None:
-    """Breaks if old envelopes, which lack it, erase whose data it is."""
+def test_a_later_event_without_client_user_id_does_not_clear_it(engine: Engine, settings: Settings) -> None:
+    """Breaks if events of the old shape, which lack it, clear the client_user_id."""
     apply(engine, settings, delivery(workout("u1")))
     bare = workout("u1", "w2")
     del bare["client_user_id"]
@@ -242,8 +220,8 @@ def test_a_later_event_without_client_user_id_does_not_wipe_it(engine: Engine, s
 RECORDED = sorted((ROOT / "tests" / "recorded" / "junction").glob("*.json"))
 
 
-def test_every_recorded_example_is_stored_as_it_stands(engine: Engine, settings: Settings) -> None:
-    """Breaks if an example of the public pages, of whatever year, is refused, or leaves no row where it belongs."""
+def test_every_recorded_example_is_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if an example from the public documentation, of any year, is rejected, or leaves no row in its view."""
     failures = Failures()
     for file in RECORDED:
         with failures.of(file), emptied(engine):
@@ -264,7 +242,7 @@ WITHINGS_HISTORY = [*WITHINGS_SAMPLES, "activity", "body", "sleep", "workouts"]
 
 
 def test_a_withings_example_of_the_old_shape_is_stored(engine: Engine, settings: Settings) -> None:
-    """Breaks if samples whose source is named by slug, with the user inside data, do not reach their view."""
+    """Breaks if samples with a source slug, and with the user inside `data`, do not reach their view."""
     failures = Failures()
     for resource in WITHINGS_SAMPLES:
         with failures.of(resource), emptied(engine):
@@ -280,7 +258,7 @@ def test_a_withings_example_of_the_old_shape_is_stored(engine: Engine, settings:
 
 
 def test_the_withings_history_is_announced_with_inverted_dates(engine: Engine, settings: Settings) -> None:
-    """Breaks if a window that ends before it starts, as the public examples do, opens no backfill."""
+    """Breaks if a window whose end is before its start, as in the public examples, opens no backfill."""
     window = {"start_date": "2020-06-21T08:23:01+00:00", "end_date": "1996-11-02T14:39:28+00:00"}
     notices = [
         delivery(event(f"historical.data.{name}.created", "u1", window | {"is_final": True, "provider": "withings"}))

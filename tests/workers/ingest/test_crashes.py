@@ -1,4 +1,4 @@
-"""Deliveries that killed their worker, in this process: whose crashes are counted, and when counts are cleared."""
+"""Poison messages, in this process: which crashes are counted, and when counts are cleared."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,19 +16,18 @@ from workers.aggregators import AGGREGATORS, junction
 from workers.ingest.apply import Applier
 from workers.ingest.crashes import MAX_CRASHES
 
-SUSPECTS = "SELECT name, crashes FROM headrace.crash_counts"
+CRASHES = "SELECT name, crashes FROM headrace.crash_counts"
 LEDGER = "SELECT outcome FROM health.deliveries"
 WORKOUTS = "SELECT user_id FROM health.workouts"
 
 
-def message() -> list[Delivery]:
-    """Five deliveries."""
+def five_deliveries() -> list[Delivery]:
     return [delivery(workout(f"u{n}")) for n in range(5)]
 
 
 @pytest.fixture
-def killers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The ids of deliveries that end whoever opens them."""
+def crashing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The ids of deliveries that crash the worker that parses them."""
     found: set[str] = set()
 
     def parse(given: Delivery, body: bytes, settings: Settings) -> Parsed:
@@ -40,55 +39,55 @@ def killers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-def test_what_workers_have_died_with_goes_last(engine: Engine, settings: Settings, killers: set[str]) -> None:
-    """Breaks if a delivery that kills is tried before its innocent neighbours, each time anew."""
-    sent = message()
-    killers.add(sent[0].message_id)
+def test_a_delivery_with_crashes_is_applied_last(engine: Engine, settings: Settings, crashing: set[str]) -> None:
+    """Breaks if a delivery that crashes workers is tried before its valid neighbours every time."""
+    sent = five_deliveries()
+    crashing.add(sent[0].message_id)
     for again, landed in [(False, 0), (True, 0), (True, 4)]:
         with pytest.raises(Killed):
             Applier(engine, settings).apply(pack(sent), redelivered=again)
         assert len(rows(engine, WORKOUTS)) == landed
-    assert rows(engine, SUSPECTS) == [{"name": sent[0].key, "crashes": MAX_CRASHES}]
+    assert rows(engine, CRASHES) == [{"name": sent[0].key, "crashes": MAX_CRASHES}]
     outcomes = Applier(engine, settings).apply(pack(sent), redelivered=True).outcomes
     assert outcomes == {"dead": 1, "duplicate": 4}
-    assert rows(engine, SUSPECTS) == []
+    assert rows(engine, CRASHES) == []
 
 
-def test_only_what_was_at_hand_is_suspected(engine: Engine, settings: Settings, killers: set[str]) -> None:
-    """Breaks if a neighbour that landed, or was not reached, is held against it."""
-    sent = message()
-    killers.add(sent[2].message_id)
+def test_only_the_current_delivery_is_counted(engine: Engine, settings: Settings, crashing: set[str]) -> None:
+    """Breaks if a crash is counted for a neighbour that was applied before, or not reached."""
+    sent = five_deliveries()
+    crashing.add(sent[2].message_id)
     with pytest.raises(Killed):
         Applier(engine, settings).apply(pack(sent), redelivered=True)
-    assert rows(engine, SUSPECTS) == [{"name": sent[2].key, "crashes": 1}]
+    assert rows(engine, CRASHES) == [{"name": sent[2].key, "crashes": 1}]
 
 
-def test_crashes_are_cleared_once_it_is_applied(engine: Engine, settings: Settings, killers: set[str]) -> None:
-    """Breaks if a delivery is still suspected when a worker has come through with it alive."""
-    sent = message()
-    killers.add(sent[2].message_id)
+def test_crashes_are_cleared_once_it_is_applied(engine: Engine, settings: Settings, crashing: set[str]) -> None:
+    """Breaks if a crash count remains after a worker has applied the delivery."""
+    sent = five_deliveries()
+    crashing.add(sent[2].message_id)
     for again in (False, True, True):
         with pytest.raises(Killed):
             Applier(engine, settings).apply(pack(sent), redelivered=again)
-    killers.clear()
+    crashing.clear()
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.crash_counts SET crashes = crashes - 1"))
     Applier(engine, settings).apply(pack(sent), redelivered=True)
-    assert rows(engine, SUSPECTS) == []
+    assert rows(engine, CRASHES) == []
     assert len(rows(engine, WORKOUTS)) == 5
     assert {row["outcome"] for row in rows(engine, LEDGER)} == {"applied"}
 
 
-def test_a_delivery_that_is_refused_after_a_crash_is_no_suspect_any_more(engine: Engine, settings: Settings) -> None:
-    """Breaks if what becomes a dead letter for its data stays suspected for ever."""
+def test_crashes_are_cleared_when_the_delivery_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
+    """Breaks if the crash count of a delivery with invalid data remains for ever."""
     bad = workout("u1", title="a\u0000b")
     Applier(engine, settings).apply(pack([delivery(bad), delivery(b"rubbish")]), redelivered=True)
     assert len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) == 2
-    assert rows(engine, SUSPECTS) == []
+    assert rows(engine, CRASHES) == []
 
 
 def away(engine: Engine, table: str) -> Callable[[], None]:
-    """Takes a table away, as a migration that holds it would; returns what brings it back."""
+    """Renames a table, so that queries fail; returns a function that restores it."""
     with engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE headrace.{table} RENAME TO away"))
 
@@ -99,8 +98,8 @@ def away(engine: Engine, table: str) -> Callable[[], None]:
     return back
 
 
-def test_waiting_for_the_database_is_no_death(engine: Engine, settings: Settings) -> None:
-    """Breaks if a delivery is set aside as a killer because PostgreSQL could not take it, and no worker died."""
+def test_an_unavailable_database_is_not_a_crash(engine: Engine, settings: Settings) -> None:
+    """Breaks if a delivery becomes a dead letter because PostgreSQL was unavailable."""
     packed = pack([delivery(workout("u1"))])
     back = away(engine, "workouts")
     try:
@@ -112,8 +111,8 @@ def test_waiting_for_the_database_is_no_death(engine: Engine, settings: Settings
     assert Applier(engine, settings).apply(packed, redelivered=True).outcomes == {"applied": 1}
 
 
-def test_what_had_to_wait_is_no_suspect_in_the_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if the table of crashed_deliveries grows with every delivery that met a locked table after a crash."""
+def test_a_retried_delivery_keeps_no_crash_count(engine: Engine, settings: Settings) -> None:
+    """Breaks if the crash counts grow with every delivery that met a locked table after a crash."""
     packed = pack([delivery(workout("u1"))])
     back = away(engine, "workouts")
     try:
@@ -121,5 +120,5 @@ def test_what_had_to_wait_is_no_suspect_in_the_end(engine: Engine, settings: Set
             Applier(engine, settings).apply(packed, redelivered=True)
     finally:
         back()
-    Applier(engine, settings).apply(packed)  # a task that is put back is a new message: nobody has died with it
-    assert rows(engine, SUSPECTS) == []
+    Applier(engine, settings).apply(packed)  # a retried task is a new message, not a redelivered one
+    assert rows(engine, CRASHES) == []

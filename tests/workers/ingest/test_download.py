@@ -1,4 +1,4 @@
-"""Events that wait at a URL: fetched in time, applied as if they had come by themselves, and never lost silently."""
+"""Downloads of announced events: retried in time, applied like other deliveries, never lost silently."""
 
 import base64
 from collections.abc import Callable
@@ -34,7 +34,7 @@ DELIVERIES = "SELECT message_id, event_type, outcome, error FROM health.deliveri
 
 
 def announcement(url: Any = URL, expires_in: float = 300, age: float = 0) -> Delivery:
-    """A delivery of Terra's that only says where the event is."""
+    """A delivery of Terra's that contains only a URL."""
     body = msgspec.json.encode({"type": "s3_payload", "status": "success", "url": url, "expires_in": expires_in})
     found = seal("terra", Receipt("trace-1", 1_773_512_405_000, "reference-1"), body, SEALER)
     return replace(found, received_at=datetime.now(UTC).timestamp() - age)
@@ -42,7 +42,7 @@ def announcement(url: Any = URL, expires_in: float = 300, age: float = 0) -> Del
 
 @pytest.fixture
 def download(engine: Engine, settings: Settings) -> Callable[..., Applied]:
-    """Fetches and applies over a network that answers as it is told."""
+    """Downloads and applies over a network that returns the given response."""
 
     def run(answer: Callable[[httpx.Request], httpx.Response], announced: Delivery | None = None) -> Applied:
         client = httpx.Client(transport=httpx.MockTransport(answer))
@@ -54,13 +54,12 @@ def download(engine: Engine, settings: Settings) -> Callable[..., Applied]:
 
 
 def given(body: Any, status: int = 200) -> Callable[[httpx.Request], httpx.Response]:
-    """A network on which everybody answers this."""
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return lambda _: httpx.Response(status, content=content)
 
 
-def test_an_announcement_is_not_settled_but_handed_on(engine: Engine, settings: Settings) -> None:
-    """Breaks if what is not here yet counts as applied, so that nobody misses it, or if its neighbours wait for it."""
+def test_an_announcement_has_no_outcome_yet(engine: Engine, settings: Settings) -> None:
+    """Breaks if an event that is not downloaded yet counts as applied, or delays its neighbours."""
     beside = seal("terra", Receipt("trace-2"), msgspec.json.encode(EVENT), SEALER)
     announced = announcement()
     applied = Applier(engine, settings).apply(pack([announced, beside]))
@@ -68,8 +67,8 @@ def test_an_announcement_is_not_settled_but_handed_on(engine: Engine, settings: 
     assert [row["message_id"] for row in rows(engine, DELIVERIES)] == ["trace-2"]
 
 
-def test_what_is_fetched_is_the_delivery(engine: Engine, download: Callable[..., Applied]) -> None:
-    """Breaks if its rows miss the announcement's id or moment, or if the URL with its signature is kept anywhere."""
+def test_the_downloaded_event_is_the_delivery(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if the rows miss the announcement's id or time, or the signed URL is stored anywhere."""
     assert download(given(EVENT)).outcomes == {"applied": 1}
     assert rows(engine, DELIVERIES) == [
         {"message_id": "trace-1", "event_type": "activity", "outcome": "applied", "error": None}
@@ -81,14 +80,14 @@ def test_what_is_fetched_is_the_delivery(engine: Engine, download: Callable[...,
     assert b"amazonaws" not in SEALER.open(bytes(kept["sealed"]), "terra:trace-1")
 
 
-def test_it_is_fetched_twice_and_applied_once(engine: Engine, download: Callable[..., Applied]) -> None:
-    """Breaks if a worker that died after the commit makes two of one event."""
+def test_a_repeated_download_is_applied_once(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if a worker that crashed after the commit duplicates the event."""
     assert [download(given(EVENT)).outcomes for _ in range(2)] == [{"applied": 1}, {"duplicate": 1}]
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
 
 
-def test_a_fault_is_tried_again_while_the_url_lives(engine: Engine, download: Callable[..., Applied]) -> None:
-    """Breaks if one bad minute of the store loses an event that could be fetched in the next."""
+def test_a_failed_download_is_retried_until_the_url_expires(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if a transient error of the store loses an event that a retry could download."""
     failures = Failures()
     for status in (500, 502, 503, 504, 429, 408):
         with failures.of(status), emptied(engine):
@@ -100,8 +99,8 @@ def test_a_fault_is_tried_again_while_the_url_lives(engine: Engine, download: Ca
     assert failures == {}
 
 
-def test_no_answer_is_tried_again(download: Callable[..., Applied]) -> None:
-    """Breaks if a cut line is taken for a refusal."""
+def test_a_connection_error_is_retried(download: Callable[..., Applied]) -> None:
+    """Breaks if a connection error counts as a rejection."""
 
     def cut(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("gone")
@@ -110,19 +109,19 @@ def test_no_answer_is_tried_again(download: Callable[..., Applied]) -> None:
         download(cut)
 
 
-def test_what_cannot_be_had_is_a_dead_letter(engine: Engine, download: Callable[..., Applied]) -> None:
-    """Breaks if an event that is lost for good looks like one that came, or is asked for without an end."""
+def test_a_lost_event_becomes_a_dead_letter(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if a lost event counts as received, or is requested for ever."""
     failures = Failures()
     for answer, announced, reason in (
-        (given(b"expired", 400), {}, "could not be fetched: status 400"),
-        (given(b"", 403), {}, "could not be fetched: status 403"),
-        (given(b"", 404), {}, "could not be fetched: status 404"),
-        (given(b"", 302), {}, "could not be fetched: status 302"),
-        (given(b"", 503), {"age": 1000}, "could not be fetched: status 503"),
+        (given(b"expired", 400), {}, "could not be downloaded: HTTP 400"),
+        (given(b"", 403), {}, "could not be downloaded: HTTP 403"),
+        (given(b"", 404), {}, "could not be downloaded: HTTP 404"),
+        (given(b"", 302), {}, "could not be downloaded: HTTP 302"),
+        (given(b"", 503), {"age": 1000}, "could not be downloaded: HTTP 503"),
         (given(bytes(10_001)), {}, "larger than HEADRACE_MAX_DOWNLOAD_BYTES"),
         (given(EVENT), {"url": "http://payloads.s3.amazonaws.com/a"}, "not https, or not of a host"),
         (given(EVENT), {"url": "https://metadata.internal/a"}, "not https, or not of a host"),
-        (given({"type": "s3_payload", "url": URL}), {}, "another announcement"),
+        (given({"type": "s3_payload", "url": URL}), {}, "only another URL"),
     ):
         with failures.of(answer, announced, reason), emptied(engine):
             assert download(answer, announcement(**announced)).outcomes == {"dead": 1}
@@ -133,17 +132,17 @@ def test_what_cannot_be_had_is_a_dead_letter(engine: Engine, download: Callable[
     assert failures == {}
 
 
-def test_a_body_that_is_no_event_is_a_dead_letter_with_that_body(
+def test_an_invalid_download_becomes_a_dead_letter_with_its_body(
     engine: Engine, download: Callable[..., Applied]
 ) -> None:
-    """Breaks if what was fetched is thrown away because it could not be read."""
+    """Breaks if a downloaded body is lost because it could not be parsed."""
     assert download(given(b"{")).outcomes == {"dead": 1}
-    (letter,) = rows(engine, "SELECT sealed FROM headrace.dead_letters")
-    assert SEALER.open(bytes(letter["sealed"]), "terra:trace-1") == b"{"
+    (dead_letter,) = rows(engine, "SELECT sealed FROM headrace.dead_letters")
+    assert SEALER.open(bytes(dead_letter["sealed"]), "terra:trace-1") == b"{"
 
 
 def test_a_replay_needs_no_url(engine: Engine, settings: Settings, download: Callable[..., Applied]) -> None:
-    """Breaks if a replay of what was kept asks for URLs that have long expired."""
+    """Breaks if a replay of archived deliveries requests expired URLs."""
     download(given(EVENT))
     (kept,) = rows(engine, "SELECT sealed, ordering_ms FROM headrace.archive")
     again = replace(announcement(), sealed=bytes(kept["sealed"]))
@@ -152,16 +151,13 @@ def test_a_replay_needs_no_url(engine: Engine, settings: Settings, download: Cal
 
 
 @pytest.mark.parametrize("packed", ["", "nonsense", base64.b64encode(b"{}").decode(), pack([])])
-def test_what_is_no_announcement_is_kept(engine: Engine, settings: Settings, packed: str) -> None:
-    """Breaks if bytes that somebody has put in the lane end a worker, or are dropped."""
-    files = Files((), 1)
-    applied = Downloader(Applier(engine, settings), settings, files).run(packed)
-    files.close()
-    assert applied.outcomes == {"dead": 1}
+def test_a_foreign_message_becomes_a_dead_letter(engine: Engine, settings: Settings, packed: str) -> None:
+    """Breaks if foreign bytes in the queue crash a worker, or are lost."""
+    assert Downloader(Applier(engine, settings), settings, Files((), 1)).run(packed).outcomes == {"dead": 1}
 
 
 def test_a_download_is_traced_without_its_url(download: Callable[..., Applied], exported: InMemorySpanExporter) -> None:
-    """Breaks if a URL that opens somebody's data is in a trace, or nobody sees that it was refused."""
+    """Breaks if a trace contains the signed URL, or does not show the rejection."""
     assert download(given(b"<Code>ExpiredToken</Code>", 403)).outcomes == {"dead": 1}
     (asked,) = named(exported, "GET")
     assert attributes(asked)["http.response.status_code"] == 403

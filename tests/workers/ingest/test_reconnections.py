@@ -1,4 +1,4 @@
-"""A person reconnects and gets another id from Terra: one person stays one, in whatever order that is heard of."""
+"""Terra's reconnections: one user with a new id stays one user, in any order of events."""
 
 import itertools
 import random
@@ -24,12 +24,11 @@ VIEWS = {
 
 
 def seen(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
-    """What a reader sees of the person."""
     return {name: [tuple(row.values()) for row in rows(engine, query)] for name, query in VIEWS.items()}
 
 
 def of_each(engine: Engine) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
-    """What a reader sees of each of several people, without what tells them apart."""
+    """The rows of each of several users, without the suffix that distinguishes the users."""
     found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
     for name, all_rows in seen(engine).items():
         for user_id, *others in all_rows:
@@ -48,14 +47,14 @@ END = {
 
 
 def test_the_order_does_not_matter(engine: Engine, settings: Settings) -> None:
-    """Breaks if an id that is no more keeps a part of the person, or its end is taken for the end of the new one.
+    """Breaks if data stays under the former id, or the former connection's end counts as the new one's.
 
-    Each of the 120 orders is a person of its own, so that all of them go through the store together.
+    Each of the 120 orders has a user of its own, so that one message can hold all of them.
     """
     orders = {f"{n}": order for n, order in enumerate(itertools.permutations(range(len(EVENTS))))}
-    told = {of: story(f"-{of}") for of in orders}
+    events = {of: story(f"-{of}") for of in orders}
     for position in range(len(EVENTS)):
-        assert "dead" not in apply(engine, settings, *(told[of][order[position]] for of, order in orders.items()))
+        assert "dead" not in apply(engine, settings, *(events[of][order[position]] for of, order in orders.items()))
     assert "dead" not in apply(engine, settings, *(late(f"-{of}") for of in orders))
     found = of_each(engine)
     assert {str(order): found.get(of) for of, order in orders.items() if found.get(of) != END} == {}
@@ -63,7 +62,7 @@ def test_the_order_does_not_matter(engine: Engine, settings: Settings) -> None:
 
 
 def test_the_order_does_not_matter_of_messages_with_one_event(engine: Engine, settings: Settings, full: bool) -> None:
-    """Breaks if what the test above finds holds only while other people's events are in the same message."""
+    """Breaks if the result of the test above depends on other users' events in the same message."""
     orders = list(itertools.permutations(range(len(EVENTS))))
     if not full:
         orders = random.Random(11).sample(orders, 12)
@@ -77,15 +76,15 @@ def test_the_order_does_not_matter_of_messages_with_one_event(engine: Engine, se
     assert failures == {}
 
 
-def test_one_message_holds_all_of_it(engine: Engine, settings: Settings) -> None:
-    """Breaks if what a message brings under the old id, beside the notice, stays behind."""
+def test_one_message_with_all_events(engine: Engine, settings: Settings) -> None:
+    """Breaks if data of the same message stays under the former id."""
     assert apply(engine, settings, *EVENTS, LATE) == {"applied": 6}
     assert [row[0] for row in seen(engine)["rides"]] == ["new", "new"]
     assert rows(engine, "SELECT 1 FROM headrace.series WHERE user_id = 'old'") == []
 
 
-def test_what_comes_late_counts_for_what_it_is(engine: Engine, settings: Settings) -> None:
-    """Breaks if a retry under the old id is applied twice, or its connection comes back to life."""
+def test_late_events_of_the_former_id(engine: Engine, settings: Settings) -> None:
+    """Breaks if a retry under the former id is applied twice, or restores its connection."""
     apply(engine, settings, *EVENTS)
     assert apply(engine, settings, LATE) == {"applied": 1}
     assert apply(engine, settings, LATE) == {"duplicate": 1}
@@ -97,14 +96,14 @@ def test_what_comes_late_counts_for_what_it_is(engine: Engine, settings: Setting
 
 @pytest.mark.parametrize("old", [None, user("new")])
 def test_a_notice_without_an_old_id_moves_nothing(engine: Engine, settings: Settings, old: Any) -> None:
-    """Breaks if a notice that does not tell who it was is refused, or somebody succeeds themselves."""
+    """Breaks if a notice without a former id is rejected, or merges a user into itself."""
     apply(engine, settings, EVENTS[0])
     assert apply(engine, settings, terra(3, REAUTH | {"old_user": old})) == {"applied": 1}
     assert [row[0] for row in seen(engine)["people"]] == ["new", "old"]
 
 
-def test_what_came_with_the_reconnection_goes_with_the_person(engine: Engine, settings: Settings) -> None:
-    """Breaks if an erasure leaves sealed bodies behind that came in the message in which the id changed."""
+def test_an_erasure_includes_deliveries_of_the_reconnection_message(engine: Engine, settings: Settings) -> None:
+    """Breaks if an erasure leaves sealed bodies of the message in which the id changed."""
     apply(engine, settings, *EVENTS)
     assert rows(engine, "SELECT 1 FROM headrace.archive WHERE user_id = 'old'")
     Eraser(engine, settings).erase("new", lambda _: None)

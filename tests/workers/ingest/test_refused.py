@@ -1,4 +1,4 @@
-"""Data that PostgreSQL refuses, or would change: one of a hundred becomes a dead letter, its neighbours land."""
+"""Data that PostgreSQL rejects: one delivery of a hundred becomes a dead letter, the others are applied."""
 
 import json
 from typing import Any
@@ -16,26 +16,26 @@ DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000
 
 
 def in_workout(**changes: Any) -> bytes:
-    """A workout with something wrong in it."""
+    """A workout with invalid fields."""
     return json.dumps(workout("bad", "bad", **changes)).encode()
 
 
 def in_sample(**changes: Any) -> bytes:
-    """A sample with something wrong in it."""
+    """A sample with invalid fields."""
     body = heartrate("bad", {0: 60.0})
     body["data"]["data"][0] |= changes
     return json.dumps(body).encode()
 
 
 def replaced(body: bytes, old: str, new: str) -> bytes:
-    """What no encoder would write."""
+    """A body that no encoder would write."""
     assert old.encode() in body
     return body.replace(old.encode(), new.encode())
 
 
 BAD = {
     "NUL in a text": in_workout(title="se\0same"),
-    "NUL in what has no column": in_workout(sport={"slug": "\0"}),
+    "NUL in a field without a column": in_workout(sport={"slug": "\0"}),
     "NUL in an id": in_workout(id="w\0"),
     "NUL in a unit": in_sample(unit="b\0pm"),
     "NUL in a name": in_workout(**{"\0sesame": 1}),
@@ -66,7 +66,7 @@ BAD = {
 
 
 def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, settings: Settings, full: bool) -> None:
-    """Breaks if what PostgreSQL refuses is dropped, changed, tried for ever, or takes its neighbours along.
+    """Breaks if data that PostgreSQL rejects is lost, changed, retried for ever, or affects its neighbours.
 
     Without --full only the first kind has a hundred neighbours, and each of the others has a dozen.
     """
@@ -76,10 +76,10 @@ def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, set
             neighbours = [delivery(workout(f"u{number}"), name=f"msg_{number}") for number in range(count)]
             together = [*neighbours[: count // 2], delivery(bad, name="msg_bad"), *neighbours[count // 2 :]]
             assert apply(engine, settings, *together) == {"applied": count, "dead": 1}
-            (letter,) = dead_letters.listed(engine)
-            assert letter.message_id == "msg_bad"
-            assert letter.reason
-            assert not any(word in letter.reason for word in ("sesame", "120", "60.0", "8000"))
+            (dead_letter,) = dead_letters.listed(engine)
+            assert dead_letter.message_id == "msg_bad"
+            assert dead_letter.reason
+            assert not any(word in dead_letter.reason for word in ("sesame", "120", "60.0", "8000"))
             assert rows(engine, "SELECT count(*) AS n FROM health.workouts") == [{"n": count}]
             assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 0}]
             assert apply(engine, settings, *together) == {"duplicate": count, "dead": 1}
@@ -87,8 +87,8 @@ def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, set
     assert failures == {}
 
 
-def test_what_is_strange_and_true_is_kept(engine: Engine, settings: Settings) -> None:
-    """Breaks if what PostgreSQL can hold is refused as well: the largest numbers, the oldest and the newest days."""
+def test_unusual_but_valid_data_is_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if valid data is rejected: the largest numbers, the oldest and the newest days."""
     odd = {"average_hr": 2**63 - 1, "distance": 1.7e308, "calendar_date": "0001-01-01", "title": "\u0001 é 🏃 \\u0000"}
     future = event("daily.data.workouts.created", "u2", workout("u2")["data"] | {"time_start": "9999-12-31T23:59:59Z"})
     assert apply(engine, settings, delivery(workout("u1", **odd)), delivery(future)) == {"applied": 2}

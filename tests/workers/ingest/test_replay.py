@@ -1,4 +1,4 @@
-"""Applying again: what was kept, in any order and into an empty database; and what was dead."""
+"""Replays: archived deliveries, in any order and into an empty database; and dead letters."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartitio
 
 
 def everything() -> list[Delivery]:
-    """Deliveries of every kind, over some hours and in no order, with versions that outdo each other."""
+    """Deliveries of every kind, over some hours and in random order, with several versions."""
     found: list[Delivery] = []
     for user, version in itertools.product(("u1", "u2"), range(4)):
         at = START + version * MINUTE
@@ -57,7 +57,7 @@ def everything() -> list[Delivery]:
 
 
 def physical(engine: Engine) -> dict[str, list[str]]:
-    """Where every row of every table stands and which transaction wrote it."""
+    """The location and the last transaction of every row of every table."""
     with engine.connect() as connection:
         tables = list(connection.scalars(TABLES))
         query = "SELECT concat_ws(' ', tableoid, ctid, xmin) FROM headrace.{} ORDER BY 1"
@@ -65,14 +65,14 @@ def physical(engine: Engine) -> dict[str, list[str]]:
 
 
 def run(engine: Engine, settings: Settings, *, order: Order = "oldest", window: ArchiveWindow = ALWAYS) -> Counter[str]:
-    """Applies what is kept of a window again, with a worker that has seen nothing before."""
+    """Replays a window with a new worker."""
     outcomes = replay(engine, Applier(engine, settings), window, order, lambda _: None)
     return Counter({str(outcome): count for outcome, count in outcomes.items()})
 
 
 @pytest.fixture
 def empty(servers: Servers, settings: Settings) -> Iterator[Engine]:
-    """A writer's engine on another database, migrated and empty."""
+    """A writer's engine on another migrated database."""
 
     def at(database: str, scheme: str = "postgresql") -> str:
         return urlunsplit(urlsplit(servers.database_url)._replace(scheme=scheme, path=f"/{database}"))
@@ -85,12 +85,12 @@ def empty(servers: Servers, settings: Settings) -> Iterator[Engine]:
         connection.execute("DROP DATABASE replayed WITH (FORCE)")
 
 
-# What was kept
+# The archive
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_applying_again_changes_nothing_at_all(engine: Engine, settings: Settings, order: Order) -> None:
-    """Breaks if a replay, in any order, writes as much as one row where nothing was wrong."""
+def test_a_replay_without_a_loss_changes_nothing(engine: Engine, settings: Settings, order: Order) -> None:
+    """Breaks if a replay, in any order, writes a single row where nothing was missing."""
     sent = everything()
     apply(engine, settings, *sent)
     before, stored = physical(engine), digests.digests(engine)
@@ -98,14 +98,14 @@ def test_applying_again_changes_nothing_at_all(engine: Engine, settings: Setting
     assert before["chunks"]
     assert before["dead_letters"]
     outcomes = run(engine, settings, order=order)
-    assert outcomes.total() == len(sent) - 1  # all but the dead one
+    assert outcomes.total() == len(sent) - 1  # all but the dead delivery
     assert set(outcomes) <= {"duplicate", "stale", "ignored"}
     assert physical(engine) == before
     assert digests.digests(engine) == stored
 
 
 def test_a_digest_notices_every_change(engine: Engine, settings: Settings) -> None:
-    """Breaks if the digests of the tests around this one are blind."""
+    """Breaks if the digests in these tests miss a change."""
     apply(engine, settings, *everything())
     before = digests.digests(engine)
     with engine.begin() as connection:
@@ -119,8 +119,8 @@ def test_a_digest_notices_every_change(engine: Engine, settings: Settings) -> No
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_empty_database_ends_the_same(engine: Engine, settings: Settings, empty: Engine, order: Order) -> None:
-    """Breaks if what is stored cannot be made again from what was kept."""
+def test_an_empty_database_is_restored(engine: Engine, settings: Settings, empty: Engine, order: Order) -> None:
+    """Breaks if the stored data cannot be restored from the archive."""
     sent = everything()
     for one in sent:
         apply(engine, settings, one)
@@ -138,8 +138,8 @@ def test_an_empty_database_ends_the_same(engine: Engine, settings: Settings, emp
     assert {row["origin"] for row in rows(empty, "SELECT origin FROM health.heartrate")} == {"replay"}
 
 
-def test_what_was_lost_comes_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if a table that somebody emptied is not filled again, with the newest versions."""
+def test_a_replay_restores_lost_rows(engine: Engine, settings: Settings) -> None:
+    """Breaks if a deleted table is not restored with the newest versions."""
     apply(engine, settings, *everything())
     before = digests.digests(engine)
     with engine.begin() as connection:
@@ -154,7 +154,7 @@ def test_what_was_lost_comes_back(engine: Engine, settings: Settings) -> None:
 
 @pytest.mark.parametrize("how", ["late", "in part", "newest first"])
 def test_a_new_client_user_id_stays(engine: Engine, settings: Settings, how: str) -> None:
-    """Breaks if an old delivery, late or applied again, gives a person the id of before its change in every view."""
+    """Breaks if an old delivery, late or replayed, restores the former client_user_id."""
     bodies = [workout("u1", f"w{number}") | {"client_user_id": name} for number, name in enumerate(("old", "new"))]
     sent = [received(delivery(body, START + n * MINUTE), NOW + n * MINUTE) for n, body in enumerate(bodies)]
     for one in sent[:: -1 if how == "late" else 1]:
@@ -167,8 +167,8 @@ def test_a_new_client_user_id_stays(engine: Engine, settings: Settings, how: str
     assert found == [{"client_user_id": "new"}]
 
 
-def test_a_late_attempt_does_not_bring_an_old_client_user_id_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if the sender's retry of an old event, hours after the change, gives a person the id of before."""
+def test_a_late_attempt_does_not_restore_an_old_client_user_id(engine: Engine, settings: Settings) -> None:
+    """Breaks if the sender's retry of an old event, hours after the change, restores the former client_user_id."""
     new = delivery(workout("u1", "w1") | {"client_user_id": "new"}, START + MINUTE)
     old = delivery(workout("u1", "w0") | {"client_user_id": "old"}, START)
     apply(engine, settings, received(new, NOW))
@@ -177,7 +177,7 @@ def test_a_late_attempt_does_not_bring_an_old_client_user_id_back(engine: Engine
 
 
 def test_only_the_window_is_applied(engine: Engine, settings: Settings) -> None:
-    """Breaks if a replay goes beyond its hours or its event types."""
+    """Breaks if a replay exceeds its time window or event types."""
     sent = [received(delivery(workout("u1", f"w{n}")), NOW + n * timedelta(hours=1)) for n in range(5)]
     sent.append(received(delivery(heartrate("u1", {0: 60})), NOW + timedelta(hours=2)))
     apply(engine, settings, *sent)
@@ -190,18 +190,18 @@ def test_only_the_window_is_applied(engine: Engine, settings: Settings) -> None:
     assert rows(engine, "SELECT 1 FROM health.heartrate") == []
 
 
-def test_more_than_go_together_are_told_as_they_go(engine: Engine, settings: Settings) -> None:
-    """Breaks if what does not fit into one transaction is left out, or nobody is told how far it has come."""
+def test_several_batches_report_their_progress(engine: Engine, settings: Settings) -> None:
+    """Breaks if deliveries beyond one transaction are left out, or progress is not reported."""
     count = 2 * MAX_BATCH + 1
     apply(engine, settings, *(received(delivery(workout("u1", f"w{n}")), NOW) for n in range(count)))
-    told: list[int] = []
-    replay(engine, Applier(engine, settings), ALWAYS, "random", told.append)
-    assert told == [MAX_BATCH, 2 * MAX_BATCH, count]
+    progress: list[int] = []
+    replay(engine, Applier(engine, settings), ALWAYS, "random", progress.append)
+    assert progress == [MAX_BATCH, 2 * MAX_BATCH, count]
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_order_is_the_one_that_was_asked_for(engine: Engine, settings: Settings, order: Order) -> None:
-    """Breaks if all orders are one, and the tests of them show nothing."""
+def test_the_order_is_the_requested_one(engine: Engine, settings: Settings, order: Order) -> None:
+    """Breaks if all orders are the same, so that the tests of orders show nothing."""
     sent = [received(delivery(workout("u1", f"w{n}")), NOW + n * timedelta(seconds=1)) for n in range(50)]
     apply(engine, settings, *sent)
     seen: list[str] = []
@@ -220,8 +220,8 @@ def test_the_order_is_the_one_that_was_asked_for(engine: Engine, settings: Setti
         assert seen == (names if order == "oldest" else names[::-1])
 
 
-def test_a_replay_is_no_attempt_of_the_senders(engine: Engine, settings: Settings) -> None:
-    """Breaks if the ledger tells of attempts that nobody made."""
+def test_a_replay_is_not_counted_as_an_attempt(engine: Engine, settings: Settings) -> None:
+    """Breaks if the ledger counts a replay as an attempt of the sender."""
     apply(engine, settings, *everything())
     before = rows(engine, LEDGER)
     for _ in range(2):
@@ -230,7 +230,7 @@ def test_a_replay_is_no_attempt_of_the_senders(engine: Engine, settings: Setting
 
 
 def test_no_transaction_is_open_while_an_hour_is_applied(engine: Engine, settings: Settings) -> None:
-    """Breaks if an hour that takes over a minute ends the replay (the session's limit), or its locks hold up others."""
+    """Breaks if an hour that takes over a minute (the session's limit) fails the replay, or its locks block others."""
     apply(engine, settings, *everything())
     query = """SELECT count(*) AS n FROM pg_locks WHERE relation = 'headrace.archive'::regclass
                AND pid <> pg_backend_pid()"""
@@ -238,11 +238,11 @@ def test_no_transaction_is_open_while_an_hour_is_applied(engine: Engine, setting
         assert rows(engine, query) == [{"n": 0}]
 
 
-# Settings that changed
+# Changed settings
 
 
-def test_what_a_setting_left_out_is_applied_once_it_is_wanted(engine: Engine, settings: Settings) -> None:
-    """Breaks if a wider HEADRACE_RESOURCES does not bring back what is kept, or the ledger does not say so."""
+def test_a_wider_setting_applies_ignored_deliveries(engine: Engine, settings: Settings) -> None:
+    """Breaks if a wider HEADRACE_RESOURCES does not apply archived deliveries, or the ledger does not show it."""
     only = replace(settings, resources=("sleep",))
     assert apply(engine, only, delivery(workout("u1")), delivery(heartrate("u1", {0: 60}))) == {"ignored": 2}
     assert run(engine, only) == {"ignored": 2}
@@ -258,16 +258,16 @@ def test_what_a_setting_left_out_is_applied_once_it_is_wanted(engine: Engine, se
     assert rows(engine, "SELECT count(*) AS n FROM headrace.archive") == [{"n": 2}]
 
 
-def test_a_narrower_setting_takes_nothing_away(engine: Engine, settings: Settings) -> None:
-    """Breaks if a replay under other settings unsays what was applied."""
+def test_a_narrower_setting_removes_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if a replay under other settings reverts applied data."""
     apply(engine, settings, *everything())
     before = physical(engine)
     run(engine, replace(settings, resources=("sleep",)))
     assert physical(engine) == before
 
 
-def test_a_notice_that_is_applied_again_opens_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if history is fetched anew at every replay, open or complete."""
+def test_a_replayed_notice_opens_no_backfill(engine: Engine, settings: Settings) -> None:
+    """Breaks if every replay fetches the history again."""
     provider = Provider(heartrates(hourly(3)))
     given = replace(settings, junction_api_key="sk_us_tests", request_rate="1000000/second")
     apply(engine, given, notice(days=(0, 3)), notice(days=(3, 5), final=False), notice(resource="sleep", days=(0, 3)))
@@ -288,110 +288,102 @@ def test_a_notice_that_is_applied_again_opens_nothing(engine: Engine, settings: 
 
 
 def reasons(engine: Engine) -> list[str]:
-    """Why the dead are dead, the newest first."""
-    return [letter.reason for letter in dead_letters.listed(engine)]
+    """The reasons of the dead letters, newest first."""
+    return [dead_letter.reason for dead_letter in dead_letters.listed(engine)]
 
 
-def lift(engine: Engine, settings: Settings) -> Counter[str]:
-    """Applies every dead letter again."""
+def with_other_key(settings: Settings) -> Settings:
+    return replace(settings, encryption_keys=(*settings.encryption_keys, OTHER_KEY))
+
+
+def replay_all(engine: Engine, settings: Settings) -> Counter[str]:
     outcomes = replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine))
     return Counter({str(outcome): count for outcome, count in outcomes.items()})
 
 
-def test_a_dead_letter_that_can_be_applied_now_leaves_the_list(engine: Engine, settings: Settings) -> None:
-    """Breaks if what was mended stays dead in the list or the ledger, or is not kept from then on."""
+def test_a_dead_letter_that_can_be_applied_is_resolved(engine: Engine, settings: Settings) -> None:
+    """Breaks if a resolved delivery stays dead in the list or the ledger, or is not archived."""
     one, rubbish = sealed_with_another_key(workout("u1")), delivery(b"hello")
     assert apply(engine, settings, one, rubbish) == {"dead": 2}
-    assert lift(engine, settings) == {"dead": 2}
+    assert replay_all(engine, settings) == {"dead": 2}
     assert rows(engine, "SELECT 1 FROM headrace.archive") == []
-    mended = replace(settings, encryption_keys=(*settings.encryption_keys, OTHER_KEY))
-    assert lift(engine, mended) == {"applied": 1, "dead": 1}
-    assert [letter.message_id for letter in dead_letters.listed(engine)] == [rubbish.message_id]
+    assert replay_all(engine, with_other_key(settings)) == {"applied": 1, "dead": 1}
+    assert [dead_letter.message_id for dead_letter in dead_letters.listed(engine)] == [rubbish.message_id]
     (row,) = rows(engine, "SELECT * FROM headrace.deliveries WHERE message_id = :id", id=one.message_id)
     assert (row["outcome"], row["error"], row["attempts"]) == ("applied", None, 1)
     assert (row["event_type"], row["user_id"]) == ("daily.data.workouts.created", "u1")
     assert rows(engine, "SELECT message_id FROM headrace.archive") == [{"message_id": one.message_id}]
     assert rows(engine, "SELECT user_id, origin FROM health.workouts") == [{"user_id": "u1", "origin": "replay"}]
-    assert lift(engine, mended) == {"dead": 1}
+    assert replay_all(engine, with_other_key(settings)) == {"dead": 1}
 
 
 @pytest.mark.parametrize(("newer", "outcome"), [(True, "stale"), (False, "applied")])
-def test_a_mended_letter_does_not_hide_what_is_newer(
+def test_a_resolved_dead_letter_does_not_replace_newer_data(
     engine: Engine, settings: Settings, outcome: str, *, newer: bool
 ) -> None:
-    """Breaks if a letter that lay for a month brings old values back, or a newer one is passed over."""
-    dead_one = sealed_with_another_key(heartrate("u1", {0: 60}), START)
-    apply(engine, settings, dead_one, delivery(heartrate("u1", {0: 99}), START + (1 if newer else -1) * MINUTE))
-    mended = replace(settings, encryption_keys=(*settings.encryption_keys, OTHER_KEY))
-    assert lift(engine, mended) == {outcome: 1}
+    """Breaks if an old dead letter overwrites a newer value, or a newer dead letter is not applied."""
+    dead = sealed_with_another_key(heartrate("u1", {0: 60}), START)
+    apply(engine, settings, dead, delivery(heartrate("u1", {0: 99}), START + (1 if newer else -1) * MINUTE))
+    assert replay_all(engine, with_other_key(settings)) == {outcome: 1}
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 99.0 if newer else 60.0}]
-    assert rows(engine, LEDGER.replace("ORDER", "WHERE message_id = :id ORDER"), id=dead_one.message_id) == [
-        {
-            "message_id": dead_one.message_id,
-            "outcome": outcome,
-            "attempts": 1,
-            "error": None,
-            "event_type": "daily.data.heartrate.created",
-        }
-    ]
+    query = "SELECT outcome, attempts, error, event_type FROM health.deliveries WHERE message_id = :id"
+    (row,) = rows(engine, query, id=dead.message_id)
+    assert tuple(row.values()) == (outcome, 1, None, "daily.data.heartrate.created")
     assert dead_letters.listed(engine) == []
 
 
-def test_a_letter_that_is_now_left_out_is_dead_no_more(engine: Engine, settings: Settings) -> None:
-    """Breaks if a letter that needs nobody's hand any more stays in the list, though the replay ends as a success."""
+def test_a_dead_letter_that_is_now_ignored_is_resolved(engine: Engine, settings: Settings) -> None:
+    """Breaks if an ignored delivery stays in the list although the replay succeeded."""
     apply(engine, settings, sealed_with_another_key(workout("u1")))
-    keys = (*settings.encryption_keys, OTHER_KEY)
-    assert lift(engine, replace(settings, encryption_keys=keys, resources=("sleep",))) == {"ignored": 1}
+    assert replay_all(engine, replace(with_other_key(settings), resources=("sleep",))) == {"ignored": 1}
     assert dead_letters.listed(engine) == []
     assert [row["outcome"] for row in rows(engine, LEDGER)] == ["ignored"]
 
 
-def test_many_letters_are_lifted_one_by_one(engine: Engine, settings: Settings) -> None:
-    """Breaks if one letter that stays dead keeps another from landing."""
-    letters = [sealed_with_another_key(workout("u1", f"w{n}", title="a\u0000b" if n % 2 else "x")) for n in range(6)]
-    apply(engine, settings, *letters)
-    mended = replace(settings, encryption_keys=(*settings.encryption_keys, OTHER_KEY))
-    assert lift(engine, mended) == {"applied": 3, "dead": 3}
+def test_dead_letters_are_replayed_one_by_one(engine: Engine, settings: Settings) -> None:
+    """Breaks if a delivery that stays dead prevents another from being applied."""
+    dead = [sealed_with_another_key(workout("u1", f"w{n}", title="a\u0000b" if n % 2 else "x")) for n in range(6)]
+    apply(engine, settings, *dead)
+    assert replay_all(engine, with_other_key(settings)) == {"applied": 3, "dead": 3}
     assert [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY 1")] == ["w0", "w2", "w4"]
 
 
-def test_the_list_says_why_a_letter_is_dead_still(engine: Engine, settings: Settings) -> None:
-    """Breaks if whoever mended the first reason is told the same again, and never the one that is left."""
+def test_the_list_shows_the_latest_reason(engine: Engine, settings: Settings) -> None:
+    """Breaks if the first reason is still shown after its cause was fixed."""
     apply(engine, settings, sealed_with_another_key(workout("u1", title="a\u0000b")))
-    mended = replace(settings, encryption_keys=(*settings.encryption_keys, OTHER_KEY))
-    assert lift(engine, mended) == {"dead": 1}
+    assert replay_all(engine, with_other_key(settings)) == {"dead": 1}
     assert reasons(engine)[0].startswith("PostgreSQL refuses it")
 
 
 def test_a_message_of_a_newer_version_is_applied_by_a_newer_worker(engine: Engine, settings: Settings) -> None:
-    """Breaks if a message that was set aside whole keeps its place in the list once its deliveries have landed."""
+    """Breaks if the dead letter of a raw message remains after its deliveries were applied."""
     applier = Applier(engine, settings)
     packed = pack([delivery(workout("u1")), delivery(b"hello")])
     applier.dead_letter_raw(packed.encode(), "a message of version 2; this worker reads version 1")
-    assert lift(engine, settings) == {"applied": 1, "dead": 1}
+    assert replay_all(engine, settings) == {"applied": 1, "dead": 1}
     assert [reason[:20] for reason in reasons(engine)] == ["not a Junction event"]
     assert rows(engine, "SELECT user_id FROM health.workouts") == [{"user_id": "u1"}]
     assert len(rows(engine, "SELECT 1 FROM headrace.archive")) == 1
 
 
-def test_a_message_that_was_brought_back_is_not_dead_in_the_ledger(engine: Engine, settings: Settings) -> None:
-    """Breaks if `headrace status` tells for ever of a dead delivery that was applied."""
+def test_a_replayed_raw_message_is_not_dead_in_the_ledger(engine: Engine, settings: Settings) -> None:
+    """Breaks if `headrace status` counts an applied raw message as dead for ever."""
     Applier(engine, settings).dead_letter_raw(pack([delivery(workout("u1"))]).encode(), "not ours")
-    assert lift(engine, settings) == {"applied": 1}
+    assert replay_all(engine, settings) == {"applied": 1}
     assert {row["outcome"] for row in rows(engine, LEDGER)} == {"applied"}
 
 
-# Refused requests
+# Rejected requests
 
 
 @pytest.fixture
 def reading(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history, without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
 
 
 def refused(engine: Engine, settings: Settings) -> tuple[int, Provider]:
-    """A backfill that ended because the provider refused a request, and the provider."""
+    """A backfill whose request the provider rejected, and the provider."""
     provider = Provider(lambda _: httpx.Response(422, json={"detail": "sesame"}))
     (one,) = announce(engine, settings, notice(days=(0, 3)))
     provider.fetcher(engine, settings).run(one)
@@ -399,12 +391,12 @@ def refused(engine: Engine, settings: Settings) -> tuple[int, Provider]:
     return one, provider
 
 
-def test_a_refused_request_has_its_backfill_resumed(engine: Engine, reading: Settings) -> None:
-    """Breaks if the letter of a refused request is taken for a delivery, or its history is not gone on with."""
+def test_a_rejected_request_resumes_its_backfill(engine: Engine, reading: Settings) -> None:
+    """Breaks if the dead letter of a rejected request is applied as a delivery, or its backfill is not resumed."""
     one, provider = refused(engine, reading)
-    (letter,) = dead_letters.listed(engine)
-    assert (letter.backfill_id, letter.event_type) == (one, "fetch.heartrate")
-    assert lift(engine, reading) == {"applied": 1}
+    (dead_letter,) = dead_letters.listed(engine)
+    assert (dead_letter.backfill_id, dead_letter.event_type) == (one, "fetch.heartrate")
+    assert replay_all(engine, reading) == {"applied": 1}
     assert dead_letters.listed(engine) == []
     assert due(engine) == [one]
     provider.answer = heartrates(hourly(3))
@@ -413,60 +405,60 @@ def test_a_refused_request_has_its_backfill_resumed(engine: Engine, reading: Set
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
 
 
-def test_a_request_that_is_refused_again_is_a_letter_again(engine: Engine, reading: Settings) -> None:
-    """Breaks if a history that fails for a second time leaves no trace."""
+def test_a_request_rejected_again_is_a_dead_letter_again(engine: Engine, reading: Settings) -> None:
+    """Breaks if a second failure of a backfill leaves no dead letter."""
     one, provider = refused(engine, reading)
-    lift(engine, reading)
+    replay_all(engine, reading)
     provider.fetcher(engine, reading).run(one)
     assert status(engine) == [("failed", 0, 1)]
-    assert [letter.backfill_id for letter in dead_letters.listed(engine)] == [one]
+    assert [dead_letter.backfill_id for dead_letter in dead_letters.listed(engine)] == [one]
 
 
-def test_a_letter_whose_backfill_is_gone_stays(engine: Engine, reading: Settings) -> None:
-    """Breaks if the evidence is thrown away although nothing was done about it."""
+def test_a_dead_letter_without_its_backfill_stays(engine: Engine, reading: Settings) -> None:
+    """Breaks if the evidence is deleted although nothing was requested."""
     one, _ = refused(engine, reading)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM headrace.chunks"))
         connection.execute(text("DELETE FROM headrace.backfills"))
-    assert lift(engine, reading) == {"dead": 1}
-    assert [letter.backfill_id for letter in dead_letters.listed(engine)] == [one]
+    assert replay_all(engine, reading) == {"dead": 1}
+    assert [dead_letter.backfill_id for dead_letter in dead_letters.listed(engine)] == [one]
 
 
-def test_a_refused_stream_is_asked_for_although_the_rest_is_complete(engine: Engine, reading: Settings) -> None:
-    """Breaks if one stream among many, refused for a while, is never had: its backfill is complete without it."""
+def test_a_rejected_stream_is_requested_although_the_rest_is_complete(engine: Engine, reading: Settings) -> None:
+    """Breaks if one rejected stream is never fetched, because its backfill is complete without it."""
     provider = gone_streams(422)
     announce(engine, reading, notice(resource="workout_stream"))
     settle(engine, provider.fetcher(engine, reading))
     assert (status(engine), len(dead_letters.listed(engine))) == ([("complete", 1, 1)], 1)
-    assert lift(engine, reading) == {"applied": 1}
+    assert replay_all(engine, reading) == {"applied": 1}
     asked = len(provider.asked)
-    mended = Provider(workouts(daily(10)))
-    settle(engine, mended.fetcher(engine, reading))
-    assert (dead_letters.listed(engine), len(provider.asked), len(mended.asked)) == ([], asked, 1)
+    fixed = Provider(workouts(daily(10)))
+    settle(engine, fixed.fetcher(engine, reading))
+    assert (dead_letters.listed(engine), len(provider.asked), len(fixed.asked)) == ([], asked, 1)
     assert len(rows(engine, "SELECT 1 FROM health.workout_stream WHERE origin = 'backfill'")) == 10
     assert status(engine) == [("complete", 1, 1)] * 2
 
 
-def test_two_letters_of_one_backfill_are_both_mended(engine: Engine, reading: Settings) -> None:
-    """Breaks if a replay ends with an error and a letter in the list although its history is being fetched."""
+def test_two_dead_letters_of_one_backfill_are_both_resolved(engine: Engine, reading: Settings) -> None:
+    """Breaks if a replay fails, or leaves a dead letter, although the history is being fetched."""
     one, _ = refused(engine, reading)
     with transaction(engine) as connection:
         add_dead_letter(connection, delivery(b"{}", name=f"fetch-{one}-0123abcd"), "fetch.heartrate", "status 422")
-    assert lift(engine, reading) == {"applied": 2}
+    assert replay_all(engine, reading) == {"applied": 2}
     assert dead_letters.listed(engine) == []
 
 
-def test_a_delivery_that_is_only_named_like_a_request_is_none() -> None:
-    """Breaks if a sender's id can have a backfill resumed."""
+def test_only_the_exact_form_of_a_message_id_is_a_request() -> None:
+    """Breaks if a sender's message id can resume a backfill."""
     for name in ("fetch-1", "fetch-x-0a", "xfetch-1-0a", "fetch-1-0a ", "fetch-1-0A", "msg_1"):
-        letter = dead_letters.DeadLetter(1, "junction", name, None, None, FIRST, FIRST, "", 1, 0)
-        assert letter.backfill_id is None, name
+        dead_letter = dead_letters.DeadLetter(1, "junction", name, None, None, FIRST, FIRST, "", 1, 0)
+        assert dead_letter.backfill_id is None, name
     assert dead_letters.DeadLetter(1, "junction", "fetch-12-0a", None, None, FIRST, FIRST, "", 1, 0).backfill_id == 12
 
 
-def test_rubbish_stays_dead(engine: Engine, settings: Settings) -> None:
-    """Breaks if rubbish that is applied again is lost, or kept twice."""
+def test_an_invalid_raw_message_stays_dead(engine: Engine, settings: Settings) -> None:
+    """Breaks if an invalid raw message is lost or duplicated by a replay."""
     applier = Applier(engine, settings)
     applier.dead_letter_raw(json.dumps([["sesame"], {}, {}]).encode(), "not ours")
     assert dict(replay_dead_letters(engine, applier, dead_letters.listed(engine))) == {"dead": 1}
-    assert [letter.reason for letter in dead_letters.listed(engine)] == ["not ours"]
+    assert [dead_letter.reason for dead_letter in dead_letters.listed(engine)] == ["not ours"]

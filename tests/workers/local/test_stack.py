@@ -1,4 +1,4 @@
-"""What `headrace up` keeps in its folder, and how other commands find it. The whole stack is in tests/end_to_end."""
+"""The data directory of `headrace up`, and how other commands find it. tests/end_to_end runs the whole stack."""
 
 import base64
 import fcntl
@@ -28,15 +28,14 @@ STACK = {
 
 @pytest.fixture
 def running(tmp_path: Path):
-    """A folder as that of a running stack."""
+    """The data directory of a running stack."""
     secrets.load_secrets(tmp_path, {})
     (tmp_path / "stack.json").write_text(json.dumps(STACK))
     with stack._locked(tmp_path):
         yield tmp_path
 
 
-def test_secrets_are_made_once_and_are_usable(tmp_path: Path) -> None:
-    """Else a restart would lock us out of our own database, and bodies on the queue could not be opened."""
+def test_secrets_are_generated_once(tmp_path: Path) -> None:
     made = secrets.load_secrets(tmp_path, {})
     assert secrets.load_secrets(tmp_path, {}) == made
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
@@ -47,35 +46,32 @@ def test_secrets_are_made_once_and_are_usable(tmp_path: Path) -> None:
     assert settings.terra_signing_secrets
 
 
-def test_the_operators_secrets_win_and_are_not_kept(tmp_path: Path) -> None:
-    """Else a secret of the operator's would lie in a file that he does not know of."""
+def test_configured_secrets_win_and_are_not_written(tmp_path: Path) -> None:
     key = base64.b64encode(b"k" * 32).decode()
     assert secrets.load_secrets(tmp_path, {"HEADRACE_ENCRYPTION_KEY": key})["encryption_key"] == key
     assert key not in (tmp_path / "secrets.json").read_text()
 
 
-def test_data_without_its_password_is_told(tmp_path: Path) -> None:
-    """Else a new password would be made, and PostgreSQL would refuse it for a minute without a word why."""
+def test_a_database_without_secrets_json_is_an_error(tmp_path: Path) -> None:
+    """A new password would not match the existing database."""
     (tmp_path / "postgres").mkdir()
     with pytest.raises(Misconfigured, match=r"secrets\.json is missing"):
         secrets.load_secrets(tmp_path, {})
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
-    """Else it would be a traceback, or new secrets over the old ones."""
+def test_an_invalid_secrets_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "secrets.json").write_text("{")
-    with pytest.raises(Misconfigured, match="damaged"):
+    with pytest.raises(Misconfigured, match="not valid JSON"):
         secrets.load_secrets(tmp_path, {})
 
 
 def test_two_stacks_do_not_share_a_folder(running: Path) -> None:
-    """Else two PostgreSQL or two Valkey would write the same files."""
     with pytest.raises(Misconfigured, match=f"another `headrace up` .pid {os.getpid()}."), stack._locked(running):
         pass
 
 
 def test_servers_of_a_killed_stack_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the new Valkey would read a file that the old one, which is ending, still writes."""
+    """A new Valkey must not read a file that the old one still writes."""
     monkeypatch.setattr(stack, "LOCK_SECONDS", 0.5)
     with Supervisor(whole_process=False) as them:
         with stack._locked(tmp_path) as lock:
@@ -89,8 +85,7 @@ def test_servers_of_a_killed_stack_are_waited_for(tmp_path: Path, monkeypatch: p
         pass
 
 
-def test_attach_fills_what_is_missing(running: Path) -> None:
-    """Else `headrace status` in another terminal would need five variables set by hand."""
+def test_attach_completes_missing_settings(running: Path) -> None:
     found = attach.attach(Settings(), running)
     assert found.database_url == "postgresql+psycopg://headrace:p@127.0.0.1:3/headrace"
     assert found.broker_url == STACK["broker_url"]
@@ -100,8 +95,7 @@ def test_attach_fills_what_is_missing(running: Path) -> None:
     assert base64.b64encode(found.encryption_keys[0]).decode() == kept["encryption_key"]
 
 
-def test_attach_leaves_what_is_set(running: Path) -> None:
-    """Else a command would work on another database than the one it was told."""
+def test_attach_keeps_given_settings(running: Path) -> None:
     given = Settings(database_url="postgresql+psycopg://elsewhere/db", flower_auth="me:password")
     found = attach.attach(given, running)
     assert (found.database_url, found.flower_auth) == (given.database_url, given.flower_auth)
@@ -109,28 +103,25 @@ def test_attach_leaves_what_is_set(running: Path) -> None:
     assert attach.attach(Settings(redis_url="redis://elsewhere"), running).broker_url is None
 
 
-def test_attach_needs_no_stack_where_all_is_set(tmp_path: Path) -> None:
-    """Else production would need a data folder."""
+def test_attach_needs_no_stack_with_complete_settings(tmp_path: Path) -> None:
     given = Settings(database_url="postgresql+psycopg://elsewhere/db", redis_url="redis://elsewhere")
     assert attach.attach(given, tmp_path / "none") is given
 
 
-def test_attach_tells_where_it_looked(tmp_path: Path) -> None:
-    """Else the operator would not know that he stands in the wrong folder."""
+def test_the_error_without_a_stack_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=f"no stack runs in {tmp_path}; start one with `headrace up --data-dir"):
         attach.attach(Settings(), tmp_path)
 
 
-def test_what_a_killed_stack_left_is_no_stack(tmp_path: Path) -> None:
-    """Else commands would go to ports that belong to somebody else by now."""
+def test_files_of_a_killed_stack_are_ignored(tmp_path: Path) -> None:
+    """Its ports may belong to other programs by now."""
     (tmp_path / "stack.json").write_text(json.dumps(STACK))
     (tmp_path / "lock").write_text("1")
     with pytest.raises(Misconfigured, match="no stack runs"):
         attach.attach(Settings(), tmp_path)
 
 
-def test_looking_does_not_keep_a_stack_from_starting(tmp_path: Path) -> None:
-    """Else `headrace status --watch` could make `headrace up` fail."""
+def test_attach_does_not_block_a_starting_stack(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(str(os.getpid()))
     with (tmp_path / "lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_EX)
@@ -152,8 +143,8 @@ def test_looking_does_not_keep_a_stack_from_starting(tmp_path: Path) -> None:
                 pass
 
 
-def test_the_folder_is_made_closed_but_passable_where_it_must_be(tmp_path: Path) -> None:
-    """Else other users could look in; or, under root, PostgreSQL's user could not reach its data."""
+def test_the_data_directory_is_closed_except_for_postgres(tmp_path: Path) -> None:
+    """As root, PostgreSQL's own user must be able to enter it."""
     stack._make_data_dir(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == (0o755 if os.geteuid() == 0 else 0o700)
     assert (tmp_path / "a" / "b" / "log").stat().st_mode & 0o777 == 0o700

@@ -96,15 +96,15 @@ def supervised(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]
     for process in started:
         process.kill()
         process.wait()
-    # Nobody watches a killed supervisor's grandchildren; in production those are PostgreSQL's and granian's, which do.
+    # A killed supervisor leaves grandchildren. Those of PostgreSQL and granian end by themselves; these must be killed.
     for file in (tmp_path / "family", tmp_path / "deaf"):
         for pid in numbers(file) if file.exists() else ():
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
 
 
-def test_a_killed_program_is_started_again_and_its_group_goes_with_it(supervised, tmp_path: Path) -> None:
-    """Else one dead worker would stay dead, or its children would hold the port against the new one."""
+def test_a_killed_program_is_restarted_and_its_group_killed(supervised, tmp_path: Path) -> None:
+    """Its children could still hold the port."""
     process = supervised()
     main, child = numbers(tmp_path / "family")
     os.kill(main, signal.SIGKILL)
@@ -117,19 +117,18 @@ def test_a_killed_program_is_started_again_and_its_group_goes_with_it(supervised
     assert process.wait(10) == 0
 
 
-def test_a_child_that_left_the_group_goes_too(supervised, tmp_path: Path) -> None:
-    """Else PostgreSQL's backends, each a session of its own, would keep a new postmaster from starting."""
+def test_a_child_that_left_the_group_is_killed(supervised, tmp_path: Path) -> None:
+    """PostgreSQL's backends are sessions of their own, and would keep a new postmaster from starting."""
     leaver = FAMILY.replace("    time.sleep(600)\nopen", "    os.setsid()\n    time.sleep(600)\nopen")
     assert leaver != FAMILY
     supervised(deaf=leaver)
     main, child = numbers(tmp_path / "deaf")
     os.kill(main, signal.SIGKILL)
     until(lambda: not lives(child))
-    assert lives(numbers(tmp_path / "family")[1]), "a child of a living program is nobody's orphan"
+    assert lives(numbers(tmp_path / "family")[1]), "a child of a living program is no orphan"
 
 
-def test_sigterm_ends_everything(supervised, tmp_path: Path) -> None:
-    """Else Ctrl-C would leave processes behind."""
+def test_sigterm_stops_everything(supervised, tmp_path: Path) -> None:
     process = supervised()
     pids = [*numbers(tmp_path / "family"), *numbers(tmp_path / "deaf")]
     process.terminate()
@@ -138,7 +137,6 @@ def test_sigterm_ends_everything(supervised, tmp_path: Path) -> None:
 
 
 def test_killing_the_supervisor_leaves_no_main_process(supervised, tmp_path: Path) -> None:
-    """Else the next `up` would find the ports and the data taken by processes that nobody watches."""
     process = supervised()
     mains = [numbers(tmp_path / "family")[0], numbers(tmp_path / "deaf")[0]]
     children = [numbers(tmp_path / "family")[1], numbers(tmp_path / "deaf")[1]]
@@ -148,8 +146,7 @@ def test_killing_the_supervisor_leaves_no_main_process(supervised, tmp_path: Pat
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_second_signal_hurries(supervised, tmp_path: Path) -> None:
-    """Else an operator would wait for a program that does not listen, or reach for kill -9."""
+def test_a_second_signal_kills(supervised, tmp_path: Path) -> None:
     process = supervised(deaf=DEAF, stop_seconds=60)
     pid = numbers(tmp_path / "deaf")[0]
     process.send_signal(signal.SIGINT)
@@ -160,33 +157,30 @@ def test_a_second_signal_hurries(supervised, tmp_path: Path) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_deaf_program_is_killed_in_the_end(tmp_path: Path) -> None:
-    """Else stopping would take for ever."""
+def test_a_program_that_ignores_its_stop_signal_is_killed(tmp_path: Path) -> None:
     with running(python(tmp_path, DEAF, stop_seconds=0.3)) as process:
         began = time.monotonic()
     assert process.returncode == -signal.SIGKILL
     assert time.monotonic() - began < 3
 
 
-def test_a_frozen_program_hears_the_stop_signal(tmp_path: Path) -> None:
-    """Else a process under SIGSTOP would always be killed hard, in the middle of its work."""
+def test_a_stopped_program_receives_its_stop_signal(tmp_path: Path) -> None:
     with running(python(tmp_path, FAMILY)) as process:
         os.kill(process.pid, signal.SIGSTOP)
         until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_program_that_always_dies_is_given_up(tmp_path: Path) -> None:
-    """Else `up` would hang on a wrong setting instead of naming the log; whose content may hold what nobody may see."""
-    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted) as told:
+def test_a_program_that_keeps_dying_raises_not_started(tmp_path: Path) -> None:
+    """The error names the log instead of quoting it, because a log may contain secrets."""
+    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted) as message:
         them.start([python(tmp_path, "import sys; sys.exit('secret')")])
-    assert str(told.value) == f"one died 5 times at start; see {tmp_path / 'one.log'}"
+    assert str(message.value) == f"one died 5 times at start; see {tmp_path / 'one.log'}"
     assert (tmp_path / "one.log").read_text().count("secret") == 5
     assert (tmp_path / "one.log").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else `up` would wait for ever, and the program would run on."""
+def test_a_program_that_never_becomes_ready_raises_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "START_SECONDS", 0.2)
     with Supervisor(whole_process=False) as them:
         with pytest.raises(NotStarted, match="not ready"):
@@ -195,14 +189,12 @@ def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path, monkeypatch: 
     assert not psutil.pid_exists(pid)
 
 
-def test_a_command_that_cannot_be_run_is_given_up(tmp_path: Path) -> None:
-    """Else a missing binary would be a traceback."""
+def test_a_missing_executable_raises_not_started(tmp_path: Path) -> None:
     with Supervisor(whole_process=False) as them, pytest.raises(NotStarted, match="died 5 times"):
         them.start([Program("x", "x", ("/no/such",), {}, tmp_path / "log", lambda: True)])
 
 
-def test_complete_waits_and_tells_failure(tmp_path: Path) -> None:
-    """Else a failed migration would be followed by workers on the wrong schema."""
+def test_complete_raises_if_the_program_fails(tmp_path: Path) -> None:
     with Supervisor(whole_process=False) as them:
         them.complete(python(tmp_path, "import sys; open(sys.argv[1], 'w').close()"))
         assert (tmp_path / "one").exists()
@@ -210,9 +202,9 @@ def test_complete_waits_and_tells_failure(tmp_path: Path) -> None:
             them.complete(python(tmp_path, "raise SystemExit(3)"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root, to become somebody else")
-def test_the_tie_outlives_the_change_of_user() -> None:
-    """Else PostgreSQL, which runs as another user, would survive the supervisor: setuid clears the death signal."""
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to change the user")
+def test_the_death_signal_survives_the_change_of_user() -> None:
+    """setuid clears it, and PostgreSQL runs as another user."""
     code = """
 import subprocess, sys, time
 from pathlib import Path

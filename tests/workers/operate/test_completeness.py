@@ -1,4 +1,4 @@
-"""What there should be and is not: days without data that nobody has asked for."""
+"""Days without data that were never fetched."""
 
 from datetime import UTC, date, datetime
 from typing import Any
@@ -12,13 +12,12 @@ MONDAY = date(2026, 3, 2).toordinal()
 
 
 def window(start: int, end: int, *, made: int, state: Any = "done") -> Fetched:
-    """A window that was fetched, in days after Monday."""
+    """A fetched window, in days after Monday."""
     days = [datetime.fromordinal(MONDAY + n).replace(tzinfo=UTC) for n in (start, end, made)]
     return Fetched(days[0], days[1], "reconcile", state, days[2], days[2])
 
 
-def test_a_hole_is_what_nobody_has_asked_for() -> None:
-    """Breaks if a watch that was not worn is reported for ever, or a rare resource on every day."""
+def test_only_days_that_were_not_fetched_since_are_missing() -> None:
     failures = Failures()
     for days, asked, missing in (
         ({0, 1, 3}, [], [2]),

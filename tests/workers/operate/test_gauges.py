@@ -1,4 +1,4 @@
-"""What the sweep sees: lanes each time, tables now and then."""
+"""The gauges of the sweep."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,19 +17,17 @@ from workers.operate.gauges import GaugeCollector
 
 
 def lines() -> set[str]:
-    """What is shown now."""
     return set(metrics.exposition().decode().splitlines())
 
 
 @pytest.fixture
 def observer(engine: Engine, settings: Settings, broker_url: str) -> Iterator[GaugeCollector]:
-    """One that has not looked yet."""
     del broker_url
     return GaugeCollector(engine, settings)
 
 
-def test_lanes_are_shown_as_they_are(observer: GaugeCollector) -> None:
-    """Breaks if what scales workers up is named differently, stays when a lane is empty, or is made up."""
+def test_queue_depths_are_exported(observer: GaugeCollector) -> None:
+    """Autoscalers use these names; an empty lane must go back to 0."""
     observer.poll([Lane("live", 3, timedelta(seconds=61.5)), Lane("backfill", 0, None), Lane("unseen", 2, None)])
     assert 'headrace_lane_messages{lane="live"} 3.0' in lines()
     assert 'headrace_lane_oldest_seconds{lane="live"} 61.5' in lines()
@@ -42,7 +40,7 @@ def test_lanes_are_shown_as_they_are(observer: GaugeCollector) -> None:
 
 
 def test_tables_are_counted(observer: GaugeCollector, engine: Engine, settings: Settings) -> None:
-    """Breaks if an alert looks at a number that nobody sets, or a label says whose it is."""
+    """Labels must not contain a user_id."""
     broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "expired"})
     notice = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": True})
     apply(engine, settings, *map(delivery, (broken, notice, b"half", b"half too")))
@@ -61,7 +59,6 @@ def test_tables_are_counted(observer: GaugeCollector, engine: Engine, settings: 
 def test_tables_are_not_counted_at_every_sweep(
     observer: GaugeCollector, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if a maintenance worker does nothing but count, where tables are large."""
     clock = [1000.0]
     monkeypatch.setattr(gauges.time, "monotonic", lambda: clock[0])
     observer.poll([])
@@ -74,13 +71,11 @@ def test_tables_are_not_counted_at_every_sweep(
     assert 'headrace_dead_letters{aggregator="junction"} 1.0' in lines()
 
 
-def test_without_redis_the_rest_is_shown(engine: Engine, settings: Settings) -> None:
-    """Breaks if an AMQP broker alone ends every sweep in an error."""
+def test_without_redis_the_other_gauges_are_set(engine: Engine, settings: Settings) -> None:
     GaugeCollector(engine, replace(settings, broker_url="amqp://127.0.0.1:1//", redis_url=None)).poll([])
 
 
 def test_rows_and_times_are_counted_once_committed(engine: Engine, settings: Settings) -> None:
-    """Breaks if the rows of a message are counted as others, or a delivery's way to its row is not timed."""
     record = 'headrace_rows_total{kind="record",origin="webhook"}'
     timed = 'headrace_delivery_seconds_count{aggregator="junction"}'
 

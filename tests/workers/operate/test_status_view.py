@@ -1,4 +1,4 @@
-"""`headrace status`: the picture, and how it is shown."""
+"""`headrace status`: the snapshot and its tables."""
 
 import io
 import json
@@ -28,7 +28,7 @@ BUSY = [Lane("live", 3, timedelta(seconds=61.25)), Lane("backfill", 1, None)]
 
 @pytest.fixture
 def full(engine: Engine, settings: Settings) -> Engine:
-    """A database in which there is something of everything."""
+    """A database with rows in every table of the status."""
     repeated = delivery(workout("u1"), name=message_id(START))
     broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "token_refresh_failed"})
     mended = event("provider.connection.created", "u2", {"provider": {"slug": "garmin"}})
@@ -43,14 +43,12 @@ def full(engine: Engine, settings: Settings) -> Engine:
 
 
 def shown(what: status_view.Status) -> str:
-    """What is printed on a wide terminal."""
     out = io.StringIO()
     Console(file=out, width=200).print(status_view.render(what))
     return out.getvalue()
 
 
-def test_backfills_that_nobody_goes_on_with_are_told(full: Engine) -> None:
-    """Breaks if history that is never fetched, for want of a key, looks healthy; or history whose turn has not come."""
+def test_due_backfills_without_a_worker_are_counted(full: Engine) -> None:
     assert status_view.read(full, IDLE, []).idle == 0
     with full.begin() as connection:
         connection.execute(text("UPDATE headrace.backfills SET due_at = now() - interval '6 minutes'"))
@@ -60,8 +58,7 @@ def test_backfills_that_nobody_goes_on_with_are_told(full: Engine) -> None:
     assert status_view.read(full, IDLE, []).idle == 0
 
 
-def test_the_picture_counts_what_there_is(full: Engine) -> None:
-    """Breaks if a number of the picture is taken from the wrong place."""
+def test_the_snapshot_counts_every_table(full: Engine) -> None:
     plain = status_view.read(full, BUSY, []).plain()
     assert plain["lanes"] == [
         {"name": "live", "messages": 3, "oldest": 61.2},
@@ -77,26 +74,23 @@ def test_the_picture_counts_what_there_is(full: Engine) -> None:
     ]
     (broken,) = plain["connections_in_error"]
     assert (broken["user_id"], broken["provider"], broken["error"]) == ("u1", "oura", "token_refresh_failed")
-    assert {row["reason"]: row["letters"] for row in plain["dead_letters"]}
-    assert sum(row["letters"] for row in plain["dead_letters"]) == 2
+    assert {row["reason"]: row["dead_letters"] for row in plain["dead_letters"]}
+    assert sum(row["dead_letters"] for row in plain["dead_letters"]) == 2
 
 
 def test_an_old_delivery_is_not_of_the_last_hour(engine: Engine, settings: Settings) -> None:
-    """Breaks if what came long ago looks as if it came now."""
     apply(engine, settings, delivery(workout("u1")))
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.deliveries SET received_at = now() - interval '61 minutes'"))
     assert status_view.read(engine, IDLE, []).deliveries == [{"outcome": "applied", "total": 1, "last_hour": 0}]
 
 
-def test_the_picture_is_json(full: Engine) -> None:
-    """Breaks if a time or a number of PostgreSQL's cannot be written as JSON."""
+def test_the_snapshot_is_json(full: Engine) -> None:
     plain = status_view.read(full, BUSY, []).plain()
     assert json.loads(json.dumps(plain)) == plain
 
 
 def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
-    """Breaks if there is no picture before the first event, or tables without rows fail."""
     picture = status_view.read(engine, IDLE, [])
     assert picture.plain() == {
         "lanes": [{"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
@@ -121,21 +115,26 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
 
 
 def test_everything_is_shown(full: Engine) -> None:
-    """Breaks if a part of the picture is missing on the terminal."""
     text_shown = shown(status_view.read(full, BUSY, []))
-    for part in ("Lanes", "61.2 s", "Deliveries", "Backfills", "Connections in error", "token_refresh_failed", "Dead"):
+    for part in (
+        "Lanes",
+        "1 min 1 s",
+        "Deliveries",
+        "Backfills",
+        "Connections in error",
+        "token_refresh_failed",
+        "Dead",
+    ):
         assert part in text_shown
 
 
 def test_nothing_of_a_body_is_shown(full: Engine) -> None:
-    """Breaks if what was measured, or what could not be read, stands in the picture."""
     text_shown = shown(status_view.read(full, BUSY, []))
     assert "8000.5" not in text_shown
     assert "half" not in text_shown
 
 
-def test_a_database_that_is_away_is_told(settings: Settings) -> None:
-    """Breaks if the picture of a database that is down is a traceback."""
+def test_an_unreachable_database_raises_try_later(settings: Settings) -> None:
     url = f"postgresql+psycopg://u:sesame@127.0.0.1:{free_port()}/d"
     away = make_engine(replace(settings, database_url=url))
     with pytest.raises(TryLater, match="PostgreSQL"):
@@ -143,8 +142,7 @@ def test_a_database_that_is_away_is_told(settings: Settings) -> None:
     away.dispose()
 
 
-def test_a_refused_key_stands_in_the_picture(engine: Engine, settings: Settings, broker_url: str) -> None:
-    """Breaks if nobody can see that all history rests because a key is wrong, or for how long."""
+def test_a_rejected_api_key_is_shown(engine: Engine, settings: Settings, broker_url: str) -> None:
     reading = replace(settings, broker_url=broker_url)
     Throttle(reading).pause("junction", 300, "status 401: the API key is refused", kind="key_refused")
     picture = status_view.read(engine, IDLE, pauses(reading))
@@ -156,14 +154,12 @@ def test_a_refused_key_stands_in_the_picture(engine: Engine, settings: Settings,
         assert part in shown(picture)
 
 
-def test_no_silence_is_no_table(engine: Engine) -> None:
-    """Breaks if an account that may be asked looks like one that may not."""
+def test_the_table_of_paused_accounts_is_optional(engine: Engine) -> None:
     assert "Paused accounts" not in shown(status_view.read(engine, IDLE, []))
     assert "Paused accounts" in shown(status_view.read(engine, IDLE, [Pause("terra", 0.4, "status 429")]))
 
 
-def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator has to look elsewhere for how far history is, or what is over hides what is not."""
+def test_backfills_in_progress_are_shown(engine: Engine, settings: Settings) -> None:
     names = [name for name, one in catalogue().items() if one.kind == "timeseries"][: status_view.MAX_SHOWN + 3]
     notices = [event(f"historical.data.{name}.created", "u1", {"provider": "oura"}) for name in names]
     apply(engine, settings, *map(delivery, notices))
@@ -181,13 +177,12 @@ def test_backfills_under_way_are_shown_with_their_progress(engine: Engine, setti
     assert found[0]["left"] == pytest.approx(3600, abs=60)
     assert json.loads(json.dumps(found)) == found
     text_shown = shown(picture)
-    for part in ("Backfills under way", "50%", "oura", names[3], names[4], "running", "paused"):
+    for part in ("Backfills in progress", "50%", "oura", names[3], names[4], "running", "paused"):
         assert part in text_shown
     assert names[0] not in text_shown
 
 
-def test_a_duration_is_two_words() -> None:
-    """Breaks if the time left cannot be read at a glance, or is told wrongly."""
+def test_a_duration_has_two_units() -> None:
     failures = Failures()
     for seconds, words in (
         (0, "0 s"),
@@ -205,14 +200,12 @@ def test_a_duration_is_two_words() -> None:
     assert failures == {}
 
 
-def test_a_duration_that_nobody_knows_is_a_dash() -> None:
-    """Breaks if a backfill that waits is said to end now."""
+def test_an_unknown_duration_is_a_dash() -> None:
     assert durations.format_duration(None) == "-"
 
 
 @pytest.mark.parametrize("error", ["[invalid_grant] expired", "no [/path]"])
-def test_what_a_provider_says_is_shown_as_it_is(engine: Engine, settings: Settings, error: str) -> None:
-    """Breaks if brackets in a provider's error vanish, or end `headrace status` with a traceback."""
+def test_brackets_in_an_error_are_no_markup(engine: Engine, settings: Settings, error: str) -> None:
     body = {"provider": "oura", "error_type": error}
     apply(engine, settings, delivery(event("provider.connection.error", "u1", body)))
     screen = console()

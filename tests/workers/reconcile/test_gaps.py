@@ -1,4 +1,4 @@
-"""What is missing and whose turn it is, rule by rule; in days, and without a database."""
+"""Gaps and who is responsible for them, rule by rule; in days, without a database."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -25,55 +25,55 @@ KEY = ResourceKey("u1", "garmin", "heartrate")
 
 
 def day(number: float) -> datetime:
-    """Midnight so many days ago, which is a negative number; 0 is today's."""
+    """Midnight of a day relative to today: negative numbers are in the past."""
     return datetime.combine(date.fromordinal(TODAY), time(), UTC) + number * DAY
 
 
 def ordinals(*numbers: int) -> set[int]:
-    """These days, as they are stored."""
+    """Days relative to today as stored ordinals."""
     return {TODAY + number for number in numbers}
 
 
 def pull(start: float | None = -30, end: float | None = -10, **more: Any) -> Pull:
-    """A pull of u1's heart rate that went well."""
-    told: dict[str, Any] = {
+    """A successful pull of u1's heart rate."""
+    fields: dict[str, Any] = {
         "status": "pulled",
         "began": day(-10),
         "status_text": "success",
         "resource": KEY.resource,
     } | more
     edges = [None if edge is None else day(edge) for edge in (start, end)]
-    return Pull(KEY.user_id, KEY.provider, start=edges[0], end=edges[1], **told)
+    return Pull(KEY.user_id, KEY.provider, start=edges[0], end=edges[1], **fields)
 
 
 def fetched(start: float, end: float, **more: Any) -> Fetched:
-    """A window that was fetched soon after the pull, because of its notice."""
-    told: dict[str, Any] = {
+    """A window that was fetched soon after the pull because of its notice."""
+    fields: dict[str, Any] = {
         "requested_by": "notice",
         "state": "done",
         "created_at": day(-9),
         "finished_at": day(-8),
     } | more
-    return Fetched(day(start), day(end), **told)
+    return Fetched(day(start), day(end), **fields)
 
 
 def stored(*windows: Fetched, days: Iterable[int] = (), newest: datetime | None = None, **more: Any) -> Stored:
-    """What is stored of u1's heart rate."""
+    """Stored data of u1's heart rate."""
     return Stored({KEY: windows}, {KEY: ordinals(*days)}, {KEY: newest} if newest else {}, **more)
 
 
 def spanned(windows: Sequence[Window]) -> list[tuple[int, int]]:
-    """Windows in days from today: the first, and the last with something of it in the window."""
+    """Windows as first and last day relative to today."""
     edge = timedelta(microseconds=1)
     return [(start.toordinal() - TODAY, (end - edge).toordinal() - TODAY) for start, end in windows]
 
 
-def told(gap: Gap | None) -> tuple[str, str, list[tuple[int, int]]] | None:
-    """A gap, in short."""
+def summary(gap: Gap | None) -> tuple[str, str, list[tuple[int, int]]] | None:
+    """A gap in short form."""
     return (gap.whose, gap.reason, spanned(gap.windows)) if gap else None
 
 
-NEVER = "pulled, and never announced to us"
+NEVER = "pulled by the aggregator, but no event announced it"
 LOST = "its backfill has failed"
 
 
@@ -93,13 +93,13 @@ LOST = "its backfill has failed"
 def test_what_is_not_pulled_is_not_fetched(
     status: str, said: str, whose: str, reason: str, *, is_pulling: bool
 ) -> None:
-    """Breaks if what the aggregator has not got yet, or did not get, counts as ours and is asked for in vain."""
+    """Breaks if history that the aggregator does not have counts as ours and is requested in vain."""
     gap = of_pull(pull(status=status, status_text=said), stored(), NOW)
     assert gap == Gap(KEY, whose, reason, (), is_pulling)  # type: ignore[arg-type]
 
 
 def test_the_windows_of_a_pull() -> None:
-    """Breaks if history that was announced is fetched again, or what was lost or never announced is not fetched."""
+    """Breaks if announced history is fetched again, or lost or unannounced history is not fetched."""
     failures = Failures()
     for windows, gap in (
         ([], ("ours", NEVER, [(-30, -10)])),
@@ -107,7 +107,7 @@ def test_the_windows_of_a_pull() -> None:
         ([fetched(-40, 0)], None),
         ([fetched(-29, -10)], ("ours", NEVER, [(-30, -30)])),
         ([fetched(-30, -11)], ("ours", NEVER, [(-10, -10)])),
-        # A window holds every day that it touches: a day's margin is fetched at both ends.
+        # A window covers every day it touches, because a margin of one day is fetched at both ends.
         ([fetched(-29.01, -10)], None),
         ([fetched(-30, -9.999)], None),
         ([fetched(-30, -20), fetched(-19, -10)], None),
@@ -132,18 +132,18 @@ def test_the_windows_of_a_pull() -> None:
         ([fetched(-30, -10, finished_at=None)], None),
     ):
         with failures.of(windows, gap):
-            assert told(of_pull(pull(), stored(*windows), NOW)) == gap
+            assert summary(of_pull(pull(), stored(*windows), NOW)) == gap
     assert failures == {}
 
 
 def test_a_pull_that_does_not_say_when_it_began_is_as_old_as_any() -> None:
-    """Breaks if a pull without a timeline has all history fetched again with each comparison."""
+    """Breaks if a pull without a timeline has all history fetched with each reconciliation."""
     windows = [fetched(-30, -10, finished_at=EPOCH)]
     assert of_pull(pull(began=None), stored(*windows), NOW) is None
 
 
 def test_what_a_pull_was_about() -> None:
-    """Breaks if a range that is open, turned round or in the future makes a window that is none."""
+    """Breaks if an open, reversed or future range makes an invalid window."""
     failures = Failures()
     for start, end, span in (
         (-30, -10, (day(-30), day(-10))),
@@ -180,7 +180,7 @@ BEFORE_TIME = datetime.fromisoformat("0001-01-01T00:00:00+05:00")
 
 
 def check_absurd(start: datetime | None, end: datetime | None) -> None:
-    """A pull of such a range has one window, and that in the past."""
+    """A pull of such a range has one window in the past."""
     gap = of_pull(Pull(*KEY, "pulled", start, end, None, 3, "success"), stored(), NOW)
     assert gap
     (window,) = gap.windows
@@ -188,7 +188,7 @@ def check_absurd(start: datetime | None, end: datetime | None) -> None:
 
 
 def test_an_absurd_range_has_a_window() -> None:
-    """Breaks if a date that nobody can have meant ends the comparison for everybody."""
+    """Breaks if an absurd date ends the whole reconciliation."""
     failures = Failures()
     for start in (*ABSURD, None):
         for end in (*ABSURD[2:], None):
@@ -199,35 +199,35 @@ def test_an_absurd_range_has_a_window() -> None:
 
 @pytest.mark.parametrize("edges", [(None, ABSURD[0]), (None, ABSURD[1]), (None, BEFORE_TIME)])
 def test_a_range_that_ends_with_the_year_one_has_a_window(edges: tuple[datetime | None, datetime]) -> None:
-    """Breaks if the zero of some languages' times ends the comparison for everybody."""
+    """Breaks if the zero value of a date ends the whole reconciliation."""
     check_absurd(*edges)
 
 
 @pytest.mark.parametrize("edges", [(BEFORE_TIME, NOW), (BEFORE_TIME, BEFORE_TIME)])
 def test_a_range_before_time_has_a_window(edges: tuple[datetime, datetime]) -> None:
-    """Breaks if a range that begins at the first moment of a local calendar ends the comparison for everybody."""
+    """Breaks if the first moment of a local calendar ends the whole reconciliation."""
     check_absurd(*edges)
 
 
-# Days with data. The pull is about 21 days, -30 to -10.
+# Days with data. The pull covers 21 days, -30 to -10.
 
 EVERY = range(-30, -9)
 
 
 def counted(days_with_data: int, *windows: Fetched, days: Iterable[int] = (), **more: Any) -> Any:
-    """What is missing where so many days are counted and these are stored."""
-    return told(of_pull(pull(days_with_data=days_with_data, **more), stored(*windows, days=days), NOW))
+    """The gap if Junction counts `days_with_data` and `days` are stored."""
+    return summary(of_pull(pull(days_with_data=days_with_data, **more), stored(*windows, days=days), NOW))
 
 
 def test_days_that_are_short_are_fetched() -> None:
-    """Breaks if a page that was lost with its rows is never missed, or a day with no data is asked for for ever."""
+    """Breaks if lost rows of a fetched page are never found, or an empty day is requested forever."""
     failures = Failures()
     for count, days, gap in (
         (0, (), None),
         (21, EVERY, None),
         (20, EVERY, None),
-        (99, EVERY, ("aggregator", "21 of 99 days have data, and its API gives no more", [])),
-        (22, EVERY, None),  # by a day: a matter of time zones
+        (99, EVERY, ("aggregator", "21 of 99 days have data, and its API returns no more", [])),
+        (22, EVERY, None),  # one day may be missing because of time zones
         (3, (-30, -20, -10), None),
         (4, (-30, -20, -10), ("ours", "3 of 4 days have data", [(-29, -21), (-19, -11)])),
         (21, (*range(-30, -20), *range(-19, -9)), ("ours", "20 of 21 days have data", [(-20, -20)])),
@@ -241,25 +241,25 @@ def test_days_that_are_short_are_fetched() -> None:
     assert failures == {}
 
 
-GIVES_NO_MORE = "of 21 days have data, and its API gives no more"
+GIVES_NO_MORE = "of 21 days have data, and its API returns no more"
 
 
-def test_days_are_asked_for_once_more_and_then_told() -> None:
-    """Breaks if days that the API does not give are asked for with each comparison, or given up without a word."""
+def test_missing_days_are_fetched_once_more_and_then_reported() -> None:
+    """Breaks if days that the API does not return are requested with each reconciliation, or are not reported."""
     failures = Failures()
     for windows, days, gap in (
-        # Asked again in full: from now on it is the aggregator's turn, if it is more than a matter of time zones.
+        # Fetched again in full: the gap is the aggregator's, unless time zones explain it.
         ([fetched(-30, -10, requested_by="reconcile")], (), ("aggregator", f"0 {GIVES_NO_MORE}", [])),
         ([fetched(-30, -10, requested_by="operator")], EVERY[:19], ("aggregator", f"19 {GIVES_NO_MORE}", [])),
         ([fetched(-30, -10, requested_by="reconcile")], EVERY[:20], None),
-        # Asked again in part
+        # Fetched again in part
         ([fetched(-30, -20, requested_by="reconcile")], (), ("ours", "0 of 21 days have data", [(-19, -10)])),
         (
             [fetched(-29, -11, requested_by="reconcile")],
             (),
             ("ours", "0 of 21 days have data", [(-30, -30), (-10, -10)]),
         ),
-        # Being asked, or asked in vain
+        # Being fetched, or fetched without success
         ([fetched(-30, -10, requested_by="reconcile", state="open", finished_at=None)], (), None),
         ([fetched(-12, -10, requested_by="operator", state="open", finished_at=None)], (), None),
         ([fetched(-9, 0, requested_by="operator", state="open")], (), ("ours", "0 of 21 days have data", [(-30, -10)])),
@@ -268,7 +268,7 @@ def test_days_are_asked_for_once_more_and_then_told() -> None:
             (),
             ("ours", "0 of 21 days have data", [(-30, -10)]),
         ),
-        # Asked again, but for the pull before
+        # Fetched again, but for the pull before
         (
             [fetched(-30, -10, requested_by="reconcile", finished_at=day(-11))],
             (),
@@ -282,32 +282,32 @@ def test_days_are_asked_for_once_more_and_then_told() -> None:
 
 @pytest.mark.parametrize("resource", ["profile", "workout_stream"])
 def test_what_has_no_days_is_not_counted(resource: str) -> None:
-    """Breaks if a profile or a workout's stream, which tell no day, are asked for again and again."""
+    """Breaks if a profile or a workout's stream, which have no day, are requested repeatedly."""
     key = KEY._replace(resource=resource)
     short = pull(days_with_data=21, resource=resource)
     assert of_pull(short, Stored({key: [fetched(-30, -10)]}), NOW) is None
     gap = of_pull(short, Stored(), NOW)
-    assert told(gap) == ("ours", NEVER, [(-30, -10)])
+    assert summary(gap) == ("ours", NEVER, [(-30, -10)])
 
 
 def test_a_pull_is_compared_with_its_own_key() -> None:
-    """Breaks if what is stored of another person, provider or resource passes for this one's."""
+    """Breaks if data of another user, provider or resource counts as this one's."""
     others = [KEY._replace(user_id="u2"), KEY._replace(provider="oura"), KEY._replace(resource="steps")]
     elsewhere = Stored({key: [fetched(-30, -10)] for key in others}, {key: ordinals(*EVERY) for key in others})
-    assert told(of_pull(pull(days_with_data=21), elsewhere, NOW)) == ("ours", NEVER, [(-30, -10)])
+    assert summary(of_pull(pull(days_with_data=21), elsewhere, NOW)) == ("ours", NEVER, [(-30, -10)])
 
 
-# What came later
+# Data after the pull
 
 
 def supply(oldest: float | None = -30, newest: float | None = -0.5, resource: str = KEY.resource) -> ResourceCoverage:
-    """What there is of a resource of u1's."""
+    """The coverage of a resource of u1."""
     edges = [None if edge is None else day(edge) for edge in (oldest, newest)]
     return ResourceCoverage(KEY.user_id, KEY.provider, resource, edges[0], edges[1])
 
 
 def missing(given: Stored, *supplies: ResourceCoverage, since: datetime = SINCE) -> dict[str, Any]:
-    """What is missing, by resource."""
+    """The gaps by resource."""
     gaps = list(of_coverage(supplies or [supply()], given, since, NOW))
     assert len({gap.key for gap in gaps}) == len(gaps)
     assert {(gap.whose, gap.is_pulling) for gap in gaps} <= {("ours", False)}
@@ -315,7 +315,7 @@ def missing(given: Stored, *supplies: ResourceCoverage, since: datetime = SINCE)
 
 
 def test_what_there_should_be_by_now() -> None:
-    """Breaks if what is on its way, or older than what is compared, counts as missing."""
+    """Breaks if data that is on its way, or too old to be compared, counts as missing."""
     failures = Failures()
     for oldest, newest, span in (
         (-30, -5, (day(-30), day(-5))),
@@ -337,56 +337,56 @@ def test_what_there_should_be_by_now() -> None:
 
 
 def test_absurd_supplies_are_passed_over() -> None:
-    """Breaks if a date that nobody can have meant ends the comparison for everybody."""
+    """Breaks if an absurd date ends the whole reconciliation."""
     for oldest in (*ABSURD, BEFORE_TIME):
         for newest in (*ABSURD, BEFORE_TIME):
             for gap in of_coverage([ResourceCoverage(*KEY, oldest, newest)], Stored(), SINCE, NOW):
                 assert all(SINCE - DAY < start < end <= NOW for start, end in gap.windows)
 
 
-LAST = range(-30, 0)  # of the supply: what is newest is of yesterday noon
+LAST = range(-30, 0)  # the coverage; its newest data is from yesterday noon
 NOON = day(-0.5)
 
 
 def test_nothing_stored_is_all_missing() -> None:
-    """Breaks if whoever was never heard of is thought to have worn nothing."""
+    """Breaks if a user without any delivery counts as a user without data."""
     assert missing(Stored()) == {"heartrate": ("30 days without data", [(-30, -1)])}
     long = supply(-3000, -0.5)
     assert missing(Stored(), long) == {"heartrate": ("35 days without data", [(-35, -1)])}
 
 
 def test_nothing_is_missing_where_all_is_there() -> None:
-    """Breaks if a comparison has something fetched that is stored."""
+    """Breaks if stored data is fetched again."""
     assert missing(stored(days=LAST, newest=NOON)) == {}
     assert missing(stored(days=LAST, newest=NOON + 9 * HOUR)) == {}  # a clock that is ahead
-    assert missing(stored(fetched(-40, 0))) != {}  # nobody has asked since: see the tails
+    assert missing(stored(fetched(-40, 0))) != {}  # not fetched since, see the tails
     assert missing(stored(fetched(-40, 0, created_at=NOW - HOUR))) == {}
 
 
 def with_steps(*windows: Fetched, days: Iterable[int] = (), newest: datetime | None = NOON) -> Stored:
-    """What is stored of u1's heart rate where steps came on every day, so that none is silent."""
+    """Stored heart rate of u1, with steps on every day, so that no day is silent."""
     other = KEY._replace(resource="steps")
     moments = {KEY: newest, other: NOON} if newest else {other: NOON}
     return Stored({KEY: windows}, {KEY: ordinals(*days), other: ordinals(*LAST)}, moments)
 
 
 def test_a_hole_in_dense_data() -> None:
-    """Breaks if a day that was lost of what comes daily is not missed, or an empty one is asked for twice."""
+    """Breaks if a lost day of a daily resource is not found, or an empty one is requested twice."""
     failures = Failures()
     for days, windows, gap in (
         ([one for one in LAST if one != -10], (), ("1 days without data", [(-10, -10)])),
         ([one for one in LAST if not -12 <= one <= -10], (), ("3 days without data", [(-12, -10)])),
         ([one for one in LAST if one not in (-20, -10)], (), ("2 days without data", [(-20, -20), (-10, -10)])),
-        (LAST[::2], (), ("15 days without data", None)),  # half of the days are many
-        # What was fetched since is known to be empty, and being fetched is as good.
+        (LAST[::2], (), ("15 days without data", None)),  # half of the days count as daily data
+        # A day that was fetched since is known to be empty; so is one that is being fetched.
         ([one for one in LAST if one != -10], (fetched(-11, -9),), None),
         ([one for one in LAST if one != -10], (fetched(-10, -10, state="open", finished_at=None),), None),
         ([one for one in LAST if one != -10], (fetched(-11, -9, state="lost"),), ("1 days without data", [(-10, -10)])),
-        # Judged by the whole past, what was fetched of it included.
+        # All days count, including fetched ones.
         ([-1, -2], (fetched(-30, -5),), None),
         ([-1], (fetched(-30, -3),), None),
         ([*range(-30, -4), -1], (fetched(-30, -5),), ("3 days without data", [(-4, -2)])),
-        (LAST[2::3], (), None),  # a third of the days are few
+        (LAST[2::3], (), None),  # a third of the days do not
     ):
         with failures.of(days, windows, gap):
             given = with_steps(*windows, days=days)
@@ -400,7 +400,7 @@ def test_a_hole_in_dense_data() -> None:
 
 
 def with_workouts(workouts: Iterable[int], heartrate: Iterable[int], newest: datetime = NOON) -> Stored:
-    """What is stored of two resources of one connection."""
+    """Stored data of two resources of one connection."""
     other = KEY._replace(resource="workouts")
     return Stored({}, {KEY: ordinals(*heartrate), other: ordinals(*workouts)}, {KEY: newest, other: newest})
 
@@ -408,10 +408,10 @@ def with_workouts(workouts: Iterable[int], heartrate: Iterable[int], newest: dat
 @pytest.mark.parametrize(
     ("workouts", "heartrate", "gaps"),
     [
-        # A day without a workout is none that was lost ...
+        # A day without a workout is not lost ...
         ((-29, -20, -3), LAST, {}),
         ((), LAST, {}),
-        # ... unless there is nothing of anything on that day.
+        # ... unless the connection has no data at all on that day.
         (
             (-29, -20, -3),
             [one for one in LAST if not -15 <= one <= -13],
@@ -428,13 +428,13 @@ def with_workouts(workouts: Iterable[int], heartrate: Iterable[int], newest: dat
     ],
 )
 def test_a_silent_day_of_a_connection(workouts: Iterable[int], heartrate: Iterable[int], gaps: dict[str, Any]) -> None:
-    """Breaks if a rest day is fetched again and again, or a day of which nothing came is not."""
+    """Breaks if a rest day is fetched repeatedly, or a day without any data is not."""
     given = with_workouts(workouts, heartrate)
     assert missing(given, supply(), supply(resource="workouts")) == gaps
 
 
-def test_a_day_is_silent_only_if_nobody_asked_for_it() -> None:
-    """Breaks if a day that was fetched for another resource, and was empty, is asked for again."""
+def test_a_fetched_day_is_not_silent() -> None:
+    """Breaks if an empty day that was fetched for another resource is requested again."""
     other = KEY._replace(resource="workouts")
     heartrate = [one for one in LAST if one != -10]
     given = Stored({KEY: [fetched(-11, -9)]}, {KEY: ordinals(*heartrate)}, {KEY: NOON, other: NOON})
@@ -443,7 +443,7 @@ def test_a_day_is_silent_only_if_nobody_asked_for_it() -> None:
 
 @pytest.mark.parametrize("workouts", [[*range(-30, -17), -1], [*range(-30, -16)]])
 def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) -> None:
-    """Breaks if, once a silence has been fetched, days without a workout count as lost that did not before."""
+    """Breaks if, after silent days have been fetched, days without a workout count as lost."""
     heartrate = [one for one in LAST if not -15 <= one <= -11]
     both, given = (supply(), supply(resource="workouts")), with_workouts(workouts, heartrate)
     gaps = list(of_coverage(both, given, SINCE, NOW))
@@ -456,14 +456,14 @@ def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) ->
 
 
 def test_what_is_newer_than_what_is_stored() -> None:
-    """Breaks if the end of what came by webhook is not missed, or is asked for again when nothing is newer."""
+    """Breaks if the missing end of webhook data is not found, or is requested again when nothing is newer."""
     failures = Failures()
     for newest, windows, gap in (
         (NOON, (), None),
         (NOON - timedelta(seconds=1), (), (-1, -1)),
         (day(-4.5), (), (-5, -1)),
         (day(-4.5), (fetched(-6, 0, created_at=NOON),), None),
-        (day(-4.5), (fetched(-6, 0, created_at=NOON - HOUR),), (-5, -1)),  # before there was anything newer
+        (day(-4.5), (fetched(-6, 0, created_at=NOON - HOUR),), (-5, -1)),  # before newer data existed
         (day(-4.5), (fetched(-6, -3, created_at=NOW),), (-2, -1)),
         (day(-4.5), (fetched(-6, 0, created_at=NOW, state="open"),), None),
         (day(-4.5), (fetched(-6, 0, created_at=NOW, state="lost"),), (-5, -1)),
@@ -480,12 +480,12 @@ def test_what_is_newer_than_what_is_stored() -> None:
 
 
 def test_the_hour_that_is_under_way_is_not_missing() -> None:
-    """Breaks if an event that is on its way has its whole day fetched with each comparison."""
+    """Breaks if an event that is on its way has its whole day fetched with each reconciliation."""
     today = [*LAST, 0]
     fresh = ResourceCoverage(*KEY, day(-30), NOW)
     assert missing(stored(days=today, newest=NOW - UNDER_WAY), fresh) == {}
     late = missing(stored(days=today, newest=NOW - UNDER_WAY - timedelta(seconds=1)), fresh)
-    assert late == {"heartrate": ("1 days, of which something is missing", [(0, 0)])}
+    assert late == {"heartrate": ("1 days with missing data", [(0, 0)])}
     (gap,) = of_coverage([fresh], stored(days=today, newest=day(0)), SINCE, NOW)
     assert gap.windows == ((day(0), NOW),)
 
@@ -495,13 +495,13 @@ def test_the_hour_that_is_under_way_is_not_missing() -> None:
 OUTAGE = (day(-12) + 5 * HOUR, day(-10) + 20 * HOUR)
 
 
-def test_days_on_which_nobody_could_reach_us() -> None:
-    """Breaks if half a day that was lost passes as whole, or an outage is made up for with each comparison."""
+def test_days_of_an_outage() -> None:
+    """Breaks if half a lost day counts as whole, or an outage is fetched with each reconciliation."""
     failures = Failures()
     for windows, gap in (
         ((), (-12, -10)),
         ((fetched(-20, -5, created_at=OUTAGE[1]),), None),
-        ((fetched(-20, -5, created_at=OUTAGE[1] - UNDER_WAY),), None),  # while it was still going on, but nearly over
+        ((fetched(-20, -5, created_at=OUTAGE[1] - UNDER_WAY),), None),  # near the end of the outage
         ((fetched(-20, -5, created_at=OUTAGE[1] - UNDER_WAY - DAY),), (-12, -10)),
         ((fetched(-20, -11, created_at=NOW),), (-10, -10)),
         ((fetched(-20, -5, created_at=NOW, state="open"),), None),
@@ -509,7 +509,7 @@ def test_days_on_which_nobody_could_reach_us() -> None:
     ):
         with failures.of(windows, gap):
             found = missing(stored(*windows, days=LAST, newest=NOON, outages=[OUTAGE]))
-            reason = f"{gap[1] - gap[0] + 1} days, of which something is missing" if gap else ""
+            reason = f"{gap[1] - gap[0] + 1} days with missing data" if gap else ""
             assert found == ({"heartrate": (reason, [gap])} if gap else {})
     assert failures == {}
 
@@ -517,19 +517,19 @@ def test_days_on_which_nobody_could_reach_us() -> None:
 @pytest.mark.parametrize(
     ("outage", "span"),
     [
-        ((day(-40), day(-29)), (-30, -29)),  # before there was anything
-        ((day(-2), NOW), (-2, -1)),  # still going on, and nothing is newer
+        ((day(-40), day(-29)), (-30, -29)),  # before the first data
+        ((day(-2), NOW), (-2, -1)),  # still lasting, without newer data
         ((day(-60), day(-50)), None),
     ],
 )
 def test_an_outage_counts_where_there_is_something(outage: Window, span: tuple[int, int] | None) -> None:
-    """Breaks if days are asked for on which there was nothing to be told."""
+    """Breaks if days of an outage are requested for which Junction has no data."""
     found = missing(stored(days=LAST, newest=NOON, outages=[outage])).get("heartrate")
     assert (found and found[1]) == (span and [span])
 
 
 def test_an_outage_is_made_up_for_of_rare_resources_too() -> None:
-    """Breaks if the one workout of an outage is lost, because a day without one is no gap."""
+    """Breaks if the one workout of an outage is lost, because a day without a workout is no gap."""
     given = with_workouts((-29, -3), LAST)
     found = missing(Stored({}, given.days, given.newest, [OUTAGE]), supply(), supply(resource="workouts"))
     assert {name: spans for name, (_, spans) in found.items()} == {"heartrate": [(-12, -10)], "workouts": [(-12, -10)]}
@@ -539,7 +539,7 @@ def test_an_outage_is_made_up_for_of_rare_resources_too() -> None:
 
 
 def test_many_holes_become_few_windows() -> None:
-    """Breaks if a year with a hole in every week costs a request for each, or what lies near is not joined first."""
+    """Breaks if a year with a hole in every week costs a request for each, or distant holes are joined first."""
     holes = [-30, -28, -25, -24, -20, -18, -16, -14, -12, -10, -8, -5, -2]
     found = missing(stored(days=[one for one in LAST if one not in holes], newest=NOON))["heartrate"]
     assert found[0] == f"{len(holes)} days without data"
@@ -554,7 +554,7 @@ def days_of(windows: Sequence[Window]) -> set[int]:
 
 
 def check_windows(windows: Sequence[Window], wanted: set[int]) -> None:
-    """They hold all that is wanted, the oldest first, apart from each other, begin and end with a wanted day."""
+    """The windows hold all wanted days, are ordered and disjoint, and begin and end with a wanted day."""
     assert wanted <= days_of(windows)
     assert len(windows) <= MAX_WINDOWS
     assert all(start < end <= NOW for start, end in windows)
@@ -568,7 +568,7 @@ spans = st.tuples(numbers, numbers).map(sorted)
 
 @given(spans, st.lists(st.tuples(spans, st.sampled_from(["done", "open", "lost"]))))
 def test_all_days_of_a_pull_are_fetched(span: list[int], windows: list[tuple[list[int], str]]) -> None:
-    """Breaks if, whatever was fetched, a day that was not is left out, or one beyond it is asked for."""
+    """Breaks if a day that was not fetched is missing in the windows, or a day outside the pull is requested."""
     held = [fetched(*edges, state=state) for edges, state in windows]
     gap = of_pull(pull(*span), stored(*held), NOW)
     covered = {n for (first, last), state in windows if state != "lost" for n in range(first, last + 1)}
@@ -581,7 +581,7 @@ def test_all_days_of_a_pull_are_fetched(span: list[int], windows: list[tuple[lis
 
 @given(spans, st.sets(numbers), st.integers(0, 70))
 def test_days_that_are_short_are_all_fetched(span: list[int], days: set[int], count: int) -> None:
-    """Breaks if one of the days that may be missing is left out, or one that is stored is asked for by itself."""
+    """Breaks if a possibly missing day is not requested, or a stored one is requested alone."""
     gap = of_pull(pull(*span, days_with_data=count), stored(fetched(*span), days=days), NOW)
     inside = set(range(span[0], span[1] + 1))
     empty = ordinals(*(inside - days))
@@ -598,7 +598,7 @@ def test_all_days_that_were_lost_are_fetched(
     outages: list[list[int]],
     asked_since: bool,
 ) -> None:
-    """Breaks if a day of an outage, or of a hole in what comes daily, is left out, or nothing is left to find twice."""
+    """Breaks if a day of an outage, or of a hole in daily data, is not requested, or a fetched one is again."""
     newest = min(day(span[1]), NOW - UNDER_WAY)
     have = max((day(number) for number in days), default=None)
     away = [(day(first), day(last)) for first, last in outages]
@@ -607,7 +607,7 @@ def test_all_days_that_were_lost_are_fetched(
     gaps = list(of_coverage([supply(span[0], span[1])], given_of, EPOCH, NOW))
     inside = set(range(span[0], newest.toordinal() - TODAY + 1))
     wanted = {n for first, last in outages for n in range(first, last + 1)} & inside
-    wanted |= inside - days  # there is nothing else of this connection: every empty day is silent
+    wanted |= inside - days  # the connection has no other data: every empty day is silent
     if asked_since or not inside:
         assert gaps == []
         return

@@ -1,9 +1,9 @@
-"""Reconciliation: whatever was lost, a comparison finds it, has just that fetched, and finds nothing the next time."""
+"""Reconciliation: it finds whatever was lost, fetches exactly that, and then finds nothing."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -22,15 +22,14 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
-from tests.support.provider import Killed
-from workers.aggregators import junction
+from tests.support.provider import Killed, junction_client, mock_client
 from workers.backfill.fetcher import Fetcher
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.cli.main import main
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
-from workers.fetch.rate_limits import Throttle, pauses
+from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS, UNAUTHORIZED_PAUSE
 from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step, run_slice
 from workers.simulator import events
@@ -51,58 +50,58 @@ PARTS = {"/v2/introspect/historical_pull": "pulls", "/v2/introspect/resources": 
 
 @pytest.fixture
 def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
 
 
 def today(days: float = 0) -> datetime:
-    """Midnight of today, or so many days from it."""
+    """Midnight of a day relative to today."""
     return datetime.combine(datetime.now(UTC).date(), time(), UTC) + days * DAY
 
 
-# A Junction that says what it is told to
+# A scripted Junction API
 
 
 def pulled(start: float = -20, end: float = -10, days: int = 0, status: str = "success", **more: Any) -> dict[str, Any]:
-    """A pull of a stretch of days from today, as a page has it."""
+    """A pull of a range of days relative to today, as in a page."""
     edges = {"range_start": today(start).isoformat(), "range_end": today(end).isoformat()}
     timeline = {"scheduled_at": today(end).isoformat(), "started_at": today(end).isoformat()}
     return {"status": status, "days_with_data": days, "timeline": timeline, "error_details": None} | edges | more
 
 
 def supplied(oldest: float, newest: float) -> dict[str, Any]:
-    """What there is of a resource, as a page has it."""
+    """The coverage of a resource, as in a page."""
     return {"oldest_data": today(oldest).isoformat(), "newest_data": today(newest).isoformat(), "sent_count": 1}
 
 
 def of(
     user: str, provider: str = "garmin", not_pulled: Sequence[str] = (), **resources: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a page says of one person: of the pulls, or of the resources."""
+    """One user's entry in a page of pulls or of coverage."""
     if any("status" in one for one in resources.values()) or not_pulled:
         return {"user_id": user, "provider": {provider: {"pulled": resources, "not_pulled": list(not_pulled)}}}
     return {"user_id": user, "provider": {provider: resources}}
 
 
 @dataclass
-class Told:
-    """A provider that remembers what it was asked. Pages name each other by their number."""
+class ScriptedApi:
+    """An API that records its requests. The cursors are page numbers."""
 
     pulls: Sequence[Sequence[Any]] = ((),)
     supplies: Sequence[Sequence[Any]] = ((),)
-    connections: dict[str, Any] = field(default_factory=dict)  # by person; everybody else is not known
-    before: list[Any] = field(default_factory=list)  # answers that come first; None: the true one
+    connections: dict[str, Any] = field(default_factory=dict)  # by user; other users are unknown
+    before: list[Any] = field(default_factory=list)  # responses to the first requests; None: the usual one
     during: Callable[[httpx.Request], None] = lambda _: None
     asked: list[httpx.Request] = field(default_factory=list)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
-        assert len(self.asked) < 200, "asked without end"
+        assert len(self.asked) < 200, "requested without end"
         self.during(request)
         return (self.before.pop(0) if self.before else None) or self.truth(request)
 
     def truth(self, request: httpx.Request) -> httpx.Response:
-        """The page, or how a person's connections are."""
+        """The page, or the connections of a user."""
         if (part := PARTS.get(request.url.path)) is None:
             user = request.url.path.rpartition("/")[2]
             known = self.connections.get(user)
@@ -115,34 +114,33 @@ class Told:
         return httpx.Response(200, json={"data": data, "next_cursor": following, "next": following})
 
     def reconciler(self, engine: Engine, settings: Settings, **more: Any) -> Reconciler:
-        """A worker that has just started and reads from this provider."""
-        client = Client("https://provider.test", {}, httpx.MockTransport(self))
-        return Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings)), **more)
+        """A new worker that reads from this API."""
+        return Reconciler(engine, settings, mock_client(self, settings), **more)
 
     def paths(self) -> list[str]:
-        """What was asked, in short: the part or the person, and the cursor."""
+        """The requests in short form: the part or the user, and the cursor."""
         names = [PARTS.get(one.url.path) or one.url.path.rpartition("/")[2] for one in self.asked]
         cursors = [one.url.params.get("next_cursor", "") for one in self.asked]
         return [f"{name} {cursor}".strip() for name, cursor in zip(names, cursors, strict=True)]
 
 
-# One person: a pull of eleven days that nobody announced, and three days that came later.
-MISSING = Told(
+# One user: a pull of eleven days that was never announced, and three later days.
+MISSING = ScriptedApi(
     pulls=[[of("u1", heartrate=pulled(-20, -10))]],
     supplies=[[of("u1", heartrate=supplied(-20, -3))]],
     connections={"u1": [{"slug": "garmin", "status": "connected"}]},
 )
 
 
-def missing(**changes: Any) -> Told:
-    """That person's provider, which was asked nothing yet."""
+def missing(**changes: Any) -> ScriptedApi:
+    """The API of MISSING without requests so far."""
     return replace(MISSING, asked=[], **changes)
 
 
-def walk(
+def run_steps(
     reconciler: Reconciler, settings: Settings, since: datetime = LONG_AGO, user: str | None = None, limit: int = 120
 ) -> list[Step]:
-    """Every step to the end; time passes as soon as somebody waits for it."""
+    """All steps to the end. A wait ends at once."""
     at: ReconcilePosition | None = ReconcilePosition()
     steps: list[Step] = []
     while at is not None:
@@ -155,17 +153,17 @@ def walk(
 
 
 def found(steps: Sequence[Step]) -> list[Gap]:
-    """What is missing."""
+    """The gaps of all steps."""
     return [gap for step in steps for gap in step.found]
 
 
-def short(steps: Sequence[Step]) -> list[tuple[str, str, int]]:
-    """Of which resource, whose turn it is, and how many windows are to be fetched."""
+def summaries(steps: Sequence[Step]) -> list[tuple[str, str, int]]:
+    """The gaps in short form: resource, responsible party and number of windows."""
     return [(gap.key.resource, gap.whose, len(gap.windows)) for gap in found(steps)]
 
 
 def opened(engine: Engine) -> dict[tuple[str, str, str], list[tuple[datetime, datetime]]]:
-    """The windows that reconciliations wanted, by person, provider and resource."""
+    """The windows that reconciliations opened, by user, provider and resource."""
     query = """
         SELECT b.user_id, b.provider, b.resource, c.window_start, c.window_end
         FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
@@ -177,7 +175,7 @@ def opened(engine: Engine) -> dict[tuple[str, str, str], list[tuple[datetime, da
 
 
 def execute(engine: Engine, *statements: str, **parameters: Any) -> None:
-    """Changes the database behind everybody's back."""
+    """Updates the database directly."""
     with engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement), parameters)
@@ -193,38 +191,37 @@ def snapshot(engine: Engine) -> dict[str, str]:
     return {name: rows(engine, content.format(name))[0]["it"] for name in tables}
 
 
-# The whole way, with the simulated provider over HTTP
+# With the simulated API over HTTP
 
 FEW = ("heartrate", "steps", "sleep", "activity", "weight", "menstrual_cycle", "profile", "workout_stream", "workouts")
 
 
 @dataclass
 class Stage:
-    """A simulated provider, and a store that reads from it."""
+    """A simulated API and a store that reads from it."""
 
     engine: Engine
     settings: Settings
     simulator: Simulator
-    client: Client
+    client: AggregatorClient
 
     @property
     def world(self) -> World:
-        """What is true."""
+        """The simulated data."""
         return self.simulator.world
 
-    def announce(self) -> None:
-        """Every connection, and the notice of every resource."""
+    def fill(self) -> None:
+        """Applies every connection and the notice of every resource, and fetches the history."""
         for user in self.world.members:
             for connection in user.connections:
-                told = [events.connected(self.world, user, connection)]
-                told += [events.historical(self.world, user, connection, one) for one in events.supplied(connection)]
-                apply(self.engine, self.settings, *(delivery(one, datetime.now(UTC)) for one in told))
+                api = [events.connected(self.world, user, connection)]
+                api += [events.historical(self.world, user, connection, one) for one in events.supplied(connection)]
+                apply(self.engine, self.settings, *(delivery(one, datetime.now(UTC)) for one in api))
+        self.settle()
 
     def settle(self) -> None:
-        """Fetches whatever is open, to the end."""
-        fetcher = Fetcher(
-            self.engine, self.settings, [AggregatorClient("junction", self.client, Throttle(self.settings))]
-        )
+        """Runs all open backfills to the end."""
+        fetcher = Fetcher(self.engine, self.settings, [self.client])
         for _ in range(40):
             execute(self.engine, "UPDATE headrace.backfills SET due_at = now() WHERE status IN ('pending', 'running')")
             if not (waiting := due(self.engine)):
@@ -234,23 +231,22 @@ class Stage:
         raise AssertionError("it does not come to an end")
 
     def reconcile(self, since: datetime = LONG_AGO, *, dry_run: bool = False) -> list[Step]:
-        """Compares, to the end."""
-        account = AggregatorClient("junction", self.client, Throttle(self.settings))
-        return walk(Reconciler(self.engine, self.settings, account, dry_run=dry_run), self.settings, since)
+        """Reconciles to the end."""
+        return run_steps(Reconciler(self.engine, self.settings, self.client, dry_run=dry_run), self.settings, since)
 
     def restore(self) -> list[Step]:
-        """Compares, and fetches what is missing."""
+        """Reconciles and fetches the gaps."""
         steps = self.reconcile()
         self.settle()
         return steps
 
     def held(self) -> Counter[str]:
-        """How many rows of each resource are stored."""
+        """The number of stored rows by resource."""
         with self.engine.connect() as connection:
             return Counter(str(key[0]) for key, _ in expected.stored(connection))
 
     def differences(self) -> Counter[str]:
-        """How many rows of each resource are missing, wrong or too many."""
+        """The number of rows by resource that are missing, wrong or superfluous."""
         with self.engine.connect() as connection:
             stored = list(expected.stored(connection))
         held = dict(stored)
@@ -261,7 +257,7 @@ class Stage:
         return Counter(str(key[0]) for key in [*wrong, *(held.keys() - truth.keys())])
 
     def check(self) -> None:
-        """Everything is there, once; nothing is found missing any more, and nothing is asked for."""
+        """All data is stored once; another reconciliation finds no gap and requests no data."""
         assert self.differences() == {}
         before, count = opened(self.engine), len(self.simulator.requests)
         assert found(self.reconcile()) == []
@@ -269,7 +265,7 @@ class Stage:
         assert len(self.simulator.requests) == count + len(self.world.members) + 2
 
     def asked(self) -> dict[str, list[tuple[datetime, datetime]]]:
-        """The windows of the requests for data so far, by the part of the path that names the resource."""
+        """The windows of the data requests so far, by the part of the path that names the resource."""
         windows = defaultdict(list)
         for request in self.simulator.requests:
             query = httpx.QueryParams(request["query"])
@@ -282,16 +278,16 @@ class Stage:
 
 @contextmanager
 def stage(engine: Engine, settings: Settings, users: int = 1, days: int = 2, **more: Any) -> Iterator[Stage]:
-    """A world that ended two hours ago, so that nothing of it is still on its way."""
+    """A world that ended two hours ago, so that none of its events is still on its way."""
     until = datetime.now(UTC) - 2 * HOUR
     with Simulator(users, days, until=until, page_size=5000, **more) as simulator:
         wanted = replace(settings, junction_base_url=simulator.url)
-        with closing(Client(*junction.connect(wanted))) as client:
+        with junction_client(wanted) as client:
             yield Stage(engine, wanted, simulator, client)
 
 
-def test_whoever_heard_nothing_gets_everything(engine: Engine, settings: Settings) -> None:
-    """Breaks if any resource of anybody is not restored where nothing was received, or is found missing again."""
+def test_an_empty_store_is_filled(engine: Engine, settings: Settings) -> None:
+    """Breaks if a resource is not restored where no delivery arrived, or is found missing again."""
     with stage(engine, settings, users=2) as on:
         steps = on.restore()
         assert {gap.whose for gap in found(steps)} == {"ours"}
@@ -312,8 +308,8 @@ def test_whoever_heard_nothing_gets_everything(engine: Engine, settings: Setting
     ]
 
 
-def lose(on: Stage, start: datetime, end: datetime, resources: Sequence[str] = ()) -> None:
-    """Takes away what happened between two moments, of these resources or of all."""
+def delete_data(on: Stage, start: datetime, end: datetime, resources: Sequence[str] = ()) -> None:
+    """Deletes the data between two moments, of these resources or of all."""
     names = list(resources) or list(catalogue())
     of_series = "series_id IN (SELECT id FROM headrace.series WHERE resource = ANY(:names))"
     window = {"start": start, "end": end}
@@ -333,8 +329,8 @@ def lose(on: Stage, start: datetime, end: datetime, resources: Sequence[str] = (
         execute(on.engine, f"DELETE FROM headrace.workout_stream s WHERE {gone}")
 
 
-def age(on: Stage, connected_at: datetime) -> None:
-    """Makes it so that people connected then, and whatever came later came by webhook."""
+def connect_at(on: Stage, connected_at: datetime) -> None:
+    """Makes users connected at this moment, and all later data webhook data."""
     on.world.connected_at = connected_at
     execute(
         on.engine,
@@ -346,12 +342,12 @@ def age(on: Stage, connected_at: datetime) -> None:
     )
 
 
-def hear(on: Stage, start: datetime, end: datetime, aggregator: str = "junction") -> None:
-    """Something was received in every hour between two moments."""
+def store_deliveries(on: Stage, start: datetime, end: datetime, aggregator: str = "junction") -> None:
+    """Stores deliveries in every hour between two moments."""
     execute(
         on.engine,
         """INSERT INTO headrace.deliveries (aggregator, message_id, received_at, applied_at, outcome)
-           SELECT :aggregator, 'heard-' || hour, hour, hour, 'applied'
+           SELECT :aggregator, 'delivery-' || hour, hour, hour, 'applied'
            FROM generate_series(:start, :end, interval '30 minutes') AS hour""",
         start=start,
         end=end,
@@ -360,29 +356,28 @@ def hear(on: Stage, start: datetime, end: datetime, aggregator: str = "junction"
 
 
 def within(windows: Sequence[tuple[datetime, datetime]], first: datetime, last: datetime) -> bool:
-    """Whether all that was asked for lies between two moments."""
+    """Whether all windows lie between two moments."""
     return bool(windows) and all(first <= start <= end <= last for start, end in windows)
 
 
-@pytest.mark.parametrize("others", ["were not heard either", "were heard"])
-def test_three_lost_days_come_back(engine: Engine, settings: Settings, others: str) -> None:
-    """Breaks if an outage longer than the sender's retries leaves a hole, or costs more requests than its own days.
+@pytest.mark.parametrize("others", ["have none either", "have deliveries"])
+def test_three_lost_days_are_restored(engine: Engine, settings: Settings, others: str) -> None:
+    """Breaks if an outage longer than the sender's retries leaves a gap, or costs more requests than its own days.
 
-    Of a whole outage the edges are hours, and the days they lie in are fetched. Where others were heard meanwhile, only
-    this person's silence tells, and a silence is whole days.
+    An outage of all users has edges in hours, and the days of its edges are fetched whole. If deliveries of other users
+    arrived meanwhile, only the silence of this user shows the loss, in whole days.
     """
     start, end, wanted = today(-5) + 5 * HOUR, today(-3) + 20 * HOUR, settings
-    if others == "were heard":
+    if others == "have deliveries":
         start, end, wanted = today(-5), today(-2), replace(settings, resources=FEW)
     with stage(engine, wanted, days=9) as on:
-        on.announce()
-        on.settle()
-        age(on, today(-7))
-        hear(on, today(-7), start - HOUR if others != "were heard" else datetime.now(UTC))
-        if others != "were heard":
-            hear(on, end + HOUR, datetime.now(UTC))
+        on.fill()
+        connect_at(on, today(-7))
+        store_deliveries(on, today(-7), start - HOUR if others != "have deliveries" else datetime.now(UTC))
+        if others != "have deliveries":
+            store_deliveries(on, end + HOUR, datetime.now(UTC))
         whole = on.held()
-        lose(on, start, end)
+        delete_data(on, start, end)
         assert {"heartrate", "steps", "sleep", "activity", "workouts", "workout_stream"} <= (whole - on.held()).keys()
         count = len(on.simulator.requests)
         steps = on.restore()
@@ -397,21 +392,20 @@ def test_three_lost_days_come_back(engine: Engine, settings: Settings, others: s
     assert len(daily) > 3
     for key, windows in daily.items():
         assert windows == [(today(-5), today(-2))], key
-    for key, windows in spans.items():  # of what is rare, what is newer than what is left (a day's margin) as well
+    for key, windows in spans.items():  # for rare resources also the days after the newest data (with a margin)
         assert all(today(-10) <= first < last <= today(1) for first, last in windows), (key, windows)
 
 
 def test_only_what_is_missing_is_fetched(engine: Engine, settings: Settings) -> None:
-    """Breaks if one resource that was lost has the others fetched too, or more of it than was lost."""
+    """Breaks if a lost resource has others fetched too, or more of itself than was lost."""
     wanted = replace(settings, resources=("heartrate", "steps", "sleep", "activity", "weight", "profile"))
     with stage(engine, wanted, days=9) as on:
-        on.announce()
-        on.settle()
-        age(on, today(-7))
-        hear(on, today(-7), datetime.now(UTC))
+        on.fill()
+        connect_at(on, today(-7))
+        store_deliveries(on, today(-7), datetime.now(UTC))
         connections = on.world.members[0].connections
         slugs = {each.provider.slug for each in connections if each.provider.has(catalogue()["steps"])}
-        lose(on, today(-5), today(-3), ["steps"])
+        delete_data(on, today(-5), today(-3), ["steps"])
         before = on.asked()
         assert {(gap.key.resource, gap.reason) for gap in found(on.restore())} == {("steps", "2 days without data")}
         on.check()
@@ -426,12 +420,11 @@ def test_only_what_is_missing_is_fetched(engine: Engine, settings: Settings) -> 
     }
 
 
-def test_lost_days_of_the_past_come_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if rows of history that are gone after it was fetched are never missed, or asked for more than once."""
+def test_lost_days_of_history_are_restored(engine: Engine, settings: Settings) -> None:
+    """Breaks if lost rows of fetched history are never found, or are requested twice."""
     with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep")), days=5) as on:
-        on.announce()
-        on.settle()
-        lose(on, today(-3), today(-2), ["heartrate"])
+        on.fill()
+        delete_data(on, today(-3), today(-2), ["heartrate"])
         assert {gap.key.resource for gap in found(on.restore())} == {"heartrate"}
         on.check()
     assert opened(engine)
@@ -439,14 +432,13 @@ def test_lost_days_of_the_past_come_back(engine: Engine, settings: Settings) -> 
         assert windows == [(today(-3), today(-2))]
 
 
-def test_a_tail_comes_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if what was lost last, and nothing came after, waits for something newer."""
+def test_lost_data_at_the_end_is_restored(engine: Engine, settings: Settings) -> None:
+    """Breaks if lost data at the end is found only after newer data arrives."""
     with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep", "activity")), days=6) as on:
-        on.announce()
-        on.settle()
-        age(on, today(-4))
-        hear(on, today(-4), datetime.now(UTC))
-        lose(on, today(-2) + 3 * HOUR, today(2), ["heartrate", "sleep"])
+        on.fill()
+        connect_at(on, today(-4))
+        store_deliveries(on, today(-4), datetime.now(UTC))
+        delete_data(on, today(-2) + 3 * HOUR, today(2), ["heartrate", "sleep"])
         on.restore()
         on.check()
     assert {key[2] for key in opened(engine)} == {"heartrate", "sleep"}
@@ -454,48 +446,47 @@ def test_a_tail_comes_back(engine: Engine, settings: Settings) -> None:
 
 
 def test_a_night_that_began_the_day_before_is_no_gap(engine: Engine, settings: Settings) -> None:
-    """Breaks if the sleep cycle of every night is fetched once more, though it came."""
+    """Breaks if the sleep cycle of every night is fetched again although it is stored."""
     with stage(engine, replace(settings, resources=("sleep_cycle", "heartrate")), days=6) as on:
-        on.announce()
-        on.settle()
-        age(on, today(-4))
-        hear(on, today(-4), datetime.now(UTC))
+        on.fill()
+        connect_at(on, today(-4))
+        store_deliveries(on, today(-4), datetime.now(UTC))
         assert found(on.reconcile(dry_run=True)) == []
 
 
 def test_faults_over_http_cost_a_repetition(engine: Engine, settings: Settings) -> None:
-    """Breaks if a fault of the real protocol ends a comparison, or has somebody left out."""
+    """Breaks if a fault of the real protocol ends a reconciliation, or skips a user."""
     kinds: list[Any] = ["truncated", "500", "503", "429", "408", "504"]
     with stage(engine, settings, users=2, days=1) as on:
-        calm = Counter(short(on.reconcile(dry_run=True)))
+        calm = Counter(summaries(on.reconcile(dry_run=True)))
         for kind in kinds:
             on.simulator.faults.add(kind, times=2, **({"retry_after": 1} if kind in ("503", "429") else {}))
         steps = on.reconcile(dry_run=True)
         faulty = [request["status"] for request in on.simulator.requests[-len(steps) :]]
-    assert Counter(short(steps)) == calm
+    assert Counter(summaries(steps)) == calm
     assert len([step for step in steps if step.seconds]) == 2 * len(kinds)
-    assert Counter(faulty)[200] == 4 + 2  # and two that were cut short
+    assert Counter(faulty)[200] == 4 + 2  # and two that were truncated
 
 
 def test_short_and_empty_pages_over_http(engine: Engine, settings: Settings) -> None:
-    """Breaks if a page that holds less than it may, or nothing, passes for the last one."""
+    """Breaks if a short or empty page counts as the last one."""
     with stage(engine, settings, users=7, days=1) as on:
-        calm = Counter(short(on.reconcile(dry_run=True)))
+        calm = Counter(summaries(on.reconcile(dry_run=True)))
         for records in (1, 0, 3, 0, 0, 1):
             on.simulator.faults.add("short_page", times=1, records=records)
         steps = on.reconcile(dry_run=True)
         pages = [one for one in on.simulator.requests if "introspect" in one["path"]]
-    assert Counter(short(steps)) == calm
+    assert Counter(summaries(steps)) == calm
     assert sum(step.people for step in steps) == 7
     assert len(pages) == 2 + 2 + 6
 
 
-# Whose turn it is
+# The responsible party
 
 
 @pytest.mark.parametrize("status", ["scheduled", "in_progress", "retrying"])
-def test_what_is_still_being_pulled_is_left_alone(engine: Engine, settings: Settings, status: Any) -> None:
-    """Breaks if a pull that is not over is asked for in vain, whether as history or as what came later."""
+def test_a_running_pull_is_not_fetched(engine: Engine, settings: Settings, status: Any) -> None:
+    """Breaks if a resource that Junction is still pulling is requested in vain, as history or as later data."""
     with stage(engine, replace(settings, resources=("heartrate", "steps", "sleep", "activity"))) as on:
         on.simulator.conditions.put_pull(Pull(status=status, resource="heartrate"))
         on.simulator.conditions.put_pull(Pull(status=status, resource="sleep"))
@@ -516,17 +507,15 @@ def test_what_is_still_being_pulled_is_left_alone(engine: Engine, settings: Sett
     ("status", "details"),
     [("failure", "non_retriable_error"), ("failure", "retry_quota_exhausted"), ("not_pulled", None)],
 )
-def test_what_the_provider_did_not_give_is_told(
-    engine: Engine, settings: Settings, status: Any, details: str | None
-) -> None:
-    """Breaks if a pull that failed or never was counts as ours, is told without its error, or hides what came later."""
-    told = Told(
+def test_a_failed_pull_is_reported(engine: Engine, settings: Settings, status: Any, details: str | None) -> None:
+    """Breaks if a failed or missing pull counts as ours, is reported without its error, or hides later gaps."""
+    api = ScriptedApi(
         pulls=[[of("u1", sleep=pulled())], [of("u1", heartrate=pulled(status="failure", error_details=details))]],
         supplies=[[of("u1", heartrate=supplied(-9, -3))]],
     )
     if status == "not_pulled":
-        told.pulls = [[of("u1", not_pulled=["heartrate"], sleep=pulled())]]
-    steps = walk(told.reconciler(engine, settings), settings)
+        api.pulls = [[of("u1", not_pulled=["heartrate"], sleep=pulled())]]
+    steps = run_steps(api.reconciler(engine, settings), settings)
     history, later = (gap for gap in found(steps) if gap.key.resource == "heartrate")
     assert (history.whose, history.windows, history.is_pulling) == ("provider", (), False)
     assert (details or "not pulled") in history.reason
@@ -536,26 +525,26 @@ def test_what_the_provider_did_not_give_is_told(
     assert spans["u1", "garmin", "sleep"] == [(today(-20), today(-9))]
 
 
-def test_what_the_api_does_not_give_is_asked_for_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if days that Junction counts but does not give are asked for with each comparison, or kept quiet."""
-    told = missing(pulls=[[of("u1", heartrate=pulled(days=9))]], supplies=[[]])
+def test_data_that_the_api_does_not_return_is_requested_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if days that Junction counts but does not return are requested each time, or are not reported."""
+    api = missing(pulls=[[of("u1", heartrate=pulled(days=9))]], supplies=[[]])
     turns = []
     for _ in range(3):
-        turns.append(short(walk(told.reconciler(engine, settings), settings)))
+        turns.append(summaries(run_steps(api.reconciler(engine, settings), settings)))
         execute(engine, "UPDATE headrace.chunks SET status = 'done'")
         execute(engine, "UPDATE headrace.backfills SET status = 'complete', finished_at = now()")
     never, connection = ("heartrate", "ours", 1), ("connection", "ours", 0)
     assert turns == [[never, connection], [("heartrate", "aggregator", 0)], [("heartrate", "aggregator", 0)]]
 
 
-def test_a_failed_backfill_is_asked_for_again(engine: Engine, settings: Settings) -> None:
+def test_a_failed_backfill_is_fetched_again(engine: Engine, settings: Settings) -> None:
     """Breaks if history whose backfill failed is never fetched."""
-    told = missing(supplies=[[]])
-    reconciler = told.reconciler(engine, settings)
-    walk(reconciler, settings)
-    assert short(walk(reconciler, settings)) == []
+    api = missing(supplies=[[]])
+    reconciler = api.reconciler(engine, settings)
+    run_steps(reconciler, settings)
+    assert summaries(run_steps(reconciler, settings)) == []
     execute(engine, "UPDATE headrace.backfills SET status = 'failed', finished_at = now()")
-    (gap,) = found(walk(reconciler, settings))
+    (gap,) = found(run_steps(reconciler, settings))
     assert gap.reason == "its backfill has failed"
     assert opened(engine)["u1", "garmin", "heartrate"] == [(today(-20), today(-9))] * 2
 
@@ -587,7 +576,7 @@ def test_connections_are_corrected(  # noqa: PLR0917
     stored: tuple[str, str | None] | None,
     is_changed: bool,
 ) -> None:
-    """Breaks if a connection that was made, broken, mended or ended unheard stays as it was last heard of."""
+    """Breaks if a missed change of a connection is not corrected."""
     with stage(engine, replace(settings, resources=("profile",)), days=1) as on:
         user = on.world.members[0]
         connection, slug = user.connections[0], user.connections[0].provider.slug
@@ -613,58 +602,58 @@ def test_connections_are_corrected(  # noqa: PLR0917
 
 
 def test_a_newer_webhook_goes_before_the_comparison(engine: Engine, settings: Settings) -> None:
-    """Breaks if an answer that was asked for before a connection was mended breaks it again."""
+    """Breaks if a response that was requested before a connection was restored marks it as broken again."""
     body = event("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})
-    told = missing(connections={"u1": [{"slug": "garmin", "status": "error"}]}, supplies=[[]])
+    api = missing(connections={"u1": [{"slug": "garmin", "status": "error"}]}, supplies=[[]])
 
     def mend(request: httpx.Request) -> None:
         if request.url.path not in PARTS:
             apply(engine, settings, delivery(body, datetime.now(UTC) + timedelta(seconds=30)))
 
-    told.during = mend
-    walk(told.reconciler(engine, settings), settings)
+    api.during = mend
+    run_steps(api.reconciler(engine, settings), settings)
     assert rows(engine, "SELECT status FROM health.connections") == [{"status": "connected"}]
 
 
-def test_connections_of_all_people_are_asked_about(engine: Engine, settings: Settings) -> None:
-    """Breaks if somebody of whom nothing else is told, or who is not known any more, has the others left out."""
+def test_the_connections_of_all_users_are_compared(engine: Engine, settings: Settings) -> None:
+    """Breaks if a user without data, or one whom Junction no longer knows, ends the comparison of the others."""
     well = [{"slug": "garmin", "status": "connected"}]
-    told = Told(
+    api = ScriptedApi(
         pulls=[[of("u1"), {"user_id": "u2", "provider": {}}], [], [of("u3"), of("u4")]],
         connections={"u1": well, "u3": well, "u4": []},
     )
-    walk(told.reconciler(engine, settings), settings)
-    assert told.paths() == ["pulls", "u1", "u2", "pulls 1", "pulls 2", "u3", "u4", "supplies"]
+    run_steps(api.reconciler(engine, settings), settings)
+    assert api.paths() == ["pulls", "u1", "u2", "pulls 1", "pulls 2", "u3", "u4", "supplies"]
     assert [row["user_id"] for row in rows(engine, "SELECT user_id FROM health.connections ORDER BY 1")] == ["u1", "u3"]
 
 
-# Who and what is left out
+# Excluded users and resources
 
 
 @pytest.mark.parametrize("amid", [False, True])
-def test_whoever_was_erased_does_not_come_back(
+def test_an_erased_user_is_not_fetched_again(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, amid: bool
 ) -> None:
-    """Breaks if a person who was erased here but not at Junction, before or while it is asked, is fetched again."""
+    """Breaks if a user who was erased here but not at Junction, before or during the request, is fetched again."""
     if amid:
-        monkeypatch.setattr(coverage, "erased", lambda *_: set())  # as it was a moment ago
+        monkeypatch.setattr(coverage, "erased", lambda *_: set())  # as before the erasure
     execute(engine, "INSERT INTO headrace.users (user_id, erased_at) VALUES ('u1', now())")
-    told = Told(
+    api = ScriptedApi(
         pulls=[[of("u1", heartrate=pulled()), of("u2", heartrate=pulled())]],
         supplies=[[of("u1", sleep=supplied(-9, -3)), of("u2", sleep=supplied(-9, -3))]],
         connections={name: [{"slug": "garmin", "status": "connected"}] for name in ("u1", "u2")},
     )
-    steps = walk(told.reconciler(engine, settings), settings)
+    steps = run_steps(api.reconciler(engine, settings), settings)
     assert {gap.key.user_id for gap in found(steps)} == {"u2"}
     assert {key[0] for key in opened(engine)} == {"u2"}
-    assert told.paths() == ["pulls", *(["u1"] if amid else []), "u2", "supplies"]
+    assert api.paths() == ["pulls", *(["u1"] if amid else []), "u2", "supplies"]
     for table in ("connections", "backfills", "gaps"):
         assert rows(engine, f"SELECT 1 FROM headrace.{table} WHERE user_id = 'u1'") == []
 
 
 HISTORY: dict[str, Any] = {name: pulled() for name in ("sleep", "steps", "hypnogram", "brain_waves", "device")}
 LATER: dict[str, Any] = {name: supplied(-9, -3) for name in ("sleep", "steps", "sleep_stream", "new_one")}
-EVERYTHING = Told(pulls=[[of("u1", "garmin", **HISTORY)]], supplies=[[of("u1", "oura", **LATER)]])
+EVERYTHING = ScriptedApi(pulls=[[of("u1", "garmin", **HISTORY)]], supplies=[[of("u1", "oura", **LATER)]])
 
 
 @pytest.mark.parametrize(
@@ -681,63 +670,63 @@ EVERYTHING = Told(pulls=[[of("u1", "garmin", **HISTORY)]], supplies=[[of("u1", "
 def test_only_what_is_wanted_is_fetched(
     engine: Engine, settings: Settings, wanted: dict[str, Any], kept: set[tuple[str, str]]
 ) -> None:
-    """Breaks if what is left out by HEADRACE_RESOURCES or HEADRACE_PROVIDERS, or nobody knows, is fetched or told."""
-    told = replace(EVERYTHING, asked=[])
-    steps = walk(told.reconciler(engine, replace(settings, **wanted)), settings)
+    """Breaks if an unknown resource, or one that the settings exclude, is fetched or reported."""
+    api = replace(EVERYTHING, asked=[])
+    steps = run_steps(api.reconciler(engine, replace(settings, **wanted)), settings)
     assert {key[1:] for key in opened(engine)} == kept
     assert {gap.key[1:] for gap in found(steps)} == kept
 
 
 @pytest.mark.parametrize(("has_any", "resources"), [(True, set()), (False, {"profile"})])
-def test_what_has_no_day_is_there_or_not(
+def test_a_resource_without_days_is_stored_or_not(
     engine: Engine, settings: Settings, resources: set[str], *, has_any: bool
 ) -> None:
-    """Breaks if a profile, which tells no day, is fetched with each comparison, or never."""
+    """Breaks if a profile, which has no day, is fetched with each reconciliation, or never."""
     source = {"provider": "garmin", "type": "watch"}
     beats = [{"timestamp": (today(n) + HOUR).isoformat(), "value": 60, "unit": "bpm"} for n in range(-9, 0)]
     known = [event("daily.data.heartrate.created", "u1", {"source": source, "data": beats})]
     known += [event("daily.data.profile.created", "u1", {"id": "p1", "source": source})] * has_any
     apply(engine, settings, *(delivery(one, today(-1)) for one in known))
-    told = Told(supplies=[[of("u1", heartrate=supplied(-9, -1), profile=supplied(-9, -3))]])
-    assert {gap.key.resource for gap in found(walk(told.reconciler(engine, settings), settings))} == resources
+    api = ScriptedApi(supplies=[[of("u1", heartrate=supplied(-9, -1), profile=supplied(-9, -3))]])
+    assert {gap.key.resource for gap in found(run_steps(api.reconciler(engine, settings), settings))} == resources
 
 
 def test_a_row_without_a_user_is_passed_over(engine: Engine, settings: Settings) -> None:
-    """Breaks if a user_id that is empty, as in the public examples, makes a person of that name."""
-    told = Told(pulls=[[of("", heartrate=pulled()), of("u1", heartrate=pulled())]], supplies=[[]])
-    walk(told.reconciler(engine, settings), settings)
+    """Breaks if an empty user_id, as in the public examples, makes a user."""
+    api = ScriptedApi(pulls=[[of("", heartrate=pulled()), of("u1", heartrate=pulled())]], supplies=[[]])
+    run_steps(api.reconciler(engine, settings), settings)
     assert {key[0] for key in opened(engine)} == {"u1"}
-    assert told.paths() == ["pulls", "u1", "supplies"]
+    assert api.paths() == ["pulls", "u1", "supplies"]
 
 
 def test_history_since_the_year_one_is_fetched(engine: Engine, settings: Settings) -> None:
-    """Breaks if a range that begins with the zero of some languages' times makes a backfill that cannot be fetched."""
+    """Breaks if a range that begins with the zero value of a date makes a backfill that cannot be fetched."""
     with stage(engine, settings, days=1) as on:
         user = on.world.members[0].user_id
         slug = on.world.members[0].connections[0].provider.slug
-        told = Told(pulls=[[of(user, slug, heartrate=pulled(range_start="0001-01-01T00:00:00"))]], supplies=[[]])
-        walk(told.reconciler(engine, settings), settings)
+        api = ScriptedApi(pulls=[[of(user, slug, heartrate=pulled(range_start="0001-01-01T00:00:00"))]], supplies=[[]])
+        run_steps(api.reconciler(engine, settings), settings)
         on.settle()
     assert rows(engine, "SELECT status FROM health.backfills") == [{"status": "complete"}]
 
 
-def test_one_person_is_compared_alone(engine: Engine, settings: Settings) -> None:
-    """Breaks if whoever asks for one person pays for all, or a later page forgets whom it is about."""
-    told = Told(
+def test_one_user_is_compared_alone(engine: Engine, settings: Settings) -> None:
+    """Breaks if `--user` compares other users too, or a later page omits the user."""
+    api = ScriptedApi(
         pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())]],
         supplies=[[of("u1", sleep=supplied(-9, -3)), of("u2", sleep=supplied(-9, -3))]],
     )
-    walk(told.reconciler(engine, settings), settings, user="u2")
-    assert [one.url.params.get("user_id") for one in told.asked] == ["u2", "u2", None, "u2"]
+    run_steps(api.reconciler(engine, settings), settings, user="u2")
+    assert [one.url.params.get("user_id") for one in api.asked] == ["u2", "u2", None, "u2"]
     assert {key[0] for key in opened(engine)} == {"u2"}
 
 
-def test_what_came_before_is_compared_on_demand_only(engine: Engine, settings: Settings) -> None:
-    """Breaks if each comparison asks for a decade, or none ever can."""
-    told = missing(pulls=[[]], supplies=[[of("u1", heartrate=supplied(-300, -3), sleep=supplied(-300, -200))]])
-    (gap,) = found(walk(told.reconciler(engine, settings, dry_run=True), settings, since=today(-35)))
+def test_older_data_is_compared_on_demand_only(engine: Engine, settings: Settings) -> None:
+    """Breaks if each reconciliation requests a decade, or none ever can."""
+    api = missing(pulls=[[]], supplies=[[of("u1", heartrate=supplied(-300, -3), sleep=supplied(-300, -200))]])
+    (gap,) = found(run_steps(api.reconciler(engine, settings, dry_run=True), settings, since=today(-35)))
     assert gap.windows == ((today(-35), today(-2)),)
-    both = found(walk(told.reconciler(engine, settings, dry_run=True), settings))
+    both = found(run_steps(api.reconciler(engine, settings, dry_run=True), settings))
     assert [one.windows[0][0] for one in both] == [today(-300), today(-300)]
 
 
@@ -745,13 +734,13 @@ def test_what_came_before_is_compared_on_demand_only(engine: Engine, settings: S
 
 
 def test_a_dry_run_writes_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if somebody who only wants to look has something fetched, corrected or noted, or is told less."""
+    """Breaks if a dry run fetches, corrects or stores anything, or reports less."""
     with stage(engine, settings, days=3) as on:
         user, connection = on.world.members[0], on.world.members[0].connections[0]
         notices = [events.historical(on.world, user, connection, catalogue()[name]) for name in ("heartrate", "sleep")]
         apply(engine, on.settings, *(delivery(one, datetime.now(UTC)) for one in notices))
         on.settle()
-        lose(on, today(-2), today(-1), ["heartrate"])
+        delete_data(on, today(-2), today(-1), ["heartrate"])
         on.simulator.conditions.put_pull(Pull("retrying", resource="steps"))
         ensure_job(engine, JOB, PERIOD)
         before = snapshot(engine)
@@ -760,103 +749,95 @@ def test_a_dry_run_writes_nothing(engine: Engine, settings: Settings) -> None:
         assert snapshot(engine) == before
         assert not any(step.opened for step in dry)
         wet = on.reconcile()
-        assert short(dry) == short(wet)
+        assert summaries(dry) == summaries(wet)
         assert [(gap.key, gap.reason) for gap in found(dry)] == [(gap.key, gap.reason) for gap in found(wet)]
         assert snapshot(engine) != before
         assert len({one for step in wet for one in step.opened}) == len({gap.key for gap in found(wet) if gap.windows})
 
 
 def test_a_dry_run_finds_what_a_run_would(engine: Engine, settings: Settings) -> None:
-    """Breaks if what was being pulled yesterday, and is over now, is left out of what is said to be missing."""
-    told = missing(pulls=[[of("u1", heartrate=pulled(status="in_progress"))]])
-    walk(told.reconciler(engine, settings), settings)
-    told = missing()
-    dry = walk(told.reconciler(engine, settings, dry_run=True), settings)
-    assert short(dry) == short(walk(told.reconciler(engine, settings), settings))
+    """Breaks if a resource whose pull has ended since the last reconciliation is missing in the report."""
+    api = missing(pulls=[[of("u1", heartrate=pulled(status="in_progress"))]])
+    run_steps(api.reconciler(engine, settings), settings)
+    api = missing()
+    dry = run_steps(api.reconciler(engine, settings, dry_run=True), settings)
+    assert summaries(dry) == summaries(run_steps(api.reconciler(engine, settings), settings))
 
 
 # Pages
 
 
-def test_every_page_is_asked_for_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if a short or an empty page ends a part, or one part's cursor is used in the other."""
+def test_every_page_is_requested_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if a short or empty page ends a part, or one part's cursor is used in the other."""
     pulls = [[of("u1", heartrate=pulled())], [], [], [of("u2", heartrate=pulled()), of("u3", heartrate=pulled())]]
     supplies = [[], [of("u2", sleep=supplied(-9, -3))], [of("u1", sleep=supplied(-9, -3))]]
-    told = Told(pulls=pulls, supplies=supplies)
-    steps = walk(told.reconciler(engine, settings), settings)
+    api = ScriptedApi(pulls=pulls, supplies=supplies)
+    steps = run_steps(api.reconciler(engine, settings), settings)
     asked = ["pulls", "u1", "pulls 1", "pulls 2", "pulls 3", "u2", "u3", "supplies", "supplies 1", "supplies 2"]
-    assert told.paths() == asked
+    assert api.paths() == asked
     assert [step.people for step in steps] == [1, 0, 0, 0, 2, 0, 0, 0, 0, 0]
     keys = {(user, "garmin", "heartrate") for user in ("u1", "u2", "u3")}
     assert opened(engine).keys() == keys | {("u1", "garmin", "sleep"), ("u2", "garmin", "sleep")}
 
 
-def cursors(*given: str | None, part: str = "pulls") -> Told:
-    """A provider whose pages of a part name these cursors, and then the last of them for ever."""
-    told = missing(connections={})
+def cursors(*given: str | None, part: str = "pulls") -> ScriptedApi:
+    """An API whose pages of a part return these cursors, and then the last of them forever."""
+    api = missing(connections={})
 
     def answer(request: httpx.Request) -> httpx.Response:
-        told.asked.append(request)
-        assert len(told.asked) < 40, "asked without end"
+        assert len(api.asked) < 40, "requested without end"
         if PARTS.get(request.url.path) != part:
             return httpx.Response(200, json={"data": [], "providers": []})
-        number = sum(one.url.path == request.url.path for one in told.asked) - 1
+        number = sum(one.url.path == request.url.path for one in api.asked) - 1
         return httpx.Response(200, json={"data": [], "next_cursor": given[min(number, len(given) - 1)]})
 
-    told.truth = answer  # type: ignore[method-assign]
-    told.asked = []
-    return told
-
-
-def at(told: Told, engine: Engine, settings: Settings) -> Reconciler:
-    """A worker that reads from these pages."""
-    client = Client("https://provider.test", {}, httpx.MockTransport(told.truth))
-    return Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings)))
+    api.truth = answer  # type: ignore[method-assign]
+    return api
 
 
 @pytest.mark.parametrize("part", ["pulls", "supplies"])
 def test_a_cursor_that_repeats_ends_its_part(engine: Engine, settings: Settings, part: str) -> None:
-    """Breaks if a cursor that leads to itself is followed in a circle, or takes the other part with it."""
-    told = cursors("a", "b", "b", part=part)
-    walk(at(told, engine, settings), settings, limit=20)
-    asked = [path for path in told.paths() if path.startswith(part)]
+    """Breaks if a cursor that leads to itself is followed without end, or ends the other part."""
+    api = cursors("a", "b", "b", part=part)
+    run_steps(api.reconciler(engine, settings), settings, limit=20)
+    asked = [path for path in api.paths() if path.startswith(part)]
     assert asked == [part, f"{part} a", f"{part} b"]
-    assert told.paths()[-1].startswith("supplies")
+    assert api.paths()[-1].startswith("supplies")
 
 
-def test_cursors_that_go_in_a_circle_are_noticed(engine: Engine, settings: Settings) -> None:
-    """Breaks if two pages that lead to each other are asked for without a pause, for ever."""
-    told = cursors(*["a", "b"] * 30)
-    walk(at(told, engine, settings), settings, limit=20)
+def test_cursors_that_form_a_loop_are_noticed(engine: Engine, settings: Settings) -> None:
+    """Breaks if two pages whose cursors form a loop are requested without a pause and without end."""
+    api = cursors(*["a", "b"] * 30)
+    run_steps(api.reconciler(engine, settings), settings, limit=20)
 
 
 @pytest.mark.parametrize("status", [400, 410])
 def test_an_expired_cursor_begins_the_part_again(engine: Engine, settings: Settings, status: int) -> None:
-    """Breaks if whoever comes after a page that took long is never compared, run after run."""
-    told = Told(pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())]])
-    told.before = [None, None, httpx.Response(status, json={"detail": "cursor_expired"})]
-    walk(told.reconciler(engine, settings), settings)
-    assert told.paths() == ["pulls", "u1", "pulls 1", "pulls", "u1", "pulls 1", "u2", "supplies"]
+    """Breaks if users on pages after an expired cursor are never compared."""
+    api = ScriptedApi(pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())]])
+    api.before = [None, None, httpx.Response(status, json={"detail": "cursor_expired"})]
+    run_steps(api.reconciler(engine, settings), settings)
+    assert api.paths() == ["pulls", "u1", "pulls 1", "pulls", "u1", "pulls 1", "u2", "supplies"]
     assert {key[0]: len(windows) for key, windows in opened(engine).items()} == {"u1": 1, "u2": 1}
 
 
 def test_cursors_that_always_expire_end_it(engine: Engine, settings: Settings) -> None:
-    """Breaks if the first page is asked for again and again, for ever."""
-    told = Told(pulls=[[], []])
-    reconciler = told.reconciler(engine, settings)
-    told.during = lambda request: told.before.append(
+    """Breaks if the first page is requested without end."""
+    api = ScriptedApi(pulls=[[], []])
+    reconciler = api.reconciler(engine, settings)
+    api.during = lambda request: api.before.append(
         httpx.Response(400) if request.url.params.get("next_cursor") else None
     )
     with pytest.raises(Unprocessable, match="cursors"):
-        walk(reconciler, settings, limit=60)
-    assert told.paths() == ["pulls", "pulls 1"] * (MAX_RESTARTS + 1)
+        run_steps(reconciler, settings, limit=60)
+    assert api.paths() == ["pulls", "pulls 1"] * (MAX_RESTARTS + 1)
 
 
 # Faults
 
 
 def in_half_a_minute() -> httpx.Response:
-    """A 429 that says when, as a date."""
+    """A 429 with a date."""
     when = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%a, %d %b %Y %H:%M:%S GMT")
     return httpx.Response(429, headers={"Retry-After": when})
 
@@ -878,11 +859,11 @@ FAULTS: dict[str, tuple[Callable[[], httpx.Response], float, float, bool, bool]]
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_costs_a_repetition(engine: Engine, settings: Settings, name: str) -> None:
-    """Breaks if a fault is not waited for as long as it should be, moves the position, or loses what comes after."""
+    """Breaks if the wait after a fault is wrong, or the fault moves the position or loses later results."""
     answer, least, limit, pauses_all, counts = FAULTS[name]
-    for place in range(3):  # the pulls, a person's connections, the resources
-        told = missing(before=[*[None] * place, answer()])
-        reconciler, position = told.reconciler(engine, settings), ReconcilePosition()
+    for place in range(3):  # the pulls, a user's connections, the coverage
+        api = missing(before=[*[None] * place, answer()])
+        reconciler, position = api.reconciler(engine, settings), ReconcilePosition()
         for _ in range(place):
             position = reconciler.step(position, LONG_AGO).to or position
         step = reconciler.step(position, LONG_AGO)
@@ -895,82 +876,79 @@ def test_a_fault_costs_a_repetition(engine: Engine, settings: Settings, name: st
         if pauses_all:
             assert again.to == step.to
             assert again.seconds > least - 1
-            assert len(told.asked) == place + 1
+            assert len(api.asked) == place + 1
             forget_pauses(settings)
             again = reconciler.step(step.to, LONG_AGO)
         assert again.seconds == 0
         assert again.to is None or again.to.attempts == 0
-        assert told.asked[place].url == told.asked[place + 1].url
+        assert api.asked[place].url == api.asked[place + 1].url
 
 
 def test_the_network_may_be_away(engine: Engine, settings: Settings) -> None:
-    """Breaks if an answer that does not come ends a comparison."""
+    """Breaks if a missing response ends a reconciliation."""
 
     def away(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no", request=request)
 
-    client = Client("https://provider.test", {}, httpx.MockTransport(away))
-    step = Reconciler(engine, settings, AggregatorClient("junction", client, Throttle(settings))).step(
-        ReconcilePosition(), LONG_AGO
-    )
+    step = Reconciler(engine, settings, mock_client(away, settings)).step(ReconcilePosition(), LONG_AGO)
     assert (step.to, step.reason) == (ReconcilePosition(attempts=1), "no answer")
 
 
 @pytest.mark.parametrize("status", [404, 422, 402])
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_refusal_ends_it(engine: Engine, settings: Settings, status: int, place: int) -> None:
-    """Breaks if a request that is refused for good is repeated for ever."""
-    told = missing(before=[*[None] * place, httpx.Response(status)])
+    """Breaks if a request that is refused permanently is repeated forever."""
+    api = missing(before=[*[None] * place, httpx.Response(status)])
     with pytest.raises(Unprocessable, match=f"status {status}"):
-        walk(told.reconciler(engine, settings), settings)
-    assert len(told.asked) == place + 1
+        run_steps(api.reconciler(engine, settings), settings)
+    assert len(api.asked) == place + 1
 
 
 @pytest.mark.parametrize("status", [404, 422, 402])
-def test_a_refusal_about_one_person_is_passed_over(engine: Engine, settings: Settings, status: int) -> None:
-    """Breaks if one person whom Junction knows no more ends the comparison of all."""
-    told = missing(before=[None, httpx.Response(status)])
-    walk(told.reconciler(engine, settings), settings)
-    assert told.paths() == ["pulls", "u1", "supplies"]
+def test_a_refusal_about_one_user_is_skipped(engine: Engine, settings: Settings, status: int) -> None:
+    """Breaks if one user whom Junction no longer knows ends the whole reconciliation."""
+    api = missing(before=[None, httpx.Response(status)])
+    run_steps(api.reconciler(engine, settings), settings)
+    assert api.paths() == ["pulls", "u1", "supplies"]
 
 
-def test_what_fails_for_ever_comes_to_an_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if an error that does not pass is asked about for ever, or given up at the first."""
-    told = missing(before=[httpx.Response(500) for _ in range(MAX_ATTEMPTS)])
+def test_a_lasting_error_ends_the_reconciliation(engine: Engine, settings: Settings) -> None:
+    """Breaks if a permanent error is retried forever, or not at all."""
+    api = missing(before=[httpx.Response(500) for _ in range(MAX_ATTEMPTS)])
     with pytest.raises(Unprocessable, match=f"{MAX_ATTEMPTS} times"):
-        walk(told.reconciler(engine, settings), settings)
-    assert len(told.asked) == MAX_ATTEMPTS
+        run_steps(api.reconciler(engine, settings), settings)
+    assert len(api.asked) == MAX_ATTEMPTS
 
 
 def test_failures_are_counted_by_request(engine: Engine, settings: Settings) -> None:
-    """Breaks if errors of different requests add up, and end a long comparison that goes well."""
-    told = missing(before=[*[httpx.Response(500)] * (MAX_ATTEMPTS - 1), None] * 3)
-    walk(told.reconciler(engine, settings), settings)
-    assert len(told.asked) == 3 * MAX_ATTEMPTS
+    """Breaks if errors of different requests add up and end a long reconciliation."""
+    api = missing(before=[*[httpx.Response(500)] * (MAX_ATTEMPTS - 1), None] * 3)
+    run_steps(api.reconciler(engine, settings), settings)
+    assert len(api.asked) == 3 * MAX_ATTEMPTS
 
 
-# The account of it
+# Stored gaps
 
 
-def account(engine: Engine) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """The gaps that are kept: since when in days from today, by resource and part."""
+def stored_gaps(engine: Engine) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """The stored gaps: responsible party and age in days, by resource and part."""
     return {
         (row.pop("resource"), row.pop("part")): (row["whose"], (row["since"].date() - date.today()).days)  # noqa: DTZ011
         for row in rows(engine, "SELECT resource, part, whose, since FROM headrace.gaps")
     }
 
 
-def test_the_account_is_replaced_and_keeps_since(engine: Engine, settings: Settings) -> None:
-    """Breaks if a gap that is over is still shown, since when it has been is forgotten, or one part hides the other."""
+def test_stored_gaps_are_replaced_and_keep_their_age(engine: Engine, settings: Settings) -> None:
+    """Breaks if a closed gap is still shown, its age is lost, or one part overwrites the other."""
 
     def compare(pulls: Sequence[Any], supplies: Sequence[Any] = ()) -> dict[tuple[str, str], tuple[Any, ...]]:
         execute(engine, "DELETE FROM headrace.backfills")
         execute(
             engine, "UPDATE headrace.gaps SET since = since - interval '2 days', seen_at = seen_at - interval '2 days'"
         )
-        told = Told(pulls=[pulls], supplies=[supplies])
-        walk(told.reconciler(engine, settings), settings)
-        return account(engine)
+        api = ScriptedApi(pulls=[pulls], supplies=[supplies])
+        run_steps(api.reconciler(engine, settings), settings)
+        return stored_gaps(engine)
 
     failed, later = pulled(status="failure"), of("u1", heartrate=supplied(-9, -3))
     ours, theirs = ("ours", 0), ("provider", 0)
@@ -984,7 +962,7 @@ def test_the_account_is_replaced_and_keeps_since(engine: Engine, settings: Setti
     second = compare([of("u1", sleep=failed, heartrate=failed), of("u2", hrv=pulled())], [later])
     assert second == {
         ("sleep", "pulls"): ("provider", -2),
-        ("heartrate", "pulls"): theirs,  # it is somebody else's turn now
+        ("heartrate", "pulls"): theirs,  # another party is responsible now
         ("heartrate", "supplies"): ("ours", -2),
         ("hrv", "pulls"): ours,
     }
@@ -992,144 +970,146 @@ def test_the_account_is_replaced_and_keeps_since(engine: Engine, settings: Setti
     assert third == {("sleep", "pulls"): ("provider", -4), ("hrv", "pulls"): ("ours", -2)}  # u2 was not on that page
 
 
-def test_the_account_tells_the_edges(engine: Engine, settings: Settings) -> None:
-    """Breaks if where a gap lies, or why there is one, is not shown."""
+def test_stored_gaps_have_their_edges(engine: Engine, settings: Settings) -> None:
+    """Breaks if the edges of a gap, or its reason, are not stored."""
     apart = missing(supplies=[[]])
-    walk(apart.reconciler(engine, settings), settings)
+    run_steps(apart.reconciler(engine, settings), settings)
     (row,) = rows(engine, "SELECT user_id, provider, reason, is_pulling, window_start, window_end FROM headrace.gaps")
     assert row == {
         "user_id": "u1",
         "provider": "garmin",
-        "reason": "pulled, and never announced to us",
+        "reason": "pulled by the aggregator, but no event announced it",
         "is_pulling": False,
         "window_start": today(-20),
         "window_end": today(-9),
     }
 
 
-# Turns
+# Time slices
 
 
 def hurry(engine: Engine, *, leases: bool = False) -> None:
-    """Lets the time pass until the chore is due, and the leases of killed workers run out."""
+    """Makes the job due; with `leases`, also expires the leases of killed workers."""
     execute(engine, "UPDATE headrace.jobs SET due_at = now()")
     if leases:
         execute(engine, "UPDATE headrace.jobs SET lease_until = now() - interval '1 second'")
 
 
-def chore(engine: Engine) -> dict[str, Any]:
-    """How far the chore has come, and in how many seconds it goes on."""
+def job_state(engine: Engine) -> dict[str, Any]:
+    """The position of the job, and the seconds until it is due."""
     query = """SELECT position, extract(epoch FROM due_at - now())::float8 AS seconds, lease_until > now() AS held
                FROM headrace.jobs"""
     (row,) = rows(engine, query)
     return row
 
 
-LONG = Told(pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())], [of("u3", heartrate=pulled())]])
+LONG = ScriptedApi(
+    pulls=[[of("u1", heartrate=pulled())], [of("u2", heartrate=pulled())], [of("u3", heartrate=pulled())]]
+)
 ALL = ["pulls", "u1", "pulls 1", "u2", "pulls 2", "u3", "supplies"]
 
 
-def test_a_turn_goes_to_the_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if a comparison that is not due begins, or the next one is not a period later."""
-    told = replace(LONG, asked=[])
-    reconciler = told.reconciler(engine, settings)
+def test_a_time_slice_runs_to_the_end(engine: Engine, settings: Settings) -> None:
+    """Breaks if a reconciliation runs before it is due, or the next one is not one period later."""
+    api = replace(LONG, asked=[])
+    reconciler = api.reconciler(engine, settings)
     assert run_slice(engine, reconciler, PERIOD) is None
     assert not ensure_job(engine, JOB, PERIOD)
     assert run_slice(engine, reconciler, PERIOD) is None
-    assert told.asked == []
+    assert api.asked == []
     hurry(engine)
     assert ensure_job(engine, JOB, PERIOD)
     assert run_slice(engine, reconciler, PERIOD) is None
-    assert told.paths() == ALL
+    assert api.paths() == ALL
     assert {key[0] for key in opened(engine)} == {"u1", "u2", "u3"}
-    after = chore(engine)
+    after = job_state(engine)
     assert (after["position"], after["held"]) == (None, False)
     assert PERIOD - 60 < after["seconds"] <= PERIOD
 
 
-def test_a_turn_that_waits_goes_on_at_its_position(engine: Engine, settings: Settings) -> None:
-    """Breaks if a comparison that was told to wait begins again, comes too early, or keeps others from it."""
-    told = replace(LONG, asked=[], before=[None, None, httpx.Response(429, headers={"Retry-After": "30"})])
+def test_a_time_slice_that_waits_continues_at_its_position(engine: Engine, settings: Settings) -> None:
+    """Breaks if a reconciliation that has to wait begins again, continues too early, or blocks other workers."""
+    api = replace(LONG, asked=[], before=[None, None, httpx.Response(429, headers={"Retry-After": "30"})])
     ensure_job(engine, JOB, 0)
     hurry(engine)
-    assert 30 <= (run_slice(engine, told.reconciler(engine, settings), PERIOD) or 0) <= 30.2
-    after = chore(engine)
+    assert 30 <= (run_slice(engine, api.reconciler(engine, settings), PERIOD) or 0) <= 30.2
+    after = job_state(engine)
     at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
     assert after["position"] == at
     assert not after["held"]
     assert 28 < after["seconds"] < 31
-    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+    assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
     assert not ensure_job(engine, JOB, PERIOD)
-    assert len(told.asked) == 3
+    assert len(api.asked) == 3
     hurry(engine)
     forget_pauses(settings)
-    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
-    assert told.paths() == [*ALL[:3], *ALL[2:]]
+    assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
+    assert api.paths() == [*ALL[:3], *ALL[2:]]
 
 
-def test_a_killed_turn_goes_on_after_its_lease(engine: Engine, settings: Settings) -> None:
-    """Breaks if a worker that is killed costs more than a request, or another takes its place too early."""
-    told = replace(LONG, asked=[])
+def test_a_killed_time_slice_continues_after_its_lease(engine: Engine, settings: Settings) -> None:
+    """Breaks if a killed worker costs more than one request, or another takes over too early."""
+    api = replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
     hurry(engine)
     for number in range(len(ALL)):
-        told.during = lambda _, number=number: kill(number, told)  # type: ignore[misc]
+        api.during = lambda _, number=number: kill(number, api)  # type: ignore[misc]
         with pytest.raises(Killed):
-            run_slice(engine, told.reconciler(engine, settings), PERIOD)
-        assert chore(engine)["held"]
-        assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
+            run_slice(engine, api.reconciler(engine, settings), PERIOD)
+        assert job_state(engine)["held"]
+        assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
         assert not ensure_job(engine, JOB, PERIOD)
         hurry(engine, leases=True)
-    told.during = lambda _: None
-    run_slice(engine, told.reconciler(engine, settings), PERIOD)
-    assert told.paths() == [path for path in ALL for _ in range(2)]
+    api.during = lambda _: None
+    run_slice(engine, api.reconciler(engine, settings), PERIOD)
+    assert api.paths() == [path for path in ALL for _ in range(2)]
     assert {key[0]: len(windows) for key, windows in opened(engine).items()} == {"u1": 1, "u2": 1, "u3": 1}
 
 
-def kill(number: int, told: Told) -> None:
-    """Ends a worker that asks for the next thing after so many were asked for twice."""
-    if len(told.asked) == 2 * number + 1:
+def kill(number: int, api: ScriptedApi) -> None:
+    """Ends a worker with its next request after `number` requests were sent twice."""
+    if len(api.asked) == 2 * number + 1:
         raise Killed
 
 
-def test_a_turn_is_over_when_its_time_is(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a long comparison holds up the lane, or what it has done is done again."""
+def test_a_time_slice_is_limited(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a long reconciliation blocks the lane, or repeats its work."""
     clock = iter(range(1000))
     monkeypatch.setattr("workers.reconcile.reconciler.time.monotonic", lambda: 10.0 * next(clock))
-    told = replace(LONG, asked=[])
+    api = replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
     turns = 0
-    while chore(engine)["position"] or not turns:
+    while job_state(engine)["position"] or not turns:
         hurry(engine)
-        seconds = run_slice(engine, told.reconciler(engine, settings), PERIOD)
-        assert seconds == (None if len(told.asked) == len(ALL) else 0.0)
-        assert not chore(engine)["held"]
+        seconds = run_slice(engine, api.reconciler(engine, settings), PERIOD)
+        assert seconds == (None if len(api.asked) == len(ALL) else 0.0)
+        assert not job_state(engine)["held"]
         turns += 1
         assert turns < 20
     assert turns > 2
-    assert told.paths() == ALL
+    assert api.paths() == ALL
 
 
-def test_two_turns_at_once_do_not_both_go_on(engine: Engine, settings: Settings) -> None:
-    """Breaks if two workers hold one comparison: everything would be asked for twice."""
-    told, other = replace(LONG, asked=[]), replace(LONG, asked=[])
+def test_only_one_worker_runs_the_reconciliation(engine: Engine, settings: Settings) -> None:
+    """Breaks if two workers run one reconciliation: every request would be sent twice."""
+    api, other = replace(LONG, asked=[]), replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
     hurry(engine)
     second = other.reconciler(engine, settings)
     given: list[float | None] = []
-    told.during = lambda _: given.append(run_slice(engine, second, PERIOD))
-    run_slice(engine, told.reconciler(engine, settings), PERIOD)
+    api.during = lambda _: given.append(run_slice(engine, second, PERIOD))
+    run_slice(engine, api.reconciler(engine, settings), PERIOD)
     assert given == [None] * len(ALL)
-    assert (told.paths(), other.paths()) == (ALL, [])
+    assert (api.paths(), other.paths()) == (ALL, [])
 
 
-def test_a_refused_turn_ends_until_the_next_period(engine: Engine, settings: Settings, caplog: Any) -> None:
-    """Breaks if a comparison that Junction refuses is repeated at once, for ever, or ends without a word."""
-    told = replace(LONG, asked=[], before=[None, None, httpx.Response(422)])
+def test_a_refused_reconciliation_ends_until_the_next_period(engine: Engine, settings: Settings, caplog: Any) -> None:
+    """Breaks if a refused reconciliation is repeated at once without end, or ends without a log line."""
+    api = replace(LONG, asked=[], before=[None, None, httpx.Response(422)])
     ensure_job(engine, JOB, 0)
     hurry(engine)
-    assert run_slice(engine, told.reconciler(engine, settings), PERIOD) is None
-    after = chore(engine)
+    assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
+    after = job_state(engine)
     assert (after["position"], after["held"]) == (None, False)
     assert after["seconds"] > PERIOD - 60
     assert "status 422" in caplog.text
@@ -1143,13 +1123,13 @@ def test_a_refused_turn_ends_until_the_next_period(engine: Engine, settings: Set
 def test_the_sweep_begins_what_is_due(
     engine: Engine, settings: Settings, changes: dict[str, Any], messages: int
 ) -> None:
-    """Breaks if no comparison ever begins by itself, or one that is switched off does."""
+    """Breaks if no reconciliation starts automatically, or a disabled one does."""
     celery = make_celery(settings, "publisher")
     work = WorkerContext(celery, replace(settings, **changes))
     jobs = Jobs(work)
     with redis.Redis.from_url(settings.need_broker()) as client:
         jobs.sweep()
-        assert client.llen("backfill") == 0  # the first is a period after the installation
+        assert client.llen("backfill") == 0  # the first one runs a period after the installation
         hurry(engine)
         jobs.sweep()
         sent = [json.loads(raw) for raw in client.lrange("backfill", 0, -1)]
@@ -1158,14 +1138,14 @@ def test_the_sweep_begins_what_is_due(
     celery.close()
 
 
-# On demand
+# The command
 
 Run = Callable[..., Any]
 
 
 @pytest.fixture
 def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`headrace reconcile` within this process, on the test's own connections."""
+    """`headrace reconcile` in this process, on the test's connections."""
     for name in (one.metadata["name"] for one in Settings.__dataclass_fields__.values()):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("workers.cli.reconcile.make_engine", lambda *_: engine)
@@ -1175,8 +1155,8 @@ def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         "JUNCTION_API_KEY": API_KEY,
     }
 
-    def invoke(told: Told, *words: str) -> Any:
-        client = Client("https://provider.test", {}, httpx.MockTransport(told))
+    def invoke(api: ScriptedApi, *words: str) -> Any:
+        client = Client("https://provider.test", {}, httpx.MockTransport(api))
         monkeypatch.setattr("workers.fetch.client.Client", lambda *_: client)
         return CliRunner().invoke(main, ["reconcile", *words], env=environment)
 
@@ -1184,8 +1164,8 @@ def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("words", [(), ("--dry-run",), ("--since", "2020-01-01"), ("--user", "u1", "--dry-run")])
-def test_an_operator_compares(engine: Engine, run: Run, words: tuple[str, ...]) -> None:
-    """Breaks if a look changes something, or what is told is not what is fetched."""
+def test_the_command_lists_the_gaps(engine: Engine, run: Run, words: tuple[str, ...]) -> None:
+    """Breaks if a dry run changes something, or reports other gaps than are fetched."""
     before = snapshot(engine)
     done = run(missing(), *words, "--json")
     assert done.exit_code == 0, done.output
@@ -1193,40 +1173,40 @@ def test_an_operator_compares(engine: Engine, run: Run, words: tuple[str, ...]) 
     days = {"user_id": "u1", "provider": "garmin", "resource": "heartrate", "whose": "ours"}
     assert pulls.items() >= (days | {"from": today(-20).isoformat(), "to": today(-9).isoformat()}).items()
     assert later.items() >= (days | {"from": today(-8).isoformat(), "to": today(-2).isoformat()}).items()
-    assert connection["why"] == "connected, and we did not know"
+    assert connection["why"] == "the aggregator reports connected, which is not stored"
     assert pulls["requests"] > 0
     assert (snapshot(engine) == before) is ("--dry-run" in words)
     if "--dry-run" not in words:
         assert opened(engine) == {("u1", "garmin", "heartrate"): [(today(-20), today(-9)), (today(-8), today(-2))]}
 
 
-def test_an_operator_is_told_in_a_line(engine: Engine, run: Run) -> None:
-    """Breaks if whoever looks cannot tell what would be done from what is done."""
-    line = "3 gaps: 3 ours. To be fetched, with about 2 requests. 1 connections to be corrected."
+def test_the_command_prints_a_summary(engine: Engine, run: Run) -> None:
+    """Breaks if the output does not distinguish between a dry run and a real one."""
+    line = "3 gaps: 3 ours. Would fetch them with about 2 requests. Would correct 1 connections."
     assert run(missing(), "--dry-run").stdout.splitlines()[-1] == line
-    line = line.replace("To be", "Being").replace("to be", "were")
+    line = line.replace("Would fetch", "Fetching").replace("Would correct", "Corrected")
     assert run(missing()).stdout.splitlines()[-1] == line
     failed = missing(pulls=[[of("u1", sleep=pulled(status="failure"), heartrate=pulled(status="retrying"))]])
     assert run(failed).stdout.splitlines()[-1] == "2 gaps: 1 Junction's, 1 the provider's."
     assert "nothing is missing" in run(missing(pulls=[[of("u1")]], supplies=[[]])).stdout
 
 
-def test_an_operator_is_told_how_many_were_compared(run: Run) -> None:
-    """Breaks if twice as many people are told of as there are."""
-    shown = run(Told(pulls=[[of("u1")]], supplies=[[of("u1")]], connections={"u1": []})).stdout
-    assert shown.strip() == "1 people compared: nothing is missing"
+def test_the_command_prints_the_number_of_users(run: Run) -> None:
+    """Breaks if users are counted once per part."""
+    shown = run(ScriptedApi(pulls=[[of("u1")]], supplies=[[of("u1")]], connections={"u1": []})).stdout
+    assert shown.strip() == "1 users compared: nothing is missing"
 
 
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        (httpx.Response(401), "Junction cannot be asked for 300 s: status 401: the API key is refused"),
-        (httpx.Response(429, headers={"Retry-After": "600"}), "Junction cannot be asked for 600 s: status 429"),
+        (httpx.Response(401), "Junction is paused for 300 s: status 401: the API key is refused"),
+        (httpx.Response(429, headers={"Retry-After": "600"}), "Junction is paused for 600 s: status 429"),
         (httpx.Response(422), "Junction answers /v2/introspect/historical_pull with status 422"),
     ],
 )
-def test_an_operator_is_told_why_it_ends(run: Run, answer: httpx.Response, line: str) -> None:
-    """Breaks if a terminal hangs for ten minutes, or an error is a traceback."""
+def test_the_command_prints_why_it_ends(run: Run, answer: httpx.Response, line: str) -> None:
+    """Breaks if the command waits for ten minutes, or prints a traceback."""
     done = run(missing(before=[answer]))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].endswith(line)

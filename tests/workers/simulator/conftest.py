@@ -1,4 +1,4 @@
-"""A client of the simulated read API, of a world of its own, for the tests of its knobs."""
+"""A client of the simulated Junction API, with a world of its own."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from workers.simulator.faults import Faults
 
 
 class Api:
-    """Asks the API of a world, with the key."""
+    """Sends requests to the API of a world, with the key."""
 
     def __init__(self, world, page_size):
         self.world = world
@@ -23,12 +23,14 @@ class Api:
     def post(self, path, **options):
         return self.client.post(path, headers={"X-Vital-API-Key": KEY}, **options)
 
+    def path(self, resource, user=0):
+        return catalogue()[resource].path.format(user_id=self.world.members[user].user_id)
+
     def of(self, resource, user=0, **query):
-        path = catalogue()[resource].path.format(user_id=self.world.members[user].user_id)
-        return self.get(path, **query)
+        return self.get(self.path(resource, user), **query)
 
     def pages(self, ask, **query):
-        """All pages of `ask(next_cursor=...)`; fails if a cursor comes twice."""
+        """All pages of `ask(next_cursor=...)`; fails if a cursor repeats."""
         pages, cursors = [], []
         while not pages or cursors[-1]:
             pages.append(ask(**query, **({"next_cursor": cursors[-1]} if cursors else {})).json)
@@ -45,3 +47,11 @@ def make_api():
 @pytest.fixture
 def api(make_api):
     return make_api()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The simulator's monotonic clock, as a list with one number."""
+    now = [1000.0]
+    monkeypatch.setattr("workers.simulator.budget.monotonic", lambda: now[0])
+    return now

@@ -1,4 +1,4 @@
-"""Data that changes while it is read: what a reader holds then, what the API says in the end, and who is told."""
+"""Data that changes between two pages: the reader's copy, the API's final state, and the events about it."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ MONTH = {"start_date": "2026-10-20", "end_date": "2026-11-20"}
 
 
 def read(api, resource):
-    """Everything of a resource, in the order of the pages, as (id or moment, object) of one provider."""
+    """All samples of a resource from one provider, as {timestamp: value} in the order of the pages."""
     slug = api.world.members[0].connections[0].provider.slug
     pages = api.pages(partial(api.of, resource, provider=slug), **MONTH)
     samples = [each for page in pages for group in page["groups"][slug] for each in group["data"]]
@@ -25,7 +25,7 @@ def nights(api):
 
 
 def test_what_was_read_and_what_was_not_yet_both_change_between_two_pages(make_api):
-    """Breaks if the fault changes only what nobody holds, or only what nobody is still to read."""
+    """Breaks if the fault changes only records still to be read, or only records already read."""
     api = make_api(page_size=100)
     before = read(api, "hrv")
     api.faults.add("changing", times=1)
@@ -53,7 +53,7 @@ def test_a_changed_summary_is_newer_than_the_one_that_was_read(api):
 
 
 def test_the_final_state_that_the_proof_reads_is_what_the_api_serves(make_api):
-    """Breaks if the proof would blame a store that holds exactly what the API gave last."""
+    """Breaks if the proof rejects a store that has exactly the API's final state."""
     api = make_api(users=1, days=3, page_size=7)
     api.faults.add("changing", times=5, records=4)
     first_nights, _ = nights(api), read(api, "hrv")
@@ -69,8 +69,8 @@ def test_the_final_state_that_the_proof_reads_is_what_the_api_serves(make_api):
 
 
 @pytest.mark.parametrize("resource", ["sleep", "hrv", "cholesterol"])
-def test_the_events_mend_what_was_read_before(api, resource):
-    """Breaks if a change is not told, told in an old version, told about something else, or told twice."""
+def test_events_correct_records_that_were_read_before(api, resource):
+    """Breaks if a change has no event, one with an old version, one about another record, or two."""
     world, row = api.world, catalogue()[resource]
     whole = Query(world.members[0], row, world.start, world.until)
     before = world.summaries(whole) if row.kind == "summary" else [each.body for each in world.samples(whole)]
@@ -86,17 +86,17 @@ def test_the_events_mend_what_was_read_before(api, resource):
 
     assert shown == events
     assert {event["event_type"] for event in events} == {f"daily.data.{resource}.updated"}
-    told = [each for event in events for each in ([event["data"]] if "id" in event["data"] else event["data"]["data"])]
+    sent = [each for event in events for each in ([event["data"]] if "id" in event["data"] else event["data"]["data"])]
     changed = [new for new, old in zip(after, before, strict=True) if new != old]
     assert changed
-    assert [each for each in changed if each not in told] == []
-    assert [each for each in told if each not in after] == []
-    assert len({(each[with_id], each.get("type")) for each in told}) == len(told)
+    assert [each for each in changed if each not in sent] == []
+    assert [each for each in sent if each not in after] == []
+    assert len({(each[with_id], each.get("type")) for each in sent}) == len(sent)
     assert api.client.get("/simulate/changes").json == []
 
 
-def test_live_events_tell_of_changes_first_and_only_once(make_api):
-    """Breaks if `headrace simulate --to` leaves a reader with what it read before a change."""
+def test_events_about_changes_are_sent_first_and_once(make_api):
+    """Breaks if `headrace simulate --to` sends no event about a change."""
     api = make_api(users=1, days=3)
     api.faults.add("changing", times=1, records=2)
     api.of("hrv", **MONTH)
@@ -107,8 +107,7 @@ def test_live_events_tell_of_changes_first_and_only_once(make_api):
     assert api.world.changed() == []
 
 
-def test_the_simulator_hands_each_change_over_once():
-    """Breaks if a test that sends the events of changes sends none, or the same again."""
+def test_the_simulator_returns_each_change_once():
     with Simulator(users=1, days=3) as simulator:
         world = simulator.world
         world.change(Query(world.members[0], catalogue()["steps"], world.start, world.until), 4)
@@ -118,8 +117,8 @@ def test_the_simulator_hands_each_change_over_once():
 
 
 @pytest.mark.parametrize(("limit", "changed"), [(0, 0), (1, 1), (2, 2), (5, 5), (10**6, 21)])
-def test_as_many_change_as_were_asked_for(api, limit, changed):
-    """Breaks if the knob's number is not kept to, or a window that holds fewer is an error."""
+def test_as_many_records_change_as_requested(api, limit, changed):
+    """Breaks if `records` is ignored, or a window with fewer records is an error."""
     world = api.world
     slug = world.members[0].connections[0].provider.slug
     days = Query(world.members[0], catalogue()["activity"], world.start, world.until, slug)
@@ -130,7 +129,7 @@ def test_as_many_change_as_were_asked_for(api, limit, changed):
 
 
 def test_a_request_without_a_window_uses_up_no_change(api):
-    """Breaks if a request for something else takes the fault away from the one that it was meant for."""
+    """Breaks if a request to another route uses up the fault."""
     api.faults.add("changing", times=1)
 
     assert api.get("/v2/user").status_code == 200
@@ -140,7 +139,6 @@ def test_a_request_without_a_window_uses_up_no_change(api):
 
 
 def test_a_refused_request_changes_nothing(api):
-    """Breaks if a window that was never read counts as read."""
     api.faults.add("changing", times=1)
 
     assert api.of("activity").status_code == 422

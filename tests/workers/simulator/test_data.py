@@ -1,4 +1,4 @@
-"""The simulated world: every resource and event type, of the right types, and the same for the same seed."""
+"""The simulated world: every resource and event type, with the catalogue's types, repeatable by seed."""
 
 import json
 from datetime import UTC, date, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What the simulated provider tells about itself: counted as the read API gives it, or as a test has put it."""
+"""Introspection: the coverage that the read API has, and states that a test has set."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
 
 
 def moments_of(world, connection, resource, end):
-    """The moment of everything that the read API gives, asked for one by one."""
+    """The moment of every record or sample that the read API returns."""
     user = world.user(connection.user_id)
     query = Query(user, resource, world.start, end, connection.provider.slug)
     if resource.kind == "timeseries":
@@ -25,7 +25,7 @@ def moments_of(world, connection, resource, end):
 
 
 def one(api, path, user=0):
-    """What is told of the first connection of a user."""
+    """The introspection of a user's first connection."""
     member = api.world.members[user]
     slug = member.connections[0].provider.slug
     return api.get(path, user_id=member.user_id).json["data"][0]["provider"][slug]
@@ -50,7 +50,7 @@ def test_what_is_counted_is_what_there_is(days, hour, full):
 
 
 def test_counting_costs_the_same_for_ten_years(monkeypatch):
-    """Breaks if every sample is looked at."""
+    """Breaks if every sample is generated."""
     world = World(1, 1, UNTIL, 3650)
     looked = []
     monkeypatch.setattr(world, "burst", lambda slot, real=world.burst: looked.append(slot) or real(slot))
@@ -63,18 +63,18 @@ def test_counting_costs_the_same_for_ten_years(monkeypatch):
 
 
 def test_a_pull_tells_its_range_and_what_is_in_it_and_ends_when_people_connected(api):
-    """Breaks if a pull of the past grows with what comes live, or its days are not those of its resource."""
+    """Breaks if a history pull grows with live data, or counts the days of another resource."""
     range_end = api.world.until.isoformat()
     api.world.until += timedelta(days=3)
 
-    told, newest = one(api, PULLS), one(api, RESOURCES)
+    found, newest = one(api, PULLS), one(api, RESOURCES)
 
-    assert told["not_pulled"] == []
-    assert {name: pull["days_with_data"] for name, pull in told["pulled"].items() if name in ("hrv", "workouts")} == {
+    assert found["not_pulled"] == []
+    assert {name: pull["days_with_data"] for name, pull in found["pulled"].items() if name in ("hrv", "workouts")} == {
         "hrv": 21,
         "workouts": 10,
     }
-    for pull in told["pulled"].values():
+    for pull in found["pulled"].values():
         assert (pull["status"], pull["error_details"]) == ("success", None)
         assert (pull["range_start"], pull["range_end"]) == (api.world.start.isoformat(), range_end)
         assert pull["timeline"] == dict.fromkeys(("scheduled_at", "started_at", "ended_at"), range_end)
@@ -82,7 +82,7 @@ def test_a_pull_tells_its_range_and_what_is_in_it_and_ends_when_people_connected
 
 
 @pytest.mark.parametrize(
-    ("status", "details", "told", "reached"),
+    ("status", "details", "expected", "reached"),
     [
         ("scheduled", None, None, []),
         ("in_progress", None, None, ["started_at"]),
@@ -91,8 +91,8 @@ def test_a_pull_tells_its_range_and_what_is_in_it_and_ends_when_people_connected
         ("failure", None, "non_retriable_error", ["started_at", "ended_at"]),
     ],
 )
-def test_one_pull_can_be_made_to_stand_otherwise(api, status, details, told, reached):
-    """Breaks if the knob turns nothing, more than it names, or does not fit its own timeline."""
+def test_one_pull_can_be_made_to_stand_otherwise(api, status, details, expected, reached):
+    """Breaks if the setting has no effect, affects other pulls, or contradicts its timeline."""
     user = api.world.members[0]
     slug = user.connections[0].provider.slug
     named = {"user_id": user.user_id, "provider": slug, "resource": "sleep"}
@@ -101,7 +101,7 @@ def test_one_pull_can_be_made_to_stand_otherwise(api, status, details, told, rea
     pulled = one(api, PULLS)["pulled"]
 
     assert put.status_code == 201
-    assert (pulled["sleep"]["status"], pulled["sleep"]["error_details"]) == (status, told)
+    assert (pulled["sleep"]["status"], pulled["sleep"]["error_details"]) == (status, expected)
     timeline = pulled["sleep"]["timeline"]
     assert [name for name in ("started_at", "ended_at") if timeline[name]] == reached
     assert pulled["sleep"]["days_with_data"] == (21 if reached else 0)
@@ -111,19 +111,19 @@ def test_one_pull_can_be_made_to_stand_otherwise(api, status, details, told, rea
     assert one(api, PULLS)["pulled"]["sleep"]["status"] == "success"
 
 
-def test_what_was_never_pulled_is_named_apart(api):
-    """Breaks if a resource stands in both lists or in none."""
+def test_resources_that_were_not_pulled_are_listed_separately(api):
+    """Breaks if a resource is in both lists or in neither."""
     api.client.post("/simulate/pulls", json=[{"status": "failure"}, {"status": "not_pulled", "resource": "steps"}])
 
-    told = one(api, PULLS)
+    found = one(api, PULLS)
 
-    assert told["not_pulled"] == ["steps"]
-    assert set(told["pulled"]) == {each.name for each in supplied(api.world.members[0].connections[0])} - {"steps"}
-    assert {pull["status"] for pull in told["pulled"].values()} == {"failure"}
+    assert found["not_pulled"] == ["steps"]
+    assert set(found["pulled"]) == {each.name for each in supplied(api.world.members[0].connections[0])} - {"steps"}
+    assert {pull["status"] for pull in found["pulled"].values()} == {"failure"}
 
 
 @pytest.mark.parametrize(
-    ("knob", "body"),
+    ("setting", "body"),
     [
         ("pulls", {"status": "failure", "user_id": "nobody"}),
         ("pulls", {"status": "failure", "resource": "sleeep"}),
@@ -134,13 +134,13 @@ def test_what_was_never_pulled_is_named_apart(api):
         ("connections", {"status": "error", "errored_at": "2026-11-20T12:00:00"}),
     ],
 )
-def test_a_knob_that_would_turn_nothing_is_refused(api, knob, body):
-    """Breaks if a misspelt name leaves a test that can never fail."""
-    assert api.client.post(f"/simulate/{knob}", json=body).status_code == 422
+def test_a_setting_without_effect_is_refused(api, setting, body):
+    """Breaks if a misspelt name is accepted: a test that uses it could never fail."""
+    assert api.client.post(f"/simulate/{setting}", json=body).status_code == 422
 
 
 def test_a_connection_can_be_in_error_and_well_again(api):
-    """Breaks if the error is not told in its public form, is told of another, or stays."""
+    """Breaks if the error differs from Junction's form, affects another connection, or stays."""
     user = api.world.members[0]
     broken = user.connections[1]
     error = {
@@ -166,7 +166,6 @@ def test_a_connection_can_be_in_error_and_well_again(api):
 
 
 def test_a_connection_that_is_gone_is_listed_nowhere_and_its_data_stays(api):
-    """Breaks if a reader still sees it, or loses what was collected."""
     user = api.world.members[0]
     gone = user.connections[1]
     slug = gone.provider.slug
@@ -174,16 +173,16 @@ def test_a_connection_that_is_gone_is_listed_nowhere_and_its_data_stays(api):
 
     providers = api.get(f"/v2/user/providers/{user.user_id}").json["providers"]
     sources = api.get(f"/v2/user/{user.user_id}").json["connected_sources"]
-    told = api.get(PULLS, user_id=user.user_id).json["data"][0]["provider"]
+    found = api.get(PULLS, user_id=user.user_id).json["data"][0]["provider"]
 
-    assert slug not in {*(each["slug"] for each in providers), *(each["source"]["slug"] for each in sources), *told}
-    assert len(providers) == len(sources) == len(told) == len(user.connections) - 1
+    assert slug not in {*(each["slug"] for each in providers), *(each["source"]["slug"] for each in sources), *found}
+    assert len(providers) == len(sources) == len(found) == len(user.connections) - 1
     assert api.of("profile", provider=slug).status_code == 200
 
 
 @pytest.mark.parametrize("path", [PULLS, RESOURCES])
 def test_short_and_empty_pages_are_not_the_end(make_api, path):
-    """Breaks if a page that is not full ends the list, or a cursor of an empty one looks like a circle."""
+    """Breaks if a page that is not full ends the list, or the cursor of an empty page repeats."""
     api = make_api(users=7, days=1)
     api.faults.add("short_page", times=3, where=path)
     api.faults.add("short_page", times=2, records=1)
@@ -216,7 +215,7 @@ def test_pages_of_samples_can_be_short_and_empty_too(make_api):
 
 
 def test_what_does_not_page_is_never_short(api):
-    """Breaks if a fault of pages is used up by an answer that has none."""
+    """Breaks if a response without pages uses up the fault."""
     api.faults.add("short_page", times=1)
 
     assert api.of("sleep", start_date="2026-11-01").json["sleep"]

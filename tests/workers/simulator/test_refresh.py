@@ -1,4 +1,4 @@
-"""The refresh of a user: what it tells, whom it refuses, and how often it may be asked for."""
+"""The refresh of a user: its response, refusals and rate limit."""
 
 import pytest
 
@@ -6,20 +6,12 @@ from workers.simulator.conditions import State
 from workers.simulator.events import supplied
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The moment that the simulator takes for now, as a list of one."""
-    now = [1000.0]
-    monkeypatch.setattr("workers.simulator.budget.monotonic", lambda: now[0])
-    return now
-
-
 def refresh(api, user=0, **query):
     return api.post(f"/v2/user/refresh/{api.world.members[user].user_id}", query_string=query)
 
 
 def test_a_refresh_names_every_source_once(api):
-    """Breaks if the answer is not of the public form, or leaves a source out."""
+    """Breaks if the response differs from Junction's form, or leaves out a source."""
     answer = refresh(api, timeout=30)
 
     user = api.world.members[0]
@@ -36,19 +28,19 @@ def test_a_refresh_names_every_source_once(api):
 
 
 def test_the_sources_of_a_broken_connection_fail(api):
-    """Breaks if a refresh says that data is new which nobody could read."""
+    """Breaks if a refresh reports success for a source that cannot be read."""
     broken = api.world.members[0].connections[1]
     api.world.conditions.put_state(State("error", broken.user_id, broken.provider.slug))
 
-    told = refresh(api).json
+    body = refresh(api).json
 
-    assert {source.split("/")[0] for source in told["failed_sources"]} == {broken.provider.slug}
-    assert len(told["failed_sources"]) == len(supplied(broken))
-    assert not {source.split("/")[0] for source in told["refreshed_sources"]} & {broken.provider.slug}
+    assert {source.split("/")[0] for source in body["failed_sources"]} == {broken.provider.slug}
+    assert len(body["failed_sources"]) == len(supplied(broken))
+    assert not {source.split("/")[0] for source in body["refreshed_sources"]} & {broken.provider.slug}
 
 
 def test_without_a_connection_there_is_nothing_to_refresh(api):
-    """Breaks if the error is not of the public form."""
+    """Breaks if the error differs from Junction's form."""
     user_id = api.world.members[0].user_id
     api.world.conditions.put_state(State("deregistered", user_id))
 
@@ -65,7 +57,7 @@ def test_without_a_connection_there_is_nothing_to_refresh(api):
 
 
 def test_the_ninth_refresh_within_an_hour_must_wait_and_only_that_users(api, clock):
-    """Breaks if the limit is not eight in any hour, is shared by users, or does not say how long to wait."""
+    """Breaks if the limit is not eight in any hour, is shared by users, or Retry-After is wrong."""
     assert refresh(api).status_code == 200
     clock[0] += 600
     assert [refresh(api).status_code for _ in range(7)] == [200] * 7
@@ -80,13 +72,12 @@ def test_the_ninth_refresh_within_an_hour_must_wait_and_only_that_users(api, clo
 
 @pytest.mark.parametrize("timeout", ["4.9", "60.5", "soon", "nan"])
 def test_a_timeout_out_of_range_is_refused_and_not_counted(api, timeout):
-    """Breaks if a wrong request uses up one of the eight."""
     assert refresh(api, timeout=timeout).status_code == 422
     assert [refresh(api, timeout="5.5").status_code for _ in range(8)] == [200] * 8
 
 
-def test_nobody_else_can_be_refreshed(api):
-    """Breaks if an unknown user, or whoever has no key, is told anything."""
+def test_an_unknown_user_cannot_be_refreshed(api):
+    """Breaks if an unknown user, or a request without a key, gets another response than 404 or 401."""
     assert api.post("/v2/user/refresh/00000000-0000-0000-0000-000000000000").status_code == 404
     assert api.client.post(f"/v2/user/refresh/{api.world.members[0].user_id}").status_code == 401
     assert [entry["method"] for entry in api.client.get("/simulate/requests").json] == ["POST", "POST"]

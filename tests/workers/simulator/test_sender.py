@@ -1,16 +1,14 @@
-"""Signing and sending: what arrives is what a Svix endpoint would get, through failures too."""
+"""Signing and sending: requests in Svix's form, retries, duplicates and delays."""
 
-import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
 
 import pytest
-from flask import Flask, request
 from svix.webhooks import Webhook, WebhookVerificationError
-from werkzeug.serving import make_server
 
+from tests.support.simulated import Endpoint
 from workers.simulator import live_events, run
 from workers.simulator.data import World
 from workers.simulator.events import every_type
@@ -20,35 +18,14 @@ SECRET = "whsec_c2ltdWxhdGVkLXNlY3JldC0wMDAx"
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-class Endpoint:
-    """A webhook endpoint that checks signatures and answers as it is told to, 202 when nothing is left."""
-
-    def __init__(self):
-        self.received = []
-        self.answers = []
-        app = Flask("endpoint")
-        app.add_url_rule("/webhooks", "webhooks", self._take, methods=["POST"])
-        self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.port}/webhooks"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def _take(self):
-        Webhook(SECRET).verify(request.get_data(), dict(request.headers))
-        self.received.append((request.headers["svix-id"], json.loads(request.get_data())))
-        return "", self.answers.pop(0) if self.answers else 202
-
-    def close(self):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def endpoint():
-    endpoint = Endpoint()
-    yield endpoint
-    endpoint.close()
+    def verify(headers, body):
+        Webhook(SECRET).verify(body, dict(headers))
+        return headers["svix-id"]
+
+    with Endpoint(verify) as endpoint:
+        yield endpoint
 
 
 def some_events(number):
@@ -160,7 +137,7 @@ def test_reordering_loses_nothing_and_is_the_same_for_the_same_seed(endpoint):
 
 
 def test_late_events_come_long_after_newer_ones_under_their_first_id(endpoint, monkeypatch):
-    """Breaks if a lost event comes soon, never, twice, or under an id that makes it look new."""
+    """Breaks if a late event is sent soon, never, twice, or under an id that makes it look new."""
     made = count()
     monkeypatch.setattr("workers.simulator.sender.new_message_id", lambda _at: f"msg_{next(made):04d}")
 
@@ -181,7 +158,7 @@ def test_late_events_come_long_after_newer_ones_under_their_first_id(endpoint, m
 
 
 def test_late_events_are_the_same_for_the_same_seed_and_dropped_when_stopped(endpoint):
-    """Breaks if a failed run cannot be repeated, or Ctrl-C sends what is held back after all."""
+    """Breaks if a failed run cannot be repeated, or delayed events are still sent after Ctrl-C."""
     stop = threading.Event()
 
     def order(events):

@@ -1,4 +1,4 @@
-"""The simulated provider over real HTTP: it serves while entered, and breaks as asked."""
+"""The simulated aggregators over HTTP: serving, stopping, and faults of the connection."""
 
 import time
 from datetime import UTC, datetime

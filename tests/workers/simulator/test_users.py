@@ -1,4 +1,4 @@
-"""Users of the simulated provider: how they come to be, and what connecting them does."""
+"""Users of the simulated Junction: creating them, and connecting providers."""
 
 from itertools import islice
 
@@ -19,7 +19,7 @@ def token(api, user_id, **more):
 
 
 def test_a_user_is_made_once_and_found_by_name(api):
-    """Breaks if a client that makes a user twice gets two, or is not told which one there is."""
+    """Breaks if creating a user twice makes two, or the error does not name the existing one."""
     made = make(api, "team/7").json
 
     conflict = make(api, "team/7")
@@ -36,12 +36,12 @@ def test_a_user_is_made_once_and_found_by_name(api):
 
 @pytest.mark.parametrize("body", [{}, {"client_user_id": 7}, []])
 def test_a_user_without_a_name_is_refused(api, body):
-    """Breaks if what the provider would refuse is taken here."""
+    """Breaks if a request is accepted that Junction would refuse."""
     assert api.post("/v2/user", json=body).status_code == 422
 
 
-def test_who_opens_a_link_is_connected_once_and_has_data(api):
-    """Breaks if a link leads nowhere, connects twice, or to a provider that was not asked for."""
+def test_opening_a_link_connects_the_user_once(api):
+    """Breaks if a link has no effect, works twice, or connects another provider."""
     user_id = make(api, "new").json["user_id"]
     link = token(api, user_id, filter_on_providers=["garmin", "oura"]).json["link_web_url"]
 
@@ -66,19 +66,18 @@ def test_who_opens_a_link_is_connected_once_and_has_data(api):
     ],
 )
 def test_unknown_providers_are_refused(api, route, body):
-    """Breaks if a typing error passes here and fails at the real provider."""
+    """Breaks if a misspelt provider is accepted, which Junction would refuse."""
     user_id = api.world.members[0].user_id
     assert api.post(f"/v2/link/{route}", json={"user_id": user_id, **body}).status_code == 422
 
 
 @pytest.mark.parametrize(("route", "body"), [("token", {}), ("connect/demo", {"provider": "oura"})])
-def test_nobody_is_not_found(api, route, body):
-    """Breaks if a link is made for a user who is not there."""
+def test_an_unknown_user_is_not_found(api, route, body):
     assert api.post(f"/v2/link/{route}", json={"user_id": "nobody", **body}).status_code == 404
 
 
-def test_who_connects_is_announced_first_and_once(api):
-    """Breaks if a person who connects while events flow stays unknown to the endpoint."""
+def test_a_new_connection_is_announced_first_and_once(api):
+    """Breaks if no event announces a user who connects while events are sent."""
     user_id = make(api, "new").json["user_id"]
     assert api.post("/v2/link/connect/demo", json={"user_id": user_id, "provider": "oura"}).json["success"]
     user = api.world.user(user_id)
@@ -93,7 +92,7 @@ def test_who_connects_is_announced_first_and_once(api):
     assert api.world.arrived() == []
 
 
-def test_a_user_without_a_connection_is_sent_nothing(api):
-    """Breaks if somebody who has not connected yet ends the stream of events, or is in it."""
+def test_a_user_without_a_connection_has_no_events(api):
+    """Breaks if a user without a connection ends the stream of events, or is in it."""
     make(api, "new")
     assert "new" not in {event["client_user_id"] for event in islice(live_events(api.world), 50)}

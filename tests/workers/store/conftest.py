@@ -1,4 +1,4 @@
-"""One database for all tests of a module: a copy of the migrated one costs most of a second."""
+"""One database per test module: a copy of the migrated template takes almost a second."""
 
 import itertools
 from collections.abc import Iterator
@@ -34,13 +34,12 @@ def _database(servers: Servers, template: str) -> Iterator[Settings]:
 
 @pytest.fixture(scope="module")
 def shared_settings(servers: Servers) -> Iterator[Settings]:
-    """Settings of a migrated database that the tests of a module share: each uses users of its own."""
+    """Settings of a migrated database that the tests of a module share. Each test uses its own users."""
     yield from _database(servers, "headrace")
 
 
 @pytest.fixture(scope="module")
 def shared(shared_settings: Settings) -> Iterator[Engine]:
-    """A writer's engine on the module's database."""
     engine = make_writer(shared_settings)
     yield engine
     engine.dispose()
@@ -48,13 +47,13 @@ def shared(shared_settings: Settings) -> Iterator[Engine]:
 
 @pytest.fixture
 def empty_settings(servers: Servers) -> Iterator[Settings]:
-    """Settings of a database that nobody has migrated."""
+    """Settings of a database that is not migrated."""
     yield from _database(servers, "template0")
 
 
 @pytest.fixture
 def empty(empty_settings: Settings) -> Iterator[Engine]:
-    """An engine on a database that nobody has migrated."""
+    """An engine on a database that is not migrated."""
     engine = make_engine(empty_settings)
     yield engine
     engine.dispose()

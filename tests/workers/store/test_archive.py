@@ -1,10 +1,9 @@
-"""Deliveries that are kept: which ones, in which partitions and how long, and reading a window of them."""
+"""The archive: its deliveries, its partitions, and reading a window."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -35,21 +34,21 @@ END $$""")
 
 @pytest.fixture(autouse=True)
 def empty(shared: Engine) -> Iterator[None]:
-    """Nothing is kept, and there is no partition but the one for the rest."""
+    """Leaves an empty archive with only the default partition."""
     yield
     with shared.begin() as connection:
         connection.execute(CLEAR)
 
 
 def keep(connection: Connection, *kept: ArchivedDelivery) -> None:
-    """Enters these in the ledger as applied, and keeps them."""
+    """Settles deliveries as applied, and archives them."""
     deliveries = [one.delivery for one in kept]
     entries = [OutcomeRow(one.aggregator, one.message_id, None, None, one.received, "applied") for one in deliveries]
     settle(connection, entries, kept)
 
 
 def put(engine: Engine, *moments: datetime, event_type: str = "daily.data.sleep.created") -> list[str]:
-    """Keeps a delivery at each of these moments; their ids."""
+    """Archives a delivery at each of these moments; returns their ids."""
     found = [msgspec.structs.replace(delivery(b"{}"), received_at=at.timestamp()) for at in moments]
     with transaction(engine) as connection:
         keep(connection, *(ArchivedDelivery(one, event_type, "u1") for one in found))
@@ -57,38 +56,36 @@ def put(engine: Engine, *moments: datetime, event_type: str = "daily.data.sleep.
 
 
 def partitions(engine: Engine) -> set[str]:
-    """The partitions of kept deliveries."""
     query = "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'headrace.archive'::regclass"
     return {row["name"].removeprefix("headrace.") for row in rows(engine, query)}
 
 
 def days(first: int, last: int) -> set[str]:
-    """The partitions from one day to another, counted from today, and the one for the rest."""
+    """The partitions between two days, counted from today, and the default one."""
     return {f"archive_{TODAY + n * DAY:%Y%m%d}" for n in range(first, last + 1)} | {"archive_other"}
 
 
 def where(engine: Engine) -> dict[str, str]:
-    """The partition of every kept delivery."""
+    """The partition of every archived delivery."""
     query = "SELECT message_id, tableoid::regclass::text AS name FROM headrace.archive"
     return {row["message_id"]: row["name"].removeprefix("headrace.") for row in rows(engine, query)}
 
 
-# Which are kept
+# Archived deliveries
 
 
 def applied(engine: Engine, settings: Settings, *deliveries: Delivery, redelivered: bool = False) -> None:
-    """Applies a message with a worker that has seen nothing before."""
+    """Applies a message with a new worker."""
     Applier(engine, settings).apply(pack(deliveries), redelivered=redelivered)
 
 
 def kept_ids(engine: Engine) -> list[str]:
-    """The ids of what is kept, one for each row."""
     return [row["message_id"] for row in rows(engine, KEPT)]
 
 
 @pytest.mark.parametrize("way", ["one message", "two messages", "after a crash"])
-def test_a_delivery_is_kept_once(shared: Engine, shared_settings: Settings, way: str) -> None:
-    """Breaks if what comes twice, in one message or in two, is kept twice."""
+def test_a_delivery_is_archived_once(shared: Engine, shared_settings: Settings, way: str) -> None:
+    """Breaks if a repeated delivery, in one message or in two, is archived twice."""
     one = delivery(workout("u1"))
     if way == "one message":
         applied(shared, shared_settings, one, one, one)
@@ -98,16 +95,16 @@ def test_a_delivery_is_kept_once(shared: Engine, shared_settings: Settings, way:
     assert kept_ids(shared) == [one.message_id]
 
 
-def test_workers_at_once_keep_it_once(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if two workers with one delivery each find that it is new."""
+def test_concurrent_workers_archive_a_delivery_once(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if two workers both treat a delivery as new."""
     sent = [delivery(workout(f"u{n}")) for n in range(30)]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda message: applied(shared, shared_settings, *message), [sent, sent[::-1], sent]))
     assert kept_ids(shared) == sorted(one.message_id for one in sent)
 
 
-def test_whatever_was_understood_is_kept_as_it_came(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if what had no effect today cannot be applied tomorrow, or a column of what is kept is wrong."""
+def test_parsed_deliveries_are_archived_as_received(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a delivery without an effect cannot be replayed later, or a column of the archive is wrong."""
     stale = [delivery(workout("u1", updated_at=f"2026-03-0{n}T00:00:00Z")) for n in (2, 1)]
     body = event("raw.garmin.dailies", "u2", {"value": 7})
     ignored = msgspec.structs.replace(delivery(body), ordering_ms=12, reference="r", received_at=NOON.timestamp())
@@ -124,15 +121,15 @@ def test_whatever_was_understood_is_kept_as_it_came(shared: Engine, shared_setti
     assert all(b"value" not in row["sealed"] for row in found)
 
 
-def test_what_is_dead_is_kept_as_a_letter_only(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if a replay meets what cannot be applied at every turn."""
+def test_dead_letters_are_not_archived(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if every replay meets deliveries that cannot be applied."""
     applied(shared, shared_settings, delivery(b"hello"), delivery(workout("u1", title="a\u0000b")))
     assert kept_ids(shared) == []
     assert len(dead_letters.listed(shared)) == 2
 
 
-def test_what_was_mended_is_kept(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if a delivery that was dead at first cannot be applied again."""
+def test_a_resolved_delivery_is_archived(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a delivery that was dead first cannot be replayed."""
     name = message_id(NOON)
     applied(shared, shared_settings, delivery(b"half", name=name))
     for _ in range(2):
@@ -142,8 +139,8 @@ def test_what_was_mended_is_kept(shared: Engine, shared_settings: Settings) -> N
     assert b"workouts" in Sealer([ENCRYPTION_KEY]).open(row["sealed"], f"junction:{name}")
 
 
-def test_what_was_mended_after_its_letter_was_dropped_is_kept(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if a delivery is applied but can never be again, because an operator tidied up in between."""
+def test_a_delivery_resolved_after_a_drop_is_archived(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if a delivery is applied, but cannot be replayed, because an operator dropped its dead letter."""
     name = message_id(NOON)
     applied(shared, shared_settings, delivery(b"half", name=name))
     dead_letters.drop(shared, dead_letters.listed(shared))
@@ -152,8 +149,8 @@ def test_what_was_mended_after_its_letter_was_dropped_is_kept(shared: Engine, sh
     assert kept_ids(shared) == [name]
 
 
-def test_nothing_is_kept_for_no_days(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if an operator who wants no bodies at rest has them, or they take the ledger along."""
+def test_nothing_is_archived_with_zero_days(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if bodies are archived although HEADRACE_KEEP_DAYS is 0, or the ledger is not written."""
     one, name = delivery(workout("u1")), message_id(NOON)
     for sent in (one, delivery(b"half", name=name), delivery(workout("u1"), name=name)):
         applied(shared, replace(shared_settings, keep_days=0), sent)
@@ -166,8 +163,8 @@ def test_nothing_is_kept_for_no_days(shared: Engine, shared_settings: Settings) 
 # Partitions
 
 
-def test_partitions_are_made_ahead(shared: Engine) -> None:
-    """Breaks if tomorrow's deliveries have no place of their own, so that their day is deleted row by row."""
+def test_partitions_are_created_ahead(shared: Engine) -> None:
+    """Breaks if tomorrow's deliveries have no partition, so that their day must be deleted in batches."""
     assert maintain_partitions(shared, 30, TODAY) == []
     assert partitions(shared) == days(0, DAYS_AHEAD)
     midnight = datetime(2026, 3, 14, tzinfo=UTC)
@@ -177,7 +174,7 @@ def test_partitions_are_made_ahead(shared: Engine) -> None:
 
 
 def test_old_partitions_are_dropped(shared: Engine) -> None:
-    """Breaks if bodies are kept longer, or shorter, than HEADRACE_KEEP_DAYS says."""
+    """Breaks if bodies are kept longer or shorter than HEADRACE_KEEP_DAYS."""
     maintain_partitions(shared, 30, TODAY)
     put(shared, *(NOON + n * DAY for n in range(8)))
     assert maintain_partitions(shared, 3, TODAY + 3 * DAY) == []
@@ -188,37 +185,37 @@ def test_old_partitions_are_dropped(shared: Engine) -> None:
 
 
 def test_without_a_number_of_days_nothing_is_dropped(shared: Engine) -> None:
-    """Breaks if `headrace migrate`, run by hand where HEADRACE_KEEP_DAYS is not set, throws away what others keep."""
+    """Breaks if `headrace migrate` without HEADRACE_KEEP_DAYS deletes archived deliveries."""
     maintain_partitions(shared, 30, TODAY)
     put(shared, NOON)
     assert maintain_partitions(shared, None, TODAY + 400 * DAY) == []
     assert len(kept_ids(shared)) == 1
 
 
-def test_no_days_at_all_leave_no_day_behind(shared: Engine) -> None:
-    """Breaks if what was kept before HEADRACE_KEEP_DAYS became 0 stays."""
+def test_zero_days_drop_every_earlier_day(shared: Engine) -> None:
+    """Breaks if partitions from before HEADRACE_KEEP_DAYS was set to 0 remain."""
     maintain_partitions(shared, 30, TODAY)
     put(shared, *(NOON + n * DAY for n in range(3)))
     assert len(maintain_partitions(shared, 0, TODAY + 3 * DAY)) == 3
     assert kept_ids(shared) == []
 
 
-def test_tending_twice_changes_nothing(shared: Engine) -> None:
-    """Breaks if every sweep makes, or drops, what the one before has."""
+def test_maintenance_is_idempotent(shared: Engine) -> None:
+    """Breaks if every sweep creates or drops partitions again."""
     for _ in range(3):
         assert maintain_partitions(shared, 30, TODAY) == []
     assert partitions(shared) == days(0, DAYS_AHEAD)
 
 
-def test_it_makes_up_for_days_on_which_nobody_tended(shared: Engine) -> None:
-    """Breaks if a stack that was off for a fortnight makes no partitions any more."""
+def test_maintenance_resumes_after_a_pause(shared: Engine) -> None:
+    """Breaks if a stack that was stopped for two weeks creates no more partitions."""
     maintain_partitions(shared, 30, TODAY - 20 * DAY)
     maintain_partitions(shared, 30, TODAY)
     assert partitions(shared) == days(-20, -20 + DAYS_AHEAD) | days(0, DAYS_AHEAD)
 
 
-def test_what_came_before_its_partition_stays_and_goes_when_it_is_old(shared: Engine) -> None:
-    """Breaks if rows that nobody expected keep a partition from being made, or are never deleted."""
+def test_rows_of_the_default_partition_expire_too(shared: Engine) -> None:
+    """Breaks if rows in the default partition prevent a partition for ever, or are never deleted."""
     late, tomorrow = put(shared, NOON, NOON + DAY)
     maintain_partitions(shared, 3, TODAY)
     assert partitions(shared) == days(2, DAYS_AHEAD) | {"archive_other"}
@@ -238,11 +235,11 @@ def test_what_came_before_its_partition_stays_and_goes_when_it_is_old(shared: En
 WAITING = text("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
 
 
-def test_tending_at_once_is_safe(shared: Engine) -> None:
-    """Breaks if `headrace migrate`, which may run at the same time as another, ends with an error."""
+def test_concurrent_maintenance_is_safe(shared: Engine) -> None:
+    """Breaks if concurrent runs of `headrace migrate` fail."""
     with ThreadPoolExecutor(2) as pool:
         with shared.begin() as connection:
-            connection.execute(text("LOCK TABLE headrace.archive IN ROW EXCLUSIVE MODE"))  # as whoever keeps a delivery
+            connection.execute(text("LOCK TABLE headrace.archive IN ROW EXCLUSIVE MODE"))  # as a worker does
             both = [pool.submit(maintain_partitions, shared, 30, TODAY) for _ in range(2)]
             until(lambda: connection.scalar(WAITING) == 2, 15)
         found = [one.exception(30) for one in both]
@@ -254,7 +251,7 @@ def test_tending_at_once_is_safe(shared: Engine) -> None:
 
 
 def counted(engine: Engine, glob: str | None) -> int:
-    """How many of the day are meant by a glob."""
+    """The number of deliveries that match a glob."""
     return count(engine, ArchiveWindow(NOON - DAY, NOON + DAY, glob))
 
 
@@ -286,8 +283,8 @@ NAMES = ("daily.data.sleep.created", "daily.data.sleep_cycle.created", "daily.da
         ("a[%]b", ()),
     ],
 )
-def test_a_glob_means_what_it_says(shared: Engine, glob: str | None, meant: tuple[str, ...]) -> None:
-    """Breaks if what LIKE takes for a wildcard is one in a glob, or an event type with such a letter is not found."""
+def test_a_glob_is_not_a_like_pattern(shared: Engine, glob: str | None, meant: tuple[str, ...]) -> None:
+    """Breaks if a wildcard of LIKE is one in a glob, or an event type with such a character is not found."""
     for name in NAMES:
         put(shared, NOON, event_type=name)
     assert counted(shared, glob) == len(meant)
@@ -315,7 +312,7 @@ EDGES = [NOON + n * HOUR + tick for n in range(4) for tick in (-TICK, timedelta(
     ],
 )
 def test_every_hour_is_read_once(shared: Engine, since: datetime, until: datetime, *, partitioned: bool) -> None:
-    """Breaks if what came on the edge of an hour, a day or the window is read twice, or not at all."""
+    """Breaks if deliveries at the edge of an hour, a day or the window are read twice, or skipped."""
     if partitioned:
         maintain_partitions(shared, 30, TODAY)
     names = dict(zip(put(shared, *EDGES), EDGES, strict=True))
@@ -327,15 +324,15 @@ def test_every_hour_is_read_once(shared: Engine, since: datetime, until: datetim
 
 
 def test_midnight_is_read_once(shared: Engine) -> None:
-    """Breaks if the edge of a partition is read twice, or not at all."""
+    """Breaks if deliveries at the edge of a partition are read twice, or skipped."""
     maintain_partitions(shared, 30, TODAY)
     midnight = datetime(2026, 3, 15, tzinfo=UTC)
     names = put(shared, midnight - HOUR, midnight - TICK, midnight, midnight + TICK)
     assert [one.message_id for hour in read(shared, ArchiveWindow(NOON, NOON + DAY)) for one in hour] == names
 
 
-def test_hours_come_in_order_and_a_gap_is_crossed(shared: Engine) -> None:
-    """Breaks if a stack that was off for days has what came after that left out, or hours come in any order."""
+def test_hours_are_read_in_order_across_a_gap(shared: Engine) -> None:
+    """Breaks if deliveries after a pause of days are skipped, or hours are not in order."""
     names = put(shared, NOON, NOON + 9.75 * HOUR, NOON + 9.25 * HOUR, NOON + 50 * HOUR)
     hours = [
         [one.message_id for one in hour] for hour in read(shared, ArchiveWindow(NOON - 100 * DAY, NOON + 100 * DAY))
@@ -343,20 +340,20 @@ def test_hours_come_in_order_and_a_gap_is_crossed(shared: Engine) -> None:
     assert [hour for hour in hours if hour] == [[names[0]], [names[2], names[1]], [names[3]]]
 
 
-def test_a_wide_window_costs_no_more_than_what_is_in_it(shared: Engine) -> None:
-    """Breaks if a replay of all that ever was walks through a hundred years, hour by hour."""
+def test_a_wide_window_costs_no_more_than_its_deliveries(shared: Engine) -> None:
+    """Breaks if a replay of everything runs a query for every hour of a hundred years."""
     put(shared, NOON, NOON + 2 * HOUR)
     assert len(list(read(shared, ArchiveWindow(NOON - 36_500 * DAY, NOON + 36_500 * DAY)))) == 3
 
 
-def test_an_empty_window_is_not_walked_through(shared: Engine) -> None:
-    """Breaks if a replay of nothing costs a query for every hour in which there is nothing."""
+def test_an_empty_window_costs_one_query(shared: Engine) -> None:
+    """Breaks if a replay of an empty window runs a query for every hour."""
     put(shared, NOON)
     assert list(read(shared, ArchiveWindow(NOON + HOUR, NOON + 5 * HOUR))) == []
 
 
-def test_what_is_read_is_what_was_kept(shared: Engine) -> None:
-    """Breaks if a delivery comes back with another body, clock or reference, or a moment that is rounded."""
+def test_read_returns_the_archived_deliveries(shared: Engine) -> None:
+    """Breaks if a delivery is read with another body, clock or reference, or with a rounded timestamp."""
     moment = NOON.timestamp() + 0.123_456
     sent = [
         Delivery("junction", "m1", moment, b""),
@@ -369,20 +366,19 @@ def test_what_is_read_is_what_was_kept(shared: Engine) -> None:
     assert [one.received for one in found] == [one.received for one in sent]
 
 
-def test_nothing_to_keep_is_nothing_written(shared: Engine) -> None:
-    """Breaks if a message in which all is dead fails."""
+def test_a_message_without_archived_deliveries(shared: Engine) -> None:
+    """Breaks if a message of dead deliveries fails."""
     with transaction(shared) as connection:
         keep(connection)
         settle(connection, [OutcomeRow("junction", "m1", None, None, NOON, "dead")])
     assert kept_ids(shared) == []
 
 
-def test_the_default_partition_is_there_from_the_beginning(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a worker that starts before anybody tended, or with a clock of its own, cannot keep a delivery."""
+def test_the_default_partition_always_exists(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a worker that starts before the first maintenance, or with a wrong clock, cannot archive a delivery."""
     names = put(shared, datetime(1999, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC))
     assert where(shared) == dict.fromkeys(names, "archive_other")
-    seen: list[Any] = []
-    monkeypatch.setattr(archive, "_make", lambda _connection, day, _present: seen.append(day))
+    seen: list[date] = []
+    monkeypatch.setattr(archive, "_create_ahead", lambda _, today: seen.append(today))
     maintain_partitions(shared, 30)
-    assert seen[0] == datetime.now(UTC).date()
-    assert seen[-1] - seen[0] == DAYS_AHEAD * DAY
+    assert seen == [datetime.now(UTC).date()]

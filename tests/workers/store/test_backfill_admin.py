@@ -1,4 +1,4 @@
-"""The operator's hand on backfills: how far they are, stopping them anywhere, going on, and what more would cost."""
+"""Operator commands for backfills: progress, stopping, resuming, and planning."""
 
 import itertools
 import random
@@ -34,18 +34,17 @@ Do = Callable[[Engine, Sequence[int]], list[int]]
 
 @pytest.fixture
 def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history, without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
 
 
 def only(engine: Engine) -> Backfill:
-    """The one backfill there is."""
     (one,) = listed(engine, Filter())
     return one
 
 
 def killed_at(answer: Answer, number: int) -> Provider:
-    """A provider that sees the worker die at the request of this number."""
+    """A provider whose request of this number kills the worker."""
     provider = Provider(answer)
 
     def deadly(request: httpx.Request) -> httpx.Response:
@@ -58,7 +57,7 @@ def killed_at(answer: Answer, number: int) -> Provider:
 
 
 def walked(engine: Engine, settings: Settings, provider: Provider, number: int) -> Backfill:
-    """The backfill after a worker has gone on with it until it died."""
+    """The backfill after a worker has fetched until it was killed."""
     with pytest.raises(Killed):
         provider.fetcher(engine, settings, pages=1).run(number)
     return only(engine)
@@ -73,19 +72,19 @@ def operated(engine: Engine, resource: str = "heartrate", days: tuple[float, flo
         )
 
 
-# How far
+# Progress
 
 
-def test_what_nobody_has_begun_is_at_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if a backfill that waits shows progress, a rate, or an end that nobody can know."""
+def test_a_pending_backfill_has_no_progress(engine: Engine, settings: Settings) -> None:
+    """Breaks if a pending backfill shows progress, a rate, or a time left."""
     announce(engine, settings, notice(days=(0, 54)))
     one = only(engine)
     assert (one.status, one.share, one.seconds, one.rate, one.left) == ("pending", 0, None, None, None)
     assert (one.chunks, one.chunks_done, one.records, one.pages) == (1, 0, 0, 0)
 
 
-def test_the_share_is_what_was_walked(engine: Engine, settings: Settings) -> None:
-    """Breaks if progress is told that was not made, or a slice counts before its last page."""
+def test_the_share_is_the_fetched_part(engine: Engine, settings: Settings) -> None:
+    """Breaks if the share includes days that were not fetched, or a slice before its last page."""
     failures = Failures()
     for size, request_number, share, amid in (
         (100, 1, 0, None),
@@ -96,7 +95,7 @@ def test_the_share_is_what_was_walked(engine: Engine, settings: Settings) -> Non
         (5, 6, 0.25, 2),
     ):
         with failures.of(size, request_number, share, amid), emptied(engine):
-            (number,) = announce(engine, settings, notice(days=(0, 54)))  # four slices of a fortnight, with the margins
+            (number,) = announce(engine, settings, notice(days=(0, 54)))  # four slices of 14 days, with margins
             one = walked(engine, settings, killed_at(heartrates(daily(60), size), request_number), number)
             assert one.status == "running"
             assert one.share == pytest.approx(share)
@@ -108,10 +107,10 @@ def test_the_share_is_what_was_walked(engine: Engine, settings: Settings) -> Non
 
 
 @pytest.mark.parametrize(("request_number", "share", "done"), [(1, 0, 0), (2, 0.25, 0), (3, 0.5, 1), (4, 0.75, 1)])
-def test_two_chunks_are_one_way(
+def test_the_share_covers_all_chunks(
     engine: Engine, settings: Settings, request_number: int, share: float, done: int
 ) -> None:
-    """Breaks if one of two chunks looks like the whole, or between them progress falls back."""
+    """Breaks if one of two chunks counts as the whole, or progress falls between them."""
     notices = (notice(days=(0, 26), final=False), notice(days=(30, 56)))
     number, again = announce(engine, settings, *notices)
     assert number == again
@@ -127,8 +126,8 @@ def test_two_chunks_are_one_way(
     assert {chunk.status for chunk in chunks_of(engine, number)} == {"done"}
 
 
-def test_what_is_left_follows_from_what_was_done(engine: Engine, settings: Settings) -> None:
-    """Breaks if the time left, or the rate, is made up."""
+def test_the_time_left_follows_from_the_rate(engine: Engine, settings: Settings) -> None:
+    """Breaks if the time left or the rate is wrong."""
     (number,) = announce(engine, settings, notice(days=(0, 54)))
     walked(engine, settings, killed_at(heartrates(daily(60)), 2), number)
     change(engine, number, "started_at = now() - interval '100 seconds', records = 500")
@@ -143,8 +142,8 @@ def test_what_is_left_follows_from_what_was_done(engine: Engine, settings: Setti
     assert (one.seconds, one.rate, one.left) == (50, 10, None)
 
 
-def test_nobody_divides_by_nothing() -> None:
-    """Breaks if a backfill that has just begun ends the picture, or one that rests is said to end soon."""
+def test_the_time_left_without_progress() -> None:
+    """Breaks if a backfill without progress divides by zero, or one that is not running has a time left."""
     failures = Failures()
     for changes, rate, left in (
         ({}, 5.0, timedelta(seconds=100)),
@@ -161,22 +160,12 @@ def test_nobody_divides_by_nothing() -> None:
     assert failures == {}
 
 
-def test_the_list_is_in_the_order_of_interest(engine: Engine, settings: Settings) -> None:
-    """Breaks if what runs stands below what is over, or the oldest of its kind first."""
+def test_the_list_has_open_backfills_first(engine: Engine, settings: Settings) -> None:
+    """Breaks if running backfills come after ended ones, or older ones of a status first."""
     names = ("workouts", "sleep", "activity", "body", "meal", "heartrate", "steps", "weight", "glucose", "hrv")
     numbers = announce(engine, settings, *(notice(resource=name) for name in names))
-    states = [
-        "failed",
-        "running",
-        "pending",
-        "complete",
-        "paused",
-        "cancelled",
-        "running",
-        "pending",
-        "paused",
-        "failed",
-    ]
+    states = ["failed", "running", "pending", "complete", "paused", "cancelled"]
+    states += ["running", "pending", "paused", "failed"]
     for number, state in zip(numbers, states, strict=True):
         put(engine, number, state)
     found = [(one.status, one.id) for one in listed(engine, Filter())]
@@ -202,8 +191,8 @@ FILTERS: list[tuple[dict[str, Any], set[int]]] = [
 ]
 
 
-def test_a_filter_leaves_out_the_rest(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator sees, or stops, what was not meant."""
+def test_a_filter_selects(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator sees, or stops, another backfill."""
     notices = [notice(user, name) for user in ("u1", "u2") for name in ("workouts", "sleep")]
     numbers = announce(engine, settings, *notices)
     pause(engine, [numbers[1]])
@@ -214,7 +203,7 @@ def test_a_filter_leaves_out_the_rest(engine: Engine, settings: Settings) -> Non
         assert {numbers.index(one.id) for one in listed(engine, picked)} == found & {0, 3}, wanted
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 @pytest.mark.parametrize(
@@ -225,8 +214,8 @@ def test_a_filter_leaves_out_the_rest(engine: Engine, settings: Settings) -> Non
         (resume, {"paused": "", "failed": "", "cancelled": ""}),
     ],
 )
-def test_each_hand_in_each_state(engine: Engine, settings: Settings, do: Do, changes: dict[str, str]) -> None:
-    """Breaks if what is over begins again by a pause, or what was stopped cannot be gone on with."""
+def test_each_command_in_each_state(engine: Engine, settings: Settings, do: Do, changes: dict[str, str]) -> None:
+    """Breaks if a pause restarts an ended backfill, or a stopped one cannot be resumed."""
     cases = list(itertools.product(STATES, (False, True)))
     *numbers, other = announce(engine, settings, *(notice(f"u{n}") for n in range(len(cases) + 1)))
     for number, (state, started) in zip(numbers, cases, strict=True):
@@ -251,8 +240,8 @@ def test_each_hand_in_each_state(engine: Engine, settings: Settings, do: Do, cha
     assert do(engine, numbers) == []
 
 
-def test_what_is_resumed_is_due_at_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator who resumes waits for the pause after the failure that ended it."""
+def test_a_resumed_backfill_is_due_at_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if a resumed backfill waits for the retry delay of the failure before."""
     (number,) = announce(engine, settings, notice())
     pause(engine, [number])
     change(engine, number, "due_at = now() + interval '1 hour'")
@@ -262,8 +251,8 @@ def test_what_is_resumed_is_due_at_once(engine: Engine, settings: Settings) -> N
 
 
 @pytest.mark.parametrize("do", [pause, cancel, resume])
-def test_what_is_not_there_is_left_alone(engine: Engine, settings: Settings, do: Do) -> None:
-    """Breaks if a number that was mistyped ends in an error, or hits something else."""
+def test_an_unknown_id_is_ignored(engine: Engine, settings: Settings, do: Do) -> None:
+    """Breaks if an unknown id fails the command, or affects another backfill."""
     announce(engine, settings, notice())
     assert do(engine, []) == []
     assert do(engine, [404, -1, 2**62]) == []
@@ -280,7 +269,7 @@ ANSWERS: dict[str, tuple[Answer, tuple[int, int], int]] = {
 
 
 def stopping(engine: Engine, answer: Answer, at: int, *does: Do) -> Provider:
-    """A provider at whose request of this number an operator does something to all there is."""
+    """A provider at whose request of this number an operator applies commands to every backfill."""
     provider = Provider(answer)
 
     def stop(request: httpx.Request) -> httpx.Response:
@@ -293,8 +282,8 @@ def stopping(engine: Engine, answer: Answer, at: int, *does: Do) -> Provider:
     return provider
 
 
-def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if a page that is on its way is lost or asked for twice, or more is asked for after the stop."""
+def test_a_stop_during_a_page_loses_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if a page in flight is lost or requested twice, or requests continue after the stop."""
     failures = Failures()
     for stop in (pause, cancel):
         for resource, at in (
@@ -332,8 +321,8 @@ def test_a_stop_amid_a_page_costs_nothing(engine: Engine, settings: Settings) ->
     assert failures == {}
 
 
-def test_a_stop_costs_nothing_where_pages_are_committed_together(engine: Engine, settings: Settings) -> None:
-    """Breaks if pages that were read around the stop are lost or asked for twice, or if it is never noticed."""
+def test_a_stop_loses_nothing_where_pages_are_committed_together(engine: Engine, settings: Settings) -> None:
+    """Breaks if pages read around the stop are lost or requested twice, or the stop has no effect."""
     (number,) = announce(engine, settings, notice(days=(0, 20)))
     provider = stopping(engine, heartrates(hourly(20), 20), 3, pause)
     assert provider.fetcher(engine, settings).run(number) == []
@@ -350,8 +339,8 @@ def test_a_stop_costs_nothing_where_pages_are_committed_together(engine: Engine,
 @pytest.mark.parametrize(
     ("status_code", "stop"), [(500, pause), (404, pause), (422, cancel), (413, pause), (429, cancel)]
 )
-def test_a_stop_amid_a_failure_stays(engine: Engine, settings: Settings, status_code: int, stop: Do) -> None:
-    """Breaks if what an operator has stopped fails or goes on, because of the answer that was on its way."""
+def test_a_stop_during_a_failure_stays(engine: Engine, settings: Settings, status_code: int, stop: Do) -> None:
+    """Breaks if a stopped backfill fails or continues because of the response in flight."""
     refused = httpx.Response(status_code, headers={"retry-after": "0"})
     provider = stopping(engine, lambda _: refused, 1, stop)
     (number,) = announce(engine, settings, notice(days=(0, 3)))
@@ -365,8 +354,8 @@ def test_a_stop_amid_a_failure_stays(engine: Engine, settings: Settings, status_
     assert (only(engine).status, only(engine).records) == ("complete", 72)
 
 
-def test_stopped_and_resumed_before_the_page_came(engine: Engine, settings: Settings) -> None:
-    """Breaks if the worker of before and the one of after both go on, and a page counts twice."""
+def test_a_stop_and_a_resume_during_one_page(engine: Engine, settings: Settings) -> None:
+    """Breaks if the former and the new worker both continue, and a page counts twice."""
     inner = heartrates(hourly(3), 10)
 
     def finish(engine: Engine, ids: Sequence[int]) -> list[int]:
@@ -381,10 +370,10 @@ def test_stopped_and_resumed_before_the_page_came(engine: Engine, settings: Sett
     assert (only(engine).status, only(engine).records, only(engine).pages) == ("complete", 72, 8)
 
 
-def test_a_worker_that_dies_after_the_last_page(
+def test_a_worker_that_crashes_after_the_last_page(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if a history of which every page is stored shows as running for ever."""
+    """Breaks if a fully stored backfill stays running for ever."""
 
     def die(*_: object) -> None:
         raise Killed
@@ -401,8 +390,8 @@ def test_a_worker_that_dies_after_the_last_page(
     assert (only(engine).status, only(engine).chunks_done) == ("complete", 1)
 
 
-def test_a_notice_waits_with_what_is_paused(engine: Engine, settings: Settings) -> None:
-    """Breaks if a notice sets going what an operator has paused, or is forgotten because it came meanwhile."""
+def test_a_notice_of_a_paused_backfill_waits(engine: Engine, settings: Settings) -> None:
+    """Breaks if a notice resumes a paused backfill, or is lost."""
     provider = Provider(heartrates(daily(40)))
     (number,) = announce(engine, settings, notice(days=(20, 30), final=False))
     pause(engine, [number])
@@ -417,8 +406,8 @@ def test_a_notice_waits_with_what_is_paused(engine: Engine, settings: Settings) 
     assert (only(engine).status, only(engine).chunks_done, len(provider.asked)) == ("complete", 2, 2)
 
 
-def test_two_of_a_kind_are_never_open(engine: Engine, settings: Settings) -> None:
-    """Breaks if an old pull is resumed beside the new one of the same history, or can never be resumed again."""
+def test_one_history_has_one_open_backfill(engine: Engine, settings: Settings) -> None:
+    """Breaks if an old backfill is resumed while a new one of the same history is open, or can never be resumed."""
     for state, other in itertools.product(("failed", "cancelled"), ("pending", "running", "paused")):
         user = f"{state} {other}"
         (old,) = announce(engine, settings, notice(user))
@@ -432,8 +421,8 @@ def test_two_of_a_kind_are_never_open(engine: Engine, settings: Settings) -> Non
         assert resume(engine, [old]) == [old]
 
 
-def test_of_two_that_are_resumed_at_once_the_first_goes_on(engine: Engine, settings: Settings) -> None:
-    """Breaks if resuming everything ends in an error because two of them are of a kind."""
+def test_of_two_backfills_of_one_history_one_is_resumed(engine: Engine, settings: Settings) -> None:
+    """Breaks if a resume of all backfills fails because two have the same history."""
     numbers = []
     for _ in range(3):
         numbers += announce(engine, settings, notice())
@@ -442,23 +431,23 @@ def test_of_two_that_are_resumed_at_once_the_first_goes_on(engine: Engine, setti
     assert [one.status for one in listed(engine, Filter())] == ["running", "failed", "failed"]
 
 
-@pytest.mark.parametrize("beside", ["operator", "another person", "another resource"])
-def test_what_is_of_another_kind_does_not_stand_in_the_way(engine: Engine, settings: Settings, beside: str) -> None:
-    """Breaks if a pull that has failed cannot be resumed while something else is open."""
+@pytest.mark.parametrize("beside", ["operator", "another user", "another resource"])
+def test_another_history_does_not_prevent_a_resume(engine: Engine, settings: Settings, beside: str) -> None:
+    """Breaks if a failed backfill cannot be resumed while one of another history is open."""
     (old,) = announce(engine, settings, notice())
     put(engine, old, "failed")
     if beside == "operator":
         operated(engine)
     else:
-        announce(engine, settings, notice("u2") if beside == "another person" else notice(resource="steps"))
+        announce(engine, settings, notice("u2") if beside == "another user" else notice(resource="steps"))
     assert resume(engine, [old]) == [old]
 
 
-# What an operator starts, beside what was announced
+# Operators' backfills beside announced ones
 
 
-def test_of_one_history_only_one_is_fetched_at_a_time(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator's backfill and the aggregator's ask for the same at once."""
+def test_one_history_is_fetched_once_at_a_time(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator's backfill and the aggregator's request the same history concurrently."""
     (announced,) = announce(engine, settings, notice())
     started, elsewhere, others = operated(engine), operated(engine, "steps"), operated(engine, user="u2")
     held = claim(engine, announced, 9, 9)
@@ -470,8 +459,8 @@ def test_of_one_history_only_one_is_fetched_at_a_time(engine: Engine, settings: 
     assert claim(engine, announced, 9, 9) is None
 
 
-def test_whoever_had_to_wait_comes_next(engine: Engine, settings: Settings) -> None:
-    """Breaks if what had to wait for another backfill of the same history waits for the sweep."""
+def test_a_waiting_backfill_comes_next(engine: Engine, settings: Settings) -> None:
+    """Breaks if a backfill that waited for another one of the same history waits for the sweep."""
     (announced,) = announce(engine, settings, notice())
     started = operated(engine)
     again = Provider(heartrates([])).fetcher(engine, settings).run(announced)
@@ -479,7 +468,7 @@ def test_whoever_had_to_wait_comes_next(engine: Engine, settings: Settings) -> N
 
 
 def test_an_operators_chunk_is_no_final_notice(engine: Engine, settings: Settings) -> None:
-    """Breaks if a pull of which more was announced is called complete because an operator's is."""
+    """Breaks if the aggregator's pull counts as complete because the operator's is."""
     announce(engine, settings, notice(final=False))
     operated(engine)
     settle(engine, Provider(heartrates(daily(20))).fetcher(engine, settings))
@@ -488,7 +477,7 @@ def test_an_operators_chunk_is_no_final_notice(engine: Engine, settings: Setting
 
 
 def test_a_final_notice_is_not_the_operators_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if what an operator has started is dropped because the aggregator's pull is complete."""
+    """Breaks if the operator's backfill is dropped because the aggregator's pull is complete."""
     (announced,) = announce(engine, settings, notice())
     started = operated(engine, days=(-400, -300))
     provider = Provider(heartrates([]))
@@ -500,8 +489,8 @@ def test_a_final_notice_is_not_the_operators_end(engine: Engine, settings: Setti
     assert {one.status for one in listed(engine, Filter())} == {"complete"}
 
 
-def test_a_late_notice_does_not_open_what_an_operator_has_had(engine: Engine, settings: Settings) -> None:
-    """Breaks if a chunk of the aggregator's is put to a backfill that an operator has started and seen end."""
+def test_a_late_notice_does_not_reopen_an_operators_backfill(engine: Engine, settings: Settings) -> None:
+    """Breaks if a late chunk of the aggregator's is added to the operator's completed backfill."""
     started = operated(engine)
     settle(engine, Provider(heartrates([])).fetcher(engine, settings))
     (announced,) = announce(engine, settings, notice(final=False))
@@ -509,8 +498,8 @@ def test_a_late_notice_does_not_open_what_an_operator_has_had(engine: Engine, se
     assert {one.id: one.status for one in listed(engine, Filter())} == {started: "complete", announced: "pending"}
 
 
-def test_what_is_started_twice_is_one_with_two_windows(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator who asks for more while the first still runs gets an error, or nothing."""
+def test_a_second_start_adds_a_window(engine: Engine, settings: Settings) -> None:
+    """Breaks if a second start of a running backfill fails, or has no effect."""
     first, second = operated(engine), operated(engine, days=(-100, -50))
     assert first == second
     provider = Provider(heartrates([]))
@@ -521,17 +510,16 @@ def test_what_is_started_twice_is_one_with_two_windows(engine: Engine, settings:
     assert len({chunk.message_id for chunk in chunks_of(engine, first)}) == 2
 
 
-# What is planned
+# Plans
 
 
 def connect(engine: Engine, settings: Settings, user: str, *providers: str) -> None:
-    """Connects a person."""
     bodies = [event("provider.connection.created", user, {"provider": {"slug": name}}) for name in providers]
     apply(engine, settings, *map(delivery, bodies))
 
 
-def test_without_a_word_everything_is_planned(engine: Engine, settings: Settings) -> None:
-    """Breaks if a provider or a resource of a person is left out, or one that the aggregator has given up is asked."""
+def test_by_default_everything_is_planned(engine: Engine, settings: Settings) -> None:
+    """Breaks if a provider or resource of the user is left out, or a discontinued resource is requested."""
     connect(engine, settings, "u1", "oura", "garmin")
     connect(engine, settings, "u2", "fitbit")
     names = [name for name, one in catalogue().items() if one.has_history]
@@ -552,16 +540,16 @@ CHOICES: list[tuple[dict[str, Any], dict[str, Any], set[tuple[str, str]]]] = [
 ]
 
 
-def test_only_what_is_wanted_and_kept_is_planned(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator cannot choose, or what the settings leave out is fetched all the same."""
+def test_only_selected_and_stored_resources_are_planned(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator cannot select, or excluded data is fetched."""
     connect(engine, settings, "u1", "garmin")
     for kept, wanted, found in CHOICES:
         plans = planned(engine, replace(settings, **kept), **wanted)
         assert sorted((one.provider, one.resource) for one in plans) == sorted(found), (kept, wanted)
 
 
-def test_a_plan_changes_nothing_and_a_start_makes_known(engine: Engine, settings: Settings) -> None:
-    """Breaks if asking for the price starts something, or a backfill is of somebody whom nobody knows."""
+def test_a_plan_changes_nothing_and_a_start_inserts_the_user(engine: Engine, settings: Settings) -> None:
+    """Breaks if a plan starts a backfill, or a backfill has a user that does not exist."""
     plans = planned(engine, settings, resources=("sleep", "steps"))
     assert rows(engine, "SELECT 1 FROM headrace.backfills UNION ALL SELECT 1 FROM headrace.users") == []
     with transaction(engine) as connection:
@@ -573,8 +561,8 @@ def test_a_plan_changes_nothing_and_a_start_makes_known(engine: Engine, settings
     assert {(one.window_start, one.window_end) for one in listed(engine, Filter())} == {(FIRST, FIRST + 54 * DAY)}
 
 
-def test_nothing_is_fetched_of_the_future(engine: Engine) -> None:
-    """Breaks if days that nobody has lived yet are taken for fetched."""
+def test_the_future_is_not_fetched(engine: Engine) -> None:
+    """Breaks if future days count as fetched."""
     tomorrow = datetime.now(UTC) + DAY
     with transaction(engine) as connection:
         backfill_admin.start(
@@ -585,14 +573,14 @@ def test_nothing_is_fetched_of_the_future(engine: Engine) -> None:
     assert end < tomorrow - DAY / 2
 
 
-# Who may when
+# Limits of claims
 
 
 @pytest.mark.parametrize(("per_user", "per_account", "taken"), [(2, 7, 7), (2, 100, 12), (9, 5, 5)])
-def test_places_are_counted_exactly(
+def test_concurrent_claims_keep_the_limits(
     engine: Engine, settings: Settings, per_user: int, per_account: int, taken: int
 ) -> None:
-    """Breaks if workers that claim at once get more places than there are, or leave some empty."""
+    """Breaks if concurrent claims exceed a limit, or do not use it up."""
     users = [f"u{n}" for n in range(6)]
     names = ("workouts", "sleep", "heartrate", "steps")
     numbers = announce(engine, settings, *(notice(user, name) for user in users for name in names))
@@ -613,8 +601,8 @@ def test_places_are_counted_exactly(
     assert rows(engine, "SELECT count(*) AS n FROM headrace.backfills WHERE lease_until > now()") == [{"n": taken}]
 
 
-def test_a_place_that_was_given_up_is_free(engine: Engine, settings: Settings) -> None:
-    """Breaks if what is paused or cancelled holds up others."""
+def test_a_paused_backfill_frees_its_place(engine: Engine, settings: Settings) -> None:
+    """Breaks if paused or cancelled backfills count against the limits."""
     first, second, third = announce(engine, settings, *(notice(resource=n) for n in ("sleep", "steps", "hrv")))
     assert claim(engine, first, 1, 9)
     assert claim(engine, second, 1, 9) is None
@@ -625,8 +613,8 @@ def test_a_place_that_was_given_up_is_free(engine: Engine, settings: Settings) -
     assert claim(engine, third, 1, 9)
 
 
-def test_everybody_has_a_turn(engine: Engine, settings: Settings) -> None:
-    """Breaks if one person's hundred backfills come before somebody else's first."""
+def test_due_alternates_between_users(engine: Engine, settings: Settings) -> None:
+    """Breaks if one user's hundred backfills come before another user's first."""
     names = [name for name, one in catalogue().items() if one.kind == "timeseries"][:20]
     many = announce(engine, settings, *(notice("many", name) for name in names))
     few = announce(engine, settings, *(notice(f"few{n}", "sleep") for n in range(3)))
@@ -637,31 +625,30 @@ def test_everybody_has_a_turn(engine: Engine, settings: Settings) -> None:
     assert len(due(engine)) == 24
 
 
-# Refused
+# Rejected requests
 
 
-def letters(engine: Engine) -> list[dict[str, Any]]:
-    """What is set aside."""
+def dead_letter_rows(engine: Engine) -> list[dict[str, Any]]:
     return rows(engine, "SELECT aggregator, message_id, event_type, reason, sealed FROM headrace.dead_letters")
 
 
-def test_a_page_that_is_refused_is_a_dead_letter(engine: Engine, settings: Settings) -> None:
-    """Breaks if nobody can see why a history has failed, or what the provider says lies open in the database."""
+def test_a_rejected_request_is_a_dead_letter(engine: Engine, settings: Settings) -> None:
+    """Breaks if the reason of a failure is not stored, or the response is stored unencrypted."""
     body = b'{"detail": [{"loc": ["query", "start_date"], "msg": "canary"}]}'
     provider = Provider(lambda _: httpx.Response(422, content=body))
     (number,) = announce(engine, settings, notice())
     assert provider.fetcher(engine, settings).run(number) == []
     one = only(engine)
     assert (one.status, one.error, one.finished_at is None) == ("failed", "status 422", False)
-    (letter,) = letters(engine)
-    assert (letter["event_type"], letter["reason"]) == ("fetch.heartrate", "status 422")
-    assert b"canary" not in letter["sealed"]
-    about = f"{letter['aggregator']}:{letter['message_id']}"
-    assert Sealer([ENCRYPTION_KEY]).open(letter["sealed"], about) == body
+    (dead_letter,) = dead_letter_rows(engine)
+    assert (dead_letter["event_type"], dead_letter["reason"]) == ("fetch.heartrate", "status 422")
+    assert b"canary" not in dead_letter["sealed"]
+    about = f"{dead_letter['aggregator']}:{dead_letter['message_id']}"
+    assert Sealer([ENCRYPTION_KEY]).open(dead_letter["sealed"], about) == body
     for _ in range(2):
         assert resume(engine, [number]) == [number]
         settle(engine, provider.fetcher(engine, settings))
-        assert [one["message_id"] for one in letters(engine)] == [letter["message_id"]]
+        assert [one["message_id"] for one in dead_letter_rows(engine)] == [dead_letter["message_id"]]
     assert len(provider.asked) == 3
     resume(engine, [number])
     provider.answer = heartrates(daily(10))
@@ -669,16 +656,16 @@ def test_a_page_that_is_refused_is_a_dead_letter(engine: Engine, settings: Setti
     assert (only(engine).status, only(engine).error) == ("complete", None)
 
 
-def test_two_that_are_refused_are_two_letters(engine: Engine, settings: Settings) -> None:
-    """Breaks if one refusal hides another."""
+def test_two_rejected_requests_are_two_dead_letters(engine: Engine, settings: Settings) -> None:
+    """Breaks if one rejected request hides another."""
     provider = Provider(lambda _: httpx.Response(422, json={}))
     announce(engine, settings, notice(), notice("u2"), notice(resource="workouts"))
     settle(engine, provider.fetcher(engine, settings))
-    assert sorted(one["event_type"] for one in letters(engine)) == ["fetch.heartrate"] * 2 + ["fetch.workouts"]
+    assert sorted(one["event_type"] for one in dead_letter_rows(engine)) == ["fetch.heartrate"] * 2 + ["fetch.workouts"]
 
 
-def test_what_was_refused_is_told_to_the_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if a history of which records were left out shows no error because its last page was good."""
+def test_rejected_records_stay_as_the_error(engine: Engine, settings: Settings) -> None:
+    """Breaks if a backfill with rejected records shows no error because its last page was valid."""
     refusing = iter([{"id": ""}])
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -691,8 +678,8 @@ def test_what_was_refused_is_told_to_the_end(engine: Engine, settings: Settings)
     assert (one.status, one.records, (one.error or "")[:9]) == ("complete", 200, "1 refused")
 
 
-def test_a_failure_is_forgotten_with_the_next_page(engine: Engine, settings: Settings) -> None:
-    """Breaks if a history that is complete still shows the bad minute that it had."""
+def test_a_failure_is_cleared_by_the_next_page(engine: Engine, settings: Settings) -> None:
+    """Breaks if a complete backfill shows a transient error."""
     provider = Provider(heartrates(daily(30)))
     inner = provider.answer
     provider.answer = lambda request: httpx.Response(500) if len(provider.asked) == 2 else inner(request)

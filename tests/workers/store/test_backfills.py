@@ -16,7 +16,6 @@ from workers.store.engine import transaction
 
 
 def day(number: int) -> datetime:
-    """A day of January."""
     return datetime(2026, 1, number, tzinfo=UTC)
 
 
@@ -27,19 +26,18 @@ def notice(user: str, start: int | None = 10, end: int | None = 20, *, final: bo
 
 
 def announce(engine: Engine, given: Notice, name: str | None = None) -> bool:
-    """Takes a notice, as a worker does, under a delivery id of its own."""
+    """Processes a notice under its own delivery id."""
     with transaction(engine) as connection:
         asked = BackfillRequest("junction", name or message_id(day(1)), "notice", datetime.now(UTC))
         return bool(open_backfill(connection, asked, given))
 
 
 def backfills(engine: Engine, user: str) -> list[dict[str, Any]]:
-    """What a reader sees, the oldest first."""
     return rows(engine, "SELECT * FROM health.backfills WHERE user_id = :user ORDER BY chunks_total", user=user)
 
 
 def test_a_notice_opens_a_backfill(shared: Engine) -> None:
-    """Breaks if a notice leaves nothing to be fetched."""
+    """Breaks if a notice opens no backfill."""
     assert announce(shared, notice("opens"))
     (row,) = backfills(shared, "opens")
     assert (row["provider"], row["resource"], row["status"]) == ("oura", "sleep", "pending")
@@ -47,8 +45,8 @@ def test_a_notice_opens_a_backfill(shared: Engine) -> None:
     assert (row["chunks_total"], row["chunks_done"], row["records"]) == (1, 0, 0)
 
 
-def test_the_same_notice_again_is_known(shared: Engine) -> None:
-    """Breaks if a message that is handed out twice pulls history twice."""
+def test_a_repeated_notice_is_ignored(shared: Engine) -> None:
+    """Breaks if a redelivered message fetches history twice."""
     assert announce(shared, notice("again"), "msg_again")
     assert not announce(shared, notice("again"), "msg_again")
     assert backfills(shared, "again")[0]["chunks_total"] == 1
@@ -75,7 +73,7 @@ def test_the_next_notice_extends_the_open_backfill(
 
 
 def test_a_notice_without_a_window_means_the_default_range(shared: Engine) -> None:
-    """Breaks if a provider that does not say how far its history goes gets none of it fetched."""
+    """Breaks if the history of a provider that states no window is not fetched."""
     before = datetime.now(UTC)
     assert announce(shared, notice("default", None, None))
     (row,) = backfills(shared, "default")
@@ -87,7 +85,7 @@ def test_a_notice_without_a_window_means_the_default_range(shared: Engine) -> No
     ("finals", "seen"), [((False,), False), ((False, True), True), ((True, False), True), ((False, False), False)]
 )
 def test_the_final_notice_is_remembered_in_any_order(shared: Engine, finals: tuple[bool, ...], *, seen: bool) -> None:
-    """Breaks if a backfill whose last chunk was announced early never completes, or one completes too soon."""
+    """Breaks if a backfill whose final notice arrived early never completes, or one completes too soon."""
     user = f"final {finals}"
     for final in finals:
         announce(shared, notice(user, final=final))
@@ -96,7 +94,7 @@ def test_the_final_notice_is_remembered_in_any_order(shared: Engine, finals: tup
 
 @pytest.mark.parametrize("change", [{"user_id": "apart 2"}, {"provider": "garmin"}, {"resource": "workouts"}])
 def test_another_user_provider_or_resource_is_another_backfill(shared: Engine, change: dict[str, str]) -> None:
-    """Breaks if one history waits for another, or counts its chunks."""
+    """Breaks if one backfill waits for another, or counts the other's chunks."""
     user = f"apart {change}"
     announce(shared, notice(user))
     announce(shared, replace(notice(user), **change))
@@ -111,16 +109,16 @@ def test_another_user_provider_or_resource_is_another_backfill(shared: Engine, c
         ("running", 9, True, 1),
         ("paused", 9, True, 1),
         ("complete", 0, True, 2),
-        ("complete", 0, False, 1),  # a chunk of that pull which was late
+        ("complete", 0, False, 1),  # a late chunk of that pull
         ("complete", 2, False, 2),
         ("failed", 0, True, 2),
         ("cancelled", 0, True, 2),
     ],
 )
-def test_a_notice_after_the_end_is_pulled_too(
+def test_a_notice_after_the_end_is_fetched_too(
     shared: Engine, status: str, days_ago: int, opens: int, *, final: bool
 ) -> None:
-    """Breaks if history that is announced again after a re-authorisation is not fetched again."""
+    """Breaks if history that is announced again after a re-authorisation is not fetched."""
     user = f"{status} {days_ago} {final}"
     announce(shared, notice(user))
     end = """UPDATE headrace.backfills SET status = :status, finished_at = now() - make_interval(days => :days)
@@ -134,7 +132,7 @@ def test_a_notice_after_the_end_is_pulled_too(
     assert any(row["status"] in ("pending", "running", "paused") for row in found)
 
 
-def test_notices_at_once_open_one_backfill(shared: Engine) -> None:
+def test_concurrent_notices_open_one_backfill(shared: Engine) -> None:
     """Breaks if two workers open two backfills for the same history, or one of them fails."""
     together = threading.Barrier(3)
 
@@ -148,8 +146,8 @@ def test_notices_at_once_open_one_backfill(shared: Engine) -> None:
     assert (row["chunks_total"], row["window_start"]) == (3, day(10))
 
 
-def test_chunks_that_are_done_are_counted(shared: Engine) -> None:
-    """Breaks if progress is not seen."""
+def test_completed_chunks_are_counted(shared: Engine) -> None:
+    """Breaks if progress is not shown."""
     for start in (1, 5):
         announce(shared, notice("counted", start))
     done = """UPDATE headrace.chunks SET status = 'done' WHERE window_start = :start AND backfill_id =
@@ -161,7 +159,7 @@ def test_chunks_that_are_done_are_counted(shared: Engine) -> None:
 
 
 def advanced(engine: Engine, number: int, *refused: str) -> str | None:
-    """The error of a backfill after a page more, of which so much was refused."""
+    """The error of a backfill after another page, with these rejected records."""
     with transaction(engine) as connection:
         work = _next(connection, number)
         assert work is not None
@@ -171,8 +169,8 @@ def advanced(engine: Engine, number: int, *refused: str) -> str | None:
         return connection.scalar(query, {"id": number})
 
 
-def test_what_was_refused_stays_and_what_passes_goes(shared: Engine) -> None:
-    """Breaks if nobody learns that records are missing; if an error that is over stays; or if its words decide that."""
+def test_rejections_stay_and_other_errors_are_cleared(shared: Engine) -> None:
+    """Breaks if missing records are not shown; if a past error remains; or if its text decides that."""
     announce(shared, notice("refused"))
     with transaction(shared) as connection:
         number = connection.scalar(text("SELECT id FROM headrace.backfills WHERE user_id = 'refused'"))

@@ -1,4 +1,4 @@
-"""What is stored of somebody's history, asked of a real PostgreSQL: windows, days with data, pauses."""
+"""Coverage of a history in a real PostgreSQL: windows, days with data, outages."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,6 @@ GARMIN = {"provider": "garmin", "type": "watch"}
 
 
 def execute(engine: Engine, query: str, **parameters: Any) -> None:
-    """Changes the database behind everybody's back."""
     with engine.begin() as connection:
         connection.execute(text(query), parameters)
 
@@ -39,19 +38,17 @@ def samples(
 
 
 def store(engine: Engine, settings: Settings, *bodies: dict[str, Any]) -> None:
-    """Applies events."""
     apply(engine, settings, *map(delivery, bodies))
 
 
 def days(engine: Engine, *keys: ResourceKey, span: tuple[datetime, datetime] = SPAN) -> dict[ResourceKey, list[int]]:
-    """The days that are stored of each, counted from FIRST."""
+    """The stored days of each key, counted from FIRST."""
     with transaction(engine) as connection:
         found = coverage.days_stored(connection, dict.fromkeys(keys, span))
     return {key: sorted(one - FIRST.toordinal() for one in some) for key, some in found.items()}
 
 
 def newest(engine: Engine, *keys: ResourceKey) -> dict[ResourceKey, datetime]:
-    """The newest that is stored of each."""
     with transaction(engine) as connection:
         return dict(coverage.newest_stored(connection, keys))
 
@@ -60,7 +57,7 @@ def newest(engine: Engine, *keys: ResourceKey) -> dict[ResourceKey, datetime]:
 
 
 def test_the_days_of_samples(engine: Engine, settings: Settings) -> None:
-    """Breaks if a sample counts for the wrong day, or one at the edge of a day or a span for none."""
+    """Breaks if a sample counts for the wrong day, or a sample at the edge of a day or a span for no day."""
     failures = Failures()
     for moments, stored in (
         ([], {}),
@@ -80,8 +77,8 @@ def test_the_days_of_samples(engine: Engine, settings: Settings) -> None:
     assert failures == {}
 
 
-def test_days_are_those_of_utc(engine: Engine, settings: Settings) -> None:
-    """Breaks if a day follows the offset of the sample, of the span, or of the session that asks."""
+def test_days_are_in_utc(engine: Engine, settings: Settings) -> None:
+    """Breaks if a day follows the time zone of the sample, of the span, or of the session."""
     east = [datetime.fromisoformat("2026-03-12T01:30:00+09:00")]
     store(engine, settings, samples(east))
     assert days(engine, HEARTRATE) == {HEARTRATE: [1]}
@@ -94,36 +91,23 @@ def test_days_are_those_of_utc(engine: Engine, settings: Settings) -> None:
 
 
 def test_every_series_of_a_resource_counts(engine: Engine, settings: Settings) -> None:
-    """Breaks if what a second device or kind of source has is not seen, or another's is."""
-    store(
-        engine,
-        settings,
-        samples([FIRST]),
-        samples([FIRST + DAY], type="phone"),
-        samples([FIRST + 2 * DAY], user="u2"),
-        samples([FIRST + 3 * DAY], provider="oura"),
-        samples([FIRST + 4 * DAY], resource="steps"),
-    )
-    keys = [
-        HEARTRATE,
-        HEARTRATE._replace(user_id="u2"),
-        HEARTRATE._replace(provider="oura"),
-        ResourceKey("u3", "garmin", "hrv"),
-    ]
+    """Breaks if data of a second device or source type is left out, or data of another user counts."""
+    bodies = [samples([FIRST]), samples([FIRST + DAY], type="phone"), samples([FIRST + 2 * DAY], user="u2")]
+    bodies += [samples([FIRST + 3 * DAY], provider="oura"), samples([FIRST + 4 * DAY], resource="steps")]
+    store(engine, settings, *bodies)
+    keys = [HEARTRATE, HEARTRATE._replace(user_id="u2"), HEARTRATE._replace(provider="oura")]
+    keys.append(ResourceKey("u3", "garmin", "hrv"))
     assert days(engine, *keys) == {keys[0]: [0, 1], keys[1]: [2], keys[2]: [3]}
     assert days(engine) == {}
 
 
 def test_each_key_has_a_span_of_its_own(engine: Engine, settings: Settings) -> None:
-    """Breaks if the span of one key is taken for another's."""
+    """Breaks if the span of one key is used for another."""
     every = [FIRST + n * DAY for n in range(10)]
     store(engine, settings, samples(every), samples(every, user="u2"), workout("u1", "w1", calendar_date="2026-03-11"))
     other = HEARTRATE._replace(user_id="u2")
-    spans = {
-        HEARTRATE: (FIRST, FIRST + DAY),
-        other: (FIRST + 5 * DAY, FIRST + 5 * DAY),
-        WORKOUTS: (FIRST + 2 * DAY, LAST),
-    }
+    spans = {HEARTRATE: (FIRST, FIRST + DAY), other: (FIRST + 5 * DAY, FIRST + 5 * DAY)}
+    spans[WORKOUTS] = (FIRST + 2 * DAY, LAST)
     with transaction(engine) as connection:
         found = coverage.days_stored(connection, spans)
     first = FIRST.toordinal()
@@ -131,7 +115,7 @@ def test_each_key_has_a_span_of_its_own(engine: Engine, settings: Settings) -> N
 
 
 def test_the_days_of_records(engine: Engine, settings: Settings) -> None:
-    """Breaks if a record counts for the wrong day, or one without a day is an error."""
+    """Breaks if a record counts for the wrong day, or a record without a day fails."""
     failures = Failures()
     for dates, stored in (
         (["2026-03-10"], {WORKOUTS: [0]}),
@@ -152,7 +136,7 @@ UNDATED = [resource for resource in catalogue().values() if not resource.has_day
 
 
 def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings) -> None:
-    """Breaks if the day of a resource is not found, or an instant counts for the day of the server."""
+    """Breaks if the day of a resource is not found, or follows the server's time zone."""
     failures = Failures()
     for resource in DATED:
         with failures.of(resource), emptied(engine):
@@ -162,13 +146,13 @@ def test_every_kind_of_record_has_its_days(engine: Engine, settings: Settings) -
             store(engine, settings, event(f"daily.data.{resource.name}.created", "u1", record))
             key = ResourceKey("u1", "garmin", resource.name)
             assert days(engine, key) == {key: [3]}
-            until = 4 if resource.day_field == "calendar_date" else 5  # what begins on a day may end on the next
+            until = 4 if resource.day_field == "calendar_date" else 5  # a record may end on the next day
             assert newest(engine, key) == {key: FIRST + until * DAY - MICROSECOND}
     assert failures == {}
 
 
-def test_what_has_no_day_has_none(engine: Engine, settings: Settings) -> None:
-    """Breaks if a profile, a device or a stream is an error, or counts for a day."""
+def test_resources_without_days_have_no_days(engine: Engine, settings: Settings) -> None:
+    """Breaks if a profile, a device or a stream fails, or counts for a day."""
     keys = [ResourceKey("u1", "garmin", resource.name) for resource in UNDATED]
     assert {"profile", "workout_stream", "device"} <= {key.resource for key in keys}
     profile = {"id": "p1", "user_id": "u1", "source": GARMIN}
@@ -185,17 +169,10 @@ def test_what_has_no_day_has_none(engine: Engine, settings: Settings) -> None:
 
 
 def test_the_newest_of_samples(engine: Engine, settings: Settings) -> None:
-    """Breaks if the newest is not seen across series and years, or is another's."""
+    """Breaks if the newest sample is not found across series and years, or is another user's."""
     far = [datetime(2019, 5, 5, tzinfo=UTC), FIRST, datetime(2035, 1, 1, 12, 0, 0, 1, tzinfo=UTC)]
-    store(
-        engine,
-        settings,
-        samples(far[:2]),
-        samples([FIRST + HOUR], type="phone"),
-        samples(far, user="u2"),
-        samples([LAST], provider="oura"),
-        samples([LAST], resource="steps"),
-    )
+    bodies = [samples(far[:2]), samples([FIRST + HOUR], type="phone"), samples(far, user="u2")]
+    store(engine, settings, *bodies, samples([LAST], provider="oura"), samples([LAST], resource="steps"))
     other = HEARTRATE._replace(user_id="u2")
     assert newest(engine, HEARTRATE, other) == {HEARTRATE: FIRST + HOUR, other: far[2]}
     assert newest(engine, ResourceKey("u3", "garmin", "heartrate")) == {}
@@ -203,18 +180,18 @@ def test_the_newest_of_samples(engine: Engine, settings: Settings) -> None:
 
 
 def test_the_newest_of_records_is_the_end_of_its_day(engine: Engine, settings: Settings) -> None:
-    """Breaks if a record that tells only its day counts as older than its day, or a missing day as newer."""
+    """Breaks if a record with a calendar date counts as older than its day, or a missing day as newer."""
     dates = ["2026-03-11", "2026-03-15", None, "2026-03-12"]
     bodies = [workout("u1", f"w{n}", calendar_date=one) for n, one in enumerate(dates)]
     store(engine, settings, *bodies, workout("u2", "w9", calendar_date=None))
     assert newest(engine, WORKOUTS, WORKOUTS._replace(user_id="u2")) == {WORKOUTS: FIRST + 6 * DAY - MICROSECOND}
 
 
-# Windows that were fetched
+# Fetched windows
 
 
 def backfill(engine: Engine, chunks: Iterable[str] = ("done",), resource: str = "heartrate", **more: Any) -> None:
-    """A backfill with a chunk for each status, each of a day."""
+    """Inserts a backfill with a chunk of a day for each status."""
     given = {"user_id": "u1", "provider": "garmin", "item": "", "by": "notice", "status": "complete"} | more
     finished = LAST if given["status"] in ("complete", "failed", "cancelled") else None
     query = """
@@ -235,33 +212,24 @@ def backfill(engine: Engine, chunks: Iterable[str] = ("done",), resource: str = 
 
 
 def fetched(engine: Engine, *users: str) -> dict[ResourceKey, list[tuple[Any, ...]]]:
-    """The windows of these people: the day, by whom they were asked for, and their state."""
+    """The windows of these users: day, requester, state, and whether the backfill has ended."""
     with transaction(engine) as connection:
         found = coverage.fetched(connection, users)
-    short = {
-        key: sorted(
-            ((one.start - FIRST).days, one.requested_by, one.state, one.finished_at is not None) for one in some
-        )
-        for key, some in found.items()
-    }
-    for one in (one for some in found.values() for one in some):
-        assert one.end - one.start == DAY
-        assert one.created_at == FIRST + (one.start - FIRST).days * HOUR
-    return dict(short)
+    short: dict[ResourceKey, list[tuple[Any, ...]]] = {}
+    for key, windows in found.items():
+        for one in windows:
+            number = (one.start - FIRST).days
+            assert (one.end - one.start, one.created_at) == (DAY, FIRST + number * HOUR)
+            short.setdefault(key, []).append((number, one.requested_by, one.state, one.finished_at is not None))
+    return {key: sorted(windows) for key, windows in short.items()}
 
 
 def test_the_state_of_a_window(engine: Engine) -> None:
-    """Breaks if a window that will never be fetched counts as covered, or one that was, or waits, as missing."""
+    """Breaks if a lost window counts as covered, or a fetched or open one as missing."""
     failures = Failures()
-    for status, pending in (
-        ("pending", "open"),
-        ("running", "open"),
-        ("paused", "open"),
-        ("complete", "open"),
-        ("failed", "lost"),
-        ("cancelled", "open"),
-    ):
-        with failures.of(status, pending), emptied(engine):
+    for status in ("pending", "running", "paused", "complete", "failed", "cancelled"):
+        pending = "lost" if status == "failed" else "open"
+        with failures.of(status), emptied(engine):
             backfill(engine, ["done", "pending", "done"], status=status)
             over = status in ("complete", "failed", "cancelled")
             assert fetched(engine, "u1") == {
@@ -270,8 +238,8 @@ def test_the_state_of_a_window(engine: Engine) -> None:
     assert failures == {}
 
 
-def test_windows_are_told_by_key(engine: Engine) -> None:
-    """Breaks if another's window, or that of a single workout's stream, covers somebody's history."""
+def test_windows_are_grouped_by_key(engine: Engine) -> None:
+    """Breaks if another user's window, or that of a single workout's stream, covers a history."""
     backfill(engine)
     backfill(engine, by="reconcile")
     backfill(engine, by="operator", status="failed", chunks=["pending"])
@@ -287,11 +255,11 @@ def test_windows_are_told_by_key(engine: Engine) -> None:
     assert fetched(engine) == {}
 
 
-# Connections, and who was erased
+# Connections and erased users
 
 
-def test_connections_are_told_by_person(engine: Engine, settings: Settings) -> None:
-    """Breaks if a broken connection counts as well, or somebody else's is told."""
+def test_connections_are_grouped_by_user(engine: Engine, settings: Settings) -> None:
+    """Breaks if a broken connection counts as connected, or another user's is returned."""
     broken = {"provider": "oura", "error_type": "token"}
     bodies = [event("provider.connection.created", user, {"provider": {"slug": "garmin"}}) for user in ("u1", "u2")]
     store(engine, settings, *bodies, event("provider.connection.error", "u1", broken))
@@ -299,12 +267,10 @@ def test_connections_are_told_by_person(engine: Engine, settings: Settings) -> N
         assert coverage.connected(connection, ["u1", "u3"]) == {"u1": {"garmin": "connected", "oura": "error"}}
 
 
-def test_whoever_was_erased_is_known(engine: Engine) -> None:
-    """Breaks if a tombstone is not seen, or somebody who is there counts as erased."""
-    execute(
-        engine,
-        "INSERT INTO headrace.users (user_id, erased_at) VALUES ('gone', now()), ('here', NULL), ('other', now())",
-    )
+def test_erased_users_are_found(engine: Engine) -> None:
+    """Breaks if a tombstone is not found, or another user counts as erased."""
+    users = "('gone', now()), ('here', NULL), ('other', now())"
+    execute(engine, f"INSERT INTO headrace.users (user_id, erased_at) VALUES {users}")
     with transaction(engine) as connection:
         assert coverage.erased(connection, ["gone", "here", "never heard of"]) == {"gone"}
         assert coverage.erased(connection, []) == set()
@@ -317,27 +283,26 @@ THIS_HOUR = NOW.replace(minute=0, second=0, microsecond=0)
 
 
 def hour(number: float) -> datetime:
-    """So many hours from the full one."""
+    """A moment so many hours from the current full hour."""
     return THIS_HOUR + number * HOUR
 
 
 def known_since(engine: Engine, *moments: datetime) -> None:
-    """The first people were seen then."""
+    """Inserts a user first seen at each moment."""
     for n, moment in enumerate(moments):
         execute(engine, "INSERT INTO headrace.users (user_id, first_seen) VALUES (:id, :at)", id=f"u{n}", at=moment)
 
 
-def heard(engine: Engine, moments: Iterable[datetime], aggregator: str = "junction", outcome: str = "applied") -> None:
-    """Something was received at these moments."""
-    given = list(moments)
+def receive(engine: Engine, at: Iterable[datetime], aggregator: str = "junction", outcome: str = "applied") -> None:
+    """Inserts a delivery received at each moment."""
     query = """
         INSERT INTO headrace.deliveries (aggregator, message_id, received_at, applied_at, outcome)
         SELECT :aggregator, :aggregator || at, at, now(), :outcome FROM unnest(CAST(:moments AS timestamptz[])) AS at"""
-    execute(engine, query, aggregator=aggregator, outcome=outcome, moments=given)
+    execute(engine, query, aggregator=aggregator, outcome=outcome, moments=list(at))
 
 
 def outages(engine: Engine, since: datetime) -> list[tuple[int, int]]:
-    """Our pauses, in hours from the full one; what ends now ends with 1."""
+    """The outages in hours from the current full hour; one that is still open ends with 1."""
     with transaction(engine) as connection:
         found = coverage.outages(connection, since)
     assert all(start < end <= datetime.now(UTC) for start, end in found)
@@ -346,12 +311,12 @@ def outages(engine: Engine, since: datetime) -> list[tuple[int, int]]:
 
 
 def every_hour(*away: range, since: int = -100) -> list[datetime]:
-    """Twice an hour, except in these hours."""
+    """Two moments per hour, except in these hours."""
     gone = {number for some in away for number in some}
     return [hour(n) + part * HOUR / 4 for n in range(since, 1) if n not in gone for part in (0, 3) if hour(n) <= NOW]
 
 
-ODD: list[tuple[str, Callable[[], list[datetime]], list[tuple[int, int]]]] = [
+OUTAGES: list[tuple[str, Callable[[], list[datetime]], list[tuple[int, int]]]] = [
     ("none", every_hour, []),
     ("a day", lambda: every_hour(range(-60, -36)), [(-60, -36)]),
     ("an hour less", lambda: every_hour(range(-60, -37)), []),
@@ -364,21 +329,21 @@ ODD: list[tuple[str, Callable[[], list[datetime]], list[tuple[int, int]]]] = [
 ]
 
 
-def test_a_silence_of_a_day_is_an_outage(engine: Engine) -> None:
-    """Breaks if an outage longer than the sender's retries is not seen, or a quiet evening is one."""
+def test_a_day_without_deliveries_is_an_outage(engine: Engine) -> None:
+    """Breaks if an outage longer than the sender's retries is not found, or a quiet evening counts as one."""
     failures = Failures()
-    for moments, found in [one[1:] for one in ODD]:
+    for _, moments, found in OUTAGES:
         with failures.of(moments, found), emptied(engine):
             known_since(engine, hour(-100), hour(-3))
-            heard(engine, moments())
+            receive(engine, moments())
             assert outages(engine, hour(-1000)) == found
     assert failures == {}
 
 
-def test_an_outage_may_still_go_on(engine: Engine) -> None:
-    """Breaks if an outage is only seen when it is over, or reaches into the future."""
+def test_an_outage_may_be_open(engine: Engine) -> None:
+    """Breaks if an outage is found only when it has ended, or reaches into the future."""
     known_since(engine, hour(-100))
-    heard(engine, every_hour(range(-40, 1)))
+    receive(engine, every_hour(range(-40, 1)))
     ((start, end),) = outages(engine, hour(-1000))
     assert start == -40
     assert 0 <= end <= 2
@@ -389,38 +354,38 @@ def test_an_outage_may_still_go_on(engine: Engine) -> None:
     [
         ([-300, -100], -200, [(-200, -50)]),
         ([-120, -100], -200, [(-120, -50)]),
-        ([-60], -200, []),  # less than a day after the first of all people came
+        ([-60], -200, []),  # less than a day after the first user
         ([-300], -60, []),
         ([], -200, []),
     ],
 )
-def test_before_anybody_came_there_is_no_outage(
+def test_before_the_first_user_there_is_no_outage(
     engine: Engine, known: list[int], since: int, found: list[tuple[int, int]]
 ) -> None:
-    """Breaks if the years before the installation are fetched as if they were lost."""
+    """Breaks if the years before the installation count as lost."""
     known_since(engine, *map(hour, known))
-    heard(engine, every_hour(since=-50))
+    receive(engine, every_hour(since=-50))
     assert outages(engine, hour(since)) == found
 
 
 @pytest.mark.parametrize("outcome", ["applied", "duplicate", "stale", "ignored", "dead"])
-def test_whatever_was_received_was_heard(engine: Engine, outcome: str) -> None:
-    """Breaks if hours in which only what is left out came, or what could not be applied, count as an outage."""
+def test_every_outcome_counts_as_a_delivery(engine: Engine, outcome: str) -> None:
+    """Breaks if hours with only ignored or dead deliveries count as an outage."""
     known_since(engine, hour(-100))
-    heard(engine, every_hour(), outcome=outcome)
+    receive(engine, every_hour(), outcome=outcome)
     assert outages(engine, hour(-1000)) == []
 
 
 def test_another_sender_does_not_hide_an_outage(engine: Engine) -> None:
-    """Breaks if Junction's deliveries are refused for days, and Terra's hide it."""
+    """Breaks if Terra's deliveries hide that Junction's are rejected for days."""
     known_since(engine, hour(-100))
-    heard(engine, every_hour(range(-60, -30)))
-    heard(engine, every_hour(), "terra")
+    receive(engine, every_hour(range(-60, -30)))
+    receive(engine, every_hour(), "terra")
     assert outages(engine, hour(-1000)) == [(-60, -30)]
 
 
-def test_nothing_is_changed_by_looking(engine: Engine) -> None:
-    """Breaks if asking leaves something behind."""
+def test_queries_change_nothing(engine: Engine) -> None:
+    """Breaks if a query writes a row."""
     known_since(engine, hour(-100))
     outages(engine, hour(-1000))
     assert rows(engine, "SELECT count(*) AS n FROM headrace.users") == [{"n": 1}]

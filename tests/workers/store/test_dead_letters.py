@@ -1,4 +1,4 @@
-"""Dead letters: which are listed and in what order, what they hold, and throwing them away."""
+"""Dead letters: listing, reading and dropping."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -22,16 +22,15 @@ AT = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def empty(shared: Engine) -> Iterator[None]:
-    """Nothing is dead."""
     yield
     with shared.begin() as connection:
         connection.execute(text("TRUNCATE headrace.dead_letters, headrace.deliveries"))
 
 
-def die(
+def add(
     engine: Engine, name: str, reason: str, aggregator: str = "junction", event_type: str | None = None
 ) -> Delivery:
-    """A delivery that cannot be applied."""
+    """Stores a dead letter, and returns its delivery."""
     one = delivery(f'"{name}"'.encode(), name=name, aggregator=aggregator)
     one = msgspec.structs.replace(one, received_at=AT.timestamp())
     with transaction(engine) as connection:
@@ -39,24 +38,23 @@ def die(
     return one
 
 
-def names(letters: list[DeadLetter]) -> list[str]:
-    """Their deliveries."""
-    return [letter.message_id for letter in letters]
+def names(dead_letters: list[DeadLetter]) -> list[str]:
+    return [entry.message_id for entry in dead_letters]
 
 
-def test_the_newest_come_first_and_no_more_than_wanted(shared: Engine) -> None:
-    """Breaks if yesterday's letter is hidden behind those of last year, or a limit cuts off the new ones."""
+def test_the_newest_come_first_within_the_limit(shared: Engine) -> None:
+    """Breaks if older dead letters come before new ones, or the limit cuts off the new ones."""
     for number in range(4):
-        die(shared, f"m{number}", "why")
+        add(shared, f"m{number}", "why")
     assert names(listed(shared)) == ["m3", "m2", "m1", "m0"]
     assert names(listed(shared, limit=2)) == ["m3", "m2"]
 
 
-def test_letters_are_chosen_by_number_and_by_reason(shared: Engine) -> None:
-    """Breaks if an operator's filter shows, replays or drops other letters than it says."""
+def test_filters_by_id_and_by_reason(shared: Engine) -> None:
+    """Breaks if a filter shows, replays or drops other dead letters."""
     for number, reason in enumerate(("Status 422", "not a Junction event", "status 500")):
-        die(shared, f"m{number}", reason)
-    ids = {letter.message_id: letter.id for letter in listed(shared)}
+        add(shared, f"m{number}", reason)
+    ids = {entry.message_id: entry.id for entry in listed(shared)}
     assert names(listed(shared, [ids["m0"], ids["m2"]])) == ["m2", "m0"]
     assert names(listed(shared, reason="status")) == ["m2", "m0"]
     assert names(listed(shared, reason="STATUS 4")) == ["m0"]
@@ -67,23 +65,23 @@ def test_letters_are_chosen_by_number_and_by_reason(shared: Engine) -> None:
 
 
 @pytest.mark.parametrize("reason", ["user_id", "100%", "a\\b"])
-def test_a_reason_is_looked_for_as_it_stands(shared: Engine, reason: str) -> None:
-    """Breaks if `dead drop --reason user_id` throws away what is dead for another reason."""
-    die(shared, "meant", f"no {reason} in it")
-    die(shared, "other", "no userXid, 100 and ab in it")
+def test_a_reason_is_not_a_pattern(shared: Engine, reason: str) -> None:
+    """Breaks if `dead drop --reason user_id` deletes dead letters with another reason."""
+    add(shared, "meant", f"no {reason} in it")
+    add(shared, "other", "no userXid, 100 and ab in it")
     assert names(listed(shared, reason=reason)) == ["meant"]
 
 
-def test_what_the_ledger_knows_is_told(shared: Engine) -> None:
-    """Breaks if a letter does not say whose it is, what it is or how often it came, where that is known."""
-    die(shared, "known", "why", event_type="daily.data.sleep.created")
-    die(shared, "named", "why")
-    die(shared, "alone", "why")
-    die(shared, "known", "why", aggregator="terra")
+def test_the_list_includes_ledger_data(shared: Engine) -> None:
+    """Breaks if the user, the event type or the number of attempts is not shown although it is known."""
+    add(shared, "known", "why", event_type="daily.data.sleep.created")
+    add(shared, "named", "why")
+    add(shared, "alone", "why")
+    add(shared, "known", "why", aggregator="terra")
     with transaction(shared) as connection:
         known = OutcomeRow("junction", "known", "x", "u1", AT, "dead", attempts=3)
         settle(connection, [known, OutcomeRow("junction", "named", "daily.data.body.created", "u2", AT, "dead")])
-    found = {letter.name: (letter.event_type, letter.user_id, letter.attempts) for letter in listed(shared)}
+    found = {entry.key: (entry.event_type, entry.user_id, entry.attempts) for entry in listed(shared)}
     assert found == {
         ("junction", "known"): ("daily.data.sleep.created", "u1", 3),
         ("junction", "named"): ("daily.data.body.created", "u2", 1),
@@ -92,44 +90,44 @@ def test_what_the_ledger_knows_is_told(shared: Engine) -> None:
     }
 
 
-def test_a_letter_holds_what_came(shared: Engine) -> None:
-    """Breaks if a letter cannot be opened again, has another clock or reference, or is told with its body."""
-    sent = die(shared, "m1", "why", aggregator="terra")
-    (letter,) = listed(shared)
-    assert held(shared, letter) == sent
-    assert Sealer([ENCRYPTION_KEY]).open(held(shared, letter).sealed, sent.key) == b'"m1"'
-    assert (letter.received_at, letter.reason, letter.sealed_bytes) == (sent.received, "why", len(sent.sealed))
-    assert letter.died_at >= letter.received_at
+def test_a_dead_letter_holds_its_delivery(shared: Engine) -> None:
+    """Breaks if a dead letter cannot be opened, has another clock or reference, or is listed with its body."""
+    sent = add(shared, "m1", "why", aggregator="terra")
+    (entry,) = listed(shared)
+    assert held(shared, entry) == sent
+    assert Sealer([ENCRYPTION_KEY]).open(held(shared, entry).sealed, sent.key) == b'"m1"'
+    assert (entry.received_at, entry.reason, entry.sealed_bytes) == (sent.received, "why", len(sent.sealed))
+    assert entry.died_at >= entry.received_at
     assert not {field.name for field in fields(DeadLetter)} & {"sealed", "body", "payload"}
 
 
-def test_a_letter_that_has_gone_meanwhile_is_not_there(shared: Engine) -> None:
-    """Breaks if two operators at once meet an error that nobody can read."""
-    die(shared, "m1", "why")
-    (letter,) = listed(shared)
-    assert drop(shared, [letter]) == 1
+def test_a_dropped_dead_letter_cannot_be_read(shared: Engine) -> None:
+    """Breaks if concurrent operators get an unexpected error."""
+    add(shared, "m1", "why")
+    (entry,) = listed(shared)
+    assert drop(shared, [entry]) == 1
     with pytest.raises(TryLater):
-        held(shared, letter)
+        held(shared, entry)
 
 
-def test_what_is_dropped_is_gone_and_nothing_else(shared: Engine) -> None:
-    """Breaks if a drop takes the letter of another aggregator along, counts wrongly, or unsays the ledger."""
+def test_a_drop_deletes_only_the_given(shared: Engine) -> None:
+    """Breaks if a drop deletes the dead letter of another aggregator, counts wrongly, or changes the ledger."""
     for aggregator in ("junction", "terra"):
-        die(shared, "m1", "why", aggregator)
-    die(shared, "m2", "why")
+        add(shared, "m1", "why", aggregator)
+    add(shared, "m2", "why")
     with transaction(shared) as connection:
         settle(connection, [OutcomeRow("junction", "m1", None, None, AT, "dead")])
-    letters = [letter for letter in listed(shared) if letter.name == ("junction", "m1")]
-    assert drop(shared, letters) == 1
-    assert {letter.name for letter in listed(shared)} == {("terra", "m1"), ("junction", "m2")}
-    assert drop(shared, letters) == 0
+    dead_letters = [entry for entry in listed(shared) if entry.key == ("junction", "m1")]
+    assert drop(shared, dead_letters) == 1
+    assert {entry.key for entry in listed(shared)} == {("terra", "m1"), ("junction", "m2")}
+    assert drop(shared, dead_letters) == 0
     assert drop(shared, []) == 0
     assert rows(shared, "SELECT outcome FROM health.deliveries") == [{"outcome": "dead"}]
 
 
-def test_exhuming_tells_which_there_were(shared: Engine) -> None:
-    """Breaks if what never was dead is taken for mended."""
-    die(shared, "m1", "why")
+def test_a_deletion_returns_the_deleted_keys(shared: Engine) -> None:
+    """Breaks if a delivery that never was dead counts as resolved."""
+    add(shared, "m1", "why")
     with transaction(shared) as connection:
         assert delete_dead_letters(connection, [("junction", "m1"), ("junction", "m9"), ("terra", "m1")]) == {
             ("junction", "m1")
@@ -140,15 +138,15 @@ def test_exhuming_tells_which_there_were(shared: Engine) -> None:
     ("name", "number"),
     [("fetch-12-0af", 12), ("fetch-1-", None), ("fetch--1-0a", None), ("msg_1", None), ("fetch-1-0a\n", None)],
 )
-def test_a_refused_request_names_its_backfill(name: str, number: int | None) -> None:
-    """Breaks if a letter is taken for the answer to a request, or the other way round."""
-    letter = DeadLetter(1, "junction", name, None, None, AT, AT, "", 1, 0)
-    assert letter.backfill_id == number
-    assert replace(letter, message_id="fetch-7-1").backfill_id == 7
+def test_a_rejected_request_names_its_backfill(name: str, number: int | None) -> None:
+    """Breaks if a delivery is treated as the response to a request, or the other way round."""
+    entry = DeadLetter(1, "junction", name, None, None, AT, AT, "", 1, 0)
+    assert entry.backfill_id == number
+    assert replace(entry, message_id="fetch-7-1").backfill_id == 7
 
 
-def test_a_dead_letter_is_kept_once_and_whole(shared: Engine) -> None:
-    """Breaks if a second attempt overwrites or doubles what was kept, or anything that opens it again is lost."""
+def test_a_dead_letter_is_stored_once_and_complete(shared: Engine) -> None:
+    """Breaks if a second attempt overwrites or duplicates the dead letter, or a part needed to open it is lost."""
     kept: Delivery = delivery(b"{half", name="msg_dead", aggregator="terra")
     for reason in ("the first reason", "the second"):
         with transaction(shared) as connection:

@@ -1,4 +1,4 @@
-"""Opening the database: migrations, sessions, partitions, and what an error means for a task."""
+"""Engines: sessions, partitions, and the translation of errors."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,21 +18,21 @@ from workers.store.engine import SESSION, make_engine, make_writer, transaction
 
 
 def refused(engine: Engine, query: str, **parameters: object) -> str:
-    """The text of the DeadLetter that a query ends in."""
+    """The message of the Unprocessable that a query raises."""
     with pytest.raises(Unprocessable) as caught, transaction(engine) as connection:
         connection.execute(text(query), parameters)
     return str(caught.value)
 
 
-def put_off(engine: Engine, *queries: str) -> str:
-    """The text of the TryLater that queries end in."""
+def retried(engine: Engine, *queries: str) -> str:
+    """The message of the TryLater that queries raise."""
     with pytest.raises(TryLater) as caught:
         run(engine, *queries)
     return str(caught.value)
 
 
 def copy(engine: Engine, row: tuple[object, ...]) -> None:
-    """Copies a row into the table that samples are staged in, as the writer does."""
+    """Copies a row into the staging table, as the writer does."""
     with transaction(engine) as connection:
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
@@ -40,8 +40,8 @@ def copy(engine: Engine, row: tuple[object, ...]) -> None:
             copied.write_row(row)
 
 
-def test_data_that_is_refused_is_a_dead_letter_without_the_data(shared: Engine) -> None:
-    """Breaks if bad data is tried for ever, or if its text gets into logs by the error's."""
+def test_rejected_data_is_unprocessable(shared: Engine) -> None:
+    """Breaks if invalid data is retried for ever, or the error message quotes it."""
     failures = Failures()
     for query, state in (
         ("SELECT CAST(:value AS int)", "22P02"),
@@ -52,77 +52,77 @@ def test_data_that_is_refused_is_a_dead_letter_without_the_data(shared: Engine) 
         ("INSERT INTO headrace.users (user_id, client_user_id) VALUES (NULL, :value)", "23502"),
     ):
         with failures.of(query, state):
-            told = refused(shared, query, value="a secret value")
-            assert told.startswith("PostgreSQL refuses it: ")
-            assert state in told
-            assert "secret" not in told
+            message = refused(shared, query, value="a secret value")
+            assert message.startswith("PostgreSQL refuses it: ")
+            assert state in message
+            assert "secret" not in message
     assert failures == {}
 
 
-def test_nul_is_a_dead_letter(shared: Engine) -> None:
-    """Breaks if a character that PostgreSQL cannot hold, which the driver refuses, is tried for ever."""
+def test_nul_is_unprocessable(shared: Engine) -> None:
+    """Breaks if a NUL character, which the driver rejects, is retried for ever."""
     assert "secret" not in refused(shared, "SELECT CAST(:value AS text)", value="a secret\x00value")
 
 
 @pytest.mark.parametrize("row", [("no number",), (2**40,)])
-def test_data_that_is_refused_while_copied_is_a_dead_letter(shared: Engine, row: tuple[object, ...]) -> None:
-    """Breaks if errors of COPY, which SQLAlchemy does not see, come through as they are."""
+def test_data_rejected_by_copy_is_unprocessable(shared: Engine, row: tuple[object, ...]) -> None:
+    """Breaks if errors of COPY, which SQLAlchemy does not wrap, are not translated."""
     with pytest.raises(Unprocessable) as caught:
         copy(shared, row)
     assert str(row[0]) not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("queries", "told"),
+    ("queries", "message"),
     [
         (("SET LOCAL statement_timeout = '50ms'", "SELECT pg_sleep(20)"), "QueryCanceled (57014)"),
         (("SELECT pg_terminate_backend(pg_backend_pid())",), "AdminShutdown (57P01)"),
         (("SELECT 1 FROM headrace.no_such_table",), "UndefinedTable (42P01)"),
     ],
 )
-def test_everything_else_is_tried_later(shared: Engine, queries: tuple[str, ...], told: str) -> None:
-    """Breaks if a server that restarts, is slow or is not yet migrated costs a delivery its life."""
-    assert put_off(shared, *queries) == f"PostgreSQL: {told}"
+def test_every_other_error_is_retried(shared: Engine, queries: tuple[str, ...], message: str) -> None:
+    """Breaks if a delivery is lost because the server restarts, is slow or is not migrated yet."""
+    assert retried(shared, *queries) == f"PostgreSQL: {message}"
     assert rows(shared, "SELECT 1 AS alive") == [{"alive": 1}]
 
 
-def test_a_lock_that_is_not_given_is_tried_later(shared: Engine) -> None:
-    """Breaks if somebody who holds a table for long makes dead letters."""
+def test_a_lock_timeout_is_retried(shared: Engine) -> None:
+    """Breaks if a long lock makes dead letters."""
     with shared.begin() as holder:
         holder.execute(text("LOCK TABLE headrace.users"))
-        told = put_off(shared, "SET LOCAL lock_timeout = '50ms'", "SELECT 1 FROM headrace.users")
-    assert told == "PostgreSQL: LockNotAvailable (55P03)"
+        message = retried(shared, "SET LOCAL lock_timeout = '50ms'", "SELECT 1 FROM headrace.users")
+    assert message == "PostgreSQL: LockNotAvailable (55P03)"
 
 
-def test_no_server_is_tried_later_without_the_password(shared_settings: Settings) -> None:
-    """Breaks if a database that is down costs a delivery its life, or its URL gets into the log."""
+def test_an_unreachable_server_is_retried_without_its_password(shared_settings: Settings) -> None:
+    """Breaks if a delivery is lost because the database is down, or its URL is logged."""
     url = f"postgresql+psycopg://headrace:sesame@127.0.0.1:{free_port()}/headrace"
     engine = make_engine(replace(shared_settings, database_url=url))
-    assert put_off(engine, "SELECT 1") == "PostgreSQL: OperationalError"
+    assert retried(engine, "SELECT 1") == "PostgreSQL: OperationalError"
     engine.dispose()
 
 
-def test_a_transaction_that_fails_leaves_nothing(shared: Engine) -> None:
-    """Breaks if what came before the error stays."""
+def test_a_failed_transaction_is_rolled_back(shared: Engine) -> None:
+    """Breaks if statements before the error stay."""
     with pytest.raises(Unprocessable):
         run(shared, "INSERT INTO headrace.users (user_id) VALUES ('half')", "SELECT 1 / 0")
     assert rows(shared, "SELECT 1 FROM health.users WHERE user_id = 'half'") == []
 
 
 def test_an_error_of_the_driver_hides_its_parameters(shared: Engine) -> None:
-    """Breaks if a traceback in a log quotes what a body held."""
+    """Breaks if a traceback in a log quotes a parameter."""
     with pytest.raises(DBAPIError) as caught, shared.connect() as connection:
         connection.execute(text("SELECT :value FROM nowhere"), {"value": "a secret value"})
     assert "secret" not in str(caught.value)
 
 
-def test_a_database_is_needed(shared_settings: Settings) -> None:
-    """Breaks if a missing DATABASE_URL shows as something else."""
+def test_a_database_url_is_required(shared_settings: Settings) -> None:
+    """Breaks if a missing DATABASE_URL raises another error."""
     with pytest.raises(Misconfigured, match="DATABASE_URL"):
         make_engine(replace(shared_settings, database_url=None))
 
 
-def test_a_session_is_ours_whatever_the_servers_default(empty: Engine, empty_settings: Settings) -> None:
+def test_session_settings_override_the_defaults(empty: Engine, empty_settings: Settings) -> None:
     """Breaks if a time without an offset is read in the server's zone, or a statement may hang for ever."""
     name = rows(empty, "SELECT current_database() AS name")[0]["name"]
     for setting in ("timezone = 'Asia/Tokyo'", "statement_timeout = 0", "lock_timeout = 0"):
@@ -138,8 +138,8 @@ def test_a_session_is_ours_whatever_the_servers_default(empty: Engine, empty_set
     engine.dispose()
 
 
-def test_times_can_be_read_whatever_the_servers_style(empty: Engine, empty_settings: Settings) -> None:
-    """Breaks if a database whose dates are written the local way makes a dead letter of every delivery."""
+def test_times_are_parsed_with_any_datestyle(empty: Engine, empty_settings: Settings) -> None:
+    """Breaks if a database with another datestyle makes every delivery a dead letter."""
     name = rows(empty, "SELECT current_database() AS name")[0]["name"]
     run(empty, f"ALTER DATABASE {name} SET datestyle = 'SQL, DMY'")
     engine = make_engine(empty_settings)
@@ -151,7 +151,7 @@ def test_times_can_be_read_whatever_the_servers_style(empty: Engine, empty_setti
         engine.dispose()
 
 
-def test_staged_samples_go_with_the_transaction(shared: Engine) -> None:
+def test_staged_samples_are_deleted_at_commit(shared: Engine) -> None:
     """Breaks if a message's samples are still staged when the next one is merged over the same connection."""
     with transaction(shared) as connection:
         connection.execute(text("INSERT INTO staged_samples (n) VALUES (1)"))
@@ -160,7 +160,7 @@ def test_staged_samples_go_with_the_transaction(shared: Engine) -> None:
 
 
 def test_every_connection_of_a_writer_can_stage(shared_settings: Settings) -> None:
-    """Breaks if only the first connection of the pool has the table."""
+    """Breaks if only the first connection of the pool has the staging table."""
     engine = make_writer(shared_settings)
     with engine.connect() as one, engine.connect() as other:
         for connection in (one, other):
@@ -186,7 +186,7 @@ def test_every_connection_of_a_writer_can_stage(shared_settings: Settings) -> No
 def test_a_sample_lands_in_the_partition_of_its_year(
     shared: Engine, shared_settings: Settings, moment: str, partition: str
 ) -> None:
-    """Breaks if a device with a wrong clock makes a dead letter, or a year's samples are not together."""
+    """Breaks if a wrong device clock makes a dead letter, or a year's samples are in several partitions."""
     body = event("daily.data.steps.created", moment, {"data": [{"timestamp": moment, "value": 1, "unit": "count"}]})
     assert apply(shared, shared_settings, delivery(body)) == {"applied": 1}
     query = """SELECT c.relname AS found FROM headrace.samples s JOIN pg_class c ON c.oid = s.tableoid
@@ -195,7 +195,7 @@ def test_a_sample_lands_in_the_partition_of_its_year(
     assert rows(shared, "SELECT value FROM health.steps WHERE user_id = :user", user=moment) == [{"value": 1.0}]
 
 
-def test_there_are_partitions_for_now_and_for_years(shared: Engine) -> None:
+def test_there_are_partitions_for_past_and_future_years(shared: Engine) -> None:
     """Breaks if today's samples land in the default partition, which is never dropped by age."""
     found = rows(shared, "SELECT relname AS name FROM pg_class WHERE relname LIKE 'samples_2%'")
     names, now = {row["name"] for row in found}, datetime.now(UTC)
@@ -203,7 +203,7 @@ def test_there_are_partitions_for_now_and_for_years(shared: Engine) -> None:
 
 
 def test_one_event_may_span_partitions(shared: Engine, shared_settings: Settings) -> None:
-    """Breaks if a merge that touches several partitions writes only one, or deadlocks with itself."""
+    """Breaks if a merge into several partitions writes only one, or deadlocks."""
     year = 365 * 24 * 60
     body = heartrate("spanning", {-year: 1, 0: 2, year: 3, 30 * year: 4})
     assert apply(shared, shared_settings, delivery(body)) == {"applied": 1}

@@ -1,4 +1,4 @@
-"""Erasing: nothing of a person is left or comes back, whatever is under way at that moment; nobody else's goes."""
+"""Erasure: no data of the user remains or returns, whatever runs concurrently; no other data is deleted."""
 
 import threading
 import time
@@ -39,18 +39,18 @@ SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables WHERE schem
 
 @pytest.fixture
 def reading(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history, without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
 
 
 def connected(user: str) -> Delivery:
-    """A delivery of a connection that broke."""
+    """A delivery with a connection error."""
     data = {"provider": {"slug": "garmin"}, "error_type": CANARY}
     return delivery(envelope("provider.connection.error", user, data, client_user_id=f"{user}-client"))
 
 
 def live(user: str, number: int = 0) -> list[Delivery]:
-    """One of each kind of delivery about somebody; the values are marked."""
+    """One delivery of each kind about a user; values contain CANARY."""
     bodies = [
         workout(user, f"w{number}", title=CANARY),
         envelope("daily.data.workout_stream.created", user, {"workout_id": f"w{number}", "source": {"slug": "garmin"}}),
@@ -62,36 +62,37 @@ def live(user: str, number: int = 0) -> list[Delivery]:
 
 
 def foreign(*within: Delivery) -> Delivery:
-    """A message that a worker could not read and set aside."""
+    """A raw message that a worker could not unpack."""
     return seal(UNKNOWN, Receipt(message_id(START)), pack(within).encode(), Sealer([ENCRYPTION_KEY]))
 
 
-def set_aside(engine: Engine, *letters: Delivery) -> None:
-    """Dead letters, as they come about."""
+def add_dead_letters(engine: Engine, *deliveries: Delivery) -> None:
+    """Stores dead letters."""
     with transaction(engine) as connection:
-        for letter in letters:
-            add_dead_letter(connection, letter, None, "why")
+        for one in deliveries:
+            add_dead_letter(connection, one, None, "why")
 
 
 def plant(engine: Engine, settings: Settings, user: str) -> None:
-    """Something of somebody wherever there can be something."""
+    """Stores data of a user in every table."""
     refused = workout(user, "bad", title=f"{CANARY}\u0000")
     deliveries = [*live(user), delivery(refused), delivery(f'{{"user_id": "{user}", "note": "{CANARY}'.encode())]
     numbers = Applier(engine, settings).apply(pack(deliveries)).backfills
     evidence = f"fetch-{numbers[0]}-0123456789abcdef"
-    set_aside(engine, delivery(CANARY.encode(), name=evidence), foreign(delivery(workout(user, "w9", title=CANARY))))
+    raw = foreign(delivery(workout(user, "w9", title=CANARY)))
+    add_dead_letters(engine, delivery(CANARY.encode(), name=evidence), raw)
     record_crash(engine, deliveries[0].key)
     with transaction(engine) as connection:
         keep_gaps(connection, "pulls", [user], [Gap(ResourceKey(user, "garmin", "sleep"), "provider", CANARY)])
 
 
 def erased(engine: Engine, settings: Settings, user: str = USER) -> dict[str, int]:
-    """Erases somebody, and says what was removed."""
+    """Erases a user, and returns the number of deleted rows."""
     return Eraser(engine, settings).erase(user, lambda _: None).removed
 
 
 def holding(engine: Engine, value: str) -> set[str]:
-    """The tables in which a value stands anywhere; what is sealed is opened."""
+    """The tables that contain a value; sealed bodies are opened."""
     found = {
         row["name"]
         for row in rows(engine, TABLES)
@@ -106,24 +107,24 @@ def holding(engine: Engine, value: str) -> set[str]:
     return found
 
 
-MAY_NAME = {"headrace.users", "headrace.audit"}  # the tombstone, and who put it up
+MAY_NAME = {"headrace.users", "headrace.audit"}  # the tombstone and the audit log
 
 
 def everything(engine: Engine) -> dict[str, Any]:
-    """Everything that readers see of whoever is there, and the letters."""
-    letters = rows(engine, "SELECT message_id FROM headrace.dead_letters ORDER BY 1")
+    """All data that readers see, and the dead letters."""
+    dead = rows(engine, "SELECT message_id FROM headrace.dead_letters ORDER BY 1")
     return {
         "views": digests.digests(engine),
-        "letters": letters,
+        "dead_letters": dead,
         "archive": rows(engine, "SELECT * FROM headrace.archive"),
     }
 
 
-# What goes, and what does not
+# Deleted and kept rows
 
 
-def test_nothing_of_the_person_is_left_and_nothing_of_others_goes(engine: Engine, settings: Settings) -> None:
-    """Breaks if a value stays behind in any table, open or sealed, or if somebody else loses one."""
+def test_all_data_of_the_user_and_no_other_is_deleted(engine: Engine, settings: Settings) -> None:
+    """Breaks if a value remains in any table, open or sealed, or another user loses one."""
     plant(engine, settings, OTHER)
     before = everything(engine)
     plant(engine, settings, USER)
@@ -132,7 +133,7 @@ def test_nothing_of_the_person_is_left_and_nothing_of_others_goes(engine: Engine
     removed = erased(engine, settings)
     assert removed == counted
     assert holding(engine, USER) == MAY_NAME
-    assert everything(engine)["letters"] == before["letters"]
+    assert everything(engine)["dead_letters"] == before["dead_letters"]
     assert everything(engine)["archive"] == before["archive"]
     theirs = ("connections", "workouts", "heartrate", "workout_stream", "backfills")
     for view in theirs:
@@ -142,8 +143,8 @@ def test_nothing_of_the_person_is_left_and_nothing_of_others_goes(engine: Engine
     assert holding(engine, f"{USER}-client") == set()
 
 
-def test_the_receipt_counts_what_went(engine: Engine, settings: Settings) -> None:
-    """Breaks if the receipt, which is the evidence, says something else than happened."""
+def test_the_receipt_counts_the_deleted_rows(engine: Engine, settings: Settings) -> None:
+    """Breaks if the receipt, which is the evidence, differs from the deleted rows."""
     plant(engine, settings, USER)
     assert erased(engine, settings) == {
         "backfills": 3,
@@ -162,8 +163,8 @@ def test_the_receipt_counts_what_went(engine: Engine, settings: Settings) -> Non
     assert erased(engine, settings) == {}
 
 
-def test_the_account_still_adds_up(engine: Engine, settings: Settings) -> None:
-    """Breaks if erasing somebody makes a delivery look as if it had been lost."""
+def test_the_ledger_keeps_every_delivery(engine: Engine, settings: Settings) -> None:
+    """Breaks if an erasure makes a delivery look lost."""
     plant(engine, settings, USER)
     query = "SELECT message_id, event_type, outcome, error FROM health.deliveries ORDER BY 1"
     before = [row for row in rows(engine, query) if row["message_id"]]
@@ -173,8 +174,8 @@ def test_the_account_still_adds_up(engine: Engine, settings: Settings) -> None:
     assert rows(engine, "SELECT 1 FROM headrace.deliveries WHERE user_id IS NOT NULL") == []
 
 
-def test_a_table_that_the_catalogue_has_forgotten_is_emptied_too(engine: Engine, settings: Settings) -> None:
-    """Breaks if what was stored of a resource that is no more, or in a table that is new, outlives its owner."""
+def test_a_table_outside_the_catalogue_is_included(engine: Engine, settings: Settings) -> None:
+    """Breaks if data of a removed resource, or in a new table, remains."""
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE headrace.old_one (user_id text)"))
         connection.execute(text("INSERT INTO headrace.old_one VALUES (:one), (:other)"), {"one": USER, "other": OTHER})
@@ -187,10 +188,10 @@ def test_a_table_that_the_catalogue_has_forgotten_is_emptied_too(engine: Engine,
 
 
 @pytest.mark.parametrize("size", [1, 7, 30, 31])
-def test_many_rows_go_in_batches(
+def test_rows_are_deleted_in_batches(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Breaks if ten years of samples are one transaction, or a batch of any size leaves some of them."""
+    """Breaks if ten years of samples are deleted in one transaction, or a batch size leaves some of them."""
     plant(engine, settings, USER)
     monkeypatch.setattr(erase, "BATCH", size)
     limit: list[int] = []
@@ -201,16 +202,16 @@ def test_many_rows_go_in_batches(
     assert holding(engine, USER) == MAY_NAME
 
 
-def test_killed_anywhere_and_begun_again_it_ends(
+def test_an_interrupted_erasure_can_be_repeated(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """Breaks if a run that was broken off leaves something that the next one does not find any more."""
+    """Breaks if an interrupted run leaves rows that the next one does not find."""
     monkeypatch.setattr(erase, "BATCH", 10)
-    step = 2 if full else 6  # both killed before a commit and after it
+    step = 2 if full else 6  # crashes both before and after a commit
     for commit in range(1, 200, step):
         user = f"killed-{commit}"
         with engine.begin() as connection:
-            connection.execute(text("DELETE FROM headrace.deliveries"))  # each run walks through all of them
+            connection.execute(text("DELETE FROM headrace.deliveries"))  # each run reads all of them
         plant(engine, settings, user)
         try:
             with struck(engine, commit, "after" if commit % 4 > 1 else "before"):
@@ -222,14 +223,14 @@ def test_killed_anywhere_and_begun_again_it_ends(
         else:
             assert commit > 30
             return
-    raise AssertionError("it never came to its end")
+    raise AssertionError("the erasure was interrupted at every commit")
 
 
-# Dead letters, of which nobody could say whose they are
+# Dead letters without a user
 
 
-def test_letters_are_looked_into(engine: Engine, settings: Settings) -> None:
-    """Breaks if what could not be parsed keeps somebody's data, or if somebody else's letter goes with it."""
+def test_dead_letters_are_searched(engine: Engine, settings: Settings) -> None:
+    """Breaks if an unparsed delivery keeps the user's data, or another user's dead letter is deleted."""
     theirs = [
         delivery(b'{"user_id": "' + USER.encode() + b'", "half'),
         delivery(b"user_id=" + USER.encode() + b"&x=1"),
@@ -238,36 +239,36 @@ def test_letters_are_looked_into(engine: Engine, settings: Settings) -> None:
     ]
     others = [delivery(b'{"value": 7, "half'), delivery(b'{"user_id": "' + USER.encode() + b'-2"}'), delivery(b"hello")]
     apply(engine, settings, delivery(workout(USER) | {"client_user_id": "7"}))
-    set_aside(engine, *theirs, *others)
+    add_dead_letters(engine, *theirs, *others)
     assert erased(engine, settings)["dead_letters"] == len(theirs)
     assert {one.message_id for one in dead_letters.listed(engine)} == {one.message_id for one in others}
 
 
-def test_a_name_that_somebody_else_has_is_no_evidence(engine: Engine, settings: Settings) -> None:
-    """Breaks if a person who was connected anew under another user_id loses what is theirs."""
+def test_a_shared_client_user_id_is_no_evidence(engine: Engine, settings: Settings) -> None:
+    """Breaks if a user who reconnected under another user_id loses data."""
     for user in (USER, OTHER):
         apply(engine, settings, delivery(workout(user) | {"client_user_id": "member-7"}))
-    set_aside(engine, delivery(b'{"client_user_id": "member-7", "user_id": "' + OTHER.encode() + b'", "half'))
+    add_dead_letters(engine, delivery(b'{"client_user_id": "member-7", "user_id": "' + OTHER.encode() + b'", "half'))
     receipt = Eraser(engine, settings).erase(USER, lambda _: None)
     assert receipt.others == (OTHER,)
     assert len(dead_letters.listed(engine)) == 1
 
 
-def test_of_a_message_that_was_set_aside_the_others_land(engine: Engine, settings: Settings) -> None:
-    """Breaks if a message with several people in it keeps the erased one, or takes the others along."""
+def test_other_deliveries_of_a_raw_message_are_applied(engine: Engine, settings: Settings) -> None:
+    """Breaks if a raw message keeps data of the erased user, or is deleted with data of others."""
     message = foreign(*(delivery(workout(user, title=CANARY)) for user in (USER, OTHER)))
     theirs_alone = foreign(delivery(b'{"user_id": "' + USER.encode() + b'", "half'))
-    set_aside(engine, message, theirs_alone, foreign(delivery(workout("third"))))
-    assert erased(engine, settings)["dead_letters"] == 3  # the half one was buried by itself, and then found
+    add_dead_letters(engine, message, theirs_alone, foreign(delivery(workout("third"))))
+    assert erased(engine, settings)["dead_letters"] == 3  # the half one became a dead letter of its own
     assert rows(engine, "SELECT user_id FROM health.workouts") == [{"user_id": OTHER}]
     assert len(dead_letters.listed(engine)) == 1
     assert holding(engine, USER) == MAY_NAME
 
 
-def test_what_cannot_be_opened_is_told(engine: Engine, settings: Settings) -> None:
-    """Breaks if the receipt claims that nothing is left where nobody can know."""
+def test_unreadable_dead_letters_are_reported(engine: Engine, settings: Settings) -> None:
+    """Breaks if the receipt claims that nothing remains although dead letters could not be opened."""
     locked = seal("junction", Receipt("locked"), USER.encode(), Sealer([bytes(32)]))
-    set_aside(engine, locked, seal(UNKNOWN, Receipt("newer"), b"\x93", Sealer([ENCRYPTION_KEY])))
+    add_dead_letters(engine, locked, seal(UNKNOWN, Receipt("newer"), b"\x93", Sealer([ENCRYPTION_KEY])))
     receipt = Eraser(engine, settings).erase(USER, lambda _: None)
     assert (receipt.unread, receipt.removed) == (2, {})
 
@@ -275,8 +276,8 @@ def test_what_cannot_be_opened_is_told(engine: Engine, settings: Settings) -> No
 # The tombstone
 
 
-def test_what_comes_late_is_ignored_and_harms_nobody(engine: Engine, settings: Settings) -> None:
-    """Breaks if an event brings an erased person back in any form, is not in the account, or costs its neighbours."""
+def test_late_events_are_ignored(engine: Engine, settings: Settings) -> None:
+    """Breaks if an event restores an erased user in any form, is not in the ledger, or affects its neighbours."""
     first = live(USER)
     apply(engine, settings, *first)
     erased(engine, settings)
@@ -298,8 +299,8 @@ def test_what_comes_late_is_ignored_and_harms_nobody(engine: Engine, settings: S
     assert not kept & {one.message_id for one in [*first, *new]}
 
 
-def test_somebody_who_was_never_seen_is_kept_out(engine: Engine, settings: Settings) -> None:
-    """Breaks if the events of somebody who was erased before the first one came are stored."""
+def test_an_unknown_user_can_be_erased(engine: Engine, settings: Settings) -> None:
+    """Breaks if events of a user who was erased before the first one are stored."""
     receipt = Eraser(engine, settings).erase(USER, lambda _: None)
     assert (receipt.before, receipt.removed) == ("unknown", {})
     assert apply(engine, settings, *live(USER)) == {"ignored": 7}
@@ -308,13 +309,13 @@ def test_somebody_who_was_never_seen_is_kept_out(engine: Engine, settings: Setti
 
 
 def test_a_second_erasure_keeps_the_first_date(engine: Engine, settings: Settings) -> None:
-    """Breaks if the tombstone moves, so that nobody can say since when somebody has been erased."""
+    """Breaks if a second erasure changes the date of the tombstone."""
     first = Eraser(engine, settings).erase(USER, lambda _: None)
     assert Eraser(engine, settings).erase(USER, lambda _: None).erased_at == first.erased_at
 
 
-def test_a_replay_brings_nobody_back(engine: Engine, settings: Settings) -> None:
-    """Breaks if what a replay had read before, or what was dead, is stored after."""
+def test_a_replay_restores_no_erased_user(engine: Engine, settings: Settings) -> None:
+    """Breaks if a replay that read its deliveries before the erasure stores them after it."""
     sent, dying = live(USER), delivery(b"half")
     apply(engine, settings, *sent, dying)
     erased(engine, settings)
@@ -331,8 +332,8 @@ def replace_body(one: Delivery, body: dict[str, Any]) -> Delivery:
     return delivery(body, name=one.message_id)
 
 
-def test_nobody_is_fetched_after_they_were_erased(engine: Engine, settings: Settings) -> None:
-    """Breaks if an operator's hand opens what an event may not, or a refused request is buried with what it held."""
+def test_an_erased_user_is_not_fetched(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator can start a backfill of an erased user, or a response is stored with its content."""
     erased(engine, settings)
     plan = backfill_admin.BackfillPlan("junction", USER, "garmin", "sleep", START, START, 1, is_measured=True)
     with pytest.raises(UserErased, match=r"^0c7a1a9e-person was erased"), transaction(engine) as connection:
@@ -341,8 +342,8 @@ def test_nobody_is_fetched_after_they_were_erased(engine: Engine, settings: Sett
 
 
 @pytest.mark.parametrize("status", [200, 422, 404, 500])
-def test_a_page_that_is_under_way_is_not_written(engine: Engine, reading: Settings, status: int) -> None:
-    """Breaks if an answer that comes after the erasure is stored, buried, or leaves the backfill there."""
+def test_a_page_in_flight_is_not_written(engine: Engine, reading: Settings, status: int) -> None:
+    """Breaks if a response that arrives after the erasure is stored, becomes a dead letter, or leaves the backfill."""
     (number,) = announce(engine, reading, notice(USER))
 
     def answer(_: httpx.Request) -> httpx.Response:
@@ -357,8 +358,8 @@ def test_a_page_that_is_under_way_is_not_written(engine: Engine, reading: Settin
     assert backfills.due(engine) == []
 
 
-def test_the_audit_says_who_did_what(engine: Engine, settings: Settings) -> None:
-    """Breaks if nobody can show later when somebody was erased, by whom, and what went; or if that tells too much."""
+def test_the_audit_log_records_the_erasure(engine: Engine, settings: Settings) -> None:
+    """Breaks if the operator, the time or the number of deleted rows is not recorded, or a value is."""
     plant(engine, settings, USER)
     removed = erased(engine, settings)
     first, last = rows(engine, "SELECT operator, action, subject, detail, at FROM headrace.audit ORDER BY id")
@@ -369,12 +370,12 @@ def test_the_audit_says_who_did_what(engine: Engine, settings: Settings) -> None
     assert tombstone["erased_at"] == first["at"]  # of one transaction
 
 
-# At the same moment
+# Concurrency
 
 
 @contextmanager
 def held_at_commit(engine: Engine) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Whoever commits in another thread waits: it is told when somebody does, and they go on when they may."""
+    """Commits of other threads wait: the first event is set when one does, the second one lets it continue."""
     waits, may_go, here = threading.Event(), threading.Event(), threading.get_ident()
 
     def hold(_: Connection) -> None:
@@ -391,7 +392,7 @@ def held_at_commit(engine: Engine) -> Iterator[tuple[threading.Event, threading.
 
 
 def without(name: str, words: str, instead: str = "") -> Callable[[pytest.MonkeyPatch], None]:
-    """A statement of the guard, weakened."""
+    """Weakens a statement that guards the erasure."""
 
     def weaken(patch: pytest.MonkeyPatch) -> None:
         module = users if hasattr(users, name) else erase
@@ -409,7 +410,7 @@ NO_RECHECK = without("RECHECK_ROW", "WHERE", "WHERE false AND")
 
 @pytest.mark.parametrize("weaken", [None, NO_LOCK, NO_WAIT], ids=["whole", "no lock", "no wait"])
 @pytest.mark.parametrize("is_known", [True, False])
-def test_whoever_is_amid_applying_is_waited_for(
+def test_open_transactions_are_waited_for(
     engine: Engine,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
@@ -417,9 +418,9 @@ def test_whoever_is_amid_applying_is_waited_for(
     *,
     is_known: bool,
 ) -> None:
-    """Breaks if rows are committed after they were looked for. Without either lock of the two, that is what happens.
+    """Breaks if rows are committed after the search. Without either of the two locks, that happens.
 
-    Of somebody who is not known yet, the new row itself is the lock.
+    For an unknown user, the inserted row is the lock.
     """
     if weaken:
         weaken(monkeypatch)
@@ -441,12 +442,12 @@ def test_whoever_is_amid_applying_is_waited_for(
 
 
 @pytest.mark.parametrize("weaken", [None, NO_RECHECK, NO_WAIT], ids=["whole", "no recheck", "no wait"])
-def test_whoever_looked_before_and_locks_after_looks_again(
+def test_a_lock_after_the_tombstone_rechecks_the_row(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, weaken: Callable[..., None] | None
 ) -> None:
-    """Breaks if a worker that stood still between its look at the users and its lock takes the erased one for alive.
+    """Breaks if a worker that pauses between reading and locking the user treats the erased user as present.
 
-    FOR KEY SHARE gives the row as it was, if it was only updated since.
+    FOR KEY SHARE returns the former version of a row that was only updated.
     """
     if weaken:
         weaken(monkeypatch)
@@ -455,7 +456,7 @@ def test_whoever_looked_before_and_locks_after_looks_again(
     with ThreadPoolExecutor(1) as pool, engine.connect() as holder:
         holder.execute(text("SELECT 1 FROM headrace.users WHERE user_id = '00-first' FOR UPDATE"))
         message = [delivery(workout(user)) for user in (USER, "00-first")]
-        applying = pool.submit(apply, other, settings, *message)  # in the order of their ids: it waits for the first
+        applying = pool.submit(apply, other, settings, *message)  # in order of ids: waits for the first
         query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         deadline = time.monotonic() + 20
         while not rows(engine, query) and time.monotonic() < deadline:
@@ -469,8 +470,8 @@ def test_whoever_looked_before_and_locks_after_looks_again(
     assert (holding(engine, USER) == MAY_NAME) == is_whole
 
 
-def test_those_who_began_later_do_not_hold_it_up(engine: Engine, settings: Settings) -> None:
-    """Breaks if workers that are never all idle at once keep a tombstone from standing, or it keeps them from work."""
+def test_overlapping_transactions_do_not_delay_it(engine: Engine, settings: Settings) -> None:
+    """Breaks if workers with overlapping transactions delay a tombstone for ever, or it blocks them."""
     apply(engine, settings, delivery(workout(USER)))
     stop = threading.Event()
     began = time.monotonic()
@@ -478,7 +479,7 @@ def test_those_who_began_later_do_not_hold_it_up(engine: Engine, settings: Setti
     def always(number: int) -> int:
         own, count = make_writer(settings), 0
         while not stop.is_set():
-            with transaction(own) as connection:  # overlapping: one of the others is always amid
+            with transaction(own) as connection:  # overlaps with a transaction of another
                 upsert_users(connection, {USER: None})
                 time.sleep(0.05 + number * 0.017)
             count += 1
@@ -496,8 +497,8 @@ def test_those_who_began_later_do_not_hold_it_up(engine: Engine, settings: Setti
     assert took < 5
 
 
-def test_two_that_name_the_same_person_do_not_deadlock(engine: Engine, settings: Settings) -> None:
-    """Breaks if the lock of those who write is so strong that two who also name the person wait for each other."""
+def test_concurrent_client_user_ids_do_not_deadlock(engine: Engine, settings: Settings) -> None:
+    """Breaks if the lock is so strong that two workers that update one client_user_id deadlock."""
     apply(engine, settings, delivery(workout(USER)))
     together = threading.Barrier(4)
 
@@ -514,7 +515,7 @@ def test_two_that_name_the_same_person_do_not_deadlock(engine: Engine, settings:
 
 
 class Crowd:
-    """Eight who apply and one who fetches, while a person is erased; `pause` is between a write and its commit."""
+    """Eight threads that apply and one that fetches, while a user is erased; `pause` delays each commit."""
 
     def __init__(self, settings: Settings, pause: float) -> None:
         self.settings = settings
@@ -527,7 +528,6 @@ class Crowd:
             engine.dispose()
 
     def erase(self, user: str, after: float) -> None:
-        """One round."""
         numbers = announce(self.engines[0], self.settings, notice(user), notice(user, "sleep"))
         data = heartrate(user, dict.fromkeys(range(200), 60))["data"]["data"]
         page = {"groups": {"garmin": [{"source": {"provider": "garmin", "type": "watch"}, "data": data}]}}
@@ -559,14 +559,9 @@ class Crowd:
                 one.result(60)
 
 
-def remains(engine: Engine, user: str) -> dict[str, int]:
-    """What is left of somebody; their neighbours' ids are longer."""
-    return erase.count(engine, user)
-
-
 @pytest.mark.timeout(600)
-def test_in_a_crowd_nothing_is_left_however_it_falls(engine: Engine, reading: Settings, full: bool) -> None:
-    """Breaks if any order of applying, fetching and erasing at once leaves something of the person."""
+def test_concurrent_work_leaves_nothing(engine: Engine, reading: Settings, full: bool) -> None:
+    """Breaks if any order of concurrent applying, fetching and erasing leaves a row of the user."""
     with ExitStack() as ends:
         crowds = [Crowd(reading, pause) for pause in (0.0, 0.25)]
         for crowd in crowds:
@@ -574,22 +569,22 @@ def test_in_a_crowd_nothing_is_left_however_it_falls(engine: Engine, reading: Se
         for turn in range(0, 25, 1 if full else 7):
             user = f"crowd-{turn:03}"
             crowds[turn % 2].erase(user, turn % 10 * 0.02)
-            assert remains(engine, user) == {}, turn
+            assert erase.count(engine, user) == {}, turn
             found = {row["user_id"] for row in rows(engine, "SELECT DISTINCT user_id FROM health.workouts")}
             assert {one for one in found if one.startswith(user)} == {f"{user}-neighbour-{n}" for n in range(8)}
     assert rows(engine, "SELECT 1 FROM headrace.dead_letters") == []
 
 
 @pytest.mark.timeout(600)
-def test_the_crowd_notices(engine: Engine, reading: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_lock_rows_are_left(engine: Engine, reading: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if the test above could not fail."""
     NO_LOCK(monkeypatch)
     with ExitStack() as ends:
         crowd = Crowd(reading, 0.25)
         ends.callback(crowd.dispose)
         for turn in range(100):
-            with suppress(TryLater):  # which may be a deadlock: the lock is what keeps the two in order
+            with suppress(TryLater):  # may be a deadlock: without the lock there is no order
                 crowd.erase(f"crowd-{turn:03}", turn % 10 * 0.02)
-            if remains(engine, f"crowd-{turn:03}"):
+            if erase.count(engine, f"crowd-{turn:03}"):
                 return
     raise AssertionError("without the lock nothing was left either")

@@ -1,4 +1,4 @@
-"""What a history will cost, told by what others cost."""
+"""Estimates of the cost of a history."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,33 +23,32 @@ from workers.store.estimates import RequestEstimate
 
 @pytest.fixture
 def settings(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """A deployment that may fetch history, without a rate limit."""
     return replace(settings, broker_url=broker_url, junction_api_key=API_KEY, request_rate="1000000/second")
 
 
 def experienced(engine: Engine) -> RequestEstimate:
-    """What backfills have cost until now."""
     with transaction(engine) as connection:
         return estimates.measured_costs(connection)
 
 
-def test_an_estimate_follows_from_experience() -> None:
-    """Breaks if an operator is told a number that has nothing to do with what it will be."""
+def test_an_estimate_follows_from_measured_costs() -> None:
+    """Breaks if an estimate does not follow from the costs of earlier backfills."""
     failures = Failures()
     for known, provider, name, days, requests in (
         ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 998, (100, True)),
         ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 1001, (101, True)),
         ({("garmin", "heartrate"): (10.0, 100.0)}, "garmin", "heartrate", 1, (1, True)),
-        # Of a provider that nobody has fetched from yet, what the others cost.
+        # For a provider without measured costs, the costs of the others.
         ({("garmin", "heartrate"): (10, 100), ("oura", "heartrate"): (50, 100)}, "", "heartrate", 198, (60, True)),
         ({("garmin", "heartrate"): (10, 100), ("oura", "heartrate"): (50, 100)}, "oura", "heartrate", 198, (100, True)),
-        # Of a resource that nobody has fetched yet, the least there can be: 14 + 28 + 56 days.
+        # For a resource without measured costs, the lower bound: 14 + 28 + 56 days.
         ({("garmin", "steps"): (10, 100)}, "garmin", "heartrate", 96, (3, False)),
         ({}, "garmin", "heartrate", 97, (4, False)),
         ({}, "garmin", "workouts", 58, (1, False)),
         ({}, "garmin", "workouts", 59, (2, False)),
         ({}, "garmin", "workout_stream", 29, (2, False)),
-        # What has no window is asked for once.
+        # A resource without dates costs one request.
         ({("garmin", "profile"): (900, 100)}, "garmin", "profile", 3650, (1, True)),
         ({}, "", "device", 3650, (1, True)),
     ):
@@ -58,8 +57,8 @@ def test_an_estimate_follows_from_experience() -> None:
     assert failures == {}
 
 
-def test_experience_is_what_complete_backfills_cost(engine: Engine, settings: Settings) -> None:
-    """Breaks if what failed, still runs or is one workout's stream counts as a measure."""
+def test_only_complete_backfills_are_measured(engine: Engine, settings: Settings) -> None:
+    """Breaks if a failed or running backfill, or one workout's stream, is measured."""
     numbers = announce(engine, settings, *(notice(f"u{n}", days=(0, 54)) for n in range(4)))
     provider = Provider(heartrates(daily(60), 5))
     settle(engine, provider.fetcher(engine, settings))
@@ -75,8 +74,8 @@ def test_experience_is_what_complete_backfills_cost(engine: Engine, settings: Se
         assert experienced(engine).of == {}
 
 
-def test_what_was_measured_is_what_it_costs_again(engine: Engine, settings: Settings) -> None:
-    """Breaks if the measure of a history is not what the same history costs a second time."""
+def test_the_measured_cost_is_the_next_cost(engine: Engine, settings: Settings) -> None:
+    """Breaks if the measured cost of a history differs from its cost the second time."""
     answers = {"heartrate": heartrates(hourly(54), 100), "workouts": workouts(daily(54))}
     answers["workout_stream"] = answers["workouts"]
     for name, answer in answers.items():
@@ -92,7 +91,7 @@ def test_what_was_measured_is_what_it_costs_again(engine: Engine, settings: Sett
 
 
 def nothing(request: httpx.Request) -> httpx.Response:
-    """A provider at whom there is nothing of anything."""
+    """A provider without data."""
     path = request.url.path
     if "profile" in path:
         return httpx.Response(404)
@@ -102,8 +101,8 @@ def nothing(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json=names | {"groups": {}})
 
 
-def test_an_empty_history_costs_what_was_said(engine: Engine, settings: Settings) -> None:
-    """Breaks if the least that is told before is more, or less, than what is asked for."""
+def test_an_empty_history_costs_the_lower_bound(engine: Engine, settings: Settings) -> None:
+    """Breaks if the lower bound differs from the number of requests for an empty history."""
     failures = Failures()
     for name in ("heartrate", "workouts", "sleep_cycle", "workout_stream", "sleep_stream", "profile", "device"):
         with failures.of(name), emptied(engine):
@@ -121,12 +120,12 @@ def test_an_empty_history_costs_what_was_said(engine: Engine, settings: Settings
                 (done,) = listed(engine, Filter(ids=(number,)))
                 assert (done.status, done.pages) == ("complete", len(provider.asked) - before)
                 assert one.requests == len(provider.asked) - before, days
-                change(engine, number, "pages = 0")  # no experience for the next one
+                change(engine, number, "pages = 0")  # not measured for the next one
     assert failures == {}
 
 
-def test_a_stream_costs_a_request_each(engine: Engine, settings: Settings) -> None:
-    """Breaks if the streams of a hundred workouts are said to cost as much as a list."""
+def test_each_stream_costs_a_request(engine: Engine, settings: Settings) -> None:
+    """Breaks if the streams of a hundred workouts are estimated like a list."""
     days = [(FIRST + n * DAY).date().isoformat() for n in range(5)]
     bodies = [workout("u1", f"w{n}", calendar_date=day) for n, day in enumerate(days)]
     bodies += [workout("u2", "w8"), workout("u1", "w9", source={"provider": "oura", "type": "ring"})]
@@ -143,7 +142,7 @@ def test_a_stream_costs_a_request_each(engine: Engine, settings: Settings) -> No
 
 
 def test_streams_of_other_years_cost_nothing(engine: Engine, settings: Settings) -> None:
-    """Breaks if "at least" is said of streams that lie outside of the window."""
+    """Breaks if streams outside of the window are counted."""
     bodies = [workout("u1", f"w{n}", calendar_date="2020-05-05") for n in range(9)]
     apply(engine, settings, *map(delivery, bodies))
     (one,) = planned(engine, settings, providers=("garmin",), resources=("workout_stream",))

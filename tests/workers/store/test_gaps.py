@@ -1,4 +1,4 @@
-"""The account of gaps: what is kept of them, since when, and what a page about some people replaces."""
+"""The table of gaps: contents, age, and replacement by a page of users."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ SLEEP = ResourceKey("u1", "garmin", "sleep")
 
 
 def keep(engine: Engine, *found: Gap, users: tuple[str, ...] = ("u1",), part: str = "pulls") -> None:
-    """Puts down what was found of these people, two days after the last time."""
+    """Stores the gaps of these users, two days after the last call."""
     earlier = "UPDATE headrace.gaps SET since = since - interval '2 days', seen_at = seen_at - interval '2 days'"
     with transaction(engine) as connection:
         connection.execute(text(earlier))
@@ -25,7 +25,7 @@ def keep(engine: Engine, *found: Gap, users: tuple[str, ...] = ("u1",), part: st
 
 
 def account(engine: Engine) -> list[tuple[Any, ...]]:
-    """What is kept: whose sleep, whose turn, and for how many days."""
+    """The stored gaps: user, part, responsible party, and age in days."""
     query = """SELECT user_id, part, whose, (extract(epoch FROM now() - since) / 86400)::int AS days
                FROM headrace.gaps ORDER BY 1, 2"""
     return [tuple(row.values()) for row in rows(engine, query)]
@@ -34,8 +34,8 @@ def account(engine: Engine) -> list[tuple[Any, ...]]:
 OURS, THEIRS = Gap(SLEEP, "ours", "why", ((START, START + DAY),)), Gap(SLEEP, "aggregator", "why", (), is_pulling=True)
 
 
-def test_a_gap_is_kept_as_it_was_found(engine: Engine) -> None:
-    """Breaks if an edge, a reason or whose turn it is gets lost."""
+def test_a_gap_is_stored_as_found(engine: Engine) -> None:
+    """Breaks if an edge, a reason or the responsible party is lost."""
     windows = ((START, START + DAY), (START + 5 * DAY, START + 7 * DAY))
     keep(engine, OURS, Gap(SLEEP._replace(resource="hrv"), "ours", "holes", windows))
     query = "SELECT resource, whose, reason, is_pulling, window_start, window_end FROM headrace.gaps ORDER BY 1"
@@ -47,8 +47,8 @@ def test_a_gap_is_kept_as_it_was_found(engine: Engine) -> None:
     assert [tuple(row.values()) for row in rows(engine, query)] == [("sleep", "aggregator", "why", True, None, None)]
 
 
-def test_since_when_is_kept_while_it_is_the_same_turn(engine: Engine) -> None:
-    """Breaks if a gap looks new each time, or is blamed for longer on somebody whose turn it has just become."""
+def test_since_is_kept_for_the_same_responsible_party(engine: Engine) -> None:
+    """Breaks if a gap looks new each time, or a new responsible party inherits its age."""
     keep(engine, OURS)
     assert account(engine) == [("u1", "pulls", "ours", 0)]
     keep(engine, Gap(SLEEP, "ours", "another reason"))
@@ -60,15 +60,15 @@ def test_since_when_is_kept_while_it_is_the_same_turn(engine: Engine) -> None:
     assert account(engine) == [("u1", "pulls", "aggregator", 4)]
 
 
-def test_a_gap_that_is_over_goes(engine: Engine) -> None:
-    """Breaks if what was mended is still shown."""
+def test_a_closed_gap_is_deleted(engine: Engine) -> None:
+    """Breaks if a closed gap is still shown."""
     keep(engine, OURS)
     keep(engine)
     assert account(engine) == []
 
 
-def test_only_what_was_looked_at_is_replaced(engine: Engine) -> None:
-    """Breaks if a page about some people forgets the others, or one part the other's account."""
+def test_only_gaps_of_the_page_are_replaced(engine: Engine) -> None:
+    """Breaks if a page of users deletes other users' gaps, or one part the other part's gaps."""
     other = Gap(SLEEP._replace(user_id="u2"), "provider", "why")
     keep(engine, OURS, other, users=("u1", "u2"))
     keep(engine, OURS, part="supplies")
@@ -80,14 +80,14 @@ def test_only_what_was_looked_at_is_replaced(engine: Engine) -> None:
     assert account(engine) == [("u2", "pulls", "provider", 8)]
 
 
-def test_one_gap_found_twice_is_one(engine: Engine) -> None:
-    """Breaks if somebody who is on a page twice ends the comparison of all."""
+def test_a_gap_found_twice_is_stored_once(engine: Engine) -> None:
+    """Breaks if a user who is on a page twice fails the reconciliation."""
     keep(engine, OURS, THEIRS)
     assert account(engine) == [("u1", "pulls", "aggregator", 0)]
 
 
-def test_what_is_still_being_pulled_is_known(engine: Engine) -> None:
-    """Breaks if a pull that goes on is forgotten, or one that is over, or another's, holds something up."""
+def test_open_pulls_are_found(engine: Engine) -> None:
+    """Breaks if an open pull is forgotten, or a closed one, or another user's, is returned."""
     pulling = [Gap(SLEEP._replace(user_id=user), "aggregator", "retrying", is_pulling=True) for user in ("u1", "u2")]
     keep(engine, *pulling, Gap(SLEEP._replace(resource="hrv"), "aggregator", "gives no more"), users=("u1", "u2"))
     with transaction(engine) as connection:

@@ -1,4 +1,4 @@
-"""Large requests: counted by what is in the ledger, whatever came first."""
+"""Large requests: counted in the ledger, in any order of arrival."""
 
 import itertools
 
@@ -21,19 +21,17 @@ def chunk(number: int, reference: str = "r1", outcome: Outcome = "applied", even
 
 
 def announce(engine: Engine, expected: int | None) -> bool:
-    """The aggregator says that a large request is on its way."""
     with transaction(engine) as connection:
         return expect(connection, "terra", LargeRequest("r1", "u1", "garmin", expected))
 
 
 def come(engine: Engine, *settled: OutcomeRow) -> None:
-    """Deliveries are settled."""
     with transaction(engine) as connection:
         settle(connection, settled)
 
 
-def test_it_is_complete_whatever_came_first(engine: Engine) -> None:
-    """Breaks if a chunk that comes before its announcement is not counted, or an announcement forgets the number."""
+def test_it_is_complete_in_any_order(engine: Engine) -> None:
+    """Breaks if a chunk before its announcement is not counted, or an announcement clears the number."""
     failures = Failures()
     for order in list(itertools.permutations(["processing", "sending", 1, 2])):
         with failures.of(order), emptied(engine):
@@ -47,7 +45,7 @@ def test_it_is_complete_whatever_came_first(engine: Engine) -> None:
     assert failures == {}
 
 
-def test_what_is_no_part_of_it_does_not_count(engine: Engine) -> None:
+def test_only_applied_chunks_count(engine: Engine) -> None:
     """Breaks if dead chunks, announcements or another request's chunks make it look complete."""
     announce(engine, 3)
     come(engine, chunk(1), chunk(2, outcome="dead"), chunk(3, event_type="large_request_sending"), chunk(4, "r2"))
@@ -57,17 +55,12 @@ def test_what_is_no_part_of_it_does_not_count(engine: Engine) -> None:
 
 
 def test_without_a_number_it_is_never_complete(engine: Engine) -> None:
-    """Breaks if a provider that never tells how many there are looks complete, or looks as if it were stuck at none."""
+    """Breaks if a request without a stated number looks complete, or incomplete."""
     announce(engine, None)
     come(engine, chunk(1))
     assert rows(engine, FOUND) == [{"expected": None, "received": 1, "is_complete": None}]
 
 
-def test_only_what_is_new_counts(engine: Engine) -> None:
-    """Breaks if a repeated announcement counts as applied, or a late one takes back the number."""
-    assert [announce(engine, None), announce(engine, 2), announce(engine, 2), announce(engine, None)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+def test_only_a_new_announcement_counts(engine: Engine) -> None:
+    """Breaks if a repeated announcement counts as applied, or a late one clears the number."""
+    assert [announce(engine, expected) for expected in (None, 2, 2, None)] == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""The ledger, and what could not be applied."""
+"""The delivery ledger."""
 
 from typing import Any
 
@@ -13,19 +13,17 @@ LEDGER = "SELECT outcome, attempts, error FROM health.deliveries WHERE message_i
 
 
 def record(engine: Engine, *settled: OutcomeRow) -> None:
-    """Settles in a transaction of its own."""
     with transaction(engine) as connection:
         settle(connection, settled)
 
 
 def outcome(name: str, what: Outcome, **more: Any) -> OutcomeRow:
-    """What became of a delivery."""
     given = {"event_type": "daily.data.sleep.created", "user_id": "u1", "received_at": START}
     return OutcomeRow("junction", name, outcome=what, **(given | more))
 
 
 def test_the_first_outcome_stands_unless_it_was_dead(shared: Engine) -> None:
-    """Breaks if a repeated message hides that it was applied once, or a mended delivery stays dead."""
+    """Breaks if a repeated message hides that it was applied once, or a resolved delivery stays dead."""
     failures = Failures()
     for first, second, stands in (
         ("applied", "duplicate", "applied"),
@@ -45,14 +43,14 @@ def test_the_first_outcome_stands_unless_it_was_dead(shared: Engine) -> None:
 
 
 def test_attempts_add_up(shared: Engine) -> None:
-    """Breaks if how often a sender tried cannot be seen."""
+    """Breaks if the number of attempts is lost."""
     for attempts in (1, 5, 2):
         record(shared, outcome("counted", "applied", attempts=attempts))
     assert rows(shared, LEDGER, id="counted")[0]["attempts"] == 8
 
 
 def test_one_id_of_two_aggregators_is_two_deliveries(shared: Engine) -> None:
-    """Breaks if an id of Terra's hides one of Junction's."""
+    """Breaks if an id of Terra's hides the same id of Junction's."""
     terra = outcome("same", "applied")
     terra.aggregator = "terra"
     record(shared, outcome("same", "applied"), terra)
@@ -60,8 +58,8 @@ def test_one_id_of_two_aggregators_is_two_deliveries(shared: Engine) -> None:
     assert found == [{"provider": "junction", "attempts": 1}, {"provider": "terra", "attempts": 1}]
 
 
-def test_all_that_is_known_is_recorded(shared: Engine) -> None:
-    """Breaks if a column of the ledger is filled from the wrong one, or what a dead delivery lacks is wanted."""
+def test_every_column_is_recorded(shared: Engine) -> None:
+    """Breaks if a column of the ledger has the wrong value, or an absent value of a dead delivery is required."""
     record(shared, outcome("full", "applied"), outcome("bare", "dead", event_type=None, user_id=None))
     query = "SELECT event_type, received_at, applied_at > received_at AS later FROM health.deliveries"
     (full,) = rows(shared, f"{query} WHERE message_id = 'full'")
@@ -71,6 +69,6 @@ def test_all_that_is_known_is_recorded(shared: Engine) -> None:
     assert [row["user_id"] for row in users] == ["u1", None]
 
 
-def test_nothing_settled_is_nothing_written(shared: Engine) -> None:
+def test_an_empty_message_writes_nothing(shared: Engine) -> None:
     """Breaks if an empty message fails."""
     record(shared)

@@ -1,4 +1,4 @@
-"""The guarded upsert, on a small table of its own."""
+"""The guarded upsert, on its own small table."""
 
 import itertools
 import re
@@ -26,15 +26,15 @@ THINGS = Target(
 )
 COLUMNS = "n int, owner text, place int, value float8, unit text, remark text, version timestamptz, origin text"
 SOURCE = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming({COLUMNS})"
-MERGE, STANDING = upsert_sql(THINGS, SOURCE), comparison_sql(THINGS, SOURCE)
-LATE = f"SELECT n FROM ({STANDING}) AS found WHERE is_stale"
-# As they come: whatever is left out beforehand, a join may sort them after all.
+MERGE, COMPARE = upsert_sql(THINGS, SOURCE), comparison_sql(THINGS, SOURCE)
+STALE = f"SELECT n FROM ({COMPARE}) AS found WHERE is_stale"
+# In order of arrival, and without the filter, whose join could sort the rows.
 UNSORTED = re.sub(
     r"\nWHERE NOT EXISTS.*?(?=\nON CONFLICT)", "", MERGE.replace("DISTINCT ON (owner, place) ", ""), flags=re.DOTALL
 )
 DAY = datetime(2026, 3, 14, tzinfo=UTC)
 
-# From the second row of a transaction on, whoever holds advisory lock 7 decides when it goes on.
+# From the second row of a transaction on, an insert waits for advisory lock 7.
 STEP_BY_STEP = """
 CREATE FUNCTION step_by_step() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -47,7 +47,6 @@ CREATE TRIGGER step_by_step BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTIO
 
 @pytest.fixture(scope="module")
 def table(shared: Engine) -> Engine:
-    """A table to merge into."""
     with shared.begin() as connection:
         connection.execute(
             text(
@@ -60,39 +59,38 @@ def table(shared: Engine) -> Engine:
 
 @pytest.fixture
 def things(table: Engine) -> Iterator[Engine]:
-    """An empty table."""
     yield table
     with table.begin() as connection:
         connection.execute(text("DELETE FROM things; DROP FUNCTION IF EXISTS step_by_step CASCADE"))
 
 
 def thing(version: int, value: float | None, place: int = 1, **more: Any) -> dict[str, Any]:
-    """A row of the version of that day."""
+    """A row with the version of that day."""
     moment = DAY + timedelta(days=version)
     given = {"n": 0, "owner": "a", "place": place, "value": value, "version": moment, "origin": "webhook"}
     return given | more
 
 
 def merge(engine: Engine, *given: dict[str, Any], statement: str = MERGE) -> list[bool]:
-    """Merges in one transaction; `changed` of every row that was touched, in the order of the keys."""
+    """Merges in one transaction; `changed` of every touched row, in key order."""
     with engine.begin() as connection:
         merged = connection.execute(text(statement), {"rows": msgspec.json.encode(given).decode()}).all()
     return [row.changed for row in sorted(merged, key=lambda row: (row.owner, row.place))]
 
 
-def late(engine: Engine, *given: dict[str, Any]) -> set[int]:
-    """The deliveries that `comparison_sql` calls late."""
+def stale(engine: Engine, *given: dict[str, Any]) -> set[int]:
+    """The deliveries that `comparison_sql` calls stale."""
     with engine.begin() as connection:
-        return set(connection.scalars(text(LATE), {"rows": msgspec.json.encode(given).decode()}))
+        return set(connection.scalars(text(STALE), {"rows": msgspec.json.encode(given).decode()}))
 
 
 def stored(engine: Engine, what: str = "value") -> list[Any]:
-    """One column, in the order of the keys."""
+    """One column, in key order."""
     return [row["found"] for row in rows(engine, f"SELECT {what} AS found FROM things ORDER BY owner, place")]
 
 
 def test_the_newest_wins_in_every_order(things: Engine) -> None:
-    """Breaks if an older version that arrives late is taken, or a newer one is not."""
+    """Breaks if an older version that arrives late is written, or a newer one is not."""
     failures = Failures()
     for place, order in enumerate(itertools.permutations(range(4))):
         with failures.of(order):
@@ -137,8 +135,8 @@ def test_a_tie_ends_in_the_higher_content_in_both_orders(
     assert rows(things, "SELECT value, unit FROM things") == [dict(zip(("value", "unit"), expected, strict=True))] * 2
 
 
-def test_equal_content_of_a_newer_version_moves_only_the_version(things: Engine) -> None:
-    """Breaks if a repetition counts as a write, or if its version is forgotten and an older one wins later."""
+def test_equal_content_of_a_newer_version_updates_only_the_version(things: Engine) -> None:
+    """Breaks if a repetition counts as a write, or its version is lost and an older one wins later."""
     merge(things, thing(0, 1.0))
     before = rows(things, "SELECT stored_at, origin FROM things")
     assert merge(things, thing(2, 1.0, origin="backfill")) == [False]
@@ -149,8 +147,8 @@ def test_equal_content_of_a_newer_version_moves_only_the_version(things: Engine)
 
 
 @pytest.mark.parametrize("value", [1.0, None])
-def test_the_very_same_row_is_not_touched(things: Engine, value: float | None) -> None:
-    """Breaks if a message that is handed out twice rewrites rows, or NULLs are taken for a difference."""
+def test_an_equal_row_is_not_touched(things: Engine, value: float | None) -> None:
+    """Breaks if a redelivered message rewrites rows, or NULLs count as a difference."""
     merge(things, thing(0, value))
     before = stored(things, "xmin::text || ctid::text")
     assert merge(things, thing(0, value)) == []
@@ -159,28 +157,28 @@ def test_the_very_same_row_is_not_touched(things: Engine, value: float | None) -
 
 @pytest.mark.parametrize(("before", "after"), [(None, 1.0), (1.0, None), (1.0, 2.0)])
 def test_a_change_from_or_to_null_is_a_change(things: Engine, before: float | None, after: float | None) -> None:
-    """Breaks if a value that appears or goes away is overlooked, or keeps the old origin."""
+    """Breaks if a value that appears or disappears is ignored, or keeps the old origin."""
     merge(things, thing(0, before))
     assert merge(things, thing(1, after, origin="backfill")) == [True]
     assert rows(things, "SELECT value, origin FROM things") == [{"value": after, "origin": "backfill"}]
 
 
-def test_what_follows_from_the_ranked_columns_comes_along(things: Engine) -> None:
-    """Breaks if a column of the content that takes no part in the comparison keeps the older row's value."""
+def test_unranked_columns_are_updated_too(things: Engine) -> None:
+    """Breaks if a content column that is not compared keeps the old value."""
     merge(things, thing(0, 1.0, remark="old"))
     merge(things, thing(1, 2.0, remark="new"))
     assert stored(things, "remark") == ["new"]
 
 
-def test_keys_do_not_touch_each_other(things: Engine) -> None:
+def test_keys_are_independent(things: Engine) -> None:
     """Breaks if only a part of the key is compared."""
     assert merge(things, thing(0, 1.0, 1), thing(0, 2.0, 2), thing(0, 3.0, 1, owner="b")) == [True] * 3
     assert merge(things, thing(1, 9.0, 2)) == [True]
     assert stored(things) == [1.0, 9.0, 3.0]
 
 
-def test_nothing_merges_to_nothing(things: Engine) -> None:
-    """Breaks if an empty source is an error."""
+def test_an_empty_source_changes_nothing(things: Engine) -> None:
+    """Breaks if an empty source fails."""
     assert merge(things) == []
 
 
@@ -194,10 +192,10 @@ def test_nothing_merges_to_nothing(things: Engine) -> None:
         (thing(0, 2.0, 2, n=7), False),
     ],
 )
-def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, Any], *, is_stale: bool) -> None:
+def test_deliveries_that_differ_are_stale(things: Engine, given: dict[str, Any], *, is_stale: bool) -> None:
     """Breaks if a repetition is called stale, or a late version a duplicate."""
     merge(things, thing(1, 2.0))
-    assert late(things, given, given) == ({7} if is_stale else set())
+    assert stale(things, given, given) == ({7} if is_stale else set())
 
 
 @pytest.mark.parametrize(
@@ -213,24 +211,24 @@ def test_late_are_the_deliveries_that_differ(things: Engine, given: dict[str, An
     ],
     ids=["newer", "newer and other", "not stored", "ranks higher", "ranks lower", "the same", "older"],
 )
-def test_ahead_is_what_a_merge_would_write(things: Engine, given: dict[str, Any], *, is_newer: bool) -> None:
-    """Breaks if a look before the merge leaves out what it would write, or finds work where there is none."""
+def test_is_newer_agrees_with_the_merge(things: Engine, given: dict[str, Any], *, is_newer: bool) -> None:
+    """Breaks if the comparison misses a row that the merge would write, or finds one that it would not."""
     merge(things, thing(1, 2.0))
     with things.begin() as connection:
-        found = connection.execute(text(STANDING), {"rows": msgspec.json.encode([given]).decode()}).one()
+        found = connection.execute(text(COMPARE), {"rows": msgspec.json.encode([given]).decode()}).one()
     assert found.is_newer == is_newer
     assert len(merge(things, given)) == is_newer
 
 
-def test_late_sees_nulls(things: Engine) -> None:
-    """Breaks if two rows without a value are taken for different."""
+def test_equal_nulls_are_not_stale(things: Engine) -> None:
+    """Breaks if two rows without a value count as different."""
     merge(things, thing(1, None))
-    assert late(things, thing(0, None, n=1), thing(0, 1.0, n=2)) == {2}
+    assert stale(things, thing(0, None, n=1), thing(0, 1.0, n=2)) == {2}
 
 
 @pytest.mark.parametrize(("statement", "deadlocks"), [(MERGE, 0), (UNSORTED, 1)], ids=["sorted", "unsorted"])
-def test_two_transactions_do_not_wait_in_a_circle(things: Engine, statement: str, deadlocks: int) -> None:
-    """Breaks if rows are not written in the order of their keys. Without that order the same two do deadlock."""
+def test_two_transactions_do_not_deadlock(things: Engine, statement: str, deadlocks: int) -> None:
+    """Breaks if rows are not written in key order. Without that order the same two do deadlock."""
     merge(things, thing(0, 0.0, 1), thing(0, 0.0, 2))
     failed: list[str] = []
     written = threading.Lock()

@@ -1,4 +1,4 @@
-"""Migrations: twice, at once, by an ordinary role, and one that fails."""
+"""Migrations: repeated, concurrent, by an ordinary role, and failed."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ COUNT_VIEWS = "SELECT count(*) AS n FROM pg_views WHERE schemaname = 'health'"
 
 
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:
-    """Breaks if a deployment that runs the migration at every start fails at the second."""
+    """Breaks if a deployment that migrates at every start fails at the second start."""
     version = migrate(empty)
     before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
     assert migrate(empty) == version == "0002"
@@ -28,17 +28,17 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
 
 
-def test_a_newer_schema_is_left_alone(empty: Engine) -> None:
-    """Breaks if going back to an older program ends in a traceback, or changes what the newer one has made."""
+def test_a_newer_schema_is_not_changed(empty: Engine) -> None:
+    """Breaks if a downgrade of the program ends in a traceback, or changes the newer schema."""
     migrate(empty)
     with empty.begin() as connection:
         connection.execute(text("UPDATE headrace.schema_version SET version_num = '9999'"))
-    with pytest.raises(Misconfigured, match="newer Headrace"):
+    with pytest.raises(Misconfigured, match="newer version of Headrace"):
         migrate(empty)
     assert rows(empty, "SELECT version_num FROM headrace.schema_version") == [{"version_num": "9999"}]
 
 
-def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
+def test_concurrent_migrations_succeed(empty_settings: Settings) -> None:
     """Breaks if the pods of a fresh installation race: three of four would crash."""
     together = threading.Barrier(4)
 
@@ -58,7 +58,7 @@ def test_migrating_four_times_at_once_works(empty_settings: Settings) -> None:
 
 
 def test_an_ordinary_role_of_any_name_can_migrate_and_apply(empty: Engine, empty_settings: Settings) -> None:
-    """Breaks if something wants a superuser, or is found only because the role is called like our schema."""
+    """Breaks if a superuser is needed, or a role whose name is that of the schema."""
     name = rows(empty, "SELECT current_database() AS name")[0]["name"]
     run(empty, "CREATE ROLE somebody LOGIN PASSWORD 'sesame'", f"ALTER DATABASE {name} OWNER TO somebody")
     where = urlsplit(empty_settings.need_database())
@@ -76,8 +76,8 @@ def test_an_ordinary_role_of_any_name_can_migrate_and_apply(empty: Engine, empty
         run(empty, "REASSIGN OWNED BY somebody TO headrace", "DROP ROLE somebody")
 
 
-def test_a_migration_that_fails_leaves_nothing(empty: Engine) -> None:
-    """Breaks if half a schema stays behind, on which the next attempt stumbles."""
+def test_a_failed_migration_is_rolled_back(empty: Engine) -> None:
+    """Breaks if a failed migration leaves half a schema, so that the next one fails."""
     with empty.begin() as connection:
         connection.execute(text("CREATE SCHEMA health; CREATE TABLE health.users (mine int)"))
     with pytest.raises(TryLater, match="DuplicateTable"):

@@ -1,4 +1,4 @@
-"""Retention: what is older than its kind may be goes, in batches, and nothing else does."""
+"""Retention: deletes old rows of each resource in batches, and no others."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,25 +22,25 @@ WORKOUTS = "SELECT id FROM health.workouts ORDER BY id"
 
 
 def keeping(settings: Settings, ledger: int = 0, **days: int) -> Settings:
-    """The settings with these days by resource; `rest` is for all others."""
+    """The settings with these days by resource; `rest` is the default."""
     return replace(
         settings, retention=tuple((name.replace("rest", "*"), n) for name, n in days.items()), ledger_days=ledger
     )
 
 
 def run(engine: Engine, settings: Settings, now: datetime = NOW) -> dict[str, int]:
-    """Removes what is to go then, and says how much; what a dry run says must be the same."""
+    """Deletes old rows and returns their number, which a dry run must predict."""
     edges, gone = retention.limits(settings, now), dict[str, int]()
-    told = retention.count(engine, edges)
+    predicted = retention.count(engine, edges)
     for name, number in retention.remove(engine, edges):
         gone[name] = gone.get(name, 0) + number
-    assert gone == told
+    assert gone == predicted
     return gone
 
 
 @pytest.fixture
 def stored(engine: Engine, settings: Settings) -> None:
-    """Ten days of heart rates of two people, a workout a day, and a profile."""
+    """Ten days of heart rates of two users, a workout per day, and a profile."""
     for user in ("u1", "u2"):
         apply(engine, settings, delivery(heartrate(user, {1440 * n: 60 for n in range(10)})))
     for n in range(10):
@@ -51,18 +51,18 @@ def stored(engine: Engine, settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("stored")
-def test_nothing_goes_unless_it_is_said(engine: Engine, settings: Settings) -> None:
-    """Breaks if an installation that sets nothing loses data."""
+def test_nothing_is_deleted_by_default(engine: Engine, settings: Settings) -> None:
+    """Breaks if an installation without a setting loses data."""
     assert run(engine, settings) == {}
     assert run(engine, keeping(settings, heartrate=0, rest=0)) == {}
 
 
 @pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("batch", [3, 10_000])
-def test_each_kind_has_its_own_time(
+def test_each_resource_has_its_own_limit(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Breaks if a kind is kept for longer or shorter than was said, or a batch's end is the end."""
+    """Breaks if a resource is kept longer or shorter than its limit, or only one batch is deleted."""
     monkeypatch.setattr(retention, "BATCH", batch)
     monkeypatch.setattr(retention, "SERIES_PAGE", 1)
     assert run(engine, keeping(settings, heartrate=396, workouts=399)) == {"heartrate": 8, "workouts": 2}
@@ -71,17 +71,17 @@ def test_each_kind_has_its_own_time(
 
 
 @pytest.mark.usefixtures("stored")
-def test_all_others_and_exceptions(engine: Engine, settings: Settings) -> None:
-    """Breaks if an exception from the rule goes with the rest."""
+def test_a_default_limit_with_exceptions(engine: Engine, settings: Settings) -> None:
+    """Breaks if the default limit applies to an exception."""
     now = datetime.now(UTC)
     assert run(engine, keeping(settings, rest=10, workouts=0), now) == {"heartrate": 20}
     assert len(rows(engine, WORKOUTS)) == 10
-    assert len(rows(engine, "SELECT 1 FROM health.profile")) == 1  # which has no day, and was written just now
+    assert len(rows(engine, "SELECT 1 FROM health.profile")) == 1  # has no day, and was just written
     assert "profile" in run(engine, keeping(settings, rest=10, workouts=0), now + 11 * DAY)
 
 
-def test_what_comes_late_goes_with_the_next_round(engine: Engine, settings: Settings) -> None:
-    """Breaks if an old event cannot be stored, or stays for ever because it came after its time."""
+def test_a_late_event_is_deleted_by_the_next_run(engine: Engine, settings: Settings) -> None:
+    """Breaks if an old event cannot be stored, or is never deleted."""
     here = keeping(settings, heartrate=10)
     assert apply(engine, here, delivery(heartrate("u1", {0: 60}))) == {"applied": 1}
     assert run(engine, here) == {"heartrate": 1}
@@ -89,8 +89,8 @@ def test_what_comes_late_goes_with_the_next_round(engine: Engine, settings: Sett
     assert run(engine, here) == {"heartrate": 1}
 
 
-def test_the_ledger_forgets_but_for_dead_letters(engine: Engine, settings: Settings) -> None:
-    """Breaks if the ledger grows for ever, or a dead letter is left without whose it is."""
+def test_ledger_entries_of_dead_letters_are_kept(engine: Engine, settings: Settings) -> None:
+    """Breaks if the ledger grows for ever, or a dead letter loses its user."""
     sent = [delivery(workout("u1")), delivery(workout("u2", title="no\u0000good")), delivery(workout("u3"))]
     moments = (START, START, NOW)
     old = [msgspec.structs.replace(one, received_at=at.timestamp()) for one, at in zip(sent, moments, strict=True)]
@@ -101,8 +101,8 @@ def test_the_ledger_forgets_but_for_dead_letters(engine: Engine, settings: Setti
 
 
 @pytest.mark.usefixtures("stored")
-def test_the_sweep_sees_to_it_a_few_times_a_day(engine: Engine, settings: Settings, broker_url: str) -> None:
-    """Breaks if nothing goes by itself, or every sweep looks at all tables."""
+def test_the_sweep_deletes_a_few_times_a_day(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if nothing is deleted automatically, or every sweep reads all tables."""
     here = keeping(settings, rest=1)
     work = WorkerContext(make_celery(here, "worker"), here)
     jobs = Jobs(work)
@@ -123,8 +123,8 @@ def test_the_sweep_sees_to_it_a_few_times_a_day(engine: Engine, settings: Settin
         ("HEADRACE_LEDGER_DAYS", "30"),
     ],
 )
-def test_a_wrong_setting_is_refused(name: str, value: str) -> None:
-    """Breaks if a typing error keeps everything for ever, or removes what it should not."""
+def test_an_invalid_setting_is_rejected(name: str, value: str) -> None:
+    """Breaks if a typing error keeps everything for ever, or deletes other data."""
     with pytest.raises(Misconfigured, match=name):
         load({name: value})
     assert load({"HEADRACE_RETENTION": "sleep=3, *=0"}).retention == (("sleep", 3), ("*", 0))

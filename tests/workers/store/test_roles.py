@@ -1,4 +1,4 @@
-"""Roles: workers get by with the writer's rights, a reader sees the views and nothing else."""
+"""Roles: the writer has the rights that workers need, the reader sees only the views."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture(scope="module")
 def urls(servers: Servers) -> Iterator[dict[str, str]]:
-    """A database of an owner who is no superuser, migrated, with both roles."""
+    """A migrated database with both roles, whose owner is not a superuser."""
     where = urlsplit(servers.database_url)
     made: dict[str, str] = {}
     with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
@@ -42,7 +42,7 @@ def urls(servers: Servers) -> Iterator[dict[str, str]]:
         migrate(engine)
         maintain_partitions(engine, 30)
         engine.dispose()
-        for _ in range(2):  # again does no harm
+        for _ in range(2):  # idempotent
             with psycopg.connect(made[OWNER].replace("+psycopg", "")) as owner:
                 owner.execute(script(WRITER, READER))
         yield made
@@ -51,19 +51,18 @@ def urls(servers: Servers) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def writer(urls: dict[str, str]) -> Iterator[Engine]:
-    """What a worker has."""
     engine = make_writer(Settings(database_url=urls[WRITER]))
     yield engine
     engine.dispose()
 
 
 def of_writer(settings: Settings, urls: dict[str, str]) -> Settings:
-    """The settings of a worker that logs in as the writer."""
+    """The settings of a worker that uses the writer role."""
     return replace(settings, database_url=urls[WRITER], retention=(("*", 3650),), ledger_days=40)
 
 
 def test_the_writer_can_do_what_workers_do(writer: Engine, settings: Settings, urls: dict[str, str]) -> None:
-    """Breaks if applying, erasing, keeping or cleaning up needs a right that a writer has not got."""
+    """Breaks if applying, erasing, archiving or retention needs a right that the writer lacks."""
     here = of_writer(settings, urls)
     connected = event("provider.connection.created", "u1", {"provider": {"slug": "oura"}})
     history = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura"})
@@ -79,10 +78,10 @@ def test_the_writer_can_do_what_workers_do(writer: Engine, settings: Settings, u
     assert rows(writer, "SELECT 1 FROM health.workouts") == []
 
 
-def test_what_the_writer_cleans_up_by_rows_is_all_that_is_old(
+def test_the_writer_deletes_all_old_rows(
     writer: Engine, settings: Settings, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if health data is kept for longer where the owner's partitions cannot be dropped."""
+    """Breaks if health data is kept longer if the worker does not own the partitions."""
     monkeypatch.setattr(archive, "BATCH", 2)
     apply(writer, of_writer(settings, urls), *(delivery(workout("u3", f"w{n}")) for n in range(5)))
     maintain_partitions(writer, 1)
@@ -104,13 +103,13 @@ def test_what_the_writer_cleans_up_by_rows_is_all_that_is_old(
     ],
 )
 def test_the_writer_can_do_no_more(writer: Engine, query: str) -> None:
-    """Breaks if whoever takes a worker over can cover up what was done, or change the schema."""
+    """Breaks if a compromised worker can cover its tracks in the audit log, or change the schema."""
     with pytest.raises(Exception, match="InsufficientPrivilege"), writer.begin() as connection:
         connection.execute(text(query))
 
 
 def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, settings: Settings) -> None:
-    """Breaks if a dashboard needs more than this role."""
+    """Breaks if a dashboard needs another role."""
     apply(writer, of_writer(settings, urls), delivery(workout("seen")))
     with psycopg.connect(urls[READER].replace("+psycopg", "")) as reader:
         assert reader.execute("SELECT average_hr FROM health.workouts WHERE user_id = 'seen'").fetchall() == [(120,)]
@@ -133,7 +132,7 @@ def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, setting
     ],
 )
 def test_the_reader_sees_nothing_else_and_writes_nothing(urls: dict[str, str], query: str) -> None:
-    """Breaks if an analyst can read sealed bodies, whose names were erased, or change what is stored."""
+    """Breaks if an analyst can read sealed bodies or erased names, or change data."""
     with (
         psycopg.connect(urls[READER].replace("+psycopg", "")) as reader,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
@@ -141,8 +140,8 @@ def test_the_reader_sees_nothing_else_and_writes_nothing(urls: dict[str, str], q
         reader.execute(query)
 
 
-def test_what_a_later_migration_makes_is_theirs_too(urls: dict[str, str]) -> None:
-    """Breaks if after an upgrade a new view cannot be read, or a new table not written, until somebody notices."""
+def test_the_roles_include_later_tables(urls: dict[str, str]) -> None:
+    """Breaks if a new view cannot be read, or a new table not written, after an upgrade."""
     with psycopg.connect(urls[OWNER].replace("+psycopg", ""), autocommit=True) as owner:
         owner.execute("CREATE TABLE headrace.later (y int); CREATE VIEW health.later AS SELECT * FROM headrace.later")
         try:

@@ -1,4 +1,4 @@
-"""Tables and views: what readers rely on, of every resource in the catalogue."""
+"""Tables and views of every resource in the catalogue."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from app.catalogue import Catalogue, Field, Resource, catalogue, parse
+from app.catalogue import Catalogue, Field, catalogue, parse
 from app.config.settings import Settings
 from app.delivery import pack
 from tests.support import START, delivery, rows
@@ -26,7 +26,7 @@ from workers.store.series import SeriesNumbers
 from workers.store.users import upsert_users
 from workers.store.writer import BatchItem, write
 
-# Part of the contract, and so spelled out instead of taken from the code.
+# Part of the contract, and therefore not taken from the code.
 TYPES = {
     "text": "text",
     "integer": "bigint",
@@ -48,7 +48,7 @@ OTHER_VIEWS = {
     "records started_at finished_at error",
     "deliveries": "provider message_id event_type received_at applied_at outcome attempts error",
 }
-VALUES: dict[str, tuple[Any, Any]] = {  # how a scalar stands in a payload, and what its column says
+VALUES: dict[str, tuple[Any, Any]] = {  # the value in a payload, and in its column
     "text": ("plain\u00e9 'text'", "plain\u00e9 'text'"),
     "integer": (146.0, 146),
     "number": (0.5, 0.5),
@@ -59,11 +59,6 @@ VALUES: dict[str, tuple[Any, Any]] = {  # how a scalar stands in a payload, and 
 EVERY = list(catalogue().values())
 RECORDS = [resource for resource in EVERY if not resource.is_series]
 TIMESERIES = [resource for resource in EVERY if resource.is_series]
-
-
-def named(resource: Resource) -> str:
-    """What a resource is called in a list of tests."""
-    return resource.name
 
 
 def columns(engine: Engine, view: str) -> list[tuple[str, str]]:
@@ -78,7 +73,6 @@ def columns(engine: Engine, view: str) -> list[tuple[str, str]]:
 
 
 def store(engine: Engine, action: Record | Samples) -> None:
-    """Writes one action as a worker would."""
     numbers = SeriesNumbers(engine).of([action.series] if isinstance(action, Samples) else [])
     with transaction(engine) as connection:
         upsert_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
@@ -114,7 +108,7 @@ def test_a_record_view_has_the_columns_of_the_contract(shared: Engine) -> None:
     """Breaks if a column of a summary is missing, misplaced or of another type than its schema says."""
     failures = Failures()
     for resource in RECORDS:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             scalars = [(field.name, TYPES[field.type]) for field in resource.fields]
             assert columns(shared, resource.name) == [*WHOSE, ("id", "text"), *scalars, ("payload", "jsonb"), *HOW]
     assert failures == {}
@@ -124,15 +118,9 @@ def test_a_timeseries_view_has_the_columns_of_the_contract(shared: Engine) -> No
     """Breaks if a column of a timeseries is missing, misplaced or of another type."""
     failures = Failures()
     for resource in TIMESERIES:
-        with failures.of(named(resource)):
-            sample = [
-                ("ts", MOMENT),
-                ("ts_end", MOMENT),
-                ("value", "double precision"),
-                ("unit", "text"),
-                ("subtype", "text"),
-            ]
-            sample += [("timezone_offset", "integer"), ("extra", "jsonb")]
+        with failures.of(resource.name):
+            sample = [("ts", MOMENT), ("ts_end", MOMENT), ("value", "double precision"), ("unit", "text")]
+            sample += [("subtype", "text"), ("timezone_offset", "integer"), ("extra", "jsonb")]
             own = [(field.name, TYPES[field.type]) for field in resource.fields]
             assert columns(shared, resource.name) == [*WHOSE, *sample, *HOW, *own]
     assert failures == {}
@@ -148,10 +136,10 @@ def test_the_other_views_have_the_columns_of_the_contract(shared: Engine) -> Non
 
 
 def test_a_record_reads_back_as_it_was_written(shared: Engine) -> None:
-    """Breaks if a scalar lands in the wrong column, loses digits, its zone or its type."""
+    """Breaks if a scalar is in the wrong column, or loses digits, its zone or its type."""
     failures = Failures()
     for resource in RECORDS:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             payload = {field.name: VALUES[field.type][0] for field in resource.fields} | {"more": [1, {"a": None}]}
             action = Record(resource.name, "record", "r1", "garmin", "ring", msgspec.json.encode(payload), START)
             store(shared, action)
@@ -172,10 +160,10 @@ def test_a_record_reads_back_as_it_was_written(shared: Engine) -> None:
 
 
 def test_a_record_without_any_scalar_is_stored(shared: Engine) -> None:
-    """Breaks if a scalar that a provider leaves out is wanted."""
+    """Breaks if an absent scalar is required."""
     failures = Failures()
     for resource in RECORDS:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             store(shared, Record(resource.name, "bare", "r1", "", "unknown", b"{}", START))
             (row,) = rows(shared, f'SELECT * FROM health."{resource.name}" WHERE user_id = :user', user="bare")
             assert {row[field.name] for field in resource.fields} <= {None}
@@ -183,10 +171,10 @@ def test_a_record_without_any_scalar_is_stored(shared: Engine) -> None:
 
 
 def test_a_sample_reads_back_as_it_was_written(shared: Engine) -> None:
-    """Breaks if a part of a sample lands in the wrong column, or in another resource's view."""
+    """Breaks if a part of a sample is in the wrong column, or in another resource's view."""
     failures = Failures()
     for resource in TIMESERIES:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             own = {field.name: VALUES[field.type] for field in resource.fields}
             extra = {name: given for name, (given, _) in own.items()} | {"app_id": "x"}
             end, version = datetime(2026, 3, 14, 6, 35, tzinfo=UTC), datetime(2026, 3, 15, tzinfo=UTC)
@@ -220,7 +208,7 @@ def test_a_sample_reads_back_as_it_was_written(shared: Engine) -> None:
     ("given", "stored"), [(9_007_199_254_740_993, 9_007_199_254_740_993), (1e3, 1000), (-5, -5), (None, None)]
 )
 def test_integers_are_read_exactly(shared: Engine, given: float | None, stored: int | None) -> None:
-    """Breaks if an integer goes through a float, or 1e3 is refused."""
+    """Breaks if an integer is converted to a float, or 1e3 is rejected."""
     payload = msgspec.json.encode({"steps": given})
     store(shared, Record("activity", "integers", f"{given}", "", "unknown", payload, START))
     assert rows(shared, "SELECT steps FROM health.activity WHERE id = :id", id=f"{given}") == [{"steps": stored}]
@@ -235,7 +223,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN
 
 
 def test_sync_again_changes_nothing(shared: Engine) -> None:
-    """Breaks if a second `headrace migrate` makes tables anew, or takes views from under a dashboard."""
+    """Breaks if a second `headrace migrate` recreates tables, or drops views that a dashboard uses."""
     before = rows(shared, SNAPSHOT)
     with transaction(shared) as connection:
         schema.sync(connection, catalogue())
@@ -256,7 +244,7 @@ STREAM = 'identifier = "workout_id"'
     ],
 )
 def test_a_new_field_is_a_new_last_column(changing: Engine, view: str, before: str, after: str, kind: str) -> None:
-    """Breaks if a field that is added to the catalogue fails the migration, or a user's view on ours is dropped."""
+    """Breaks if a new field of the catalogue fails the migration, or drops a user's view."""
     old = columns(changing, view)
     with changing.begin() as connection:
         connection.execute(text(f'CREATE VIEW public.mine AS SELECT * FROM health."{view}"'))
@@ -267,7 +255,7 @@ def test_a_new_field_is_a_new_last_column(changing: Engine, view: str, before: s
 
 
 def test_a_new_resource_gets_its_table_and_view(changing: Engine) -> None:
-    """Breaks if a resource that is added to the catalogue is not made beside the ones that are there."""
+    """Breaks if a new resource of the catalogue is not created."""
     row = '[summary.mood]\npath = "/v2/summary/mood/{user_id}"\nfields = ["score integer"]\n\n[summary.activity]'
     new = changed_catalogue("[summary.activity]", row)
     with transaction(changing) as connection:
@@ -276,8 +264,8 @@ def test_a_new_resource_gets_its_table_and_view(changing: Engine) -> None:
     assert new["mood"].fields == (Field("score", "integer"),)
 
 
-def test_a_field_that_is_taken_away_keeps_its_column(changing: Engine) -> None:
-    """Breaks if a shorter catalogue fails the migration or drops data."""
+def test_a_removed_field_keeps_its_column(changing: Engine) -> None:
+    """Breaks if a removed field fails the migration or drops data."""
     with transaction(changing) as connection:
         schema.sync(connection, changed_catalogue('"title text", ', ""))
     assert rows(changing, "SELECT title FROM headrace.workouts") == []
@@ -287,7 +275,7 @@ MEANT = ("data", "historical", "connection", "device")
 
 
 def allowed(event_type: str) -> tuple[str, ...]:
-    """The outcomes that an event may have. Some updates say what was known: a notice, or a count of one."""
+    """The allowed outcomes of an event. Some updates repeat stored data: a notice, or a sample."""
     if catalogue().event(event_type).does not in MEANT:
         return ("ignored",)
     return ("applied", "duplicate") if event_type.endswith(".updated") else ("applied",)
@@ -295,7 +283,7 @@ def allowed(event_type: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def world(shared: Engine, shared_settings: Settings) -> World:
-    """A simulated person, of whom one event of every type was applied."""
+    """A simulated user; one event of every type was applied."""
     made = World(seed=7, users=1, until=datetime(2026, 3, 14, 12, tzinfo=UTC), days=60)
     applier = Applier(shared, shared_settings)
     for number, body in enumerate(every_type(made)):
@@ -304,7 +292,7 @@ def world(shared: Engine, shared_settings: Settings) -> World:
 
 
 def test_one_event_of_every_type_is_applied_or_ignored(shared: Engine, world: World) -> None:
-    """Breaks if an event of the public catalogue dies, or one that means something is passed over."""
+    """Breaks if an event of the public catalogue becomes a dead letter, or one with data is ignored."""
     found = {row["event_type"]: row for row in rows(shared, "SELECT event_type, outcome, error FROM health.deliveries")}
     assert sorted(found) == sorted(catalogue().event_names)
     assert len(found) == 194
@@ -312,11 +300,11 @@ def test_one_event_of_every_type_is_applied_or_ignored(shared: Engine, world: Wo
     assert sum(row["outcome"] == "duplicate" for row in found.values()) < 10
 
 
-def test_every_resource_shows_what_its_events_brought(shared: Engine, world: World) -> None:
-    """Breaks if the events of a resource leave nothing in its view."""
+def test_every_resource_shows_its_events(shared: Engine, world: World) -> None:
+    """Breaks if the events of a resource leave no row in its view."""
     failures = Failures()
     for resource in [one for one in EVERY if one.is_junctions and not one.legacy]:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             user = world.members[0]
             query = f'SELECT client_user_id, provider, origin FROM health."{resource.name}" WHERE user_id = :user'
             found = rows(shared, query, user=user.user_id)
@@ -327,11 +315,11 @@ def test_every_resource_shows_what_its_events_brought(shared: Engine, world: Wor
     assert failures == {}
 
 
-def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World) -> None:
+def test_own_columns_are_filled_by_events(shared: Engine, world: World) -> None:
     """Breaks if systolic, diastolic or a note's text stay in the payload."""
     failures = Failures()
     for resource in [one for one in TIMESERIES if one.is_junctions and one.fields]:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             query = f'SELECT * FROM health."{resource.name}" WHERE user_id = :user'
             for row in rows(shared, query, user=world.members[0].user_id):
                 assert row["value"] is None
@@ -339,8 +327,8 @@ def test_columns_of_their_own_are_filled_by_events(shared: Engine, world: World)
     assert failures == {}
 
 
-def test_columns_of_their_own_go_before_the_payload(shared: Engine) -> None:
-    """Breaks if an object of another form than its columns is read as if it had them, or is not kept as it came."""
+def test_own_columns_override_the_payload(shared: Engine) -> None:
+    """Breaks if an object whose shape differs from its columns is read as if it had them, or is changed."""
     payload, columns = {"steps": "many", "title": 1}, {"steps": 12, "calendar_date": "2026-03-14"}
     encoded = msgspec.json.encode(payload), msgspec.json.encode(columns)
     store(shared, Record("activity", "columns", "a1", "garmin", "daily", encoded[0], START, encoded[1]))
@@ -350,11 +338,11 @@ def test_columns_of_their_own_go_before_the_payload(shared: Engine) -> None:
     ]
 
 
-def test_a_record_that_is_taken_back_is_not_shown_until_a_newer_version_comes(shared: Engine) -> None:
-    """Breaks if what a user deleted is still seen, hides what was sent after it, or comes back with what was before."""
+def test_a_deleted_record_is_hidden_until_a_newer_version_arrives(shared: Engine) -> None:
+    """Breaks if a deleted record is shown, hides a newer version, or is restored by an older one."""
     failures = Failures()
     for resource in RECORDS:
-        with failures.of(named(resource)):
+        with failures.of(resource.name):
             moments = [START.replace(minute=minute) for minute in range(4)]
             given = Record(resource.name, "taken back", "r1", "garmin", "ring", b"{}", moments[1])
             query = f'SELECT version FROM health."{resource.name}" WHERE user_id = :user'
@@ -367,15 +355,15 @@ def test_a_record_that_is_taken_back_is_not_shown_until_a_newer_version_comes(sh
 
 
 @pytest.mark.parametrize("order", [(False, True), (True, False)])
-def test_of_two_equal_versions_the_retraction_stands(shared: Engine, order: tuple[bool, bool]) -> None:
-    """Breaks if a retraction and what it retracts, of one moment, end differently in the two orders."""
+def test_of_two_equal_versions_the_deletion_wins(shared: Engine, order: tuple[bool, bool]) -> None:
+    """Breaks if a record and its deletion of one version end differently in the two orders."""
     for is_deleted in order:
         store(shared, Record("sleep", f"tie {order}", "s1", "", "ring", b'{"a":1}', START, is_deleted=is_deleted))
     assert rows(shared, "SELECT id FROM health.sleep WHERE user_id = :user", user=f"tie {order}") == []
 
 
 def test_a_table_without_deletions_gets_them(changing: Engine) -> None:
-    """Breaks if the upgrade of a database from before there were deletions fails, or hides what is stored."""
+    """Breaks if the upgrade of a database from before deletions fails, or hides records."""
     with changing.begin() as connection:
         connection.execute(text("DROP VIEW health.sleep"))
         connection.execute(text("ALTER TABLE headrace.sleep DROP COLUMN deleted"))

@@ -10,30 +10,27 @@ from workers.store.series import MAX_CACHED, SeriesKey, SeriesNumbers
 
 
 def keys(user: str, count: int = 3) -> list[SeriesKey]:
-    """Series of one user."""
     return [(user, "heartrate", "oura", "ring", str(number)) for number in range(count)]
 
 
 def test_a_series_keeps_its_number(shared: Engine) -> None:
-    """Breaks if another process, or the same one later, numbers a series anew: its samples would be there twice."""
+    """Breaks if another process, or the same one later, assigns a new number: samples would be duplicated."""
     numbers = SeriesNumbers(shared)
     first = numbers.of(keys("keeps"))
     assert len(set(first.values())) == 3
-    assert numbers.of(keys("keeps")) == first
-    numbers.forget()
     assert numbers.of(keys("keeps")) == first
     assert SeriesNumbers(shared).of(reversed(keys("keeps"))) == first
 
 
 def test_each_part_of_the_key_makes_another_series(shared: Engine) -> None:
-    """Breaks if two people's, or two devices', samples share a series."""
+    """Breaks if two users' or two devices' samples share a series."""
     base = ("parts", "heartrate", "oura", "ring", "")
     others = [(*base[:place], f"{base[place]}2", *base[place + 1 :]) for place in range(5)]
     assert len(set(SeriesNumbers(shared).of([base, *others]).values())) == 6
 
 
-def test_known_and_new_ones_come_together(shared: Engine) -> None:
-    """Breaks if one new series among known ones is not registered, or a repeated one is asked for twice."""
+def test_known_and_new_series_together(shared: Engine) -> None:
+    """Breaks if a new series among known ones is not registered, or a repeated key fails."""
     numbers = SeriesNumbers(shared)
     known = numbers.of(keys("mixed", 2))
     found = numbers.of(keys("mixed", 4) * 2)
@@ -41,12 +38,12 @@ def test_known_and_new_ones_come_together(shared: Engine) -> None:
     assert found.items() >= known.items()
 
 
-def test_nothing_asked_is_nothing_read(shared: Engine) -> None:
+def test_an_empty_request_returns_nothing(shared: Engine) -> None:
     """Breaks if a message without samples fails."""
     assert SeriesNumbers(shared).of([]) == {}
 
 
-def test_names_of_any_kind_are_kept(shared: Engine) -> None:
+def test_any_text_is_a_valid_name(shared: Engine) -> None:
     """Breaks if a quote, a comma or an empty text in a name is read as array syntax."""
     strange: SeriesKey = ("a,b", 'quo"te', "{NULL}", "back\\slash", "")
     number = SeriesNumbers(shared).of([strange])[strange]
@@ -54,8 +51,8 @@ def test_names_of_any_kind_are_kept(shared: Engine) -> None:
     assert tuple(rows(shared, query, id=number)[0].values()) == strange
 
 
-def test_two_workers_that_meet_a_series_agree(shared: Engine) -> None:
-    """Breaks if workers that register the same series at once deadlock, fail or number it twice."""
+def test_concurrent_workers_assign_one_number(shared: Engine) -> None:
+    """Breaks if workers that register the same series concurrently deadlock, fail or number it twice."""
     together = threading.Barrier(3)
 
     def ask(number: int) -> dict[SeriesKey, int]:
@@ -69,8 +66,8 @@ def test_two_workers_that_meet_a_series_agree(shared: Engine) -> None:
     assert rows(shared, "SELECT count(*) AS n FROM headrace.series WHERE user_id = 'together'") == [{"n": 200}]
 
 
-def test_what_is_remembered_is_bounded(shared: Engine) -> None:
-    """Breaks if a worker's memory grows with every person it has ever seen, or forgets what it is just asked for."""
+def test_the_cache_is_bounded(shared: Engine) -> None:
+    """Breaks if a worker's memory grows with every user, or the cache drops a key of the current request."""
     numbers = SeriesNumbers(shared)
     first = numbers.of(keys("bounded", 2))
     numbers._known |= {("filler", str(number), "", "", ""): -number for number in range(MAX_CACHED - 2)}

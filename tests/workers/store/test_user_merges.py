@@ -1,4 +1,4 @@
-"""A person who reconnects under another id: all that was theirs is theirs again, once and in the newest version."""
+"""User merges: all data of the former id moves to the new one, in the newest version."""
 
 from datetime import timedelta
 
@@ -14,13 +14,12 @@ DAY = timedelta(days=1)
 
 
 def reconnect(engine: Engine, old: str = "old", new: str = "new") -> bool:
-    """The old id is succeeded by the new one."""
     with transaction(engine) as connection:
         return merge_user(connection, old, new)
 
 
 def owners(engine: Engine) -> set[str]:
-    """Under which ids anything is stored, but for the people themselves, and the ledger, which tells what came."""
+    """The user ids in every table but `users` and the ledger, which keeps the ids of arrival."""
     tables = rows(
         engine,
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a "
@@ -31,8 +30,8 @@ def owners(engine: Engine) -> set[str]:
     return {row["user_id"] for row in rows(engine, " UNION ".join(names))} - {None}
 
 
-def test_all_that_is_stored_moves(engine: Engine, settings: Settings) -> None:
-    """Breaks if a table is forgotten, so that a part of somebody's history stays behind under an id nobody asks for."""
+def test_all_data_moves(engine: Engine, settings: Settings) -> None:
+    """Breaks if a table is left out, so that data stays under the former id."""
     connected = event("provider.connection.created", "old", {"source": {"slug": "garmin"}})
     announced = event("historical.data.sleep.created", "old", {"provider": "garmin", "is_final": True})
     apply(engine, settings, *map(delivery, (workout("old"), heartrate("old", {0: 60, 1: 61}), connected, announced)))
@@ -47,8 +46,8 @@ def test_all_that_is_stored_moves(engine: Engine, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("newest", ["old", "new"])
-def test_where_both_have_a_row_the_newest_stands(engine: Engine, settings: Settings, newest: str) -> None:
-    """Breaks if what came under the new id first is lost, doubled, or beaten by what is older."""
+def test_where_both_have_a_row_the_newest_wins(engine: Engine, settings: Settings, newest: str) -> None:
+    """Breaks if data that arrived under the new id first is lost, duplicated, or replaced by older data."""
     for user in ("old", "new"):
         at = START + DAY if user == newest else START
         changes = {"distance": 9.0 if user == newest else 1.0, "updated_at": at.isoformat()}
@@ -57,46 +56,36 @@ def test_where_both_have_a_row_the_newest_stands(engine: Engine, settings: Setti
     apply(engine, settings, delivery(workout("old", "w2")), delivery(heartrate("old", {5: 55})))
     assert reconnect(engine)
     found = rows(engine, "SELECT user_id, id, distance FROM health.workouts ORDER BY id")
-    assert [tuple(row.values()) for row in found] == [
-        ("new", "w1", 9.0),
-        ("new", "w2", 8000.5),
-    ]
+    assert [tuple(row.values()) for row in found] == [("new", "w1", 9.0), ("new", "w2", 8000.5)]
     samples = rows(engine, "SELECT user_id, value FROM health.heartrate ORDER BY ts")
     assert [(row["user_id"], row["value"]) for row in samples] == [("new", 90), ("new", 55)]
     assert owners(engine) == {"new"}
 
 
-def test_it_happens_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if the same notice, repeated or in a circle, moves anything a second time."""
+def test_a_repeated_merge_changes_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if a repeated or circular notice moves data again."""
     apply(engine, settings, delivery(workout("old")))
-    assert [reconnect(engine), reconnect(engine), reconnect(engine, "new", "old"), reconnect(engine, "new", "new")] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    pairs = [("old", "new"), ("old", "new"), ("new", "old"), ("new", "new")]
+    assert [reconnect(engine, *pair) for pair in pairs] == [True, False, False, False]
     assert owners(engine) == {"new"}
 
 
 @pytest.mark.parametrize("order", [(("a", "b"), ("b", "c")), (("b", "c"), ("a", "b"))])
-def test_who_reconnects_twice_is_one_person(
+def test_a_chain_of_ids_ends_at_the_last(
     engine: Engine, settings: Settings, order: tuple[tuple[str, str], ...]
 ) -> None:
-    """Breaks if a chain of ids ends in its middle, whichever of its notices comes first."""
+    """Breaks if a chain of ids ends in its middle, in either order of its notices."""
     for user in "abc":
         apply(engine, settings, delivery(workout(user, f"of {user}")))
     assert [reconnect(engine, *pair) for pair in order] == [True, True]
     assert owners(engine) == {"c"}
-    assert rows(engine, "SELECT user_id, merged_into FROM headrace.users ORDER BY 1") == [
-        {"user_id": "a", "merged_into": "c"},
-        {"user_id": "b", "merged_into": "c"},
-        {"user_id": "c", "merged_into": None},
-    ]
+    found = rows(engine, "SELECT user_id, merged_into FROM headrace.users ORDER BY 1")
+    assert [tuple(row.values()) for row in found] == [("a", "c"), ("b", "c"), ("c", None)]
 
 
 @pytest.mark.parametrize("erased", ["old", "new"])
-def test_the_erased_have_no_successors(engine: Engine, settings: Settings, erased: str) -> None:
-    """Breaks if a reconnection brings somebody's data back behind a tombstone, or buries a living person's."""
+def test_erased_users_are_not_merged(engine: Engine, settings: Settings, erased: str) -> None:
+    """Breaks if a reconnection restores an erased user's data, or erases another user."""
     apply(engine, settings, delivery(workout("old")), delivery(workout("new")))
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.users SET erased_at = now() WHERE user_id = :who"), {"who": erased})
@@ -104,8 +93,8 @@ def test_the_erased_have_no_successors(engine: Engine, settings: Settings, erase
     assert owners(engine) == {"old", "new"}
 
 
-def test_a_name_that_was_told_later_stays(engine: Engine, settings: Settings) -> None:
-    """Breaks if the old id's name goes over what the new one is called by now."""
+def test_the_newest_client_user_id_stays(engine: Engine, settings: Settings) -> None:
+    """Breaks if the former id's client_user_id replaces a newer one."""
     for user, name, at in (("old", "former", START), ("new", "present", START + DAY)):
         body = workout(user) | {"client_user_id": name}
         apply(engine, settings, delivery(body, at, name=message_id(at)))

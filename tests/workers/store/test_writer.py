@@ -1,4 +1,4 @@
-"""Writing a batch: samples that touch nothing are copied in, all others merged, and nobody can tell afterwards."""
+"""Writing a batch: new samples are copied, others merged, with the same result."""
 
 import random
 import threading
@@ -23,13 +23,12 @@ WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND
 
 
 def sent(user: str, minutes: range, value: float = 60, at: datetime = START) -> Delivery:
-    """A delivery of so many samples."""
     return delivery(heartrate(user, {minute: value + minute % 7 for minute in minutes}), at)
 
 
 @contextmanager
 def merges(engine: Engine) -> Iterator[list[str]]:
-    """The merges of samples that are made while it is entered."""
+    """Records the merges of samples."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -42,15 +41,13 @@ def merges(engine: Engine) -> Iterator[list[str]]:
 
 
 def stored(engine: Engine, user: str) -> list[dict[str, Any]]:
-    """What a reader sees of somebody's samples, but for when it was stored."""
-    query = (
-        f"SELECT ts, ts_end, value, unit, timezone_offset, extra, origin FROM health.heartrate WHERE user_id = '{user}'"
-    )
-    return sorted(rows(engine, query), key=lambda row: row["ts"])
+    """The samples of a user, without the time of storage."""
+    columns = "ts, ts_end, value, unit, timezone_offset, extra, origin"
+    return rows(engine, f"SELECT {columns} FROM health.heartrate WHERE user_id = :user ORDER BY ts", user=user)
 
 
-def test_where_there_is_nothing_samples_are_copied_in(engine: Engine, settings: Settings) -> None:
-    """Breaks if new samples take the long way: three times the work for PostgreSQL."""
+def test_new_samples_are_copied_directly(engine: Engine, settings: Settings) -> None:
+    """Breaks if new samples are staged and merged: three times the work for PostgreSQL."""
     applier = Applier(engine, settings)
     with merges(engine) as made:
         message = [sent("u1", range(300)), sent("u1", range(300, 600)), sent("u2", range(300))]
@@ -60,8 +57,8 @@ def test_where_there_is_nothing_samples_are_copied_in(engine: Engine, settings: 
     assert {row["origin"] for row in stored(engine, "u1")} == {"webhook"}
 
 
-def test_where_there_is_something_they_are_merged(engine: Engine, settings: Settings) -> None:
-    """Breaks if what reaches into what is stored, or into another delivery of the message, is not compared with it."""
+def test_overlapping_samples_are_merged(engine: Engine, settings: Settings) -> None:
+    """Breaks if samples that overlap stored ones, or those of another delivery of the message, are not compared."""
     applier = Applier(engine, settings)
     applier.apply(pack([sent("u1", range(300))]))
     newer, older = START + timedelta(hours=1), START - timedelta(hours=1)
@@ -74,15 +71,15 @@ def test_where_there_is_something_they_are_merged(engine: Engine, settings: Sett
     assert [row["value"] >= 80 for row in stored(engine, "u2")] == [True, False] * 150
 
 
-def test_a_long_one_around_short_ones_is_noticed(engine: Engine, settings: Settings) -> None:
-    """Breaks if only neighbours are compared: the third lies within the first, and not next to it."""
+def test_a_run_inside_another_is_found(engine: Engine, settings: Settings) -> None:
+    """Breaks if only adjacent runs are compared: the third lies within the first, but is not next to it."""
     message = [sent("u1", range(0, 300, 3), 80), sent("u1", range(10, 20)), sent("u1", range(200, 290))]
     Applier(engine, settings).apply(pack(message))
     assert len(stored(engine, "u1")) == len({*range(0, 300, 3), *range(10, 20), *range(200, 290)})
 
 
-def test_somebody_else_writes_the_same_meanwhile(engine: Engine, settings: Settings) -> None:
-    """Breaks if two workers with the same new samples, at the same time, lose a delivery or a newer value."""
+def test_a_concurrent_writer_of_the_same_samples(engine: Engine, settings: Settings) -> None:
+    """Breaks if two workers with the same new samples lose a delivery or a newer value."""
     applier = Applier(engine, settings)
     applier.apply(pack([sent("u1", range(1))]))
     (series,) = rows(engine, "SELECT id FROM headrace.series")
@@ -96,7 +93,7 @@ def test_somebody_else_writes_the_same_meanwhile(engine: Engine, settings: Setti
         message = pack([sent("u1", range(50, 350))])
         thread = threading.Thread(target=lambda: outcomes.append(applier.apply(message).outcomes))
         thread.start()
-        until(lambda: rows(engine, WAITING))  # to learn what becomes of that row
+        until(lambda: rows(engine, WAITING))  # the writer waits for that row
         assert thread.is_alive()
         other.commit()
         thread.join(30)
@@ -105,32 +102,29 @@ def test_somebody_else_writes_the_same_meanwhile(engine: Engine, settings: Setti
     assert (len(values), values[START + 100 * MINUTE]) == (301, 99)
 
 
-def test_both_ways_end_in_the_same(
+def part(chance: random.Random) -> tuple[str, range, int]:
+    """The user, the minutes and the age of a random delivery."""
+    first = chance.randrange(100)
+    minutes = range(first, first + chance.randint(1, 40), chance.randint(1, 3))
+    return chance.choice("ab"), minutes, chance.randint(0, 9)
+
+
+def test_both_paths_have_the_same_result(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """Breaks if it can be told from the rows or the ledger which way samples took."""
+    """Breaks if the rows or the ledger show whether samples were copied or merged."""
     failures = Failures()
     for seed in range(25 if full else 8):
         with failures.of(seed), emptied(engine):
             chance = random.Random(seed)
-            plan = [
-                [
-                    (
-                        chance.choice("ab"),
-                        range(first, first + chance.randint(1, 40), chance.randint(1, 3)),
-                        chance.randint(0, 9),
-                    )
-                    for first in (chance.randrange(100) for _ in range(chance.randint(1, 5)))
-                ]
-                for _ in range(4)
-            ]
+            plan = [[part(chance) for _ in range(chance.randint(1, 5))] for _ in range(4)]
             found = {}
             for way, threshold in (("filled", 1), ("merged", 10**9)):
                 monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", threshold)
                 applier, outcomes = Applier(engine, settings), []
                 for message in plan:
                     deliveries = [
-                        sent(f"{way}-{user}", part, 60 + age, START + age * MINUTE) for user, part, age in message
+                        sent(f"{way}-{user}", minutes, 60 + age, START + age * MINUTE) for user, minutes, age in message
                     ]
                     by_id = {s.message_id: s.outcome for s in applier.apply(pack(deliveries)).settled}
                     outcomes.append([by_id[one.message_id] for one in deliveries])

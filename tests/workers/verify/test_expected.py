@@ -1,4 +1,4 @@
-"""The proof, of Terra's part: what it expects is what is stored of events in disorder, and what the read API gives."""
+"""Expected rows of Terra: they match the rows stored from events in disorder, and the read API."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -22,14 +22,15 @@ from workers.simulator.data import World
 from workers.simulator.terra import TerraWorld, first_events, live_events
 from workers.simulator.terra.api import API_KEY, DEV_ID
 from workers.simulator.terra.events import Message
-from workers.verify.expected import contents, expected, stored, terra_history, wanted
+from workers.verify.expected import contents, expected, terra_history, wanted
+from workers.verify.totals import prove
 
 UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
 
 
 @pytest.fixture
 def twin() -> TerraWorld:
-    """Four people with five days at Terra."""
+    """Four users with five days at Terra."""
     return TerraWorld(World(1, 4, UNTIL, 5))
 
 
@@ -42,33 +43,31 @@ def delivered(event: Message) -> Delivery:
 def test_terras_events_in_disorder_end_in_what_is_expected(
     engine: Engine, settings: Settings, twin: TerraWorld
 ) -> None:
-    """Breaks if an older telling of a day overtakes a newer one, or the proof counts Terra's rows otherwise."""
+    """Breaks if an older event about a day replaces a newer one, or the expected rows differ."""
     events = [*first_events(twin), *islice(live_events(twin, 3), 120)]
     disturbed = events + events[::7]
     Random(5).shuffle(disturbed)
     for start in range(0, len(disturbed), 20):
         apply(engine, settings, *map(delivered, disturbed[start : start + 20]))
-    newest = expected({event.trace_id: event for event in events})
-    with engine.connect() as connection:
-        found = list(stored(connection))
-    assert len(found) == len(newest) > 1000
-    assert [key for key, content in found if content not in newest[key][1]] == []
+    totals = prove(engine, {event.trace_id: event for event in events}, {}, seconds=0)
+    assert totals.holds, totals
+    assert totals.expected > 1000
 
 
-def test_what_terra_has_goes_before_what_it_told(twin: TerraWorld) -> None:
-    """Breaks if the proof would let an outdated row pass, because some event has said so."""
+def test_terras_data_overrides_its_events(twin: TerraWorld) -> None:
+    """Breaks if an outdated row is accepted because it matches an event."""
     events = {event.trace_id: event for event in islice(live_events(twin, 3), 60)}
     truth = terra_history(twin)
     newest = wanted(events, truth)
     assert all(truth[key] == newest[key][1][0] for key in truth)
-    told = expected(events)
-    assert told.keys() - truth.keys() == {key for key in told if key[0] == "terra_planned_workout"}
-    assert all(content[0] == truth[key] for key, (_, content) in told.items() if key in truth)
+    from_events = expected(events)
+    assert from_events.keys() - truth.keys() == {key for key in from_events if key[0] == "terra_planned_workout"}
+    assert all(content[0] == truth[key] for key, (_, content) in from_events.items() if key in truth)
 
 
 @pytest.mark.parametrize("days", [1, 28])
 def test_the_history_is_what_the_read_api_gives(days: int) -> None:
-    """Breaks if the proof knows of records that nobody can fetch, or not of some that can be fetched."""
+    """Breaks if the expected rows have records that cannot be fetched, or lack some that can."""
     found: dict[Any, Any] = {}
     with Simulator(3, 5, until=UNTIL) as simulator:
         client = Client(simulator.terra_url, {"dev-id": DEV_ID, "x-api-key": API_KEY})
@@ -89,5 +88,5 @@ def test_the_history_is_what_the_read_api_gives(days: int) -> None:
 
 
 def expected_of(page: Page) -> dict[Any, Any]:
-    """What a page holds, by the keys under which it must be stored."""
+    """The contents of a page, by the key of the row."""
     return {key: content for action in page.actions for key, _, content in contents(action)}

@@ -1,4 +1,4 @@
-"""Junction (formerly Vital). Pure: no socket is opened here."""
+"""Junction (formerly Vital). Pure: no I/O."""
 
 from workers.aggregators.junction.api import API_LIMITS, connect, read_page, read_stream, request, stream_request
 from workers.aggregators.junction.events import parse

@@ -1,7 +1,8 @@
-"""What Junction tells of itself: how far its history pulls are, what it has sent, who is connected; and the refresh."""
+"""Junction's reports about itself (Junction: introspection): history pulls, coverage, connections; and the refresh."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -9,33 +10,36 @@ import msgspec
 
 from app.errors import Unprocessable
 from workers.actions import Connection
-from workers.aggregators.common import decode, moment
+from workers.aggregators.common import decode, moment_or_none
 from workers.aggregators.requests import Request
 
 T = TypeVar("T")
 USERS_A_PAGE = "50"
-EARLIEST_STATISTICS = datetime(2000, 1, 1, tzinfo=UTC)  # before that nobody wore one; year 1 stands for "unknown"
-NO_CURSOR = ("", "None")  # the public example says "None", as text
+EARLIEST_STATISTICS = datetime(2000, 1, 1, tzinfo=UTC)  # before any wearable; year 1 stands for "unknown"
+NO_CURSOR = ("", "None")  # the public example has the text "None"
+Status = Literal["pulled", "pulling", "failed", "not pulled"]
+_moment = partial(moment_or_none, earliest=EARLIEST_STATISTICS)
+STATUSES: dict[str, Status] = {"success": "pulled", "failure": "failed"}  # any other: pulling (the list may grow)
 
 
 @dataclass(frozen=True)
 class Pull:
-    """How the pull of one resource's past went, from the provider to Junction."""
+    """The pull of one resource's history from the provider to Junction."""
 
     user_id: str
     provider: str
     resource: str
-    status: Literal["pulled", "pulling", "failed", "not pulled"]
+    status: Status
     start: datetime | None = None
     end: datetime | None = None
     began: datetime | None = None
     days_with_data: int = 0
-    status_text: str = ""  # the status in Junction's words, with the error if there is one
+    status_text: str = ""  # Junction's own status, with the error if there is one
 
 
 @dataclass(frozen=True)
 class ResourceCoverage:
-    """Between which moments Junction has anything of a resource."""
+    """The oldest and newest data of a resource at Junction."""
 
     user_id: str
     provider: str
@@ -46,21 +50,20 @@ class ResourceCoverage:
 
 @dataclass(frozen=True)
 class Listing(Generic[T]):
-    """One page about some users; there are more where there is a cursor."""
+    """One page about some users. A cursor means that there are more pages, even if this one is short or empty."""
 
     rows: tuple[T, ...]
     users: tuple[str, ...]
     cursor: str | None
 
 
-@dataclass(frozen=True)
-class Refreshed:
-    """What became of a refresh, by source and resource (`oura/sleep`); or why there was none."""
+class Refreshed(msgspec.Struct, frozen=True):
+    """The result of a refresh by source and resource (`oura/sleep`), or the error that prevented it."""
 
-    done: tuple[str, ...]
-    under_way: tuple[str, ...]
-    failed: tuple[str, ...]
-    error: str | None
+    done: tuple[str, ...] = msgspec.field(default=(), name="refreshed_sources")
+    under_way: tuple[str, ...] = msgspec.field(default=(), name="in_progress_sources")
+    failed: tuple[str, ...] = msgspec.field(default=(), name="failed_sources")
+    error: str | None = None
 
 
 class _Pull(msgspec.Struct):
@@ -85,7 +88,7 @@ class _Statistics(msgspec.Struct):
 
 
 class _User(msgspec.Struct):
-    user_id: str
+    user_id: str  # the public example has an empty one
     provider: dict[str, msgspec.Raw] = {}
 
 
@@ -110,120 +113,103 @@ class _Providers(msgspec.Struct):
     providers: list[_Connected]
 
 
-class _Refreshed(msgspec.Struct):
-    refreshed_sources: list[str] = []
-    in_progress_sources: list[str] = []
-    failed_sources: list[str] = []
-    error: str | None = None
-
-
 def pulls_request(cursor: str | None = None, user_id: str | None = None) -> Request:
-    """One page of the history pulls."""
+    """One page of the history pulls, of all users or one."""
     return _introspect("historical_pull", cursor, user_id)
 
 
 def coverage_request(cursor: str | None = None, user_id: str | None = None) -> Request:
-    """One page of what there is of each resource."""
+    """One page of the coverage of each resource, of all users or one."""
     return _introspect("resources", cursor, user_id)
 
 
 def _introspect(part: str, cursor: str | None, user_id: str | None) -> Request:
-    query = [("user_limit", USERS_A_PAGE)]
-    query += [("user_id", user_id)] if user_id else []
-    query += [("next_cursor", cursor)] if cursor else []
-    return Request(f"/v2/introspect/{part}", tuple(query), bool(cursor))
+    query = {"user_limit": USERS_A_PAGE, "user_id": user_id, "next_cursor": cursor}
+    given = tuple((name, value) for name, value in query.items() if value)
+    return Request(f"/v2/introspect/{part}", given, bool(cursor))
 
 
 def read_pulls(body: bytes) -> Listing[Pull]:
-    """A page may be short, or empty, and not the last: only its cursor tells. Raises Unprocessable."""
+    """The answer to `pulls_request`. Raises Unprocessable."""
     page = decode(body, _Page, "historical pulls")
     found = []
-    for user in _people(page):
-        for provider, raw in user.provider.items():
-            pulls = decode(bytes(raw), _Pulls, "historical pulls")
-            found += [_pull(user.user_id, provider, name, bytes(one)) for name, one in pulls.pulled.items()]
-            found += [Pull(user.user_id, provider.lower(), name, "not pulled") for name in pulls.not_pulled]
-    return Listing(tuple(found), _users(page), _cursor(page))
+    for user_id, provider, raw in _by_provider(page):
+        pulls = decode(raw, _Pulls, "historical pulls")
+        found += [_pull(user_id, provider, name, bytes(one)) for name, one in pulls.pulled.items()]
+        found += [Pull(user_id, provider, name, "not pulled") for name in pulls.not_pulled]
+    return _listing(page, found)
 
 
 def read_coverage(body: bytes) -> Listing[ResourceCoverage]:
-    """As `read_pulls`. Raises Unprocessable."""
+    """The answer to `coverage_request`. Raises Unprocessable."""
     page = decode(body, _Page, "resources")
     found = [
-        ResourceCoverage(user.user_id, provider.lower(), name, _moment(one.oldest_data), _moment(one.newest_data))
-        for user in _people(page)
-        for provider, raw in user.provider.items()
-        for name, one in decode(bytes(raw), dict[str, _Statistics], "resources").items()
+        ResourceCoverage(user_id, provider, name, _moment(one.oldest_data), _moment(one.newest_data))
+        for user_id, provider, raw in _by_provider(page)
+        for name, one in decode(raw, dict[str, _Statistics], "resources").items()
     ]
-    return Listing(tuple(found), _users(page), _cursor(page))
+    return _listing(page, found)
 
 
 def connections_request(user_id: str) -> Request:
-    """Who this person is connected with."""
+    """The connections of one user."""
     return Request(f"/v2/user/providers/{quote(user_id, safe='')}")
 
 
 def read_connections(user_id: str, body: bytes, asked_at: datetime) -> list[Connection]:
-    """The answer to that. Raises Unprocessable."""
+    """The answer to `connections_request`. Raises Unprocessable."""
     return [_connection(user_id, one, asked_at) for one in decode(body, _Providers, "providers").providers]
 
 
 def refresh_request(user_id: str) -> Request:
-    """Asks the providers of a person for what is new, now; Junction allows eight an hour."""
+    """Fetches new data from the user's providers immediately; Junction allows eight refreshes per hour and user."""
     return Request(f"/v2/user/refresh/{quote(user_id, safe='')}", method="POST")
 
 
 def read_refresh(body: bytes) -> Refreshed:
-    """The answer to that, a refusal included. Raises Unprocessable."""
-    said = decode(body, _Refreshed, "refresh")
-    done, under_way, failed = map(tuple, (said.refreshed_sources, said.in_progress_sources, said.failed_sources))
-    return Refreshed(done, under_way, failed, said.error)
+    """The answer to `refresh_request`, including a refusal. Raises Unprocessable."""
+    return decode(body, Refreshed, "refresh")  # type: ignore[no-any-return]
+
+
+def _by_provider(page: _Page) -> list[tuple[str, str, bytes]]:
+    return [
+        (user.user_id, provider.lower(), bytes(raw))
+        for user in page.data
+        if user.user_id
+        for provider, raw in user.provider.items()
+    ]
+
+
+def _listing(page: _Page, rows: list[T]) -> Listing[T]:
+    cursor = page.next_cursor or page.next or ""
+    users = tuple(user.user_id for user in page.data if user.user_id)
+    return Listing(tuple(rows), users, None if cursor in NO_CURSOR else cursor)
 
 
 def _pull(user_id: str, provider: str, name: str, raw: bytes) -> Pull:
-    """One that cannot be read must not cost the others: it is as good as under way."""
+    """A pull that cannot be read counts as in progress, so that it does not cost the others."""
     try:
         pull: _Pull = decode(raw, _Pull, "a historical pull")
     except Unprocessable as reason:
-        return Pull(user_id, provider.lower(), name, "pulling", status_text=str(reason))
-    status_text = ", ".join(part for part in (pull.status, pull.error_details) if part)
-    edges = (_moment(pull.range_start or pull.start), _moment(pull.range_end or pull.end))
+        return Pull(user_id, provider, name, "pulling", status_text=str(reason))
     times = pull.timeline or {}
-    began = _moment(times.get("started_at") or times.get("scheduled_at"))
-    whose = (user_id, provider.lower(), name)
-    match pull.status:
-        case "success":
-            return Pull(*whose, "pulled", *edges, began, pull.days_with_data or 0, status_text)
-        case "failure":
-            return Pull(*whose, "failed", *edges, began, status_text=status_text)
-        case _:  # scheduled, in_progress, retrying, or one that is not known yet
-            return Pull(*whose, "pulling", *edges, began, status_text=status_text)
+    status = STATUSES.get(pull.status, "pulling")
+    return Pull(
+        user_id=user_id,
+        provider=provider,
+        resource=name,
+        status=status,
+        start=_moment(pull.range_start or pull.start),
+        end=_moment(pull.range_end or pull.end),
+        began=_moment(times.get("started_at") or times.get("scheduled_at")),
+        days_with_data=(pull.days_with_data or 0) if status == "pulled" else 0,
+        status_text=", ".join(part for part in (pull.status, pull.error_details) if part),
+    )
 
 
 def _connection(user_id: str, one: _Connected, asked_at: datetime) -> Connection:
     if one.status == "connected":
         return Connection(user_id, one.slug.lower(), "connected", None, asked_at)
-    said = one.error_details or _ConnectionError()
-    error = ": ".join(part for part in (said.error_type, said.error_message) if part)
+    given = one.error_details or _ConnectionError()
+    error = ": ".join(part for part in (given.error_type, given.error_message) if part)
     return Connection(user_id, one.slug.lower(), "error", error or "unknown", asked_at)
-
-
-def _cursor(page: _Page) -> str | None:
-    cursor = page.next_cursor or page.next or ""
-    return None if cursor in NO_CURSOR else cursor
-
-
-def _users(page: _Page) -> tuple[str, ...]:
-    return tuple(user.user_id for user in _people(page))
-
-
-def _people(page: _Page) -> list[_User]:
-    """The public example has a user without an id."""
-    return [user for user in page.data if user.user_id]
-
-
-def _moment(given: Any) -> datetime | None:
-    try:
-        return max(moment(given, "introspection"), EARLIEST_STATISTICS) if given else None
-    except (Unprocessable, OverflowError):
-        return None

@@ -1,4 +1,4 @@
-"""Junction's users and links: a person to connect, and where to do it (tags `user` and `link` of its API document)."""
+"""Junction's users and links (Junction: API reference, tags `user` and `link`)."""
 
 from urllib.parse import quote
 
@@ -9,8 +9,8 @@ from workers.aggregators.common import decode
 from workers.aggregators.linking import Link, one_line, post
 from workers.aggregators.requests import Request
 
-LINK_SECONDS = 600  # and it can be used once (Junction: POST /v2/link/token)
-PRODUCTION = "pk_"  # how the keys of production begin; only the sandbox has people who do not exist
+LINK_SECONDS = 600  # a link also works only once (Junction: POST /v2/link/token)
+PRODUCTION = "pk_"  # the prefix of production keys; only the sandbox has demo users
 
 
 class _User(msgspec.Struct):
@@ -41,47 +41,47 @@ class _Refusal(msgspec.Struct):
 
 
 def user_request(client_user_id: str) -> Request:
-    """Makes a user; 400 if there is one of that name already, or no more may be made."""
+    """Creates a user. The answer is 400 if the name is taken or the account has no users left."""
     return post("/v2/user", client_user_id=client_user_id)
 
 
 def resolve_request(client_user_id: str) -> Request:
-    """Asks for the user of that name."""
+    """Finds the user with this name."""
     return Request(f"/v2/user/resolve/{quote(client_user_id, safe='')}")
 
 
 def read_user(body: bytes) -> str:
-    """The user_id, of either answer. Raises Unprocessable."""
+    """The user_id in the answer to `user_request` or `resolve_request`. Raises Unprocessable."""
     return str(decode(body, _User, "a user").user_id)
 
 
 def token_request(user_id: str, providers: tuple[str, ...] = (), redirect_url: str | None = None) -> Request:
-    """Asks for a link. One provider is gone to directly, of several the person chooses, of none among all."""
+    """Creates a link: straight to a single provider, otherwise to a choice of these providers, or of all if empty."""
     names = tuple(name.lower() for name in providers)
     which = {"provider": names[0]} if len(names) == 1 else {"filter_on_providers": names}
     return post("/v2/link/token", user_id=user_id, redirect_url=redirect_url, **which)
 
 
 def read_token(body: bytes) -> Link:
-    """The answer to that. Raises Unprocessable."""
-    said = decode(body, _Token, "a link")
-    return Link(said.link_web_url, said.link_token, LINK_SECONDS)
+    """The answer to `token_request`. Raises Unprocessable."""
+    answer = decode(body, _Token, "a link")
+    return Link(answer.link_web_url, answer.link_token, LINK_SECONDS)
 
 
 def demo_request(user_id: str, provider: str) -> Request:
-    """Connects a user of the sandbox with a device that does not exist, whose data begins to flow."""
+    """Connects a sandbox user with a simulated device, which begins to send data."""
     return post("/v2/link/connect/demo", user_id=user_id, provider=provider.lower())
 
 
 def read_demo(body: bytes) -> None:
-    """Whether that was done. Raises Unprocessable, with the reason, if it was not."""
-    said = decode(body, _Demo, "a demo connection")
-    if not said.success:
-        raise Unprocessable(one_line(said.detail) or "the demo connection was not made")
+    """The answer to `demo_request`. Raises Unprocessable with the reason if the connection was not made."""
+    answer = decode(body, _Demo, "a demo connection")
+    if not answer.success:
+        raise Unprocessable(one_line(answer.detail) or "the demo connection was not made")
 
 
 def read_refusal(body: bytes) -> str:
-    """Why something was refused, in Junction's words; '' if it does not say so."""
+    """The reason in an error answer, in Junction's words; '' if there is none."""
     try:
         detail = decode(body, _Refusal, "a refusal").detail
     except Unprocessable:

@@ -1,4 +1,4 @@
-"""Terra. Pure: no socket is opened here."""
+"""Terra. Pure: no I/O."""
 
 from workers.aggregators.terra.api import API_LIMITS, connect, read_page, request
 from workers.aggregators.terra.events import parse

@@ -1,4 +1,4 @@
-"""Terra's read API: the next request for a piece of history, and what its answer holds."""
+"""Terra's read API (Terra: API reference): requests for history, and the content of the answers."""
 
 import math
 from collections.abc import Mapping
@@ -10,27 +10,22 @@ import msgspec
 from app.catalogue import Resource
 from app.config.settings import Settings
 from app.errors import NotYet, Unprocessable
-from workers.aggregators.common import decode
+from workers.aggregators.common import NULL, decode, read_each
 from workers.aggregators.json import reject_duplicate_keys
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
-from workers.aggregators.terra.shapes import NOTHING, Batch, Owner
+from workers.aggregators.terra.shapes import Batch, Owner
 
-MAX_WINDOW = timedelta(days=28)  # beyond a calendar month Terra answers in webhooks, whatever it was told
+MAX_WINDOW = timedelta(days=28)  # Terra answers more than a calendar month in webhooks, whatever `to_webhook` is
 API_LIMITS = ApiLimits(  # Terra: rate limits
     max_slice_days=MAX_WINDOW.days,
-    user_rate="206/hour",  # of 6,000 days of history: 28 and the second of the exclusive end may count as 29
+    user_rate="206/hour",  # of 6,000 days of history: 28 days and the second of the exclusive end may count as 29
     split_on_status=frozenset({413, 500, 504}),
     rule_header="x-terra-ratelimit-rule",
     rules={"r1": "request", "r2": "user"},
-    default_scope="user",  # the provider's own quota, which is a person's, passed on
+    default_scope="user",  # Terra passes on the provider's own quota, which is per user
 )
 FIRST_SECOND = 1_000_000_000  # Terra takes unix seconds of ten digits
-NOT_READY_SECONDS: Mapping[str, float] = {
-    "processing": 60.0,
-    "rate_limit": 900.0,
-    "no_data": 900.0,
-    "accepted": 900.0,
-}
+NOT_READY_SECONDS = {"processing": 60.0, "rate_limit": 900.0, "no_data": 900.0, "accepted": 900.0}
 MAX_NOT_READY_SECONDS = 6 * 3600.0
 
 
@@ -42,26 +37,26 @@ class _Answer(msgspec.Struct):
     type: str | None = None
     status: str | None = None
     user: _User | None = None
-    data: msgspec.Raw = NOTHING
-    athlete: msgspec.Raw = NOTHING
+    data: msgspec.Raw = NULL
+    athlete: msgspec.Raw = NULL
     reference: str | None = None
     retry_after_seconds: float | None = None
 
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
-    """The base URL and the headers that every request carries. Raises Misconfigured."""
+    """The base URL and the headers of every request. Raises Misconfigured."""
     headers = {"dev-id": settings.need_terra_dev_id(), "x-api-key": settings.need_terra_api_key()}
     return settings.terra_base_url.rstrip("/"), headers
 
 
-def request(resource: Resource, user_id: str, provider: str, part: DateRange, cursor: str | None = None) -> Request:  # noqa: ARG001 - the shape of every provider
-    """The request for a slice of a resource, which must not be longer than MAX_WINDOW; there are no pages.
+def request(resource: Resource, user_id: str, provider: str, part: DateRange, cursor: str | None = None) -> Request:  # noqa: ARG001 - every aggregator has this signature
+    """The request for a date range of a resource, of at most MAX_WINDOW. Terra has no pages.
 
-    `to_webhook` is always said, because Terra's documents disagree on what it is otherwise. The end is exclusive, so
-    it lies a second after the last one of the slice. An object that crosses the edge comes with both slices.
+    `to_webhook` is always sent, because Terra's documents disagree on its default. Terra's end is exclusive, so it is
+    one second after the range. An object that crosses the edge of two ranges is in both answers.
     """
     if part.end - part.start > MAX_WINDOW:
-        raise ValueError("a longer window is answered in webhooks")
+        raise ValueError("Terra answers a longer window in webhooks")
     query = {"user_id": user_id}
     if resource.dates != "none":
         start = max(math.floor(part.start.timestamp()), FIRST_SECOND)
@@ -71,40 +66,31 @@ def request(resource: Resource, user_id: str, provider: str, part: DateRange, cu
 
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:
-    """What an answer holds; an object that cannot be used is named and left out. There is never a cursor.
+    """The content of an answer, without a cursor. An object that cannot be read is left out.
 
-    Raises NotYet for an answer of status 200 that is none, and DeadLetter for anything else. Only an array of data
-    closes a window, even if it is empty: "no data" said in another way may mean that Terra has not looked yet.
+    Raises NotYet for an answer of status 200 without data, Unprocessable for any other body. Only an array of data
+    closes a window, even an empty one: other forms of "no data" may mean that Terra has not asked the provider yet.
     """
-    reject_duplicate_keys(body, f"{resource.name}: a page")
-    answer = decode(body, _Answer, f"{resource.name}: a page")
+    what = f"{resource.name}: a page"
+    reject_duplicate_keys(body, what)
+    answer = decode(body, _Answer, what)
     name = resource.terra or ""
     raw = answer.athlete if name == "athlete" else answer.data
-    if raw == NOTHING:
-        raise _why_not(resource, answer)
-    what = f"{resource.name}: a page"
+    if raw == NULL:
+        raise _without_data(resource, answer)
     items: Any = [raw] if name == "athlete" else decode(bytes(raw), list[msgspec.Raw], what)
-    told = answer.user.provider if answer.user else None
-    batch = Batch(Owner(user_id, (told or provider).lower()), asked_at)
-    refused: list[str] = []
-    count = 0
-    for item in items:
-        try:
-            if item != NOTHING:
-                batch.add(name, bytes(item))
-                count += 1
-        except Unprocessable as reason:
-            refused.append(str(reason))
-    return Page(batch.actions(), count, refused=tuple(refused))
+    named = answer.user.provider if answer.user else None
+    batch = Batch(Owner(user_id, (named or provider).lower()), asked_at)
+    found, refused = read_each((item for item in items if item != NULL), lambda item: batch.add(name, bytes(item)))
+    return Page(batch.actions(), len(found), refused=refused)
 
 
-def _why_not(resource: Resource, answer: _Answer) -> NotYet | Unprocessable:
-    """What an answer without data says: the sort of it, and when to ask again."""
-    said = {answer.type, answer.status}
-    if answer.reference is not None or "large_request_processing" in said:
+def _without_data(resource: Resource, answer: _Answer) -> NotYet | Unprocessable:
+    given = {answer.type, answer.status}
+    if answer.reference is not None or "large_request_processing" in given:
         what = "accepted"
     else:
-        what = next((one for one in NOT_READY_SECONDS if one in said), "")
+        what = next((one for one in NOT_READY_SECONDS if one in given), "")
     if not what:
         return Unprocessable(f"{resource.name}: a page without data")
     asked = answer.retry_after_seconds

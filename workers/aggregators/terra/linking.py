@@ -1,4 +1,4 @@
-"""Terra's widget sessions: where a person chooses a provider and connects it (POST /auth/generateWidgetSession)."""
+"""Terra's widget sessions, in which a person connects a provider (Terra: POST /auth/generateWidgetSession)."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from workers.aggregators.common import decode
 from workers.aggregators.linking import Link, one_line, post
 from workers.aggregators.requests import Request
 
-USUAL_SECONDS = 900  # the public example's
+USUAL_SECONDS = 900  # from the public example
 
 
 class _Session(msgspec.Struct):
@@ -23,7 +23,7 @@ class _Refusal(msgspec.Struct):
 
 
 def session_request(reference_id: str, providers: tuple[str, ...] = (), redirect_url: str | None = None) -> Request:
-    """Asks for a session, in which the person chooses one of these providers, or of all that the account offers."""
+    """Creates a session with a choice of these providers, or of all that the account offers if empty."""
     return post(
         "/auth/generateWidgetSession",
         reference_id=reference_id,
@@ -34,15 +34,15 @@ def session_request(reference_id: str, providers: tuple[str, ...] = (), redirect
 
 
 def read_session(body: bytes) -> Link:
-    """The answer to that. Raises Unprocessable."""
-    said = decode(body, _Session, "a widget session")
-    return Link(said.url, said.session_id, int(said.expires_in))
+    """The answer to `session_request`. Raises Unprocessable."""
+    answer = decode(body, _Session, "a widget session")
+    return Link(answer.url, answer.session_id, int(answer.expires_in))
 
 
 def read_refusal(body: bytes) -> str:
-    """Why something was refused, in Terra's words; '' if it does not say so."""
+    """The reason in an error answer, in Terra's words; '' if there is none."""
     try:
-        said = decode(body, _Refusal, "a refusal")
+        answer = decode(body, _Refusal, "a refusal")
     except Unprocessable:
         return ""
-    return one_line(said.detail or said.message or said.title)
+    return one_line(answer.detail or answer.message or answer.title)

@@ -1,20 +1,34 @@
-"""What of Terra's objects has a place of its own, as tables. The rest stays in the payload, and in it nothing is lost.
+"""The fields of Terra's objects that become columns and samples, as tables. All other fields stay in the payload only.
 
-Names and units are those of Terra's public document (info.version 2026.07.17.1), and of app/catalogue.toml. A path
-leads from the object inwards; `[]` stands for each item of an array.
+Names and units are those of Terra's public document (info.version 2026.07.17.1) and of app/catalogue.toml. A path leads
+from the object inwards. The tables follow sections 4.1 (keys) and 5 (resources) of the notes on Terra.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from typing import Literal
 
 MINUTES = 1 / 60  # of seconds
 KILOGRAMS = 1 / 1000  # of grams
+GRAMS = 1 / 1000  # of milligrams
 MMOL_PER_L = 1 / 18.016  # of mg/dL of glucose
 
-# Terra's sleep levels in Junction's numbers. Asleep in an unknown stage and out of bed have none of their own.
+# Terra's sleep levels in Junction's numbers. Junction has no number for "asleep, stage unknown" and "out of bed".
 STAGES = {0: -1, 1: 4, 2: -1, 3: 4, 4: 2, 5: 1, 6: 3}
 INEXACT_STAGES = (2, 3)
+
+START, END, SUMMARY_ID = "metadata.start_time", "metadata.end_time", "metadata.summary_id"
+PRESSURE, PAIR = "blood_pressure_data.blood_pressure_samples", ("systolic_bp", "diastolic_bp")
+MEASUREMENTS, MEASURED_AT = "measurements_data.measurements", "measurement_time"
+
+
+class Derived(Enum):
+    """A column that follows from the start and end of the object."""
+
+    OFFSET = "seconds east of UTC at the start"
+    DURATION = "seconds from the start to the end"
 
 
 @dataclass(frozen=True)
@@ -27,102 +41,101 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Newest:
-    """Of an array, the value that was measured last."""
+    """The value in an array that was measured last."""
 
-    path: str
+    array: str
     time: str
+    value: str
     factor: float = 1.0
 
 
-Derived = Literal["offset", "seconds"]  # from when the object begins and ends
+Column = str | Scaled | Newest | Derived  # a text is the path of the value
 
 
 @dataclass(frozen=True)
-class Derive:
-    """What follows from when the object begins and ends: the offset of the first, or the seconds between."""
+class Values:
+    """Samples of a resource: one for each item of an array."""
 
-    what: Derived
+    resource: str
+    array: str
+    value: str | tuple[str, str]  # two values of one moment, in the order of the resource's columns
+    unit: str
+    factor: float = 1.0
+    form: Literal["plain", "running total", "stages", "pairs"] = "plain"
+    time: str = "timestamp"
+    subtype: str | None = None  # the field that distinguishes items of one moment
+    unless: tuple[str, float] | None = None  # a field, and its number in items that are another quantity
 
-
-Column = str | Scaled | Newest | Derive  # text: the path of the value, which is read as the column's type wants
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields of an item that hold its value or values."""
+        return (self.value,) if isinstance(self.value, str) else self.value
 
 
 @dataclass(frozen=True)
-class Series:
-    """Samples of a resource: the values of an array, or (a path without `[]`) one value for its whole time."""
+class Whole:
+    """One sample that covers the time of the object."""
 
     resource: str
     path: str
     unit: str
     factor: float = 1.0
-    form: Literal["plain", "running total", "stages"] = "plain"
-    time: str = "timestamp"
-    subtype: str | None = None  # where the item says what tells it from others of the moment
-    unless: tuple[str, float] | None = None  # a name, and the number that makes the item something else
-    pair: tuple[str, str] | None = None  # names of two values, in the order of the resource's columns, at the path
+
+
+Series = Values | Whole
 
 
 @dataclass(frozen=True)
 class DataType:
-    """A type of Terra's: what tells its objects apart (4.1 of its dossier), what they are read for."""
+    """One of Terra's types: the key of its objects, their columns and their samples."""
 
-    key: tuple[str, ...] = ()  # the first of these that is there
-    otherwise: Literal["day", "times", "user", "nothing"] = "nothing"  # what stands for it, if none is
-    columns: Mapping[str, Column] | None = None
+    columns: Mapping[str, Column]
     series: tuple[Series, ...] = ()
-    start: str | None = "metadata.start_time"
-    end: str | None = "metadata.end_time"
-    retracted: tuple[str, float] | None = None  # a path, and the number there that takes the object back
+    key: tuple[str, ...] = ()  # paths; the first that has a value is the key
+    otherwise: Literal["day", "times", "user", "nothing"] = "nothing"  # the key if no path has a value
+    start: str | None = START
+    end: str | None = END
+    retracted: tuple[str, float] | None = None  # a path, and its number in an object that Terra retracts
 
 
 def _heart(at: str) -> tuple[Series, ...]:
-    """SDNN is another quantity than RMSSD, which is what `hrv` holds, so it has a resource of its own."""
+    """SDNN is another quantity than RMSSD, which `hrv` holds, so it has a resource of its own."""
     return (
-        Series("heartrate", f"{at}.detailed.hr_samples[].bpm", "bpm"),
-        Series("hrv", f"{at}.detailed.hrv_samples_rmssd[].hrv_rmssd", "rmssd"),
-        Series("terra_hrv_sdnn", f"{at}.detailed.hrv_samples_sdnn[].hrv_sdnn", "ms"),
+        Values("heartrate", f"{at}.detailed.hr_samples", "bpm", "bpm"),
+        Values("hrv", f"{at}.detailed.hrv_samples_rmssd", "hrv_rmssd", "rmssd"),
+        Values("terra_hrv_sdnn", f"{at}.detailed.hrv_samples_sdnn", "hrv_sdnn", "ms"),
     )
 
 
-MUSCLE = ("type", 1)  # oxygen in muscle, not in blood
-OXYGEN = (
-    Series("blood_oxygen", "oxygen_data.saturation_samples[].percentage", "%", unless=MUSCLE),
-    Series("vo2_max", "oxygen_data.vo2_samples[].vo2max_ml_per_min_per_kg", "mL/kg/min"),
+_total = partial(Values, form="running total")
+_oxygen = partial(Values, "blood_oxygen", value="percentage", unit="%", unless=("type", 1))  # 1: in muscle, not blood
+_glucose = partial(Values, "glucose", value="blood_glucose_mg_per_dL", unit="mmol/L", factor=MMOL_PER_L)
+_measured = partial(Values, array=MEASUREMENTS, time=MEASURED_AT)
+_newest = partial(Newest, MEASUREMENTS, MEASURED_AT)
+
+OXYGEN: tuple[Series, ...] = (
+    _oxygen("oxygen_data.saturation_samples"),
+    Values("vo2_max", "oxygen_data.vo2_samples", "vo2max_ml_per_min_per_kg", "mL/kg/min"),
 )
-MOVEMENT = (
-    Series("steps", "distance_data.detailed.step_samples[].steps", "count", form="running total"),
-    Series("distance", "distance_data.detailed.distance_samples[].distance_meters", "m", form="running total"),
-    Series(
-        "floors_climbed",
-        "distance_data.detailed.floors_climbed_samples[].floors_climbed",
-        "count",
-        form="running total",
-    ),
-    Series("calories_active", "calories_data.calorie_samples[].calories", "kcal"),
+MOVEMENT: tuple[Series, ...] = (
+    _total("steps", "distance_data.detailed.step_samples", "steps", "count"),
+    _total("distance", "distance_data.detailed.distance_samples", "distance_meters", "m"),
+    _total("floors_climbed", "distance_data.detailed.floors_climbed_samples", "floors_climbed", "count"),
+    Values("calories_active", "calories_data.calorie_samples", "calories", "kcal"),
 )
-
-
-def _measured(resource: str, name: str, unit: str, factor: float = 1.0, subtype: str | None = None) -> Series:
-    path = f"measurements_data.measurements[].{name}"
-    return Series(resource, path, unit, factor, time="measurement_time", subtype=subtype)
-
-
-def _last_measured(name: str, factor: float = 1.0) -> Newest:
-    return Newest(f"measurements_data.measurements[].{name}", "measurement_time", factor)
-
 
 TYPES: Mapping[str, DataType] = {
     "activity": DataType(
-        key=("metadata.summary_id",),
+        key=(SUMMARY_ID,),
         columns={
             "title": "metadata.name",
-            "timezone_offset": Derive("offset"),
+            "timezone_offset": Derived.OFFSET,
             "average_hr": "heart_rate_data.summary.avg_hr_bpm",
             "max_hr": "heart_rate_data.summary.max_hr_bpm",
             "distance": "distance_data.summary.distance_meters",
-            "calendar_date": "metadata.start_time",
-            "time_start": "metadata.start_time",
-            "time_end": "metadata.end_time",
+            "calendar_date": START,
+            "time_start": START,
+            "time_end": END,
             "calories": "calories_data.total_burned_calories",
             "moving_time": "active_durations_data.activity_seconds",
             "total_elevation_gain": "distance_data.summary.elevation.gain_actual_meters",
@@ -137,10 +150,10 @@ TYPES: Mapping[str, DataType] = {
         series=(*_heart("heart_rate_data"), *OXYGEN, *MOVEMENT),
         retracted=("metadata.upload_type", 4),
     ),
-    "daily": DataType(  # the same enumeration; that a day was deleted is said nowhere, so it is not believed
+    "daily": DataType(  # has the same upload_type, but no document says that 4 deletes a day, so it does not
         otherwise="day",
         columns={
-            "calendar_date": "metadata.start_time",
+            "calendar_date": START,
             "calories_total": "calories_data.total_burned_calories",
             "calories_active": "calories_data.net_activity_calories",
             "steps": "distance_data.steps",
@@ -149,24 +162,24 @@ TYPES: Mapping[str, DataType] = {
             "medium": Scaled("active_durations_data.moderate_intensity_seconds", MINUTES),
             "high": Scaled("active_durations_data.vigorous_intensity_seconds", MINUTES),
             "floors_climbed": "distance_data.floors_climbed",
-            "timezone_offset": Derive("offset"),
+            "timezone_offset": Derived.OFFSET,
         },
         series=(
             *_heart("heart_rate_data"),
             *OXYGEN,
             *MOVEMENT,
-            Series("stress_level", "stress_data.samples[].level", "%"),
+            Values("stress_level", "stress_data.samples", "level", "%"),
         ),
     ),
-    "sleep": DataType(  # its upload_type is another enumeration, in which nothing means "deleted"
-        key=("metadata.summary_id",),
+    "sleep": DataType(  # its upload_type is another enumeration, without a number for "deleted"
+        key=(SUMMARY_ID,),
         otherwise="times",
         columns={
-            "calendar_date": "metadata.end_time",  # Junction's is the day on which one wakes up
-            "bedtime_start": "metadata.start_time",
-            "bedtime_stop": "metadata.end_time",
-            "timezone_offset": Derive("offset"),
-            "duration": Derive("seconds"),
+            "calendar_date": END,  # Junction's is the day of waking up
+            "bedtime_start": START,
+            "bedtime_stop": END,
+            "timezone_offset": Derived.OFFSET,
+            "duration": Derived.DURATION,
             "total": "sleep_durations_data.asleep.duration_asleep_state_seconds",
             "awake": "sleep_durations_data.awake.duration_awake_state_seconds",
             "light": "sleep_durations_data.asleep.duration_light_sleep_state_seconds",
@@ -185,60 +198,44 @@ TYPES: Mapping[str, DataType] = {
         },
         series=(
             *_heart("heart_rate_data"),
-            Series("respiratory_rate", "respiration_data.breaths_data.samples[].breaths_per_min", "bpm"),
-            Series(
-                "blood_oxygen",
-                "respiration_data.oxygen_saturation_data.samples[].percentage",
-                "%",
-                unless=MUSCLE,
-            ),
-            Series("hypnogram", "sleep_durations_data.hypnogram_samples[].level", "", form="stages"),
-            Series("body_temperature_delta", "temperature_data.delta", "°C"),
+            Values("respiratory_rate", "respiration_data.breaths_data.samples", "breaths_per_min", "bpm"),
+            _oxygen("respiration_data.oxygen_saturation_data.samples"),
+            Values("hypnogram", "sleep_durations_data.hypnogram_samples", "level", "", form="stages"),
+            Whole("body_temperature_delta", "temperature_data.delta", "°C"),
         ),
     ),
     "body": DataType(
         otherwise="day",
         columns={
-            "calendar_date": "metadata.start_time",
-            "weight": _last_measured("weight_kg"),
-            "fat": _last_measured("bodyfat_percentage"),
-            "water_percentage": _last_measured("water_percentage"),
-            "body_mass_index": _last_measured("BMI"),
-            "lean_body_mass_kilogram": _last_measured("lean_mass_g", KILOGRAMS),
+            "calendar_date": START,
+            "weight": _newest("weight_kg"),
+            "fat": _newest("bodyfat_percentage"),
+            "water_percentage": _newest("water_percentage"),
+            "body_mass_index": _newest("BMI"),
+            "lean_body_mass_kilogram": _newest("lean_mass_g", KILOGRAMS),
         },
         series=(
             *_heart("heart_data.heart_rate_data"),
             *OXYGEN,
-            Series(
-                "blood_pressure",
-                "blood_pressure_data.blood_pressure_samples[]",
-                "mmHg",
-                pair=("systolic_bp", "diastolic_bp"),
-            ),
-            # Both may hold the same moments: what is sampled more often is taken then.
-            Series("glucose", "glucose_data.blood_glucose_samples[].blood_glucose_mg_per_dL", "mmol/L", MMOL_PER_L),
-            Series(
-                "glucose",
-                "glucose_data.detailed_blood_glucose_samples[].blood_glucose_mg_per_dL",
-                "mmol/L",
-                MMOL_PER_L,
-            ),
-            Series("body_temperature", "temperature_data.body_temperature_samples[].temperature_celsius", "°C"),
-            Series("water", "hydration_data.day_total_water_consumption_ml", "ml"),
-            _measured("weight", "weight_kg", "kg"),
-            _measured("fat", "bodyfat_percentage", "%"),
-            _measured("body_mass_index", "BMI", "index"),
-            _measured("lean_body_mass", "lean_mass_g", "kg", KILOGRAMS),
-            _measured("insulin_injection", "insulin_units", "unit", subtype="insulin_type"),
+            Values("blood_pressure", PRESSURE, PAIR, "mmHg", form="pairs"),
+            _glucose("glucose_data.blood_glucose_samples"),
+            _glucose("glucose_data.detailed_blood_glucose_samples"),  # sampled more often; wins, as it is the last
+            Values("body_temperature", "temperature_data.body_temperature_samples", "temperature_celsius", "°C"),
+            Whole("water", "hydration_data.day_total_water_consumption_ml", "ml"),
+            _measured("weight", value="weight_kg", unit="kg"),
+            _measured("fat", value="bodyfat_percentage", unit="%"),
+            _measured("body_mass_index", value="BMI", unit="index"),
+            _measured("lean_body_mass", value="lean_mass_g", unit="kg", factor=KILOGRAMS),
+            _measured("insulin_injection", value="insulin_units", unit="unit", subtype="insulin_type"),
         ),
     ),
-    "nutrition": DataType(  # what was eaten is told by the food, several at one moment: the day's sums are taken
+    "nutrition": DataType(  # several foods share a moment, so the samples are the sums of the day
         otherwise="day",
-        columns={"calendar_date": "metadata.start_time", "timestamp": "metadata.start_time"},
+        columns={"calendar_date": START, "timestamp": START},
         series=(
-            Series("water", "summary.water_ml", "ml"),
-            Series("caffeine", "summary.micros.caffeine_mg", "g", 1 / 1000),
-            Series("carbohydrates", "summary.macros.carbohydrates_g", "g"),
+            Whole("water", "summary.water_ml", "ml"),
+            Whole("caffeine", "summary.micros.caffeine_mg", "g", GRAMS),
+            Whole("carbohydrates", "summary.macros.carbohydrates_g", "g"),
         ),
     ),
     "menstruation": DataType(
@@ -254,14 +251,8 @@ TYPES: Mapping[str, DataType] = {
         start=None,
         end=None,
     ),
-    "planned_workout": DataType(  # three of Terra's own sources name three ids
-        key=(
-            "planned_workout_id",
-            "provider_workout_id",
-            "metadata.id",
-            "metadata.summary_id",
-            "summary_id",
-        ),
+    "planned_workout": DataType(  # three of Terra's documents name three different ids
+        key=("planned_workout_id", "provider_workout_id", "metadata.id", SUMMARY_ID, "summary_id"),
         columns={
             "planned_date": "planned_date",
             "title": "details.metadata.name",
@@ -289,10 +280,10 @@ TYPES: Mapping[str, DataType] = {
         end=None,
     ),
     "health_observation": DataType(
-        key=("metadata.summary_id",),
+        key=(SUMMARY_ID,),
         columns={
-            "time_start": "metadata.start_time",
-            "time_end": "metadata.end_time",
+            "time_start": START,
+            "time_end": END,
             "observation_type": "observation_data.observation_type",
             "category": "observation_data.category",
             "severity": "observation_data.severity",

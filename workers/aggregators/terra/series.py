@@ -1,16 +1,17 @@
-"""Samples out of Terra's arrays: when each was measured, what a running total grew by, how long a stage lasted."""
+"""Samples from Terra's arrays: their times, and the forms of their values (running totals, stages of sleep)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.actions import Sample
-from workers.aggregators.terra.mapping import INEXACT_STAGES, STAGES
+from workers.aggregators.terra.mapping import INEXACT_STAGES, STAGES, Values
 
 FLOATING = b'{"is_floating":true}'
 FIRST_YEAR = 1900  # year 1 stands for "unknown"
@@ -19,33 +20,44 @@ UTC_TIMES = 0  # of timestamp_localization
 
 
 class Instant(msgspec.Struct, frozen=True, gc=False):
-    """When something was, and how it is known. There is one for every value of an array."""
+    """A time as Terra sent it."""
 
     at: datetime
-    offset: int | None  # seconds east of UTC, where the time is the user's own
-    extra: bytes | None  # FLOATING where it was given without an offset
+    offset: int | None  # seconds east of UTC, where the time is the user's local time
+    extra: bytes | None  # FLOATING where it has no offset
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """The entries of `extra`."""
+        return {"is_floating": True} if self.extra else {}
 
 
 class Point(msgspec.Struct, frozen=True, gc=False):
-    """A value of an array, and its moment."""
+    """A value of an array and its time."""
 
     moment: Instant
-    value: float
+    value: Any  # a number, or a pair of them
+
+
+class Span(NamedTuple):
+    """The start and end of an object."""
+
+    start: Instant | None
+    end: Instant | None
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How the times of an object are to be read (Terra: `timestamp_localization`).
+    """Reads the times of one object (Terra: `timestamp_localization`).
 
-    A time without an offset is the user's local time: it is kept as it came, as if it were UTC, and marked, as
-    Junction's floating times are. Where Terra says that its times are UTC, neither is the offset the user's nor is
-    anything floating.
+    A time without an offset is the user's local time. It is stored as if it were UTC, and flagged like Junction's
+    floating times. Where Terra says that the object's times are UTC, an offset is not the user's and no time floats.
     """
 
     is_utc: bool = False
 
     def read(self, text: str | None, what: str) -> Instant | None:
-        """An instant; None if there is none, or one that stands for "unknown". Raises Unprocessable if unreadable."""
+        """None for an absent time or one that stands for "unknown". Raises Unprocessable if the text is no time."""
         if not text:
             return None
         try:
@@ -59,54 +71,46 @@ class Clock:
             return Instant(at.replace(tzinfo=UTC), None, None if self.is_utc else FLOATING)
         return Instant(at, None if self.is_utc else offset.days * 86_400 + offset.seconds, None)
 
-
-class Span(NamedTuple):
-    """When an object begins and ends."""
-
-    start: Instant | None
-    end: Instant | None
-
-
-Given = tuple[str | None, float | None]  # a time and a value, as they stand in an array
-
-
-class Usable(NamedTuple):
-    """The usable values of an array, and how many nothing says the time of."""
-
-    values: list[Point]
-    samples_without_timestamp: int
+    def points(self, given: Iterable[tuple[str | None, Any]], factor: float, what: str) -> tuple[list[Point], int]:
+        """The values that are present and have a time; and the number of values without a time."""
+        found: list[Point] = []
+        without_timestamp = 0
+        for text, value in given:
+            if value is None:
+                continue
+            moment = self.read(text, what)
+            if moment is None:
+                without_timestamp += 1
+            else:
+                found.append(Point(moment, value if factor == 1.0 else value * factor))
+        return found, without_timestamp
 
 
-def points(given: Iterable[Given], clock: Clock, factor: float, what: str) -> Usable:
-    """The values of an array that are there and have a time."""
-    found: list[Point] = []
-    samples_without_timestamp = 0
-    for text, value in given:
-        if value is None:
-            continue
-        moment = clock.read(text, what)
-        if moment is None:
-            samples_without_timestamp += 1
-        else:
-            found.append(Point(moment, value * factor))
-    return Usable(found, samples_without_timestamp)
-
-
-def plain(found: Sequence[Point], _: Span, unit: str) -> Iterator[Sample]:
-    """Each value at its moment."""
+def plain(found: Sequence[Point], _: Span, series: Values) -> Iterator[Sample]:
+    """Each value at its time."""
+    unit = series.unit
     for point in found:
         moment = point.moment
         yield Sample(moment.at, None, point.value, unit, moment.offset, moment.extra)
 
 
-def grown(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
-    """What a running total grew by since the value before, which is when an interval begins.
+def pairs(found: Sequence[Point], _: Span, series: Values) -> Iterator[Sample]:
+    """Each pair of values at its time, under the names of the resource's columns."""
+    first, second = (column.name for column in catalogue()[series.resource].fields)
+    for point in found:
+        moment = point.moment
+        extra = msgspec.json.encode({first: point.value[0], second: point.value[1]} | moment.flags)
+        yield Sample(moment.at, None, None, series.unit, moment.offset, extra)
 
-    The total counts from the beginning of the object, so the first value belongs to the time since. If that is not
-    before it, it belongs to the instant before it: neither is it lost then, nor counted twice. A total that falls has
-    begun again.
+
+def grown(found: Sequence[Point], span: Span, series: Values) -> Iterator[Sample]:
+    """The growth of a running total since the value before it; the interval begins there.
+
+    The total counts from the start of the object, so the first interval begins at the start. If the start is not
+    earlier than the first value, that interval lasts one microsecond, so that its value is neither lost nor counted
+    twice. A total that falls was reset.
     """
-    since, before = span.start.at if span.start else None, 0.0
+    since, before, unit = span.start.at if span.start else None, 0.0, series.unit
     for point in _in_order(found):
         moment, value = point.moment, point.value
         at = moment.at
@@ -115,10 +119,10 @@ def grown(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
         since, before = at, value
 
 
-def stages(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
-    """Stages of sleep, each until the next begins, the last one until the end.
+def stages(found: Sequence[Point], span: Span, series: Values) -> Iterator[Sample]:
+    """Stages of sleep in Junction's numbers. Each lasts until the next begins, the last one until the end.
 
-    Their numbers are Junction's; where that is not all that Terra says, `extra` has Terra's `level`.
+    Where Junction's number loses information, `extra` holds Terra's `level`.
     """
     ordered = _in_order(found)
     ends: list[datetime | None] = [after.moment.at for _, after in pairwise(ordered)]
@@ -126,18 +130,19 @@ def stages(found: Sequence[Point], span: Span, unit: str) -> Iterator[Sample]:
     for point, end in zip(ordered, ends, strict=False):
         moment, level, extra = point.moment, point.value, point.moment.extra
         if level not in STAGES or level in INEXACT_STAGES:
-            extra = msgspec.json.encode({"level": level} | ({"is_floating": True} if extra else {}))
-        yield Sample(moment.at, end, float(STAGES.get(int(level), -1)), unit, moment.offset, extra)
+            extra = msgspec.json.encode({"level": level} | moment.flags)
+        yield Sample(moment.at, end, float(STAGES.get(int(level), -1)), series.unit, moment.offset, extra)
 
 
 def _in_order(found: Sequence[Point]) -> list[Point]:
-    """By time; of a moment that stands twice, the value that stands last."""
+    """By time. Of several values with one time, the last one."""
     last = {point.moment.at: point for point in found}
     return [last[at] for at in sorted(last)]
 
 
-FORMS: Mapping[str, Callable[[Sequence[Point], Span, str], Iterator[Sample]]] = {
+FORMS: Mapping[str, Callable[[Sequence[Point], Span, Values], Iterator[Sample]]] = {
     "plain": plain,
     "running total": grown,
     "stages": stages,
+    "pairs": pairs,
 }

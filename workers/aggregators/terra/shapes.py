@@ -1,39 +1,38 @@
-"""Terra's objects as records and samples: read by the tables of `mapping`, one decoding for each object."""
+"""Terra's objects as records and samples: each is decoded once, and read by the tables of `mapping`."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from app.catalogue import FieldType, catalogue
 from app.errors import Unprocessable
 from workers.actions import Action, Record, Sample, Samples
-from workers.aggregators.common import DateText, decode
-from workers.aggregators.terra.mapping import TYPES, Column, Derive, Newest, Scaled, Series
-from workers.aggregators.terra.series import FORMS, UTC_TIMES, Clock, Given, Instant, Span, points
+from workers.aggregators.common import NULL, DateText, decode
+from workers.aggregators.terra.mapping import (
+    TYPES,
+    Column,
+    Derived,
+    Newest,
+    Scaled,
+    Series,
+    Values,
+    Whole,
+)
+from workers.aggregators.terra.series import FORMS, UTC_TIMES, Clock, Instant, Span
 
 LOCALIZATION = "metadata.timestamp_localization"
 SCORES = "data_enrichment"
 DIGITS = b"-0123456789"
-NOTHING = msgspec.Raw(b"null")
-DATA_TYPES: Mapping[FieldType, Any] = {
-    "text": str,
-    "integer": float,  # 146.3 beats a minute is one that is rounded, and 146.0 is one
-    "number": float,
-    "boolean": bool,
-    "date": DateText,
-    "datetime": DateText,
-}
 SeriesValues = tuple[str, str, list[Sample]]  # resource, subtype, and the samples of that series
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Whose data it is: a user of Terra's is one person's connection with one provider."""
+class Owner(NamedTuple):
+    """A user of Terra: one person's connection with one provider."""
 
     user_id: str
     provider: str
@@ -41,7 +40,7 @@ class Owner:
 
 @dataclass
 class Batch:
-    """What the objects of one delivery or page become. Of a key that stands in it twice, what stands last is taken."""
+    """The records and samples of the objects of one delivery or page. Of several with one key, the last one wins."""
 
     owner: Owner
     version: datetime
@@ -51,28 +50,34 @@ class Batch:
     _samples: dict[tuple[str, str, str], dict[datetime, Sample]] = field(default_factory=dict)
 
     def add(self, name: str, raw: bytes) -> None:
-        """An object of one of Terra's types. Raises Unprocessable, having taken nothing of it, if it cannot be used."""
+        """Adds an object of one of Terra's types. Raises Unprocessable, and adds nothing, if it cannot be read."""
         item = Item(name, raw)
-        key, columns, samples_without_timestamp = item.key(self.owner), item.columns(), list[int]()
-        found = [] if item.is_retracted else [*item.samples(samples_without_timestamp), *item.scores(key)]
-        whose = (self.owner.user_id, key, self.owner.provider)
-        record = Record(item.resource.name, *whose, name, raw, self.version, columns, item.is_retracted)
-        self._records[record.resource, key] = record
-        self.samples_without_timestamp += sum(samples_without_timestamp)
+        record = Record(
+            resource=item.resource.name,
+            user_id=self.owner.user_id,
+            id=item.key(self.owner),
+            provider=self.owner.provider,
+            source_type=name,
+            payload=raw,
+            version=self.version,
+            columns=item.columns(),
+            is_deleted=item.is_retracted,
+        )
+        found = [] if item.is_retracted else [*item.samples(), *item.scores(record.id)]
+        self._records[record.resource, record.id] = record
+        self.samples_without_timestamp += item.samples_without_timestamp
         for resource, subtype, samples in found:
-            self._take(self._samples.setdefault((resource, name, subtype), {}), samples)
-
-    def _take(self, rows: dict[datetime, Sample], samples: Iterable[Sample]) -> None:
-        for sample in samples:
-            if (other := rows.get(sample.ts)) is not None and other != sample:
-                self.duplicate_samples += 1
-            rows[sample.ts] = sample
+            rows = self._samples.setdefault((resource, name, subtype), {})
+            for sample in samples:
+                if (other := rows.get(sample.ts)) is not None and other != sample:
+                    self.duplicate_samples += 1
+                rows[sample.ts] = sample
 
     def actions(self) -> tuple[Action, ...]:
-        """Its records, and its samples by series. What has no samples says nothing about those that are stored."""
-        whose = self.owner
+        """The records, and the samples by series. An empty series is left out: stored samples stay."""
+        user_id, provider = self.owner
         series = (
-            Samples(resource, whose.user_id, whose.provider, name, subtype, list(rows.values()), self.version)
+            Samples(resource, user_id, provider, name, subtype, list(rows.values()), self.version)
             for (resource, name, subtype), rows in self._samples.items()
             if rows
         )
@@ -80,29 +85,38 @@ class Batch:
 
 
 class Item:
-    """One object of one of Terra's types, decoded. Raises Unprocessable if a field that is read has a wrong type."""
+    """One object of one of Terra's types, decoded. Raises Unprocessable if a field of the tables has a wrong type."""
 
     def __init__(self, name: str, raw: bytes) -> None:
         self._name, self._kind = name, TYPES[name]
         self.resource = catalogue().of_terra(name)
+        self.samples_without_timestamp = 0
         self._decoded = decode(raw, _structure(name), name)
         self._clock = Clock(self._at(LOCALIZATION) == UTC_TIMES)
         self._span = Span(self._moment(self._kind.start), self._moment(self._kind.end))
 
     def _at(self, path: str) -> Any:
-        """The value at a path, None where the way ends before it."""
-        return _follow(self._decoded, path)
+        """The value at a path; None if a part of the path is absent."""
+        value = self._decoded
+        for name in _steps(path):
+            if value is None:
+                return None
+            value = getattr(value, name)
+        return value
+
+    def _array(self, path: str) -> list[Any]:
+        return [one for one in self._at(path) or () if one is not None]
 
     def _moment(self, path: str | None) -> Instant | None:
         return self._clock.read(self._at(path), f"{self._name}: {path}") if path else None
 
     @property
     def is_retracted(self) -> bool:
-        """Whether Terra takes it back by this."""
+        """Whether Terra deletes the object by this."""
         return self._kind.retracted is not None and self._at(self._kind.retracted[0]) == self._kind.retracted[1]
 
     def key(self, owner: Owner) -> str:
-        """What it is told from others of its owner by; times as they were delivered, and never as UTC has them."""
+        """The id of the object among those of its owner. Times stay as received: in UTC a day could be another."""
         kind = self._kind
         for path in kind.key:
             if given := self._at(path):
@@ -111,126 +125,94 @@ class Item:
             return owner.user_id
         if self._span.start is None or kind.start is None or kind.otherwise == "nothing":
             missing = kind.start if kind.otherwise != "nothing" else " or ".join(kind.key)
-            raise Unprocessable(f"{self._name}: without {missing} nothing tells it from others")
+            raise Unprocessable(f"{self._name}: without {missing} the object has no key")
         start, end = self._at(kind.start), self._at(kind.end or kind.start)
         return _day(start, f"{self._name}: {kind.start}") if kind.otherwise == "day" else f"{start}|{end or ''}"
 
     def columns(self) -> bytes:
-        """JSON of the typed columns of its resource, as far as Terra says the same."""
-        types = {column.name: column.type for column in self.resource.fields}
+        """JSON of the typed columns that the object has."""
         found: dict[str, Any] = {}
-        for name, source in (self._kind.columns or {}).items():
-            value = self._value(source)
-            if value is not None:
-                found[name] = CONVERTERS[types[name]](value, f"{self._name}: {name}")
+        for name, (source, kind) in _columns(self._name).items():
+            if (value := self._value(source)) is not None:
+                found[name] = kind.convert(value, f"{self._name}: {name}") if kind.convert else value
         return msgspec.json.encode(found)
 
     def _value(self, source: Column) -> Any:
+        start, end = self._span
         match source:
+            case str():
+                return self._at(source)
             case Scaled(path, factor):
                 value = self._at(path)
                 return value if value is None else value * factor
-            case Newest():
-                return self._newest(source)
-            case Derive("offset"):
-                return self._span.start.offset if self._span.start else None
-            case Derive():
-                start, end = self._span
+            case Newest(array, time, name, factor):
+                given = map(operator.attrgetter(time, name), self._array(array))
+                found, _ = self._clock.points(given, factor, f"{self._name}: {array}.{time}")
+                # Of several at one time the last one, as for samples.
+                return max(reversed(found), key=lambda point: point.moment.at).value if found else None
+            case Derived.OFFSET:
+                return start.offset if start else None
+            case Derived.DURATION:
                 return (end.at - start.at).total_seconds() if start and end else None
-        return self._at(source)
 
-    def _newest(self, source: Newest) -> float | None:
-        array, _, name = source.path.partition("[].")
-        given = ((getattr(one, source.time), getattr(one, name)) for one in self._array(array))
-        found = points(given, self._clock, source.factor, f"{self._name}: {array}.{source.time}").values
-        # Of several at one moment the one that stands last, as for samples.
-        return max(reversed(found), key=lambda point: point.moment.at).value if found else None
-
-    def _array(self, path: str) -> Iterable[Any]:
-        return (one for one in self._at(path) or () if one is not None)
-
-    def samples(self, samples_without_timestamp: list[int]) -> Iterator[SeriesValues]:
-        """Its samples, series by series; how many values have no time is added to `samples_without_timestamp`."""
+    def samples(self) -> Iterator[SeriesValues]:
+        """The samples, series by series. Counts values without a time in `samples_without_timestamp`."""
         for series in self._kind.series:
-            array, is_array, name = series.path.partition("[]")
-            if not is_array:
-                yield from self._whole(series, samples_without_timestamp)
-            elif series.pair:
-                yield from self._pairs(series, series.pair, array, samples_without_timestamp)
+            if isinstance(series, Whole):
+                yield series.resource, "", self._whole(series)
             else:
-                what = f"{self._name}: {array}.{series.time}"
-                for subtype, given in _given(series, self._array(array), name.removeprefix(".")).items():
-                    found = points(given, self._clock, series.factor, what)
-                    samples_without_timestamp.append(found.samples_without_timestamp)
-                    yield series.resource, subtype, list(FORMS[series.form](found.values, self._span, series.unit))
+                yield from self._values(series)
 
-    def _whole(self, series: Series, samples_without_timestamp: list[int]) -> Iterator[SeriesValues]:
-        """One value for all of its time."""
+    def _values(self, series: Values) -> Iterator[SeriesValues]:
+        items = self._array(series.array)
+        if series.unless:
+            name, number = series.unless
+            items = [one for one in items if getattr(one, name) != number]
+        by_subtype: dict[str, list[Any]] = {} if series.subtype else {"": items}
+        if series.subtype:
+            for one in items:
+                by_subtype.setdefault(getattr(one, series.subtype) or "", []).append(one)
+        read = operator.attrgetter(series.time, *series.names)
+        what = f"{self._name}: {series.array}.{series.time}"
+        for subtype, of_subtype in by_subtype.items():
+            given: Iterator[Any] = map(read, of_subtype)
+            if len(series.names) > 1:
+                given = ((row[0], None if None in row[1:] else row[1:]) for row in given)
+            found, without_timestamp = self._clock.points(given, series.factor, what)
+            self.samples_without_timestamp += without_timestamp
+            yield series.resource, subtype, list(FORMS[series.form](found, self._span, series))
+
+    def _whole(self, series: Whole) -> list[Sample]:
         value, (start, end) = self._at(series.path), self._span
         if value is None:
-            return
+            return []
         if start is None:
-            samples_without_timestamp.append(1)
-            return
+            self.samples_without_timestamp += 1
+            return []
         until = end.at if end and end.at > start.at else None
-        sample = Sample(start.at, until, value * series.factor, series.unit, start.offset, start.extra)
-        yield series.resource, "", [sample]
-
-    def _pairs(
-        self, series: Series, pair: tuple[str, str], array: str, samples_without_timestamp: list[int]
-    ) -> Iterator[SeriesValues]:
-        """Two values of one moment, under the names that the resource has for them; one alone means nothing."""
-        names = [column.name for column in catalogue()[series.resource].fields]
-        values = operator.attrgetter(series.time, *pair)
-        found: list[Sample] = []
-        for text, *given in map(values, self._array(array)):
-            if None in given:
-                continue
-            moment = self._clock.read(text, f"{self._name}: {array}.{series.time}")
-            if moment is None:
-                samples_without_timestamp.append(1)
-                continue
-            extra = dict(zip(names, given, strict=True)) | _floating(moment)
-            found.append(Sample(moment.at, None, None, series.unit, moment.offset, msgspec.json.encode(extra)))
-        yield series.resource, "", found
+        return [Sample(start.at, until, value * series.factor, series.unit, start.offset, start.extra)]
 
     def scores(self, key: str) -> Iterator[SeriesValues]:
-        """What Terra itself concludes from it, each a sample of its own: one that comes as null later erases nothing.
+        """Terra's own scores, each a sample of its own, so that a score that is null later erases nothing.
 
-        What is no number (the contributions to a score, a traffic light) stands in `extra` as `content`.
+        A score that is no number (the contributions to a score, a traffic light) is `content` in `extra`.
         """
         start = self._span.start
-        for name, raw in (self._at(SCORES) or {}).items() if start else ():
-            content = bytes(raw)
-            if start is None or raw == NOTHING:
+        if start is None:
+            return
+        for name, raw in (self._at(SCORES) or {}).items():
+            if raw == NULL:
                 continue
-            about: dict[str, Any] = {"type": self._name, "summary_id": key} | _floating(start)
+            content = bytes(raw)
             is_number = content[0] in DIGITS
             value = decode(content, float, f"{self._name}: {SCORES}") if is_number else None
-            extra = about if is_number else about | {"content": raw}
-            yield "terra_scores", name, [Sample(start.at, None, value, "", start.offset, msgspec.json.encode(extra))]
-
-
-def _given(series: Series, array: Iterable[Any], name: str) -> dict[str, list[Given]]:
-    """Times and values of an array by subtype, without the items that mean something else."""
-    if series.unless:
-        other, number = series.unless
-        array = [one for one in array if getattr(one, other) != number]
-    times = operator.attrgetter(series.time, name)
-    if not series.subtype:
-        return {"": list(map(times, array))}
-    found: dict[str, list[Given]] = {}
-    for one in array:
-        found.setdefault(getattr(one, series.subtype) or "", []).append(times(one))
-    return found
-
-
-def _floating(moment: Instant) -> dict[str, bool]:
-    return {"is_floating": True} if moment.extra else {}
+            about: dict[str, Any] = {"type": self._name, "summary_id": key} | start.flags
+            extra = msgspec.json.encode(about if is_number else about | {"content": raw})
+            yield "terra_scores", name, [Sample(start.at, None, value, "", start.offset, extra)]
 
 
 def _day(text: str, what: str) -> str:
-    """The day of a time as it was delivered."""
+    """The day of a time as received."""
     try:
         return date.fromisoformat(text[:10]).isoformat()
     except ValueError:
@@ -242,26 +224,28 @@ def _instant(text: str, what: str) -> str | None:
     return moment.at.isoformat() if moment else None
 
 
-def _as_it_is(value: Any, _: str) -> Any:
-    return value
+class ColumnType(NamedTuple):
+    """The type that Terra's value must have, and its conversion to the column's if they differ."""
+
+    decoded: Any
+    convert: Callable[[Any, str], Any] | None = None
 
 
-CONVERTERS: Mapping[FieldType, Callable[[Any, str], Any]] = {
-    "text": _as_it_is,
-    "number": _as_it_is,
-    "boolean": _as_it_is,
-    "integer": lambda value, _: float(round(value)),
-    "date": _day,
-    "datetime": _instant,
+COLUMN_TYPES: Mapping[FieldType, ColumnType] = {
+    "text": ColumnType(str),
+    "number": ColumnType(float),
+    "boolean": ColumnType(bool),
+    "integer": ColumnType(float, lambda value, _: float(round(value))),  # 146.3 beats a minute are rounded
+    "date": ColumnType(DateText, _day),
+    "datetime": ColumnType(DateText, _instant),
 }
 
 
-def _follow(owner: Any, path: str) -> Any:
-    for name in _steps(path):
-        if owner is None:
-            return None
-        owner = getattr(owner, name)
-    return owner
+@cache
+def _columns(name: str) -> Mapping[str, tuple[Column, ColumnType]]:
+    """The columns of a type of Terra's, with the types that the catalogue gives them."""
+    types = {column.name: COLUMN_TYPES[column.type] for column in catalogue().of_terra(name).fields}
+    return {column: (source, types[column]) for column, source in TYPES[name].columns.items()}
 
 
 @cache
@@ -271,44 +255,39 @@ def _steps(path: str) -> tuple[str, ...]:
 
 @cache
 def _structure(name: str) -> Any:
-    """A type that checks, while it is decoded, everything of an object that is read, and passes over the rest."""
+    """A type that checks, during decoding, every field that the tables read and skips all others."""
     kind = TYPES[name]
     leaves: dict[str, Any] = {LOCALIZATION: float, SCORES: dict[str, msgspec.Raw]}
     leaves |= dict.fromkeys(kind.key, Annotated[str, msgspec.Meta(max_length=256)])
-    types = {column.name: column.type for column in catalogue().of_terra(name).fields}
-    for column, source in (kind.columns or {}).items():
-        leaves |= _leaves_of_column(source, DATA_TYPES[types[column]])
+    for source, column in _columns(name).values():
+        leaves |= _leaves(source, column.decoded)
     for series in kind.series:
-        leaves |= _leaves_of_series(series)
+        leaves |= _leaves(series)
     leaves |= {path: DateText for path in (kind.start, kind.end) if path}
     leaves |= {kind.retracted[0]: float} if kind.retracted else {}
     return _struct(name, leaves)
 
 
-def _leaves_of_column(source: Column, kind: Any) -> dict[str, Any]:
+def _leaves(source: Column | Series, of_text: Any = None) -> dict[str, Any]:
+    """The paths that a row of the tables reads, with their types; `of_text` for a row that is just a path."""
     match source:
-        case Scaled(path):
-            return {path: float}
-        case Newest(path, time):
-            return {path: float, f"{path.partition('[]')[0]}[].{time}": str}
-        case Derive():
+        case str():
+            return {source: of_text}
+        case Derived():
             return {}
-    return {source: kind}
-
-
-def _leaves_of_series(series: Series) -> dict[str, Any]:
-    array, is_array, _ = series.path.partition("[]")
-    if not is_array:
-        return {series.path: float}
-    names: dict[str, Any] = {series.time: str}
-    names |= dict.fromkeys(series.pair, float) if series.pair else {}
-    names |= {series.unless[0]: float} if series.unless else {}
-    names |= {series.subtype: str} if series.subtype else {}
-    return {f"{array}[].{name}": kind for name, kind in names.items()} | ({} if series.pair else {series.path: float})
+        case Scaled() | Whole():
+            return {source.path: float}
+        case Newest():
+            names: dict[str, Any] = {source.time: str, source.value: float}
+        case Values():
+            names = {source.time: str} | dict.fromkeys(source.names, float)
+            names |= {source.unless[0]: float} if source.unless else {}
+            names |= {source.subtype: str} if source.subtype else {}
+    return {f"{source.array}[].{name}": kind for name, kind in names.items()}
 
 
 def _struct(name: str, leaves: Mapping[str, Any]) -> Any:
-    """A structure of structures by paths. Whatever is in it may be absent or null."""
+    """A struct of structs from paths, in which `[]` marks an array. Every field may be absent or null."""
     fields: dict[str, Any] = {}
     below: dict[str, dict[str, Any]] = {}
     for path, kind in leaves.items():

@@ -1,12 +1,11 @@
-"""Terra's read API and its widget sessions, over the same people, beside Junction's.
+"""The simulated Terra API and its widget sessions, for the same users as the simulated Junction API.
 
-For tests and for looking around there is, without a key:
+In addition to Terra's own routes there are, without a key:
 
-    POST   /simulate/terra             what befalls an account, with the fields of Incident; its events are sent next
-    GET    /simulate/payloads/...      the events that an s3_payload leads to
+    POST   /simulate/terra             an incident of an account, with the fields of Incident; its events are sent next
+    GET    /simulate/payloads/...      the events to which an s3_payload links
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from workers.simulator.budget import Budget
 from workers.simulator.faults import Fault
 from workers.simulator.faults import Kind as FaultKind
 from workers.simulator.guards import OWN, SIMULATED, Dialect
-from workers.simulator.links import Links, Wish
+from workers.simulator.links import Link, Links
 from workers.simulator.query import Record
 from workers.simulator.terra import events
 from workers.simulator.terra.data import TerraWorld
@@ -33,14 +32,14 @@ from workers.simulator.terra.people import PROVIDERS, TerraUser
 NAME = "terra"
 DEV_ID, API_KEY = "simulated-dev", "simulated-terra-key"
 PREFIX = "/v2"
-MAX_DAYS_AT_ONCE, MAX_DAYS, WITHIN = 1825, 6000, 3600.0  # r1 and r2 (Terra: rate limits)
-MAX_RESPONSE_SECONDS = timedelta(days=31)  # a longer one is too large to be answered at once
-LARGE = timedelta(days=31)  # beyond a calendar month, what is sent as webhooks comes in chunks
+MAX_DAYS_AT_ONCE, MAX_DAYS, WITHIN_SECONDS = 1825, 6000, 3600.0  # r1 and r2 (Terra: rate limits)
+MAX_RESPONSE = timedelta(days=31)  # a longer window is refused with 413
+MAX_EVENT = timedelta(days=31)  # a longer window is sent as webhooks in chunks
 PROCESSING_SECONDS = 1.0
 SESSION_SECONDS = 900
 UNAUTHORIZED = "dev-id or x-api-key headers are missing or wrong"
 ACCEPTED = "Large request submitted. The data is being processed and will be sent to your destination in chunks"
-# Python 3.13 has other words for it (RFC 9110).
+# Python 3.13 has another phrase for this status (RFC 9110).
 TITLES = {413: "request entity too large"}
 
 
@@ -51,29 +50,27 @@ class _Session(msgspec.Struct):
 
 
 class Incident(msgspec.Struct, forbid_unknown_fields=True):
-    """Something that befalls an account: connected again under another id, disconnected, or no longer to be read."""
+    """An incident of an account: connected again under another id, disconnected, or access refused."""
 
     kind: Literal["reauth", "deauth", "connection_error"]
     user_id: str
 
 
 class TerraApi:
-    """The routes. Budgets and the first calls are remembered for each account."""
+    """The routes. Keeps each account's rate limit, and which Garmin accounts have had their first request."""
 
     def __init__(self, terra: TerraWorld, links: Links) -> None:
         self._terra = terra
         self._links = links
-        self._budget = Budget(MAX_DAYS, WITHIN)
-        self._called: set[str] = set()
+        self._budget = Budget(MAX_DAYS, WITHIN_SECONDS)
+        self._requested: set[str] = set()
 
     @property
     def dialect(self) -> Dialect:
-        """How it knows who asks, and says no."""
         keys = {"dev-id": DEV_ID, "x-api-key": API_KEY}
-        return Dialect(keys, _refusal, self._possible_faults, self._failed, _served)
+        return Dialect(keys, _refusal, _possible_faults, self._failed, _served)
 
     def add_to(self, app: Flask) -> None:
-        """Adds the routes."""
         routes = Blueprint(NAME, __name__, url_prefix=PREFIX)
         for kind in KINDS.values():
             read = self._planned if kind.path else self._read
@@ -81,11 +78,8 @@ class TerraApi:
         routes.add_url_rule("/athlete", "athlete", self._athlete)
         routes.add_url_rule("/auth/generateWidgetSession", "session", self._session, methods=["POST"])
         app.register_blueprint(routes)
-        app.add_url_rule(f"{OWN}terra", "befall", self._befall, methods=["POST"])
+        app.add_url_rule(f"{OWN}terra", "incident", self._incident, methods=["POST"])
         app.add_url_rule(f"{PAYLOADS}/<trace_id>", "payload", self._payload)
-
-    def _possible_faults(self) -> set[FaultKind]:
-        return {"processing"} if request.method == "GET" and not _is_for_webhook() else set()
 
     def _failed(self, fault: Fault) -> Response | None:
         return self._processing(self._account(), fault.seconds) if fault.kind == "processing" else None
@@ -98,19 +92,19 @@ class TerraApi:
             refuse(400, "start_date is after end_date")
         self._spend(account, max(1, round((end - start) / timedelta(days=1))))
         if _is_for_webhook():
-            return self._accept(account, kind, start, end)
-        # A Garmin account is asked for its data on the first call, and answers the next.
-        if account.provider.slug == "GARMIN" and account.user_id not in self._called:
-            self._called.add(account.user_id)
+            return self._send(account, kind, start, end)
+        # Terra fetches a Garmin account's data on the first request, and returns it on the next.
+        if account.provider.slug == "GARMIN" and account.user_id not in self._requested:
+            self._requested.add(account.user_id)
             return self._processing(account, PROCESSING_SECONDS)
-        if end - start > MAX_RESPONSE_SECONDS:
+        if end - start > MAX_RESPONSE:
             refuse(413, "the answer would be too large: ask for less, or for webhooks")
         with_samples = request.args.get("with_samples", "false") == "true"
         objects = self._terra.objects(account, kind, start, end, with_samples=with_samples)
         return answer(envelope(self._terra, account, kind.name, objects))
 
     def _planned(self, kind: Kind) -> Response:
-        """A bare array, by the days that are planned for, both ends included."""
+        """Responds with a bare array, filtered by planned day, both ends included."""
         account = self._account()
         first, last = request.args.get("start_date", ""), request.args.get("end_date", "9999")
         objects = self._terra.objects(account, kind, self._terra.world.start, self._terra.world.until)
@@ -121,68 +115,64 @@ class TerraApi:
         self._spend(account, 1)
         if _is_for_webhook():
             return self._accepted(account, "athlete", [events.athlete(self._terra, account)])
-        about = {"type": "athlete", "user": described(self._terra, account)}
-        return answer(about | {"athlete": self._terra.athlete(account)})
+        user = described(self._terra, account)
+        return answer({"type": "athlete", "user": user, "athlete": self._terra.athlete(account)})
 
-    def _accept(self, account: TerraUser, kind: Kind, start: datetime, end: datetime) -> Response:
-        """The data is sent as webhooks."""
+    def _send(self, account: TerraUser, kind: Kind, start: datetime, end: datetime) -> Response:
+        """Queues the data to be sent as webhooks."""
         objects, reference = self._terra.objects(account, kind, start, end), str(uuid4())
-        if end - start > LARGE:
+        if end - start > MAX_EVENT:
             chunks = list(large_request(self._terra, account, kind, objects, reference))
             return self._accepted(account, kind.name, chunks, message=ACCEPTED)
-        return self._accepted(account, kind.name, [events.told(self._terra, account, kind, objects, reference)])
+        return self._accepted(account, kind.name, [events.of_objects(self._terra, account, kind, objects, reference)])
 
     def _accepted(self, account: TerraUser, name: str, made: list[Message], **more: str) -> Response:
         self._terra.put(*made)
         reference = made[0].reference
-        about = {"status": "success", "type": name, "reference": reference, "trace_id": reference, **more}
-        return answer(about | {"user": described(self._terra, account)})
+        body = {"status": "success", "type": name, "reference": reference, "trace_id": reference, **more}
+        return answer(body | {"user": described(self._terra, account)})
 
     def _processing(self, account: TerraUser, seconds: float) -> Response:
-        about = {"message": "Request is processing, try again later", "retry_after_seconds": seconds}
-        return answer({"type": "processing", "status": "success", **about, "user": described(self._terra, account)})
+        body = {"type": "processing", "status": "success", "message": "Request is processing, try again later"}
+        return answer(body | {"retry_after_seconds": seconds, "user": described(self._terra, account)})
 
     def _account(self) -> TerraUser:
         user_id = request.args.get("user_id") or refuse(400, "missing user_id")
         return self._terra.account(user_id) or refuse(404, "user not found")
 
     def _spend(self, account: TerraUser, days: int) -> None:
-        """Ends the request with 429 where it asks for more than there may be at once (r1), or within an hour (r2)."""
-        headers = {"X-Terra-RateLimit-Limit": str(MAX_DAYS)}
-        wait = 0 if days > MAX_DAYS_AT_ONCE else self._budget.take(account.user_id, days)
+        """Ends the request with 429 if it asks for too many days at once (r1) or within an hour (r2)."""
+        wait = 0 if days > MAX_DAYS_AT_ONCE else self._budget.spend(account.user_id, days)
         if days > MAX_DAYS_AT_ONCE or wait:
-            response = answer({"detail": "rate limit exceeded"}, 429)
-            response.headers["X-Terra-RateLimit-Rule"] = "r2" if wait else "r1"
-            if wait:
-                response.headers["Retry-After"] = str(wait)
+            headers = {"X-Terra-RateLimit-Rule": "r2", "Retry-After": str(wait)} if wait else {}
+            response = answer({"detail": "rate limit exceeded"}, 429, {"X-Terra-RateLimit-Rule": "r1"} | headers)
             raise HTTPException(response=response)
-        g.rate = headers | {"X-Terra-RateLimit-Remaining": str(self._budget.left(account.user_id))}
+        left = str(self._budget.left(account.user_id))
+        g.rate = {"X-Terra-RateLimit-Limit": str(MAX_DAYS), "X-Terra-RateLimit-Remaining": left}
 
     def _session(self) -> Response:
-        """The address is one of this very server: who opens it is connected."""
-        given = _decoded(_Session)
-        chosen = tuple(name.strip() for name in given.providers.split(",") if name.strip()) or tuple(PROVIDERS)
+        """Issues a link to this server: opening it connects a provider."""
+        body = _body(_Session)
+        chosen = tuple(name.strip() for name in body.providers.split(",") if name.strip()) or tuple(PROVIDERS)
         if unknown := [name for name in chosen if name not in PROVIDERS]:
             refuse(400, f"unknown provider {unknown[0]}; known are {', '.join(PROVIDERS)}")
-        connect = partial(self._connect, given.reference_id)
-        url, token = self._links.make(Wish(chosen, connect, given.auth_success_redirect_url))
+        connect = partial(self._connect, body.reference_id)
+        url, token = self._links.make(Link(chosen, connect, body.auth_success_redirect_url))
         return answer({"status": "success", "session_id": token, "url": url, "expires_in": SESSION_SECONDS})
 
     def _connect(self, reference_id: str, slug: str) -> None:
         account = self._terra.connect(reference_id, slug)
         self._terra.put(*events.arrival(self._terra, account))
 
-    def _befall(self) -> Response:
-        incident = _decoded(Incident)
+    def _incident(self) -> Response:
+        incident = _body(Incident)
         account = self._terra.account(incident.user_id) or refuse(404, "user not found")
-        makers: dict[str, Callable[[TerraWorld, TerraUser], Message]] = {
-            "deauth": events.deauth,
-            "connection_error": events.connection_error,
-        }
         if incident.kind == "reauth":
             self._terra.put(*events.reauth(self._terra, account))
+        elif incident.kind == "deauth":
+            self._terra.put(events.deauth(self._terra, account))
         else:
-            self._terra.put(makers[incident.kind](self._terra, account))
+            self._terra.put(events.connection_error(self._terra, account))
         return answer({"ok": True}, 201)
 
     def _payload(self, trace_id: str) -> Response:
@@ -195,6 +185,10 @@ def refuse(status: int, detail: str) -> Never:
     raise HTTPException(response=_problem(status, detail))
 
 
+def _possible_faults() -> set[FaultKind]:
+    return {"processing"} if request.method == "GET" and not _is_for_webhook() else set()
+
+
 def _served(response: Response) -> None:
     if "rate" in g:
         response.headers.update(g.rate)
@@ -205,13 +199,9 @@ def _refusal(status: int) -> Response:
 
 
 def _problem(status: int, detail: str) -> Response:
+    title = TITLES.get(status) or HTTPStatus(status).phrase.lower()
     path = request.full_path.removesuffix("?")
-    body: Record = {
-        "type": "about:blank",
-        "title": TITLES.get(status) or HTTPStatus(status).phrase.lower(),
-        "instance": path,
-        "detail": detail,
-    }
+    body: Record = {"type": "about:blank", "title": title, "instance": path, "detail": detail}
     return Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
 
 
@@ -220,22 +210,20 @@ def _is_for_webhook() -> bool:
 
 
 def _moment(name: str) -> datetime | None:
-    """A day or unix seconds of ten digits; None if it is not given."""
+    """A parameter that is a day or ten digits of unix seconds; None if it is missing."""
     text = request.args.get(name)
     if text is None:
         return None
     if len(text) == 10 and text.isdecimal():
         return datetime.fromtimestamp(int(text), UTC)
-    if not DAY.fullmatch(text):
-        refuse(400, f"invalid {name}")
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+        return datetime.fromisoformat(text if DAY.fullmatch(text) else "").replace(tzinfo=UTC)
     except ValueError:
         refuse(400, f"invalid {name}")
 
 
-def _decoded(kind: Any) -> Any:
-    """The body of the request; ends it with 400 if that is of another form."""
+def _body(kind: Any) -> Any:
+    """The body of the request; ends it with 400 if it has another form."""
     try:
         return msgspec.json.decode(request.get_data(), type=kind)
     except msgspec.DecodeError as error:

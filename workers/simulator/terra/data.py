@@ -1,8 +1,8 @@
-"""What the simulated people have at Terra: their accounts, and every object of them, made when asked for.
+"""The simulated users' accounts and objects at Terra, generated on request.
 
-As in the other half of the world nothing is stored: an object follows from (seed, person, provider, type, day). What
-is remembered is which accounts there are, how far each type was measured, and what was corrected, so that the read API
-never says less than the newest event.
+As in `workers.simulator.data`, objects are not stored: an object follows from (seed, user, provider, type, day).
+Remembered are the accounts, how far each type was measured, and corrections, so that the read API is never behind the
+newest event.
 """
 
 import time
@@ -16,12 +16,12 @@ from typing import Any
 from workers.simulator.data import TIME_ZONES, World
 from workers.simulator.people import User
 from workers.simulator.query import Record
-from workers.simulator.shapes import Place, fill
+from workers.simulator.shapes import Context, fill
 from workers.simulator.terra.objects import ATHLETE, KINDS, Kind
 from workers.simulator.terra.people import PROVIDERS, TerraUser, usual
 
-UNSEEN = timedelta(hours=8)  # how long ago a provider was heard last when the person connects
-STEP = timedelta(hours=2)  # by how much one telling brings it nearer to the present
+UNSEEN = timedelta(hours=8)  # age of a provider's last data when the user connects
+STEP = timedelta(hours=2)  # new data per event, at most
 CYCLE_DAYS = 28
 
 
@@ -33,17 +33,21 @@ class Slot:
     kind: Kind
     day: int  # since year 1
 
+    @property
+    def seed(self) -> tuple[object, ...]:
+        return (*self.account, self.kind.name, self.day)
+
 
 class TerraWorld:
-    """The accounts with Terra of a world's people, all or the first so many. Safe to use from several threads."""
+    """The Terra accounts of a world's users, of all or of the first `people`. Safe to use from several threads."""
 
     def __init__(self, world: World, people: int | None = None) -> None:
         self.world = world
         self._accounts: dict[str, TerraUser] = {}
         self._measured: dict[tuple[tuple[int, str], Kind], datetime] = {}
         self._revisions: dict[Slot, int] = {}
-        self.payloads: dict[str, bytes] = {}  # what events only point to, by what names it
-        self._waiting: list[Any] = []
+        self.payloads: dict[str, bytes] = {}  # bodies of events that were sent as a URL, by trace id
+        self._pending: list[Any] = []
         self._last_stamp = 0
         self._lock = RLock()
         for person in world.members[:people]:
@@ -51,30 +55,30 @@ class TerraWorld:
                 self._open(TerraUser(self._id(person, provider.slug), person, provider, world.start))
 
     def accounts(self) -> list[TerraUser]:
-        """Those that are not closed."""
+        """The open accounts."""
         return list(self._accounts.values())
 
     def account(self, user_id: str) -> TerraUser | None:
-        """The account of this id, if there is one and it is not closed."""
+        """The open account with this id, if any."""
         return self._accounts.get(user_id)
 
     def kinds(self, account: TerraUser) -> list[Kind]:
-        """The types of which an account has anything."""
+        """The types of which an account has objects."""
         return [kind for kind in KINDS.values() if account.provider.supplies and kind.name in account.provider.supplies]
 
     def connect(self, reference_id: str, slug: str) -> TerraUser:
-        """A person's account with a provider; they may be somebody who was not there before."""
+        """The account of a user with a provider, opened if there is none; an unknown user joins the world."""
         person = self.world.join(reference_id)
         with self._lock:
             for account in self._accounts.values():
-                if account.place == (person.number, slug):
+                if account.key == (person.number, slug):
                     return account
             account = TerraUser(self._id(person, slug), person, PROVIDERS[slug], self.world.until)
             self._open(account)
             return account
 
     def renew(self, account: TerraUser) -> TerraUser:
-        """The account under another id, as when a person connects what is connected. The old one is closed."""
+        """Replaces an account by one with another id, as when the user connects the same provider again."""
         with self._lock:
             renewed = replace(account, user_id=self._id(account.person, account.user_id), since=self.world.until)
             del self._accounts[account.user_id]
@@ -82,25 +86,25 @@ class TerraWorld:
             return renewed
 
     def close(self, account: TerraUser) -> None:
-        """Nobody may read it any more."""
+        """Closes an account: the read API no longer finds it."""
         with self._lock:
             self._accounts.pop(account.user_id, None)
 
     def objects(
         self, account: TerraUser, kind: Kind, start: datetime, end: datetime, *, with_samples: bool = True
     ) -> list[Record]:
-        """Whatever was going on in a window, without its end, oldest first: what crosses an edge belongs to both."""
+        """The objects that overlap a window, `end` excluded, oldest first. One on an edge belongs to both windows."""
         return [self.record(slot, with_samples=with_samples) for slot in self._slots(account, kind, start, end)]
 
-    def tell(self, account: TerraUser, kind: Kind, *, updated: bool = False) -> list[Record]:
-        """What there is to tell: everything that was measured since the last time, or else the newest once more.
+    def advance(self, account: TerraUser, kind: Kind, *, updated: bool = False) -> list[Record]:
+        """Measures up to STEP more, and returns the objects with new data, or else the newest one again.
 
-        From now on the read API has it too. With `updated` the newest is corrected.
+        From then on the read API has the new data too. With `updated` the newest object is also corrected.
         """
         with self._lock:
-            before = self._measured[account.place, kind]
+            before = self._measured[account.key, kind]
             after = max(before, min(self.world.until, before + STEP))
-            self._measured[account.place, kind] = after
+            self._measured[account.key, kind] = after
             far = timedelta(days=2 * kind.every + 1)
             known = list(self._slots(account, kind, before - far, after + far))
             slots = [slot for slot in known if before < self._span(slot, 0)[1]] or known[-1:]
@@ -109,23 +113,22 @@ class TerraWorld:
             return [self.record(slot) for slot in slots]
 
     def athlete(self, account: TerraUser) -> Record:
-        """Who the person is."""
-        place = Place(self._dice("athlete", *account.place), self.world.start, {}, str)
-        return dict(fill(ATHLETE, place))
+        context = Context(Random(self._seed("athlete", *account.key)), self.world.start, {}, str)  # noqa: S311
+        return dict(fill(ATHLETE, context))
 
     def record(self, slot: Slot, *, with_samples: bool = True) -> Record:
-        """The object of a slot, as it is now."""
+        """The object of a slot in its present state."""
         start, end = self._span(slot)
         number, slug = slot.account
         provider = PROVIDERS[slug]
+        seed = self._seed("values", *slot.seed)
+        measured = min(end, self._measured[slot.account, slot.kind]) if slot.kind.is_running else end
         in_cycle = slot.day % CYCLE_DAYS
-        known = {
-            "seed": self._seed("values", *slot.account, slot.kind.name, slot.day),
-            "until": self._local(
-                number, min(end, self._measured[slot.account, slot.kind]) if slot.kind.is_running else end
-            ),
-            "end_time": self._local(number, end).isoformat(),
-            "summary_id": f"{slug.lower()}-{slot.kind.name}-{slot.day}",  # unique for the account only
+        variables = {
+            "seed": seed,
+            "until": _local(number, measured),
+            "end_time": _local(number, end).isoformat(),
+            "summary_id": f"{slug.lower()}-{slot.kind.name}-{slot.day}",  # unique within the account only
             "with_samples": with_samples,
             "provider": slug,
             "device": provider.device,
@@ -133,68 +136,59 @@ class TerraWorld:
             "day_in_cycle": in_cycle + 1,
             "period_start": date.fromordinal(slot.day - in_cycle).isoformat(),
         }
-        dice = self._dice("values", *slot.account, slot.kind.name, slot.day)
-        place = Place(dice, self._local(number, start), known, str, self._revisions.get(slot, 0))
-        return dict(fill(slot.kind.description, place))
+        rng = Random(seed)  # noqa: S311 - repeatable on purpose
+        context = Context(rng, _local(number, start), variables, str, self._revisions.get(slot, 0))
+        return dict(fill(slot.kind.description, context))
 
     def stamp(self) -> int:
-        """The moment of an event in unix milliseconds, later than that of every other."""
+        """The time of an event in unix milliseconds, later than that of every earlier event."""
         with self._lock:
             self._last_stamp = max(self._last_stamp + 1, time.time_ns() // 1_000_000)
             return self._last_stamp
 
     def put(self, *events: Any) -> None:
-        """Events that are to be sent before any other."""
+        """Adds events to be sent before any other."""
         with self._lock:
-            self._waiting += events
+            self._pending += events
 
-    def waiting(self) -> list[Any]:
-        """Those, each only once: whoever takes them sends them."""
+    def pending(self) -> list[Any]:
+        """Removes and returns the added events."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-            return waiting
+            pending, self._pending = self._pending, []
+            return pending
 
     def _open(self, account: TerraUser) -> None:
         self._accounts[account.user_id] = account
         for kind in self.kinds(account):
-            self._measured.setdefault((account.place, kind), self.world.until - UNSEEN)
+            self._measured.setdefault((account.key, kind), self.world.until - UNSEEN)
 
     def _slots(self, account: TerraUser, kind: Kind, start: datetime, end: datetime) -> Iterator[Slot]:
-        """What overlaps with a window and can be known."""
-        measured = self._measured.get((account.place, kind))
+        """The slots that overlap a window and have measured data."""
+        measured = self._measured.get((account.key, kind))
         if measured is None:
             return
         first = max(start.toordinal() - 1, self.world.start.toordinal())
         for day in range(first, min(end, measured).toordinal() + 2):
-            slot = Slot(account.place, kind, day)
+            slot = Slot(account.key, kind, day)
             begins, ends = self._span(slot)
             is_within = begins < end and max(start, self.world.start) < ends
             if day % kind.every == 0 and is_within and self._is_known(slot, measured):
                 yield slot
 
     def _is_known(self, slot: Slot, at: datetime) -> bool:
-        """Whether there is anything of it at a moment. What is corrected to end later was known before."""
+        """Whether a slot has data at a moment. A correction that extends the object does not delay this."""
         start, end = self._span(slot, 0)
         return start < at if slot.kind.is_running else end <= at
 
     def _span(self, slot: Slot, revision: int | None = None) -> tuple[datetime, datetime]:
-        dice, kind = self._dice("moment", *slot.account, slot.kind.name, slot.day), slot.kind
-        midnight = datetime.fromordinal(slot.day) - timedelta(seconds=self._offset(slot.account[0]) or 0)
-        start = midnight.replace(tzinfo=UTC) + timedelta(
-            hours=kind.hour, seconds=int(dice.random() * kind.jitter * 3600)
-        )
+        rng, kind = Random(self._seed("moment", *slot.seed)), slot.kind  # noqa: S311 - repeatable on purpose
+        midnight = datetime.fromordinal(slot.day) - timedelta(seconds=_offset(slot.account[0]) or 0)
+        jitter = int(rng.random() * kind.jitter * 3600)
+        start = midnight.replace(tzinfo=UTC) + timedelta(hours=kind.hour, seconds=jitter)
         low, high = kind.lasts
         revision = self._revisions.get(slot, 0) if revision is None else revision
-        minutes = round(60 * (low + dice.random() * (high - low) + kind.extends * revision))
+        minutes = round(60 * (low + rng.random() * (high - low) + kind.extends * revision))
         return start, start + timedelta(minutes=minutes)
-
-    def _offset(self, number: int) -> int | None:
-        return TIME_ZONES[number % len(TIME_ZONES)][1]
-
-    def _local(self, number: int, at: datetime) -> datetime:
-        """A moment as the person's provider tells it: with an offset or, where it knows none, without."""
-        offset = self._offset(number)
-        return at.replace(tzinfo=None) if offset is None else at.astimezone(timezone(timedelta(seconds=offset)))
 
     def _id(self, person: User, what: str) -> str:
         return self.world.identity("terra", person.number, what)
@@ -202,5 +196,12 @@ class TerraWorld:
     def _seed(self, *parts: object) -> str:
         return "/".join(str(part) for part in (self.world.seed, "terra", *parts))
 
-    def _dice(self, *parts: object) -> Random:
-        return Random(self._seed(*parts))  # noqa: S311 - repeatable on purpose
+
+def _offset(number: int) -> int | None:
+    return TIME_ZONES[number % len(TIME_ZONES)][1]
+
+
+def _local(number: int, at: datetime) -> datetime:
+    """A moment in the user's time zone; without an offset where the provider does not know it."""
+    offset = _offset(number)
+    return at.replace(tzinfo=None) if offset is None else at.astimezone(timezone(timedelta(seconds=offset)))

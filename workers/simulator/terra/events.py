@@ -1,4 +1,4 @@
-"""Terra's events: what stands around the objects, and the headers that every attempt of a delivery carries."""
+"""Terra's webhook events: envelopes around the objects, and the headers of every attempt of a delivery."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ PAYLOADS = "/simulate/payloads"
 
 @dataclass(frozen=True)
 class Message:
-    """One delivery: the event, and what its headers say, the same over all attempts."""
+    """One delivery: the event, and the header values that all its attempts share."""
 
     event: Record
     ordering_ms: int  # when it was made
-    reference: str  # of the request that it answers; of its own if nobody asked
+    reference: str  # of the request that asked for the data; otherwise its own trace id
     trace_id: str
 
 
 def message(terra: TerraWorld, event: Record, reference: str = "") -> Message:
-    """An event that is made now."""
+    """A delivery of an event that is made now."""
     trace = str(uuid4())
-    return Message(event, terra.stamp(), reference or trace, trace)
+    return Message(event, ordering_ms=terra.stamp(), reference=reference or trace, trace_id=trace)
 
 
 def described(terra: TerraWorld, account: TerraUser, *, is_new: bool = False) -> Record:
-    """The account as answers and events describe it."""
+    """The `user` object of responses and events."""
     return {
         "user_id": account.user_id,
         "provider": account.provider.slug,
@@ -48,55 +48,56 @@ def described(terra: TerraWorld, account: TerraUser, *, is_new: bool = False) ->
 
 
 def envelope(terra: TerraWorld, account: TerraUser, name: str, objects: Sequence[Record]) -> Record:
-    """What stands around objects, in an event and in an answer."""
+    """The envelope of objects, in an event and in a response."""
     return {"type": name, "user": described(terra, account), "data": objects}
 
 
-def told(terra: TerraWorld, account: TerraUser, kind: Kind, objects: Sequence[Record], reference: str = "") -> Message:
-    """Objects as an event."""
+def of_objects(
+    terra: TerraWorld, account: TerraUser, kind: Kind, objects: Sequence[Record], reference: str = ""
+) -> Message:
+    """Objects of one type as an event."""
     return message(terra, {"version": VERSION, **envelope(terra, account, kind.name, objects)}, reference)
 
 
 def data(terra: TerraWorld, account: TerraUser, kind: Kind, *, updated: bool = False) -> Message:
-    """What there is to tell of a type; nothing of it, if it was not measured yet, is an event too."""
-    return told(terra, account, kind, terra.tell(account, kind, updated=updated))
+    """The new data of a type as an event, which is also sent without objects if nothing was measured yet."""
+    return of_objects(terra, account, kind, terra.advance(account, kind, updated=updated))
 
 
 def athlete(terra: TerraWorld, account: TerraUser) -> Message:
-    """Who the person is. This one has no array."""
-    about = {"type": "athlete", "version": VERSION, "user": described(terra, account)}
-    return message(terra, about | {"athlete": terra.athlete(account)})
+    """The user's profile. This event has no array."""
+    event = {"type": "athlete", "version": VERSION, "user": described(terra, account)}
+    return message(terra, event | {"athlete": terra.athlete(account)})
 
 
 def auth(terra: TerraWorld, account: TerraUser) -> Message:
-    """A person has connected a provider."""
-    about = {"message": "User has successfully authenticated", "flow_id": None, "widget_session_id": None}
-    user = described(terra, account, is_new=True)
-    return message(terra, {"type": "auth", "status": "success", **about, "user": user})
+    """A user has connected a provider."""
+    text = "User has successfully authenticated"
+    event = {"type": "auth", "status": "success", "message": text, "flow_id": None, "widget_session_id": None}
+    return message(terra, event | {"user": described(terra, account, is_new=True)})
 
 
 def arrival(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
-    """What comes when a person connects."""
+    """The events of a new connection."""
     yield auth(terra, account)
     yield athlete(terra, account)
 
 
 def deauth(terra: TerraWorld, account: TerraUser) -> Message:
-    """A person has disconnected a provider: the account is closed."""
+    """A user has disconnected a provider: the account is closed."""
     terra.close(account)
     text = "User has deauthenticated"
     return message(terra, {"type": "deauth", "status": "success", "message": text, "user": described(terra, account)})
 
 
 def connection_error(terra: TerraWorld, account: TerraUser) -> Message:
-    """A provider no longer lets an account be read."""
-    user = described(terra, account)
-    event = {"type": "connection_error", "status": "warning", "message": "User connection degraded", "user": user}
-    return message(terra, event)
+    """A provider refuses access to an account."""
+    event = {"type": "connection_error", "status": "warning", "message": "User connection degraded"}
+    return message(terra, event | {"user": described(terra, account)})
 
 
 def reauth(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
-    """A person has connected again what was connected: it goes by another id. The two events come in either order."""
+    """A user has connected a provider again: the account gets another id. Terra sends the two events in any order."""
     renewed = terra.renew(account)
     event = {
         "type": "user_reauth",
@@ -113,23 +114,20 @@ def reauth(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
 def large_request(
     terra: TerraWorld, account: TerraUser, kind: Kind, objects: Sequence[Record], reference: str
 ) -> Iterator[Message]:
-    """History that was asked for as webhooks: two notices, then chunks that share its reference."""
-    user = described(terra, account)
-    about = {"reference": reference, "user": user}
+    """History requested as webhooks: two notices, then chunks that share the request's reference."""
+    about = {"reference": reference, "user": described(terra, account)}
     chunks = [objects[start : start + CHUNK] for start in range(0, len(objects), CHUNK)] or [[]]
-    text = "Large request is processing"
-    processing = {"type": "large_request_processing", "status": "processing", "message": text, **about}
-    yield message(terra, processing, reference)
-    text = "Large request is being sent"
-    sending = {"type": "large_request_sending", "message": text, "expected_payloads": len(chunks), **about}
-    yield message(terra, sending, reference)
+    processing = {"type": "large_request_processing", "status": "processing", "message": "Large request is processing"}
+    yield message(terra, processing | about, reference)
+    sending: Record = {"type": "large_request_sending", "message": "Large request is being sent", **about}
+    yield message(terra, sending | {"expected_payloads": len(chunks)}, reference)
     for number, chunk in enumerate(chunks):
-        made = told(terra, account, kind, chunk, reference)
+        made = of_objects(terra, account, kind, chunk, reference)
         yield replace(made, trace_id=f"{reference}:chunk:{number}")
 
 
-def elsewhere(terra: TerraWorld, made: Message, base_url: str) -> Message:
-    """A ping in place of an event: the event is kept at an address, and for a short time."""
+def by_url(terra: TerraWorld, made: Message, base_url: str) -> Message:
+    """An `s3_payload` event in place of an event: it has a URL from which the event can be downloaded."""
     terra.payloads[made.trace_id] = msgspec.json.encode(made.event)
     url = f"{base_url}{PAYLOADS}/{made.trace_id}?X-Amz-Expires={EXPIRES_SECONDS}"
     return replace(made, event={"type": "s3_payload", "status": "success", "url": url, "expires_in": EXPIRES_SECONDS})

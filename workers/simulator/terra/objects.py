@@ -1,353 +1,301 @@
-"""Terra's types: when their objects fall, and what they hold, as data. Names and units are those of its document."""
+"""Terra's types: schedules and descriptions of their objects, with the names and units of Terra's API document."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.simulator.shapes import At, Between, Day, Digits, Known, OneOf
-from workers.simulator.terra.shapes import Added, Course, Mean, Only, Spent
+from workers.simulator.shapes import at, between, day, digits, empty_lists, nulls, one_of, variable
+from workers.simulator.terra.shapes import Samples, mean, only, seconds_in, total
 
 DAY_HOURS = 24.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of object: one in `every` so many days, from `hour` of the day on and up to `jitter` hours later."""
+    """A type of object: one per `every` days, starting at `hour` of the day plus up to `jitter` hours."""
 
     name: str
     description: Any = field(hash=False)
     every: int = 1
-    hour: float = 0.0  # below 0: on the evening before
+    hour: float = 0.0  # below 0: the evening before
     jitter: float = 0.0
     lasts: tuple[float, float] = (DAY_HOURS, DAY_HOURS)  # hours
-    is_running: bool = False  # told while it lasts, and not only when it is over
+    is_running: bool = False  # sent while it lasts, not only after its end
     extends: float = 0.0  # hours that each correction adds to it
-    path: str = ""  # where the read API has it, if not under its name
+    path: str = ""  # in the read API, if it differs from the name
 
 
-METADATA = {"start_time": At(), "end_time": Known("end_time"), "timestamp_localization": 1}
-SUMMARY_ID = {"summary_id": Known("summary_id")}
-DEVICE = {"name": Known("device"), "manufacturer": Known("manufacturer"), "other_devices": []}
+METADATA = {"start_time": at(), "end_time": variable("end_time"), "timestamp_localization": 1}
+SUMMARY_ID = {"summary_id": variable("summary_id")}
+DEVICE = {"name": variable("device"), "manufacturer": variable("manufacturer"), "other_devices": []}
 
 
-def _heart(hours: tuple[float, float], every: float, low: int, high: int, *, nightly: bool = False) -> dict[str, Any]:
-    """Heart rates in bpm; in sleep also their variability, in milliseconds."""
-    rates = Course("hr", every, {"bpm": Between(low, high)}, hours)
-    changes = Course("rmssd", 1800, {"hrv_rmssd": Between(20, 110, 1)}, hours)
+def _heart(every: float, low: int, high: int, *, nightly: bool = False) -> dict[str, Any]:
+    """Heart rates in bpm; during sleep also their variability in milliseconds."""
+    rates = Samples("hr", every, {"bpm": between(low, high)})
+    changes = Samples("rmssd", 1800, {"hrv_rmssd": between(20, 110, 1)})
     return {
         "summary": {
-            "avg_hr_bpm": Mean(rates, "bpm"),
+            "avg_hr_bpm": mean(rates, "bpm"),
             "max_hr_bpm": high,
             "min_hr_bpm": low,
-            "resting_hr_bpm": Between(45, 58),
-            "avg_hrv_rmssd": Mean(changes, "hrv_rmssd") if nightly else None,
-            "avg_hrv_sdnn": None,
-            "user_max_hr_bpm": None,
+            "resting_hr_bpm": between(45, 58),
+            "avg_hrv_rmssd": mean(changes, "hrv_rmssd") if nightly else None,
+            **nulls("avg_hrv_sdnn", "user_max_hr_bpm"),
             "hr_zone_data": [],
         },
-        "detailed": {
-            "hr_samples": rates,
-            "hrv_samples_rmssd": changes if nightly else [],
-            "hrv_samples_sdnn": [],
-        },
+        "detailed": {"hr_samples": rates, "hrv_samples_rmssd": changes if nightly else [], "hrv_samples_sdnn": []},
     }
 
 
-def _saturation(hours: tuple[float, float]) -> dict[str, Any]:
-    samples = Course("saturation", 3600, {"percentage": Between(92, 100), "type": 0}, hours)
-    return {"avg_saturation_percentage": Mean(samples, "percentage"), "samples": samples}
-
-
+SATURATION = {"percentage": between(92, 100), "type": 0}
+OXYGEN = Samples("saturation", 3600, SATURATION)
+NIGHT_OXYGEN = Samples("saturation", 3600, SATURATION, hours=(0, 7))
 AWAKE_HOURS = (7.0, 22.0)
-STEPS = Course("steps", 900, {"steps": Between(0, 700), "timer_duration_seconds": 900}, AWAKE_HOURS, grows="steps")
-METERS = Course("meters", 900, {"distance_meters": Between(0, 500, 1)}, AWAKE_HOURS, grows="distance_meters")
-FLOORS = Course("floors", 7200, {"floors_climbed": Between(0, 3)}, AWAKE_HOURS, grows="floors_climbed")
-STRESS = Course("stress", 3600, {"level": Between(5, 95)})
-NIGHT_OXYGEN = _saturation((0.0, 7.0))
+STEP_COUNT = {"steps": between(0, 700), "timer_duration_seconds": 900}
+STEPS = Samples("steps", 900, STEP_COUNT, AWAKE_HOURS, running_total="steps")
+METERS = Samples("meters", 900, {"distance_meters": between(0, 500, 1)}, AWAKE_HOURS, running_total="distance_meters")
+FLOORS = Samples("floors", 7200, {"floors_climbed": between(0, 3)}, AWAKE_HOURS, running_total="floors_climbed")
+STRESS = Samples("stress", 3600, {"level": between(5, 95)})
 
-DAILY = {
+DAILY: dict[str, Any] = {
     "metadata": METADATA | {"upload_type": 1},
     "device_data": DEVICE,
     "distance_data": {
-        "steps": Added(STEPS, "steps"),
-        "distance_meters": Added(METERS, "distance_meters"),
-        "floors_climbed": Added(FLOORS, "floors_climbed"),
-        "elevation": None,
-        "swimming": None,
-        "detailed": {
-            "step_samples": STEPS,
-            "distance_samples": METERS,
-            "floors_climbed_samples": FLOORS,
-            "elevation_samples": [],
-        },
+        "steps": total(STEPS, "steps"),
+        "distance_meters": total(METERS, "distance_meters"),
+        "floors_climbed": total(FLOORS, "floors_climbed"),
+        **nulls("elevation", "swimming"),
+        "detailed": {"step_samples": STEPS, "distance_samples": METERS, "floors_climbed_samples": FLOORS}
+        | empty_lists("elevation_samples"),
     },
     "calories_data": {
-        "total_burned_calories": Between(1600, 3400, 1),
-        "BMR_calories": Between(1100, 1900, 1),
-        "net_activity_calories": Between(120, 1200, 1),
+        "total_burned_calories": between(1600, 3400, 1),
+        "BMR_calories": between(1100, 1900, 1),
+        "net_activity_calories": between(120, 1200, 1),
         "net_intake_calories": None,
         "calorie_samples": [],
     },
     "active_durations_data": {
-        "activity_seconds": Between(1800, 9000),
-        "low_intensity_seconds": Between(1200, 7200),
-        "moderate_intensity_seconds": Between(600, 3600),
-        "vigorous_intensity_seconds": Between(0, 1800),
+        "activity_seconds": between(1800, 9000),
+        "low_intensity_seconds": between(1200, 7200),
+        "moderate_intensity_seconds": between(600, 3600),
+        "vigorous_intensity_seconds": between(0, 1800),
         "activity_levels_samples": [],
     },
-    "heart_rate_data": _heart((0.0, DAY_HOURS), 900, 45, 150),
+    "heart_rate_data": _heart(900, 45, 150),
     "stress_data": {
-        "avg_stress_level": Mean(STRESS, "level"),
+        "avg_stress_level": mean(STRESS, "level"),
         "max_stress_level": 95,
         "samples": STRESS,
-        "body_battery_samples": Course("battery", 7200, {"level": Between(5, 100)}),
+        "body_battery_samples": Samples("battery", 7200, {"level": between(5, 100)}),
     },
     "oxygen_data": {
-        "avg_saturation_percentage": NIGHT_OXYGEN["avg_saturation_percentage"],
-        "saturation_samples": NIGHT_OXYGEN["samples"],
+        "avg_saturation_percentage": mean(NIGHT_OXYGEN, "percentage"),
+        "saturation_samples": NIGHT_OXYGEN,
         "vo2_samples": [],
-        "vo2max_ml_per_min_per_kg": Between(32, 58, 1),
+        "vo2max_ml_per_min_per_kg": between(32, 58, 1),
     },
-    "data_enrichment": {"total_stress_score": Between(10, 90), "strain_traffic_light": OneOf("GREEN", "AMBER")},
-    "scores": None,
-    "MET_data": None,
-    "strain_data": None,
-    "tag_data": None,
+    "data_enrichment": {"total_stress_score": between(10, 90), "strain_traffic_light": one_of("GREEN", "AMBER")},
+    **nulls("scores", "MET_data", "strain_data", "tag_data"),
 }
 
 # 1 awake, 4 light, 5 deep, 6 REM
-HYPNOGRAM = Course("hypnogram", 900, {"level": OneOf(1, 4, 4, 4, 5, 5, 6)})
-BREATHS = Course("breaths", 1800, {"breaths_per_min": Between(11, 18, 1)})
+HYPNOGRAM = Samples("hypnogram", 900, {"level": one_of(1, 4, 4, 4, 5, 5, 6)})
+IN_BED_SECONDS = seconds_in(HYPNOGRAM, 1, 4, 5, 6)
+BREATHS = Samples("breaths", 1800, {"breaths_per_min": between(11, 18, 1)})
 
 SLEEP = {
     "metadata": METADATA | SUMMARY_ID | {"is_nap": False, "upload_type": 2},
     "device_data": DEVICE,
     "sleep_durations_data": {
         "asleep": {
-            "duration_asleep_state_seconds": Spent(HYPNOGRAM, (4, 5, 6)),
-            "duration_light_sleep_state_seconds": Spent(HYPNOGRAM, (4,)),
-            "duration_deep_sleep_state_seconds": Spent(HYPNOGRAM, (5,)),
-            "duration_REM_sleep_state_seconds": Spent(HYPNOGRAM, (6,)),
-            "num_REM_events": Between(2, 6),
+            "duration_asleep_state_seconds": seconds_in(HYPNOGRAM, 4, 5, 6),
+            "duration_light_sleep_state_seconds": seconds_in(HYPNOGRAM, 4),
+            "duration_deep_sleep_state_seconds": seconds_in(HYPNOGRAM, 5),
+            "duration_REM_sleep_state_seconds": seconds_in(HYPNOGRAM, 6),
+            "num_REM_events": between(2, 6),
         },
         "awake": {
-            "duration_awake_state_seconds": Spent(HYPNOGRAM, (1,)),
-            "num_wakeup_events": Between(0, 6),
-            "sleep_latency_seconds": Between(120, 1800),
+            "duration_awake_state_seconds": seconds_in(HYPNOGRAM, 1),
+            "num_wakeup_events": between(0, 6),
+            "sleep_latency_seconds": between(120, 1800),
         },
-        "other": {"duration_in_bed_seconds": Spent(HYPNOGRAM, (1, 4, 5, 6)), "duration_unmeasurable_sleep_seconds": 0},
-        "sleep_efficiency": Between(80, 98, 1),
+        "other": {"duration_in_bed_seconds": IN_BED_SECONDS, "duration_unmeasurable_sleep_seconds": 0},
+        "sleep_efficiency": between(80, 98, 1),
         "hypnogram_samples": HYPNOGRAM,
     },
-    "heart_rate_data": _heart((0.0, DAY_HOURS), 600, 42, 68, nightly=True),
+    "heart_rate_data": _heart(600, 42, 68, nightly=True),
     "respiration_data": {
         "breaths_data": {
-            "avg_breaths_per_min": Mean(BREATHS, "breaths_per_min"),
+            "avg_breaths_per_min": mean(BREATHS, "breaths_per_min"),
             "min_breaths_per_min": 11.0,
             "max_breaths_per_min": 18.0,
             "on_demand_reading": False,
             "samples": BREATHS,
         },
-        "oxygen_saturation_data": _saturation((0.0, DAY_HOURS)),
+        "oxygen_saturation_data": {"avg_saturation_percentage": mean(OXYGEN, "percentage"), "samples": OXYGEN},
         "snoring_data": None,
     },
-    "temperature_data": {"delta": Between(-1, 1, 2)},
-    "readiness_data": {"readiness": Between(40, 99), "recovery_level": None},
-    "scores": {"sleep": Between(40, 99)},
-    "data_enrichment": {"sleep_score": Between(40, 99)},
+    "temperature_data": {"delta": between(-1, 1, 2)},
+    "readiness_data": {"readiness": between(40, 99), "recovery_level": None},
+    "scores": {"sleep": between(40, 99)},
+    "data_enrichment": {"sleep_score": between(40, 99)},
 }
 
-RIDDEN = Course(
-    "ridden",
-    60,
-    {"distance_meters": Between(80, 600, 1), "timer_duration_seconds": 60},
-    grows="distance_meters",
-)
-WATTS = Course("watts", 60, {"watts": Between(80, 320)})
-CADENCE = Course("cadence", 60, {"cadence_rpm": Between(60, 100)})
-SPEED = Course("speed", 60, {"speed_meters_per_second": Between(1.5, 10, 2)})
+RIDDEN_METERS = {"distance_meters": between(80, 600, 1), "timer_duration_seconds": 60}
+RIDDEN = Samples("ridden", 60, RIDDEN_METERS, running_total="distance_meters")
+WATTS = Samples("watts", 60, {"watts": between(80, 320)})
+CADENCE = Samples("cadence", 60, {"cadence_rpm": between(60, 100)})
+SPEED = Samples("speed", 60, {"speed_meters_per_second": between(1.5, 10, 2)})
 
 ACTIVITY = {
-    "metadata": METADATA
-    | SUMMARY_ID
-    | {
-        "name": OneOf("Morning session", "Lunch break", "Evening session"),
-        "type": OneOf(0, 1, 7, 8, 18, 82),
+    "metadata": {
+        **METADATA,
+        **SUMMARY_ID,
+        "name": one_of("Morning session", "Lunch break", "Evening session"),
+        "type": one_of(0, 1, 7, 8, 18, 82),
         "upload_type": 1,
-        "city": None,
-        "state": None,
-        "country": None,
+        **nulls("city", "state", "country"),
     },
     "device_data": DEVICE,
     "active_durations_data": {
-        "activity_seconds": Between(1500, 3600),
-        "low_intensity_seconds": Between(100, 600),
-        "moderate_intensity_seconds": Between(300, 1200),
-        "vigorous_intensity_seconds": Between(0, 600),
+        "activity_seconds": between(1500, 3600),
+        "low_intensity_seconds": between(100, 600),
+        "moderate_intensity_seconds": between(300, 1200),
+        "vigorous_intensity_seconds": between(0, 600),
         "rest_seconds": 0,
         "activity_levels_samples": [],
     },
     "calories_data": {
-        "total_burned_calories": Between(150, 900, 1),
-        "net_activity_calories": Between(100, 800, 1),
-        "BMR_calories": Between(20, 90, 1),
+        "total_burned_calories": between(150, 900, 1),
+        "net_activity_calories": between(100, 800, 1),
+        "BMR_calories": between(20, 90, 1),
         "calorie_samples": [],
     },
     "distance_data": {
-        "summary": {
-            "distance_meters": Added(RIDDEN, "distance_meters"),
-            "steps": None,
-            "floors_climbed": None,
-            "elevation": None,
-            "swimming": None,
-        },
-        "detailed": {
-            "distance_samples": RIDDEN,
-            "elevation_samples": [],
-            "floors_climbed_samples": [],
-            "step_samples": [],
-        },
+        "summary": nulls("steps", "floors_climbed", "elevation", "swimming")
+        | {"distance_meters": total(RIDDEN, "distance_meters")},
+        "detailed": {"distance_samples": RIDDEN}
+        | empty_lists("elevation_samples", "floors_climbed_samples", "step_samples"),
     },
-    "heart_rate_data": _heart((0.0, DAY_HOURS), 60, 90, 185),
+    "heart_rate_data": _heart(60, 90, 185),
     "movement_data": {
-        "avg_cadence_rpm": Mean(CADENCE, "cadence_rpm"),
+        "avg_cadence_rpm": mean(CADENCE, "cadence_rpm"),
         "max_cadence_rpm": 100.0,
-        "avg_speed_meters_per_second": Mean(SPEED, "speed_meters_per_second"),
+        "avg_speed_meters_per_second": mean(SPEED, "speed_meters_per_second"),
         "max_speed_meters_per_second": 10.0,
         "cadence_samples": CADENCE,
         "speed_samples": SPEED,
         "torque_samples": [],
     },
-    "power_data": {"avg_watts": Mean(WATTS, "watts"), "max_watts": 320.0, "power_samples": WATTS},
-    "work_data": {"work_kilojoules": Between(120, 900, 1)},
+    "power_data": {"avg_watts": mean(WATTS, "watts"), "max_watts": 320.0, "power_samples": WATTS},
+    "work_data": {"work_kilojoules": between(120, 900, 1)},
     "data_enrichment": None,
 }
 
-ON_A_SCALE = {
-    "weight_kg": Between(48, 120, 2),
-    "bodyfat_percentage": Between(8, 38, 1),
-    "BMI": Between(18, 34, 1),
+SCALE = {
+    "weight_kg": between(48, 120, 2),
+    "bodyfat_percentage": between(8, 38, 1),
+    "BMI": between(18, 34, 1),
     "height_cm": None,
-    "bone_mass_g": Between(2200, 3600),
-    "muscle_mass_g": Between(38000, 64000),
-    "lean_mass_g": Between(38000, 80000),
-    "water_percentage": Between(45, 65, 1),
+    "bone_mass_g": between(2200, 3600),
+    "muscle_mass_g": between(38000, 64000),
+    "lean_mass_g": between(38000, 80000),
+    "water_percentage": between(45, 65, 1),
 }
-PRESSURE = {"systolic_bp": Between(100, 150), "diastolic_bp": Between(60, 95)}
-GLUCOSE = Course(
-    "glucose",
-    900,
-    {"blood_glucose_mg_per_dL": Between(65, 190), "glucose_level_flag": 0, "trend_arrow": OneOf(2, 3, 4)},
-)
+PRESSURE = {"systolic_bp": between(100, 150), "diastolic_bp": between(60, 95)}
 TWICE_A_DAY = (6.5, 22.0)
+ON_SCALE = Samples("scale", 14 * 3600, SCALE, TWICE_A_DAY, time="measurement_time")
+PRESSURES = Samples("pressure", 14 * 3600, PRESSURE, TWICE_A_DAY)
+TEMPERATURES = Samples("temperature", 12 * 3600, {"temperature_celsius": between(36, 37.4, 1)}, TWICE_A_DAY)
+GLUCOSE = {"blood_glucose_mg_per_dL": between(65, 190), "glucose_level_flag": 0, "trend_arrow": one_of(2, 3, 4)}
+GLUCOSES = Samples("glucose", 900, GLUCOSE)
 
 BODY = {
     "metadata": METADATA,
     "device_data": DEVICE,
-    "measurements_data": Only(
-        ("WITHINGS",),
-        {"measurements": Course("scale", 14 * 3600, ON_A_SCALE, TWICE_A_DAY, time="measurement_time")},
+    "measurements_data": only("WITHINGS", measurements=ON_SCALE),
+    "blood_pressure_data": only("WITHINGS", blood_pressure_samples=PRESSURES),
+    "glucose_data": only(
+        "FREESTYLELIBRE",
+        blood_glucose_samples=GLUCOSES,
+        detailed_blood_glucose_samples=[],
+        day_avg_blood_glucose_mg_per_dL=mean(GLUCOSES, "blood_glucose_mg_per_dL"),
     ),
-    "blood_pressure_data": Only(
-        ("WITHINGS",), {"blood_pressure_samples": Course("pressure", 14 * 3600, PRESSURE, TWICE_A_DAY)}
+    "temperature_data": only(
+        "GARMIN",
+        "WITHINGS",
+        body_temperature_samples=TEMPERATURES,
+        **empty_lists("ambient_temperature_samples", "skin_temperature_samples"),
     ),
-    "glucose_data": Only(
-        ("FREESTYLELIBRE",),
-        {
-            "blood_glucose_samples": GLUCOSE,
-            "detailed_blood_glucose_samples": [],
-            "day_avg_blood_glucose_mg_per_dL": Mean(GLUCOSE, "blood_glucose_mg_per_dL"),
-        },
-    ),
-    "temperature_data": Only(
-        ("GARMIN", "WITHINGS"),
-        {
-            "body_temperature_samples": Course(
-                "temperature", 12 * 3600, {"temperature_celsius": Between(36, 37.4, 1)}, TWICE_A_DAY
-            ),
-            "ambient_temperature_samples": [],
-            "skin_temperature_samples": [],
-        },
-    ),
-    "hydration_data": Only(("GARMIN",), {"day_total_water_consumption_ml": 1800, "hydration_amount_samples": []}),
-    "heart_data": None,
-    "oxygen_data": None,
-    "ketone_data": None,
+    "hydration_data": only("GARMIN", day_total_water_consumption_ml=1800, hydration_amount_samples=[]),
+    **nulls("heart_data", "oxygen_data", "ketone_data"),
 }
 
 MACROS = {
-    "calories": Between(180, 900),
-    "protein_g": Between(5, 50, 1),
-    "carbohydrates_g": Between(10, 90, 1),
-    "fat_g": Between(3, 40, 1),
+    "calories": between(180, 900),
+    "protein_g": between(5, 50, 1),
+    "carbohydrates_g": between(10, 90, 1),
+    "fat_g": between(3, 40, 1),
 }
 MEAL = {
-    "id": Digits(),
-    "name": OneOf("Porridge", "Soup", "Curry", "Salad"),
-    "type": OneOf(1, 3, 5),
-    "quantity": {"unit": 1, "amount": Between(80, 500)},
+    "id": digits(),
+    "name": one_of("Porridge", "Soup", "Curry", "Salad"),
+    "type": one_of(1, 3, 5),
+    "quantity": {"unit": 1, "amount": between(80, 500)},
     "macros": MACROS,
-    "micros": {"calcium_mg": Between(20, 300)},
+    "micros": {"calcium_mg": between(20, 300)},
 }
-DRINKS = Course(
-    "drinks",
-    4 * 3600,
-    {"drink_name": OneOf("Water", "Coffee"), "drink_volume": Between(150, 400), "drink_unit": 8},
-    (8.0, 21.0),
-)
+DRINK = {"drink_name": one_of("Water", "Coffee"), "drink_volume": between(150, 400), "drink_unit": 8}
+DRINKS = Samples("drinks", 4 * 3600, DRINK, hours=(8, 21))
 
 NUTRITION = {
     "metadata": METADATA,
-    "meals": Course("meals", 5.5 * 3600, MEAL, (8.0, 20.0)),
+    "meals": Samples("meals", 5.5 * 3600, MEAL, hours=(8, 20)),
     "drink_samples": DRINKS,
     "summary": {
-        "macros": {name: Between(100, 250, 1) for name in ("protein_g", "carbohydrates_g", "fat_g")},
-        "micros": {"caffeine_mg": Between(0, 300)},
-        "water_ml": Added(DRINKS, "drink_volume"),
-        "drink_ml": Added(DRINKS, "drink_volume"),
+        "macros": {name: between(100, 250, 1) for name in ("protein_g", "carbohydrates_g", "fat_g")},
+        "micros": {"caffeine_mg": between(0, 300)},
+        "water_ml": total(DRINKS, "drink_volume"),
+        "drink_ml": total(DRINKS, "drink_volume"),
     },
 }
 
 MENSTRUATION = {
     "metadata": METADATA,
     "menstruation_data": {
-        "period_start_date": Known("period_start"),
-        "day_in_cycle": Known("day_in_cycle"),
+        "period_start_date": variable("period_start"),
+        "day_in_cycle": variable("day_in_cycle"),
         "period_length_days": 5,
         "cycle_length_days": 28,
         "predicted_cycle_length_days": 28,
         "is_predicted_cycle": False,
-        "menstruation_flow": [{"timestamp": At(), "flow": OneOf(2, 3, 4)}],
+        "menstruation_flow": [{"timestamp": at(), "flow": one_of(2, 3, 4)}],
         "intervals": [],
     },
 }
 
 PLANNED_WORKOUT = {
-    "planned_workout_id": Known("summary_id"),
-    "workout_id": Digits(18),
-    "planned_date": Day(1),
-    "provider_workout_id": Digits(6),
+    "planned_workout_id": variable("summary_id"),
+    "workout_id": digits(18),
+    "planned_date": day(1),
+    "provider_workout_id": digits(6),
     "coercion_warnings": None,
-    "created_at": At(),
-    "last_updated_at": At(step=60),
+    "created_at": at(),
+    "last_updated_at": at(step=60),
     "is_external": False,
-    "athlete_metrics": None,
-    "details": None,
+    **nulls("athlete_metrics", "details"),
 }
 
 ATHLETE = {
-    "first_name": OneOf("Ada", "Bo", "Chi"),
+    "first_name": one_of("Ada", "Bo", "Chi"),
     "last_name": "Example",
-    "sex": OneOf("female", "male"),
-    "gender": OneOf("female", "male", "other"),
-    "date_of_birth": OneOf("1961-11-30", "1978-02-14", "1990-05-17", "2001-08-03"),
-    "age": None,
-    "email": None,
-    "city": OneOf("Leeds", "Ghent", None),
-    "state": None,
-    "country": None,
-    "bio": None,
-    "account_creation_date": None,
-    "provider_user_id": Digits(),
+    "sex": one_of("female", "male"),
+    "gender": one_of("female", "male", "other"),
+    "date_of_birth": one_of("1961-11-30", "1978-02-14", "1990-05-17", "2001-08-03"),
+    "city": one_of("Leeds", "Ghent", None),
+    "provider_user_id": digits(),
+    **nulls("age", "email", "state", "country", "bio", "account_creation_date"),
 }
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""What Terra's objects have beside the common shapes: arrays that grow while they are measured, and their sums."""
+"""Shapes that only Terra's objects use: sample arrays that grow during the day, and their sums."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,88 +6,71 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-from workers.simulator.shapes import Place, Shape, fill, later
+from workers.simulator.shapes import Context, Shape, fill, later
 
 HOUR = 3600
 
 
 @dataclass(frozen=True)
-class Course(Shape):
-    """The samples of an array, from an object's beginning to its end, or as far as it was measured.
+class Samples:
+    """A shape: the samples of an array, from the object's start to its end, or to the end of the measurement.
 
-    Each array has dice of its own, so that what was measured stays the same while more comes.
+    Each array has its own random generator, so measured samples stay the same while more are added. Its value is empty
+    if the request did not ask for samples.
     """
 
     name: str
     every: float  # seconds
     item: Mapping[str, Any]
-    hours: tuple[float, float] = (0, 24)  # of the object, between which anything is measured
-    grows: str = ""  # the value that is a running total since the object's beginning
+    hours: tuple[float, float] = (0, 24)  # of the object, between which samples exist
+    running_total: str = ""  # the field that holds a running total since the object's start
     time: str = "timestamp"
 
-    def value(self, place: Place) -> list[dict[str, Any]]:
-        """None of them where they were not asked for."""
-        return self.samples(place) if place.known["with_samples"] else []
+    def __call__(self, context: Context) -> list[dict[str, Any]]:
+        return self.all(context) if context.variables["with_samples"] else []
 
-    def samples(self, place: Place) -> list[dict[str, Any]]:
-        """All of them."""
-        dice = Random(f"{place.known['seed']}/{self.name}")  # noqa: S311 - repeatable on purpose
-        begin = later(replace(place, dice=dice), self.hours[0] * HOUR)
-        last = min(place.known["until"], place.instant + timedelta(hours=self.hours[1]))
+    def all(self, context: Context) -> list[dict[str, Any]]:
+        """All samples, whether or not the request asked for them."""
+        rng = Random(f"{context.variables['seed']}/{self.name}")  # noqa: S311 - repeatable on purpose
+        begin = later(replace(context, rng=rng), self.hours[0] * HOUR)
+        last = min(context.variables["until"], context.instant + timedelta(hours=self.hours[1]))
         found: list[dict[str, Any]] = []
         total, item = 0.0, dict(self.item)
         while (moment := later(begin, len(found) * self.every)).instant < last:
             sample = {self.time: moment.instant.isoformat(), **fill(item, moment)}
-            if self.grows:
-                total = round(total + sample[self.grows], 1)
-                sample[self.grows] = total
+            if self.running_total:
+                total = sample[self.running_total] = round(total + sample[self.running_total], 1)
             found.append(sample)
         return found
 
 
-@dataclass(frozen=True)
-class Added(Shape):
-    """What the samples of an array come to, whether they were asked for or not."""
+def total(samples: Samples, name: str) -> Shape:
+    """The sum of a field of the samples."""
 
-    course: Course
-    name: str
-
-    def value(self, place: Place) -> float:
-        values: list[float] = [sample[self.name] for sample in self.course.samples(place)]
-        if self.course.grows == self.name:
+    def value(context: Context) -> float:
+        values: list[float] = [sample[name] for sample in samples.all(context)]
+        if samples.running_total == name:
             return values[-1] if values else 0
         return round(sum(values), 1)
 
+    return value
 
-@dataclass(frozen=True)
-class Mean(Shape):
-    """The mean of an array's samples; None if there are none."""
 
-    course: Course
-    name: str
+def mean(samples: Samples, name: str) -> Shape:
+    """The mean of a field of the samples; None if there are none."""
 
-    def value(self, place: Place) -> float | None:
-        values = [sample[self.name] for sample in self.course.samples(place)]
+    def value(context: Context) -> float | None:
+        values = [sample[name] for sample in samples.all(context)]
         return round(sum(values) / len(values), 1) if values else None
 
-
-@dataclass(frozen=True)
-class Spent(Shape):
-    """The seconds for which an array of stages says one of these."""
-
-    course: Course
-    stages: tuple[int, ...]
-
-    def value(self, place: Place) -> float:
-        return self.course.every * sum(sample["level"] in self.stages for sample in self.course.samples(place))
+    return value
 
 
-@dataclass(frozen=True)
-class Only(Shape):
-    """Something that only these providers measure."""
+def seconds_in(samples: Samples, *stages: int) -> Shape:
+    """The seconds during which an array of sleep stages shows one of these stages."""
+    return lambda context: samples.every * sum(sample["level"] in stages for sample in samples.all(context))
 
-    providers: tuple[str, ...]
-    description: Any
 
-    def value(self, place: Place) -> Any:
-        return fill(self.description, place) if place.known["provider"] in self.providers else None
+def only(*providers: str, **fields: Any) -> Shape:
+    """An object that only these providers measure; None for the others."""
+    return lambda context: fill(fields, context) if context.variables["provider"] in providers else None

@@ -1,1 +1,1 @@
-"""The drill: a complete stack under load while its processes are struck at random; and the account of what it took."""
+"""The drill: a complete stack under load with random faults in its processes, and the totals afterwards."""

@@ -1,4 +1,4 @@
-"""The striker: kills, freezes and restarts processes of one stack, as planned."""
+"""The fault injector: kills, freezes and restarts processes of one stack by a plan."""
 
 import contextlib
 import signal
@@ -13,21 +13,22 @@ from workers.local.temporary import Stack
 from workers.verify.drill.plan import PlannedFault
 
 HAVE_CHILDREN = ("web", "postgres")
-POLITE = {"postgres": signal.SIGINT}  # at SIGTERM it waits until the last client has gone, which none of ours does
+# At SIGTERM PostgreSQL waits until the last client has disconnected, and Headrace's clients stay connected.
+RESTART_SIGNALS = {"postgres": signal.SIGINT}
 
 
 @dataclass(frozen=True)
 class Injected:
-    """A strike that was made, or missed because there was nobody: unix seconds, whom it met and how long it lasted."""
+    """A fault that was injected, or skipped because the group had no process (`pid` is None)."""
 
     fault: PlannedFault
-    began: float
+    began: float  # unix seconds
     pid: int | None
     whom: str
 
     @property
     def ended(self) -> float:
-        """When whoever was struck could go on, or be started again."""
+        """The time at which the process could continue, or be started again."""
         return self.began + (self.fault.seconds if self.fault.kind == "freeze" else 0.0)
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ class Injected:
 
 
 class FaultInjector:
-    """Makes the strikes of a plan on the processes of one stack and on no others."""
+    """Injects the faults of a plan into the processes of one stack and of no other."""
 
     def __init__(self, stack: Stack, faults: Sequence[PlannedFault], on_progress: Callable[[Injected], None]) -> None:
         self.made: list[Injected] = []
@@ -47,17 +48,17 @@ class FaultInjector:
 
     @property
     def injected(self) -> list[Injected]:
-        """Without those that met nobody."""
+        """The faults that met a process."""
         return [one for one in self.made if one.pid is not None]
 
     def run(self, stop: Flag) -> None:
-        """Makes them all, each at its time. Whatever happens, nothing stays frozen."""
+        """Injects all faults, each at its time. At the end, even after an error, every process is resumed."""
         began = time.monotonic()
         try:
             for fault in self._faults:
                 if not self._wait(began + fault.at, stop):
                     return
-                self._make(fault)
+                self._inject(fault)
             self._wait(max((until for until, _ in self._frozen), default=0.0), stop)
         finally:
             self._thaw(float("inf"))
@@ -77,33 +78,33 @@ class FaultInjector:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.resume()
 
-    def _make(self, fault: PlannedFault) -> None:
-        made = Injected(fault, time.time(), None, f"{fault.group}: nobody there")
-        with contextlib.suppress(psutil.NoSuchProcess):  # it died by itself, in this very moment
+    def _inject(self, fault: PlannedFault) -> None:
+        made = Injected(fault, time.time(), None, f"{fault.group}: no process")
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself in this moment
             if victim := self._victim(fault):
                 process, whom = victim
-                self._do(fault, process, whom == fault.group)
+                self._signal(fault, process, is_main=whom == fault.group)
                 made = Injected(fault, time.time(), process.pid, whom)
         self.made.append(made)
         self._notify(made)
 
-    def _do(self, fault: PlannedFault, process: psutil.Process, is_main: bool) -> None:  # noqa: FBT001
-        # psutil compares the time at which it began: a number that was given to somebody else is not struck.
+    def _signal(self, fault: PlannedFault, process: psutil.Process, *, is_main: bool) -> None:
+        # psutil compares start times, so a process that has reused the pid is not affected.
         if fault.kind == "kill":
             process.kill()
         elif fault.kind == "restart":
-            process.send_signal(POLITE.get(fault.group, signal.SIGTERM) if is_main else signal.SIGTERM)
+            process.send_signal(RESTART_SIGNALS.get(fault.group, signal.SIGTERM) if is_main else signal.SIGTERM)
         else:
             process.suspend()
             self._frozen.append((time.monotonic() + fault.seconds, process))
 
     def _victim(self, fault: PlannedFault) -> tuple[psutil.Process, str] | None:
-        """A process of the group, or half of the time, where it has any, a child of one."""
+        """A process of the group; in half of the cases a child of one, if the group has children."""
         mains = self._mains(fault.group)
         if fault.group in HAVE_CHILDREN and fault.choice >= 0.5:
             children = [child for main in mains for child in main.children(recursive=True)]
             if children:
-                return children[int((fault.choice * 2 - 1) * len(children))], f"{fault.group}, a child of it"
+                return children[int((fault.choice * 2 - 1) * len(children))], f"{fault.group}, a child process"
         return (mains[int(fault.choice * len(mains))], fault.group) if mains else None
 
     def _mains(self, group: str) -> list[psutil.Process]:
@@ -111,7 +112,7 @@ class FaultInjector:
         for pid in self._stack.info()["processes"].get(group, []):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
-                # stack.json may be a moment old, and the number somebody else's by now.
+                # stack.json may be outdated, and another program may have reused the pid.
                 if process.ppid() == self._stack.pid and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found

@@ -1,4 +1,4 @@
-"""What is found afterwards: in the ledger, in the views and in the broker."""
+"""Reads the state after a drill: the ledger, the views and the broker's queues."""
 
 import base64
 import contextlib
@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+
+from sqlalchemy import text
 
 from app.broker.lanes import is_amqp
 from app.config.settings import load
@@ -18,52 +20,50 @@ from workers.verify.expected import RowKey, stored
 
 
 class LedgerReader:
-    """What is stored, as its readers find it. Every method raises TryLater while the database is away."""
+    """Reads stored data about the drill's users. Every method raises TryLater while the database is unavailable."""
 
-    def __init__(self, database_url: str, people: Collection[str]) -> None:
+    def __init__(self, database_url: str, user_ids: Collection[str]) -> None:
         self._engine = make_engine(load({"DATABASE_URL": database_url}), "headrace-drill")
-        self._people = frozenset(people)
-        self._began = datetime.now(UTC) - timedelta(minutes=1)  # clocks differ
+        self._user_ids = list(user_ids)
+        self._began = datetime.now(UTC) - timedelta(minutes=1)  # the clocks may differ
 
     def need_empty(self) -> None:
-        """Raises Misconfigured if there is already something of these people."""
-        with transaction(self._engine) as connection:
-            known = set(connection.exec_driver_sql("SELECT user_id FROM health.users").scalars())
-        if known & self._people:
+        """Raises Misconfigured if these users are already stored."""
+        query = "SELECT user_id FROM health.users WHERE user_id = ANY(:user_ids)"
+        if self._query(query, user_ids=self._user_ids):
             raise Misconfigured(
-                "this drill was made there before; choose another --seed or database", setting="DATABASE_URL"
+                "already has the users of this drill; choose another --seed or database", setting="DATABASE_URL"
             )
 
     def settled(self) -> list[tuple[str, str]]:
         """The ledger's rows since the beginning: message id and outcome."""
-        query = "SELECT message_id, outcome::text FROM health.deliveries WHERE received_at >= %(began)s"
-        with transaction(self._engine) as connection:
-            return [(row[0], row[1]) for row in connection.exec_driver_sql(query, {"began": self._began})]
+        query = "SELECT message_id, outcome::text FROM health.deliveries WHERE received_at >= :began"
+        return self._query(query, began=self._began)
 
     def backfills(self) -> Counter[str]:
-        """How many of these people's backfills are how far, those of single streams among them."""
-        query = "SELECT status::text, count(*) FROM headrace.backfills WHERE user_id = ANY(%(people)s) GROUP BY status"
-        with transaction(self._engine) as connection:
-            found = connection.exec_driver_sql(query, {"people": list(self._people)})
-            return Counter({row[0]: row[1] for row in found})
+        """The number of these users' backfills by status, including those of single streams."""
+        query = "SELECT status::text, count(*) FROM headrace.backfills WHERE user_id = ANY(:user_ids) GROUP BY status"
+        return Counter(dict(self._query(query, user_ids=self._user_ids)))
 
     def dead_letters(self) -> set[str]:
         """The message ids of the dead letters."""
-        with transaction(self._engine) as connection:
-            return set(connection.exec_driver_sql("SELECT message_id FROM headrace.dead_letters").scalars())
+        return {message_id for (message_id,) in self._query("SELECT message_id FROM headrace.dead_letters")}
 
     def rows(self) -> list[tuple[RowKey, Any]]:
-        """Every row about these people in every view. The second part of a key is whose it is."""
+        """These users' rows in every view. The second part of a key is the user_id."""
         with transaction(self._engine) as connection:
-            return [(key, content) for key, content in stored(connection) if key[1] in self._people]
+            return [(key, content) for key, content in stored(connection) if key[1] in self._user_ids]
 
     def close(self) -> None:
-        """Ends the connections."""
         self._engine.dispose()
 
+    def _query(self, query: str, **parameters: Any) -> list[Any]:
+        with transaction(self._engine) as connection:
+            return list(map(tuple, connection.execute(text(query), parameters)))
 
-def waiting(broker_url: str) -> set[str] | None:
-    """The ids of the deliveries in the broker, None if it cannot be looked into."""
+
+def queued_ids(broker_url: str) -> set[str] | None:
+    """The ids of the deliveries in the broker; None for RabbitMQ, whose queues cannot be read without consuming."""
     if is_amqp(broker_url):
         return None
     with redis_client(broker_url) as client:
@@ -71,7 +71,7 @@ def waiting(broker_url: str) -> set[str] | None:
         held = [json.loads(one)[0] for one in cast("list[bytes]", client.hvals("unacked"))]
     found: set[str] = set()
     for raw in (*lists, *held):
-        with contextlib.suppress(ValueError, KeyError, TypeError, Unprocessable):  # another task than ours to apply
+        with contextlib.suppress(ValueError, KeyError, TypeError, Unprocessable):  # not a message of deliveries
             message = raw if isinstance(raw, dict) else json.loads(raw)
             (packed,), *_ = json.loads(base64.b64decode(message["body"]))
             found |= {delivery.message_id for delivery in unpack(packed)}

@@ -1,4 +1,4 @@
-"""What a drill is asked to be, and the strikes that follow from its seed."""
+"""The options of a drill, and the faults that follow from its seed."""
 
 from dataclasses import dataclass
 from random import Random
@@ -7,14 +7,14 @@ from typing import Literal, get_args
 FaultKind = Literal["kill", "freeze", "restart"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 GROUPS = ("web", "live", "backfill", "maintenance", "beat", "flower", "broker", "postgres")
-ROUND = (*GROUPS, "web", "live", "broker", "postgres")  # in any order, before anybody has another turn
-PAUSE, FREEZE = (1.5, 4.5), (1.0, 6.0)  # seconds between strikes, and of a freeze: from, to
-CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # how much of the time, at its end, nothing is struck
+ROUND = (*GROUPS, "web", "live", "broker", "postgres")  # the groups of one round, shuffled
+PAUSE, FREEZE = (1.5, 4.5), (1.0, 6.0)  # seconds between faults, and of a freeze: from, to
+CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # the end of a drill without faults: at most so long, at most this share
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a drill is asked to be."""
+    """The options of a drill."""
 
     seconds: float
     seed: int
@@ -24,7 +24,7 @@ class Options:
 
 @dataclass(frozen=True)
 class PlannedFault:
-    """What is done to whom, `at` so many seconds after the beginning. `choice` picks one of the group's processes."""
+    """A fault `at` seconds after the beginning. `choice`, from 0 to 1, selects one of the group's processes."""
 
     at: float
     kind: FaultKind
@@ -34,13 +34,13 @@ class PlannedFault:
 
 
 def plan(seed: int, seconds: float) -> list[PlannedFault]:
-    """The strikes of a drill of so many seconds. The same seed makes the same; a longer drill makes more."""
-    dice, end = Random(seed), seconds - min(CALM_SECONDS, CALM_SHARE * seconds)  # noqa: S311 - repeatable on purpose
+    """The faults of a drill of this length. A seed always gives the same faults; a longer drill adds more."""
+    rng, end = Random(seed), seconds - min(CALM_SECONDS, CALM_SHARE * seconds)  # noqa: S311 - repeatable on purpose
     faults: list[PlannedFault] = []
     turns: list[str] = []
-    at = dice.uniform(*PAUSE)
+    at = rng.uniform(*PAUSE)
     while at < end:
-        turns = turns or dice.sample(ROUND, len(ROUND))
-        faults.append(PlannedFault(at, dice.choice(FAULT_KINDS), turns.pop(), dice.random(), dice.uniform(*FREEZE)))
-        at += dice.uniform(*PAUSE)
+        turns = turns or rng.sample(ROUND, len(ROUND))
+        faults.append(PlannedFault(at, rng.choice(FAULT_KINDS), turns.pop(), rng.random(), rng.uniform(*FREEZE)))
+        at += rng.uniform(*PAUSE)
     return faults

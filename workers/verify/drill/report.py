@@ -1,19 +1,23 @@
-"""What a drill tells: how far it is, and in the end what it found."""
+"""The progress and the report of a drill, with response times and requests during a pause."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from workers.simulator.sender import NO_ANSWER
 from workers.verify.drill.faults import Injected
+from workers.verify.drill.load import Response
 from workers.verify.drill.plan import FAULT_KINDS, GROUPS
-from workers.verify.drill.totals import Totals
+from workers.verify.totals import Totals
 
 MAX_RESPONSE_SECONDS = 5.0
+TOLERANCE_SECONDS = 0.5  # within which every worker learns of a pause
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a drill is."""
+    """The progress of a drill."""
 
     phase: Literal["load", "settling", "counting"]
     seconds: float  # since the beginning of the phase
@@ -27,21 +31,21 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Report:
-    """What a drill found."""
+    """The result of a drill."""
 
     seed: int
     totals: Totals
     faults: list[Injected]
-    statuses: dict[int, int]  # answers of the endpoint; 0: no answer
-    max_response: float  # without the time for which the drill itself froze the endpoint
+    statuses: dict[int, int]  # the endpoint's responses by status; 0: no response
+    max_response: float  # seconds, without the time for which the drill froze the endpoint
     max_response_with_freezes: float
-    never_taken: int
-    settled_after: float | None  # seconds after the last strike; None if not everything did
+    never_taken: int  # events that the endpoint never accepted
+    settled_after: float | None  # seconds after the last fault; None if deliveries or backfills stayed open
     backfills: dict[str, int]
     provider_requests: int
     provider_refused: int
-    rate_limit_violations: int  # requests within a pause
-    excused: int  # as above, but whoever should have known was struck
+    rate_limit_violations: int  # requests during a pause
+    excused: int  # requests during a pause at the time of a fault
 
     @property
     def holds(self) -> bool:
@@ -50,6 +54,38 @@ class Report:
         return self.totals.holds and in_time and not self.never_taken
 
     def faults_by(self) -> dict[str, dict[str, int]]:
-        """How often each group was struck how."""
+        """The number of injected faults by group and kind."""
         counts = Counter((one.fault.group, one.fault.kind) for one in self.faults if one.pid is not None)
         return {group: {kind: counts[group, kind] for kind in FAULT_KINDS} for group in GROUPS}
+
+
+def max_response(answers: Iterable[Response], injected: Sequence[Injected]) -> tuple[float, float]:
+    """The longest response time in seconds: without the time for which the endpoint was frozen, and with it."""
+    frozen = [(one.began, one.ended) for one in injected if one.fault.group == "web" and one.fault.kind == "freeze"]
+    alone, whole = 0.0, 0.0
+    for answer in answers:
+        if answer.status != NO_ANSWER:
+            seconds = answer.ended - answer.began
+            held, reached = 0.0, answer.began
+            for began, ended in frozen:  # two freezes may overlap
+                until = min(answer.ended, ended)
+                held += max(0.0, until - max(reached, began))
+                reached = max(reached, until)
+            alone, whole = max(alone, seconds - held), max(whole, seconds)
+    return alone, whole
+
+
+def rate_limit_violations(
+    pauses: Iterable[tuple[float, float]], asked: Iterable[float], injected: Sequence[Injected]
+) -> tuple[int, int]:
+    """The number of requests during a pause: unexcused, and excused by a fault in a fetching process or the broker."""
+    faults = [one for one in injected if one.fault.group in ("backfill", "maintenance", "broker")]
+    found, excused = 0, 0
+    asked = sorted(asked)
+    for begins, ends in pauses:
+        within = sum(begins + TOLERANCE_SECONDS < at < ends for at in asked)
+        if any(one.began - TOLERANCE_SECONDS < ends and begins < one.ended + TOLERANCE_SECONDS for one in faults):
+            excused += within
+        else:
+            found += within
+    return found, excused

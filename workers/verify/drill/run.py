@@ -1,4 +1,4 @@
-"""The run that ties it together: load and strikes, then patience, then the account."""
+"""Runs a drill: load and faults, then waiting until everything has settled, then the report."""
 
 import contextlib
 import time
@@ -14,20 +14,19 @@ from workers.local.temporary import Stack
 from workers.simulator import Simulator
 from workers.simulator.events import Event
 from workers.verify.drill.faults import FaultInjector, Injected
-from workers.verify.drill.ledger import LedgerReader, waiting
-from workers.verify.drill.limits import max_response, rate_limit_violations
+from workers.verify.drill.ledger import LedgerReader, queued_ids
 from workers.verify.drill.load import ObservingSender, events, is_usable
 from workers.verify.drill.plan import Options, plan
 from workers.verify.drill.provider import FAULTS, PauseRecorder
-from workers.verify.drill.report import Report, Snapshot
-from workers.verify.drill.totals import Totals, reconcile_totals
+from workers.verify.drill.report import Report, Snapshot, max_response, rate_limit_violations
 from workers.verify.expected import expected, history, wanted
+from workers.verify.totals import Totals, reconcile_totals
 
-LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # what a killed fetch leaves behind, and for the rest of the work
+LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # the lease of a killed fetch, and time for the remaining work
 
 
 def environment(simulator: Simulator, options: Options) -> dict[str, str]:
-    """What the stack is told beside the operator's own variables. Reconciling would mend, and so hide, a loss."""
+    """The stack's settings. Reconciliation is off: it would repair, and so hide, a loss."""
     return {
         "JUNCTION_BASE_URL": simulator.url,
         "JUNCTION_API_KEY": simulator.api_key,
@@ -39,12 +38,8 @@ def environment(simulator: Simulator, options: Options) -> dict[str, str]:
     }
 
 
-def _open(backfills: Counter[str]) -> int:
-    return backfills["pending"] + backfills["running"]
-
-
 class Drill:
-    """One drill on a stack that runs."""
+    """One drill on a running stack. `show` is called with the progress, `on_progress` with each injected fault."""
 
     def __init__(
         self,
@@ -56,27 +51,24 @@ class Drill:
         show: Callable[[Snapshot], None],
         on_progress: Callable[[Injected], None],
     ) -> None:
-        says = stack.info()
-        self._simulator, self._options, self._show = simulator, options, show
-        self._broker_url = says["broker_url"]
-        self._pauses = pauses
-        self._ledger = LedgerReader(says["database_url"], [user.user_id for user in simulator.world.members])
+        info = stack.info()
+        self._simulator, self._pauses, self._options, self._show = simulator, pauses, options, show
+        self._broker_url = info["broker_url"]
+        self._ledger = LedgerReader(info["database_url"], [user.user_id for user in simulator.world.members])
         self._injector = FaultInjector(stack, plan(options.seed, options.seconds), on_progress)
         self._stop = Flag()
-        self._sender = ObservingSender(
-            f"{says['web']}/webhooks/junction", says["junction_webhook_secret"], options.seed, self._stop
-        )
+        url, secret = f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]
+        self._sender = ObservingSender(url, secret, options.seed, self._stop)
         self._last: tuple[list[tuple[str, str]], Counter[str]] = ([], Counter())
 
     def run(self) -> Report:
-        """Load and strikes, then patience, then the account. Ctrl-C ends it at once."""
+        """Runs the drill. Ctrl-C ends it at once."""
         self._ledger.need_empty()
         for fault in FAULTS:
             self._simulator.faults.put(fault)
         try:
             self._load()
-            settled_at = self._settle()
-            return self._report(settled_at)
+            return self._report(self._settle())
         finally:
             self._stop.set()
             self._sender.close()
@@ -91,22 +83,22 @@ class Drill:
             try:
                 while not (injecting.done() and sending.done()):
                     seconds = time.monotonic() - began
-                    self._look("load", seconds, options.seconds - seconds)
+                    self._snapshot("load", seconds, options.seconds - seconds)
                     if injecting.done():
-                        injecting.result()  # what ended it before its time ends the drill
+                        injecting.result()  # an error of the injector ends the drill
                     time.sleep(0.5)
                 sending.result()
             except BaseException:
-                self._stop.set()  # else the pool would wait for the end of the load
+                self._stop.set()  # otherwise the pool would wait for the end of the load
                 raise
 
     def _settle(self) -> float | None:
-        """Waits until everything has come to its end, and says when. None if for too long nothing went on."""
+        """Waits until every delivery and backfill has ended, and returns the time; None if progress stops too long."""
         began = moved = time.monotonic()
         patience = self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS
         before: tuple[int, Counter[str]] | None = None
         while (now := time.monotonic()) - moved < patience:
-            ledger, backfills = self._look("settling", now - began, moved + patience - now)
+            ledger, backfills = self._snapshot("settling", now - began, moved + patience - now)
             if self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills):
                 return time.time()
             if (len(ledger), backfills) != before:
@@ -114,10 +106,10 @@ class Drill:
             time.sleep(0.5)
         return None
 
-    def _look(
+    def _snapshot(
         self, phase: Literal["load", "settling", "counting"], seconds: float, left: float
     ) -> tuple[list[tuple[str, str]], Counter[str]]:
-        """Shows how far it is. What the database cannot say now is what it said last."""
+        """Shows the progress. While the database is unavailable, its last result is used."""
         with contextlib.suppress(TryLater):
             self._last = self._ledger.settled(), self._ledger.backfills()
         ledger, backfills = self._last
@@ -136,16 +128,15 @@ class Drill:
         return ledger, backfills
 
     def _report(self, settled_at: float | None) -> Report:
-        self._look("counting", 0.0, 0.0)
-        injected, taken = self._injector.injected, self._sender.taken
-        requests = self._simulator.requests
+        self._snapshot("counting", 0.0, 0.0)
+        injected, requests = self._injector.injected, self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
         slowest, whole = max_response(self._sender.answers, injected)
         found, excused = rate_limit_violations(self._pauses.found, asked, injected)
         last = max((one.ended for one in injected), default=settled_at or 0.0)
         return Report(
             seed=self._options.seed,
-            totals=self._totals(taken),
+            totals=self._totals(self._sender.taken),
             faults=self._injector.made,
             statuses=dict(Counter(one.status for one in self._sender.answers)),
             max_response=slowest,
@@ -160,16 +151,23 @@ class Drill:
         )
 
     def _totals(self, taken: Mapping[str, Event]) -> Totals:
-        usable = {name: event for name, event in taken.items() if is_usable(event)}
-        unanswered = {name: event for name, event in self._sender.given_up.items() if is_usable(event)}
         ledger = self._ledger.settled()
         is_settled = taken.keys() <= {name for name, _ in ledger}
         return reconcile_totals(
             taken,
             ledger=ledger,
             dead_letters=self._ledger.dead_letters(),
-            queued=set() if is_settled else waiting(self._broker_url),
-            newest=wanted(usable, history(self._simulator.world)),
+            queued=set() if is_settled else queued_ids(self._broker_url),
+            newest=wanted(_usable(taken), history(self._simulator.world)),
             rows=self._ledger.rows(),
-            explained=expected(unanswered).keys(),
+            optional=expected(_usable(self._sender.given_up)).keys(),
+            unusable=taken.keys() - _usable(taken),
         )
+
+
+def _open(backfills: Counter[str]) -> int:
+    return backfills["pending"] + backfills["running"]
+
+
+def _usable(sent: Mapping[str, Event]) -> dict[str, Event]:
+    return {name: event for name, event in sent.items() if is_usable(event)}

@@ -1,7 +1,8 @@
-"""Junction's read API: what is asked for each kind of resource, and what its pages hold."""
+"""Junction's read API: the requests for each kind of resource, and the content of its pages."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -9,8 +10,8 @@ import pytest
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
-from app.errors import Misconfigured, Unprocessable
-from tests.support.cases import Failures
+from app.errors import Misconfigured
+from tests.support.cases import MALFORMED, each, refusal
 from workers.actions import Record, Samples
 from workers.aggregators import junction
 from workers.aggregators.junction.api import connect, read_page, read_stream, request, stream_request
@@ -30,7 +31,7 @@ def of(name: str) -> Resource:
 
 
 def page(name: str, body: Any) -> Page:
-    """What an answer about u1 holds."""
+    """The page in an answer about u1."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return read_page(of(name), "u1", raw, ASKED_AT)
 
@@ -43,43 +44,37 @@ def sample(minute: int = 0, value: Any = 60, **more: Any) -> dict[str, Any]:
 # Requests
 
 
-def test_each_kind_is_asked_for_in_its_own_way() -> None:
+@each(
+    ("activity", "/v2/summary/activity/u1", DATED),
+    ("sleep", "/v2/summary/sleep/u1", DATED),
+    ("workouts", "/v2/summary/workouts/u1", DATED),
+    ("body", "/v2/summary/body/u1", DATED),
+    ("meal", "/v2/summary/meal/u1", DATED),
+    ("sleep_cycle", "/v2/summary/sleep_cycle/u1", DAYS),
+    ("menstrual_cycle", "/v2/summary/menstrual_cycle/u1", DAYS),
+    ("electrocardiogram", "/v2/summary/electrocardiogram/u1", DAYS),
+    ("profile", "/v2/summary/profile/u1", {}),
+    ("heartrate", "/v2/timeseries/u1/heartrate/grouped", DATED),
+    ("weight", "/v2/timeseries/u1/body_weight/grouped", DATED),
+    ("fat", "/v2/timeseries/u1/body_fat/grouped", DATED),
+    ("note", "/v2/timeseries/u1/note/grouped", DATED),
+    ("workout_distance", "/v2/timeseries/u1/workout_distance/grouped", DATED),
+)
+def test_each_kind_is_asked_for_in_its_own_way(name: Any, path: Any, query: Any) -> None:
     """Breaks if a resource is asked for under a wrong name or in a form that the provider refuses (422)."""
-    failures = Failures()
-    for name, path, query in (
-        ("activity", "/v2/summary/activity/u1", DATED),
-        ("sleep", "/v2/summary/sleep/u1", DATED),
-        ("workouts", "/v2/summary/workouts/u1", DATED),
-        ("body", "/v2/summary/body/u1", DATED),
-        ("meal", "/v2/summary/meal/u1", DATED),
-        ("sleep_cycle", "/v2/summary/sleep_cycle/u1", DAYS),
-        ("menstrual_cycle", "/v2/summary/menstrual_cycle/u1", DAYS),
-        ("electrocardiogram", "/v2/summary/electrocardiogram/u1", DAYS),
-        ("profile", "/v2/summary/profile/u1", {}),
-        ("heartrate", "/v2/timeseries/u1/heartrate/grouped", DATED),
-        ("weight", "/v2/timeseries/u1/body_weight/grouped", DATED),
-        ("fat", "/v2/timeseries/u1/body_fat/grouped", DATED),
-        ("note", "/v2/timeseries/u1/note/grouped", DATED),
-        ("workout_distance", "/v2/timeseries/u1/workout_distance/grouped", DATED),
-    ):
-        with failures.of(name, path, query):
-            asked = request(of(name), "u1", "garmin", PART)
-            assert (asked.path, dict(asked.query)) == (path, {"provider": "garmin"} | query)
-            assert asked == junction.request(of(name), "u1", "garmin", PART)
-    assert failures == {}
+    asked = request(of(name), "u1", "garmin", PART)
+    assert (asked.path, dict(asked.query)) == (path, {"provider": "garmin"} | query)
+    assert asked == junction.request(of(name), "u1", "garmin", PART)
 
 
-def test_only_two_series_have_another_name_in_the_path() -> None:
+@each(*catalogue().of_kind("timeseries"))
+def test_only_two_series_have_another_name_in_the_path(resource: Any) -> None:
     """Breaks if one of the fifty series is fetched from a place that does not exist."""
-    failures = Failures()
-    for resource in catalogue().of_kind("timeseries"):
-        with failures.of(resource):
-            segment = {"weight": "body_weight", "fat": "body_fat"}.get(resource.name, resource.name)
-            assert request(resource, "u1", "", PART).path == f"/v2/timeseries/u1/{segment}/grouped"
-    assert failures == {}
+    segment = {"weight": "body_weight", "fat": "body_fat"}.get(resource.name, resource.name)
+    assert request(resource, "u1", "", PART).path == f"/v2/timeseries/u1/{segment}/grouped"
 
 
-@pytest.mark.parametrize("name", ["heartrate", "sleep", "sleep_cycle", "profile"])
+@each("heartrate", "sleep", "sleep_cycle", "profile")
 def test_a_notice_without_a_provider_is_asked_for_without_a_filter(name: str) -> None:
     """Breaks if an empty slug is sent, which filters everything out or is refused."""
     assert "provider" not in dict(request(of(name), "u1", "", PART).query)
@@ -100,23 +95,17 @@ def test_days_are_those_of_utc_whatever_the_zone() -> None:
     assert datetime.fromisoformat(asked["end_date"]) == TO
 
 
-@pytest.mark.parametrize(
-    ("name", "path"),
-    [("workout_stream", "/v2/timeseries/workouts/w1/stream"), ("sleep_stream", "/v2/timeseries/sleep/w1/stream")],
-)
+@each(("workout_stream", "/v2/timeseries/workouts/w1/stream"), ("sleep_stream", "/v2/timeseries/sleep/w1/stream"))
 def test_a_stream_is_asked_for_by_its_owner(name: str, path: str) -> None:
     """Breaks if a stream is asked for by a person, or with a window."""
     asked = stream_request(of(name), "w1")
     assert (asked.path, asked.query) == (path, ())
 
 
-@pytest.mark.parametrize(
-    ("settings", "base"),
-    [
-        (Settings(junction_api_key="sk_eu_x"), "https://api.sandbox.eu.junction.com"),
-        (Settings(junction_api_key="pk_us_x"), "https://api.us.junction.com"),
-        (Settings(junction_api_key="odd_x", junction_base_url="http://127.0.0.1:1/"), "http://127.0.0.1:1"),
-    ],
+@each(
+    (Settings(junction_api_key="sk_eu_x"), "https://api.sandbox.eu.junction.com"),
+    (Settings(junction_api_key="pk_us_x"), "https://api.us.junction.com"),
+    (Settings(junction_api_key="odd_x", junction_base_url="http://127.0.0.1:1/"), "http://127.0.0.1:1"),
 )
 def test_the_key_goes_in_its_header_to_its_region(settings: Settings, base: str) -> None:
     """Breaks if a key is sent to another region, or in a form that the provider does not read."""
@@ -136,20 +125,17 @@ ROWS = {"meal": "meals"}
 SUMMARIES = [one.name for one in catalogue().of_kind("summary") if one.name != "profile"]
 
 
-def test_the_records_of_a_summary() -> None:
+@each(*SUMMARIES)
+def test_the_records_of_a_summary(name: Any) -> None:
     """Breaks if a summary's rows are looked for under another key, or a record loses its id or source."""
-    failures = Failures()
-    for name in SUMMARIES:
-        with failures.of(name):
-            rows = [{"id": f"r{n}", "user_id": "u1", "source": GARMIN, "more": {"deep": [n]}} for n in range(3)]
-            found = page(name, {ROWS.get(name, name): rows})
-            assert (found.records, found.cursor, found.refused) == (3, None, ())
-            for n, action in enumerate(found.actions):
-                assert isinstance(action, Record)
-                assert (action.resource, action.user_id, action.id) == (name, "u1", f"r{n}")
-                assert (action.provider, action.source_type, action.version) == ("garmin", "watch", ASKED_AT)
-                assert msgspec.json.decode(action.payload) == rows[n]
-    assert failures == {}
+    rows = [{"id": f"r{n}", "user_id": "u1", "source": GARMIN, "more": {"deep": [n]}} for n in range(3)]
+    found = page(name, {ROWS.get(name, name): rows})
+    assert (found.records, found.cursor, found.refused) == (3, None, ())
+    for n, action in enumerate(found.actions):
+        assert isinstance(action, Record)
+        assert (action.resource, action.user_id, action.id) == (name, "u1", f"r{n}")
+        assert (action.provider, action.source_type, action.version) == ("garmin", "watch", ASKED_AT)
+        assert msgspec.json.decode(action.payload) == rows[n]
 
 
 def test_a_profile_is_the_answer_itself() -> None:
@@ -188,33 +174,27 @@ def test_the_samples_of_all_groups() -> None:
     assert found.actions[2].rows[0].value == 71.5
 
 
-def test_the_cursor_under_both_names() -> None:
+@each(
+    ({}, None),
+    ({"next_cursor": None}, None),
+    ({"next_cursor": ""}, None),
+    ({"next_cursor": "c1"}, "c1"),
+    ({"next": "c1"}, "c1"),
+    ({"next_cursor": None, "next": "c1"}, "c1"),
+    ({"next_cursor": "c2", "next": "c1"}, "c2"),
+)
+def test_the_cursor_under_both_names(more: Any, cursor: Any) -> None:
     """Breaks if the pages after the first are never fetched, or the last one is never reached."""
-    failures = Failures()
-    for more, cursor in (
-        ({}, None),
-        ({"next_cursor": None}, None),
-        ({"next_cursor": ""}, None),
-        ({"next_cursor": "c1"}, "c1"),
-        ({"next": "c1"}, "c1"),
-        ({"next_cursor": None, "next": "c1"}, "c1"),
-        ({"next_cursor": "c2", "next": "c1"}, "c2"),
-    ):
-        with failures.of(more, cursor):
-            assert page("heartrate", {"groups": {}} | more).cursor == cursor
-    assert failures == {}
+    assert page("heartrate", {"groups": {}} | more).cursor == cursor
 
 
-def test_an_empty_page_is_a_page() -> None:
+@each(
+    *((name, {ROWS.get(name, name): []}) for name in SUMMARIES),
+    *(("heartrate", {"groups": groups}) for groups in ({}, {"garmin": []})),
+)
+def test_an_empty_page_is_a_page(name: str, body: Any) -> None:
     """Breaks if a person without data, as every new one of Garmin's, is taken for an error."""
-    failures = Failures()
-    for name, body in [(name, {ROWS.get(name, name): []}) for name in SUMMARIES] + [
-        ("heartrate", {"groups": {}}),
-        ("heartrate", {"groups": {"garmin": []}}),
-    ]:
-        with failures.of(name, body):
-            assert page(name, body) == Page((), 0)
-    assert failures == {}
+    assert page(name, body) == Page((), 0)
 
 
 def test_fields_that_nobody_knows_are_passed_over() -> None:
@@ -223,35 +203,29 @@ def test_fields_that_nobody_knows_are_passed_over() -> None:
     assert page("heartrate", {"groups": {}, "total": 0, "more": []}) == Page((), 0)
 
 
-def test_one_bad_record_of_many_is_named_and_left_out() -> None:
-    """Breaks if one record takes its page along, is lost without a word, or its value gets into a log."""
-    failures = Failures()
-    for bad, names in (
-        ({"source": GARMIN}, "`id`"),
-        ({"id": ""}, "`$.id`"),
-        ({"id": 7}, "`$.id`"),
-        ({"id": "x", "average_hr": "canary"}, "`$.average_hr`"),
-        ({"id": "x", "updated_at": "2026-03-15canary"}, "updated_at"),
-        (None, "workouts"),
-        ("canary", "workouts"),
-    ):
-        with failures.of(bad, names):
-            good = [{"id": f"r{n}", "source": GARMIN} for n in range(3)]
-            found = page("workouts", {"workouts": [good[0], bad, *good[1:]]})
-            assert [action.id for action in found.actions if isinstance(action, Record)] == ["r0", "r1", "r2"]
-            assert found.records == 3
-            (refused,) = found.refused
-            assert names in refused
-            assert "canary" not in refused
-    assert failures == {}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"value": 1}, sample(value="canary"), sample(timestamp="canary"), sample(timezone_offset="canary"), sample(end=7)],
+@each(
+    ({"source": GARMIN}, "`id`"),
+    ({"id": ""}, "`$.id`"),
+    ({"id": 7}, "`$.id`"),
+    ({"id": "x", "average_hr": "canary"}, "`$.average_hr`"),
+    ({"id": "x", "updated_at": "2026-03-15canary"}, "updated_at"),
+    (None, "workouts"),
+    ("canary", "workouts"),
 )
+def test_one_bad_record_of_many_is_named_and_left_out(bad: Any, names: Any) -> None:
+    """Breaks if one record costs its page, is lost silently, or its value gets into a log."""
+    good = [{"id": f"r{n}", "source": GARMIN} for n in range(3)]
+    found = page("workouts", {"workouts": [good[0], bad, *good[1:]]})
+    assert [action.id for action in found.actions if isinstance(action, Record)] == ["r0", "r1", "r2"]
+    assert found.records == 3
+    (refused,) = found.refused
+    assert names in refused
+    assert "canary" not in refused
+
+
+@each({"value": 1}, sample(value="canary"), sample(timestamp="canary"), sample(timezone_offset="canary"), sample(end=7))
 def test_one_bad_group_of_many_is_named_and_left_out(bad: dict[str, Any]) -> None:
-    """Breaks if a sample that cannot be read takes other sources along, or leaves no trace."""
+    """Breaks if a sample that cannot be read costs other sources, or is dropped silently."""
     groups = [{"source": GARMIN, "data": [bad]}, {"source": GARMIN | {"type": "scale"}, "data": [sample()]}]
     found = page("heartrate", {"groups": {"garmin": groups}, "next_cursor": "c1"})
     assert [action.source_type for action in found.actions if isinstance(action, Samples)] == ["scale"]
@@ -259,46 +233,25 @@ def test_one_bad_group_of_many_is_named_and_left_out(bad: dict[str, Any]) -> Non
     assert "canary" not in found.refused[0]
 
 
-ANYTHING = [b"", b"null", b"[]", b'"canary"', b"7", b"\xff", b"<html>canary</html>", b"[" * 100_000]
-
-
-def test_what_is_no_page_raises() -> None:
-    """Breaks if an answer of another kind counts as history that is not there, or is quoted."""
-    failures = Failures()
-    for name in ("workouts", "meal", "sleep_cycle", "heartrate"):
-        for body in ANYTHING:
-            with failures.of(name, body):
-                with pytest.raises(Unprocessable) as error:
-                    page(name, body)
-                assert "canary" not in str(error.value)
-    assert failures == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "body"),
-    [
-        ("workouts", b'{"workouts":null}'),
-        ("workouts", b'{"workouts":{"canary":1}}'),
-        ("workouts", b'{"workouts":[{"id":"r0"}'),
-        ("workouts", b'{"workouts":[]}{}'),
-        ("heartrate", b'{"groups":null}'),
-        ("heartrate", b'{"groups":[]}'),
-        ("heartrate", b'{"groups":{"garmin":{"canary":1}}}'),
-        ("heartrate", b'{"groups":{"garmin":[{"data":[{"value":'),
-        ("heartrate", b'{"groups":{},"next_cursor":7}'),
-        pytest.param("workouts", b"{}"),
-        pytest.param("workouts", b'{"detail":"canary"}'),
-        pytest.param("meal", b'{"meal":[]}'),
-        pytest.param("heartrate", b"{}"),
-        pytest.param("profile", b'{"id":"p1"'),
-        pytest.param("profile", b""),
-    ],
+@each(
+    *product(("workouts", "meal", "sleep_cycle", "heartrate"), [*MALFORMED, b"<html>canary</html>"]),
+    ("workouts", b'{"workouts":null}'),
+    ("workouts", b'{"workouts":{"canary":1}}'),
+    ("workouts", b'{"workouts":[{"id":"r0"}'),
+    ("workouts", b'{"workouts":[]}{}'),
+    ("heartrate", b'{"groups":null}'),
+    ("heartrate", b'{"groups":[]}'),
+    ("heartrate", b'{"groups":{"garmin":{"canary":1}}}'),
+    ("heartrate", b'{"groups":{"garmin":[{"data":[{"value":'),
+    ("heartrate", b'{"groups":{},"next_cursor":7}'),
+    ("workouts", b'{"detail":"canary"}'),
+    ("meal", b'{"meal":[]}'),
+    ("profile", b'{"id":"p1"'),
+    ("profile", b""),
 )
-def test_what_is_nearly_a_page_raises(name: str, body: bytes) -> None:
-    """Breaks if half an answer, or one of another form, counts as a page."""
-    with pytest.raises(Unprocessable) as error:
-        page(name, body)
-    assert "canary" not in str(error.value)
+def test_what_is_no_page_raises(name: str, body: bytes) -> None:
+    """Breaks if half an answer, or one of another form, counts as a page without history, or is quoted."""
+    refusal(page, name, body)
 
 
 OWNER = Record("workouts", "u1", "w1", "garmin", "watch", b"{}", FROM)
@@ -312,12 +265,7 @@ def test_a_stream_is_stored_under_its_workout() -> None:
     assert found == Page((expected,), 1)
 
 
-def test_what_is_no_stream_raises() -> None:
+@each(*(body for body in MALFORMED if body != b"{}"), b"<html>canary</html>", b'{"time":[1,2', b'{"time":}')
+def test_what_is_no_stream_raises(body: bytes) -> None:
     """Breaks if half a stream is stored, which nothing would ever fetch again."""
-    failures = Failures()
-    for body in (*ANYTHING, b'{"time":[1,2', b'{"time":}'):
-        with failures.of(body):
-            with pytest.raises(Unprocessable) as error:
-                read_stream(of("workout_stream"), OWNER, body, ASKED_AT)
-            assert "canary" not in str(error.value)
-    assert failures == {}
+    refusal(read_stream, of("workout_stream"), OWNER, body, ASKED_AT)

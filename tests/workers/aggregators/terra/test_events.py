@@ -1,14 +1,12 @@
-"""What Terra's events mean: who is connected, what is to be fetched, and which version of what this is."""
+"""The actions of Terra's events: connections, notices of history, records, and their versions."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from app.config.settings import Settings
 from app.delivery import Delivery
-from tests.support.cases import Failures
+from tests.support.cases import each
 from tests.support.terra import MADE, NAMES, RECEIVED, RECORDED, USER, dead, event, item, of, parsed, record, recorded
 from workers.actions import INFERRED, Action, Connection, Download, LargeRequest, Notice, Record, Samples, UserIdChange
 from workers.aggregators.terra import parse
@@ -28,17 +26,14 @@ def lifecycle(name: str, status: str | None = "success", **more: Any) -> dict[st
     return {"type": name, "status": status, "message": "some words", "user": USER} | more
 
 
-def test_every_event_is_understood() -> None:
-    """Breaks if an event of Terra's list means nothing, or is no longer told under its own name and user."""
-    failures = Failures()
-    for name in EVENTS:
-        with failures.of(name):
-            found = parsed(recorded(f"events/{name}"))
-            assert found.event_type == name
-            assert (found.ignored is not None) == (name in IGNORED) == (found.actions == ())
-            assert (found.user_id is None) == (name in NOT_OF_A_USER)
-            assert found.occurred_at is not None
-    assert failures == {}
+@each(*EVENTS)
+def test_every_event_is_understood(name: Any) -> None:
+    """Breaks if an event of Terra's list has no meaning, or loses its name or user."""
+    found = parsed(recorded(f"events/{name}"))
+    assert found.event_type == name
+    assert (found.ignored is not None) == (name in IGNORED) == (found.actions == ())
+    assert (found.user_id is None) == (name in NOT_OF_A_USER)
+    assert found.occurred_at is not None
 
 
 def test_no_event_is_missing_here() -> None:
@@ -46,49 +41,36 @@ def test_no_event_is_missing_here() -> None:
     assert (len(EVENTS), len(VARIANTS)) == (26, 9)
 
 
-def test_every_variant_is_understood() -> None:
+@each(*VARIANTS)
+def test_every_variant_is_understood(name: Any) -> None:
     """Breaks if an odd shape that Terra is known to send becomes a dead letter."""
-    failures = Failures()
-    for name in VARIANTS:
-        with failures.of(name):
-            assert parsed(recorded(f"variants/{name}")).event_type == recorded(f"variants/{name}")["type"]
-    assert failures == {}
+    assert parsed(recorded(f"variants/{name}")).event_type == recorded(f"variants/{name}")["type"]
 
 
-def test_data_names_its_user_in_our_words() -> None:
+@each(*NAMES)
+def test_data_names_its_user_in_our_words(name: Any) -> None:
     """Breaks if Terra's user, provider or reference ends under another name, or its type is not kept with the data."""
-    failures = Failures()
-    for name in NAMES:
-        with failures.of(name):
-            body = recorded(f"events/{name}")
-            found = parsed(body)
-            user = body["user"]
-            assert (found.user_id, found.client_user_id) == (user["user_id"], user["reference_id"])
-            data = of(Record, found) + of(Samples, found)
-            assert {(one.user_id, one.provider, one.source_type) for one in data} == {
-                (user["user_id"], user["provider"].lower(), name)
-            }
-            assert of(Connection, found) == [
-                Connection(user["user_id"], user["provider"].lower(), "connected", None, INFERRED)
-            ]
-    assert failures == {}
+    body = recorded(f"events/{name}")
+    found, user = parsed(body), body["user"]
+    owner = (user["user_id"], user["provider"].lower())
+    assert (found.user_id, found.client_user_id) == (user["user_id"], user["reference_id"])
+    data = of(Record, found) + of(Samples, found)
+    assert {(one.user_id, one.provider, one.source_type) for one in data} == {(*owner, name)}
+    assert of(Connection, found) == [Connection(*owner, "connected", None, INFERRED)]
 
 
-@pytest.mark.parametrize("reference", [None, "", "absent"])
+@each(None, "", "absent")
 def test_a_user_without_a_reference_is_nobody_of_ours(reference: str | None) -> None:
     """Breaks if people without a reference become one person, or their data is refused."""
     user = {"user_id": "t1", "provider": "GARMIN"} | ({} if reference == "absent" else {"reference_id": reference})
     assert parsed(event("activity", item(), user=user)).client_user_id is None
 
 
-@pytest.mark.parametrize(
-    ("made", "version"),
-    [
-        (MADE, MADE),
-        (RECEIVED + timedelta(minutes=5), RECEIVED + timedelta(minutes=5)),
-        (RECEIVED + timedelta(days=400), RECEIVED + timedelta(minutes=5)),
-        (None, RECEIVED),
-    ],
+@each(
+    (MADE, MADE),
+    (RECEIVED + timedelta(minutes=5), RECEIVED + timedelta(minutes=5)),
+    (RECEIVED + timedelta(days=400), RECEIVED + timedelta(minutes=5)),
+    (None, RECEIVED),
 )
 def test_the_version_is_when_terra_made_it(made: datetime | None, version: datetime) -> None:
     """Breaks if a retry's own time decides, or an unsigned header from the future wins over all that comes later."""
@@ -103,9 +85,9 @@ def test_a_clock_beyond_the_calendar_is_taken_back() -> None:
     assert parse(delivery, b'{"type":"healthcheck"}', Settings()).occurred_at == RECEIVED + timedelta(minutes=5)
 
 
-@pytest.mark.parametrize("content", [{"data": []}, {"data": None}, {"data": [None]}, {}])
+@each({"data": []}, {"data": None}, {"data": [None]}, {})
 def test_an_event_without_data_only_supposes_a_connection(content: dict[str, Any]) -> None:
-    """Breaks if an empty event is refused, or says something about what is stored."""
+    """Breaks if an empty event is refused, or changes stored data."""
     found = parsed({"type": "activity", "user": USER} | content)
     assert (found.actions, found.ignored) == ((PROVISIONAL,), None)
 
@@ -118,7 +100,7 @@ def test_of_one_record_that_stands_twice_the_last_is_taken() -> None:
 
 
 def test_a_new_connection_has_its_history_fetched() -> None:
-    """Breaks if nobody asks for the past of a person that Terra connected, because Terra announces none."""
+    """Breaks if the history of a new connection is not fetched, because Terra does not announce it."""
     found = parsed(lifecycle("auth"))
     assert of(Connection, found) == [Connection("t1", "garmin", "connected", None, MADE)]
     notices = of(Notice, found)
@@ -127,23 +109,20 @@ def test_a_new_connection_has_its_history_fetched() -> None:
     assert {replace(one, resource="") for one in notices} == {Notice("t1", "garmin", "", *window, is_final=True)}
 
 
-@pytest.mark.parametrize("status", ["error", None, "warning", ""])
+@each("error", None, "warning", "")
 def test_who_could_not_authenticate_is_not_connected(status: str | None) -> None:
     """Breaks if the old `auth` with status error makes a connection, or opens a backfill."""
     found = parsed(lifecycle("auth", status))
-    assert (found.actions, found.ignored, found.user_id) == ((), "nobody was connected", "t1")
+    assert (found.actions, found.ignored, found.user_id) == ((), "no connection was made", "t1")
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "error"),
-    [
-        ("deauth", "disconnected", None),
-        ("access_revoked", "disconnected", None),
-        ("connection_error", "error", "some words"),
-    ],
+@each(
+    ("deauth", "disconnected", None),
+    ("access_revoked", "disconnected", None),
+    ("connection_error", "error", "some words"),
 )
 def test_how_a_connection_ends(name: str, status: str, error: str | None) -> None:
-    """Breaks if an end is not told from an error, after which the data still counts."""
+    """Breaks if the end of a connection looks like an error, after which the data still counts."""
     (connection,) = parsed(lifecycle(name, "warning")).actions
     assert connection == Connection("t1", "garmin", status, error, MADE)  # type: ignore[arg-type]
 
@@ -159,14 +138,7 @@ NEW = USER | {"user_id": "t2"}
 CONNECTED = Connection("t2", "garmin", "connected", None, MADE)
 
 
-@pytest.mark.parametrize(
-    ("old", "actions"),
-    [
-        (USER, (UserIdChange("t1", "t2"), CONNECTED)),
-        (None, (CONNECTED,)),
-        (NEW, (CONNECTED,)),
-    ],
-)
+@each((USER, (UserIdChange("t1", "t2"), CONNECTED)), (None, (CONNECTED,)), (NEW, (CONNECTED,)))
 def test_who_reconnected_is_succeeded(old: Any, actions: tuple[Action, ...]) -> None:
     """Breaks if a person who reconnected becomes two, or an event without the old user is refused."""
     found = parsed({"type": "user_reauth", "status": "warning", "new_user": NEW, "old_user": old})
@@ -175,46 +147,38 @@ def test_who_reconnected_is_succeeded(old: Any, actions: tuple[Action, ...]) -> 
         assert parsed({"type": "user_reauth", "new_user": NEW}).actions == actions
 
 
-def test_an_event_that_lies_elsewhere() -> None:
+@each((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0))
+def test_an_event_that_lies_elsewhere(expires_in: float | None, seconds: float) -> None:
     """Breaks if an event at a URL is not fetched, or is believed to wait there for ever."""
-    failures = Failures()
-    for expires_in, seconds in ((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0)):
-        for name in ("s3_payload", "s3_upload"):
-            with failures.of(expires_in, seconds, name):
-                found = parsed(
-                    {"type": name, "status": "success", "url": "https://example.invalid/x", "expires_in": expires_in}
-                )
-                assert (found.actions, found.user_id) == ((Download("https://example.invalid/x", seconds),), None)
-                assert parsed({"type": name, "url": "u"}).actions == (Download("u", 300.0),)
-    assert failures == {}
+    for name in ("s3_payload", "s3_upload"):
+        found = parsed({"type": name, "status": "success", "url": "https://x.invalid", "expires_in": expires_in})
+        assert (found.actions, found.user_id) == ((Download("https://x.invalid", seconds),), None)
+        assert parsed({"type": name, "url": "u"}).actions == (Download("u", 300.0),)
 
 
-@pytest.mark.parametrize("body", [{}, {"url": None}, {"url": ""}, {"url": 1}, {"url": "x" * 9000}])
+@each({}, {"url": None}, {"url": ""}, {"url": 1}, {"url": "x" * 9000})
 def test_an_event_that_lies_nowhere_is_a_dead_letter(body: dict[str, Any]) -> None:
-    """Breaks if an event is given up without anybody learning of it."""
+    """Breaks if an event is lost silently."""
     assert dead({"type": "s3_payload"} | body).startswith("s3_payload: ")
 
 
-def test_a_large_request() -> None:
-    """Breaks if the deliveries of a large request cannot be counted, or a count that is none is awaited."""
-    failures = Failures()
-    for more, header, reference, expected in (
-        ({"reference": "r1"}, None, "r1", None),
-        ({"reference": "r1", "expected_payloads": 3}, "r2", "r1", 3),
-        ({"expected_payloads": 3.0}, "r2:chunk:1", "r2", 3),
-        ({"reference": "r1", "expected_payloads": -1}, None, "r1", None),
-        ({"reference": "r1", "expected_payloads": 1e9}, None, "r1", None),
-    ):
-        for name in ("large_request_processing", "large_request_sending"):
-            with failures.of(more, header, reference, expected, name):
-                found = parsed(lifecycle(name, **more), reference=header)
-                assert found.actions == (LargeRequest(reference, "t1", "garmin", expected),)
-    assert failures == {}
+@each(
+    ({"reference": "r1"}, None, "r1", None),
+    ({"reference": "r1", "expected_payloads": 3}, "r2", "r1", 3),
+    ({"expected_payloads": 3.0}, "r2:chunk:1", "r2", 3),
+    ({"reference": "r1", "expected_payloads": -1}, None, "r1", None),
+    ({"reference": "r1", "expected_payloads": 1e9}, None, "r1", None),
+)
+def test_a_large_request(more: Any, header: str | None, reference: str, expected: int | None) -> None:
+    """Breaks if the deliveries of a large request cannot be counted, or an absurd count is awaited."""
+    for name in ("large_request_processing", "large_request_sending"):
+        found = parsed(lifecycle(name, **more), reference=header)
+        assert found.actions == (LargeRequest(reference, "t1", "garmin", expected),)
 
 
 def test_a_large_request_without_a_name_is_ignored() -> None:
     """Breaks if it is counted under an empty name, together with all others."""
-    assert parsed(lifecycle("large_request_sending")).ignored == "it does not say which request it is about"
+    assert parsed(lifecycle("large_request_sending")).ignored == "it does not name the request that it belongs to"
 
 
 def test_a_report_belongs_to_a_person_without_a_connection() -> None:
@@ -222,11 +186,8 @@ def test_a_report_belongs_to_a_person_without_a_connection() -> None:
     found = parsed(recorded("events/lab_report.completed"))
     (report,) = of(Record, found)
     assert (found.user_id, found.client_user_id) == ("reference:member-1004", "member-1004")
-    assert (report.resource, report.user_id, report.id) == (
-        "terra_lab_report",
-        "reference:member-1004",
-        "297405620317847552",
-    )
+    key = ("terra_lab_report", "reference:member-1004", "297405620317847552")
+    assert (report.resource, report.user_id, report.id) == key
     assert report.version == datetime(2026, 3, 14, 10, tzinfo=UTC)
     assert b'"status":"completed"' in (report.columns or b"")
     assert of(Connection, found) == []
@@ -234,10 +195,7 @@ def test_a_report_belongs_to_a_person_without_a_connection() -> None:
     assert b'"error_code":"file_unreadable"' in (failed.columns or b"")
 
 
-@pytest.mark.parametrize(
-    ("occurred", "version"),
-    [(None, MADE), ("", MADE), ("2026-03-14T19:00:00Z", RECEIVED + timedelta(minutes=5))],
-)
+@each((None, MADE), ("", MADE), ("2026-03-14T19:00:00Z", RECEIVED + timedelta(minutes=5)))
 def test_when_a_report_is_from(occurred: str | None, version: datetime) -> None:
     """Breaks if a report without a time has no version, or one from the future cannot be replaced."""
     found = parsed({"type": "lab_report.failed", "occurred_at": occurred, "data": {"session_id": "1"}})
@@ -245,40 +203,31 @@ def test_when_a_report_is_from(occurred: str | None, version: datetime) -> None:
     assert (found.user_id, found.client_user_id) == ("reference:", None)
 
 
-def test_unknown_events_are_ignored_whatever_they_hold() -> None:
-    """Breaks if tomorrow's event types become dead letters, or are not told by their name."""
-    failures = Failures()
-    for name in ("brand_new_event", "route", "Activity", "lab_report.other", "a.b:c-d_1"):
-        for user in (USER, None, "t1", {}, {"user_id": 1}, {"user_id": "t1", "provider": None}):
-            with failures.of(name, user):
-                found = parsed({"type": name, "user": user, "data": "text", "status": 1, "url": []})
-                assert (found.event_type, found.ignored, found.actions) == (name, "an unknown event type", ())
-                assert found.user_id == ("t1" if user == USER else None)
-    assert failures == {}
+@each("brand_new_event", "route", "Activity", "lab_report.other", "a.b:c-d_1")
+def test_unknown_events_are_ignored_whatever_they_hold(name: str) -> None:
+    """Breaks if tomorrow's event types become dead letters, or are not recorded under their name."""
+    for user in (USER, None, "t1", {}, {"user_id": 1}, {"user_id": "t1", "provider": None}):
+        found = parsed({"type": name, "user": user, "data": "text", "status": 1, "url": []})
+        assert (found.event_type, found.ignored, found.actions) == (name, "an unknown event type", ())
+        assert found.user_id == ("t1" if user == USER else None)
 
 
-def test_a_weird_name_is_not_repeated() -> None:
+@each("", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>")
+def test_a_weird_name_is_not_repeated(name: Any) -> None:
     """Breaks if a name without bounds, or with what PostgreSQL refuses, reaches the ledger."""
-    failures = Failures()
-    for name in ("", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>"):
-        with failures.of(name):
-            found = parsed({"type": name})
-            assert (found.event_type, found.ignored) == ("unknown", "an unknown event type")
-    assert failures == {}
+    found = parsed({"type": name})
+    assert (found.event_type, found.ignored) == ("unknown", "an unknown event type")
 
 
-@pytest.mark.parametrize(
-    ("settings", "kept"),
-    [
-        (Settings(), {"activity", "steps", "terra_scores"}),
-        (Settings(resources=("steps",)), {"steps"}),
-        (Settings(providers=("garmin",)), {"activity", "steps", "terra_scores"}),
-        (Settings(providers=("oura",)), None),
-        (Settings(resources=("workouts",)), None),
-    ],
+@each(
+    (Settings(), {"activity", "steps", "terra_scores"}),
+    (Settings(resources=("steps",)), {"steps"}),
+    (Settings(providers=("garmin",)), {"activity", "steps", "terra_scores"}),
+    (Settings(providers=("oura",)), None),
+    (Settings(resources=("workouts",)), None),
 )
 def test_what_the_operator_does_not_want_is_left_out(settings: Settings, kept: set[str] | None) -> None:
-    """Breaks if HEADRACE_RESOURCES or HEADRACE_PROVIDERS does not hold for Terra, or nobody is told."""
+    """Breaks if Terra's events ignore HEADRACE_RESOURCES or HEADRACE_PROVIDERS, or data is left out silently."""
     steps = {"detailed": {"step_samples": [{"timestamp": START, "steps": 3}]}}
     body = event("daily", item(distance_data=steps, data_enrichment={"strain_index": 1}))
     found = parsed(body, settings)
@@ -290,7 +239,7 @@ def test_what_the_operator_does_not_want_is_left_out(settings: Settings, kept: s
 
 
 def test_what_the_operator_does_not_want_is_not_fetched() -> None:
-    """Breaks if a connection opens backfills of what is left out, or is left out itself."""
+    """Breaks if a connection starts backfills of excluded resources, or is excluded itself."""
     found = parsed(lifecycle("auth"), Settings(resources=("sleep",)))
     assert [type(one) for one in found.actions] == [Connection, Notice]
     assert of(Notice, found)[0].resource == "sleep"

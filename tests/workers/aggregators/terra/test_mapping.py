@@ -1,7 +1,8 @@
-"""Terra's objects as records: what tells them apart, their columns, when they are taken back, and every schema."""
+"""Terra's objects as records: keys, columns, retractions, and every schema."""
 
 import copy
 import json
+from itertools import product
 from typing import Any
 
 import hypothesis
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from app.catalogue import catalogue
-from tests.support.cases import Failures
+from tests.support.cases import each
 from tests.support.terra import METADATA, NAMES, columns, dead, event, item, of, parsed, record, recorded, series
 from workers.actions import Record
 from workers.aggregators.terra.mapping import TYPES
@@ -24,66 +25,57 @@ def at(**times: Any) -> dict[str, Any]:
     return {"metadata": METADATA | times}
 
 
-# What tells them apart
+# Keys
 
 
-def test_what_tells_one_from_another() -> None:
+@each(
+    ("activity", item(), "s1"),
+    ("sleep", item(), "s1"),
+    ("sleep", at(summary_id=None), "2026-03-14T00:00:00+01:00|2026-03-15T00:00:00+01:00"),
+    ("sleep", at(summary_id="", end_time=None), "2026-03-14T00:00:00+01:00|"),
+    ("daily", item(), "2026-03-14"),
+    ("body", item(), "2026-03-14"),
+    ("nutrition", at(start_time="2026-04-02T00:00:00.000000+14:00"), "2026-04-02"),
+    ("menstruation", at(start_time="2026-04-02T23:59:59-11:00"), "2026-04-02"),
+    ("athlete", PERSON, "t1"),
+    ("planned_workout", {"planned_workout_id": "1", "provider_workout_id": "2"}, "1"),
+    ("planned_workout", {"provider_workout_id": "2", "metadata": {"id": "3"}}, "2"),
+    ("planned_workout", {"metadata": {"id": "3", "summary_id": "4"}}, "3"),
+    ("planned_workout", {"planned_workout_id": "", "metadata": {"summary_id": "4"}}, "4"),
+    ("planned_workout", {"summary_id": "5"}, "5"),
+    ("hormone", {"timestamp": "2026-03-14T08:00:00+02:00"}, "2026-03-14T08:00:00+02:00"),
+    ("health_observation", item(), "s1"),
+)
+def test_what_tells_one_from_another(name: Any, given: Any, expected: Any) -> None:
     """Breaks if two objects share a row, an update makes a second one, or a day is turned into UTC's."""
-    failures = Failures()
-    for name, given, expected in (
-        ("activity", item(), "s1"),
-        ("sleep", item(), "s1"),
-        ("sleep", at(summary_id=None), "2026-03-14T00:00:00+01:00|2026-03-15T00:00:00+01:00"),
-        ("sleep", at(summary_id="", end_time=None), "2026-03-14T00:00:00+01:00|"),
-        ("daily", item(), "2026-03-14"),
-        ("body", item(), "2026-03-14"),
-        ("nutrition", at(start_time="2026-04-02T00:00:00.000000+14:00"), "2026-04-02"),
-        ("menstruation", at(start_time="2026-04-02T23:59:59-11:00"), "2026-04-02"),
-        ("athlete", PERSON, "t1"),
-        ("planned_workout", {"planned_workout_id": "1", "provider_workout_id": "2"}, "1"),
-        ("planned_workout", {"provider_workout_id": "2", "metadata": {"id": "3"}}, "2"),
-        ("planned_workout", {"metadata": {"id": "3", "summary_id": "4"}}, "3"),
-        ("planned_workout", {"planned_workout_id": "", "metadata": {"summary_id": "4"}}, "4"),
-        ("planned_workout", {"summary_id": "5"}, "5"),
-        ("hormone", {"timestamp": "2026-03-14T08:00:00+02:00"}, "2026-03-14T08:00:00+02:00"),
-        ("health_observation", item(), "s1"),
-    ):
-        with failures.of(name, given, expected):
-            assert record(name, given).id == expected
-    assert failures == {}
+    assert record(name, given).id == expected
 
 
-def test_what_nothing_tells_apart_is_a_dead_letter() -> None:
+@each(
+    ("activity", at(summary_id=None)),
+    ("activity", at(summary_id="")),
+    ("activity", {}),
+    ("daily", at(start_time=None)),
+    ("daily", at(start_time="0001-01-01T00:00:00Z")),
+    ("sleep", {"metadata": {}}),
+    ("planned_workout", {"planned_date": "2026-03-14"}),
+    ("hormone", {"lh_mIU_per_ml": 1}),
+    ("health_observation", at(summary_id=None)),
+)
+def test_what_nothing_tells_apart_is_a_dead_letter(name: Any, given: Any) -> None:
     """Breaks if objects without an id overwrite each other under an empty one."""
-    failures = Failures()
-    for name, given in (
-        ("activity", at(summary_id=None)),
-        ("activity", at(summary_id="")),
-        ("activity", {}),
-        ("daily", at(start_time=None)),
-        ("daily", at(start_time="0001-01-01T00:00:00Z")),
-        ("sleep", {"metadata": {}}),
-        ("planned_workout", {"planned_date": "2026-03-14"}),
-        ("hormone", {"lh_mIU_per_ml": 1}),
-        ("health_observation", at(summary_id=None)),
-    ):
-        with failures.of(name, given):
-            assert dead(event(name, given)).startswith(f"{name}: without ")
-    assert failures == {}
+    assert dead(event(name, given)).startswith(f"{name}: without ")
 
 
 # Their columns
 
 
-def test_columns_are_of_the_catalogue() -> None:
+@each(*NAMES)
+def test_columns_are_of_the_catalogue(name: Any) -> None:
     """Breaks if a column is named that the resource does not have, and its value gets lost."""
-    failures = Failures()
-    for name in NAMES:
-        with failures.of(name):
-            known = {field.name for field in catalogue().of_terra(name).fields}
-            assert set(TYPES[name].columns or ()) <= known
-            assert {one.resource for one in TYPES[name].series} <= set(catalogue())
-    assert failures == {}
+    known = {field.name for field in catalogue().of_terra(name).fields}
+    assert set(TYPES[name].columns) <= known
+    assert {one.resource for one in TYPES[name].series} <= set(catalogue())
 
 
 def test_every_type_of_terras_is_mapped() -> None:
@@ -92,19 +84,14 @@ def test_every_type_of_terras_is_mapped() -> None:
     assert {one.terra for one in catalogue().values() if one.terra} <= set(TYPES)
 
 
-def test_the_payload_is_the_object_as_it_was_received() -> None:
+@each(*NAMES)
+def test_the_payload_is_the_object_as_it_was_received(name: Any) -> None:
     """Breaks if a payload is written anew: another number, another order, another space."""
-    failures = Failures()
-    for name in NAMES:
-        with failures.of(name):
-            body = b'{ "type":"%s","user":{"user_id":"t1","provider":"X"}, "%s": %s }'
-            thing = b'{ "metadata" : {"summary_id":"s1","start_time":"2026-03-14T00:00:00Z"},'
-            thing += (
-                b'"timestamp":"2026-03-14T00:00:00Z","planned_workout_id":"1", "more" : [1.50, 1e3 ,null,"\\u00e9"] }'
-            )
-            content = (name.encode(), *((b"athlete", thing) if name == "athlete" else (b"data", b"[%s]" % thing)))
-            assert of(Record, parsed(body % content))[0].payload == thing
-    assert failures == {}
+    body = b'{ "type":"%s","user":{"user_id":"t1","provider":"X"}, "%s": %s }'
+    thing = b'{ "metadata" : {"summary_id":"s1","start_time":"2026-03-14T00:00:00Z"},'
+    thing += b'"timestamp":"2026-03-14T00:00:00Z","planned_workout_id":"1", "more" : [1.50, 1e3 ,null,"\\u00e9"] }'
+    content = (name.encode(), *((b"athlete", thing) if name == "athlete" else (b"data", b"[%s]" % thing)))
+    assert of(Record, parsed(body % content))[0].payload == thing
 
 
 def test_a_workout() -> None:
@@ -187,18 +174,18 @@ def test_a_body_is_what_was_measured_last() -> None:
 
 
 def test_a_person() -> None:
-    """Breaks if who somebody is does not reach the profile."""
+    """Breaks if personal data does not reach the profile."""
     given = PERSON | {"date_of_birth": "1990-05-02T00:00:00Z"}
     assert columns("athlete", given) == {"birth_date": "1990-05-02", "gender": "other", "sex": "female"}
 
 
-@pytest.mark.parametrize("name", ["planned_workout", "hormone", "health_observation", "menstruation", "nutrition"])
+@each("planned_workout", "hormone", "health_observation", "menstruation", "nutrition")
 def test_all_columns_can_be_filled(name: str) -> None:
     """Breaks if a column is read from a path that Terra's schema does not have."""
-    assert set(columns(name, recorded(f"generated/{name}.full"))) == set(TYPES[name].columns or ())
+    assert set(columns(name, recorded(f"generated/{name}.full"))) == set(TYPES[name].columns)
 
 
-@pytest.mark.parametrize("text", ["", "0001-01-01T00:00:00Z"])
+@each("", "0001-01-01T00:00:00Z")
 def test_a_time_that_stands_for_unknown_is_none(text: str) -> None:
     """Breaks if year one gets into a column."""
     given = {"planned_workout_id": "1", "created_at": text} if text else {"planned_workout_id": "1", "created_at": None}
@@ -206,30 +193,27 @@ def test_a_time_that_stands_for_unknown_is_none(text: str) -> None:
 
 
 def test_where_terra_says_utc_the_offset_is_not_the_users() -> None:
-    """Breaks if UTC is shown as the place where somebody lives."""
+    """Breaks if UTC is stored as the user's own offset."""
     assert "timezone_offset" not in columns("daily", at(timestamp_localization=0))
 
 
 # Taken back
 
 
-def test_what_is_taken_back() -> None:
+@each(
+    ("activity", at(upload_type=4), True),
+    ("activity", at(upload_type=4.0), True),
+    ("activity", at(upload_type=3), False),
+    ("activity", at(upload_type=None), False),
+    ("daily", at(upload_type=4), False),
+    ("sleep", at(upload_type=4), False),
+    ("health_observation", item(observation_data={"status": 3}), True),
+    ("health_observation", item(observation_data={"status": 2}), False),
+    ("health_observation", item(observation_data=None), False),
+)
+def test_what_is_taken_back(name: Any, given: Any, is_deleted: Any) -> None:
     """Breaks if a deletion is not seen, or a number of another enumeration deletes a night."""
-    failures = Failures()
-    for name, given, is_deleted in (
-        ("activity", at(upload_type=4), True),
-        ("activity", at(upload_type=4.0), True),
-        ("activity", at(upload_type=3), False),
-        ("activity", at(upload_type=None), False),
-        ("daily", at(upload_type=4), False),
-        ("sleep", at(upload_type=4), False),
-        ("health_observation", item(observation_data={"status": 3}), True),
-        ("health_observation", item(observation_data={"status": 2}), False),
-        ("health_observation", item(observation_data=None), False),
-    ):
-        with failures.of(name, given, is_deleted):
-            assert record(name, given).is_deleted == is_deleted
-    assert failures == {}
+    assert record(name, given).is_deleted == is_deleted
 
 
 def test_what_is_taken_back_brings_no_samples() -> None:
@@ -261,7 +245,7 @@ def test_scores_are_samples_of_their_own() -> None:
         assert (other.value, json.loads(other.extra or b"")["content"]) == (None, scores[name])
 
 
-@pytest.mark.parametrize("scores", [None, {}, {"sleep_score": None}])
+@each(None, {}, {"sleep_score": None})
 def test_without_scores_nothing_is_said_of_them(scores: Any) -> None:
     """Breaks if scores that are null now erase those that are stored."""
     assert len(parsed(event("sleep", item(data_enrichment=scores))).actions) == 2
@@ -271,7 +255,7 @@ def test_without_scores_nothing_is_said_of_them(scores: Any) -> None:
 
 
 def absences(given: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place of an object that may be null: all but the metadata that tells it apart."""
+    """Every place of an object that may be null: all but the metadata of its key."""
     found: list[tuple[Any, ...]] = []
     for name, value in given.items() if isinstance(given, dict) else enumerate(given):
         if name not in ("metadata", "planned_workout_id", "timestamp") or path:
@@ -281,17 +265,13 @@ def absences(given: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def test_everything_and_nothing_of_a_schema_is_read() -> None:
+@each(*product(NAMES, ("full", "bare")))
+def test_everything_and_nothing_of_a_schema_is_read(name: str, kind: str) -> None:
     """Breaks if an object with every field of Terra's document, or with none that it may leave out, is refused."""
-    failures = Failures()
-    for kind in ("full", "bare"):
-        for name in NAMES:
-            with failures.of(kind, name):
-                given = recorded(f"generated/{name}.{kind}")
-                found = record(name, given)
-                assert json.loads(found.payload) == given
-                assert found.resource == catalogue().of_terra(name).name
-    assert failures == {}
+    given = recorded(f"generated/{name}.{kind}")
+    found = record(name, given)
+    assert json.loads(found.payload) == given
+    assert found.resource == catalogue().of_terra(name).name
 
 
 @hypothesis.given(data=st.data())

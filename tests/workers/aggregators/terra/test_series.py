@@ -6,18 +6,19 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.cases import Failures
-from tests.support.terra import METADATA, dead, event, item, of, parsed, series
+from tests.support.cases import each
+from tests.support.terra import END, METADATA, START, dead, event, item, of, parsed, series
 from workers.actions import Sample, Samples
+from workers.aggregators.terra.mapping import Values
 from workers.aggregators.terra.series import Instant, Point, Span, grown, stages
 
 T0 = datetime(2026, 3, 14, 8, tzinfo=UTC)
 MG_PER_DL = "blood_glucose_mg_per_dL"
 NOON = "2026-03-14T12:00:00+01:00"
+COUNTS = Values("steps", "", "", "count")
 AT_NOON = datetime(2026, 3, 14, 11, tzinfo=UTC)
 
 
@@ -33,12 +34,8 @@ Case = tuple[str, str, Any, str, float, str]
 PLAIN: list[Case] = [
     *(
         (name, f"{path}.detailed.{array}", {value: 61.5}, resource, 61.5, unit)
-        for name, path in {
-            "activity": "heart_rate_data",
-            "daily": "heart_rate_data",
-            "sleep": "heart_rate_data",
-            "body": "heart_data.heart_rate_data",
-        }.items()
+        for name in ("activity", "daily", "sleep", "body")
+        for path in ("heart_data.heart_rate_data" if name == "body" else "heart_rate_data",)
         for array, value, resource, unit in (
             ("hr_samples", "bpm", "heartrate", "bpm"),
             ("hrv_samples_rmssd", "hrv_rmssd", "hrv", "rmssd"),
@@ -62,41 +59,28 @@ PLAIN: list[Case] = [
     ("body", "glucose_data.blood_glucose_samples", {MG_PER_DL: 90.08}, "glucose", 5, "mmol/L"),
     ("body", "glucose_data.detailed_blood_glucose_samples", {MG_PER_DL: 90.08}, "glucose", 5, "mmol/L"),
 ]  # fmt: skip
-MEASURED = [
+
+
+@each(*PLAIN)
+def test_values_at_moments(*case: Any) -> None:
+    """Breaks if an array is not read, lands in another series, or keeps Terra's unit where ours differs."""
+    name, path, fields, resource, value, unit = case
+    body = event(name, item(**nested(path, [{"timestamp": NOON} | fields, {"timestamp": NOON, "more": 1}, None])))
+    (found,) = of(Samples, parsed(body))
+    assert (found.resource, found.source_type, found.subtype) == (resource, name, "")
+    (sample,) = found.rows
+    assert (sample.ts, sample.ts_end, sample.unit, sample.timezone_offset) == (AT_NOON, None, unit, 3600)
+    assert math.isclose(sample.value or 0, value)
+    assert sample.extra is None
+
+
+@each(
     ("weight_kg", 71.35, "weight", 71.35, "kg"),
     ("bodyfat_percentage", 19.2, "fat", 19.2, "%"),
     ("BMI", 23.1, "body_mass_index", 23.1, "index"),
     ("lean_mass_g", 57_650, "lean_body_mass", 57.65, "kg"),
     ("insulin_units", 4, "insulin_injection", 4, "unit"),
-]
-WHOLE: list[Case] = [
-    ("sleep", "temperature_data.delta", -0.1, "body_temperature_delta", -0.1, "°C"),
-    ("body", "hydration_data.day_total_water_consumption_ml", 1500, "water", 1500, "ml"),
-    ("nutrition", "summary.water_ml", 1900, "water", 1900, "ml"),
-    ("nutrition", "summary.micros.caffeine_mg", 80, "caffeine", 0.08, "g"),
-    ("nutrition", "summary.macros.carbohydrates_g", 220, "carbohydrates", 220, "g"),
-]
-
-
-def test_values_at_moments() -> None:
-    """Breaks if an array is not read, lands in another series, or keeps Terra's unit where ours differs."""
-    failures = Failures()
-    for case in PLAIN:
-        with failures.of(case):
-            name, path, fields, resource, value, unit = case
-            body = event(
-                name, item(**nested(path, [{"timestamp": NOON} | fields, {"timestamp": NOON, "more": 1}, None]))
-            )
-            (found,) = of(Samples, parsed(body))
-            assert (found.resource, found.source_type, found.subtype) == (resource, name, "")
-            (sample,) = found.rows
-            assert (sample.ts, sample.ts_end, sample.unit, sample.timezone_offset) == (AT_NOON, None, unit, 3600)
-            assert math.isclose(sample.value or 0, value)
-            assert sample.extra is None
-    assert failures == {}
-
-
-@pytest.mark.parametrize(("field", "given", "resource", "value", "unit"), MEASURED)
+)
 def test_what_is_measured_of_a_body(field: str, given: float, resource: str, value: float, unit: str) -> None:
     """Breaks if one of several values of a measurement is lost or taken for another."""
     body = event("body", item(measurements_data={"measurements": [{"measurement_time": NOON, field: given}]}))
@@ -105,25 +89,27 @@ def test_what_is_measured_of_a_body(field: str, given: float, resource: str, val
     assert math.isclose(found.rows[0].value or 0, value)
 
 
-@pytest.mark.parametrize("case", WHOLE)
-def test_one_value_for_all_of_the_time(case: Case) -> None:
+@each(
+    ("sleep", "temperature_data.delta", -0.1, "body_temperature_delta", -0.1, "°C"),
+    ("body", "hydration_data.day_total_water_consumption_ml", 1500, "water", 1500, "ml"),
+    ("nutrition", "summary.water_ml", 1900, "water", 1900, "ml"),
+    ("nutrition", "summary.micros.caffeine_mg", 80, "caffeine", 0.08, "g"),
+    ("nutrition", "summary.macros.carbohydrates_g", 220, "carbohydrates", 220, "g"),
+)
+def test_one_value_for_all_of_the_time(*case: Any) -> None:
     """Breaks if a day's sum has no moment, or no end."""
     name, path, given, resource, value, unit = case
     (sample,) = series(event(name, item(**nested(path, given))), resource)
-    assert (sample.ts.isoformat(), sample.ts_end and sample.ts_end.isoformat(), sample.unit) == (
-        METADATA["start_time"],
-        METADATA["end_time"],
-        unit,
-    )
+    times = (datetime.fromisoformat(START), datetime.fromisoformat(END))
+    assert (sample.ts, sample.ts_end, sample.unit) == (*times, unit)
     assert math.isclose(sample.value or 0, value)
 
 
-@pytest.mark.parametrize("end", [None, METADATA["start_time"], "2020-01-01T00:00:00Z"])
+@each(None, METADATA["start_time"], "2020-01-01T00:00:00Z")
 def test_a_time_without_an_end(end: str | None) -> None:
     """Breaks if an object that ends before it begins makes such a sample."""
-    (sample,) = series(
-        event("nutrition", {"metadata": METADATA | {"end_time": end}, "summary": {"water_ml": 1}}), "water"
-    )
+    day = {"metadata": METADATA | {"end_time": end}, "summary": {"water_ml": 1}}
+    (sample,) = series(event("nutrition", day), "water")
     assert sample.ts_end is None
 
 
@@ -142,15 +128,12 @@ def test_blood_pressure_is_a_pair() -> None:
     ]
     body = event("body", item(blood_pressure_data={"blood_pressure_samples": given}))
     (sample,) = series(body, "blood_pressure")
-    assert (sample.value, sample.unit, json.loads(sample.extra or b"")) == (
-        None,
-        "mmHg",
-        {"systolic": 118, "diastolic": 76},
-    )
+    pair = {"systolic": 118, "diastolic": 76}
+    assert (sample.value, sample.unit, json.loads(sample.extra or b"")) == (None, "mmHg", pair)
     assert parsed(body).samples_without_timestamp == 1
 
 
-@pytest.mark.parametrize(("kind", "count"), [(0, 1), (None, 1), (1, 0), (1.0, 0), (2, 1)])
+@each((0, 1), (None, 1), (1, 0), (1.0, 0), (2, 1))
 def test_oxygen_in_muscle_is_not_oxygen_in_blood(kind: float | None, count: int) -> None:
     """Breaks if SmO2, which is far lower, is taken for SpO2."""
     given = [{"timestamp": NOON, "percentage": 60, "type": kind}]
@@ -160,11 +143,8 @@ def test_oxygen_in_muscle_is_not_oxygen_in_blood(kind: float | None, count: int)
 def test_glucose_of_both_arrays_stands_once() -> None:
     """Breaks if a moment that both arrays have is stored twice, or the one that both lack is lost."""
     early, late = NOON, "2026-03-14T12:05:00+01:00"
-    rare = [{"timestamp": early, "blood_glucose_mg_per_dL": 90.08}]
-    dense = [
-        {"timestamp": early, "blood_glucose_mg_per_dL": 90.08},
-        {"timestamp": late, "blood_glucose_mg_per_dL": 108.096},
-    ]
+    rare = [{"timestamp": early, MG_PER_DL: 90.08}]
+    dense = [{"timestamp": early, MG_PER_DL: 90.08}, {"timestamp": late, MG_PER_DL: 108.096}]
     body = event("body", item(glucose_data={"blood_glucose_samples": rare, "detailed_blood_glucose_samples": dense}))
     assert [round(sample.value or 0, 6) for sample in series(body, "glucose")] == [5, 6]
     assert parsed(body).duplicate_samples == 0
@@ -172,9 +152,8 @@ def test_glucose_of_both_arrays_stands_once() -> None:
 
 def test_insulin_is_told_apart_by_its_kind() -> None:
     """Breaks if two kinds of insulin at one moment overwrite each other."""
-    given = [
-        {"measurement_time": NOON, "insulin_units": n, "insulin_type": kind} for n, kind in ((4, "long"), (2, None))
-    ]
+    kinds = {4: "long", 2: None}
+    given = [{"measurement_time": NOON, "insulin_units": n, "insulin_type": kind} for n, kind in kinds.items()]
     body = event("body", item(measurements_data={"measurements": given}))
     assert [one.value for one in series(body, "insulin_injection", "long")] == [4]
     assert [one.value for one in series(body, "insulin_injection")] == [2]
@@ -183,16 +162,13 @@ def test_insulin_is_told_apart_by_its_kind() -> None:
 # Running totals
 
 
-TOTALS = [
+@each(
     ("daily", "step_samples", "steps", "steps", "count"),
     ("activity", "step_samples", "steps", "steps", "count"),
     ("activity", "distance_samples", "distance_meters", "distance", "m"),
     ("daily", "distance_samples", "distance_meters", "distance", "m"),
     ("daily", "floors_climbed_samples", "floors_climbed", "floors_climbed", "count"),
-]
-
-
-@pytest.mark.parametrize(("name", "array", "field", "resource", "unit"), TOTALS)
+)
 def test_a_running_total_becomes_what_it_grew_by(name: str, array: str, field: str, resource: str, unit: str) -> None:
     """Breaks if totals are stored as amounts, so that a sum counts every step many times."""
     given = [
@@ -218,17 +194,17 @@ def points(given: list[tuple[float, float]]) -> list[Point]:
 
 
 def differences(given: list[tuple[float, float]], start: datetime | None = T0) -> list[Sample]:
-    """What a running total grew by."""
+    """The growth of a running total."""
     span = Span(Instant(start, 0, None) if start else None, None)
-    return list(grown(points(given), span, "count"))
+    return list(grown(points(given), span, COUNTS))
 
 
 def test_a_total_that_falls_has_begun_again() -> None:
-    """Breaks if a counter that was reset takes steps away."""
+    """Breaks if a counter that was reset subtracts steps."""
     assert [one.value for one in differences([(60, 100), (120, 150), (180, 30), (240, 50)])] == [100, 50, 30, 20]
 
 
-@pytest.mark.parametrize("start", [T0, T0 + timedelta(hours=1), None])
+@each(T0, T0 + timedelta(hours=1), None)
 def test_a_total_at_the_beginning_is_not_lost(start: datetime | None) -> None:
     """Breaks if the first value has no place beside the second, or is counted twice."""
     found = differences([(0, 5), (60, 12)], start)
@@ -258,7 +234,7 @@ def test_differences_add_up_to_the_last_total(amounts: list[tuple[int, int]], or
 
 @given(totals=st.lists(st.tuples(seconds, st.floats(0, 1e6))))
 def test_no_difference_is_negative(totals: list[tuple[float, float]]) -> None:
-    """Breaks if resets, or moments that stand twice, make anybody walk backwards; or a moment has two samples."""
+    """Breaks if a reset or a repeated time makes a difference negative, or one time has two samples."""
     found = differences(totals)
     assert all((one.value or 0) >= 0 for one in found)
     assert len({one.ts for one in found}) == len(found) == len({second for second, _ in totals})
@@ -267,23 +243,17 @@ def test_no_difference_is_negative(totals: list[tuple[float, float]]) -> None:
 # Stages of sleep
 
 
-STAGES = [(0, -1, False), (1, 4, False), (2, -1, True), (3, 4, True), (4, 2, False), (5, 1, False), (6, 3, False)]
-STAGES += [(7, -1, True), (-1, -1, True)]
-
-
-def test_stages_have_junctions_numbers() -> None:
-    """Breaks if deep sleep is taken for light, or what our numbers cannot say is not kept beside them."""
-    failures = Failures()
-    for level, value, is_kept in STAGES:
-        with failures.of(level, value, is_kept):
-            body = event(
-                "sleep", item(sleep_durations_data={"hypnogram_samples": [{"timestamp": NOON, "level": level}]})
-            )
-            (sample,) = series(body, "hypnogram")
-            assert sample.value == value
-            assert sample.extra == (b'{"level":%d.0}' % level if is_kept else None)
-            assert (sample.ts, sample.ts_end and sample.ts_end.isoformat()) == (AT_NOON, METADATA["end_time"])
-    assert failures == {}
+@each(
+    *((0, -1, False), (1, 4, False), (4, 2, False), (5, 1, False), (6, 3, False)),
+    *((2, -1, True), (3, 4, True), (7, -1, True), (-1, -1, True)),
+)
+def test_stages_have_junctions_numbers(level: Any, value: Any, is_kept: Any) -> None:
+    """Breaks if deep sleep becomes light sleep, or information that our numbers lose is not kept in `extra`."""
+    body = event("sleep", item(sleep_durations_data={"hypnogram_samples": [{"timestamp": NOON, "level": level}]}))
+    (sample,) = series(body, "hypnogram")
+    assert sample.value == value
+    assert sample.extra == (b'{"level":%d.0}' % level if is_kept else None)
+    assert (sample.ts, sample.ts_end) == (AT_NOON, datetime.fromisoformat(END))
 
 
 @given(
@@ -292,7 +262,7 @@ def test_stages_have_junctions_numbers() -> None:
 def test_stages_follow_each_other_without_a_gap(given: list[tuple[float, float]], end: int | None) -> None:
     """Breaks if a night has holes or overlaps, or a stage ends before it begins."""
     span = Span(None, None if end is None else Instant(T0 + timedelta(seconds=end), 0, None))
-    found = list(stages(points(given), span, ""))
+    found = list(stages(points(given), span, COUNTS))
     assert all(one.ts_end == after.ts for one, after in pairwise(found))
     assert len(found) == len({second for second, _ in given})
     assert found[-1].ts_end is None or found[-1].ts_end > found[-1].ts
@@ -312,25 +282,22 @@ def beats(*given: tuple[str | None, float | None], localization: int | None = No
     return event("daily", {"metadata": metadata} | nested(BEATS, samples))
 
 
-def test_what_a_time_says_of_the_place() -> None:
+@each(
+    ("2026-03-14T11:00:00", None, None, b'{"is_floating":true}'),
+    ("2026-03-14T11:00:00.000000", 1, None, b'{"is_floating":true}'),
+    ("2026-03-14T11:00:00", 0, None, None),
+    ("2026-03-14T11:00:00Z", 1, 0, None),
+    ("2026-03-14T11:00:00Z", 0, None, None),
+    ("2026-03-14T13:00:00+02:00", None, 7200, None),
+    ("2026-03-14T05:30:00-05:30", 1, -19_800, None),
+)
+def test_what_a_time_says_of_the_place(text: Any, localization: Any, offset: Any, extra: Any) -> None:
     """Breaks if a local time without an offset passes for a known instant, or UTC for the user's own time."""
-    failures = Failures()
-    for text, localization, offset, extra in (
-        ("2026-03-14T11:00:00", None, None, b'{"is_floating":true}'),
-        ("2026-03-14T11:00:00.000000", 1, None, b'{"is_floating":true}'),
-        ("2026-03-14T11:00:00", 0, None, None),
-        ("2026-03-14T11:00:00Z", 1, 0, None),
-        ("2026-03-14T11:00:00Z", 0, None, None),
-        ("2026-03-14T13:00:00+02:00", None, 7200, None),
-        ("2026-03-14T05:30:00-05:30", 1, -19_800, None),
-    ):
-        with failures.of(text, localization, offset, extra):
-            (sample,) = series(beats((text, 70), localization=localization), "heartrate")
-            assert (sample.ts, sample.timezone_offset, sample.extra) == (AT_NOON, offset, extra)
-    assert failures == {}
+    (sample,) = series(beats((text, 70), localization=localization), "heartrate")
+    assert (sample.ts, sample.timezone_offset, sample.extra) == (AT_NOON, offset, extra)
 
 
-@pytest.mark.parametrize("text", [None, "", "0001-01-01T00:00:00Z", "1899-12-31T23:59:59Z"])
+@each(None, "", "0001-01-01T00:00:00Z", "1899-12-31T23:59:59Z")
 def test_values_without_a_time_are_left_out_and_counted(text: str | None) -> None:
     """Breaks if one null among a thousand kills a delivery, or gets a moment of its own."""
     found = parsed(beats((text, 70), (NOON, 71), (text, None)))
@@ -352,16 +319,13 @@ def test_objects_of_one_event_share_their_series() -> None:
     assert [[one.value for one in action.rows] for action in of(Samples, found)] == [[71]]
 
 
-def test_an_array_without_values_says_nothing() -> None:
+@each([], None, [None], [{"timestamp": NOON}], [{"bpm": 70}], [{}])
+def test_an_array_without_values_says_nothing(array: Any) -> None:
     """Breaks if an empty array, which a snapshot may have, speaks about samples that are stored."""
-    failures = Failures()
-    for array in ([], None, [None], [{"timestamp": NOON}], [{"bpm": 70}], [{}]):
-        with failures.of(array):
-            assert of(Samples, parsed(event("daily", item(**nested(BEATS, array))))) == []
-    assert failures == {}
+    assert of(Samples, parsed(event("daily", item(**nested(BEATS, array))))) == []
 
 
-@pytest.mark.parametrize("text", ["soon", "2026-13-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-03-14T25:00:00", "now"])
+@each("soon", "2026-13-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-03-14T25:00:00", "now")
 def test_a_time_that_cannot_be_read_is_a_dead_letter(text: str) -> None:
     """Breaks if a time is guessed, or its text stands in the reason."""
     reason = dead(beats((text, 70)))

@@ -1,4 +1,4 @@
-"""A client of the simulated Terra, of a world of its own."""
+"""A client of the simulated Terra API, with a world of its own."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from workers.simulator.terra.data import TerraWorld
 
 
 class Api:
-    """Asks Terra, with the keys."""
+    """Sends requests to the API of a world, with the keys."""
 
     def __init__(self, world):
         self.terra = TerraWorld(world)

@@ -1,4 +1,4 @@
-"""The simulated Terra's read API: windows, refusals, limits, faults, webhooks instead of answers, and sessions."""
+"""The simulated Terra API: windows, refusals, limits, faults, data as webhooks, and sessions."""
 
 from datetime import timedelta
 
@@ -10,17 +10,9 @@ from workers.simulator.terra.objects import KINDS
 START = (UNTIL - timedelta(days=5)).date().isoformat()
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The moment that the simulator takes for now, as a list of one."""
-    now = [1000.0]
-    monkeypatch.setattr("workers.simulator.budget.monotonic", lambda: now[0])
-    return now
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.path])
 def test_every_type_answers_in_its_form(api, kind):
-    """Breaks if an answer is not of the public form, or a window's objects are not in it."""
+    """Breaks if a response differs from Terra's form, or lacks the objects of the window."""
     account = (
         next(one for one in api.terra.accounts() if kind in api.terra.kinds(one) and one.provider.slug != "GARMIN")
         if kind.name != "menstruation"
@@ -38,7 +30,7 @@ def test_every_type_answers_in_its_form(api, kind):
 
 
 def test_who_it_is_and_what_is_planned_have_forms_of_their_own(api):
-    """Breaks if a reader of these two meets an array of data."""
+    """Breaks if these two respond with an array in `data`."""
     account = api.account("GARMIN")
     athlete = api.get("athlete", account).json
     assert set(athlete) == {"type", "user", "athlete"}
@@ -51,7 +43,7 @@ def test_who_it_is_and_what_is_planned_have_forms_of_their_own(api):
 
 
 def test_the_end_of_a_window_does_not_belong_to_it(api):
-    """Breaks if Terra's exclusive end is served as an inclusive one, which hides a reader's missing day."""
+    """Breaks if the end is inclusive: a client that misses a day at Terra would not miss it here."""
     account = api.account("OURA")
     one, two = ("2026-11-16", "2026-11-17")
     (first,) = api.get("daily", account, start_date="2026-11-16T"[:10], end_date=two).json["data"][-1:]
@@ -60,7 +52,7 @@ def test_the_end_of_a_window_does_not_belong_to_it(api):
 
 
 def test_unix_seconds_are_taken(api):
-    """Breaks if a reader cannot ask for a part of a day."""
+    """Breaks if a window cannot be a part of a day."""
     account = api.account("OURA")
     edges = [int((UNTIL - timedelta(days=days)).timestamp()) for days in (4, 2)]
     by_seconds = api.get("sleep", account, start_date=edges[0], end_date=edges[1]).json["data"]
@@ -79,7 +71,7 @@ def test_unix_seconds_are_taken(api):
     ],
 )
 def test_a_wrong_request_is_refused_in_terras_form(api, query, detail):
-    """Breaks if what Terra would refuse passes here, or a refusal is not of the form that RFC 9457 has."""
+    """Breaks if a request is accepted that Terra would refuse, or the error is not in the form of RFC 9457."""
     answer = api.get("daily", api.account("OURA"), **query)
     assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
     assert set(answer.json) == {"type", "title", "instance", "detail"}
@@ -89,7 +81,7 @@ def test_a_wrong_request_is_refused_in_terras_form(api, query, detail):
 
 @pytest.mark.parametrize("missing", KEYS)
 def test_both_keys_are_needed(api, missing):
-    """Breaks if half a key opens somebody's data, or Junction's key does."""
+    """Breaks if one of the two keys is enough, or Junction's key is accepted."""
     wrong = [{**KEYS, missing: "wrong"}, {name: key for name, key in KEYS.items() if name != missing}]
     for headers in [*wrong, {"X-Vital-API-Key": "sk_us_test"}]:
         answer = api.client.get("/v2/daily", headers=headers)
@@ -97,7 +89,7 @@ def test_both_keys_are_needed(api, missing):
 
 
 def test_an_unknown_or_closed_account_is_not_found(api):
-    """Breaks if a reader cannot tell a dead connection from one without data."""
+    """Breaks if a closed account looks like one without data."""
     account = api.account("OURA")
     assert api.get("daily", account, start_date=START, user_id="nobody").status_code == 404
     api.terra.close(account)
@@ -105,7 +97,7 @@ def test_an_unknown_or_closed_account_is_not_found(api):
 
 
 def test_the_first_call_of_a_garmin_account_brings_no_data(api):
-    """Breaks if a reader that takes `processing` for an empty window is not found out."""
+    """Breaks if a client that treats `processing` as an empty window passes its tests."""
     account = api.account("GARMIN")
     first = api.get("daily", account, start_date=START)
     assert (first.status_code, first.json["type"]) == (200, "processing")
@@ -114,7 +106,7 @@ def test_the_first_call_of_a_garmin_account_brings_no_data(api):
 
 
 def test_processing_can_be_asked_for(api):
-    """Breaks if a test cannot make any account wait, as long as it likes."""
+    """Breaks if a test cannot make an account wait."""
     account = api.account("OURA")
     api.faults.add("processing", where=account.user_id, times=2, seconds=30)
     other = next(one for one in api.terra.accounts() if one.provider.slug == "WITHINGS")
@@ -124,20 +116,19 @@ def test_processing_can_be_asked_for(api):
 
 
 def test_a_window_that_is_too_large_is_413(api):
-    """Breaks if a reader that asks for years at once is served."""
     answer = api.get("daily", api.account("OURA"), start_date="2026-01-01")
     assert (answer.status_code, answer.json["title"]) == (413, "request entity too large")
 
 
 def test_more_than_five_years_at_once_is_a_429_without_a_time(api):
-    """Breaks if a reader that sends this again, instead of asking for less, is not found out."""
+    """Breaks if a client that retries, instead of requesting less, passes its tests."""
     answer = api.get("daily", api.account("OURA"), start_date="2020-01-01")
     assert (answer.status_code, answer.headers["X-Terra-RateLimit-Rule"]) == (429, "r1")
     assert "Retry-After" not in answer.headers
 
 
 def test_six_thousand_days_an_hour_are_what_one_account_has(api, clock):
-    """Breaks if the budget is not an account's own, is not given back after an hour, or says no time."""
+    """Breaks if accounts share the limit, it does not recover after an hour, or Retry-After is wrong."""
     account = api.account("OURA")
 
     def ask(who=account):
@@ -159,8 +150,8 @@ def test_six_thousand_days_an_hour_are_what_one_account_has(api, clock):
 
 
 @pytest.mark.parametrize("kind", ["400", "429", "500", "503", "504"])
-def test_faults_are_told_in_terras_form(api, kind):
-    """Breaks if Terra cannot be made to fail, or fails in Junction's words."""
+def test_faults_have_terras_form(api, kind):
+    """Breaks if faults do not apply to Terra, or have Junction's form."""
     api.faults.add(kind, where="/v2/daily", times=1, retry_after=7)
     account = api.account("OURA")
     assert api.get("sleep", account, start_date=START).status_code == 200
@@ -170,22 +161,22 @@ def test_faults_are_told_in_terras_form(api, kind):
     assert api.get("daily", account, start_date=START).status_code == 200
 
 
-def test_what_is_asked_for_as_webhooks_is_sent_and_not_answered(api):
-    """Breaks if the answer holds data, or the event does not carry the reference that the answer gave."""
+def test_data_requested_as_webhooks_is_sent_as_an_event(api):
+    """Breaks if the response has data, or the event has another reference than the response."""
     account = api.account("OURA")
     answer = api.get("sleep", account, start_date=START, to_webhook="true").json
     assert (answer["status"], answer["type"], answer["reference"]) == ("success", "sleep", answer["trace_id"])
     assert not {"data", "message"} & set(answer)
-    (event,) = api.terra.waiting()
+    (event,) = api.terra.pending()
     assert (event.reference, event.event["type"]) == (answer["reference"], "sleep")
     assert event.event["data"] == api.get("sleep", account, start_date=START).json["data"]
 
 
 def test_a_large_request_is_sent_in_chunks_of_one_reference(api):
-    """Breaks if a receiver that takes chunks of one reference for duplicates is not found out."""
+    """Breaks if a receiver that treats chunks with one reference as duplicates passes its tests."""
     account = api.account("OURA")
     answer = api.get("sleep", account, start_date="2026-10-01", to_webhook="true").json
-    processing, sending, *chunks = api.terra.waiting()
+    processing, sending, *chunks = api.terra.pending()
     assert "chunks" in answer["message"]
     assert {one.reference for one in (processing, sending, *chunks)} == {answer["reference"]}
     assert [processing.event["type"], sending.event["type"]] == ["large_request_processing", "large_request_sending"]
@@ -194,22 +185,22 @@ def test_a_large_request_is_sent_in_chunks_of_one_reference(api):
     assert max(len(one.event["data"]) for one in chunks) == 10
 
 
-def test_nothing_is_answered_unless_that_is_asked_for(api):
-    """Breaks if a reader that does not say to_webhook gets away with it."""
+def test_data_is_sent_as_webhooks_by_default(api):
+    """Breaks if the default of to_webhook is not true, as at Terra."""
     answer = api.client.get(
         "/v2/sleep", query_string={"user_id": api.account("OURA").user_id, "start_date": START}, headers=KEYS
     )
     assert "reference" in answer.json
 
 
-def test_who_opens_a_session_is_connected(api):
-    """Breaks if a session leads nowhere, or whoever opens it is somebody else."""
+def test_opening_a_session_connects_the_user(api):
+    """Breaks if opening a session connects no user, or another one."""
     session = api.post("/v2/auth/generateWidgetSession", {"reference_id": "newcomer", "providers": "OURA,GARMIN"}).json
     assert set(session) == {"status", "session_id", "url", "expires_in"}
     choice = api.client.get(session["url"]).json["choose"]
     assert set(choice) == {"OURA", "GARMIN"}
     assert api.client.get(choice["OURA"]).json == {"connected": "OURA"}
-    auth, athlete = api.terra.waiting()
+    auth, athlete = api.terra.pending()
     assert auth.event["user"]["reference_id"] == "newcomer"
     assert [auth.event["type"], athlete.event["type"]] == ["auth", "athlete"]
     account = api.terra.account(auth.event["user"]["user_id"])
@@ -218,12 +209,11 @@ def test_who_opens_a_session_is_connected(api):
 
 @pytest.mark.parametrize("body", [{"reference_id": "m", "providers": "OURAH"}, [], {"reference_id": 7}])
 def test_a_session_for_nothing_is_refused(api, body):
-    """Breaks if a typing error passes here and fails at the real Terra."""
+    """Breaks if a body is accepted that Terra would refuse."""
     assert api.post("/v2/auth/generateWidgetSession", body).status_code == 400
 
 
-def test_what_befalls_an_account_is_told(api):
-    """Breaks if a test cannot have an account renewed, closed or broken."""
+def test_an_incident_of_an_account_is_sent(api):
     oura = api.account("OURA")
 
     def befall(kind, user_id):
@@ -231,13 +221,13 @@ def test_what_befalls_an_account_is_told(api):
 
     assert befall("connection_error", oura.user_id) == 201
     assert befall("reauth", oura.user_id) == 201
-    broken, reauth, auth = api.terra.waiting()
+    broken, reauth, auth = api.terra.pending()
     assert broken.event["type"] == "connection_error"
     assert reauth.event["old_user"]["user_id"] == oura.user_id
     renewed = reauth.event["new_user"]["user_id"]
     assert auth.event["user"]["user_id"] == renewed
     assert befall("deauth", renewed) == 201
-    (deauth,) = api.terra.waiting()
+    (deauth,) = api.terra.pending()
     assert (deauth.event["type"], deauth.event["user"]["active"]) == ("deauth", False)
     assert befall("deauth", renewed) == 404
     assert befall("eaten", renewed) == 400

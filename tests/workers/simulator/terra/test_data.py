@@ -1,4 +1,4 @@
-"""What the simulated people have at Terra: the same for the same seed, growing through the day, of Terra's shapes."""
+"""The users' data at Terra: repeatable by seed, growing during the day, in Terra's form."""
 
 import json
 from datetime import datetime, timedelta
@@ -21,12 +21,12 @@ RECORDED = ROOT / "tests" / "recorded" / "terra" / "generated"
 
 @pytest.fixture
 def terra():
-    """Terra without its API, which takes 60 ms to make."""
+    """Terra's data without its API."""
     return TerraWorld(World(1, 6, UNTIL, 20))
 
 
 def packed(objects):
-    """Objects that can be looked up: of large ones, comparing each with each takes seconds."""
+    """Objects as hashable values: comparing large objects pairwise takes seconds."""
     return [msgspec.json.encode(one) for one in objects]
 
 
@@ -35,12 +35,12 @@ def all_of(terra, account, kind, **options):
 
 
 def having(terra, name):
-    """Every account that has something of a type."""
+    """The accounts that have objects of a type."""
     return [account for account in terra.accounts() if KINDS[name] in terra.kinds(account)]
 
 
 def merged(old, new):
-    """Whether everything of an object is in another: its arrays may be longer, its numbers higher."""
+    """Whether an object contains another: its arrays may be longer, and its numbers other."""
     if isinstance(old, dict):
         return old.keys() == new.keys() and all(merged(old[name], new[name]) for name in old)
     if isinstance(old, list):
@@ -49,7 +49,7 @@ def merged(old, new):
 
 
 def strange(value, document, path=""):
-    """The paths of an object at which the document has no such name, or something of another type."""
+    """The paths at which an object has a name or type that the document does not have."""
     if value is None or document is None:
         return
     if isinstance(value, dict) and isinstance(document, dict):
@@ -65,21 +65,21 @@ def strange(value, document, path=""):
 
 
 def test_people_are_the_same_and_have_the_same_names():
-    """Breaks if a person connected through both aggregators cannot be told to be one."""
+    """Breaks if a user who is connected through both aggregators has two names."""
     world = World(1, 4, UNTIL, 5)
     names = {account.person.client_user_id for account in TerraWorld(world).accounts()}
     assert names == {user.client_user_id for user in world.members}
 
 
-def test_not_everybody_needs_to_be_at_terra():
-    """Breaks if a test cannot keep Terra small, or it is somebody else who is there each time."""
+def test_the_number_of_users_at_terra_can_be_limited():
+    """Breaks if a test cannot limit Terra's users, or they vary."""
     terra = TerraWorld(World(1, 4, UNTIL, 5), people=1)
     assert [account.provider.slug for account in terra.accounts()] == ["OURA", "FREESTYLELIBRE"]
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_there_is_nothing_that_ended_before_the_world_began(name):
-    """Breaks if whoever asks for all of the world misses what a wider window would bring."""
+    """Breaks if a wider window than the world returns more objects."""
     terra = TerraWorld(World(1, 6, UNTIL, 10))
     for account in having(terra, name):
         long_ago = terra.world.start - timedelta(days=30)
@@ -88,7 +88,7 @@ def test_there_is_nothing_that_ended_before_the_world_began(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_seed_gives_the_same_objects(name):
-    """Breaks if a test that fails cannot be repeated, or an account's id changes from run to run."""
+    """Breaks if a failed test cannot be repeated, or an account's id changes from run to run."""
 
     def objects(seed):
         terra = TerraWorld(World(seed, 6, UNTIL, 10))
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_objects(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_windows_that_touch_hold_everything_and_an_edge_twice(terra, name):
-    """Breaks if a reader in slices misses an object, or Terra's rule for what crosses an edge is not kept."""
+    """Breaks if adjacent windows miss an object, or an object on their edge is not in both."""
     kind, edge = KINDS[name], UNTIL - timedelta(days=9, hours=12)
     for account in having(terra, name):
         first = packed(terra.objects(account, kind, terra.world.start, edge))
@@ -113,12 +113,12 @@ def test_windows_that_touch_hold_everything_and_an_edge_twice(terra, name):
 
 
 @pytest.mark.parametrize("name", ["daily", "body", "nutrition"])
-def test_a_day_is_told_again_with_more_in_it(terra, name):
-    """Breaks if a day's later telling takes back what an earlier one said."""
+def test_a_day_is_sent_again_with_more_data(terra, name):
+    """Breaks if a later event about a day lacks data of an earlier one."""
     account = having(terra, name)[0]
     days, grown = {}, 0
     for _ in range(6):
-        for one in terra.tell(account, KINDS[name]):
+        for one in terra.advance(account, KINDS[name]):
             before = days.get(one["metadata"]["start_time"], one)
             assert merged(before, one)
             grown += before != one
@@ -128,42 +128,42 @@ def test_a_day_is_told_again_with_more_in_it(terra, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_read_api_says_what_was_told_last(terra, name):
-    """Breaks if what is fetched and what is sent differ, so that nobody could say what must be stored."""
+def test_the_read_api_returns_the_newest_event(terra, name):
+    """Breaks if the read API and the events differ, so that the expected rows are undefined."""
     account, kind = having(terra, name)[0], KINDS[name]
     before = {msgspec.json.encode(one) for one in all_of(terra, account, kind)}
-    told = []
+    sent = []
     for number in range(8):
-        told += terra.tell(account, kind, updated=number % 2 == 0)
+        sent += terra.advance(account, kind, updated=number % 2 == 0)
     after = [msgspec.json.encode(one) for one in all_of(terra, account, kind)]
     newest = {}
-    for one in told:
+    for one in sent:
         newest[one.get("planned_workout_id") or one["metadata"]["start_time"]] = msgspec.json.encode(one)
     assert newest
     assert set(after) - before <= set(newest.values())
     assert set(newest.values()) <= set(after)
 
 
-def test_what_nobody_told_does_not_change(terra):
-    """Breaks if the read API moves on by itself, and with it what must be stored."""
+def test_data_does_not_change_without_an_event(terra):
+    """Breaks if the read API changes without an event, and with it the expected rows."""
     account, kind = having(terra, "daily")[0], KINDS["daily"]
     before = all_of(terra, account, kind)
     terra.world.until += timedelta(hours=5)
     assert all_of(terra, account, kind) == before
-    assert terra.tell(account, kind) != before[-1:]
+    assert terra.advance(account, kind) != before[-1:]
 
 
-def test_telling_goes_on_to_the_present_and_no_further(terra):
-    """Breaks if anything is measured in the future, or the newest is never told."""
+def test_events_advance_to_the_present_and_no_further(terra):
+    """Breaks if data is from the future, or the newest is never sent."""
     account, kind = having(terra, "daily")[0], KINDS["daily"]
     for _ in range(30):
-        terra.tell(account, kind)
+        terra.advance(account, kind)
     newest = all_of(terra, account, kind)[-1]["heart_rate_data"]["detailed"]["hr_samples"][-1]["timestamp"]
     assert UNTIL - STEP < datetime.fromisoformat(newest) < UNTIL
 
 
 def test_running_totals_never_fall_and_end_in_the_sum(terra):
-    """Breaks if steps are told per interval, which Terra does not do."""
+    """Breaks if steps are counted per interval, which Terra does not do."""
     account = having(terra, "daily")[0]
     for one in all_of(terra, account, KINDS["daily"]):
         totals = [sample["steps"] for sample in one["distance_data"]["detailed"]["step_samples"]]
@@ -172,13 +172,13 @@ def test_running_totals_never_fall_and_end_in_the_sum(terra):
 
 
 def test_a_corrected_night_ends_later_under_the_same_id(terra):
-    """Breaks if a corrected night is a second one, or forgets what it had."""
+    """Breaks if a corrected night is a second object, or lacks earlier samples."""
     account, kind = having(terra, "sleep")[0], KINDS["sleep"]
-    old, new = all_of(terra, account, kind)[-1], terra.tell(account, kind, updated=True)[-1]
+    old, new = all_of(terra, account, kind)[-1], terra.advance(account, kind, updated=True)[-1]
     new = new if old["metadata"]["summary_id"] == new["metadata"]["summary_id"] else None
     for _ in range(12):
-        old = new or terra.tell(account, kind)[-1]
-        new = terra.tell(account, kind, updated=True)[-1]
+        old = new or terra.advance(account, kind)[-1]
+        new = terra.advance(account, kind, updated=True)[-1]
         if old["metadata"]["summary_id"] == new["metadata"]["summary_id"]:
             break
     assert old["metadata"]["start_time"] == new["metadata"]["start_time"]
@@ -189,7 +189,6 @@ def test_a_corrected_night_ends_later_under_the_same_id(terra):
 
 @pytest.mark.parametrize("name", ["activity", "daily", "sleep", "body"])
 def test_without_samples_the_sums_are_the_same(terra, name):
-    """Breaks if leaving out samples changes what is said of them."""
 
     def emptied(value):
         if isinstance(value, dict):
@@ -200,8 +199,8 @@ def test_without_samples_the_sums_are_the_same(terra, name):
     assert all_of(terra, account, kind, with_samples=False) == [emptied(one) for one in all_of(terra, account, kind)]
 
 
-def test_some_know_their_offset_and_some_do_not(terra):
-    """Breaks if nobody tells local time without an offset, as some of Terra's providers do."""
+def test_some_providers_know_the_offset_and_some_do_not(terra):
+    """Breaks if no provider has local times without an offset, as some of Terra's have."""
     starts = {
         account.person.number: all_of(terra, account, kind)[-1]["metadata"]["start_time"]
         for account in terra.accounts()
@@ -214,7 +213,7 @@ def test_some_know_their_offset_and_some_do_not(terra):
 
 
 def test_two_accounts_may_use_the_same_summary_id(terra):
-    """Breaks if a reader that takes a summary_id for unique over all accounts is not found out."""
+    """Breaks if a client that treats summary_id as unique across accounts passes its tests."""
     ids = [
         one["metadata"]["summary_id"] for a in having(terra, "activity") for one in all_of(terra, a, KINDS["activity"])
     ]
@@ -222,7 +221,7 @@ def test_two_accounts_may_use_the_same_summary_id(terra):
 
 
 def test_a_renewed_account_has_the_same_data_under_another_id(terra):
-    """Breaks if reconnecting begins a new history, or the old id still opens it."""
+    """Breaks if reconnecting starts another history, or the old id is still valid."""
     account = having(terra, "sleep")[0]
     before = all_of(terra, account, KINDS["sleep"])
     renewed = terra.renew(account)
@@ -233,7 +232,7 @@ def test_a_renewed_account_has_the_same_data_under_another_id(terra):
 
 @pytest.mark.parametrize("name", [*KINDS, "athlete"])
 def test_objects_have_no_name_and_no_type_that_terras_document_has_not(terra, name):
-    """Breaks if what is simulated is not what Terra sends. The recorded object has every name of the document."""
+    """Breaks if objects differ from Terra's form. The recorded object has every name of the document."""
     document = json.loads((RECORDED / f"{name}.full.json").read_text())
     if name == "athlete":
         objects = [terra.athlete(account) for account in terra.accounts()]
@@ -245,7 +244,7 @@ def test_objects_have_no_name_and_no_type_that_terras_document_has_not(terra, na
 
 @pytest.mark.parametrize("resource", [one for one in catalogue().values() if one.terra and one.terra != "athlete"])
 def test_every_object_can_be_read(terra, resource):
-    """Breaks if an object cannot be used, or a value of it has no time."""
+    """Breaks if an object cannot be read, or one of its values has no time."""
     kind = KINDS[resource.terra]
     for account in having(terra, kind.name):
         page = envelope(terra, account, kind.name, all_of(terra, account, kind))
@@ -258,8 +257,8 @@ def test_every_object_can_be_read(terra, resource):
             assert any(isinstance(action, Samples) for action in read.actions)
 
 
-def test_the_check_of_names_and_types_finds_a_stranger():
-    """Breaks if the test above would pass whatever the objects hold."""
+def test_the_check_of_names_and_types_can_fail():
+    """Breaks if the test above would pass for any object."""
     document = {"a": {"b": [{"c": 1}]}, "d": "text"}
     assert list(strange({"a": {"b": [{"c": 2.5}]}, "d": None}, document)) == []
     assert list(strange({"a": {"b": [{"x": 1}]}}, document)) == [".a.b[].x"]

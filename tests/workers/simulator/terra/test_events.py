@@ -1,58 +1,31 @@
-"""Terra's events as they arrive: signed, named, ordered; twice, late, and in pieces."""
+"""Terra's events at an endpoint: signatures, ids, order, duplicates, delays and chunks."""
 
 import threading
 from datetime import UTC, datetime
 from itertools import islice
 
-import msgspec
 import pytest
-from flask import Flask, request
-from werkzeug.serving import make_server
 
 from app.config.settings import Settings
 from app.signatures import VERIFIERS
 from tests.support import TERRA_SECRET
+from tests.support.simulated import Endpoint
 from workers.simulator import run
 from workers.simulator.terra import first_events, live_events
-from workers.simulator.terra.events import deauth, elsewhere
+from workers.simulator.terra.events import by_url, deauth
 from workers.simulator.terra.sender import TerraSender
 
 SETTINGS = Settings(terra_signing_secrets=(TERRA_SECRET,))
 
 
-class Endpoint:
-    """Takes what is signed as Terra signs, as the real one does, and keeps what its headers say."""
-
-    def __init__(self):
-        self.received = []
-        self.answers = []
-        app = Flask("endpoint")
-        app.add_url_rule("/webhooks/terra", "webhooks", self._take, methods=["POST"])
-        self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.port}/webhooks/terra"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def _take(self):
-        receipt = VERIFIERS["terra"](request.headers, request.get_data(), SETTINGS, datetime.now(UTC))
-        self.received.append((receipt, msgspec.json.decode(request.get_data())))
-        return "", self.answers.pop(0) if self.answers else 202
-
-    def close(self):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def endpoint():
-    endpoint = Endpoint()
-    yield endpoint
-    endpoint.close()
+    with Endpoint(lambda headers, body: VERIFIERS["terra"](headers, body, SETTINGS, datetime.now(UTC))) as endpoint:
+        yield endpoint
 
 
 def test_every_event_passes_the_endpoints_own_check(endpoint, terra):
-    """Breaks if what is simulated is not signed, named or dated as Terra does."""
+    """Breaks if signature, id or time differ from Terra's form."""
     events = [*first_events(terra), *islice(live_events(terra), 40)]
     with TerraSender(endpoint.url, TERRA_SECRET) as sender:
         assert sender.send_all(events) == {202: len(events)}
@@ -65,7 +38,7 @@ def test_every_event_passes_the_endpoints_own_check(endpoint, terra):
 
 
 def test_a_retry_says_the_same_as_the_first_attempt(endpoint, terra):
-    """Breaks if a late retry looks newer than what overtook it."""
+    """Breaks if a late retry looks newer than the events that overtook it."""
     endpoint.answers = [503, 500]
     with TerraSender(endpoint.url, TERRA_SECRET, waits=(0.01, 0.01)) as sender:
         assert sender.send(next(first_events(terra))) == 202
@@ -74,7 +47,6 @@ def test_a_retry_says_the_same_as_the_first_attempt(endpoint, terra):
 
 
 def test_disorder_is_the_same_as_junctions(endpoint, terra):
-    """Breaks if Terra's events cannot be sent twice or late."""
     events = list(islice(live_events(terra), 30))
     with TerraSender(
         endpoint.url, TERRA_SECRET, connections=1, duplicates=0.5, reordering=0.4, seed=2, remember=True
@@ -88,15 +60,15 @@ def test_disorder_is_the_same_as_junctions(endpoint, terra):
 
 
 def test_no_two_events_are_of_one_moment(terra):
-    """Breaks if it is left to chance which of two tellings of a day is the newer."""
+    """Breaks if two events about a day can be equally new."""
     stamps = [event.ordering_ms for event in islice(live_events(terra), 50)]
     assert stamps == sorted(set(stamps))
 
 
 def test_live_events_are_of_every_type_and_correct_some(terra):
-    """Breaks if a type is never sent, or nothing is ever told a second time."""
+    """Breaks if a type is never sent, or no object is sent twice."""
     events = list(islice(live_events(terra, seed=3), 300))
-    told = [
+    objects = [
         (
             event.event["user"]["user_id"],
             event.event["type"],
@@ -108,20 +80,20 @@ def test_live_events_are_of_every_type_and_correct_some(terra):
     ]
     types = {event.event["type"] for event in events}
     assert types == {"activity", "daily", "sleep", "body", "nutrition", "menstruation", "planned_workout"}
-    assert len(told) > len(set(told))
+    assert len(objects) > len(set(objects))
 
 
-def test_when_the_last_account_is_closed_that_is_told_and_nothing_more(terra):
-    """Breaks if the stream ends in an error, or goes on about people who have left."""
+def test_the_stream_ends_when_the_last_account_is_closed(terra):
+    """Breaks if the stream ends with an error, or continues with closed accounts."""
     terra.put(*[deauth(terra, account) for account in terra.accounts()])
     types = [event.event["type"] for event in live_events(terra)]
     assert types == ["deauth"] * 12
 
 
 def test_a_ping_leads_to_the_event(api, terra):
-    """Breaks if an s3_payload says more than it may, or what it leads to is not the event."""
+    """Breaks if an s3_payload has more fields than Terra's, or its URL has another event."""
     made = next(first_events(terra))
-    ping = elsewhere(terra, made, "http://localhost")
+    ping = by_url(terra, made, "http://localhost")
     assert set(ping.event) == {"type", "status", "url", "expires_in"}
     assert (ping.trace_id, ping.ordering_ms) == (made.trace_id, made.ordering_ms)
     assert api.client.get(ping.event["url"]).json == made.event
@@ -129,13 +101,13 @@ def test_a_ping_leads_to_the_event(api, terra):
 
 
 def test_pings_come_in_the_share_that_was_asked_for(terra):
-    """Breaks if `--pinged` does nothing, or takes everything."""
+    """Breaks if `--pinged` has no effect, or applies to every event."""
     types = [event.event["type"] for event in islice(live_events(terra, pinged=0.5, base_url="http://x"), 60)]
     assert 15 < types.count("s3_payload") < 45
 
 
 def test_run_sends_to_terras_endpoint_too(endpoint, capsys):
-    """Breaks if `headrace simulate --terra-to` sends nothing, or does not say where Terra is."""
+    """Breaks if `headrace simulate --terra-to` sends no events, or does not print Terra's URL."""
     stop = threading.Event()
     options = {"users": 1, "days": 3, "terra_to": endpoint.url, "terra_secret": TERRA_SECRET, "rate": 100, "stop": stop}
     running = threading.Thread(target=run, kwargs=options)
@@ -153,6 +125,5 @@ def test_run_sends_to_terras_endpoint_too(endpoint, capsys):
 
 
 def test_terra_without_a_secret_is_refused():
-    """Breaks if events are sent that no endpoint can take."""
     with pytest.raises(ValueError, match="secret"):
         run(terra_to="http://127.0.0.1:9")

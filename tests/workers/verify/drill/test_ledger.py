@@ -1,4 +1,4 @@
-"""What is found in the broker."""
+"""Deliveries in the broker."""
 
 import base64
 import json
@@ -10,11 +10,11 @@ import pytest
 from app.delivery import pack
 from tests.support import START, delivery, message_id, workout
 from workers.verify.drill import ledger
-from workers.verify.drill.ledger import waiting
+from workers.verify.drill.ledger import queued_ids
 
 
-def test_what_waits_in_the_broker_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a delivery that waits, or that a worker holds, is called lost."""
+def test_queued_deliveries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a delivery that is queued, or held by a worker, counts as lost."""
     server = fakeredis.FakeRedis()
     monkeypatch.setattr(ledger, "redis_client", lambda _: server)
     names = [message_id(START, number) for number in range(3)]
@@ -26,5 +26,5 @@ def test_what_waits_in_the_broker_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     server.lpush("live", json.dumps(message(names[0])), b"no message")
     server.lpush("live:processing", json.dumps(message(names[1])))
     server.hset("unacked", "tag", json.dumps([message(names[2]), "live", "live"]))
-    assert waiting("redis://somewhere") == set(names)
-    assert waiting("amqp://somewhere") is None
+    assert queued_ids("redis://somewhere") == set(names)
+    assert queued_ids("amqp://somewhere") is None

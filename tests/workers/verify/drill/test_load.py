@@ -1,4 +1,4 @@
-"""What a drill sends."""
+"""The load of a drill."""
 
 from datetime import UTC, datetime
 
@@ -7,8 +7,8 @@ from workers.simulator.events import supplied
 from workers.verify.drill.load import events, is_usable
 
 
-def test_what_is_sent_exercises_every_column() -> None:
-    """Breaks if no dead letter, no ignored event or not everybody's history is among what is sent."""
+def test_the_load_leads_to_every_outcome() -> None:
+    """Breaks if the load has no unusable event, no unknown type, or not every notice of history."""
     world = World(1, 1, datetime(2026, 3, 14, 12, tzinfo=UTC), 2)
     sent = list(events(world, 1, 2.0, 100.0))
     types = [one.get("event_type", "") for one in sent if isinstance(one, dict)]

@@ -1,4 +1,4 @@
-"""What the provider of a drill asks for."""
+"""The pauses that the provider of a drill asks for."""
 
 import pytest
 
@@ -15,22 +15,22 @@ from workers.verify.drill.provider import MIN_PAUSE, PauseRecorder, make_simulat
         (Fault("429"), MIN_PAUSE),
     ],
 )
-def test_a_refusal_asks_for_silence(fault: Fault, seconds: float) -> None:
-    """Breaks if requests that should not have been sent are looked for at the wrong time."""
+def test_a_refusal_asks_for_a_pause(fault: Fault, seconds: float) -> None:
+    """Breaks if a pause is recorded with a wrong length."""
     assert pause_of(fault, 100.5) == seconds
 
 
-def test_whoever_asks_to_be_told_of_faults_is() -> None:
-    """Breaks if a fault that is made is not told, or one that is not made is."""
-    told: list[Fault] = []
-    faults = Faults(on_pick=told.append)
+def test_on_pick_is_called_with_each_produced_fault() -> None:
+    """Breaks if `on_pick` misses a produced fault, or is called for another."""
+    picked: list[Fault] = []
+    faults = Faults(on_pick=picked.append)
     faults.add("429", where="/a", times=1)
-    assert [faults.pick("/b"), faults.pick("/a"), faults.pick("/a")] == [None, *told, None]
-    assert [fault.kind for fault in told] == ["429"]
+    assert [faults.pick("/b"), faults.pick("/a"), faults.pick("/a")] == [None, *picked, None]
+    assert [fault.kind for fault in picked] == ["429"]
 
 
-def test_refusals_of_the_simulator_are_silences() -> None:
-    """Breaks if a drill does not see when the provider wanted to be asked nothing, or changes the simulator for it."""
+def test_refusals_of_the_simulator_are_recorded_as_pauses() -> None:
+    """Breaks if a drill misses a pause, or patches the simulator."""
     pauses = PauseRecorder()
     simulator = make_simulator(Options(seconds=1, seed=1, rate=1, visibility_seconds=5), pauses.note)
     for kind in ("500", "429", "503"):

@@ -1,14 +1,15 @@
-"""The report: whether a drill was passed."""
+"""The report of a drill, response times, and requests during a pause."""
 
 from dataclasses import replace
 from typing import Any
 
 from tests.support.drill import LEDGER, made, totals
-from workers.verify.drill.report import Report
+from workers.verify.drill.load import Response
+from workers.verify.drill.report import Report, max_response, rate_limit_violations
 
 
 def report(**changes: Any) -> Report:
-    """The report of a drill that was passed, but for the changes."""
+    """The report of a passed drill with these changes."""
     return replace(
         Report(
             seed=1,
@@ -30,10 +31,30 @@ def report(**changes: Any) -> Report:
 
 
 def test_a_drill_is_passed_or_not() -> None:
-    """Breaks if a drill ends with 0 whatever it found."""
+    """Breaks if a drill with errors is passed."""
     assert report().holds
     assert report().faults_by()["web"] == {"kill": 1, "freeze": 0, "restart": 0}
     assert not report(totals=totals(ledger=LEDGER[1:])).holds
     assert not report(max_response=5.1).holds
     assert not report(settled_after=None).holds
     assert not report(never_taken=1).holds
+
+
+def test_an_endpoint_that_is_frozen_is_not_slow() -> None:
+    """Breaks if a freeze by the drill counts as a slow response, or a slow response does not count."""
+    answers = [Response(0, 1, 202), Response(10, 16, 202), Response(20, 27, 503), Response(30, 90, 0)]
+    assert max_response(answers, []) == (7, 7)
+    assert max_response(answers, [made("web", "freeze", 21, 3), made("broker", "freeze", 11, 3)]) == (6, 7)
+    assert max_response(answers, [made("web", "freeze", 26, 3)]) == (6, 7)
+    assert max_response(answers, [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (6, 7)
+    assert max_response(answers[2:], [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (1, 7)
+    assert max_response(answers, [made("web", "kill", 21)]) == (7, 7)
+
+
+def test_a_request_during_a_pause_is_counted() -> None:
+    """Breaks if requests during a pause are not counted, or those that a fault explains are not excused."""
+    asked = [99.0, 100.0, 101.0, 103.0]
+    assert rate_limit_violations([(100.0, 102.0)], asked, []) == (1, 0)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [made("web", "kill", 100)]) == (1, 0)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [made("backfill", "kill", 100)]) == (0, 1)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [made("backfill", "freeze", 90, 5)]) == (1, 0)
