@@ -272,4 +272,4 @@ def test_lanes_are_scaled_by_their_own_depth_and_age() -> None:
 
 def test_the_example_overlay_names_an_image_of_its_own() -> None:
     """Breaks if a copy of the example would pull `latest` from nowhere."""
-    assert {container(name)["image"] for name in PODS if name != "headrace-etl"} == {"registry.example/headrace:0.1.0"}
+    assert {container(name)["image"] for name in PODS if name != "headrace-etl"} == {"registry.example/headrace:0.2.0"}
