@@ -1,6 +1,6 @@
-"""How the tests run, and the real services for those that need them: one PostgreSQL and one Valkey for each process.
+"""Configuration of pytest, and fixtures with real services: one PostgreSQL and one Valkey per pytest process.
 
-Each process of pytest starts its own servers on free ports. A test finds the database and the broker empty.
+Each process starts its servers on free ports. Every test begins with an empty database and broker.
 """
 
 import gc
@@ -32,7 +32,7 @@ from workers.local.supervisor import running
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 
-# Whoever still works in the database when its test is over is shut out first. A worker that a module shares is idle.
+# Connections that are still active after a test are terminated first. The idle ones of a shared worker stay open.
 EMPTY = """
 DO $$ DECLARE one record; BEGIN
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -45,8 +45,8 @@ DO $$ DECLARE one record; BEGIN
 END $$"""
 
 
-# Where the long modules are. They start first, so that the processes of a run end at about the same time.
-LONG = (
+# The paths of the slow modules. They start first, so that the processes of a run end at about the same time.
+SLOW = (
     "tests/processes/test_rabbitmq.py",
     "tests/end_to_end/",
     "tests/processes/",
@@ -56,18 +56,18 @@ LONG = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Small loads find the same faults as large ones, only less surely."""
+    """Adds `--full`. The default loads find the same faults with a lower probability."""
     parser.addoption("--full", action="store_true", help="make fuzzing, controls and crowds large")
 
 
 @pytest.fixture(scope="session")
 def full(pytestconfig: pytest.Config) -> bool:
-    """Whether loads are to be large."""
+    """Whether `--full` was given."""
     return bool(pytestconfig.getoption("full"))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes more than there are cores, as many tests wait; a single file, which is not divided, runs here."""
+    """Two processes more than cores, because many tests wait for I/O; a single file runs in this process."""
     files = {argument.partition("::")[0] for argument in config.args}
     if len(files) == 1 and Path(*files).is_file():
         return 0
@@ -75,24 +75,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Seeds fuzzing. A run in the background of a shell has Ctrl-C ignored, and so would programs that tests start."""
+    """Seeds fuzzing, and restores SIGINT: background jobs of a shell ignore it, as do their children."""
     hypothesis.settings.register_profile("small", derandomize=True)
     hypothesis.settings.register_profile("full", max_examples=1500)
     hypothesis.settings.load_profile("full" if config.getoption("full") else "small")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.disable()  # until all tests are collected: modules are no garbage, and looking for it takes a fifth of the time
+    gc.disable()  # until all tests are collected: modules stay loaded, and collecting takes 20 % of the time
 
 
 def pytest_collection_finish() -> None:
-    """What is read is not walked over again."""
+    """Freezes the loaded modules so that the garbage collector skips them."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks whoever asks for a server, so that `-m "not services"` runs what needs none; puts long modules first."""
-    items.sort(key=lambda item: next((n for n, place in enumerate(LONG) if item.nodeid.startswith(place)), len(LONG)))
+    """Marks tests that use a server as `services`, so that `-m "not services"` skips them; sorts slow modules first."""
+    items.sort(key=lambda item: next((n for n, path in enumerate(SLOW) if item.nodeid.startswith(path)), len(SLOW)))
     for item in items:
         if {"servers", "settings", "engine", "broker_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("services")
@@ -104,7 +104,7 @@ def servers() -> Iterator[Servers]:
     if not wheels.available():
         pytest.skip("no PostgreSQL and Valkey wheels for this platform")
     folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    folder.chmod(0o755)  # as root, the user of PostgreSQL must be able to enter it
     try:
         postgres, database_url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "postgres.log")
         valkey, broker_url = embedded_valkey.valkey(folder / "broker", "tests", folder / "broker.log")
@@ -119,7 +119,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def broker_url(servers: Servers) -> str:
-    """An empty broker."""
+    """The URL of an empty broker."""
     with redis.Redis.from_url(servers.broker_url) as client:
         client.flushall()
     return servers.broker_url
@@ -127,14 +127,14 @@ def broker_url(servers: Servers) -> str:
 
 @pytest.fixture
 def broker(broker_url: str) -> Iterator["redis.Redis"]:
-    """What is in the broker."""
+    """A client of the empty broker."""
     with redis.Redis.from_url(broker_url) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def database_url(servers: Servers) -> str:
-    """A migrated database that the tests share, one after the other."""
+    """The URL of a migrated database that all tests of the process use in turn."""
     where = urlsplit(servers.database_url)
     with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
         connection.execute("CREATE DATABASE shared TEMPLATE headrace")
@@ -143,7 +143,7 @@ def database_url(servers: Servers) -> str:
 
 @pytest.fixture(scope="session")
 def deployment(servers: Servers, database_url: str) -> Settings:
-    """Settings of a complete deployment, for what outlives a test."""
+    """Settings of a complete deployment, for fixtures of session or module scope."""
     return Settings(
         database_url=database_url.replace("postgresql", "postgresql+psycopg", 1),
         broker_url=servers.broker_url,
@@ -156,16 +156,16 @@ def deployment(servers: Servers, database_url: str) -> Settings:
 
 @pytest.fixture(scope="session")
 def emptier(database_url: str) -> Iterator[psycopg.Connection]:
-    """A connection that stays: a new one has to learn of every table first, 15 ms."""
+    """A permanent connection: a new one needs 15 ms to load its catalog caches."""
     with psycopg.connect(database_url, autocommit=True, application_name="emptier") as connection:
         yield connection
 
 
 @pytest.fixture
 def settings(deployment: Settings, emptier: psycopg.Connection) -> Iterator[Settings]:
-    """Settings of a complete deployment, its database migrated and empty, with no rate used up and no account paused.
+    """Settings of a complete deployment with an empty migrated database, unused rate limits and no paused account.
 
-    Emptied and not made anew: a copy of the template takes 400 ms, deleting from every table 5 ms.
+    The tables are emptied instead of recreated: deleting all rows takes 5 ms, a copy of the template 400 ms.
     """
     with redis.Redis.from_url(deployment.need_broker()) as client:
         if left := client.keys("headrace:*"):
@@ -176,7 +176,7 @@ def settings(deployment: Settings, emptier: psycopg.Connection) -> Iterator[Sett
 
 @pytest.fixture(scope="session")
 def writer(deployment: Settings) -> Iterator[Engine]:
-    """A writer's engine, whose connections the tests share: each new one plans every statement anew."""
+    """An engine of a writer. All tests share its connections, because each new one plans every statement again."""
     engine = make_writer(deployment)
     yield engine
     engine.dispose()
@@ -184,13 +184,13 @@ def writer(deployment: Settings) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(settings: Settings, writer: Engine) -> Engine:
-    """A writer's engine on the empty database."""
+    """An engine of a writer on the empty database."""
     return writer
 
 
 @pytest.fixture
 def plain_settings() -> Settings:
-    """Settings for what needs no server."""
+    """Settings for tests without a server."""
     return replace(
         Settings(),
         broker_url="memory://",
@@ -202,13 +202,13 @@ def plain_settings() -> Settings:
 
 @pytest.fixture
 def sampler() -> Sampler | None:
-    """As the environment says."""
+    """The sampler of the environment. Tests override this fixture."""
     return None
 
 
 @pytest.fixture
 def exported(sampler: Sampler | None) -> Iterator[InMemorySpanExporter]:
-    """What this process traces, which it does for one test."""
+    """The spans of this process, which is traced for one test."""
     provider, exporter = TracerProvider(sampler=sampler, shutdown_on_exit=False), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing.use(otel.Spans(provider, "redis"))

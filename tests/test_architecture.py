@@ -1,4 +1,4 @@
-"""What may use what: held by reading the source, not by convention."""
+"""Import rules between modules, areas and libraries, checked on the source."""
 
 import ast
 import json
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
-# The areas from the ground up. A module belongs to the area with the longest name that matches; each may import its own
-# area and those before it.
+# The areas from the lowest to the highest. A module belongs to the area with the longest matching name, and may import
+# its own area and lower ones.
 AREAS = (
     "app",
     "app.observability",
@@ -57,12 +57,11 @@ MAY_IMPORT = {
     "prometheus_client": "app.observability.metrics",
     "pickle": "",
 }
-# These still import test modules.
 NOT_IN_THE_ENDPOINT = {"sqlalchemy", "alembic", "psycopg", "httpx", "requests", "aiohttp", "opentelemetry", "workers"}
 
 
 def imports(name: str) -> set[str]:
-    """Everything that a module imports, wherever in it; of our own, the modules."""
+    """All imports of a module, at any level of nesting; imports from app and workers are resolved to modules."""
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
@@ -89,17 +88,17 @@ def imported_test_modules(node: ast.AST) -> set[str]:
 
 
 def is_within(name: str, allowed: str) -> bool:
-    """Whether a module is one of these or in one of these packages."""
+    """Whether a module is listed or in a listed package."""
     return any(name == one or name.startswith(f"{one}.") for one in allowed.split())
 
 
 def area_of(name: str) -> int:
-    """The place of a module's area in the order."""
+    """The index of a module's area in AREAS."""
     return max((len(one), place) for place, one in enumerate(AREAS) if is_within(name, one))[1]
 
 
 def test_no_area_imports_a_later_one() -> None:
-    """Breaks if a lower area comes to need a higher one, so that neither can be understood or replaced alone."""
+    """Breaks if a lower area imports a higher one, so that neither can be understood or replaced alone."""
     upward = {
         f"{name} -> {one}" for name in MODULES for one in imports(name) & MODULES.keys() if area_of(one) > area_of(name)
     }
@@ -107,12 +106,12 @@ def test_no_area_imports_a_later_one() -> None:
 
 
 def test_every_area_exists() -> None:
-    """Breaks if an area of the order was renamed or removed, and its rule holds nothing any more."""
+    """Breaks if an area was renamed or removed, so that its rule has no effect."""
     assert {area_of(name) for name in MODULES} == set(range(len(AREAS)))
 
 
 def test_every_library_is_confined() -> None:
-    """Breaks if a library spreads beyond the few files that hold it, so that it can no longer be replaced there."""
+    """Breaks if a library is imported outside its listed modules, which makes it harder to replace."""
     outside = {
         f"{name} -> {library}"
         for name in MODULES
@@ -123,13 +122,13 @@ def test_every_library_is_confined() -> None:
 
 
 def test_app_never_imports_workers() -> None:
-    """Breaks if the endpoint, through whatever module, brings the workers along."""
+    """Breaks if a module of the endpoint imports the workers."""
     app = {name for name in MODULES if name.split(".")[0] == "app"}
     assert {name for name in app if any(one.split(".")[0] == "workers" for one in imports(name))} == set()
 
 
 def test_only_the_configuration_reads_the_environment() -> None:
-    """Breaks if a setting is read past Settings, unchecked and unlisted."""
+    """Breaks if a module bypasses Settings and reads an unchecked environment variable."""
     names = {"environ", "environb", "getenv", "putenv"}
     readers = {
         name
@@ -142,17 +141,17 @@ def test_only_the_configuration_reads_the_environment() -> None:
 
 
 def test_there_is_no_import_cycle() -> None:
-    """Breaks if two modules need each other, at import or later."""
+    """Breaks if two modules import each other, at module level or in a function."""
     list(TopologicalSorter({name: imports(name) & (MODULES.keys() - {name}) for name in MODULES}).static_order())
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     """Breaks if a module has no docstring."""
     assert [name for name, tree in TREES.items() if not (ast.get_docstring(tree) or "").strip()] == []
 
 
-def test_a_class_name_means_one_thing() -> None:
-    """Breaks if two modules define public classes of one name. The simulator has a model of its own, and is apart."""
+def test_public_class_names_are_unique() -> None:
+    """Breaks if two modules define public classes of the same name. The simulator is exempt: it has its own model."""
     places: dict[str, list[str]] = {}
     for name, tree in TREES.items():
         for node in tree.body if not is_within(name, "workers.simulator") else ():
@@ -162,7 +161,7 @@ def test_a_class_name_means_one_thing() -> None:
 
 
 def test_no_test_module_is_imported() -> None:
-    """Breaks if a test module or a conftest.py is imported: what tests share belongs in tests/support."""
+    """Breaks if a test module or a conftest.py is imported: shared helpers belong in tests/support."""
     found = {
         f"{file.relative_to(ROOT)} -> {one}"
         for file in (ROOT / "tests").rglob("*.py")
@@ -173,13 +172,15 @@ def test_no_test_module_is_imported() -> None:
 
 
 def test_the_endpoint_loads_no_database_and_no_http_client() -> None:
-    """Breaks if each process of the endpoint pays for, and is exposed to, what it never uses."""
+    """Breaks if the endpoint loads libraries that it never uses, which cost memory and widen the attack surface."""
     program = (
         "import json, sys; from app.web.app import from_environment; from_environment(); "
         "print(json.dumps([n.split('.')[0] for n in list(sys.modules)]))"
     )
     own = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": "0123456789abcdef"}
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+    inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=kept | own, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, env=inherited | own, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     assert set(json.loads(done.stdout)) & NOT_IN_THE_ENDPOINT == set()

@@ -1,4 +1,4 @@
-"""Dashboard and alerts, without a server: every query can be read, and asks for what is declared."""
+"""Dashboard and alerts, without a server: every query is valid and uses declared metrics and labels."""
 
 import json
 
@@ -13,7 +13,7 @@ OF_PROMETHEUS = {"up": {"job", "instance"}}
 
 
 def declared() -> dict[str, set[str]]:
-    """Every series' name with its labels, as app.observability.metrics declares them."""
+    """The labels of every series, by its name, as app.observability.metrics declares them."""
     found: dict[str, set[str]] = {}
     for one in vars(metrics).values():
         if isinstance(one, MetricWrapperBase):
@@ -27,7 +27,7 @@ def declared() -> dict[str, set[str]]:
     return found
 
 
-def test_a_query_asks_for_what_is_declared() -> None:
+def test_every_query_uses_declared_metrics() -> None:
     """Breaks if a metric or a label was renamed, so that a panel is empty or an alert never fires."""
     failures = Failures()
     for query in queries():
@@ -39,17 +39,17 @@ def test_a_query_asks_for_what_is_declared() -> None:
     assert failures == {}
 
 
-def test_everything_declared_is_somewhere_to_be_seen() -> None:
-    """Breaks if something is counted that nobody looks at."""
-    asked = {one.metric for query in queries() for one in selectors(query.text)}
-    families = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in asked}
-    missing = {name for name in declared() if name not in asked}
+def test_every_declared_metric_is_used() -> None:
+    """Breaks if a metric appears in neither the dashboard nor an alert."""
+    queried = {one.metric for query in queries() for one in selectors(query.text)}
+    families = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in queried}
+    missing = {name for name in declared() if name not in queried}
     assert {name for name in missing if name.rpartition("_")[0] not in families} == set()
 
 
-def test_no_label_says_whose_data_it_is() -> None:
-    """Breaks if a person's id becomes a label: readable by whoever may see a dashboard, and a series for each."""
-    few = {
+def test_no_label_identifies_a_user() -> None:
+    """Breaks if a user id becomes a label: visible to every reader of the dashboard, and one series per user."""
+    allowed = {
         "aggregator",
         "status",
         "reason",
@@ -63,25 +63,25 @@ def test_no_label_says_whose_data_it_is() -> None:
         "whose",
         "le",
     }
-    assert set().union(*declared().values()) == few
+    assert set().union(*declared().values()) == allowed
 
 
 def test_the_commands_that_alerts_name_exist() -> None:
-    """Breaks if somebody is woken up and told to type what there is not."""
+    """Breaks if an alert names a command that does not exist."""
     words = [part.split()[0] for part in ALERTS.read_text().split("headrace ")[1:] if "do:" in ALERTS.read_text()]
     named = {word.strip(",;") for word in words if word.strip(",;") in COMMANDS}
     assert named >= {"check", "status", "dead", "reconcile", "backfill", "beat", "worker"}
 
 
-def test_panels_do_not_lie_on_each_other() -> None:
-    """Breaks if a panel hides another one, or two have one number."""
+def test_panels_do_not_overlap() -> None:
+    """Breaks if a panel covers another one, or two have the same id."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    places = [
+    cells = [
         (x, y)
         for panel in panels
         for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
         for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
     ]
-    assert len(places) == len(set(places))
+    assert len(cells) == len(set(cells))
     assert len({panel["id"] for panel in panels}) == len(panels)
-    assert max(x for x, _ in places) < 24
+    assert max(x for x, _ in cells) < 24

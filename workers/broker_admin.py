@@ -139,7 +139,7 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
         with redis_client(url) as client:
             for name in map("".join, itertools.product(LANES, ALL_INVALID)):
                 for raw in client.lrange(name, 0, -1):
-                    keep(raw, "bytes that are no message")
+                    keep(raw, "bytes that are not a message")
                     client.lrem(name, 1, raw)
     except redis.RedisError as error:
         raise _unreachable(error) from None

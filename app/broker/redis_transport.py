@@ -155,7 +155,7 @@ class Channel(redis.Channel):
 
     def _quarantine(self, raw: bytes) -> None:
         """Moves bytes that are not a message out of the lane, where they would crash one worker after another."""
-        log.error("lane %s contained bytes that are no message; they are kept in %s%s", self.lane, self.lane, INVALID)
+        log.error("lane %s contained bytes that are not a message, now in %s%s", self.lane, self.lane, INVALID)
         with self.conn_or_acquire() as client:
             client.pipeline().lrem(self.lane + PROCESSING, 1, raw).lpush(self.lane + INVALID, raw).execute()
         self.processing = ()

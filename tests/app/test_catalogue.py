@@ -41,7 +41,7 @@ def test_it_holds_sixty_resources_of_junction_and_three_legacy_ones() -> None:
     assert [resource.name for resource in catalogue().of_kind("summary")] == SUMMARIES
 
 
-def test_what_only_terra_has_is_none_of_junctions() -> None:
+def test_a_resource_of_terra_only_is_not_one_of_junction() -> None:
     """Breaks if a Terra type is fetched or simulated as one of Junction's, or its view is renamed."""
     found = {resource.name: resource for resource in catalogue().values() if not resource.is_junctions}
     records = {"terra_planned_workout", "terra_hormone", "terra_health_observation", "terra_lab_report"}
@@ -74,7 +74,7 @@ def test_where_terras_types_land() -> None:
     assert failures == {}
 
 
-def test_what_is_no_type_of_terras_lands_nowhere() -> None:
+def test_an_unknown_type_of_terra_has_no_resource() -> None:
     """Breaks if the name of a resource counts as a Terra type."""
     failures = Failures()
     for name in ("workouts", "heartrate", "terra_scores", "scores", "route", ""):

@@ -31,7 +31,7 @@ def packed(value: object) -> str:
 
 
 @given(deliveries=st.lists(DELIVERIES, max_size=5))
-def test_what_is_packed_is_unpacked(deliveries: list[Delivery]) -> None:
+def test_packed_deliveries_are_unpacked(deliveries: list[Delivery]) -> None:
     """Breaks if a delivery changes on its way through the broker."""
     assert unpack(pack(deliveries)) == deliveries
 
@@ -71,7 +71,7 @@ def test_a_foreign_message_is_a_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
-def test_a_message_of_another_version_says_so(version: int) -> None:
+def test_a_message_of_another_version_is_reported(version: int) -> None:
     """Breaks if an older worker reads a message of a newer version as its own."""
     with pytest.raises(Unprocessable, match=f"version {version}; this worker reads version {MESSAGE_VERSION}"):
         unpack(packed([version, [["something", "new"]], {}]))
@@ -83,7 +83,7 @@ def test_a_message_nested_without_end_is_a_dead_letter() -> None:
         unpack(base64.b64encode(b"\x91" * 100_000).decode())
 
 
-def test_a_sealed_delivery_opens_with_what_it_is_about() -> None:
+def test_a_sealed_delivery_opens_with_its_own_metadata() -> None:
     """Breaks if a worker cannot open what the endpoint sealed, or the receipt's parts are lost."""
     sealer, before = Sealer([bytes(32)]), time.time()
     sent = seal("terra", Receipt("trace", 17, "reference"), b"body", sealer)

@@ -20,14 +20,14 @@ BODIES = st.one_of(
 
 
 @given(body=BODIES, aad=st.text(max_size=300), keys=st.lists(st.binary(min_size=32, max_size=32), max_size=3))
-def test_what_is_sealed_opens_again(body: bytes, aad: str, keys: list[bytes]) -> None:
+def test_a_sealed_body_opens_again(body: bytes, aad: str, keys: list[bytes]) -> None:
     """Breaks if a body, compressed or not, changes."""
     sealer = Sealer(keys)
     assert sealer.open(sealer.seal(body, aad), aad) == body
 
 
 @given(body=BODIES)
-def test_a_body_is_not_readable_in_what_is_sealed(body: bytes) -> None:
+def test_a_sealed_body_is_not_readable(body: bytes) -> None:
     """Breaks if a sealed body with a key contains the plain or compressed text."""
     sealed = Sealer([NEW]).seal(body, "junction:m1")
     assert len(body) < 4 or body not in sealed
@@ -133,7 +133,7 @@ def test_without_keys_an_encrypted_body_is_refused() -> None:
         Sealer([]).open(Sealer([NEW]).seal(BODY, "a"), "a")
 
 
-def test_what_was_sealed_before_there_was_a_key_opens_still() -> None:
+def test_a_body_sealed_without_a_key_still_opens_with_one() -> None:
     """Breaks if bodies that were queued without a key cannot be opened once there is one."""
     for body in (BODY, BODY * 100):
         assert Sealer([NEW]).open(Sealer([]).seal(body, "a"), "a") == body

@@ -1,4 +1,4 @@
-"""The floors: what parts of the way cost alone, measured in the same run, so that every figure is also a ratio."""
+"""Floors: the throughput of single steps alone, measured in the same run as reference for every other figure."""
 
 import multiprocessing
 import time
@@ -18,8 +18,8 @@ from app.config.settings import Settings, load
 from app.delivery import Delivery, pack
 from app.signatures.junction import verify
 from tests.bench.load import MAKERS, Load, run, workout_event
-from tests.bench.pages import PAGES, SAMPLES_A_PAGE, page
-from tests.bench.results import SAMPLES_AN_EVENT, Floors, Plan, Times, times
+from tests.bench.pages import PAGES, SAMPLES_PER_PAGE, page
+from tests.bench.results import SAMPLES_PER_EVENT, Floors, Plan, Times, times
 from tests.bench.stack import running_floor, running_servers
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, delivery, signed
 from workers.actions import Samples
@@ -32,28 +32,28 @@ from workers.store.writer import BatchItem, write
 
 SIZES = (1, 10, 50)  # deliveries to a message
 CONNECTIONS, ROUNDS = 32, 3
-MOST = 16_000  # requests that are made ready for a second of load
+MAX_REQUESTS_PER_SECOND = 16_000  # requests prepared per second of load
 
 
 def measure(plan: Plan) -> Floors:
-    """All of them, on the endpoint's web server and on servers that nobody else is at."""
-    answering = {target: _answering(target, plan.seconds / 2) for target in ("bare", "verified")}
+    """Measures all floors, on the web server of the endpoint and on otherwise idle servers."""
+    routes = {target: _measure_route(target, plan.seconds / 2) for target in ("bare", "verified")}
     with running_servers() as (database_url, broker_url):
         settings = load({"DATABASE_URL": database_url})
         return Floors(
-            *answering["bare"],
-            *answering["verified"],
+            *routes["bare"],
+            *routes["verified"],
             verifying(),
             {size: publishing(broker_url, size) for size in SIZES},
             {size: applying(settings, size, 60) for size in SIZES},
-            applying(settings, 10, 6, samples=True) * SAMPLES_AN_EVENT,
+            applying(settings, 10, 6, samples=True) * SAMPLES_PER_EVENT,
             {count: merging(database_url, 3, count) for count in sorted({1, plan.workers})},
         )
 
 
-def _answering(target: str, seconds: float) -> tuple[float, Times]:
-    """The best of some rounds: whatever else the machine does can only make a floor too low, and the rest look good."""
-    numbers, rounds = range(int(seconds * MOST)), list[Load]()
+def _measure_route(target: str, seconds: float) -> tuple[float, Times]:
+    """The best of ROUNDS: other load can only lower a floor, which would make the ratios look better than they are."""
+    numbers, rounds = range(int(seconds * MAX_REQUESTS_PER_SECOND)), list[Load]()
     with running_floor(target, JUNCTION_SECRET) as url:
         for _ in range(ROUNDS):
             given = (url, JUNCTION_SECRET, "workouts", ["floor"])
@@ -62,13 +62,13 @@ def _answering(target: str, seconds: float) -> tuple[float, Times]:
     return best.accepted / best.seconds, times(best.seconds_each)
 
 
-def _route(*, verify: bool) -> Flask:
+def _route(*, with_verification: bool) -> Flask:
     flask, settings = Flask("floor"), load()
 
     @flask.post("/webhooks/junction")
     def webhook() -> Response:
         body = request.get_data()
-        if verify:
+        if with_verification:
             verify(request.headers, body, settings, datetime.now(UTC))
         return Response(status=202)
 
@@ -80,13 +80,13 @@ def _route(*, verify: bool) -> Flask:
 
 
 def bare() -> Flask:
-    """A route that only answers."""
-    return _route(verify=False)
+    """A route that only responds."""
+    return _route(with_verification=False)
 
 
 def verified() -> Flask:
-    """A route that verifies and answers."""
-    return _route(verify=True)
+    """A route that verifies and responds."""
+    return _route(with_verification=True)
 
 
 def verifying(seconds: float = 1.0) -> float:
@@ -101,7 +101,7 @@ def verifying(seconds: float = 1.0) -> float:
 
 
 def publishing(broker_url: str, size: int, seconds: float = 2.0) -> float:
-    """Deliveries a second that one thread publishes, `size` to a message, to a broker from which nobody takes."""
+    """Deliveries a second that one thread publishes, `size` per message, to a broker without consumers."""
     celery = make_celery(Settings(broker_url=broker_url), "publisher")
     publisher, message, sent = Publisher(celery), deliveries("workouts", size), 0
     began = time.perf_counter()
@@ -116,7 +116,7 @@ def publishing(broker_url: str, size: int, seconds: float = 2.0) -> float:
 
 
 def applying(settings: Settings, size: int, messages: int, *, samples: bool = False) -> float:
-    """Deliveries a second that one process applies, `size` to a message."""
+    """Deliveries a second that one process applies, `size` per message."""
     settings = replace(settings, encryption_keys=(ENCRYPTION_KEY,))
     given = deliveries("heartrate" if samples else "workouts", size * (messages + 1))
     packed = [pack(given[start : start + size]) for start in range(0, len(given), size)]
@@ -132,14 +132,14 @@ def applying(settings: Settings, size: int, messages: int, *, samples: bool = Fa
 
 
 def deliveries(kind: str, count: int) -> list[Delivery]:
-    """So many deliveries, as the endpoint would have sealed them, of fifty people."""
+    """`count` deliveries of 50 users, sealed as by the endpoint."""
     return [delivery(MAKERS[kind](f"floor-{number % 50}", number), datetime.now(UTC)) for number in range(count)]
 
 
 def merging(database_url: str, people: int, processes: int) -> float:
-    """Samples a second that processes copy, merge and commit who have read them before, page by page.
+    """Samples a second that processes copy, merge and commit page by page, after they have parsed them.
 
-    Each for so many people of its own.
+    Each process writes for `people` users of its own.
     """
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(processes + 1), context.Barrier(processes + 1)
@@ -153,13 +153,13 @@ def merging(database_url: str, people: int, processes: int) -> float:
         child.join(300)
     if any(child.exitcode for child in children):
         raise RuntimeError("a process could not write")
-    return people * processes * PAGES * SAMPLES_A_PAGE / (time.perf_counter() - began)
+    return people * processes * PAGES * SAMPLES_PER_PAGE / (time.perf_counter() - began)
 
 
 def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
     engine = make_writer(load({"DATABASE_URL": database_url}), "headrace-bench-floor")
     numbers, read = SeriesNumbers(engine), [_samples(page(number, PAGES)) for number in range(PAGES)]
-    with transaction(engine) as connection:  # else the first page would pay for the connection
+    with transaction(engine) as connection:  # so that the first page does not include the connection setup
         upsert_users(connection, {"floor": None})
     ready.wait(120)
     go.wait(120)

@@ -1,9 +1,9 @@
-"""Workouts as fast as they are answered, then at 80 % of what was committed: answers, rows, CPU and memory."""
+"""Workouts in a closed loop, then at 80 % of the committed rate: responses, rows, CPU and memory."""
 
-from tests.bench.passage import people, through
+from tests.bench.passage import people, run_pipeline
 from tests.bench.probe import Probe
 from tests.bench.processes import memory
-from tests.bench.results import Live, Passage, Plan
+from tests.bench.results import Live, PipelineRun, Plan
 from tests.bench.stack import Stack, running_stack
 
 SHARE = 0.8
@@ -11,39 +11,39 @@ WARM_SECONDS = 1.0
 
 
 def measure(plan: Plan) -> Live:
-    """On a stack of its own."""
+    """Measures on a separate stack."""
     with running_stack(plan.workers) as stack:
         warm(stack)
-        closed = [through(stack, "workouts", connections=n, seconds=plan.seconds) for n in plan.connections]
+        closed = [run_pipeline(stack, "workouts", connections=n, seconds=plan.seconds) for n in plan.connections]
         best = max(closed, key=lambda one: one.committed)
         rate = SHARE * best.committed
         with Probe(stack, plan.probes) as probe:
-            paced = through(stack, "workouts", connections=best.connections, seconds=plan.seconds, rate=rate)
+            paced = run_pipeline(stack, "workouts", connections=best.connections, seconds=plan.seconds, rate=rate)
         return Live(closed, rate, paced, probe.to_row, memory(stack))
 
 
-def samples(plan: Plan) -> Passage:
-    """Events of a thousand samples each, on a stack of its own."""
+def samples(plan: Plan) -> PipelineRun:
+    """Events of 1,000 samples each, on a separate stack."""
     with running_stack(plan.workers) as stack:
         warm(stack)
-        return through(stack, "heartrate", connections=32, seconds=plan.seconds, users=people())
+        return run_pipeline(stack, "heartrate", connections=32, seconds=plan.seconds, users=people())
 
 
-def scaling(plan: Plan, limit: int = 4) -> dict[int, Passage]:
-    """Workouts with one worker process and with more, each on a stack of its own."""
+def scaling(plan: Plan, limit: int = 4) -> dict[int, PipelineRun]:
+    """Workouts with 1 to `limit` worker processes, each on a separate stack."""
     found = {}
     for workers in range(1, limit + 1):
         with running_stack(workers) as stack:
             warm(stack)
-            found[workers] = through(stack, "workouts", connections=32, seconds=plan.seconds)
+            found[workers] = run_pipeline(stack, "workouts", connections=32, seconds=plan.seconds)
     return found
 
 
 def highest(stack: Stack, plan: Plan) -> float:
-    """Workouts committed a second, as fast as 32 connections are answered."""
-    return through(stack, "workouts", connections=32, seconds=plan.seconds).committed
+    """Workouts committed a second in a closed loop with 32 connections."""
+    return run_pipeline(stack, "workouts", connections=32, seconds=plan.seconds).committed
 
 
 def warm(stack: Stack) -> None:
-    """Whoever is first pays for connections, caches and plans."""
-    through(stack, "workouts", connections=8, seconds=WARM_SECONDS)
+    """Warms up connections, caches and query plans, which slow down the first events."""
+    run_pipeline(stack, "workouts", connections=8, seconds=WARM_SECONDS)

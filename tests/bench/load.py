@@ -1,4 +1,4 @@
-"""A load generator: requests are built and signed beforehand, then sent as fast as they are answered."""
+"""A load generator: requests are built and signed in advance, then sent in a closed loop or at a fixed rate."""
 
 import gc
 import multiprocessing
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tests.bench.results import SAMPLES_AN_EVENT
+from tests.bench.results import SAMPLES_PER_EVENT
 from tests.support import START, event, message_id, signed
 
 READY_SECONDS = 300
@@ -24,7 +24,7 @@ READY_SECONDS = 300
 
 @dataclass
 class Load:
-    """What came of a run: answers by status, their times, how long it took, and what the generator itself cost."""
+    """The result of a run: responses by status, response times, duration, and CPU of the generator itself."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds_each: list[float] = field(default_factory=list)
@@ -34,12 +34,12 @@ class Load:
 
     @property
     def accepted(self) -> int:
-        """How many were answered 202."""
+        """The number of 202 responses."""
         return self.statuses[202]
 
 
 def workout_event(user_id: str, number: int) -> dict[str, Any]:
-    """A workout of the usual size, 1.1 kB."""
+    """A workout of typical size, 1.1 kB."""
     start = START + timedelta(minutes=number % 400_000)
     zones = {"hr_zones": [100, 90, 10, 10, 200], "sport": {"id": 1, "name": "Running", "slug": "running"}}
     data = {
@@ -64,8 +64,8 @@ def workout_event(user_id: str, number: int) -> dict[str, Any]:
 
 
 def samples_event(user_id: str, number: int) -> dict[str, Any]:
-    """A thousand heart-rate samples, a second apart, none of them sent before."""
-    start = START + timedelta(seconds=number * SAMPLES_AN_EVENT)
+    """1,000 heart-rate samples, one second apart, unique per user and number."""
+    start = START + timedelta(seconds=number * SAMPLES_PER_EVENT)
     samples = [
         {
             "timestamp": (start + timedelta(seconds=second)).isoformat(),
@@ -74,7 +74,7 @@ def samples_event(user_id: str, number: int) -> dict[str, Any]:
             "timezone_offset": 3600,
             "type": None,
         }
-        for second in range(SAMPLES_AN_EVENT)
+        for second in range(SAMPLES_PER_EVENT)
     ]
     data = {"source": {"provider": "garmin", "type": "watch"}, "data": samples}
     return event("daily.data.heartrate.created", user_id, data)
@@ -84,7 +84,7 @@ MAKERS: dict[str, Callable[[str, int], dict[str, Any]]] = {"workouts": workout_e
 
 
 def as_request(path: str, body: bytes, secret: str) -> bytes:
-    """A signed request as it goes over the wire."""
+    """The bytes of a signed HTTP request."""
     now = datetime.now(UTC)
     headers = signed(body, name=message_id(now), at=now, secret=secret)
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
@@ -92,8 +92,8 @@ def as_request(path: str, body: bytes, secret: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class _Line:
-    """A connection with at most one request on its way."""
+class _Connection:
+    """A connection with at most one request in flight."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address, timeout=60)
@@ -102,12 +102,12 @@ class _Line:
         self.received = b""
 
     def send(self, request: bytes, began: float) -> None:
-        """Sends a request, whose time counts from `began`."""
+        """Sends a request; its response time counts from `began`."""
         self.began = began
         self.socket.sendall(request)
 
     def receive(self) -> int | None:
-        """The status of the answer, once all of it is there. None of the answers to webhooks has a body to speak of."""
+        """The status of the response once it is complete, otherwise None. Responses to webhooks have small bodies."""
         self.received += self.socket.recv(65536)
         head, found, rest = self.received.partition(b"\r\n\r\n")
         if not found:
@@ -120,12 +120,12 @@ class _Line:
 
 
 def _send_all(address: tuple[str, int], requests: list[bytes], connections: int, seconds: float, pause: float) -> Load:
-    """Sends until the time is up. With a pause, one request after each, whoever is still waiting: as senders do.
+    """Sends for `seconds`. With a pause, sends one request per pause without waiting for responses, as real senders do.
 
-    Then a request's time counts from when it was due, or a slow answer would hide the requests behind it. No asyncio:
-    its streams cost 100 us a request, which on two cores is a third of what is measured; this costs 20.
+    The time of such a request counts from its due time; otherwise a slow response would hide the delay of later ones.
+    asyncio is not used: its streams cost 100 us per request, on two cores a third of the measured total; this costs 20.
     """
-    lines, load, poll = [_Line(address) for _ in range(connections)], Load(), select.epoll()
+    lines, load, poll = [_Connection(address) for _ in range(connections)], Load(), select.epoll()
     by_number = {line.socket.fileno(): line for line in lines}
     for number in by_number:
         poll.register(number, select.EPOLLIN)
@@ -152,16 +152,16 @@ def _send_all(address: tuple[str, int], requests: list[bytes], connections: int,
     return load
 
 
-def _process(what: Any, plan: Any) -> None:
-    (url, secret, kind, users, numbers), (connections, seconds, pause, ready, go, result) = what, plan
-    where, make = urlsplit(url), MAKERS[kind]
+def _process(content: Any, plan: Any) -> None:
+    (url, secret, kind, users, numbers), (connections, seconds, pause, ready, go, result) = content, plan
+    address, make = urlsplit(url), MAKERS[kind]
     bodies = (msgspec.json.encode(make(users[number % len(users)], number)) for number in numbers)
-    requests = [as_request(where.path, body, secret) for body in bodies]
+    requests = [as_request(address.path, body, secret) for body in bodies]
     gc.disable()
     ready.set()
     go.wait()
     began, cpu = time.time(), time.process_time()
-    load = _send_all((where.hostname or "", where.port or 80), requests, connections, seconds, pause)
+    load = _send_all((address.hostname or "", address.port or 80), requests, connections, seconds, pause)
     load.began, load.cpu_seconds = began, time.process_time() - cpu
     result.put(load)
 
@@ -178,9 +178,9 @@ def run(
     rate: float | None = None,
     on_go: Callable[[], None] | None = None,
 ) -> Load:
-    """Sends from a process of its own until the time is up or events of all `numbers` are through.
+    """Sends from a separate process for `seconds`, or until the events of all `numbers` are sent.
 
-    At a `rate` if one is given. `on_go` is called when everything is prepared, just before the first request.
+    Sends at `rate` events a second if given. Calls `on_go` after the preparation, just before the first request.
     """
     context = multiprocessing.get_context("spawn")
     ready, go, result = context.Event(), context.Event(), context.Queue()
@@ -190,7 +190,7 @@ def run(
     deadline = time.monotonic() + READY_SECONDS
     while not ready.wait(1):
         if not child.is_alive() or time.monotonic() > deadline:
-            raise RuntimeError("the load generator did not get ready")
+            raise RuntimeError("the load generator did not become ready")
     if on_go:
         on_go()
     go.set()

@@ -1,4 +1,4 @@
-"""A provider that costs nearly nothing: its pages are encoded beforehand, so that the reader is what is measured."""
+"""A page server that uses almost no CPU: its pages are encoded in advance, so that the reader limits the rate."""
 
 import asyncio
 import contextlib
@@ -13,17 +13,17 @@ import msgspec
 
 from tests.support import START
 
-SAMPLES_A_PAGE = 1000
-PAGES = 50  # of one person's history
-WINDOW = timedelta(days=11)  # with the day that is added on each side it is still one slice
+SAMPLES_PER_PAGE = 1000
+PAGES = 50  # per user
+WINDOW = timedelta(days=11)  # with one additional day on each side it is still one date range
 SOURCE = {"provider": "garmin", "type": "watch"}
 
 
 def page(number: int, pages: int) -> bytes:
-    """A page of heart rates of anybody; all pages together fill WINDOW, evenly."""
-    step = WINDOW / (pages * SAMPLES_A_PAGE)
-    begin = number * SAMPLES_A_PAGE
-    data = [_sample(START + step * place, place) for place in range(begin, begin + SAMPLES_A_PAGE)]
+    """A page of heart rates, the same for every user; all pages together fill WINDOW evenly."""
+    step = WINDOW / (pages * SAMPLES_PER_PAGE)
+    begin = number * SAMPLES_PER_PAGE
+    data = [_sample(START + step * place, place) for place in range(begin, begin + SAMPLES_PER_PAGE)]
     following = str(number + 1) if number + 1 < pages else None
     return msgspec.json.encode({"groups": {"garmin": [{"source": SOURCE, "data": data}]}, "next_cursor": following})
 
@@ -34,7 +34,7 @@ def _sample(ts: datetime, place: int) -> dict[str, Any]:
 
 
 class _Connection(asyncio.Protocol):
-    """Answers by the cursor alone, whoever is asked about."""
+    """Selects the page by the cursor only, for every user."""
 
     def __init__(self, answers: list[bytes]) -> None:
         self._answers, self._received = answers, b""
@@ -52,7 +52,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(self._answers[number])
 
 
-def _serve(pages: int, tell: Any) -> None:
+def _serve(pages: int, sender: Any) -> None:
     answers = []
     for number in range(pages):
         body = page(number, pages)
@@ -61,7 +61,7 @@ def _serve(pages: int, tell: Any) -> None:
 
     async def forever() -> None:
         server = await asyncio.get_running_loop().create_server(lambda: _Connection(answers), "127.0.0.1", 0)
-        tell.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        sender.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         await server.serve_forever()
 
     asyncio.run(forever())
@@ -69,28 +69,28 @@ def _serve(pages: int, tell: Any) -> None:
 
 @contextlib.contextmanager
 def serving(pages: int) -> Iterator[str]:
-    """The URL of a process of its own that serves so many pages to everybody."""
+    """The URL of a separate process that serves the same pages for every user."""
     context = multiprocessing.get_context("spawn")
-    told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(pages, tell), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(pages, sender), daemon=True)
     process.start()
     try:
-        if not told.poll(60):
+        if not receiver.poll(60):
             raise TimeoutError("the page server did not start")
-        yield str(told.recv())
+        yield str(receiver.recv())
     finally:
         process.terminate()
         process.join(10)
 
 
 def ceiling(url: str, pages: int, seconds: float = 2.0, connections: int = 2) -> float:
-    """Samples a second that the server can give to whoever only reads bytes."""
-    where, deadline = urlsplit(url), time.perf_counter() + seconds
+    """Samples a second that the server sends to clients that do not parse them."""
+    address, deadline = urlsplit(url), time.perf_counter() + seconds
     count = 0
 
     async def read() -> None:
         nonlocal count
-        reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=2**20)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
         with contextlib.closing(writer):
             while time.perf_counter() < deadline:
                 writer.write(f"GET /?next_cursor={count % pages} HTTP/1.1\r\n\r\n".encode())
@@ -105,4 +105,4 @@ def ceiling(url: str, pages: int, seconds: float = 2.0, connections: int = 2) ->
 
     began = time.perf_counter()
     asyncio.run(all_connections())
-    return count * SAMPLES_A_PAGE / (time.perf_counter() - began)
+    return count * SAMPLES_PER_PAGE / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""A load through the whole way: sent, waited for until its rows are there, and what that took."""
+"""A load run_pipeline the whole pipeline: sends events, waits for their rows, and measures rates, latency and CPU."""
 
 import time
 import uuid
@@ -9,15 +9,15 @@ from sqlalchemy import text
 
 from tests.bench.load import run
 from tests.bench.processes import Cpu
-from tests.bench.results import SAMPLES_AN_EVENT, Passage, times
+from tests.bench.results import SAMPLES_PER_EVENT, PipelineRun, times
 from tests.bench.stack import Stack
 from tests.support import START
 
 USERS = 200
-PATIENCE_SECONDS = 60
-LOOKS_SECONDS = 0.1
-MOST = {"workouts": 8000, "heartrate": 200}  # events that are made ready for a second of load
-# The ledger, because it has a row an event: counting samples over and over would be a load of its own.
+STALL_TIMEOUT_SECONDS = 60
+POLL_SECONDS = 0.1
+MAX_EVENTS_PER_SECOND = {"workouts": 8000, "heartrate": 200}  # events prepared per second of load
+# Counts ledger rows, one per event: counting samples repeatedly would itself be a considerable load.
 SETTLED = text("SELECT count(*) FROM headrace.deliveries WHERE received_at >= :began AND user_id = ANY(:users)")
 ROWS = {
     "workouts": text("SELECT count(*) FROM health.workouts WHERE user_id = ANY(:users)"),
@@ -26,11 +26,11 @@ ROWS = {
 
 
 def people(count: int = USERS) -> list[str]:
-    """So many users whom nobody has seen."""
+    """New user ids."""
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-def through(
+def run_pipeline(
     stack: Stack,
     kind: str,
     *,
@@ -39,13 +39,13 @@ def through(
     rate: float | None = None,
     users: Sequence[str] = (),
     first: int = 0,
-) -> Passage:
-    """Sends events as fast as they are answered, or at a `rate`, and waits for their rows.
+) -> PipelineRun:
+    """Sends events in a closed loop, or at a `rate`, and waits for their rows.
 
-    They are numbered from `first` on. Of the same users, samples of the same numbers would be repetitions.
+    Events are numbered from `first`: the same numbers for the same users would repeat samples.
     """
     users, snapshots = users or people(), []
-    limit = int(seconds * (rate or MOST[kind]))
+    limit = int(seconds * (rate or MAX_EVENTS_PER_SECOND[kind]))
     load = run(
         stack.url,
         stack.secret,
@@ -60,7 +60,7 @@ def through(
     settled_at = _settled(stack, load.began, users, load.accepted)
     spent = snapshots[0].spent(load.cpu_seconds)
     stored = _stored(stack, kind, users, first)
-    return Passage(
+    return PipelineRun(
         kind,
         connections,
         load.accepted,
@@ -74,24 +74,24 @@ def through(
 
 
 def _settled(stack: Stack, began: float, users: Sequence[str], wanted: int) -> float:
-    """When the ledger had so many events, or else, after some patience, when the last one came."""
+    """The time at which the ledger had `wanted` events, or after a stall, at which the last one was added."""
     last, changed = -1, time.time()
-    given = {"users": list(users), "began": datetime.fromtimestamp(began, UTC) - timedelta(seconds=1)}
+    parameters = {"users": list(users), "began": datetime.fromtimestamp(began, UTC) - timedelta(seconds=1)}
     while True:
         with stack.engine.connect() as connection:
-            count = connection.scalar(SETTLED, given) or 0
+            count = connection.scalar(SETTLED, parameters) or 0
         now = time.time()
         if count != last:
             last, changed = count, now
-        if count >= wanted or now > changed + PATIENCE_SECONDS:
+        if count >= wanted or now > changed + STALL_TIMEOUT_SECONDS:
             return changed
-        time.sleep(LOOKS_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _stored(stack: Stack, kind: str, users: Sequence[str], first: int) -> float:
-    """How many events a reader finds the rows of."""
-    each = SAMPLES_AN_EVENT if kind == "heartrate" else 1
-    since = START + timedelta(seconds=first * SAMPLES_AN_EVENT)
-    given = {"users": list(users)} | ({"since": since} if kind == "heartrate" else {})
+    """The number of events with rows in the views."""
+    each = SAMPLES_PER_EVENT if kind == "heartrate" else 1
+    since = START + timedelta(seconds=first * SAMPLES_PER_EVENT)
+    parameters = {"users": list(users)} | ({"since": since} if kind == "heartrate" else {})
     with stack.engine.connect() as connection:
-        return (connection.scalar(ROWS[kind], given) or 0) / each
+        return (connection.scalar(ROWS[kind], parameters) or 0) / each

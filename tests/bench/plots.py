@@ -1,4 +1,4 @@
-"""Draws what a run found, as PNGs."""
+"""Draws the results of a run as PNGs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from tests.bench.results import SAMPLES_AN_EVENT, Grown, Live, Passage, Results, Soak
+from tests.bench.results import SAMPLES_PER_EVENT, GrowthStep, Live, PipelineRun, Results, Soak
 from tests.bench.verdict import ANSWER_MS
 
 mpl.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
@@ -17,7 +17,7 @@ THOUSANDS = FuncFormatter(lambda value, _: f"{round(value, 2):,g}")
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Every plot that there are figures for."""
+    """Every plot with results."""
     if results.live:
         yield _connections(results, results.live, folder / "connections.png")
     if results.workers or results.growth:
@@ -41,9 +41,9 @@ def _connections(results: Results, live: Live, file: Path) -> Path:
     paced, at = live.paced, f"at 80 % ({live.rate:,.0f}/s)"
     times.plot(paced.connections, paced.answer.p50, "o", color=GREEN, label=f"p50 {at}", markersize=10)
     times.plot(paced.connections, paced.answer.p99, "s", color=GREEN, label=f"p99 {at}", markersize=10)
-    times.axhline(ANSWER_MS, color="gray", linestyle="--", label=f"aim for p99 at 80 % ({ANSWER_MS} ms)")
+    times.axhline(ANSWER_MS, color="gray", linestyle="--", label=f"target for p99 at 80 % ({ANSWER_MS} ms)")
     times.set_yscale("log")
-    _label(times, "Time of answer", "connections", "milliseconds")
+    _label(times, "Response time", "connections", "milliseconds")
     times.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axes in (rates, times):
         axes.set_xscale("log", base=2)
@@ -61,26 +61,26 @@ def _cost(results: Results, file: Path) -> Path:
     workers.set_xticks(list(scaled) or [1])
     _label(workers, f"Workouts by worker processes ({results.cores} cores)", "live worker processes", "events a second")
     _by_rows(workouts, grown, [one.workouts.committed for one in grown], "workouts a second")
-    _by_rows(samples, grown, [one.samples.committed * SAMPLES_AN_EVENT for one in grown], "samples a second")
+    _by_rows(samples, grown, [one.samples.committed * SAMPLES_PER_EVENT for one in grown], "samples a second")
     _by_cost(cpu, grown)
     return _saved(figure, file)
 
 
-def _by_rows(axes: Axes, grown: list[Grown], rates: list[float], unit: str) -> None:
+def _by_rows(axes: Axes, grown: list[GrowthStep], rates: list[float], unit: str) -> None:
     axes.plot([one.rows / 1e6 for one in grown], rates, "o-", color=ORANGE, label="committed")
     _label(axes, f"Committed {unit}", "samples already stored, millions", unit)
 
 
-def _by_cost(axes: Axes, grown: list[Grown]) -> None:
+def _by_cost(axes: Axes, grown: list[GrowthStep]) -> None:
     millions = [one.rows / 1e6 for one in grown]
     axes.axhspan(0.8, 1.2, color="gray", alpha=0.15, label="within 20 %")
     axes.plot(millions, _relative([one.workouts for one in grown]), "o-", color=BLUE, label="a workout")
     axes.plot(millions, _relative([one.samples for one in grown]), "s-", color=GREEN, label="an event of 1,000 samples")
-    _label(axes, "CPU of the stack for an event", "samples already stored, millions", "times what the first took")
+    _label(axes, "CPU of the stack for an event", "samples already stored, millions", "ratio to the first step")
 
 
-def _relative(passages: list[Passage]) -> list[float]:
-    return [one.cost_us / passages[0].cost_us for one in passages]
+def _relative(runs: list[PipelineRun]) -> list[float]:
+    return [one.cost_us / runs[0].cost_us for one in runs]
 
 
 def _memory(soak: Soak, file: Path) -> Path:
@@ -95,7 +95,7 @@ def _label(axes: Axes, title: str, x: str, y: str, legend: str = "best") -> None
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if axes.get_yscale() == "linear":  # from nothing on, or small differences would look large
+    if axes.get_yscale() == "linear":  # from zero, because small differences would otherwise look large
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.legend(loc=legend)

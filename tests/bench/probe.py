@@ -1,4 +1,4 @@
-"""Live events at a fixed, low rate, each watched from its 202 until a reader finds its row."""
+"""Live events at a fixed low rate, each timed from its 202 until its row is visible."""
 
 import time
 import uuid
@@ -17,8 +17,8 @@ from tests.bench.results import Times, times
 from tests.bench.stack import Stack
 from tests.support import message_id, signed
 
-LOOKS_SECONDS = 0.005
-LOST_SECONDS = 30
+POLL_SECONDS = 0.005
+LOSS_TIMEOUT_SECONDS = 30
 FOUND = text("SELECT message_id FROM health.deliveries WHERE message_id = ANY(:ids) AND provider = 'junction'")
 
 
@@ -29,7 +29,7 @@ class Sender:
         self._stack, self._client = stack, httpx.Client(timeout=20)
 
     def send(self, body: dict[str, Any]) -> str:
-        """The id of an event, once it was answered 202."""
+        """Sends an event, checks the status, and returns the id."""
         now = datetime.now(UTC)
         raw, name = msgspec.json.encode(body), message_id(now)
         headers = signed(raw, name=name, at=now, secret=self._stack.secret)
@@ -37,18 +37,18 @@ class Sender:
         return name
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         self._client.close()
 
 
 class Probe:
-    """Workouts at a fixed rate while it is entered."""
+    """Sends workouts at a fixed rate within its `with` block."""
 
     def __init__(self, stack: Stack, rate: float) -> None:
         self._sender, self._pause = Sender(stack), 1 / rate
         self._engine = stack.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._over, self._waiting = Event(), dict[str, float]()
-        self._threads = [Thread(target=self._send_all), Thread(target=self._look)]
+        self._threads = [Thread(target=self._send_all), Thread(target=self._poll)]
         self._seconds_each: list[float] = []
 
     def __enter__(self) -> Self:
@@ -66,12 +66,12 @@ class Probe:
 
     @property
     def to_row(self) -> Times:
-        """From 202 to row."""
+        """The times from 202 to row."""
         return times(self._seconds_each)
 
     def _send_all(self) -> None:
         users, number, due = [str(uuid.uuid4()) for _ in range(50)], 0, time.perf_counter()
-        with ThreadPoolExecutor(16) as pool:  # whoever waits for an answer holds up nobody
+        with ThreadPoolExecutor(16) as pool:  # a slow response does not delay other events
             while not self._over.wait(max(0.0, due - time.perf_counter())):
                 pool.submit(self._send, workout_event(users[number % 50], number))
                 number, due = number + 1, due + self._pause
@@ -80,17 +80,17 @@ class Probe:
         name = self._sender.send(body)
         self._waiting[name] = time.perf_counter()
 
-    def _look(self) -> None:
-        """Only while somebody waits: what looks costs as much as what is looked at."""
+    def _poll(self) -> None:
+        """Polls for rows, only while events are pending: polling costs as much as the measured work."""
         deadline = None
         with self._engine.connect() as connection:
             while self._waiting or not self._over.is_set():
                 if self._over.is_set():
-                    deadline = deadline or time.perf_counter() + LOST_SECONDS
+                    deadline = deadline or time.perf_counter() + LOSS_TIMEOUT_SECONDS
                     if time.perf_counter() > deadline:
-                        raise TimeoutError(f"{len(self._waiting)} live events never came to the database")
+                        raise TimeoutError(f"{len(self._waiting)} live events never reached the database")
                 if self._waiting:
                     found = connection.scalars(FOUND, {"ids": list(self._waiting)}).all()
                     now = time.perf_counter()
                     self._seconds_each += [now - self._waiting.pop(name) for name in found]
-                time.sleep(LOOKS_SECONDS)
+                time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""CPU seconds and memory of a stack's processes, by stage."""
+"""CPU seconds and memory of the processes of a stack, by stage."""
 
 import os
 import time
@@ -11,29 +11,29 @@ from tests.bench.results import ELSEWHERE, GENERATOR, Memory
 from tests.bench.stack import Stack
 
 STAGES = {"web": "endpoint", "broker": "broker", "live": "live workers", "postgres": "PostgreSQL"}
-OTHERS = "others of the stack"
+OTHERS = "other stack processes"
 MB = 2**20
 
 
 def _main(stack: Stack) -> Iterator[tuple[str, psutil.Process]]:
-    """The first process of everything that the stack runs, with its stage."""
+    """The main processes of the stack, each with its stage."""
     for group, pids in stack.pids.items():
         for pid in pids:
             yield STAGES.get(group, OTHERS), psutil.Process(pid)
 
 
-def _whole(process: psutil.Process) -> list[psutil.Process]:
+def _process_tree(process: psutil.Process) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
 def memory(stack: Stack) -> dict[str, Memory]:
-    """What the processes of each stage have now."""
+    """The current memory of the processes of each stage."""
     found: dict[str, list[tuple[int, int]]] = {}
     for stage, first in _main(stack):
-        for process in _whole(first):
+        for process in _process_tree(first):
             try:
                 info = process.memory_full_info()
-            except psutil.NoSuchProcess:  # a backend of PostgreSQL that has just ended
+            except psutil.NoSuchProcess:  # a PostgreSQL backend that has just ended
                 continue
             found.setdefault(stage, []).append((info.rss, getattr(info, "pss", info.uss)))
     return {
@@ -43,19 +43,19 @@ def memory(stack: Stack) -> dict[str, Memory]:
 
 
 def resident_mb(stack: Stack, group: str) -> float:
-    """What the processes of a group have in memory together; what they share counts for each."""
+    """The sum of the resident memory of a group; shared pages count for each process."""
     firsts = (psutil.Process(pid) for pid in stack.pids[group])
-    return float(sum(process.memory_info().rss for first in firsts for process in _whole(first))) / MB
+    return float(sum(process.memory_info().rss for first in firsts for process in _process_tree(first))) / MB
 
 
 class Cpu:
-    """CPU seconds by stage since it was made. Of the machine's whole work, what is nobody's of us is `ELSEWHERE`."""
+    """CPU seconds by stage since construction. CPU of processes outside this run is `ELSEWHERE`."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack, self._began, self._busy = stack, self._now(stack), _busy()
 
     def spent(self, generator: float) -> dict[str, float]:
-        """Until now; `generator` is what the process of the load generator says of itself."""
+        """The CPU seconds by stage until now; `generator` is the CPU time that the load generator measured itself."""
         spent = {stage: seconds - self._began[stage] for stage, seconds in self._now(self._stack).items()}
         spent[GENERATOR] = spent.get(GENERATOR, 0.0) + generator
         spent[ELSEWHERE] = max(_busy() - self._busy - sum(spent.values()), 0.0)
@@ -66,14 +66,14 @@ class Cpu:
         found: defaultdict[str, float] = defaultdict(float)
         for stage, first in _main(stack):
             found[stage] += _seconds(first)
-        found[GENERATOR] += time.process_time()  # which is this process: it looks for rows
+        found[GENERATOR] += time.process_time()  # this process, which polls for rows
         return found
 
 
 def _seconds(first: psutil.Process) -> float:
-    """Of a process and all below it. What has ended below it counts as its parent's."""
+    """CPU seconds of a process and its descendants. Ended children count for their parents."""
     total = 0.0
-    for process in _whole(first):
+    for process in _process_tree(first):
         try:
             spent = process.cpu_times()
         except psutil.NoSuchProcess:
@@ -83,11 +83,11 @@ def _seconds(first: psutil.Process) -> float:
 
 
 def _busy() -> float:
-    """Seconds in which a core of this machine did something."""
+    """The busy CPU seconds of all cores of this machine."""
     spent = psutil.cpu_times()
     return float(sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - getattr(spent, "guest", 0.0))
 
 
 def cores() -> int:
-    """How many this program may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Kept deliveries into an empty database, and into the same one again: what repetition costs, and what it leaves."""
+"""Replay of archived deliveries into an empty database, then again: rates, table sizes and equality of the views."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from app.config.settings import Settings, load
 from app.delivery import pack
 from tests.bench.floors import deliveries
-from tests.bench.results import SAMPLES_AN_EVENT, Plan, Replayed
+from tests.bench.results import SAMPLES_PER_EVENT, Plan, ReplayResult
 from tests.bench.stack import running_servers
 from tests.support import ENCRYPTION_KEY
 from workers.ingest.apply import Applier
@@ -23,19 +23,19 @@ from workers.store.archive import ArchiveWindow
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 
-TOGETHER = 20  # deliveries to a message, when they come first
-EVENTS = {"workouts": 4_000, "heartrate": 50}  # for each second that loads last
+BATCH_SIZE = 20  # deliveries per message of the first application
+EVENTS = {"workouts": 4_000, "heartrate": 50}  # per second of the planned load
 SIZE = text("""
 SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM pg_class
 WHERE relnamespace = 'headrace'::regnamespace AND relkind = 'r'""")
 
 
-def measure(plan: Plan) -> list[Replayed]:
-    """By `headrace replay`'s own way, in one process, on servers that nobody else is at."""
+def measure(plan: Plan) -> list[ReplayResult]:
+    """Measures the code path of `headrace replay` in one process, on otherwise idle servers."""
     with running_servers() as (database_url, _):
         source = _settings(database_url)
         return [
-            _twice(source, _settings(_emptied(database_url, kind)), kind, int(each * plan.seconds))
+            _measure_both(source, _settings(_new_database(database_url, kind)), kind, int(each * plan.seconds))
             for kind, each in EVENTS.items()
         ]
 
@@ -44,12 +44,12 @@ def _settings(database_url: str) -> Settings:
     return replace(load({"DATABASE_URL": database_url}), encryption_keys=(ENCRYPTION_KEY,))
 
 
-def _emptied(database_url: str, name: str) -> str:
-    """The URL of a new database beside another one, migrated."""
+def _new_database(database_url: str, name: str) -> str:
+    """The URL of a new migrated database on the same server."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
-    engine = make_engine(_settings(url), "headrace-bench")  # a writer's connections want the schema to be there
+    engine = make_engine(_settings(url), "headrace-bench")  # make_writer requires the schema
     migrate(engine)
     engine.dispose()
     return url
@@ -62,31 +62,31 @@ def _engine(settings: Settings) -> Iterator[Engine]:
     engine.dispose()
 
 
-def _twice(source: Settings, target: Settings, kind: str, count: int) -> Replayed:
-    with _engine(source) as kept, _engine(target) as engine:
-        applier = Applier(kept, source)
+def _measure_both(source: Settings, target: Settings, kind: str, count: int) -> ReplayResult:
+    with _engine(source) as archive, _engine(target) as engine:
+        applier = Applier(archive, source)
         given = deliveries(kind, count)
-        for start in range(0, count, TOGETHER):
-            applier.apply(pack(given[start : start + TOGETHER]))
+        for start in range(0, count, BATCH_SIZE):
+            applier.apply(pack(given[start : start + BATCH_SIZE]))
         now = datetime.now(UTC)
         window = ArchiveWindow(now - timedelta(hours=1), now + timedelta(minutes=1), f"daily.data.{kind}.*")
-        storing = _rate(kept, engine, target, window)
+        storing = _rate(archive, engine, target, window)
         _vacuum(target)
-        was, before = digests.digests(engine), _size(engine)
-        again = _rate(kept, engine, target, window)
-        after, is_same = _size(engine), digests.digests(engine) == was
-    each = SAMPLES_AN_EVENT if kind == "heartrate" else 1
-    return Replayed(kind, count * each, storing * each, again * each, before, after, is_same)
+        digests_before, before = digests.digests(engine), _size(engine)
+        again = _rate(archive, engine, target, window)
+        after, is_same = _size(engine), digests.digests(engine) == digests_before
+    each = SAMPLES_PER_EVENT if kind == "heartrate" else 1
+    return ReplayResult(kind, count * each, storing * each, again * each, before, after, is_same)
 
 
-def _rate(kept: Engine, engine: Engine, target: Settings, window: ArchiveWindow) -> float:
+def _rate(archive: Engine, engine: Engine, target: Settings, window: ArchiveWindow) -> float:
     began = time.perf_counter()
-    outcomes = replay(kept, Applier(engine, target), window, "oldest", lambda _: None)
+    outcomes = replay(archive, Applier(engine, target), window, "oldest", lambda _: None)
     return outcomes.total() / (time.perf_counter() - began)
 
 
 def _vacuum(settings: Settings) -> None:
-    """What autovacuum would do sooner or later, so that it does not come in between."""
+    """Runs VACUUM ANALYZE, so that autovacuum does not run during the measurement."""
     engine = make_engine(settings, "headrace-bench").execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("VACUUM ANALYZE"))

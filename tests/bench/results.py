@@ -1,4 +1,4 @@
-"""What a run was asked for, and what came of it: plain figures, a class for each part, as they stand in bench.json."""
+"""The options and the results of a run, with one class per part, as written to bench.json."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import msgspec
 
-SAMPLES_AN_EVENT = 1000
-GENERATOR, ELSEWHERE = "load generator", "not of this run"  # stages that are not of the stack
+SAMPLES_PER_EVENT = 1000
+GENERATOR, ELSEWHERE = "load generator", "other processes"  # stages outside the stack
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for."""
+    """The options of a run."""
 
-    seconds: float = 8.0  # of each load
+    seconds: float = 8.0  # per load
     connections: tuple[int, ...] = (1, 8, 32, 128)
     workers: int = 2  # processes per lane
-    probes: float = 40.0  # events a second whose rows are waited for, beside a load
-    people: int = 20  # whose history is fetched, 50,000 samples each
-    rows: int = 50_000_000  # samples that are stored before the last measurement of `growth`
+    probes: float = 40.0  # probe events a second during a load
+    people: int = 20  # users of the backfill, 50,000 samples each
+    rows: int = 50_000_000  # samples stored before the last step of `growth`
     minutes: float = 10.0  # of `soak`
 
 
@@ -33,28 +33,28 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A load through the whole way, in events a second; a samples event holds SAMPLES_AN_EVENT."""
+class PipelineRun:
+    """A load through the whole pipeline, in events a second; a samples event has SAMPLES_PER_EVENT samples."""
 
     kind: str
     connections: int
-    events: int  # that were accepted
+    events: int  # accepted events
     accepted: float
     committed: float
-    missing: int  # were accepted and have no row
-    refused: int  # were answered anything but 202
+    missing: int  # accepted events without a row
+    refused: int  # responses other than 202
     answer: Times
-    cpu_us: dict[str, float]  # an event, by stage
+    cpu_us: dict[str, float]  # per event, by stage
 
     @property
     def cost_us(self) -> float:
-        """CPU of the whole stack for an event."""
+        """CPU of the whole stack per event, in microseconds."""
         return sum(us for stage, us in self.cpu_us.items() if stage not in (GENERATOR, ELSEWHERE))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of the processes of one group: the largest one's, and what all of them have together, shared pages once."""
+    """Memory of the processes of one stage: the largest RSS, and the total PSS, which counts shared pages once."""
 
     processes: int
     largest_mb: float
@@ -63,14 +63,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Floors:
-    """What each part of the way does alone, a second."""
+    """The throughput of each step alone, a second."""
 
     bare: float
     bare_answer: Times
     verified: float
     verified_answer: Times
     verifying: float
-    publishing: dict[int, float]  # by deliveries to a message
+    publishing: dict[int, float]  # by deliveries per message
     applying: dict[int, float]  # likewise
     applying_samples: float
     merging: dict[int, float]  # samples, by processes
@@ -78,18 +78,18 @@ class Floors:
 
 @dataclass(frozen=True)
 class Live:
-    """Workouts: as fast as they are answered, and at 80 % of the highest rate that was committed."""
+    """Workouts: in a closed loop, and at 80 % of the highest committed rate."""
 
-    closed: list[Passage]
+    closed: list[PipelineRun]
     rate: float
-    paced: Passage
+    paced: PipelineRun
     to_row: Times
     memory: dict[str, Memory]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """History beside live events, in samples a second; and those, from 202 to row, before and beside it."""
+class ConcurrentBackfill:
+    """A backfill during live events in samples a second, and the times from 202 to row before and during it."""
 
     rate: float
     before: Times
@@ -98,19 +98,19 @@ class Beside:
 
 @dataclass(frozen=True)
 class Backfill:
-    """History in samples a second, alone, and beside live events as fast as it goes and at the rate of the defaults."""
+    """Backfill in samples a second: alone, and during live events without a rate limit and at the default rate."""
 
     samples: int
     missing: int
     rate: float
-    unlimited: Beside
-    as_shipped: Beside
+    unlimited: ConcurrentBackfill
+    as_shipped: ConcurrentBackfill
     floors: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """Kept deliveries of one kind, applied to an empty database and again to the same one, a second."""
+class ReplayResult:
+    """Archived deliveries of one kind, applied to an empty database and then again to the same one, a second."""
 
     kind: str
     count: int
@@ -118,21 +118,21 @@ class Replayed:
     again: float
     bytes_before: int
     bytes_after: int
-    is_same: bool  # whatever the views say
+    is_same: bool  # whether the views are unchanged
 
 
 @dataclass(frozen=True)
-class Grown:
-    """What both kinds of events come to with so many samples stored."""
+class GrowthStep:
+    """Both kinds of events with `rows` samples stored."""
 
     rows: int
-    workouts: Passage
-    samples: Passage
+    workouts: PipelineRun
+    samples: PipelineRun
 
 
 @dataclass(frozen=True)
 class Soak:
-    """Memory of the endpoint, second by second."""
+    """Memory of the endpoint, one value per second."""
 
     rate: float
     seconds: list[float]
@@ -142,29 +142,29 @@ class Soak:
 
 @dataclass
 class Results:
-    """All of it. What was not asked for is None."""
+    """All results. Parts that were not run are None."""
 
     plan: Plan
     cores: int
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     floors: Floors | None = None
     live: Live | None = None
-    samples: Passage | None = None
+    samples: PipelineRun | None = None
     backfill: Backfill | None = None
-    replay: list[Replayed] | None = None
-    workers: dict[int, Passage] | None = None
-    growth: list[Grown] | None = None
+    replay: list[ReplayResult] | None = None
+    workers: dict[int, PipelineRun] | None = None
+    growth: list[GrowthStep] | None = None
     soak: Soak | None = None
 
     def save(self, folder: Path) -> Path:
-        """Writes them down."""
+        """Writes bench.json to the folder."""
         file = folder / "bench.json"
         file.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
         return file
 
 
 def times(seconds: list[float]) -> Times:
-    """Percentiles of times that were measured in seconds."""
+    """Percentiles of times in seconds."""
     if not seconds:
         return Times(float("nan"), float("nan"), 0)
     ordered = sorted(seconds)

@@ -1,4 +1,4 @@
-"""What is measured: a `headrace up` of its own, only its servers, or a bare Flask route to compare with."""
+"""The measured systems: a separate `headrace up`, its servers only, or a bare Flask route for comparison."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Stack:
-    """A complete stack: where its endpoint is, how to sign for it, its database, and its processes."""
+    """A complete stack: the URL and secret of its endpoint, its database, and its processes."""
 
     url: str
     secret: str
@@ -40,19 +40,19 @@ class Stack:
 
 @contextlib.contextmanager
 def running_stack(workers: int, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """A stack that is ready, and ends with the block."""
-    with running_up("--workers", str(workers), environment=environment) as says:
-        engine = make_engine(load({"DATABASE_URL": says["database_url"]}), "headrace-bench")
-        url, secret = f"{says['web']}/webhooks/junction", says["junction_webhook_secret"]
-        yield Stack(url, secret, says["database_url"], engine, says["processes"])
+    """A ready stack, which is stopped after the block."""
+    with running_up("--workers", str(workers), environment=environment) as info:
+        engine = make_engine(load({"DATABASE_URL": info["database_url"]}), "headrace-bench")
+        url, secret = f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]
+        yield Stack(url, secret, info["database_url"], engine, info["processes"])
         engine.dispose()
 
 
 @contextlib.contextmanager
 def running_up(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """What stack.json says of a complete stack, which ends with the block."""
+    """The content of stack.json of a complete stack, which is stopped after the block."""
     with _folder() as folder:
-        # A port of its own: web servers share theirs with each other, so another stack could answer on the usual one.
+        # A free port: web servers set SO_REUSEPORT, so another stack could respond on the default one.
         command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
         command += ["--port", str(free_port()), *options]
         with (folder / "output").open("wb") as output:
@@ -67,7 +67,7 @@ def running_up(*options: str, environment: Mapping[str, str] | None = None) -> I
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    folder.chmod(0o755)  # as root, the user of PostgreSQL must be able to enter it
     try:
         yield folder
     finally:
@@ -85,7 +85,7 @@ def _wait(process: subprocess.Popen[bytes], stack: Path, output: Path) -> dict[s
 
 @contextlib.contextmanager
 def running_servers() -> Iterator[tuple[str, str]]:
-    """The URLs of a migrated PostgreSQL and a Valkey, set up as in a stack, with nobody at work on them."""
+    """The URLs of a migrated PostgreSQL and a Valkey, configured as in a stack but idle."""
     with _folder() as folder:
         postgres, database_url = embedded_postgres.postgres(folder / "postgres", "bench", folder / "postgres.log")
         valkey, broker_url = embedded_valkey.valkey(folder / "broker", "bench", folder / "broker.log")
@@ -98,7 +98,7 @@ def running_servers() -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def running_floor(target: str, secret: str) -> Iterator[str]:
-    """The URL of one of floors.py's applications on the web server and with the processes of the endpoint."""
+    """The URL of an application of floors.py, on the web server of the endpoint with as many processes."""
     port = free_port()
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--http", "1", "--no-ws", "--workers", "2"]
     command += ["--blocking-threads", "64", "--port", str(port), "--log-level", "error", "--factory"]

@@ -1,4 +1,4 @@
-"""Whether an object is what the Kubernetes API takes, by the types that are made from the API's own description."""
+"""Validates objects against the types of the Kubernetes API, which lightkube generates from its OpenAPI description."""
 
 import dataclasses
 import importlib
@@ -8,7 +8,7 @@ import typing
 from datetime import datetime
 from typing import Any
 
-# The types want three names of the client they belong to, which would bring an HTTP client along.
+# The types import three names from the lightkube client, which would import an HTTP client. These are stubs for them.
 _schema = types.ModuleType("lightkube.core.schema")
 vars(_schema).update(dataclass=dataclasses.dataclass, field=dataclasses.field, DictMixin=object)
 sys.modules.setdefault("lightkube.core", types.ModuleType("lightkube.core"))
@@ -16,7 +16,7 @@ sys.modules.setdefault("lightkube.core.schema", _schema)
 
 
 def faults(one: dict[str, Any]) -> list[str]:
-    """What is unknown, missing or of another type in an object; empty if nothing is."""
+    """The errors of an object: unknown fields, missing fields and wrong types."""
     group, _, version = one["apiVersion"].rpartition("/")
     module = importlib.import_module(f"lightkube.models.{group.partition('.')[0] or 'core'}_{version}")
     return _wrong(one, getattr(module, one["kind"]), one["kind"])
@@ -30,14 +30,14 @@ def _wrong(value: Any, kind: Any, where: str) -> list[str]:
     if origin in (list, dict) or dataclasses.is_dataclass(kind):
         wanted = list if origin is list else dict
         if not isinstance(value, wanted):
-            return [f"{where}: {value!r} is no {wanted.__name__}"]
+            return [f"{where}: {value!r} is not of type {wanted.__name__}"]
         if dataclasses.is_dataclass(kind):
             return _wrong_object(value, kind, where)
         parts = enumerate(value) if wanted is list else value.items()
         return [fault for key, one in parts for fault in _wrong(one, inner[-1], f"{where}.{key}")]
-    # bool is an int to Python, and not to the API.
-    fits = kind in (Any, datetime) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
-    return [] if fits else [f"{where}: {value!r} is no {kind.__name__}"]
+    # In Python a bool is an int; in the API it is not.
+    is_valid = kind in (Any, datetime) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
+    return [] if is_valid else [f"{where}: {value!r} is not of type {kind.__name__}"]
 
 
 def _wrong_object(value: dict[str, Any], kind: Any, where: str) -> list[str]:

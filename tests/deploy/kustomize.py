@@ -1,4 +1,4 @@
-"""As much of kustomize as deploy/kubernetes uses, so that what reaches a cluster can be looked at without it."""
+"""The features of kustomize that deploy/kubernetes uses, so that tests can render the manifests without kubectl."""
 
 import copy
 import re
@@ -10,7 +10,7 @@ from tests.deploy.support import DEPLOY, documents
 
 Resource = dict[str, Any]
 KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "labels", "patches", "nameSuffix", "replicas"}
-MERGED_BY = ("name", "mountPath")  # lists of these are merged by it; every other list is replaced
+MERGED_BY = ("name", "mountPath")  # lists of objects with such a key are merged by it; other lists are replaced
 
 
 def render(folder: Path) -> list[Resource]:
@@ -19,26 +19,26 @@ def render(folder: Path) -> list[Resource]:
 
 
 def with_component(found: list[Resource], folder: Path) -> list[Resource]:
-    """What becomes of rendered resources where an overlay names a component as well."""
+    """Rendered resources with a component applied, as an overlay does that names it."""
     return _build(folder, copy.deepcopy(found))
 
 
 def _build(folder: Path, found: list[Resource]) -> list[Resource]:
-    (told,) = documents(folder / "kustomization.yaml")
-    assert told.keys() <= KNOWN | {"images"}, f"{folder}: more than is understood here"
-    for name in told.get("resources", ()):
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    assert kustomization.keys() <= KNOWN | {"images"}, f"{folder}: a field that this module does not implement"
+    for name in kustomization.get("resources", ()):
         found = found + list(_resources(folder / name))
-    for name in told.get("components", ()):
+    for name in kustomization.get("components", ()):
         found = _build((folder / name).resolve(), found)
-    for patch in told.get("patches", ()):
+    for patch in kustomization.get("patches", ()):
         (change,) = documents(folder / patch["path"])
         target = patch.get("target") or {"kind": change["kind"], "name": change["metadata"]["name"]}
-        touched = [one for one in found if _is_meant(one, target)]
-        assert touched, f"{folder / patch['path']} changes nothing"
-        for one in touched:
+        targets = [one for one in found if _is_target(one, target)]
+        assert targets, f"{folder / patch['path']} changes nothing"
+        for one in targets:
             _merge(one, {key: value for key, value in change.items() if key not in ("apiVersion", "kind", "metadata")})
     for one in found:
-        _change(one, told)
+        _change(one, kustomization)
     return found
 
 
@@ -48,25 +48,25 @@ def _resources(path: Path) -> Iterator[Resource]:
         return
     for document in documents(path):
         for one in document["items"] if document["kind"] == "List" else [document]:
-            yield copy.deepcopy(one)  # an anchor is one object in several places
+            yield copy.deepcopy(one)  # a YAML anchor is one object in several places
 
 
-def _is_meant(one: Resource, target: dict[str, str]) -> bool:
+def _is_target(one: Resource, target: dict[str, str]) -> bool:
     named = re.fullmatch(target.get("name", ".*"), one["metadata"]["name"])
     return one["kind"] == target["kind"] and named is not None
 
 
 def _merge(into: Any, change: Any) -> None:
     for key, value in change.items():
-        there = into.get(key)
+        existing = into.get(key)
         if value is None:
             into.pop(key, None)
-        elif isinstance(value, dict) and isinstance(there, dict):
-            _merge(there, value)
-        elif isinstance(value, list) and isinstance(there, list) and (by := _merged_by(value)):
+        elif isinstance(value, dict) and isinstance(existing, dict):
+            _merge(existing, value)
+        elif isinstance(value, list) and isinstance(existing, list) and (by := _merged_by(value)):
             for one in value:
-                same = [other for other in there if other[by] == one[by]]
-                _merge(same[0], one) if same else there.append(copy.deepcopy(one))
+                same = [other for other in existing if other[by] == one[by]]
+                _merge(same[0], one) if same else existing.append(copy.deepcopy(one))
         else:
             into[key] = copy.deepcopy(value)
 
@@ -75,20 +75,20 @@ def _merged_by(items: list[Any]) -> str | None:
     return next((by for by in MERGED_BY if all(isinstance(one, dict) and by in one for one in items)), None)
 
 
-def _change(one: Resource, told: dict[str, Any]) -> None:
+def _change(one: Resource, kustomization: dict[str, Any]) -> None:
     metadata, spec = one["metadata"], one.get("spec", {})
     if one["kind"] == "Deployment":
-        counts = {count["name"]: count["count"] for count in told.get("replicas", ())}
+        counts = {count["name"]: count["count"] for count in kustomization.get("replicas", ())}
         spec["replicas"] = counts.get(metadata["name"], spec.get("replicas"))
         if spec["replicas"] is None:
             del spec["replicas"]
-    if "namespace" in told and one["kind"] != "Namespace":
-        metadata["namespace"] = told["namespace"]
-    metadata["name"] += told.get("nameSuffix", "")
-    for label in told.get("labels", ()):
+    if "namespace" in kustomization and one["kind"] != "Namespace":
+        metadata["namespace"] = kustomization["namespace"]
+    metadata["name"] += kustomization.get("nameSuffix", "")
+    for label in kustomization.get("labels", ()):
         for place in _labels(one, selectors=label.get("includeSelectors", False)):
             place.update(label["pairs"])
-    images = {image["name"]: f"{image['newName']}:{image['newTag']}" for image in told.get("images", ())}
+    images = {image["name"]: f"{image['newName']}:{image['newTag']}" for image in kustomization.get("images", ())}
     for container in spec.get("template", {}).get("spec", {}).get("containers", ()):
         name = container.get("image", "").partition(":")[0]
         if name in images:

@@ -1,4 +1,4 @@
-"""What the tests of deployments share: strict YAML, and the real command line as a judge."""
+"""Shared helpers of the deployment tests: strict YAML, and a parser for `headrace` command lines."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -15,7 +15,7 @@ from workers.cli.main import main
 DEPLOY = ROOT / "deploy"
 SETTINGS = {one.metadata["name"] for one in fields(Settings)}
 
-# What else a deployment needs to start; `load` refuses what is malformed.
+# Valid values of the settings that a deployment needs to start.
 SAMPLES = {
     "HEADRACE_ENCRYPTION_KEY": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     "HEADRACE_FLOWER_AUTH": "operator:not-a-real-one",
@@ -29,7 +29,7 @@ SAMPLES = {
 
 
 def documents(file: Path) -> list[Any]:
-    """The documents of a YAML file. A key that stands twice is an error, which other readers pass over in silence."""
+    """The documents of a YAML file. A duplicate key is an error, which other parsers ignore."""
     return [document for document in YAML(typ="safe", pure=True).load_all(file) if document is not None]
 
 

@@ -28,7 +28,7 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
 def quoted(page: Path) -> Iterator[str]:
-    """What a page has in backticks."""
+    """The texts in backticks of a page."""
     for found in re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8")):
         yield " ".join(found.split())
 
@@ -82,7 +82,7 @@ def test_links_paths_names_commands_and_settings_exist() -> None:
 
 
 def is_defined(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
+    """Whether a dotted name is a module or an attribute of one."""
     try:
         resolve_name(name)
     except (ImportError, AttributeError):

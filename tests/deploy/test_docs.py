@@ -1,4 +1,4 @@
-"""README.md, deploy/docs and .github: their links, commands, settings, paths and queries are true."""
+"""README.md, deploy/docs and .github: their links, commands, settings, paths and queries are valid."""
 
 import re
 import shlex
@@ -23,13 +23,13 @@ DOCS = DEPLOY / "docs"
 GITHUB = ROOT / ".github"
 README = ROOT / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
-# Decisions may name files and commands of their time; only their links are checked.
+# Decision records may name former files and commands; only their links are checked.
 CURRENT = [README, DEPLOY / "RUNBOOK.md", *PAGES, *sorted(GITHUB.rglob("*.md"))]
 LINKED = sorted({*CURRENT, *DEPLOY.glob("*.md"), *DOCS.rglob("*.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|((?:^ {4,}[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?headrace (.+)")
 PATH = re.compile(r"(?:app|workers|tests|deploy|\.github)/[\w./@-]*\w")
-OF_THE_OPERATOR = {"deploy/.env"}  # made from deploy/env.example
+OF_THE_OPERATOR = {"deploy/.env"}  # the operator copies it from deploy/env.example
 
 
 def prose(file: Path) -> str:
@@ -63,7 +63,7 @@ def arguments(line: str) -> list[str]:
     return [word for word in words[:end] if word != "..."]
 
 
-def why_not(words: list[str], *, is_prose: bool) -> str:
+def usage_error(words: list[str], *, is_prose: bool) -> str:
     """The error of a command line, empty if there is none. Prose may name a command without its arguments."""
     try:
         parse(words)
@@ -87,7 +87,7 @@ def test_the_readme_is_short() -> None:
     assert (words.count("\n") <= 150, len(words.split()) <= 1200) == (True, True)
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     """Breaks if a file or heading was renamed and a link to it was not."""
     failures = Failures()
     for file in LINKED:
@@ -100,12 +100,12 @@ def test_every_link_leads_somewhere() -> None:
                 assert target.is_relative_to(ROOT)
                 assert target.exists()
                 assert not anchor or anchor in anchors(target)
-                assert file not in PAGES or target.is_relative_to(DOCS)  # MkDocs knows nothing else
+                assert file not in PAGES or target.is_relative_to(DOCS)  # MkDocs only sees deploy/docs
     assert failures == {}
 
 
 def test_every_command_exists() -> None:
-    """Breaks if a reader is told to type a command or an option that does not exist."""
+    """Breaks if a page shows a command or an option that does not exist."""
     failures, count = Failures(), 0
     for file in CURRENT:
         typed = [(line, arguments(line)) for line in code(file)]
@@ -113,7 +113,7 @@ def test_every_command_exists() -> None:
         for line, words in filter(lambda one: one[1], [*typed, *named]):
             count += 1
             with failures.of(file.name, line):
-                assert why_not(words, is_prose=(line, words) in named) == ""
+                assert usage_error(words, is_prose=(line, words) in named) == ""
     assert failures == {}
     assert count > 100
 
@@ -151,7 +151,7 @@ def test_every_path_exists() -> None:
     "file", [file for file in CURRENT if "```sql" in file.read_text(encoding="utf-8")], ids=lambda file: file.name
 )
 def test_every_query_runs(engine: Engine, file: Path) -> None:
-    """Breaks if a view, a column or a partition has another name, or a setting of PostgreSQL does not exist."""
+    """Breaks if a query of a page names a view, column, partition or PostgreSQL setting that does not exist."""
     queries = [block[2] for block in BLOCK.finditer(file.read_text(encoding="utf-8")) if block[1] == "sql"]
     with engine.connect() as connection:
         for statement in filter(str.strip, ";".join(queries).split(";")):
@@ -170,19 +170,19 @@ def test_every_quoted_reason_exists() -> None:
 
 
 def test_the_site_has_every_page() -> None:
-    """Breaks if a page is added that no menu shows."""
+    """Breaks if a page is missing in the navigation of mkdocs.yml."""
     (site,) = documents(DEPLOY / "mkdocs.yml")
     assert {DEPLOY / site["docs_dir"] / page for page in site["nav"]} == {*PAGES, DOCS / "decisions" / "README.md"}
 
 
-def test_old_links_to_the_runbook_lead_to_its_sections() -> None:
-    """Breaks if a link to a heading of deploy/RUNBOOK.md, where the text was until 0.1, leads nowhere."""
+def test_old_links_to_the_runbook_still_work() -> None:
+    """Breaks if deploy/RUNBOOK.md, where the text was until 0.1, lacks a heading of the runbook."""
     sections = re.findall(r"^## (.+)$", prose(DOCS / "runbook.md"), re.MULTILINE)
     assert re.findall(r"^## (.+)$", prose(DEPLOY / "RUNBOOK.md"), re.MULTILINE) == sections
 
 
-def test_the_forms_and_the_workflow_are_well_formed() -> None:
-    """Breaks if GitHub would refuse a file, if a form does not warn of real data, or if CI runs something else."""
+def test_the_forms_and_the_workflow_are_valid() -> None:
+    """Breaks if GitHub would reject a file, a form does not warn against real data, or CI runs another command."""
     forms = [GITHUB / "ISSUE_TEMPLATE" / name for name in ("bug.yml", "question.yml")]
     workflow = GITHUB / "workflows" / "test.yml"
     for schema, files in (

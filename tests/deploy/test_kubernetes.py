@@ -1,4 +1,4 @@
-"""deploy/kubernetes, rendered and held against the API's own types, the command line, the settings and the routes."""
+"""deploy/kubernetes, rendered and checked against the API types, the command line, the settings and the routes."""
 
 import os
 import re
@@ -34,39 +34,39 @@ PODS = {name: one["spec"]["template"] for name, one in (DEPLOYMENTS | of("Job"))
 
 
 def container(name: str) -> dict[str, Any]:
-    """The one container of a pod."""
+    """The only container of a pod."""
     (only,) = PODS[name]["spec"]["containers"]
     return dict(only)
 
 
 def environment(name: str) -> dict[str, str]:
-    """What a pod is told, with samples for the secrets."""
-    told: dict[str, str] = {}
+    """The environment of a pod, with sample values for the secrets."""
+    variables: dict[str, str] = {}
     for source in container(name)["envFrom"]:
         if "configMapRef" in source:
-            told |= of("ConfigMap")[source["configMapRef"]["name"]]["data"]
+            variables |= of("ConfigMap")[source["configMapRef"]["name"]]["data"]
         else:
             keys = SECRETS[source["secretRef"]["name"]]["stringData"]
-            told |= {key: SAMPLES.get(key, f"a {key} of 16 letters") for key in keys}
-    return told
+            variables |= {key: SAMPLES.get(key, f"a {key} of 16 letters") for key in keys}
+    return variables
 
 
 def matches(labels: dict[str, str], selector: dict[str, Any]) -> bool:
-    """Whether these labels are selected."""
+    """Whether a selector matches these labels."""
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
 @pytest.mark.parametrize("one", [*ALL.values(), *SECRETS.values()], ids=[*ALL, *SECRETS])
-def test_it_is_what_the_api_takes(one: Resource) -> None:
-    """Breaks if a field is misspelt, of another type or missing."""
+def test_every_object_is_valid(one: Resource) -> None:
+    """Breaks if a field is misspelt, missing or has a wrong type."""
     if one["apiVersion"] == "keda.sh/v1alpha1":
-        pytest.skip("KEDA's types are in no package; see the test of scaling")
+        pytest.skip("no package has the types of KEDA; the test of scaling checks its objects")
     assert faults(one) == []
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_kustomize_makes_the_same_of_it(name: str, tmp_path: Path) -> None:
-    """Breaks if these tests look at something else than what is applied."""
+def test_kustomize_renders_the_same(name: str, tmp_path: Path) -> None:
+    """Breaks if the tests render other objects than kubectl applies."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl")
@@ -84,14 +84,14 @@ def test_kustomize_makes_the_same_of_it(name: str, tmp_path: Path) -> None:
 
 
 def test_every_file_is_applied() -> None:
-    """Breaks if a manifest is written and forgotten."""
+    """Breaks if a manifest is not listed in a kustomization."""
     named = set()
     for file in FOLDER.rglob("kustomization.yaml"):
-        (told,) = documents(file)
+        (kustomization,) = documents(file)
         paths = [
-            *told.get("resources", ()),
-            *told.get("components", ()),
-            *(one["path"] for one in told.get("patches", ())),
+            *kustomization.get("resources", ()),
+            *kustomization.get("components", ()),
+            *(one["path"] for one in kustomization.get("patches", ())),
         ]
         named |= {(file.parent / path).resolve() for path in paths}
     files = {file for file in FOLDER.rglob("*.yaml") if file.name != "kustomization.yaml"}
@@ -101,16 +101,16 @@ def test_every_file_is_applied() -> None:
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_its_command_is_one_of_headrace(name: str) -> None:
-    """Breaks if a pod would end at once with a usage error."""
+def test_every_command_is_valid(name: str) -> None:
+    """Breaks if a pod would exit with a usage error."""
     arguments = [
         part.replace("$(LANE)", PODS[name]["metadata"]["labels"].get("lane", "")) for part in container(name)["args"]
     ]
     parse(arguments)
 
 
-def test_every_lane_is_worked_on_and_there_is_one_clock() -> None:
-    """Breaks if a lane has no workers, or the same work would be scheduled twice."""
+def test_every_lane_has_workers_and_beat_runs_once() -> None:
+    """Breaks if a lane has no workers, or beat could run twice and schedule jobs twice."""
     workers = [labels for pod in PODS.values() if (labels := pod["metadata"]["labels"]).get("lane")]
     assert {one["lane"] for one in workers} == set(LANES)
     assert len(workers) == len(LANES)
@@ -122,18 +122,18 @@ def test_every_lane_is_worked_on_and_there_is_one_clock() -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
-    """Breaks if a process would refuse its settings, or if the endpoint could read the database."""
-    told = environment(name)
-    assert told.keys() <= SETTINGS
-    settings = load(told)
-    assert settings.keep_days == Settings().keep_days  # stands in the ConfigMap for the migration's sake
+    """Breaks if a process would reject its settings, or the endpoint could read the database."""
+    variables = environment(name)
+    assert variables.keys() <= SETTINGS
+    settings = load(variables)
+    assert settings.keep_days == Settings().keep_days  # set in the ConfigMap because the migration needs it
     role = PODS[name]["metadata"]["labels"]["app.kubernetes.io/component"]
     if role == "etl":
         settings.need_etl()
     if role != "migrate":
         settings.need_broker()
         assert settings.encryption_keys
-    is_operators = name == "headrace-maintenance"  # where `headrace check` must find everything
+    is_operators = name == "headrace-maintenance"  # `headrace check` runs there and needs every setting
     assert bool(settings.flower_auth) == (role == "flower" or is_operators)
     assert bool(settings.junction_webhook_secrets) == (role == "web" or is_operators)
     assert bool(settings.database_url) == (role in ("worker", "migrate", "etl"))
@@ -143,7 +143,7 @@ def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_a_pod_is_hardened(name: str) -> None:
-    """Breaks if whoever gets into a pod finds root, something to write on, or a token of the cluster's."""
+    """Breaks if a compromised pod runs as root, has a writable file system, or holds a token of the cluster."""
     pod, one = PODS[name]["spec"], container(name)
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -161,8 +161,8 @@ def test_a_pod_is_hardened(name: str) -> None:
     assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (int(user[0]), int(user[1]))
 
 
-def test_selectors_find_their_pods_and_only_those() -> None:
-    """Breaks if a Service, a budget or a policy selects nobody, or if two Deployments fight over a pod."""
+def test_selectors_match_their_pods_only() -> None:
+    """Breaks if a Service, a budget or a policy selects no pod, or two Deployments select the same pod."""
     labels = {name: pod["metadata"]["labels"] for name, pod in PODS.items()}
     for name, one in DEPLOYMENTS.items():
         assert [other for other in labels if matches(labels[other], one["spec"]["selector"])] == [name]
@@ -176,13 +176,14 @@ def test_selectors_find_their_pods_and_only_those() -> None:
             assert found == {name} or kind != "PodDisruptionBudget"
 
 
-def test_the_network_is_closed_but_for_what_is_needed() -> None:
-    """Breaks if the endpoint reaches more than the broker, or a worker too little."""
+def test_the_network_policies_allow_only_needed_connections() -> None:
+    """Breaks if the endpoint can connect to more than the broker, or a worker lacks a connection."""
     policies = POLICIES
     assert policies["nobody"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    ways = {name: one["spec"]["podSelector"] for name, one in policies.items() if name.startswith("to-")}
+    egress_policies = {name: one["spec"]["podSelector"] for name, one in policies.items() if name.startswith("to-")}
     reached = {
-        name: {way for way in ways if matches(pod["metadata"]["labels"], ways[way])} for name, pod in PODS.items()
+        name: {policy for policy in egress_policies if matches(pod["metadata"]["labels"], egress_policies[policy])}
+        for name, pod in PODS.items()
     }
     worker = {"to-broker", "to-database", "to-internet"}
     assert reached == {
@@ -200,8 +201,8 @@ def test_the_network_is_closed_but_for_what_is_needed() -> None:
     assert policies["to-database"]["spec"]["egress"] != base
 
 
-def test_probes_ask_for_what_there_is() -> None:
-    """Breaks if a pod would be killed, or never be ready, because of a route, a port or a file that does not exist."""
+def test_probes_use_existing_routes_ports_and_files() -> None:
+    """Breaks if a pod would be killed or never ready because its probe uses a missing route, port or file."""
     settings = Settings(broker_url="memory://")
     flask = create_app(settings, typing.cast("Any", None), lambda: None)
     routes = {rule.rule for rule in flask.url_map.iter_rules()}
@@ -221,11 +222,13 @@ def test_probes_ask_for_what_there_is() -> None:
         assert probes or name == "headrace-migrate"
     web = container("headrace-web")
     assert web["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert web["livenessProbe"]["httpGet"]["path"] == "/livez"  # /readyz would have it killed with the broker
+    assert (
+        web["livenessProbe"]["httpGet"]["path"] == "/livez"
+    )  # with /readyz, an outage of the broker would kill the pod
 
 
-def test_the_ingress_lets_webhooks_in_and_nothing_else() -> None:
-    """Breaks if a provider's path is closed, or if metrics stand open."""
+def test_the_ingress_exposes_webhooks_only() -> None:
+    """Breaks if the path of an aggregator is not exposed, or the metrics are."""
     (rule,) = of("Ingress")["headrace"]["spec"]["rules"]
     (path,) = rule["http"]["paths"]
     flask = create_app(Settings(broker_url="memory://"), typing.cast("Any", None), lambda: None)
@@ -240,14 +243,14 @@ def test_the_ingress_lets_webhooks_in_and_nothing_else() -> None:
     assert megabytes == f"{Settings().max_body_bytes // 2**20}m"
 
 
-def test_a_worker_may_finish_its_message() -> None:
-    """Breaks if a worker is killed in the middle of a message that it would have finished."""
+def test_a_worker_has_time_to_finish_its_message() -> None:
+    """Breaks if a stopping worker is killed within 60 s, before it finishes its message."""
     for lane in (*LANES, "etl"):
         assert PODS[f"headrace-{lane}"]["spec"]["terminationGracePeriodSeconds"] >= 60
 
 
-def test_lanes_are_scaled_by_their_own_depth_and_age() -> None:
-    """Breaks if KEDA would scale another lane than the one that waits, or refuse the object."""
+def test_lanes_scale_by_their_own_depth_and_age() -> None:
+    """Breaks if KEDA would scale a lane by the depth or age of another one, or reject the object."""
     scaled = of("ScaledObject")
     assert {one["spec"]["scaleTargetRef"]["name"] for one in scaled.values()} == {
         f"headrace-{lane}" for lane in LANES if lane != "maintenance"
@@ -266,10 +269,10 @@ def test_lanes_are_scaled_by_their_own_depth_and_age() -> None:
         for trigger in (depth, age):
             assert trigger["type"] == "prometheus"
             assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold", "ignoreNullValues"}
-            assert all(isinstance(value, str) for value in trigger["metadata"].values())  # KEDA takes only text
+            assert all(isinstance(value, str) for value in trigger["metadata"].values())  # KEDA accepts strings only
             assert float(trigger["metadata"]["threshold"]) > 0
 
 
 def test_the_example_overlay_names_an_image_of_its_own() -> None:
-    """Breaks if a copy of the example would pull `latest` from nowhere."""
+    """Breaks if a copy of the example would pull an image without a registry or a version."""
     assert {container(name)["image"] for name in PODS if name != "headrace-etl"} == {"registry.example/headrace:0.2.0"}

@@ -1,4 +1,4 @@
-"""deploy/docs/runbook.md: its names, roles and sizes are true. Its commands and SQL are checked in test_docs.py."""
+"""deploy/docs/runbook.md: its names, roles and sizes are correct. test_docs.py checks its commands and SQL."""
 
 import re
 
@@ -15,8 +15,10 @@ RUNBOOK = (DEPLOY / "docs" / "runbook.md").read_text(encoding="utf-8")
 def test_names_of_services_and_units_exist() -> None:
     """Breaks if a service, a Deployment or a unit was renamed and the runbook was not."""
     (compose,) = documents(DEPLOY / "compose.yaml")
-    typed = re.findall(r"docker compose -f deploy/compose.yaml (?:up|run|exec) ([^#`\n]+)", RUNBOOK)
-    services = {word for line in typed for word in line.partition("headrace")[0].split() if not word.startswith("-")}
+    service_lists = re.findall(r"docker compose -f deploy/compose.yaml (?:up|run|exec) ([^#`\n]+)", RUNBOOK)
+    services = {
+        word for line in service_lists for word in line.partition("headrace")[0].split() if not word.startswith("-")
+    }
     assert len(services) >= len(LANES)
     assert services <= compose["services"].keys()
     deployed = {one["metadata"]["name"] for one in RENDERED["example"] if one["kind"] in ("Deployment", "Job")}
@@ -28,20 +30,20 @@ def test_names_of_services_and_units_exist() -> None:
     assert set(re.findall(r"headrace-[a-z]+", restarted)) == units
 
 
-def test_a_pooled_role_is_given_what_a_session_asks_for() -> None:
-    """Breaks if behind PgBouncer a timeout, or the time zone, would be another than without."""
+def test_a_pooled_role_has_the_session_settings() -> None:
+    """Breaks if a timeout or the time zone behind PgBouncer differs from that of a direct connection."""
     assert dict(re.findall(r"ALTER ROLE headrace SET (\w+) = '(\w+)'", RUNBOOK)) == SESSION
 
 
-def test_its_sizes_are_computed_right() -> None:
-    """Breaks if a measured figure is changed and what follows from it is not."""
+def test_sizes_are_computed_correctly() -> None:
+    """Breaks if a measured figure was changed and a figure computed from it was not."""
     samples, events, records = 1440, 60, 10
     core_ms = samples * 18.5e-3 + events * 1.64
     stored = samples * 117 + events * 252 + records * 886
-    kept = samples * 8.5 + events * 850
+    archived = samples * 8.5 + events * 850
     assert f"= {core_ms:.0f} core-ms a day" in RUNBOOK
     assert f"= {stored / 1000:.0f} kB a day, {stored * 365 / 1e6:.0f} MB a year" in RUNBOOK
-    assert f"= {kept / 1000:.0f} kB a day  = {kept * 30 / 1e6:.1f} MB with 30 days" in RUNBOOK
+    assert f"= {archived / 1000:.0f} kB a day  = {archived * 30 / 1e6:.1f} MB with 30 days" in RUNBOOK
     one = r"([\d.,]+)"
     columns = r" \| ".join((one, rf"{one} \({one}\)", one, one, rf"{one} ([GT])B"))
     rows = re.findall(rf"^\| {columns} \|", RUNBOOK, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What is in the wheel, built as the image builds it: from the locked setuptools, out of a copy."""
+"""The contents of the wheel, built as in the image: from a copy of the sources, with the locked setuptools."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ SOURCES = [
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of the files of the wheel."""
+    """The file names in the wheel."""
     folder, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for part in PARTS:
         if (ROOT / part).is_dir():
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_every_file_is_in_the_wheel(wheel: set[str]) -> None:
-    """Breaks if a package, a migration, the catalogue or the marker of types is there in a checkout only."""
+    """Breaks if the wheel lacks a package, a migration, the catalogue or py.typed."""
     assert {str(file) for file in SOURCES} - wheel == set()
     ours = {name for name in wheel if Path(name).parts[0] in {"app", "workers"}}
     assert ours == {str(file) for file in SOURCES}
@@ -54,19 +54,19 @@ def test_every_file_is_in_the_wheel(wheel: set[str]) -> None:
         "workers/cli/__main__.py",
     ],
 )
-def test_what_nothing_imports_is_in_the_wheel(wheel: set[str], name: str) -> None:
-    """Breaks if a file is moved or removed that no import would miss: type checkers, alembic and `-m` look for it."""
+def test_files_without_an_import_are_in_the_wheel(wheel: set[str], name: str) -> None:
+    """Breaks if a file that only type checkers, alembic or `python -m` use is moved or removed."""
     assert name in wheel
 
 
 def test_every_migration_is_in_the_wheel(wheel: set[str]) -> None:
-    """Breaks if an installed Headrace makes an older schema than a checkout."""
+    """Breaks if the wheel lacks a migration, so that an installed Headrace creates an older schema."""
     versions = {file.name for file in (ROOT / "workers" / "migrations" / "versions").glob("*.py")}
     assert versions
     assert {Path(name).name for name in wheel if name.startswith("workers/migrations/versions/")} == versions
 
 
 def test_every_package_is_in_the_wheel(wheel: set[str]) -> None:
-    """Breaks if a new directory has no `__init__.py`, or the discovery of packages leaves it out."""
+    """Breaks if a new directory has no `__init__.py`, or the package discovery excludes it."""
     directories = {file.parent for file in SOURCES if file.suffix == ".py" and "migrations" not in file.parts}
     assert {f"{directory}/__init__.py" for directory in directories} - wheel == set()

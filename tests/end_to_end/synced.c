@@ -1,4 +1,4 @@
-/* Loaded into a server before its libraries: writes down the inode and the length of every file that is on disk. */
+/* Preloaded into a server: logs the inode and the synced length of a file at every fsync. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 static int note(const char *name, int file) {
     struct stat before;
     int (*sync)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
-    int known = fstat(file, &before); /* what is written while the disk is at work may not be there */
+    int known = fstat(file, &before); /* before the sync: later writes may not be on disk */
     int done = sync(file), log = -1;
     char line[64];
     if (known == 0 && done == 0 && (log = open(getenv("SYNCED_LOG"), O_WRONLY | O_APPEND | O_CREAT, 0600)) >= 0) {

@@ -1,4 +1,4 @@
-"""Canaries: what is planted in bodies and pages is found in the views, and nowhere that a stranger could read."""
+"""Canaries: marker values in bodies and pages reach the views, and no log, metric, span, output or broker file."""
 
 import base64
 import gzip
@@ -48,7 +48,7 @@ FLOWER = (
 
 
 def readable(content: bytes, depth: int = 4) -> Iterator[bytes]:
-    """The bytes, and what lies under base64 and compression."""
+    """The bytes, then everything in them that is base64 or compressed, decoded recursively."""
     yield content
     if depth == 0:
         return
@@ -61,7 +61,7 @@ def readable(content: bytes, depth: int = 4) -> Iterator[bytes]:
 
 
 def leaks(places: dict[str, bytes]) -> list[str]:
-    """Where a canary sings."""
+    """The places that contain a canary, each with the canary."""
     return [
         f"{place}: {canary.decode()}"
         for place, content in places.items()
@@ -72,7 +72,7 @@ def leaks(places: dict[str, bytes]) -> list[str]:
 
 
 class Provider(BaseHTTPRequestHandler):
-    """Junction's read API with canaries: a page of samples, a page that cannot be read, refusals that quote."""
+    """Junction's read API with canaries: a page of samples, an invalid page, and errors that quote a canary."""
 
     def do_GET(self) -> None:
         samples = [{"timestamp": "2026-03-01T12:00:00+00:00", "value": NUMBER, "unit": "bpm"}]
@@ -90,23 +90,23 @@ class Provider(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
-def traced() -> Iterator[Collector]:
-    """Where the stack's spans go."""
+def spans_collector() -> Iterator[Collector]:
+    """The collector that receives the stack's spans."""
     with collector() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def stack(traced: Collector) -> Iterator[Stack]:
-    """A stack whose history comes from that provider."""
+def stack(spans_collector: Collector) -> Iterator[Stack]:
+    """A stack that fetches history from Provider."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
-    more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": traced.url}
+    more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": spans_collector.url}
     try:
         with started(JUNCTION_API_KEY=f"sk_us_{TOKEN}", **more) as one:
             yield one
@@ -115,8 +115,8 @@ def stack(traced: Collector) -> Iterator[Stack]:
         server.server_close()
 
 
-def planted(number: int) -> list[Any]:
-    """Events that are good, with canaries in them."""
+def canary_events(number: int) -> list[Any]:
+    """Valid events that contain canaries."""
     note = {"source": SOURCE, "data": [{"timestamp": "2026-03-14T12:00:00+00:00", "value": NOTE, "unit": "text"}]}
     return [
         workout(USER, f"w{number}", title=NAME, distance=NUMBER, access_token=TOKEN),
@@ -125,13 +125,13 @@ def planted(number: int) -> list[Any]:
     ]
 
 
-def broken() -> list[Any]:
-    """Events that become dead letters, each in another way."""
+def invalid_events() -> list[Any]:
+    """Events that become dead letters, each for another reason."""
     return [
         workout(USER, "b1", average_hr=NOTE),
         workout(USER, "b2", time_start=TOKEN),
         workout(USER, "b3", title=f"{NAME}\u0000"),
-        workout(USER, "b4", average_hr=NUMBER),  # no whole number, which only PostgreSQL sees
+        workout(USER, "b4", average_hr=NUMBER),  # not an integer; only PostgreSQL rejects it
         workout(USER, "b5", calendar_date=f"2026-03-14 {TOKEN}"),
         event(
             "daily.data.heartrate.created", USER, {"source": SOURCE, "data": [{"timestamp": TOKEN, "value": NUMBER}]}
@@ -143,7 +143,7 @@ def broken() -> list[Any]:
 
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
-    """These processes do nothing for as long as the block lasts."""
+    """Suspends these processes and their children during the block."""
     family = [one for pid in pids for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
     for one in family:
         os.kill(one.pid, signal.SIGSTOP)
@@ -155,7 +155,7 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file of the stack but PostgreSQL's tables, where the data belongs, and those that hold its secrets."""
+    """Every file of the stack, except PostgreSQL's tables, which hold the data, and the files that hold its secrets."""
     found = {}
     for folder, names, some in os.walk(root):
         if "PG_VERSION" in some:
@@ -168,13 +168,13 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def pages(stack: Stack) -> dict[str, bytes]:
-    """What Flower and the endpoint show to whoever may look."""
+    """The pages of Flower and the metrics of the endpoint."""
     info = stack.info
     user, _, password = info["flower_auth"].partition(":")
     with httpx.Client(base_url=info["flower"], auth=(user, password), timeout=30) as flower:
 
         def seen() -> list[str]:
-            """The tasks that Flower has seen; on a busy machine it may listen only some time after it answers."""
+            """The tasks that Flower lists. On a busy machine it receives events only some time after it serves."""
             return re.findall(r'"uuid": "([\w-]+)"', flower.get("/api/tasks?limit=10000").text)
 
         tasks = until(seen, 60)
@@ -183,8 +183,8 @@ def pages(stack: Stack) -> dict[str, bytes]:
     return found | {"web /metrics": HTTP.get(f"{info['web']}/metrics").content}
 
 
-def test_the_search_finds_what_is_not_sealed() -> None:
-    """Breaks if this file would find nothing even if there were something."""
+def test_the_search_finds_an_unencrypted_body() -> None:
+    """Breaks if the search of this file misses a canary in a base64-encoded message."""
     open_body = delivery(workout(USER, title=NAME))
     message = json.dumps([[pack([open_body])], {}]).encode()
     assert leaks({"sealed": base64.b64encode(message)}) == []
@@ -193,10 +193,10 @@ def test_the_search_finds_what_is_not_sealed() -> None:
     assert leaks({"open": b'{"body": "' + base64.b64encode(message) + b'"}'}) != []
 
 
-def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collector) -> None:
-    """Breaks if a name, a number, a token or a note gets where an operator, a colleague or a ticket can see it."""
-    sent = [message_id(datetime.now(UTC)) for _ in range(len(planted(0)) * 5 + len(broken()))]
-    bodies = [one for number in range(5) for one in planted(number)] + broken()
+def test_canaries_are_stored_and_not_disclosed(stack: Stack, spans_collector: Collector) -> None:
+    """Breaks if a name, number, token or note is written to a log, metric, span, output or broker file."""
+    sent = [message_id(datetime.now(UTC)) for _ in range(len(canary_events(0)) * 5 + len(invalid_events()))]
+    bodies = [one for number in range(5) for one in canary_events(number)] + invalid_events()
     for name, body in zip(sent, bodies, strict=True):
         assert stack.post(body, name).status_code == 202
     for resource in ("heartrate", "sleep", "activity"):
@@ -207,24 +207,26 @@ def test_what_is_planted_is_stored_and_told_nowhere(stack: Stack, traced: Collec
     until(lambda: stack.rows("SELECT 1 FROM health.heartrate WHERE origin = 'backfill' AND value = %s", NUMBER), 90)
     until(lambda: len(stack.rows("SELECT 1 FROM headrace.backfills WHERE error IS NOT NULL")) >= 2, 90)
     assert stack.rows("SELECT title, distance FROM health.workouts WHERE id = 'w1'") == [(NAME, NUMBER)]
-    places = provoked(stack)
+    places = outputs_of_errors(stack)
     with stopped(stack.info["processes"]["live"]):
-        for body in planted(9):
+        for body in canary_events(9):
             assert stack.post(body).status_code == 202
         places |= files(stack.data) | pages(stack)
-    places |= told(stack)
+    places |= outputs_of_commands(stack)
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
     assert any("aof" in place for place in places)
-    until(lambda: {one.attributes.get("headrace.delivery") for one in traced.named("open")} >= set(sent), 30)
-    assert {"POST /webhooks/junction", "publish live", "headrace.apply live", "page"} <= {o.name for o in traced.spans}
-    places |= {f"spans {number}": raw for number, raw in enumerate(traced.raw)}
-    assert not any(USER.encode() in raw for raw in traced.raw)
+    until(lambda: {one.attributes.get("headrace.delivery") for one in spans_collector.named("open")} >= set(sent), 30)
+    assert {"POST /webhooks/junction", "publish live", "headrace.apply live", "page"} <= {
+        o.name for o in spans_collector.spans
+    }
+    places |= {f"spans {number}": raw for number, raw in enumerate(spans_collector.raw)}
+    assert not any(USER.encode() in raw for raw in spans_collector.raw)
     assert leaks(places) == []
 
 
-def provoked(stack: Stack) -> dict[str, bytes]:
-    """Errors that nobody foresaw: a table that is gone for a while, and a command that fails with a traceback."""
+def outputs_of_errors(stack: Stack) -> dict[str, bytes]:
+    """Output of unexpected errors: a table that is missing for a while, and a command that fails with a traceback."""
     change = "ALTER TABLE headrace.{} RENAME TO {}"
     with psycopg.connect(stack.info["database_url"], autocommit=True) as connection:
         connection.execute(change.format("workouts", "workouts_away"))
@@ -246,8 +248,8 @@ def provoked(stack: Stack) -> dict[str, bytes]:
     return {"a traceback": done.stdout + done.stderr}
 
 
-def told(stack: Stack) -> dict[str, bytes]:
-    """What commands print, and what is written down about deliveries."""
+def outputs_of_commands(stack: Stack) -> dict[str, bytes]:
+    """The output of commands, and the operational tables: reasons, errors, audit entries and jobs."""
     (dead_letter,) = stack.rows("SELECT min(id) FROM headrace.dead_letters")
     (number,) = stack.rows("SELECT min(id) FROM headrace.backfills")
     commands = [
@@ -270,10 +272,10 @@ def told(stack: Stack) -> dict[str, bytes]:
         ("check", "--json"),
     ]
     found = {}
-    for words, (status, said) in zip(commands, stack.run_all(*commands), strict=True):
-        assert status in (0, 1), (words, said)
-        assert said, words
-        found["headrace " + " ".join(words)] = said.encode()
+    for words, (status, output) in zip(commands, stack.run_all(*commands), strict=True):
+        assert status in (0, 1), (words, output)
+        assert output, words
+        found["headrace " + " ".join(words)] = output.encode()
     queries = {
         "reasons": "SELECT reason, event_type FROM headrace.dead_letters",
         "errors": "SELECT error, event_type FROM headrace.deliveries",

@@ -1,4 +1,4 @@
-"""The drill as its users run it."""
+"""`headrace drill` as a separate process."""
 
 import json
 import os
@@ -13,11 +13,15 @@ from workers.verify.totals import OUTCOMES
 
 pytestmark = pytest.mark.stack
 SEED, MINUTES = 208, 0.2
-KILLED = ["web", "broker", "live"]  # by that seed; what a killed fetch leaves behind would be waited for too long
+KILLED = [
+    "web",
+    "broker",
+    "live",
+]  # with this seed; a killed fetch would only resume after its lease, which takes too long here
 
 
-def test_a_short_drill_is_passed() -> None:
-    """Breaks if a stack under strikes loses or doubles anything, or the drill itself does not come to its end."""
+def test_a_short_drill_passes() -> None:
+    """Breaks if a stack loses or duplicates an event when its processes are killed, or the drill does not finish."""
     assert [(one.kind, one.group) for one in plan(SEED, MINUTES * 60)] == [("kill", group) for group in KILLED]
     command = (sys.executable, "-m", "workers.cli", "drill", "--minutes", str(MINUTES), "--seed", str(SEED))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5"}

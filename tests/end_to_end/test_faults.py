@@ -1,4 +1,4 @@
-"""A provider that refuses or breaks three requests in ten: what is stored, what it costs, whether its word is kept."""
+"""A provider that fails three requests in ten: stored data, number of requests, and respect for Retry-After."""
 
 import time
 from collections import Counter
@@ -34,14 +34,14 @@ from workers.verify.expected import history, stored
 
 END = datetime(2026, 3, 14, 12, tzinfo=UTC)
 WORKERS = 3
-PATIENCE_SECONDS = 150
-# A refusal without Retry-After names no time; the shortest that anybody may then keep silent is half a second.
-SHORTEST_SILENCE = 0.5
-# What may pass between a refusal and the shared key that silences the other workers. Who has looked for the key before
-# it is there still sends its request.
+TIMEOUT_SECONDS = 150
+# Without Retry-After a 429 or 503 asks for no specific pause; the shortest one that a worker then takes is 0.5 s.
+SHORTEST_PAUSE = 0.5
+# The time between a 429 or 503 and the shared key that pauses the other workers: a worker that checks for the key
+# before it is set still sends its request.
 TOLERANCE = 0.25
 
-# Twelve of forty are three in ten. One is only slow, and carries its page all the same.
+# 12 of 40 requests are three in ten. One of the 12 is only slow and still returns its page.
 FAULTS = (
     *(Fault(kind, retry_after=1) for kind in ("429", "503")),
     *(Fault(kind, retry_after=2, as_date=True) for kind in ("429", "503")),
@@ -52,18 +52,18 @@ DECK = 40
 
 
 @dataclass(frozen=True)
-class Silence:
-    """The time in which the provider wants to be asked nothing, in seconds since 1970."""
+class RequestedPause:
+    """A pause that the provider requested, as Unix timestamps."""
 
     begins: float
     ends: float
 
 
 @dataclass
-class Faulty:
-    """Deals a simulator's faults in place of its dice: of every forty requests each of FAULTS meets one.
+class FaultDeck:
+    """Replaces a simulator's random faults by a shuffled deck: of every 40 requests, each of FAULTS hits one.
 
-    A fault that cannot meet a request, as an expired cursor one without a cursor, waits for the next that it can.
+    A fault that cannot apply to a request (an expired cursor, if the request has none) waits for the next that fits.
     """
 
     faults: Faults
@@ -97,29 +97,31 @@ class Faulty:
 
     @property
     def kinds(self) -> list[Fault]:
-        """What was dealt so far."""
+        """The faults so far."""
         return [fault for _, fault in self.dealt]
 
     @property
-    def pauses(self) -> list[Silence]:
-        """When nobody may ask, by the refusals that were dealt."""
-        return [Silence(at, at + _seconds(fault, at)) for at, fault in self.dealt if fault.kind in ("429", "503")]
+    def pauses(self) -> list[RequestedPause]:
+        """The pauses that the faults so far requested."""
+        return [
+            RequestedPause(at, at + _seconds(fault, at)) for at, fault in self.dealt if fault.kind in ("429", "503")
+        ]
 
     @property
     def without_page(self) -> int:
-        """How many requests were in vain, whoever sent them."""
+        """The number of requests, of all workers, that returned no page."""
         return sum(fault.kind != "slow" for fault in self.kinds)
 
 
 def _seconds(fault: Fault, at: float) -> float:
-    """How long a refusal asks for; a date has whole seconds only."""
+    """The pause in seconds that a 429 or 503 requests; an HTTP date has whole seconds only."""
     if fault.retry_after is None:
-        return SHORTEST_SILENCE
+        return SHORTEST_PAUSE
     return floor(at + ceil(fault.retry_after)) - at if fault.as_date else fault.retry_after
 
 
-def trespasses(pauses: Iterable[Silence], asked: Iterable[float]) -> list[tuple[float, Silence]]:
-    """The requests that began within a silence, later than TOLERANCE after its beginning."""
+def violations(pauses: Iterable[RequestedPause], asked: Iterable[float]) -> list[tuple[float, RequestedPause]]:
+    """The requests that began within a pause, later than TOLERANCE after its beginning."""
     pauses = list(pauses)
     return [(at, one) for at in asked for one in pauses if one.begins + TOLERANCE < at < one.ends]
 
@@ -127,10 +129,10 @@ def trespasses(pauses: Iterable[Silence], asked: Iterable[float]) -> list[tuple[
 @pytest.mark.parametrize(
     ("seconds", "count"), [(-0.1, 0), (0.0, 0), (0.2, 0), (0.3, 1), (0.9, 1), (1.0, 0), (1.1, 1), (1.9, 1), (2.1, 0)]
 )
-def test_a_trespass_is_seen(seconds: float, count: int) -> None:
-    """Breaks if the test below could not fail: it looks for requests by this."""
-    pauses = [Silence(100.0, 101.0), Silence(100.8, 102.0)]
-    assert len(trespasses(pauses, [99.0, 100.0 + seconds, 103.0])) == count
+def test_a_request_during_a_pause_is_detected(seconds: float, count: int) -> None:
+    """Breaks if `violations`, which the test below uses, misses a request during a pause."""
+    pauses = [RequestedPause(100.0, 101.0), RequestedPause(100.8, 102.0)]
+    assert len(violations(pauses, [99.0, 100.0 + seconds, 103.0])) == count
 
 
 @pytest.mark.parametrize(
@@ -143,14 +145,14 @@ def test_a_trespass_is_seen(seconds: float, count: int) -> None:
         (Fault("truncated"), None),
     ],
 )
-def test_a_refusal_asks_for_silence(fault: Fault, ends: float | None) -> None:
-    """Breaks if the test below looks in the wrong places."""
-    found = [one.ends for one in Faulty(Faults(), Random(1), [(100.6, fault)]).pauses]
+def test_a_fault_requests_a_pause(fault: Fault, ends: float | None) -> None:
+    """Breaks if the pause of a fault is computed wrong, so that the test below checks the wrong time."""
+    found = [one.ends for one in FaultDeck(Faults(), Random(1), [(100.6, fault)]).pauses]
     assert found == ([] if ends is None else [pytest.approx(ends)])
 
 
 def announce(engine: Engine, settings: Settings, world: World) -> int:
-    """Takes the notices of everybody's history; how many histories that are."""
+    """Applies the notices of the history of all users; returns the number of backfills."""
     notices = [
         delivery(events.historical(world, user, connection, resource))
         for user in world.members
@@ -161,8 +163,8 @@ def announce(engine: Engine, settings: Settings, world: World) -> int:
 
 
 def work(settings: Settings, seed: int) -> None:
-    """What a worker does: goes on with whatever is due, until nothing is open any more."""
-    engine, dice, deadline = make_writer(settings), Random(seed), time.monotonic() + PATIENCE_SECONDS
+    """Acts as a worker: runs due backfills until all are finished."""
+    engine, dice, deadline = make_writer(settings), Random(seed), time.monotonic() + TIMEOUT_SECONDS
     is_open = "SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') LIMIT 1"
     with closing(Client(*junction.connect(settings))) as client:
         fetcher = Fetcher(engine, settings, [AggregatorClient("junction", client, Throttle(settings))])
@@ -177,7 +179,7 @@ def work(settings: Settings, seed: int) -> None:
 
 
 def pull(engine: Engine, settings: Settings, world: World) -> None:
-    """Announces everybody's history and has all of it fetched by several workers at once."""
+    """Announces the history of all users and fetches it with WORKERS concurrent workers."""
     before = Counter(row["status"] for row in rows(engine, "SELECT status FROM health.backfills"))
     count = announce(engine, settings, world)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -187,60 +189,62 @@ def pull(engine: Engine, settings: Settings, world: World) -> None:
     assert after - before == {"complete": count}
 
 
-def check_stored(engine: Engine, truth: Mapping[Any, Any]) -> None:
-    """The views hold what the provider has, each record and sample once."""
+def check_stored(engine: Engine, expected_history: Mapping[Any, Any]) -> None:
+    """Checks that the views contain the data of the provider, each record and sample once."""
     with engine.connect() as connection:
         found = list(stored(connection))
     assert [key for key, count in Counter(key for key, _ in found).items() if count > 1] == []
     held = dict(found)
-    assert held.keys() == truth.keys()
-    assert [key for key in truth if held[key] != truth[key]] == []
+    assert held.keys() == expected_history.keys()
+    assert [key for key in expected_history if held[key] != expected_history[key]] == []
 
 
-def moments(requests: Iterable[Mapping[str, Any]]) -> Iterator[float]:
-    """When requests began, as the provider has it."""
+def start_times(requests: Iterable[Mapping[str, Any]]) -> Iterator[float]:
+    """The Unix timestamps at which requests began, from the log of the provider."""
     return (datetime.fromisoformat(request["time"]).timestamp() for request in requests)
 
 
 def test_three_faults_in_ten_lose_nothing(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
-    """Breaks if faults lose or double a record, cost far more than themselves, or if a refusal is not respected.
+    """Breaks if faults lose or duplicate a record, cost over 30 % more requests than the ideal, or a pause is violated.
 
-    A faulty answer costs a request in any case, so the ideal is what the same histories take without faults (measured
-    here, by pulling them once more), and one for every answer that carried no page. The rest is pages that were asked
-    for again, because their slice was begun again after a cursor had expired.
+    Each faulty response costs a request in any case. The ideal is therefore the number of requests of the same
+    backfills without faults (measured here by fetching them again), plus one for each response without a page. The
+    rest are pages that were requested again because an expired cursor restarted their date range.
     """
     with Simulator(1, 2, until=END, page_size=100) as simulator:
-        faulty = Faulty(simulator.faults, Random(7))
+        fault_deck = FaultDeck(simulator.faults, Random(7))
         wanted = replace(
             settings, junction_base_url=simulator.url, junction_api_key=API_KEY, request_rate="1000000/second"
         )
-        truth = history(simulator.world)
+        expected_history = history(simulator.world)
         with monkeypatch.context() as patch:
-            patch.setattr(simulator.faults, "pick", faulty.pick)
+            patch.setattr(simulator.faults, "pick", fault_deck.pick)
             pull(engine, wanted, simulator.world)
         simulator.faults.clear()
         requests = simulator.requests
-        check_stored(engine, truth)
+        check_stored(engine, expected_history)
         pull(engine, wanted, simulator.world)
-        check_stored(engine, truth)
+        check_stored(engine, expected_history)
         faultless = len(simulator.requests) - len(requests)
-    ideal = faultless + faulty.without_page
-    figures = f"{len(requests)} requests, {len(faulty.dealt)} of them faulty; {faultless} without faults, {ideal} ideal"
+    ideal = faultless + fault_deck.without_page
+    figures = (
+        f"{len(requests)} requests, {len(fault_deck.dealt)} of them faulty; {faultless} without faults, {ideal} ideal"
+    )
     record_property("requests", figures)
     print(f"\n{figures}: {len(requests) / ideal:.2f} times the ideal, {len(requests) / faultless:.2f} without faults")
-    assert [fault for fault in FAULTS if fault not in faulty.kinds] == []
-    assert 0.25 < len(faulty.dealt) / len(requests) < 0.35
+    assert [fault for fault in FAULTS if fault not in fault_deck.kinds] == []
+    assert 0.25 < len(fault_deck.dealt) / len(requests) < 0.35
     statuses = Counter(request["status"] for request in requests)
-    assert statuses[429] + statuses[503] == len(faulty.pauses)
+    assert statuses[429] + statuses[503] == len(fault_deck.pauses)
     assert len(requests) <= 1.3 * ideal, figures
-    assert trespasses(faulty.pauses, moments(requests)) == []
+    assert violations(fault_deck.pauses, start_times(requests)) == []
 
 
 @dataclass
-class ShortLived:
-    """Lets every fourth request find its cursor expired, as where a slice takes longer than its cursors live."""
+class ShortLivedCursors:
+    """Expires the cursor of every fourth request, as if a date range took longer than the lifetime of its cursors."""
 
     faults: Faults
     asked: int = 0
@@ -258,15 +262,15 @@ class ShortLived:
         return found
 
 
-def test_cursors_that_live_for_three_pages_are_enough(
+def test_cursors_that_expire_after_three_pages_suffice(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if a history fails because a slice has more pages than a cursor lives for, where shorter ones would do."""
+    """Breaks if a backfill fails because cursors expire within a date range, although shorter ranges would succeed."""
     with Simulator(1, 2, until=END, page_size=100) as simulator:
         world, user = simulator.world, simulator.world.members[0]
         one = events.historical(world, user, user.connections[0], catalogue()["heartrate"])
         wanted = replace(settings, junction_base_url=simulator.url, junction_api_key=API_KEY)
-        monkeypatch.setattr(simulator.faults, "pick", ShortLived(simulator.faults).pick)
+        monkeypatch.setattr(simulator.faults, "pick", ShortLivedCursors(simulator.faults).pick)
         Applier(engine, wanted).apply(pack([delivery(one)]))
         work(wanted, 1)
     assert [row["status"] for row in rows(engine, "SELECT status FROM health.backfills")] == ["complete"]

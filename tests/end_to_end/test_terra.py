@@ -1,4 +1,4 @@
-"""Terra on a whole stack: what is killed meanwhile takes nothing with it, and makes nothing twice."""
+"""Terra on a complete stack: killed processes lose and duplicate nothing."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 
 from app.config import settings as config
 from tests.support import until
-from tests.support.backfills import hurry
+from tests.support.backfills import make_due
 from workers.local.temporary import Stack, running_stack
 from workers.simulator import Simulator, terra
 from workers.simulator.terra.sender import TerraSender
@@ -23,19 +23,19 @@ from workers.verify.expected import terra_history
 from workers.verify.totals import prove
 
 pytestmark = pytest.mark.stack
-STRUCK = ("live", "broker", "postgres", "web", "backfill")
-WAITS = (0.1, 0.5, *[1.0] * 60)  # a sender that hardly gives up
-PAST = timedelta(minutes=30)  # the simulated present, which must not move while it is compared
+KILLED_GROUPS = ("live", "broker", "postgres", "web", "backfill")
+WAITS = (0.1, 0.5, *[1.0] * 60)  # seconds between retries: about a minute of attempts
+PAST = timedelta(minutes=30)  # how far the simulated present is ahead, so that it stays fixed during the comparison
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is sent and fetched, and how often everything is killed."""
+    """The amount of events, history and kills."""
 
     people: int
-    days: int  # of their history
+    days: int  # of history per user
     events: int
-    a_second: int
+    events_per_second: int
     rounds: int
 
 
@@ -44,21 +44,21 @@ SMALL, LARGE = Load(2, 8, 150, 12, 1), Load(4, 20, 400, 25, 2)
 
 @pytest.fixture(scope="module")
 def load(*, full: bool) -> Load:
-    """A small one, unless the run is a full one."""
+    """LARGE with `--full`, otherwise SMALL."""
     return LARGE if full else SMALL
 
 
 @pytest.fixture(scope="module")
 def simulator(load: Load) -> Iterator[Simulator]:
-    """People with accounts at Terra."""
+    """Simulated users with accounts at Terra."""
     with Simulator(load.people, load.days, 7, until=datetime.now(UTC) + PAST) as one:
         yield one
 
 
-def strike(stack: Stack, rounds: int) -> int:
-    """Kills one process after another, each when it is back from the last time. Returns how many."""
+def kill_each(stack: Stack, rounds: int) -> int:
+    """Kills one process after the other and waits for each restart. Returns the number of kills."""
     killed = 0
-    for group in STRUCK * rounds:
+    for group in KILLED_GROUPS * rounds:
         time.sleep(2)
         (pid,) = until(lambda group=group: stack.info()["processes"][group][:1])
         os.kill(pid, signal.SIGKILL)
@@ -67,8 +67,8 @@ def strike(stack: Stack, rounds: int) -> int:
     return killed
 
 
-def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator, load: Load) -> None:
-    """Breaks if an event of Terra's that was answered 202 is lost with a process, or a page of its history is."""
+def test_kills_lose_or_duplicate_nothing(simulator: Simulator, load: Load) -> None:
+    """Breaks if a killed process loses or duplicates an accepted event of Terra or a page of its history."""
     twin = simulator.terra
     settings = simulator.environment | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_HISTORY_DAYS": "60"}
     settings |= {"HEADRACE_WEB_PROCESSES": "1"}
@@ -81,10 +81,10 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(simulator: Simulator, loa
             TerraSender(f"{info['web']}/webhooks/terra", info["terra_signing_secret"], **disorder) as sender,
             ThreadPoolExecutor(1) as pool,
         ):
-            striking = pool.submit(strike, stack, load.rounds)
-            sender.send_all(events, load.a_second)
-            assert striking.result(120) == len(STRUCK) * load.rounds
-        hurry(engine, leases=True)
+            killing = pool.submit(kill_each, stack, load.rounds)
+            sender.send_all(events, load.events_per_second)
+            assert killing.result(120) == len(KILLED_GROUPS) * load.rounds
+        make_due(engine, leases=True)
         until(lambda: not listed(engine, Filter(states=OPEN)), 240)
         proof = prove(engine, sender.taken, terra_history(twin), 60)
         with transaction(engine) as connection:

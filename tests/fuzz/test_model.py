@@ -1,8 +1,8 @@
 """Random deliveries, repetitions, fetches, erasures, crashes and restarts against a model in plain Python.
 
-The model: of each record, sample and connection the newest version wins; of two of one moment, the one that ranks
-higher; of whoever was erased there is nothing, whatever comes. The runs are few and always the same by default; with
-`--full` there are more, longer and other ones each time.
+The model: the newest version of each record, sample and connection is stored; of two with the same version, the one
+with the higher rank. Nothing of an erased user is stored. By default the runs are few and deterministic; with `--full`
+they are more, longer and random.
 """
 
 import itertools
@@ -25,8 +25,8 @@ from app.delivery import Delivery, pack
 from app.errors import TryLater
 from tests.support import apply, delivery, heartrate, message_id, rows, workout
 from tests.support import event as envelope
-from tests.support.backfills import hurry
-from tests.support.commits import struck
+from tests.support.backfills import make_due
+from tests.support.commits import interrupted_commit
 from tests.support.provider import Killed
 from workers.aggregators.requests import Request
 from workers.backfill.fetcher import Fetcher
@@ -46,7 +46,7 @@ from workers.store.engine import make_writer
 RUNS, STEPS = 12, 30
 FULL_RUNS, FULL_STEPS = 300, 50
 BEGINNING = datetime(2026, 3, 14, 12, tzinfo=UTC)
-TICK = timedelta(milliseconds=4)  # the step of the clock in a delivery id
+TICK = timedelta(milliseconds=4)  # the resolution of the timestamp in a delivery id
 DAY = timedelta(days=1)
 GARMIN = {"provider": "garmin", "type": "watch"}
 USERS, IDS, MINUTES = ("u1", "u2"), ("w1", "w2"), range(3)
@@ -54,17 +54,17 @@ TABLES = (
     *("chunks", "backfills", "samples", "series", "workouts", "connections", "users"),
     *("deliveries", "archive", "dead_letters", "crash_counts", "audit"),
 )
-MORTAL = "u2"  # the one who may be erased
-ERASED_AFTER = 3  # deliveries, so that there is something
+MORTAL = "u2"  # the user that `erase` erases
+ERASED_AFTER = 3  # deliveries, so that there is data to erase
 THAT_NAME = ("workouts", "series", "connections", "backfills", "gaps", "archive", "deliveries")
 Key = tuple[Any, ...]
-# What it says, and before it what decides between two of one moment: as PostgreSQL compares them.
+# The content of a claim, preceded by its tie-break between equal versions, in the sort order of PostgreSQL.
 Rank = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody says of a key, as of some moment."""
+    """The content and the version that a delivery or a page has for a key."""
 
     key: Key
     version: datetime
@@ -73,36 +73,36 @@ class Claim:
 
 @dataclass(frozen=True)
 class Made:
-    """A delivery that was made, and what it claims."""
+    """A generated delivery and its claims."""
 
     delivery: Delivery
     user: str | None
     claims: tuple[Claim, ...] = ()
-    ends: str = ""  # the one way in which it can end, if there is only one
+    ends: str = ""  # its outcome, if only one is possible
     is_notice: bool = False
 
 
 @dataclass
 class Model:
-    """What must be stored."""
+    """The expected content of the database."""
 
-    claims: dict[Key, list[tuple[str, Claim]]] = field(default_factory=dict)  # with who says so
+    claims: dict[Key, list[tuple[str, Claim]]] = field(default_factory=dict)  # with the delivery or page of each claim
     erased: set[str] = field(default_factory=set)
 
     def take(self, who: str, claims: Sequence[Claim]) -> None:
-        """Somebody's claims have been applied."""
+        """Adds the claims of an applied delivery or page."""
         for claim in claims:
             if claim.key[1] not in self.erased:
                 self.claims.setdefault(claim.key, []).append((who, claim))
 
     def erase(self, user: str) -> None:
-        """Nothing is claimed of them any more, nor will be."""
+        """Removes the claims about a user and blocks later ones."""
         self.erased.add(user)
         self.claims = {key: given for key, given in self.claims.items() if key[1] != user}
 
     @property
     def best(self) -> dict[Key, Claim]:
-        """Of each key, what must be stored."""
+        """The claim of each key that must be stored."""
         return {key: max((claim for _, claim in given), key=_newest) for key, given in self.claims.items()}
 
 
@@ -111,20 +111,20 @@ def _newest(claim: Claim) -> tuple[datetime, Rank]:
 
 
 def workout_rank(payload: Mapping[str, Any]) -> Rank:
-    """As PostgreSQL ranks payloads that differ only in these two: null goes before text."""
+    """The rank of payloads that differ only in these two fields, as in PostgreSQL: null sorts before text."""
     return payload["calories"], payload["updated_at"] or ""
 
 
 @dataclass
 class World:
-    """What the provider has, and its clock."""
+    """The data of the provider, and its clock."""
 
     now: datetime = BEGINNING
     workouts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     samples: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def page(self, request: httpx.Request) -> tuple[dict[str, Any], list[Claim]]:
-        """Its answer to a request at this moment, and what that claims."""
+        """The response to a request at this moment, and its claims."""
         user = request.url.path.rpartition("/")[2] if "summary" in request.url.path else request.url.path.split("/")[3]
         if "workouts" in request.url.path:
             found = [dict(one) for (owner, _), one in self.workouts.items() if owner == user]
@@ -136,20 +136,20 @@ class World:
 
 
 def workout_claim(user: str, payload: Mapping[str, Any], otherwise: datetime) -> Claim:
-    """What a workout claims: as of its own `updated_at`, or of another moment."""
+    """The claim of a workout: its version is its `updated_at`, or `otherwise` without one."""
     version = datetime.fromisoformat(payload["updated_at"]) if payload["updated_at"] else otherwise
     return Claim(("workout", user, payload["id"]), version, workout_rank(payload))
 
 
 class Clocked(Client):
-    """A client whose clock is the provider's."""
+    """A client with the clock of the provider."""
 
     def __init__(self, world: World, answer: Callable[[httpx.Request], httpx.Response], *, is_stale: bool) -> None:
         super().__init__("https://provider.test", {}, httpx.MockTransport(answer))
         self._world, self._is_stale = world, is_stale
 
     def fetch(self, request: Request) -> HttpResponse:
-        """Notes the moment at which it asks; one that `is_stale`, a moment at which it has the answer."""
+        """Sets `asked_at` to the time of the request; with `is_stale`, wrongly to a time after the response."""
         began = self._world.now
         answer = super().fetch(request)
         return replace(answer, asked_at=self._world.now + TICK if self._is_stale else began)
@@ -162,7 +162,7 @@ VALUE = st.integers(1, 4)
 
 
 class Machine(RuleBasedStateMachine):
-    """A deployment and its model, side by side."""
+    """A deployment and its model."""
 
     def __init__(self, engine: Engine, other: Engine, settings: Settings, *, is_stale: bool = False) -> None:
         super().__init__()
@@ -175,18 +175,18 @@ class Machine(RuleBasedStateMachine):
         self.delivered: dict[str, Made] = {}
         self.kept: set[str] = set()
         self.dead: set[str] = set()
-        self.late: set[str] = set()  # they came when whom they are about had been erased
-        self.attempts: Counter[str] = Counter()  # at least
-        self.crashed: Counter[str] = Counter()  # and so many more at most
+        self.late: set[str] = set()  # deliveries that arrived after the erasure of their user
+        self.attempts: Counter[str] = Counter()  # the minimum per delivery
+        self.crashed: Counter[str] = Counter()  # the maximum of additional attempts
         self.asked: list[list[Claim]] = []
         self.meanwhile: Callable[[], None] | None = None
         self.restart()
 
-    # What happens at the provider
+    # Events at the provider
 
     @rule(user=USER, identifier=st.sampled_from(IDS), calories=VALUE, age=st.sampled_from([None, 0, 0, 1]), step=STEP)
     def edit_a_workout(self, user: str, identifier: str, calories: int, age: int | None, step: int) -> None:
-        """A workout is new or edited; it may say when, or not."""
+        """Creates or edits a workout, with or without `updated_at`."""
         self.world.now += step * TICK
         updated_at = None if age is None else (self.world.now - age * TICK).isoformat()
         payload = {"id": identifier, "user_id": user, "source": GARMIN, "calories": calories, "updated_at": updated_at}
@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=USER, values=st.dictionaries(st.sampled_from(MINUTES), VALUE, min_size=1), step=STEP)
     def measure(self, user: str, values: dict[int, int], step: int) -> None:
-        """Samples are new, or replace others."""
+        """Creates or replaces samples."""
         self.world.now += step * TICK
         found = {minute: 60.0 + value for minute, value in values.items()}
         self.world.samples |= {(user, minute): value for minute, value in found.items()}
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=USER, error=st.sampled_from([None, "a", "b"]), step=STEP)
     def connect(self, user: str, error: str | None, step: int) -> None:
-        """A connection comes up, or breaks."""
+        """Connects a provider, or reports a connection error."""
         self.world.now += step * TICK
         data = {"provider": {"slug": "garmin"}} | ({"error_type": error} if error else {})
         rank = ("error", error) if error else ("connected", "")
@@ -214,14 +214,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=USER, resource=st.sampled_from(["workouts", "heartrate"]))
     def announce(self, user: str, resource: str) -> None:
-        """There is history to be fetched."""
+        """Announces history."""
         window = {"start_date": (BEGINNING - DAY).isoformat(), "end_date": (BEGINNING + DAY).isoformat()}
         body = envelope(f"historical.data.{resource}.created", user, window | {"provider": "garmin", "is_final": True})
         self._make(body, user, ends="applied", is_notice=True)
 
     @rule(user=USER, what=st.sampled_from(["rubbish", "refused", "ignored"]))
     def send_nonsense(self, user: str, what: str) -> None:
-        """Something comes that cannot be used, or that nobody wants."""
+        """Creates an invalid or an ignored delivery."""
         bodies: dict[str, Any] = {
             "rubbish": b"hello",
             "refused": workout(user, title="a\u0000b"),
@@ -233,12 +233,12 @@ class Machine(RuleBasedStateMachine):
         name = message_id(self.world.now, tail=len(self.made))
         self.made.append(Made(delivery(body, name=name), user, claims, **more))
 
-    # What happens here
+    # Events in the deployment
 
     @precondition(lambda self: self.made)
     @rule(picks=PICKS, redelivered=st.booleans())
     def deliver(self, picks: list[int], redelivered: bool) -> None:
-        """A message comes, of deliveries that are new or old, in any order, some of them twice."""
+        """Applies a message of new and old deliveries, in any order, some of them twice."""
         message = self._message(picks)
         self.applier.apply(pack([one.delivery for one in message]), redelivered=redelivered)
         self._delivered(message)
@@ -246,11 +246,11 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(picks=PICKS, redelivered=st.booleans(), commit=st.integers(1, 6), how=HOW)
     def crash(self, picks: list[int], redelivered: bool, commit: int, how: str) -> None:
-        """A worker dies with a message, and the broker gives it to another one."""
+        """Kills a worker that processes a message, which the broker redelivers to another worker."""
         message = self._message(picks)
         packed = pack([one.delivery for one in message])
         try:
-            with struck(self.engine, commit, how):
+            with interrupted_commit(self.engine, commit, how):
                 self.applier.apply(packed, redelivered=redelivered)
         except (Killed, TryLater):
             self.crashed.update(one.delivery.message_id for one in message)
@@ -261,7 +261,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.delivered)
     @rule(order=st.sampled_from(["oldest", "newest", "random"]))
     def replay(self, order: Order) -> None:
-        """An operator has everything applied again."""
+        """Replays all archived deliveries."""
         outcomes = replay(self.engine, self.applier, self._always, order, lambda _: None)
         assert not outcomes["applied"]
         assert outcomes.total() == len(self.kept)
@@ -269,9 +269,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.delivered) > ERASED_AFTER and not self.model.erased)
     @rule(commit=st.integers(0, 50), how=HOW, picks=st.lists(st.integers(0, 30), max_size=3))
     def erase(self, commit: int, how: str, picks: list[int]) -> None:
-        """Somebody is erased; that may be broken off anywhere, more comes, and it is begun again."""
+        """Erases a user; after an interruption at any commit, more deliveries arrive and the erasure restarts."""
         try:
-            with struck(self.engine, commit, how):
+            with interrupted_commit(self.engine, commit, how):
                 self._erase(self.engine)
         except (Killed, TryLater):
             self.restart()
@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         self._erased()
 
     def _erased(self) -> None:
-        """The tombstone stands."""
+        """Updates the model after the tombstone was committed."""
         self.model.erase(MORTAL)
         theirs = {name for name, one in self.delivered.items() if one.user == MORTAL}
         self.kept -= theirs
@@ -302,7 +302,7 @@ class Machine(RuleBasedStateMachine):
         ends=st.sampled_from([False, False, False, True]),
     )
     def fetch(self, picks: list[int], commit: int, how: str, edit: tuple[Any, ...] | None, ends: bool) -> None:
-        """History is fetched while webhooks come, or somebody is erased; the worker may die, and another goes on."""
+        """Fetches history during webhooks or an erasure; the worker may be killed, and another one continues."""
 
         def meanwhile() -> None:
             self.meanwhile = None
@@ -317,27 +317,27 @@ class Machine(RuleBasedStateMachine):
         self.meanwhile = meanwhile
         for backfill_id in due(self.engine):
             try:
-                with struck(self.engine, commit, how):
+                with interrupted_commit(self.engine, commit, how):
                     self._fetch(backfill_id)
             except (Killed, TryLater):
                 self.restart()
-                hurry(self.engine, leases=True)
+                make_due(self.engine, leases=True)
                 self._fetch(backfill_id)
         self._check_backfills()
 
     def _fetch(self, backfill_id: int) -> None:
-        """One turn of one backfill. Of the pages that were asked for, so many were committed as it says itself."""
+        """Runs one time slice of a backfill, and adds the claims of the pages that it counted as committed."""
         pages = "SELECT coalesce(sum(pages), 0)::int AS n FROM headrace.backfills WHERE id = :id"
         (before,), self.asked = rows(self.engine, pages, id=backfill_id), []
         try:
             self.fetcher.run(backfill_id)
         finally:
-            (after,) = rows(self.engine, pages, id=backfill_id)  # none, if it was erased meanwhile
+            (after,) = rows(self.engine, pages, id=backfill_id)  # 0 pages if it was erased during the fetch
             for claims in self.asked[: max(after["n"] - before["n"], 0)]:
                 self.model.take(f"page {backfill_id}", claims)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
-        """The provider: what it has when it is asked, although more may happen before the answer has come."""
+        """The response of the provider as of the request, although more may happen before it arrives."""
         page, claims = self.world.page(request)
         self.asked.append(claims)
         if self.meanwhile is not None:
@@ -346,7 +346,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Workers that have seen nothing before."""
+        """Starts workers without cached state."""
         self.applier = Applier(self.engine, self.settings)
         client = Clocked(self.world, self._answer, is_stale=self.is_stale)
         self.fetcher = Fetcher(
@@ -359,14 +359,14 @@ class Machine(RuleBasedStateMachine):
         return ArchiveWindow(now - DAY, now + DAY)
 
     def _message(self, picks: list[int]) -> list[Made]:
-        """Deliveries by how long ago they were made."""
+        """The deliveries at these positions, counted from the newest one."""
         return [self.made[-1 - pick % len(self.made)] for pick in picks]
 
     def _delivered(self, message: Sequence[Made]) -> None:
         for one in message:
             name = one.delivery.message_id
             self.attempts[name] += 1
-            if one.user in self.model.erased:  # whose dead letters went with them
+            if one.user in self.model.erased:  # the erasure also deleted their dead letters
                 if name not in self.delivered or one.ends == "dead":
                     self.late.add(name)
             elif name not in self.delivered:
@@ -375,11 +375,11 @@ class Machine(RuleBasedStateMachine):
                 self.delivered[name] = one
                 self.model.take(name, one.claims)
 
-    # What must be so
+    # Invariants
 
     @invariant()
     def what_is_stored_is_what_the_model_says(self) -> None:
-        """Every row of every view, its version and nothing else."""
+        """Every row of every view and its version match the model, and there are no other rows."""
         assert self._stored() == {key: (claim.version, claim.rank) for key, claim in self.model.best.items()}
 
     def _stored(self) -> dict[Key, tuple[datetime, Rank]]:
@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def every_delivery_has_one_row_and_an_outcome_that_fits(self) -> None:
-        """The ledger, what is kept and what is dead."""
+        """The ledger, the archive and the dead letters match the deliveries."""
         ledger = rows(self.engine, "SELECT message_id, outcome, attempts FROM health.deliveries")
         assert sorted(row["message_id"] for row in ledger) == sorted(self.delivered)
         for row in ledger:
@@ -412,7 +412,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def of_whoever_was_erased_there_is_a_tombstone_and_no_more(self) -> None:
-        """Not even their names, where no view shows them."""
+        """The user_id is in no other table, including tables without a view."""
         named = " UNION ALL ".join(f"SELECT user_id FROM headrace.{table}" for table in THAT_NAME)
         for user in self.model.erased:
             assert rows(self.engine, f"SELECT * FROM ({named}) n WHERE user_id = :user", user=user) == []
@@ -421,9 +421,9 @@ class Machine(RuleBasedStateMachine):
             assert stone["client_user_id"] is None
 
     def _check_outcome(self, name: str, outcome: str) -> None:
-        """Whoever alone says what is stored has been applied; of a duplicate, somebody else says the same.
+        """A delivery that is the only source of stored content is `applied`; a duplicate has another source.
 
-        Who is told apart from another one of the same moment only by rank is left to the last test below.
+        Deliveries that differ from another one of the same version only by rank are left to the last test below.
         """
         one = self.delivered[name]
         if name in self.late:
@@ -446,7 +446,7 @@ class Machine(RuleBasedStateMachine):
             assert outcome == "applied" or elsewhere or best[claim.key] != claim, name
 
     def _check_backfills(self) -> None:
-        """Nothing is due, nothing has failed, and each announcement has its chunk."""
+        """No backfill has failed, and each announcement has its chunk."""
         found = rows(
             self.engine,
             """SELECT b.status, count(c.id) AS chunks, count(c.id) FILTER (WHERE c.status = 'done') AS done
@@ -454,10 +454,10 @@ class Machine(RuleBasedStateMachine):
         )
         notices = sum(one.is_notice for one in self.delivered.values() if one.user not in self.model.erased)
         assert sum(row["chunks"] for row in found) == notices
-        assert {row["status"] for row in found} <= {"complete", "pending"}  # one may have come amid the fetching
+        assert {row["status"] for row in found} <= {"complete", "pending"}  # one may have arrived during the fetch
 
     def teardown(self) -> None:
-        """Applied again, none of it changes anything."""
+        """A replay of all deliveries changes nothing."""
         before = self._stored()
         replay(self.engine, self.applier, self._always, "random", lambda _: None)
         assert self._stored() == before
@@ -471,26 +471,26 @@ MINUTE_OF = {
 
 @pytest.fixture(autouse=True)
 def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples that touch nothing are copied in, however few they are here; the others are merged."""
+    """Uses the direct copy even for the few samples of a delivery here, so that both ways of writing are tested."""
     monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", 1)
 
 
 @pytest.fixture
 def reading(settings: Settings, broker_url: str) -> Settings:
-    """A deployment that may read history, and as fast as it likes."""
+    """Settings with an API key and without a rate limit in practice."""
     return replace(settings, broker_url=broker_url, junction_api_key="sk_us_tests", request_rate="1000000/second")
 
 
 @pytest.fixture
 def other(settings: Settings) -> Iterator[Engine]:
-    """The engine of another worker."""
+    """The engine of a second worker."""
     engine = make_writer(settings)
     yield engine
     engine.dispose()
 
 
 def machine(*given: Any, **more: Any) -> type[RuleBasedStateMachine]:
-    """A machine that Hypothesis can make."""
+    """A Machine class without constructor arguments, as Hypothesis requires."""
 
     class Here(Machine):
         def __init__(self) -> None:
@@ -500,7 +500,7 @@ def machine(*given: Any, **more: Any) -> type[RuleBasedStateMachine]:
 
 
 def so_many(runs: int, steps: int, **more: Any) -> hypothesis_settings:
-    """So many runs; the machine is slow, and waits for real servers."""
+    """Settings for a number of runs, without deadlines: the machine is slow and uses real servers."""
     given: dict[str, Any] = {"max_examples": runs, "stateful_step_count": steps, "deadline": None, "database": None}
     given |= {"suppress_health_check": list(HealthCheck), "print_blob": True}
     return hypothesis_settings(**given | more)
@@ -510,13 +510,13 @@ def so_many(runs: int, steps: int, **more: Any) -> hypothesis_settings:
 def test_nothing_that_happens_makes_a_difference(
     engine: Engine, other: Engine, reading: Settings, *, full: bool
 ) -> None:
-    """Breaks if some order of deliveries, fetches and crashes ends otherwise than newest wins, once each."""
+    """Breaks if an order of deliveries, fetches and crashes stores other data than the newest version, exactly once."""
     runs = so_many(FULL_RUNS, FULL_STEPS) if full else so_many(RUNS, STEPS, derandomize=True)
     run_state_machine_as_test(machine(engine, other, reading), settings=runs)
 
 
 def no_guard(patch: pytest.MonkeyPatch) -> None:
-    """Whatever comes last wins."""
+    """Defect: the last delivery overwrites newer versions."""
     guarded = str(writer.MERGE_SAMPLES)
     for guard in ("WHERE excluded.version", "WHERE NOT EXISTS"):
         guarded = guarded.replace(guard, guard.replace("WHERE", "WHERE true OR"))
@@ -524,24 +524,24 @@ def no_guard(patch: pytest.MonkeyPatch) -> None:
 
 
 def kept_always(patch: pytest.MonkeyPatch) -> None:
-    """What comes again is kept again."""
+    """Defect: a repeated delivery is archived again."""
     always = str(ledger.SETTLE).replace("JOIN settled USING (aggregator, message_id) WHERE is_changed", "")
     assert always != str(ledger.SETTLE)
     patch.setattr(ledger, "SETTLE", text(always))
 
 
 def crashes_never_cleared(patch: pytest.MonkeyPatch) -> None:
-    """Who was suspected once is for ever."""
+    """Defect: crash counts are never cleared."""
     patch.setattr(crashes, "clear_crashes", lambda *_: None)
 
 
 def forgiven(patch: pytest.MonkeyPatch) -> None:
-    """Whoever was erased comes back with the next event."""
+    """Defect: the next event restores an erased user."""
     patch.setattr(apply_module, "without_erased", lambda opened, _users: opened)
 
 
 def late(_: pytest.MonkeyPatch) -> None:
-    """A page counts as new as its answer; see Clocked."""
+    """Defect: the version of a page is the time of its response; see Clocked."""
 
 
 SEEDS: dict[Callable[..., None], int] = {no_guard: 21, kept_always: 5, crashes_never_cleared: 4, forgiven: 14, late: 6}
@@ -557,7 +557,7 @@ def test_the_model_notices(
     *,
     full: bool,
 ) -> None:
-    """Breaks if the test above could not fail."""
+    """Breaks if the test above does not detect a defect."""
     spoil(monkeypatch)
     found = so_many(FULL_RUNS, STEPS, phases=[Phase.generate], report_multiple_bugs=False, print_blob=False)
     spoilt = machine(engine, other, reading, is_stale=spoil is late)
@@ -565,11 +565,11 @@ def test_the_model_notices(
         run_state_machine_as_test(spoilt if full else seed(SEEDS[spoil])(spoilt), settings=found)
 
 
-# What the machine has found
+# Regressions that the machine has found
 
 
 def test_a_late_connection_event_is_stale(engine: Engine, settings: Settings) -> None:
-    """Breaks if the ledger says of an old event that it was there already, although what it says is nowhere stored."""
+    """Breaks if an old event has the outcome `duplicate` although its content is not stored."""
     connected = envelope("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})
     broken = envelope("provider.connection.error", "u1", {"provider": {"slug": "garmin"}, "error_type": "a"})
     assert apply(engine, settings, delivery(broken, BEGINNING + TICK)) == {"applied": 1}
@@ -580,7 +580,7 @@ def test_a_late_connection_event_is_stale(engine: Engine, settings: Settings) ->
 def test_of_two_of_one_moment_the_one_that_is_stored_was_applied(
     engine: Engine, settings: Settings, values: tuple[int, int]
 ) -> None:
-    """Breaks if the ledger names a delivery as the one that was applied whose value is nowhere stored."""
+    """Breaks if a delivery has the outcome `applied` although its value is not stored."""
     sent = [delivery(heartrate("u1", {0: value}), BEGINNING) for value in values]
     apply(engine, settings, *sent)
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 80.0}]
@@ -593,7 +593,7 @@ def test_of_two_of_one_moment_the_one_that_is_stored_was_applied(
 def test_of_three_versions_of_one_time_the_one_that_is_stored_was_applied(
     engine: Engine, settings: Settings, order: tuple[int, ...]
 ) -> None:
-    """Breaks if the same is wrong for records: which of one `updated_at` is stored does not hang on their order."""
+    """Breaks if a record has the outcome `applied` although another one of the same `updated_at` is stored."""
     sent = [delivery(workout("u1", average_hr=rate)) for rate in (100, 110, 120)]
     apply(engine, settings, *(sent[number] for number in order))
     (stored,) = rows(engine, "SELECT CAST(payload ->> 'average_hr' AS int) AS rate FROM health.workouts")

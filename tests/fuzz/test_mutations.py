@@ -21,7 +21,7 @@ from tests.support import signed, workout
 from tests.support.rsgi import Exchange, Headers, Scope
 from tests.support.terra import terra_signed
 
-FEW, MANY = 2_000, 50_000  # of each provider's
+FEW, MANY = 2_000, 50_000  # per aggregator
 SEED = 7
 BODY = json.dumps(workout("u1")).encode()
 TEXT = "0123456789abcdefABCDEF+/=_-.,; \t\x7f\xe9\xff\u20acv1ta=\\\"'"
@@ -101,15 +101,15 @@ def statuses(
     settings: Settings, path: str, sign: Callable[[], Pairs], is_same: Callable[[Pairs, bytes, Pairs], bool], count: int
 ) -> Counter[int]:
     """The statuses of `count` mutations, without those that are still valid."""
-    taken: list[Delivery] = []
-    batcher = make_batcher(settings, taken.extend)
+    accepted: list[Delivery] = []
+    batcher = make_batcher(settings, accepted.extend)
     app = Server(create_app(settings, batcher, lambda: None), batcher, settings)
     dice, found = random.Random(SEED), Counter[int]()
 
     async def send_all() -> None:
         good, until = sign(), time.monotonic() + 60
         for _ in range(count):
-            if time.monotonic() > until:  # an old signature would be refused for its age
+            if time.monotonic() > until:  # an old signature would be rejected for its age
                 good, until = sign(), time.monotonic() + 60
             headers, body = mutated(dice, good, BODY)
             if is_same(headers, body, good):
@@ -121,7 +121,7 @@ def statuses(
             assert exchange.status == 401, (headers, good, body == BODY)
 
     asyncio.run(send_all())
-    assert not taken
+    assert not accepted
     return found
 
 
@@ -139,19 +139,19 @@ def test_no_mutation_of_a_junction_request_is_accepted(plain_settings: Settings,
 
 
 def test_no_mutation_of_a_terra_request_is_accepted(plain_settings: Settings, count: int) -> None:
-    """The same for Terra's signatures."""
+    """Breaks if a mutated request of Terra is accepted or causes a server error."""
     found = statuses(plain_settings, "/webhooks/terra", lambda: terra_signed(BODY), is_same_terra, count)
     assert set(found) == {401}
     assert found[401] > count * 0.5
 
 
 def test_the_original_is_accepted(plain_settings: Settings) -> None:
-    """The control: the unmutated request is valid."""
+    """Breaks if the unmutated request is rejected, so that the tests above cannot fail."""
     for path, headers in (("/webhooks/junction", signed(BODY)), ("/webhooks/terra", terra_signed(BODY))):
-        taken: list[Delivery] = []
-        batcher = make_batcher(plain_settings, taken.extend)
+        accepted: list[Delivery] = []
+        batcher = make_batcher(plain_settings, accepted.extend)
         exchange: Any = Exchange([BODY])
         pairs = [(name.lower(), value) for name, value in headers.items()]
         app = Server(create_app(plain_settings, batcher, lambda: None), batcher, plain_settings)
         asyncio.run(app.__rsgi__(Scope(Headers(pairs), path=path), exchange))
-        assert (exchange.status, len(taken)) == (202, 1)
+        assert (exchange.status, len(accepted)) == (202, 1)

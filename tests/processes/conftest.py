@@ -11,8 +11,8 @@ from tests.support.workers import SharedWorker
 @pytest.fixture(scope="module")
 def module_worker(deployment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedWorker]:
     """The worker of the module, on Valkey. The first test that uses it starts it."""
-    with SharedWorker(deployment, tmp_path_factory.mktemp("worker")) as one:
-        yield one
+    with SharedWorker(deployment, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def live_worker(module_worker: SharedWorker, settings: Settings, broker_url: str
 
 
 @pytest.fixture
-def later_worker(module_worker: SharedWorker, settings: Settings, broker_url: str) -> SharedWorker:
-    """The worker of the module, which consumes nothing until the test calls `ready`."""
+def stopped_worker(module_worker: SharedWorker, settings: Settings, broker_url: str) -> SharedWorker:
+    """The worker of the module, stopped until the test calls `ready`."""
     module_worker.end()
     return module_worker

@@ -1,4 +1,4 @@
-"""Messages in a lane that are none of our tasks are stored: a real worker and broker, and `headrace dead`."""
+"""Messages in a lane that are not tasks of this version become dead letters: a real worker and a real broker."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def put_task(name: str, *args: Any, **kwargs: Any) -> Put:
 
 
 def put_bytes(body: Any, **properties: Any) -> Put:
-    """Puts a message that is no Celery task on the lane."""
+    """Puts a message that is not a Celery task on the live lane."""
 
     def put(settings: Settings) -> None:
         celery = make_celery(settings, "publisher")
@@ -48,11 +48,11 @@ def put_bytes(body: Any, **properties: Any) -> Put:
     return put
 
 
-FOREIGN = {
-    "another task": put_task("headrace.of.tomorrow", "sesame"),
+INVALID_MESSAGES = {
+    "another task": put_task("headrace.unknown", "sesame"),
     "no argument": put_task(APPLY),
     "two arguments": put_task(APPLY, "sesame", "sesame"),
-    "named arguments": put_task(APPLY, packed="sesame"),
+    "keyword arguments": put_task(APPLY, packed="sesame"),
     "another type": put_task(APPLY, {"sesame": 1}),
     "no task": put_bytes({"sesame": 1}),
     "text": put_bytes("sesame", serializer="raw", content_type="text/plain"),
@@ -68,42 +68,44 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("put", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_task_of_ours_is_kept(
+@pytest.mark.parametrize("put", INVALID_MESSAGES.values(), ids=INVALID_MESSAGES)
+def test_a_message_that_is_not_a_known_task_becomes_a_dead_letter(
     engine: Engine, settings: Settings, live_worker: SharedWorker, put: Put
 ) -> None:
-    """Breaks if a worker drops a message of a newer version, or invalid ones end the worker or appear in its log."""
+    """Breaks if a worker drops a message of a newer version, or an invalid message ends it or appears in its log."""
     put(settings)
     publish(settings, [delivery(workout("u1"))])
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
-    (letter,) = until(lambda: dead_letters.listed(engine))
+    (dead_letter,) = until(lambda: dead_letters.listed(engine))
     assert live_worker.is_alive
-    assert letter.aggregator == UNKNOWN
-    assert "sesame" not in letter.reason + live_worker.output
-    kept = dead_letters.delivery(engine, letter)
-    assert b"sesame" in Sealer([ENCRYPTION_KEY]).open(kept.sealed, kept.key) or put is FOREIGN["no argument"]
+    assert dead_letter.aggregator == UNKNOWN
+    assert "sesame" not in dead_letter.reason + live_worker.output
+    stored = dead_letters.delivery(engine, dead_letter)
+    assert (
+        b"sesame" in Sealer([ENCRYPTION_KEY]).open(stored.sealed, stored.key) or put is INVALID_MESSAGES["no argument"]
+    )
 
 
-def test_bytes_that_are_no_message_are_kept_too(
+def test_bytes_that_are_not_a_message_become_a_dead_letter(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if messages that the transport moved to the list of invalid ones are not stored."""
+    """Breaks if an entry that the transport moved to the list of invalid messages is not stored, or is stored twice."""
     broker.lpush("live", b"\x80sesame")
     publish(settings, [delivery(workout("u1"))])
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
     applier = Applier(engine, settings)
     drain_invalid(settings, applier.dead_letter_raw)
     drain_invalid(settings, applier.dead_letter_raw)
-    (letter,) = dead_letters.listed(engine)
-    assert letter.reason == "bytes that are no message"
-    assert broker.keys("*foreign*") == []
+    (dead_letter,) = dead_letters.listed(engine)
+    assert dead_letter.reason == "bytes that are not a message"
+    assert broker.keys("*:invalid") == []
 
 
-def test_a_task_of_tomorrow_can_be_applied_after_the_update(
+def test_a_task_of_a_newer_version_can_be_replayed_after_the_update(
     engine: Engine, settings: Settings, live_worker: SharedWorker
 ) -> None:
-    """Breaks if a message that an older worker stored cannot be replayed."""
-    put_task("headrace.of.tomorrow", pack([delivery(workout("u1")), delivery(workout("u2"), name="msg_2")]))(settings)
+    """Breaks if a message that an older worker stored as a dead letter cannot be replayed."""
+    put_task("headrace.unknown", pack([delivery(workout("u1")), delivery(workout("u2"), name="msg_2")]))(settings)
     until(lambda: dead_letters.listed(engine))
     outcomes = replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine))
     assert dict(outcomes) == {"applied": 2}

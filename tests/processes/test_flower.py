@@ -21,19 +21,18 @@ from workers.local.ports import free_port
 
 pytestmark = pytest.mark.processes
 MAX_TASKS = 5000  # of Flower's history
-WHO = ("tests", "sesame-open-the-door")
+CREDENTIALS = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
-# Flower's own list, so that pages of newer versions are tested too.
-OPEN = ("/healthcheck", "/login", "/logout")
+PUBLIC_PATHS = ("/healthcheck", "/login", "/logout")
 
 
 def paths() -> list[str]:
-    """A path of every handler of Flower."""
+    """One path per handler of Flower: read from its list, so that pages of newer versions are tested too."""
     found = []
     for one in handlers:
         pattern, handler = (one.regex.pattern, one.handler_class) if hasattr(one, "regex") else one[:2]
         path = pattern.removesuffix("$").replace("(.+)", "x").replace("(.*)", "x").removesuffix("/?")
-        if handler is not StaticFileHandler and path != ".*" and path not in OPEN:
+        if handler is not StaticFileHandler and path != ".*" and path not in PUBLIC_PATHS:
             found.append(path)
     return found
 
@@ -48,18 +47,18 @@ def environment(broker_url: str, port: int) -> dict[str, str]:
 def flower(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """An HTTP client of a running Flower, without the password."""
     port, log = free_port(), tmp_path_factory.mktemp("flower") / "log"
-    variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(WHO)}
+    variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(CREDENTIALS)}
     with (
         program("workers.cli", "flower", log=log, **variables) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
-        until(lambda: process.poll() is not None or answers(client))
+        until(lambda: process.poll() is not None or responds(client))
         assert process.poll() is None, log.read_text()
         yield client
-    assert ":".join(WHO) not in log.read_text()
+    assert ":".join(CREDENTIALS) not in log.read_text()
 
 
-def answers(client: httpx.Client) -> bool:
+def responds(client: httpx.Client) -> bool:
     """Whether Flower responds."""
     try:
         return client.get("/healthcheck").status_code == 200
@@ -68,10 +67,10 @@ def answers(client: httpx.Client) -> bool:
 
 
 @pytest.mark.parametrize("path", sorted({*PAGES, *paths()}))
-def test_no_page_without_the_password(flower: httpx.Client, path: str) -> None:
-    """Breaks if anyone can see or stop tasks without a password: Flower leaves some of its pages open."""
+def test_every_page_rejects_requests_without_the_password(flower: httpx.Client, path: str) -> None:
+    """Breaks if a client can see or stop tasks without a password: Flower leaves some of its pages open."""
     token = "00" * 16  # the XSRF token must not be the only protection
-    for auth in (None, (WHO[0], "wrong"), ("wrong", WHO[1]), ("", "")):
+    for auth in (None, (CREDENTIALS[0], "wrong"), ("wrong", CREDENTIALS[1]), ("", "")):
         seen = flower.get(path, auth=auth).status_code
         headers = {"X-Xsrftoken": token, "Cookie": f"_xsrf={token}"}
         done = flower.post(path, auth=auth, headers=headers).status_code
@@ -80,26 +79,26 @@ def test_no_page_without_the_password(flower: httpx.Client, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_with_the_password(flower: httpx.Client, path: str) -> None:
+def test_every_page_opens_with_the_password(flower: httpx.Client, path: str) -> None:
     """Breaks if the password does not open every page."""
-    assert flower.get(path, auth=WHO).status_code == 200
+    assert flower.get(path, auth=CREDENTIALS).status_code == 200
 
 
-def test_health_is_open_and_says_nothing(flower: httpx.Client) -> None:
+def test_the_health_check_needs_no_password_and_shows_only_ok(flower: httpx.Client) -> None:
     """Breaks if the health check needs the password, or its response shows anything else."""
     answer = flower.get("/healthcheck")
     assert (answer.status_code, answer.text) == (200, "OK")
 
 
-def test_logging_in_and_out_show_nothing(flower: httpx.Client) -> None:
+def test_the_login_and_logout_pages_show_no_data(flower: httpx.Client) -> None:
     """Breaks if the two pages of other login methods show data or accept requests."""
     assert flower.get("/login").status_code == 404
     shown = flower.get("/logout").text
-    assert not any(part in shown for part in ("redis", "headrace.", "maintenance", WHO[1]))
+    assert not any(part in shown for part in ("redis", "headrace.", "maintenance", CREDENTIALS[1]))
     assert flower.get("/tasks").status_code == 401
 
 
-def test_an_unknown_page_tells_nothing(flower: httpx.Client) -> None:
+def test_an_error_page_shows_no_settings(flower: httpx.Client) -> None:
     """Breaks if an error page shows settings or a traceback."""
     text = flower.get("/no-such-page").text
     assert "Traceback" not in text
@@ -109,41 +108,41 @@ def test_an_unknown_page_tells_nothing(flower: httpx.Client) -> None:
 def test_the_brokers_page_shows_no_password(flower: httpx.Client, servers: Servers) -> None:
     """Breaks if the broker's page shows the broker's password."""
     for path in PAGES:
-        assert servers.broker_url not in flower.get(path, auth=WHO).text
+        assert servers.broker_url not in flower.get(path, auth=CREDENTIALS).text
 
 
-def test_queues_can_be_seen(flower: httpx.Client, servers: Servers) -> None:
+def test_flower_lists_the_queues(flower: httpx.Client, servers: Servers) -> None:
     """Breaks if Flower connects to another broker, or does not list the lanes."""
     settings = Settings(broker_url=servers.broker_url)
     celery = make_celery(settings, "publisher")
     celery.send_task(SWEEP, queue="maintenance")
     celery.close()
-    queues = flower.get("/api/queues/length", auth=WHO).json()["active_queues"]
+    queues = flower.get("/api/queues/length", auth=CREDENTIALS).json()["active_queues"]
     assert {queue["name"]: queue["messages"] for queue in queues}["maintenance"] >= 1
 
 
-def test_history_is_bounded_and_says_what_ran(flower: httpx.Client, servers: Servers) -> None:
-    """Breaks if Flower's memory grows without a limit, loses the newest tasks, or shows task arguments."""
+def test_the_task_history_is_bounded_and_shows_counts_of_deliveries(flower: httpx.Client, servers: Servers) -> None:
+    """Breaks if Flower's memory grows without a limit, or Flower omits the newest tasks or their delivery counts."""
     celery = make_celery(Settings(broker_url=servers.broker_url), "publisher")
     sent = [uuid.uuid4().hex for _ in range(MAX_TASKS + 50)]
     with celery.events.default_dispatcher() as dispatcher:
-        for number in sent:
-            told = {"name": APPLY, "args": "(3 deliveries)", "kwargs": "{}", "retries": 0}
-            dispatcher.send("task-received", uuid=number, **told)
+        for task_id in sent:
+            fields = {"name": APPLY, "args": "(3 deliveries)", "kwargs": "{}", "retries": 0}
+            dispatcher.send("task-received", uuid=task_id, **fields)
     celery.close()
 
-    def known() -> dict[str, dict[str, str]]:
-        found: dict[str, dict[str, str]] = flower.get("/api/tasks", auth=WHO, timeout=60).json()
+    def listed() -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = flower.get("/api/tasks", auth=CREDENTIALS, timeout=60).json()
         return found
 
-    until(lambda: sent[-1] in known())
-    shown = known()
+    until(lambda: sent[-1] in listed())
+    shown = listed()
     assert MAX_TASKS - 500 < len(shown) <= MAX_TASKS
     assert sent[0] not in shown
     assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
 
 
-# If Flower started, it would replace this program, which would then print nothing.
+# If Flower started, it would replace this process, which would then print nothing.
 START_ALL = """
 import json, os, sys
 from click.testing import CliRunner
@@ -156,23 +155,23 @@ print(json.dumps(done))
 """
 
 
-def test_it_does_not_start_without_a_password(servers: Servers) -> None:
+def test_flower_does_not_start_without_a_password(servers: Servers) -> None:
     """Breaks if Flower starts with a missing or weak password."""
-    auths = ["", "nobody", "user:short", ":long-enough-password"]
+    auths = ["", "no-colon", "user:short", ":long-enough-password"]
     command = (sys.executable, "-c", START_ALL, json.dumps(auths))
     variables = environment(servers.broker_url, free_port())
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
-    told = dict(zip(auths, json.loads(done.stdout), strict=True))
-    assert [auth for auth in auths if told[auth][0] != 1] == []
-    assert [auth for auth in auths if "HEADRACE_FLOWER_AUTH: not set" not in told[auth][1]] == []
+    results = dict(zip(auths, json.loads(done.stdout), strict=True))
+    assert [auth for auth in auths if results[auth][0] != 1] == []
+    assert [auth for auth in auths if "HEADRACE_FLOWER_AUTH: not set" not in results[auth][1]] == []
 
 
-def test_its_module_does_not_start_open_either(servers: Servers) -> None:
+def test_the_module_of_flower_does_not_start_without_a_password(servers: Servers) -> None:
     """Breaks if Flower without the CLI, as `python -m workers.celery.flower`, starts without a password."""
     port = free_port()
     with (
         program("workers.celery.flower", **environment(servers.broker_url, port)) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
-        until(lambda: process.poll() is not None or answers(client))
+        until(lambda: process.poll() is not None or responds(client))
         assert process.poll() is not None or client.get("/workers").status_code == 401

@@ -1,4 +1,4 @@
-"""Processes started in a directory that contains modules with the names of ours and of our libraries."""
+"""Processes started in a directory whose modules are named like Headrace's packages and its libraries."""
 
 import ast
 import sys
@@ -15,7 +15,7 @@ from tests.support import JUNCTION_SECRET, ROOT, of_worker, rows, signed, until,
 from workers.local.ports import free_port
 from workers.local.temporary import running_stack
 
-OURS = {"app", "workers", "celery", "granian", "flowerconfig", "celeryconfig"}
+SHADOWED_MODULES = {"app", "workers", "celery", "granian", "flowerconfig", "celeryconfig"}
 MARK = "with open({marker!r}, 'a') as file:\n    file.write(__name__ + ' ')\n"
 USER = "11111111-2222-4333-8444-555555555555"
 
@@ -24,7 +24,7 @@ USER = "11111111-2222-4333-8444-555555555555"
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file to which the hostile modules of the current directory write when they are imported."""
     folder, marker = tmp_path / "hostile", tmp_path / "imported"
-    for name in OURS | set(packages_distributions()) | sys.stdlib_module_names:
+    for name in SHADOWED_MODULES | set(packages_distributions()) | sys.stdlib_module_names:
         package = folder / name
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(MARK.format(marker=str(marker)))
@@ -35,7 +35,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment of a stack that has its servers."""
+    """The environment of a stack that uses the servers of this test run."""
     ports = {f"HEADRACE_{name}PORT": str(free_port()) for name in ("", "FLOWER_")}
     # Celery's command line takes APP for the application to load.
     return {
@@ -52,13 +52,13 @@ def test_no_process_runs_a_module_of_the_current_directory(
 ) -> None:
     """Breaks if a user who can write to the current directory of Headrace can run code in one of its processes."""
     with running_stack("hostile", environment(settings), workers=1) as stack:
-        says = stack.info()
-        assert {group for group, pids in says["processes"].items() if pids} >= {"web", "live", "beat", "flower"}
+        info = stack.info()
+        assert {group for group, pids in info["processes"].items() if pids} >= {"web", "live", "beat", "flower"}
         body = msgspec.json.encode(workout(USER))
-        url = f"{says['web']}/webhooks/junction"
+        url = f"{info['web']}/webhooks/junction"
         assert httpx.post(url, content=body, headers=signed(body), timeout=60).status_code == 202
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"), 120)
-        assert httpx.get(f"{says['flower']}/workers", auth=tuple(says["flower_auth"].split(":")), timeout=60).is_success
+        assert httpx.get(f"{info['flower']}/workers", auth=tuple(info["flower_auth"].split(":")), timeout=60).is_success
     assert not imported.exists(), imported.read_text()
 
 
@@ -69,14 +69,14 @@ def constants(file: Path) -> set[object]:
 
 
 def test_every_child_starts_without_the_current_directory() -> None:
-    """Breaks if a command is composed without `workers.local.commands`, and so without -P."""
+    """Breaks if a module other than `workers.local.commands` builds a Python command, which may then lack -P."""
     files = [file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py")]
     assert {file.name for file in files if "-m" in constants(file)} == {"commands.py"}
 
 
 @pytest.mark.parametrize("script", ["demo", "bench", "setup"])
 def test_scripts_start_python_without_the_current_directory(script: str) -> None:
-    """Breaks if a script runs a module of the directory that it is called from."""
+    """Breaks if a script runs a module of the directory that it is started in."""
     lines = (ROOT / "deploy" / script).read_text(encoding="utf-8").splitlines()
     started = [line for line in lines if 'python" ' in line and " -m " in line]
     assert started

@@ -1,6 +1,6 @@
-"""A real RabbitMQ as the broker: confirmed messages are kept, and refusals are reported in time.
+"""A real RabbitMQ as the broker: it keeps confirmed messages, and senders learn of failed publishes in time.
 
-Skipped where RabbitMQ is not installed. The tests of workers are here too, because they share the one server.
+Skipped where RabbitMQ is not installed. This module also tests workers, because they share its one server.
 """
 
 import random
@@ -34,7 +34,7 @@ from workers.broker_admin import lanes, need_durable
 from workers.local.ports import free_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.services, pytest.mark.skipif(binaries() is None, reason=ABSENT)]
-SECONDS = 5.0  # within which every sender gets a response
+SECONDS = 5.0  # the longest time until a sender gets a response
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def module_worker(
 ) -> Iterator[SharedWorker]:
     """The worker of the module. The first test that uses it starts it."""
     settings = replace(deployment, broker_url=shared.url, redis_url=deployment.broker_url)
-    with SharedWorker(settings, tmp_path_factory.mktemp("worker")) as one:
-        yield one
+    with SharedWorker(settings, tmp_path_factory.mktemp("worker")) as worker_process:
+        yield worker_process
 
 
 @pytest.fixture
 def live_worker(module_worker: SharedWorker, shared: RabbitMQ, settings: Settings) -> SharedWorker:
-    """The worker, ready, with an empty database. Its lane is not deleted: the worker would notice that late."""
+    """The worker, ready, with an empty database. Its lane is not deleted: the worker would detect that late."""
     if not module_worker.is_alive:
         shared.empty()
     return module_worker.ready()
@@ -71,19 +71,19 @@ def server(shared: RabbitMQ, module_worker: SharedWorker) -> RabbitMQ:
 
 
 @pytest.fixture
-def here(settings: Settings, server: RabbitMQ) -> Settings:
+def rabbitmq_settings(settings: Settings, server: RabbitMQ) -> Settings:
     """A complete deployment on RabbitMQ."""
     return replace(settings, broker_url=server.url, redis_url=settings.broker_url)
 
 
 def one(name: str) -> list[Delivery]:
-    """The payload of a message with one delivery."""
+    """The content of a message: one delivery, whose id and workout id are `name`."""
     return [delivery(workout("u1", name), name=name)]
 
 
 @contextmanager
 def publishing(url: str, *, confirms: bool = True) -> Iterator[Publisher]:
-    """A publisher as in each process of the endpoint; `confirm=False` is Celery's default."""
+    """A publisher as in each process of the endpoint; `confirms=False` is Celery's default."""
     celery = make_celery(Settings(broker_url=url), "publisher")
     celery.conf.broker_transport_options = celery.conf.broker_transport_options | {"confirm_publish": confirms}
     publisher = Publisher(celery)
@@ -95,14 +95,14 @@ def publishing(url: str, *, confirms: bool = True) -> Iterator[Publisher]:
 
 
 def publish(url: str, *names: str) -> None:
-    """Puts messages of one delivery on the live lane."""
+    """Publishes one message per name to the live lane, each with one delivery."""
     with publishing(url) as publisher:
         for name in names:
             publisher.publish(one(name))
 
 
-def taken(server: RabbitMQ, lane: str = "live") -> list[Any]:
-    """Consumes everything in a lane."""
+def consume_all(server: RabbitMQ, lane: str = "live") -> list[Any]:
+    """Consumes all messages of a lane."""
     found = []
     with server.connect() as connection:
         channel = connection.channel()
@@ -112,13 +112,13 @@ def taken(server: RabbitMQ, lane: str = "live") -> list[Any]:
 
 
 def names(server: RabbitMQ) -> list[str]:
-    """The ids of the deliveries in the live lane. Empties the lane."""
-    packed = [msgspec.json.decode(message.body)[0][0] for message in taken(server)]
-    return [one.message_id for text in packed for one in unpack(text)]
+    """Consumes all messages of the live lane and returns their delivery ids."""
+    packed = [msgspec.json.decode(message.body)[0][0] for message in consume_all(server)]
+    return [each.message_id for text in packed for each in unpack(text)]
 
 
-def refused(publisher: Publisher, name: str = "refused") -> float:
-    """Publishes, expects a refusal and returns the seconds until it."""
+def seconds_until_failure(publisher: Publisher, name: str = "failed") -> float:
+    """Publishes, asserts that this fails, and returns the seconds until the failure."""
     began = time.monotonic()
     with pytest.raises(PublishFailed):
         publisher.publish(one(name))
@@ -129,34 +129,34 @@ def refused(publisher: Publisher, name: str = "refused") -> float:
 
 
 def test_lanes_are_durable_quorum_queues(server: RabbitMQ) -> None:
-    """Breaks if a lane loses its messages with one broken disk or restart, whichever process declares it first."""
+    """Breaks if a lane loses its messages after one disk failure or restart, whichever process declares it first."""
     publish(server.url, "msg_1")
-    kinds = "name", "type", "durable", "auto_delete"
-    assert ["live", "quorum", "true", "false"] in server.table("list_queues", *kinds)
+    columns = "name", "type", "durable", "auto_delete"
+    assert ["live", "quorum", "true", "false"] in server.table("list_queues", *columns)
     celery = make_celery(Settings(broker_url=server.url), "publisher")
     assert [lane.messages for lane in lanes(celery, Settings(broker_url=server.url))] == [1, 0, 0, 0]
     celery.close()
-    found = server.table("list_queues", *kinds)
+    found = server.table("list_queues", *columns)
     assert [row for row in found if row[0] in LANES] == [
         row for row in found if row[0] in LANES and row[1:] == ["quorum", "true", "false"]
     ]
     assert {row[0] for row in found} >= set(LANES)
-    (message,) = taken(server)
+    (message,) = consume_all(server)
     assert message.properties["delivery_mode"] == 2
 
 
 def test_a_publish_returns_after_the_confirm(server: RabbitMQ) -> None:
-    """Breaks if a publish returns before its confirm. Without confirms it does, and the message is lost."""
-    with publishing(server.url) as confirmed, publishing(server.url, confirms=False) as hoped:
-        for publisher, name in ((confirmed, "confirmed"), (hoped, "hoped")):
+    """Breaks if a publish returns before its confirm. The control without confirms does, and its message is lost."""
+    with publishing(server.url) as confirmed, publishing(server.url, confirms=False) as unconfirmed:
+        for publisher, name in ((confirmed, "confirmed"), (unconfirmed, "unconfirmed")):
             publisher.publish(one(name))
-        until(lambda: server.waiting() == 2)
+        until(lambda: server.ready_count() == 2)
         with server.frozen():
-            assert refused(confirmed) < 3 * SECONDS
-            hoped.publish(one("lost"))  # the control: the message may or may not arrive
+            assert seconds_until_failure(confirmed) < 3 * SECONDS
+            unconfirmed.publish(one("lost"))  # the control: the message may or may not arrive
             server.kill()
         server.start()
-    assert names(server) == ["confirmed", "hoped"]
+    assert names(server) == ["confirmed", "unconfirmed"]
 
 
 @dataclass
@@ -165,14 +165,14 @@ class Load:
 
     url: str
     confirms: bool
-    over: threading.Event
+    stop: threading.Event
     threads: int = 4
 
     def __enter__(self) -> None:
         """Stops the threads at the end of the block."""
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
+        self.stop.set()
 
     def run(self) -> list[str]:
         """The ids of all confirmed messages."""
@@ -180,49 +180,49 @@ class Load:
             return [name for names in pool.map(self._publish, range(self.threads)) for name in names]
 
     def _publish(self, thread: int) -> list[str]:
-        done: list[str] = []
+        confirmed: list[str] = []
         with publishing(self.url, confirms=self.confirms) as publisher:
-            while not self.over.is_set():
-                name = f"{thread}-{len(done)}"
+            while not self.stop.is_set():
+                name = f"{thread}-{len(confirmed)}"
                 try:
                     publisher.publish(one(name))
                 except PublishFailed:
                     break
-                done.append(name)
-        return done
+                confirmed.append(name)
+        return confirmed
 
 
-def test_a_killed_broker_has_what_it_confirmed(server: RabbitMQ, record_property: Any, *, full: bool) -> None:
-    """Breaks if kill -9 of the broker under load loses confirmed messages.
+def test_a_killed_broker_keeps_confirmed_messages(server: RabbitMQ, record_property: Any, *, full: bool) -> None:
+    """Breaks if confirmed messages are lost when the broker is killed (kill -9) under load.
 
-    The loss without confirms is measured with --full, and not asserted: it may be zero.
+    With --full it also measures the loss without confirms, without an assertion: the loss may be zero.
     """
-    dice, figures = random.Random(7), {}
+    rng, counts = random.Random(7), {}
     for confirms in (True, False) if full else (True,):
         server.empty()
         load = Load(server.url, confirms, threading.Event())
         publish(server.url, "first")  # declares the lane
         with ThreadPoolExecutor(1) as pool, load:
             running = pool.submit(load.run)
-            until(lambda: server.waiting() > 200)
-            load.over.wait(dice.uniform(0, 0.5))
+            until(lambda: server.ready_count() > 200)
+            load.stop.wait(rng.uniform(0, 0.5))
             server.kill()
             confirmed = running.result(timeout=60)
         server.start()
-        kept = set(names(server))
-        figures[confirms] = (len(confirmed), len(set(confirmed) - kept))
-    record_property("confirmed and lost, with and without confirms", str(figures))
-    print(f"\nconfirmed and lost, with and without confirms: {figures}")
-    assert figures[True][0] > 200
-    assert figures[True][1] == 0
+        found = set(names(server))
+        counts[confirms] = (len(confirmed), len(set(confirmed) - found))
+    record_property("confirmed and lost, with and without confirms", str(counts))
+    print(f"\nconfirmed and lost, with and without confirms: {counts}")
+    assert counts[True][0] > 200
+    assert counts[True][1] == 0
 
 
-# Refusals
+# Outages
 
 
 @contextmanager
-def away(server: RabbitMQ) -> Iterator[None]:
-    """Stops the server for the block."""
+def stopped(server: RabbitMQ) -> Iterator[None]:
+    """Kills the server, and restarts it after the block."""
     server.kill()
     try:
         yield
@@ -230,26 +230,27 @@ def away(server: RabbitMQ) -> Iterator[None]:
         server.start()
 
 
-Trouble = Callable[[RabbitMQ], Any]
-TROUBLES: dict[str, Trouble] = {"frozen": RabbitMQ.frozen, "alarm": RabbitMQ.short_of_memory, "absent": away}
+Outage = Callable[[RabbitMQ], Any]
+OUTAGES: dict[str, Outage] = {"frozen": RabbitMQ.frozen, "alarm": RabbitMQ.memory_alarm, "absent": stopped}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-def test_what_cannot_be_taken_is_refused_and_taken_later(server: RabbitMQ, trouble: Trouble) -> None:
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
+def test_a_publish_fails_in_time_during_an_outage_and_succeeds_after_it(server: RabbitMQ, outage: Outage) -> None:
     """Breaks if a publisher hangs, reports a false success, or does not reconnect to the broker.
 
-    Or if it waits for its timeout although RabbitMQ has refused; if readiness is wrong or slow during the outage, or
-    leaves something behind; or if a start hangs, or reports the outage as a wrong setting.
+    Also breaks if it waits for its timeout although RabbitMQ has blocked the connection; if the readiness check is
+    wrong or slow during the outage, or leaves a queue or message; or if the start of a process hangs, or reports the
+    outage as a wrong setting.
     """
-    is_alarm = trouble is RabbitMQ.short_of_memory
-    longest = 1 if is_alarm else 3 * SECONDS  # the courier, not the publisher, keeps the promise of 5 s
+    is_alarm = outage is RabbitMQ.memory_alarm
+    max_seconds = 1 if is_alarm else 3 * SECONDS  # the batcher, not the publisher, enforces the limit of 5 s
     with publishing(server.url) as warm, publishing(server.url) as cold, publishing(server.url) as pinging:
         pinging.ping()
         warm.publish(one("before"))
-        with trouble(server):
-            assert refused(warm) < longest
-            assert refused(warm) < longest
-            assert refused(cold) < 3 * SECONDS
+        with outage(server):
+            assert seconds_until_failure(warm) < max_seconds
+            assert seconds_until_failure(warm) < max_seconds
+            assert seconds_until_failure(cold) < 3 * SECONDS
             began = time.monotonic()
             with pytest.raises(PublishFailed):
                 pinging.ping()
@@ -262,9 +263,9 @@ def test_what_cannot_be_taken_is_refused_and_taken_later(server: RabbitMQ, troub
         warm.publish(one("after"))
         cold.publish(one("after too"))
         pinging.ping()
-    kept = names(server)
-    assert [name for name in kept if name != "refused"] == ["before", "after", "after too"]
-    assert set(held(server)) <= {"live"}  # a refused message may still arrive there
+    found = names(server)
+    assert [name for name in found if name != "failed"] == ["before", "after", "after too"]
+    assert set(message_counts(server)) <= {"live"}  # an unconfirmed message may still arrive there
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +300,13 @@ def post(url: str, name: str) -> httpx.Response:
     return HTTP.post(f"{url}/webhooks/junction", content=body, headers=signed(body, name=name))
 
 
-@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-def test_a_sender_is_answered_in_time(server: RabbitMQ, endpoint: str, trouble: Trouble) -> None:
-    """Breaks if a sender waits longer than 5 s, gets another status than 503, or the endpoint must be restarted."""
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
+def test_a_sender_gets_a_response_in_time_during_an_outage(server: RabbitMQ, endpoint: str, outage: Outage) -> None:
+    """Breaks if a sender waits longer than 5 s or gets another status than 503, or if the endpoint needs a restart."""
     until(lambda: post(endpoint, "before").status_code == 202, 20)
-    with trouble(server), ThreadPoolExecutor(10) as pool:
+    with outage(server), ThreadPoolExecutor(10) as pool:
         for _ in range(2):
-            answers = list(pool.map(lambda number: post(endpoint, f"refused-{number}"), range(10)))
+            answers = list(pool.map(lambda number: post(endpoint, f"failed-{number}"), range(10)))
             assert {answer.status_code for answer in answers} == {503}
             assert all("Retry-After" in answer.headers for answer in answers)
             assert max(answer.elapsed.total_seconds() for answer in answers) < SECONDS
@@ -316,16 +317,16 @@ def test_a_sender_is_answered_in_time(server: RabbitMQ, endpoint: str, trouble: 
     assert {"before", "after"} <= set(names(server))
 
 
-@pytest.mark.parametrize("gone", ["queue", "exchange", "both"])
-def test_a_lane_that_was_removed_swallows_nothing(server: RabbitMQ, gone: str) -> None:
-    """Breaks if an unroutable message, which RabbitMQ confirms all the same, counts as published."""
+@pytest.mark.parametrize("deleted", ["queue", "exchange", "both"])
+def test_a_publish_to_a_deleted_lane_is_not_confirmed(server: RabbitMQ, deleted: str) -> None:
+    """Breaks if an unroutable message counts as published: RabbitMQ confirms it too."""
     with publishing(server.url) as publisher:
         publisher.publish(one("before"))
         with server.connect() as connection:
             channel = connection.channel()
-            if gone != "exchange":
+            if deleted != "exchange":
                 channel.queue_delete("live")
-            if gone != "queue":
+            if deleted != "queue":
                 channel.exchange_delete("live")
         confirmed = []
         for name in ("first", "second", "third"):
@@ -339,17 +340,17 @@ def test_a_lane_that_was_removed_swallows_nothing(server: RabbitMQ, gone: str) -
 
 
 @pytest.mark.parametrize("seconds", [1, 64])
-def test_where_messages_wait_may_be_removed(server: RabbitMQ, seconds: int) -> None:
+def test_a_deleted_delay_queue_is_declared_again(server: RabbitMQ, seconds: int) -> None:
     """Breaks if a delayed message is lost because its delay queue was deleted."""
     celery = make_celery(Settings(broker_url=server.url), "worker")
-    room = delay_queue("live", seconds).name
+    queue = delay_queue("live", seconds).name
     with celery.connection_for_write() as connection, celery.amqp.Producer(connection) as producer:
         for name in ("first", "second"):
             options = delay_options(celery, "live", seconds)
             celery.send_task(APPLY, args=(pack(one(name)),), producer=producer, **options)
-            assert server.waiting(room) == 1
+            assert server.ready_count(queue) == 1
             with server.connect() as other:
-                other.channel().queue_delete(room)
+                other.channel().queue_delete(queue)
     celery.close()
 
 
@@ -361,8 +362,10 @@ def test_where_messages_wait_may_be_removed(server: RabbitMQ, seconds: int) -> N
     [(True, {}), (False, {}), (True, {"x-queue-type": "classic"}), (True, {"x-queue-type": "stream"})],
     ids=["durable", "transient", "classic", "stream"],
 )
-def test_a_queue_of_another_kind_is_refused(server: RabbitMQ, *, durable: bool, arguments: dict[str, str]) -> None:
-    """Breaks if a lane that another program declared loses events, and no process reports that at its start."""
+def test_a_lane_that_is_not_a_durable_quorum_queue_is_rejected(
+    server: RabbitMQ, *, durable: bool, arguments: dict[str, str]
+) -> None:
+    """Breaks if a process starts on a lane that another program declared as a queue that can lose events."""
     with server.connect() as connection:
         connection.channel().queue_declare("live", durable=durable, auto_delete=False, arguments=arguments)
     settings = Settings(broker_url=server.url)
@@ -370,23 +373,23 @@ def test_a_queue_of_another_kind_is_refused(server: RabbitMQ, *, durable: bool, 
         need_durable(settings)
     need_durable(replace(settings, broker_durability_asserted=True))
     with publishing(server.url) as publisher:
-        assert refused(publisher) < SECONDS
+        assert seconds_until_failure(publisher) < SECONDS
 
 
-def test_a_queue_to_wait_in_of_another_kind_is_refused(server: RabbitMQ) -> None:
-    """Breaks if a delay queue without a TTL is found only when a message has to be delayed."""
-    room = delay_queue("backfill", 4).name
+def test_a_delay_queue_without_a_ttl_is_rejected(server: RabbitMQ) -> None:
+    """Breaks if a delay queue without a TTL is detected only when a message must be delayed."""
+    queue = delay_queue("backfill", 4).name
     with server.connect() as connection:
         channel = connection.channel()
-        channel.queue_delete(room)
-        channel.queue_declare(room, durable=True, auto_delete=False)
-        with pytest.raises(Misconfigured, match=f"BROKER_URL: queue {room} is not"):
+        channel.queue_delete(queue)
+        channel.queue_declare(queue, durable=True, auto_delete=False)
+        with pytest.raises(Misconfigured, match=f"BROKER_URL: queue {queue} is not"):
             need_durable(Settings(broker_url=server.url))
-        channel.queue_delete(room)
+        channel.queue_delete(queue)
 
 
-def test_what_waits_for_its_time_counts_with_its_lane(server: RabbitMQ) -> None:
-    """Breaks if `headrace status` omits delayed messages, or a sweep does not count them when it fills the lane."""
+def test_delayed_messages_count_with_their_lane(server: RabbitMQ) -> None:
+    """Breaks if `headrace status` omits delayed messages, or a sweep ignores them when it fills the lane."""
     settings = Settings(broker_url=server.url)
     publish(server.url, "w1")
     send(settings, APPLY, ["w2"], 30)
@@ -396,18 +399,18 @@ def test_what_waits_for_its_time_counts_with_its_lane(server: RabbitMQ) -> None:
     celery.close()
 
 
-def test_a_broker_as_it_should_be_is_taken(server: RabbitMQ) -> None:
-    """Breaks if an empty or used broker is refused, or the check consumes a message."""
+def test_a_correct_broker_passes_the_check(server: RabbitMQ) -> None:
+    """Breaks if the check rejects a broker with or without queues, or consumes a message."""
     need_durable(Settings(broker_url=server.url))
-    publish(server.url, "kept")
+    publish(server.url, "msg_1")
     need_durable(Settings(broker_url=server.url))
-    assert names(server) == ["kept"]
+    assert names(server) == ["msg_1"]
 
 
 @pytest.mark.parametrize("wrong", ["password", "vhost"])
-def test_a_wrong_login_is_told_as_such(server: RabbitMQ, wrong: str) -> None:
+def test_a_wrong_login_is_reported_as_a_login_error(server: RabbitMQ, wrong: str) -> None:
     """Breaks if a wrong password or vhost is reported as a wrong queue, or the report shows the password."""
-    url = server.url.replace("guest:guest", "guest:sesame") if wrong == "password" else server.url + "nowhere"
+    url = server.url.replace("guest:guest", "guest:sesame") if wrong == "password" else server.url + "unknown"
     with pytest.raises((Misconfigured, TryLater), match="BROKER_URL") as caught:
         need_durable(Settings(broker_url=url))
     assert "queue" not in str(caught.value)
@@ -418,12 +421,12 @@ def test_a_wrong_login_is_told_as_such(server: RabbitMQ, wrong: str) -> None:
 
 
 def stored(engine: Engine) -> list[str]:
-    """The stored workouts."""
+    """The ids of the stored workouts, oldest first."""
     return [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY stored_at, id")]
 
 
-def held(server: RabbitMQ) -> dict[str, str]:
-    """The number of ready, delayed and unacknowledged messages of the broker.
+def message_counts(server: RabbitMQ) -> dict[str, str]:
+    """The number of messages per queue that has any: ready, delayed and unacknowledged ones.
 
     RabbitMQ updates its counts twice a second; only the count of ready messages in one queue is current.
     """
@@ -432,20 +435,20 @@ def held(server: RabbitMQ) -> dict[str, str]:
 
 def until_empty(server: RabbitMQ) -> None:
     """Waits until the broker has no message, neither ready nor unacknowledged."""
-    until(lambda: server.waiting() == 0)
-    time.sleep(0.5)  # until RabbitMQ has counted: each query starts Erlang, 0.7 s of CPU
-    until(lambda: not held(server), every=1)
+    until(lambda: server.ready_count() == 0)
+    time.sleep(0.5)  # until RabbitMQ has updated its counts: each query starts Erlang, which costs 0.7 s of CPU
+    until(lambda: not message_counts(server), every=1)
 
 
-def complaints(log: Path) -> list[str]:
-    """The warnings in a worker's log."""
-    marks = (" WARNING ", " ERROR ", " CRITICAL ", "Traceback")
-    return [line for line in log.read_text().splitlines() if any(mark in line for mark in marks)]
+def logged_warnings(log: Path) -> list[str]:
+    """The warnings and errors in a worker's log."""
+    markers = (" WARNING ", " ERROR ", " CRITICAL ", "Traceback")
+    return [line for line in log.read_text().splitlines() if any(marker in line for marker in markers)]
 
 
-def send(here: Settings, task: str, names: list[str], seconds: float) -> None:
+def send(rabbitmq_settings: Settings, task: str, names: list[str], seconds: float) -> None:
     """Sends tasks with a countdown in seconds to the live lane."""
-    celery = make_celery(here, "publisher")
+    celery = make_celery(rabbitmq_settings, "publisher")
     options = {"queue": "live"} | delay_options(celery, "live", seconds)
     with celery.connection_for_write() as connection, celery.amqp.Producer(connection) as producer:
         for name in names:
@@ -453,20 +456,20 @@ def send(here: Settings, task: str, names: list[str], seconds: float) -> None:
     celery.close()
 
 
-def test_a_worker_has_nothing_to_complain_about(engine: Engine, live_worker: SharedWorker) -> None:
+def test_a_worker_logs_no_warning(engine: Engine, live_worker: SharedWorker) -> None:
     """Breaks if a worker logs a warning at each start: operators would stop reading warnings."""
     publish(live_worker.settings.need_broker(), "w1")
     until(lambda: stored(engine) == ["w1"])
-    assert complaints(live_worker.log) == []
+    assert logged_warnings(live_worker.log) == []
 
 
-def test_a_worker_makes_no_queue_that_it_has_no_use_for(shared: RabbitMQ, live_worker: SharedWorker) -> None:
+def test_a_worker_declares_no_unused_queue(shared: RabbitMQ, live_worker: SharedWorker) -> None:
     """Breaks if a worker declares 28 unused quorum queues, each with its own log and election."""
     found = {row[0] for row in shared.table("list_queues", "name")}
     assert not [name for name in found if name.startswith("celery_delayed")]
 
 
-def test_a_worker_takes_one_message_at_a_time(shared: RabbitMQ, live_worker: SharedWorker) -> None:
+def test_a_worker_prefetches_one_message(shared: RabbitMQ, live_worker: SharedWorker) -> None:
     """Breaks if a busy worker holds messages that another worker could apply."""
     consumers = dict(shared.table("list_consumers", "queue_name", "prefetch_count"))
     assert consumers["live"] == "1"
@@ -475,23 +478,23 @@ def test_a_worker_takes_one_message_at_a_time(shared: RabbitMQ, live_worker: Sha
 def put(body: bytes, **properties: Any) -> Callable[[RabbitMQ, Settings], None]:
     """Puts a message on the live lane without Celery."""
 
-    def put_it(server: RabbitMQ, here: Settings) -> None:
+    def put_message(server: RabbitMQ, rabbitmq_settings: Settings) -> None:
         with server.connect() as connection:
             channel = connection.channel()
             channel.confirm_select()
             channel.basic_publish(Message(body, delivery_mode=2, **properties), "live", "live")
 
-    return put_it
+    return put_message
 
 
-def put_unknown(server: RabbitMQ, here: Settings) -> None:
-    """Puts a task on the lane that this version does not have."""
-    send(here, "headrace.of.tomorrow", ["w9"], 0)
+def put_unknown(server: RabbitMQ, rabbitmq_settings: Settings) -> None:
+    """Puts a task of a newer version on the lane."""
+    send(rabbitmq_settings, "headrace.unknown", ["w9"], 0)
 
 
 TASK = {"task": APPLY, "id": "1", "lang": "py"}
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
-FOREIGN: dict[str, Callable[[RabbitMQ, Settings], None]] = {
+INVALID_MESSAGES: dict[str, Callable[[RabbitMQ, Settings], None]] = {
     "unknown task": put_unknown,
     "no header": put(b'{"sesame": 1}', **JSON),
     "no properties": put(b"sesame"),
@@ -503,17 +506,17 @@ FOREIGN: dict[str, Callable[[RabbitMQ, Settings], None]] = {
         content_type="application/x-python-serialize",
         content_encoding="binary",
     ),
-    "odd due time": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"eta": "sesame"}, **JSON),
+    "invalid due time": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"eta": "sesame"}, **JSON),
 }
 
 
-@pytest.mark.parametrize("put_foreign", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_task_of_ours_is_kept(
-    engine: Engine, shared: RabbitMQ, live_worker: SharedWorker, put_foreign: Callable[[RabbitMQ, Settings], None]
+@pytest.mark.parametrize("put_invalid", INVALID_MESSAGES.values(), ids=INVALID_MESSAGES)
+def test_a_message_that_a_worker_cannot_read_becomes_a_dead_letter(
+    engine: Engine, shared: RabbitMQ, live_worker: SharedWorker, put_invalid: Callable[[RabbitMQ, Settings], None]
 ) -> None:
     """Breaks if a message that a worker cannot read is dropped, ends the worker, or appears in its log."""
     need_durable(live_worker.settings)
-    put_foreign(shared, live_worker.settings)
+    put_invalid(shared, live_worker.settings)
     publish(live_worker.settings.need_broker(), "w1")
     until(lambda: "w1" in stored(engine))
     until_empty(shared)
@@ -530,16 +533,16 @@ def locked(engine: Engine) -> Iterator[None]:
         yield
 
 
-def test_a_killed_workers_message_is_done_once(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_the_message_of_a_killed_worker_is_applied_once(
+    engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if the message of a killed worker is lost, late, or applied twice."""
-    publish(here.need_broker(), "w1", "w2")
-    with worker(here, tmp_path / "first") as first, locked(engine):
+    """Breaks if the message of a killed worker is lost, redelivered late, or applied twice."""
+    publish(rabbitmq_settings.need_broker(), "w1", "w2")
+    with worker(rabbitmq_settings, tmp_path / "first") as first, locked(engine):
         until(lambda: rows(engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
         first.kill()
         first.wait(30)
-        until(lambda: server.waiting() == 2)
+        until(lambda: server.ready_count() == 2)
     assert stored(engine) == []
     with server.connect() as connection:
         channel = connection.channel()
@@ -547,90 +550,93 @@ def test_a_killed_workers_message_is_done_once(
         assert message.delivery_info["redelivered"] is True
         assert message.headers["x-delivery-count"] >= 1
         channel.basic_reject(message.delivery_tag, requeue=True)
-    with worker(here, tmp_path / "second"):
+    with worker(rabbitmq_settings, tmp_path / "second"):
         until(lambda: sorted(stored(engine)) == ["w1", "w2"])
         until_empty(server)
     ledger = rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1")
     assert ledger == [{"outcome": "applied", "n": 2}]
 
 
-def test_a_task_that_waits_is_done_when_it_is_due(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_a_delayed_task_runs_when_it_is_due(
+    engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
     """Breaks if a delayed task runs at once, twice or never, or is lost after kill -9 of the broker."""
-    need_durable(here)
+    need_durable(rabbitmq_settings)
     began = time.time()
-    send(here, APPLY, ["w1"], 8)
+    send(rabbitmq_settings, APPLY, ["w1"], 8)
     server.kill()
     server.start()
-    with worker(here, tmp_path / "log"):
+    with worker(rabbitmq_settings, tmp_path / "log"):
         until(lambda: stored(engine))
         assert time.time() - began > 7.5
         until_empty(server)
     assert rows(engine, "SELECT outcome, attempts FROM health.deliveries") == [{"outcome": "applied", "attempts": 1}]
 
 
-NOWHERE = "postgresql://u:sesame@127.0.0.1:1/d"
+UNREACHABLE = "postgresql://u:sesame@127.0.0.1:1/d"
 
 
-def test_a_retried_message_comes_back_to_its_lane_and_holds_up_no_other(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_a_retried_message_returns_to_its_lane_and_blocks_no_other(
+    engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
     """Breaks if a retried task ends in another lane, is dropped, or is retried only once.
 
-    Or if a few failing messages with a delay of half a minute stop the lane in the meantime.
+    Also breaks if a few failing messages, each delayed by half a minute, block the lane in the meantime.
     """
-    publish(here.need_broker(), "w1")
+    publish(rabbitmq_settings.need_broker(), "w1")
     log = tmp_path / "first"
-    with worker(here, log, DATABASE_URL=NOWHERE):
-        until(lambda: log.read_text().count("headrace.apply is retried") == 6)  # for 8 s at least, this time
-        publish(here.need_broker(), "w2")
+    with worker(rabbitmq_settings, log, DATABASE_URL=UNREACHABLE):
+        until(lambda: log.read_text().count("headrace.apply is retried") == 6)  # the sixth delay is at least 8 s
+        publish(rabbitmq_settings.need_broker(), "w2")
         began = time.monotonic()
         until(lambda: log.read_text().count("headrace.apply is retried") > 6)
         assert time.monotonic() - began < 6
-    with worker(here, tmp_path / "second"):
+    with worker(rabbitmq_settings, tmp_path / "second"):
         until(lambda: sorted(stored(engine)) == ["w1", "w2"])
         until_empty(server)
 
 
-def test_a_worker_finds_its_lane_again(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
-    """Breaks if a worker stays idle after its queue was deleted or the broker was killed."""
-    with worker(here, tmp_path / "log") as process:
+def test_a_worker_reconnects_to_its_lane(
+    engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if a worker stays idle after its queue was deleted, or the broker was killed or frozen."""
+    with worker(rabbitmq_settings, tmp_path / "log") as process:
         until(lambda: is_ready(tmp_path / "log"))
-        publish(here.need_broker(), "w1")
+        publish(rabbitmq_settings.need_broker(), "w1")
         until(lambda: stored(engine) == ["w1"])
         with server.connect() as connection:
             connection.channel().queue_delete("live")
-        until(
-            lambda: server.has("live")
-        )  # the worker declares it again; an immediate declaration would hide the deletion
-        publish(here.need_broker(), "w2")
+        # The worker must declare the queue: a publish before that would declare it and hide the deletion.
+        until(lambda: server.has("live"))
+        publish(rabbitmq_settings.need_broker(), "w2")
         until(lambda: "w2" in stored(engine))
         server.kill()
         server.start()
-        publish(here.need_broker(), "w3")
+        publish(rabbitmq_settings.need_broker(), "w3")
         until(lambda: "w3" in stored(engine))
         with server.frozen():
             time.sleep(1)
-        publish(here.need_broker(), "w4")
+        publish(rabbitmq_settings.need_broker(), "w4")
         until(lambda: "w4" in stored(engine))
         assert process.poll() is None
 
 
-def test_workers_end_amid_work_without_loss(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
-    """Breaks if SIGTERM makes a worker drop or double its message, or takes long."""
-    every = [f"w{number}" for number in range(60)]
-    publish(here.need_broker(), *every)
+def test_sigterm_loses_no_message(
+    engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
+    """Breaks if a worker that gets SIGTERM drops its message, applies it twice, or takes longer than 10 s to stop."""
+    all_names = [f"w{number}" for number in range(60)]
+    publish(rabbitmq_settings.need_broker(), *all_names)
     for number in range(2):
-        with worker(here, tmp_path / str(number)) as process:
+        with worker(rabbitmq_settings, tmp_path / str(number)) as process:
             before = len(stored(engine))
-            until(lambda: len(stored(engine)) > before or len(stored(engine)) == len(every))  # noqa: B023
+            until(lambda: len(stored(engine)) > before or len(stored(engine)) == len(all_names))  # noqa: B023
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
     with ExitStack() as both:
         for number in (2, 3):
-            both.enter_context(worker(here, tmp_path / str(number)))
-        until(lambda: sorted(stored(engine)) == sorted(every))
+            both.enter_context(worker(rabbitmq_settings, tmp_path / str(number)))
+        until(lambda: sorted(stored(engine)) == sorted(all_names))
         until_empty(server)
     ledger = rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1")
-    assert ledger == [{"outcome": "applied", "n": len(every)}]
+    assert ledger == [{"outcome": "applied", "n": len(all_names)}]

@@ -53,51 +53,54 @@ def server(shared: RabbitMQ) -> RabbitMQ:
 
 
 @pytest.fixture
-def here(settings: Settings, server: RabbitMQ) -> Settings:
-    """A deployment with this pipeline."""
+def pipeline_settings(settings: Settings, server: RabbitMQ) -> Settings:
+    """The settings of a deployment that consumes this queue."""
     return replace(settings, etl_url=server.url, etl_queue=QUEUE)
 
 
-def publish(server: RabbitMQ, *events: Any, zipped: bool = False, **told: Any) -> None:
+def publish(server: RabbitMQ, *events: Any, compressed: bool = False, **properties: Any) -> None:
     """Publishes as the pipeline does: persistent, with the event type as the routing key."""
     with server.connect() as connection:
         channel = connection.channel()
         for one in events:
             body = one if isinstance(one, bytes) else json.dumps(one).encode()
             key = one["event_type"] if isinstance(one, dict) else "daily.data.workouts.created"
-            more = {"content_encoding": "gzip"} if zipped else {}
-            body = gzip.compress(body) if zipped and isinstance(one, dict) else body
-            about = {"content_type": "application/json", "delivery_mode": 2} | more | told
-            channel.basic_publish_confirm(Message(body, **about), "junction", key)
+            more = {"content_encoding": "gzip"} if compressed else {}
+            body = gzip.compress(body) if compressed and isinstance(one, dict) else body
+            merged = {"content_type": "application/json", "delivery_mode": 2} | more | properties
+            channel.basic_publish_confirm(Message(body, **merged), "junction", key)
 
 
-def through(engine: Engine, here: Settings, server: RabbitMQ) -> None:
+def consume_all(engine: Engine, pipeline_settings: Settings, server: RabbitMQ) -> None:
     """Consumes all messages, in this process."""
-    door = PipelineConsumer(here, Applier(engine, here))
+    consumer = PipelineConsumer(pipeline_settings, Applier(engine, pipeline_settings))
 
-    original = door._commit
+    original = consumer._commit
 
-    def commit(connection: Any, batch: Sequence[ReceivedMessage], naming: MessageIdentity) -> None:
-        original(connection, batch, naming)
+    def commit(connection: Any, batch: Sequence[ReceivedMessage], identity: MessageIdentity) -> None:
+        original(connection, batch, identity)
         if not connection.default_channel.queue_declare(QUEUE, passive=True).message_count:
-            door.stop()
+            consumer.stop()
 
-    door._commit = commit  # type: ignore[method-assign]
-    door.run()
+    consumer._commit = commit  # type: ignore[method-assign]
+    consumer.run()
 
 
 @contextmanager
-def running(here: Settings, log: Path, **more: str) -> Iterator[Any]:
-    """A process `headrace etl`, without a broker of its own unless one is passed."""
-    variables = of_worker(here) | {"HEADRACE_ETL_URL": here.need_etl()[0], "HEADRACE_ETL_QUEUE": QUEUE}
+def running(pipeline_settings: Settings, log: Path, **more: str) -> Iterator[Any]:
+    """A process `headrace etl`. It has no Celery broker unless `more` sets BROKER_URL."""
+    variables = of_worker(pipeline_settings) | {
+        "HEADRACE_ETL_URL": pipeline_settings.need_etl()[0],
+        "HEADRACE_ETL_QUEUE": QUEUE,
+    }
     del variables["BROKER_URL"]
     variables |= more
     with program("workers.cli", "etl", log=log, **variables, HEADRACE_LOG_LEVEL="INFO") as process:
         yield process
 
 
-def taken(body: bytes = b"{}", encoding: str = "", **changes: Any) -> ReceivedMessage:
-    """A message."""
+def received(body: bytes = b"{}", encoding: str = "", **changes: Any) -> ReceivedMessage:
+    """A message of the pipeline."""
     values = {"tag": 1, "routing_key": "k", "redelivered": False, "message_id": None, "seconds": None}
     return ReceivedMessage(**(values | {"body": body, "encoding": encoding} | changes))
 
@@ -106,10 +109,10 @@ def taken(body: bytes = b"{}", encoding: str = "", **changes: Any) -> ReceivedMe
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "utf-8"])
-def test_a_body_comes_as_it_is_or_zipped(encoding: str) -> None:
+def test_plain_and_compressed_bodies_are_decoded(encoding: str) -> None:
     """Breaks if small bodies, which the pipeline does not compress, or large ones cannot be read."""
-    assert decode_body(taken(b"{}", encoding), 100) == b"{}"
-    assert decode_body(taken(gzip.compress(b"{}"), "gzip"), 100) == b"{}"
+    assert decode_body(received(b"{}", encoding), 100) == b"{}"
+    assert decode_body(received(gzip.compress(b"{}"), "gzip"), 100) == b"{}"
 
 
 @pytest.mark.parametrize(
@@ -121,38 +124,38 @@ def test_a_body_comes_as_it_is_or_zipped(encoding: str) -> None:
         (gzip.compress(b"{}") + b"more", "gzip"),
         (b"{}", "br"),
     ],
-    ids=["bomb", "cut short", "not zipped", "two in one", "another encoding"],
+    ids=["bomb", "truncated", "not compressed", "trailing bytes", "unknown encoding"],
 )
-def test_what_cannot_be_unwrapped_is_refused(body: bytes, encoding: str) -> None:
-    """Breaks if a small message expands to all memory, or half a body counts as whole."""
+def test_a_body_that_cannot_be_decoded_is_rejected(body: bytes, encoding: str) -> None:
+    """Breaks if a small message fills the memory when decompressed, or a truncated body is accepted."""
     with pytest.raises(Unprocessable):
-        decode_body(taken(body, encoding), 1000)
+        decode_body(received(body, encoding), 1000)
 
 
-def test_names_and_clocks_are_told_apart() -> None:
-    """Breaks if two events of equal content have one id, or a redelivered event has a new one."""
-    naming, redelivered = (
+def test_each_message_has_its_own_id_and_time() -> None:
+    """Breaks if equal events share an id, a redelivered event gets a new one, or successive events share a time."""
+    identity, redelivered = (
         MessageIdentity(),
-        [taken(b"a", redelivered=True), taken(b"b", redelivered=True), taken(b"a", redelivered=True)],
+        [received(b"a", redelivered=True), received(b"b", redelivered=True), received(b"a", redelivered=True)],
     )
-    assert len({naming.name(taken(b"a")) for _ in range(3)}) == 3
+    assert len({identity.name(received(b"a")) for _ in range(3)}) == 3
     first, second = (
-        [MessageIdentity().name(redelivered[0]), *map(naming.name, redelivered)],
-        [naming.name(redelivered[0])],
+        [MessageIdentity().name(redelivered[0]), *map(identity.name, redelivered)],
+        [identity.name(redelivered[0])],
     )
     assert len(set(first)) == 3
     assert first[0] == first[1]
     assert second[0] not in first
-    assert naming.name(taken(b"a", message_id="1")) == MessageIdentity().name(
-        taken(b"a", message_id="1", redelivered=True)
+    assert identity.name(received(b"a", message_id="1")) == MessageIdentity().name(
+        received(b"a", message_id="1", redelivered=True)
     )
-    ids = {naming.name(taken(b"a", message_id="1", routing_key=key)) for key in ("sleep", "workouts")}
-    assert len(ids) == 2  # such an id is the pipeline's for one type of event
-    assert [naming.clock(taken(seconds=s))[1] for s in (5, 5, 5, 6, 5, 2, 9)] == [
+    ids = {identity.name(received(b"a", message_id="1", routing_key=key)) for key in ("sleep", "workouts")}
+    assert len(ids) == 2  # the pipeline's id is unique only within one type of event
+    assert [identity.clock(received(seconds=s))[1] for s in (5, 5, 5, 6, 5, 2, 9)] == [
         *(5000, 5001, 5002, 6000, 5000, 2000),
         9000,
     ]
-    moments = [naming.clock(taken())[0] for _ in range(1000)]
+    moments = [identity.clock(received())[0] for _ in range(1000)]
     assert sorted(set(moments)) == moments
 
 
@@ -160,82 +163,92 @@ def test_names_and_clocks_are_told_apart() -> None:
 
 
 @needs_rabbitmq
-@pytest.mark.parametrize("zipped", [False, True])
-def test_events_land_as_by_webhook(engine: Engine, here: Settings, server: RabbitMQ, *, zipped: bool) -> None:
+@pytest.mark.parametrize("compressed", [False, True])
+def test_events_are_stored_as_if_by_webhook(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, *, compressed: bool
+) -> None:
     """Breaks if an event of the pipeline is stored differently from a webhook, or stays in the queue."""
-    publish(server, workout("u1"), heartrate("u1", {0: 60, 1: 61}), zipped=zipped)
-    through(engine, here, server)
+    publish(server, workout("u1"), heartrate("u1", {0: 60, 1: 61}), compressed=compressed)
+    consume_all(engine, pipeline_settings, server)
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
     assert [row["value"] for row in rows(engine, "SELECT value FROM health.heartrate ORDER BY ts")] == [60, 61]
     ledger = rows(engine, "SELECT provider, event_type, outcome FROM health.deliveries ORDER BY 2")
     assert [(row["provider"], row["outcome"]) for row in ledger] == [("junction", "applied")] * 2
-    assert server.waiting(QUEUE) == 0
+    assert server.ready_count(QUEUE) == 0
     assert len(rows(engine, "SELECT 1 FROM headrace.archive")) == 2
 
 
 @needs_rabbitmq
-@pytest.mark.parametrize("told", [{}, {"timestamp": int(START.timestamp())}], ids=["no clock", "one second"])
-def test_what_is_said_again_later_stands(
-    engine: Engine, here: Settings, server: RabbitMQ, told: dict[str, Any]
+@pytest.mark.parametrize(
+    "properties", [{}, {"timestamp": int(START.timestamp())}], ids=["no timestamp", "equal timestamps"]
+)
+def test_a_repeated_value_replaces_the_value_between(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, properties: dict[str, Any]
 ) -> None:
-    """Breaks if of A, B, A the second A counts as a duplicate of the first, and B stays."""
-    publish(server, *(heartrate("u1", {0: value}) for value in (60, 61, 60)), **told)
-    through(engine, here, server)
+    """Breaks if, after the values A, B, A, the second A counts as a duplicate of the first and B stays stored."""
+    publish(server, *(heartrate("u1", {0: value}) for value in (60, 61, 60)), **properties)
+    consume_all(engine, pipeline_settings, server)
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 60.0}]
     assert len(rows(engine, "SELECT 1 FROM health.deliveries")) == 3
 
 
 @needs_rabbitmq
-def test_an_old_event_does_not_beat_a_newer_webhook(engine: Engine, here: Settings, server: RabbitMQ) -> None:
-    """Breaks if an event that was queued for hours wins over newer data because it arrives last."""
-    apply(engine, here, delivery(heartrate("u1", {0: 70}), START + timedelta(hours=1)))
+def test_an_old_event_does_not_overwrite_a_newer_webhook(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ
+) -> None:
+    """Breaks if an event that was queued for hours overwrites newer data because it arrives last."""
+    apply(engine, pipeline_settings, delivery(heartrate("u1", {0: 70}), START + timedelta(hours=1)))
     publish(server, heartrate("u1", {0: 60}), timestamp=int(START.timestamp()))
-    through(engine, here, server)
+    consume_all(engine, pipeline_settings, server)
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 70.0}]
     assert rows(engine, "SELECT count(*) FROM health.deliveries WHERE outcome = 'stale'") == [{"count": 1}]
 
 
 @needs_rabbitmq
-def test_poison_is_set_aside_and_its_neighbours_land(engine: Engine, here: Settings, server: RabbitMQ) -> None:
+def test_invalid_messages_become_dead_letters_and_block_no_other(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ
+) -> None:
     """Breaks if one invalid message stops the queue, or is dropped."""
     publish(server, workout("u1", "w1"), CANARY.encode(), workout("u1", "w2", title=f"{CANARY}\u0000"))
-    publish(server, CANARY.encode(), zipped=True)
+    publish(server, CANARY.encode(), compressed=True)
     publish(server, workout("u1", "w3"))
-    through(engine, here, server)
+    consume_all(engine, pipeline_settings, server)
     assert [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY id")] == ["w1", "w3"]
-    letters = rows(engine, "SELECT reason FROM headrace.dead_letters")
-    assert len(letters) == 3
-    assert CANARY not in str(letters)
-    assert server.waiting(QUEUE) == 0
+    dead_letters = rows(engine, "SELECT reason FROM headrace.dead_letters")
+    assert len(dead_letters) == 3
+    assert CANARY not in str(dead_letters)
+    assert server.ready_count(QUEUE) == 0
 
 
 @needs_rabbitmq
-def test_a_kill_in_the_middle_loses_nothing(engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path) -> None:
+def test_a_killed_process_loses_no_message(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, tmp_path: Path
+) -> None:
     """Breaks if a message is acknowledged before it is committed, or a redelivered one changes the result."""
     count = 600
     publish(server, *(workout("u1", f"w{number}") for number in range(count)))
     stored = "SELECT count(*) AS rows FROM health.workouts"
-    for enough in (1, 150):
-        with running(here, tmp_path / "log") as process:
-            until(lambda least=enough: rows(engine, stored)[0]["rows"] >= least)
+    for min_rows in (1, 150):
+        with running(pipeline_settings, tmp_path / "log") as process:
+            until(lambda min_rows=min_rows: rows(engine, stored)[0]["rows"] >= min_rows)
             os.kill(process.pid, signal.SIGKILL)
-    with running(here, tmp_path / "log") as process:
+    with running(pipeline_settings, tmp_path / "log") as process:
         until(lambda: rows(engine, stored) == [{"rows": count}])
-        until(lambda: server.waiting(QUEUE) == 0)
+        until(lambda: server.ready_count(QUEUE) == 0)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert time.monotonic() - began < 10
     assert rows(engine, "SELECT outcome FROM health.deliveries WHERE outcome = 'dead'") == []
-    assert server.waiting(QUEUE) == 0
+    assert server.ready_count(QUEUE) == 0
 
 
 @needs_rabbitmq
-def test_a_broker_that_goes_away_is_waited_for(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_the_worker_reconnects_after_a_broker_restart(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if a restart of RabbitMQ ends the worker, or it does not consume the messages that were kept."""
-    with running(here, tmp_path / "log") as process:
+    """Breaks if a restart of RabbitMQ ends the worker, or the worker consumes no message after it."""
+    with running(pipeline_settings, tmp_path / "log") as process:
         publish(server, workout("u1", "w1"))
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
         server.kill()
@@ -247,14 +260,14 @@ def test_a_broker_that_goes_away_is_waited_for(
 
 
 @needs_rabbitmq
-def test_a_second_worker_stands_by_and_takes_over(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_a_standby_worker_replaces_a_stopped_worker(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if two workers consume one queue out of order, or no worker takes over from the first."""
+    """Breaks if two workers consume one queue at the same time, or the standby does not replace a stopped worker."""
     log = tmp_path / "second"
-    with running(here, tmp_path / "first") as first:
+    with running(pipeline_settings, tmp_path / "first") as first:
         until(lambda: "consuming from queue" in (tmp_path / "first").read_text())
-        with running(here, log):
+        with running(pipeline_settings, log):
             until(lambda: "stands by" in log.read_text())
             assert "consuming from queue" not in log.read_text()
             first.send_signal(signal.SIGTERM)
@@ -264,35 +277,37 @@ def test_a_second_worker_stands_by_and_takes_over(
 
 
 @needs_rabbitmq
-def test_while_the_database_is_away_nothing_is_acknowledged(here: Settings, server: RabbitMQ, engine: Engine) -> None:
+def test_no_message_is_acknowledged_while_the_database_is_down(
+    pipeline_settings: Settings, server: RabbitMQ, engine: Engine
+) -> None:
     """Breaks if a message is acknowledged before it is stored."""
-    waiting: list[int] = []
+    ready_counts: list[int] = []
 
-    class Away(Applier):
+    class FailingApplier(Applier):
         def apply_deliveries(self, deliveries: Any, *, redelivered: bool = False) -> Any:
-            if len(waiting) < 2:
+            if len(ready_counts) < 2:
                 with server.connect() as connection:
-                    waiting.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
-                raise TryLater("PostgreSQL: away")
-            door.stop()
+                    ready_counts.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
+                raise TryLater("PostgreSQL: unavailable")
+            consumer.stop()
             return super().apply_deliveries(deliveries, redelivered=redelivered)
 
     publish(server, workout("u1"))
-    door = PipelineConsumer(here, Away(engine, here))
-    door.run()
-    assert len(waiting) == 2
+    consumer = PipelineConsumer(pipeline_settings, FailingApplier(engine, pipeline_settings))
+    consumer.run()
+    assert len(ready_counts) == 2
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
-    assert server.waiting(QUEUE) == 0
+    assert server.ready_count(QUEUE) == 0
 
 
 @needs_rabbitmq
 def test_announced_history_is_fetched_at_once(
-    here: Settings, server: RabbitMQ, broker_url: str, tmp_path: Path
+    pipeline_settings: Settings, server: RabbitMQ, broker_url: str, tmp_path: Path
 ) -> None:
-    """Breaks if history that the pipeline announces is fetched only after the next sweep, other than with webhooks."""
+    """Breaks if history that the pipeline announces waits for the next sweep; history announced by webhook does not."""
     ready = tmp_path / "ready"
     more = {"BROKER_URL": broker_url, "JUNCTION_API_KEY": "sk_us_key", "HEADRACE_READY_FILE": str(ready)}
-    with running(here, tmp_path / "log", **more):
+    with running(pipeline_settings, tmp_path / "log", **more):
         until(ready.exists)
         publish(server, NOTICE, workout("u1"))
         (message,) = until(lambda: waiting(broker_url, "backfill"))
@@ -300,21 +315,21 @@ def test_announced_history_is_fetched_at_once(
 
 
 @needs_rabbitmq
-def test_a_broker_of_ours_that_is_away_delays_nothing(
-    engine: Engine, here: Settings, server: RabbitMQ, tmp_path: Path
+def test_an_outage_of_the_celery_broker_delays_no_event(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if events wait for the Celery broker, which only history needs, or are not acknowledged."""
+    """Breaks if events wait for the Celery broker, which only backfills need, or are not acknowledged."""
     more = {"BROKER_URL": "redis://127.0.0.1:1/0", "JUNCTION_API_KEY": "sk_us_key"}
-    with running(here, tmp_path / "log", **more):
+    with running(pipeline_settings, tmp_path / "log", **more):
         publish(server, NOTICE, NOTICE, workout("u1"))
         until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
         until(lambda: "the next sweep enqueues it" in (tmp_path / "log").read_text())
-        until(lambda: server.waiting(QUEUE) == 0)
+        until(lambda: server.ready_count(QUEUE) == 0)
     assert len(rows(engine, "SELECT 1 FROM health.backfills")) == 1
 
 
-def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:
-    """Breaks if a deployment without a pipeline cannot run all lines of the Procfile, or the process does not end."""
+def test_the_optional_process_idles_without_a_pipeline(tmp_path: Path) -> None:
+    """Breaks if a deployment without a pipeline cannot run every Procfile line, or SIGTERM does not end the process."""
     log = tmp_path / "log"
     with program("workers.cli", "etl", "--optional", log=log) as process:
         until(lambda: "HEADRACE_ETL_URL: not set" in log.read_text())
@@ -326,13 +341,13 @@ def test_a_runner_of_the_procfile_is_not_ended_by_it(tmp_path: Path) -> None:
 
 
 @needs_rabbitmq
-def test_the_check_looks_at_the_queue(here: Settings, server: RabbitMQ) -> None:
-    """Breaks if `headrace check` does not find a typing error in the name of the queue."""
+def test_the_check_finds_a_wrong_queue(pipeline_settings: Settings, server: RabbitMQ) -> None:
+    """Breaks if `headrace check` does not detect a wrong queue name, a missing queue name or an unreachable server."""
     publish(server, workout("u1"))
-    assert rabbitmq_pipeline.queue_depth(here) == 1
+    assert rabbitmq_pipeline.queue_depth(pipeline_settings) == 1
     with pytest.raises(Misconfigured, match=r"^HEADRACE_ETL_URL: there is no queue of the name in HEADRACE_ETL_QUEUE"):
-        rabbitmq_pipeline.queue_depth(replace(here, etl_queue="other"))
+        rabbitmq_pipeline.queue_depth(replace(pipeline_settings, etl_queue="other"))
     with pytest.raises(Misconfigured, match=r"cannot be reached"):
-        rabbitmq_pipeline.queue_depth(replace(here, etl_url="amqp://guest:guest@127.0.0.1:1//"))
+        rabbitmq_pipeline.queue_depth(replace(pipeline_settings, etl_url="amqp://guest:guest@127.0.0.1:1//"))
     with pytest.raises(Misconfigured, match=r"^HEADRACE_ETL_QUEUE: not set"):
-        rabbitmq_pipeline.queue_depth(replace(here, etl_queue=None))
+        rabbitmq_pipeline.queue_depth(replace(pipeline_settings, etl_queue=None))

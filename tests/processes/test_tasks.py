@@ -1,4 +1,4 @@
-"""Tasks in real workers on the real broker: what happens to a message during an outage."""
+"""Tasks in real workers on a real broker: outages, killed workers and invalid messages."""
 
 import base64
 from pathlib import Path
@@ -13,15 +13,15 @@ from app.broker.celery import make_celery
 from app.broker.lanes import APPLY
 from app.config.settings import Settings
 from tests.support import delivery, rows, until, worker, workout
-from tests.support.collector import Collector, Seen, collector
+from tests.support.collector import Collector, ReceivedSpan, collector
 from tests.support.workers import SharedWorker, messages, publish
 
 pytestmark = pytest.mark.processes
-NOWHERE = "postgresql://u:sesame@127.0.0.1:1/d"
+UNREACHABLE = "postgresql://u:sesame@127.0.0.1:1/d"
 
 
-def waits(log: Path) -> int:
-    """How often a worker has retried a task."""
+def retry_count(log: Path) -> int:
+    """The number of task retries in a worker's log."""
     return log.read_text().count("headrace.apply is retried")
 
 
@@ -30,30 +30,30 @@ def stored(engine: Engine) -> list[dict[str, Any]]:
     return rows(engine, "SELECT user_id FROM health.workouts")
 
 
-def attempts_before(found: Collector, one: Seen) -> int:
+def attempts_before(found: Collector, one: ReceivedSpan) -> int:
     """The number of attempts before this one."""
     before = {seen.id: seen.links for seen in found.named("headrace.apply live")}
-    count, at = 0, one.id
-    while before.get(at):
-        count, (at,) = count + 1, before[at]
+    count, span_id = 0, one.id
+    while before.get(span_id):
+        count, (span_id,) = count + 1, before[span_id]
     return count
 
 
-def test_a_message_waits_for_a_database_that_is_away(
-    engine: Engine, settings: Settings, broker: "redis.Redis", later_worker: SharedWorker, tmp_path: Path
+def test_a_message_is_retried_while_the_database_is_down(
+    engine: Engine, settings: Settings, broker: "redis.Redis", stopped_worker: SharedWorker, tmp_path: Path
 ) -> None:
-    """Breaks if a message is lost or acknowledged while PostgreSQL is down, or while its worker ends.
+    """Breaks if a message is lost or acknowledged while PostgreSQL is down, or while its worker stops.
 
-    Or if its attempts are not traced separately, or their traces omit the error.
+    Also breaks if its attempts are not traced separately, or their traces omit the error.
     """
     publish(settings, [delivery(workout("u1"))])
     with collector() as found:
-        for ending, attempts in (("terminate", 3), ("kill", 1)):
-            log = tmp_path / f"{ending}.log"
-            with worker(settings, log, DATABASE_URL=NOWHERE, OTEL_EXPORTER_OTLP_ENDPOINT=found.url) as first:
-                until(lambda: waits(log) >= attempts)  # noqa: B023
+        for stop, attempts in (("terminate", 3), ("kill", 1)):
+            log = tmp_path / f"{stop}.log"
+            with worker(settings, log, DATABASE_URL=UNREACHABLE, OTEL_EXPORTER_OTLP_ENDPOINT=found.url) as first:
+                until(lambda: retry_count(log) >= attempts)  # noqa: B023
                 assert messages(broker)
-                getattr(first, ending)()
+                getattr(first, stop)()
                 first.wait(30)
             assert "sesame" not in log.read_text()
             (message,) = {one["headers"]["id"]: one for one in messages(broker)}.values()
@@ -63,14 +63,14 @@ def test_a_message_waits_for_a_database_that_is_away(
             assert message["headers"]["kwargsrepr"] == "{}"
             assert stored(engine) == []
     check_traces(found)
-    later_worker.ready()
+    stopped_worker.ready()
     until(lambda: stored(engine))
     until(lambda: not messages(broker))
     assert stored(engine) == [{"user_id": "u1"}]
 
 
 def check_traces(found: Collector) -> None:
-    """Each attempt is traced and linked to the one before."""
+    """Asserts that each attempt has its own span, which links to the previous attempt."""
     first, second, third = sorted(found.named("headrace.apply live"), key=lambda one: attempts_before(found, one))[:3]
     assert [first.links, second.links, third.links] == [(), (first.id,), (second.id,)]
     assert {one.attributes["headrace.state"] for one in (first, second, third)} == {"RETRY"}
@@ -78,21 +78,27 @@ def check_traces(found: Collector) -> None:
     assert "sesame" not in str(found.raw)
 
 
-def test_a_worker_that_is_killed_amid_messages_loses_none(
-    engine: Engine, settings: Settings, broker: "redis.Redis", later_worker: SharedWorker
+def test_a_worker_killed_during_a_backlog_loses_no_message(
+    engine: Engine, settings: Settings, broker: "redis.Redis", stopped_worker: SharedWorker
 ) -> None:
-    """Breaks if a message is acknowledged before its rows are committed, or does not come back."""
-    publish(settings, *([delivery(workout(f"u{number}", f"w{each}")) for each in range(10)] for number in range(120)))
-    killed = later_worker.ready().process
+    """Breaks if a message is acknowledged before its rows are committed, or is not redelivered."""
+    publish(
+        settings,
+        *(
+            [delivery(workout(f"u{number}", f"w{workout_number}")) for workout_number in range(10)]
+            for number in range(120)
+        ),
+    )
+    killed = stopped_worker.ready().process
     until(lambda: stored(engine))
     killed.kill()
     killed.wait(30)
     assert messages(broker)
-    later_worker.ready()
+    stopped_worker.ready()
     count = "SELECT count(*) AS n, count(DISTINCT user_id) AS users FROM health.workouts"
     until(lambda: rows(engine, count) == [{"n": 1200, "users": 120}])
     until(lambda: not messages(broker))
-    assert "Traceback" not in later_worker.log.read_text()
+    assert "Traceback" not in stopped_worker.log.read_text()
     assert rows(engine, "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1") == [
         {"outcome": "applied", "n": 1200}
     ]
@@ -105,7 +111,7 @@ def send(settings: Settings, packed: str) -> None:
     celery.close()
 
 
-def test_a_message_that_is_none_of_ours_does_not_stop_the_lane(
+def test_an_invalid_message_does_not_stop_the_lane(
     engine: Engine, settings: Settings, live_worker: SharedWorker
 ) -> None:
     """Breaks if an invalid message in the queue ends the worker, or its content is logged."""

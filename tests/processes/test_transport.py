@@ -13,22 +13,22 @@ from app.broker.celery import make_celery
 from app.broker.redis_transport import INVALID, MAX_MERGED_MESSAGES, PROCESSING
 from app.config.settings import Settings
 from tests.support import delivery, rows, until, workout
-from tests.support.workers import BUSY, LIVE, SharedWorker, held, ledger, publish, take
+from tests.support.workers import BUSY, LIVE, SharedWorker, consume_one, held, ledger, publish
 
 pytestmark = pytest.mark.processes
 
 
-def test_what_a_killed_worker_had_just_taken_comes_back(
+def test_a_message_popped_by_a_killed_worker_is_redelivered(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a worker that is killed right after it popped a message loses it."""
+    """Breaks if a message is lost when its worker is killed right after popping it."""
     count = 3
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
-        taken = 0
+        popped = 0
         while broker.lmove(LIVE, LIVE + PROCESSING, "RIGHT", "LEFT"):
-            taken += 1
-        assert (taken, broker.llen(LIVE)) == (count, 0)
+            popped += 1
+        assert (popped, broker.llen(LIVE)) == (count, 0)
     query = "SELECT count(*) AS n, count(DISTINCT user_id) AS users FROM health.workouts"
     until(lambda: rows(engine, query) == [{"n": count, "users": count}])
     until(lambda: held(broker) == 0)
@@ -37,19 +37,19 @@ def test_what_a_killed_worker_had_just_taken_comes_back(
     assert ledger(engine) == [{"outcome": "applied", "attempts": 1, "n": count}]
 
 
-def test_nothing_stays_behind_after_normal_work(
+def test_applied_messages_leave_the_processing_list(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a message stays in the processing list after it was applied, to be applied again every few seconds."""
-    for wave in range(3):
-        publish(settings, *([delivery(workout(f"u{wave}", f"w{number}"))] for number in range(40)))
-        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 40 * (wave + 1))  # noqa: B023
+    """Breaks if an applied message stays in the processing list: it would be applied again every few seconds."""
+    for batch in range(3):
+        publish(settings, *([delivery(workout(f"u{batch}", f"w{number}"))] for number in range(40)))
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 40 * (batch + 1))  # noqa: B023
         until(lambda: held(broker) == 0)
     assert ledger(engine) == [{"outcome": "applied", "attempts": 1, "n": 120}]
     assert (broker.exists("unacked_index"), broker.exists(LIVE + PROCESSING)) == (0, 0)
 
 
-RUBBISH = (
+INVALID_ENTRIES = (
     b"{}",
     b"no JSON",
     b"[" * 100_000,
@@ -61,28 +61,28 @@ RUBBISH = (
 )
 
 
-def test_rubbish_in_the_lane_does_not_stop_it(
+def test_an_invalid_entry_does_not_stop_the_lane(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
     """Breaks if an invalid entry ends every worker of the lane, one after the other."""
     stopped = []
-    for number, rubbish in enumerate(RUBBISH):
-        broker.lpush(LIVE, rubbish)
+    for number, entry in enumerate(INVALID_ENTRIES):
+        broker.lpush(LIVE, entry)
         publish(settings, [delivery(workout(f"u{number}"))])
         query = f"SELECT 1 FROM health.workouts WHERE user_id = 'u{number}'"
         until(lambda: rows(engine, query) or not live_worker.is_alive)  # noqa: B023
         if not live_worker.is_alive:
-            stopped.append(rubbish[:200])
+            stopped.append(entry[:200])
             broker.flushall()
             live_worker.ready()
     assert stopped == []
-    assert len(rows(engine, "SELECT 1 FROM health.workouts")) == len(RUBBISH)
+    assert len(rows(engine, "SELECT 1 FROM health.workouts")) == len(INVALID_ENTRIES)
 
 
-def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
+def test_a_worker_killed_during_a_restore_does_not_block_other_restores(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if the restore lock of a dead process stays for minutes, and no lost message is restored meanwhile."""
+    """Breaks if a dead process holds the restore lock for minutes, so that no other process restores messages."""
     with live_worker.busy(engine):
         publish(settings, [delivery(workout("u1"))])
         message = json.loads(broker.rpop(LIVE) or b"")
@@ -96,26 +96,26 @@ def test_whoever_is_killed_while_giving_back_does_not_stop_the_others(
 # Merged messages
 
 
-def test_what_waits_together_is_applied_together(
+def test_queued_messages_are_merged_and_applied_together(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a filled lane is consumed one message at a time, or any message is lost."""
+    """Breaks if a worker consumes a long queue one message at a time, or a message is lost."""
     count = 200
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
     until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == count and held(broker) == 0)
-    query = "SELECT count(DISTINCT applied_at) AS together FROM health.deliveries WHERE message_id <> :busy"
-    assert rows(engine, query, busy=BUSY)[0]["together"] <= 2 * count / MAX_MERGED_MESSAGES
+    query = "SELECT count(DISTINCT applied_at) AS transactions FROM health.deliveries WHERE message_id <> :busy"
+    assert rows(engine, query, busy=BUSY)[0]["transactions"] <= 2 * count / MAX_MERGED_MESSAGES
     assert ledger(engine) == [{"outcome": "applied", "attempts": 1, "n": count}]
 
 
-def test_what_was_taken_together_comes_back_together(
+def test_merged_messages_are_redelivered_together(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
-    """Breaks if a worker that is killed with merged messages loses all but the first."""
+    """Breaks if all messages but the first are lost when merged messages are requeued."""
     seen = []
 
-    def give_back(message: Any) -> None:
+    def requeue(message: Any) -> None:
         seen.append(
             (message.headers["argsrepr"], broker.llen(LIVE), broker.llen(LIVE + PROCESSING), broker.hlen("unacked"))
         )
@@ -123,31 +123,31 @@ def test_what_was_taken_together_comes_back_together(
 
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(5)))
-        take(settings, give_back)
+        consume_one(settings, requeue)
         busy = 1  # the worker's own message
         assert seen == [("(5 deliveries)", 0, 0, 1 + busy)]
         assert (broker.llen(LIVE), held(broker)) == (1, 1 + busy)
     until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 5)
 
 
-@pytest.mark.parametrize("odd", ["rubbish", "retried", "newer", "another task"])
-def test_what_cannot_be_joined_stops_nothing(
-    engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker, odd: str
+@pytest.mark.parametrize("kind", ["invalid", "retried", "newer", "another task"])
+def test_a_message_that_cannot_be_merged_blocks_no_other(
+    engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker, kind: str
 ) -> None:
-    """Breaks if one message of another kind makes its neighbours stay in the lane or get lost."""
+    """Breaks if a message that cannot be merged makes other messages stay in the lane or get lost."""
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(9)))
         message = json.loads(broker.lindex(LIVE, 4) or b"")
         arguments = json.loads(base64.b64decode(message["body"]))
-        if odd == "retried":
+        if kind == "retried":
             message["headers"] |= {"retries": 1}
-        elif odd == "newer":
+        elif kind == "newer":
             arguments[0] = [base64.b64encode(msgspec.msgpack.encode([2, []])).decode()]
-        elif odd == "another task":
-            message["headers"] |= {"task": "headrace.unheard"}
+        elif kind == "another task":
+            message["headers"] |= {"task": "headrace.unknown"}
         message["body"] = base64.b64encode(json.dumps(arguments).encode()).decode()
-        broker.lset(LIVE, 4, b"rubbish" if odd == "rubbish" else json.dumps(message))
-    until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == (9 if odd == "retried" else 8))
+        broker.lset(LIVE, 4, b"invalid" if kind == "invalid" else json.dumps(message))
+    until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == (9 if kind == "retried" else 8))
     until(lambda: held(broker) == 0)
-    kept = len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) + broker.llen(LIVE + INVALID)
-    assert kept == (0 if odd == "retried" else 1)
+    stored = len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) + broker.llen(LIVE + INVALID)
+    assert stored == (0 if kind == "retried" else 1)

@@ -1,4 +1,4 @@
-"""What tests share: secrets, events and deliveries, and reading a view."""
+"""Shared by all tests: secrets, events, deliveries, database queries, and processes."""
 
 import base64
 import os
@@ -27,13 +27,14 @@ JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 TERRA_SECRET = "terra-secret-for-tests"
 ENCRYPTION_KEY = bytes(range(32))
 ROOT = Path(__file__).parents[2]
-# Making a client takes 30 ms of a core: it reads certificates. No connection is kept, as tests kill servers.
+# One client for all tests: creating one reads certificates, which costs 30 ms of CPU. It keeps no connection alive,
+# because tests kill servers.
 HTTP = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
 START = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
 
 
 def message_id(created_at: datetime, tail: int | None = None) -> str:
-    """A Svix message id made at a moment."""
+    """A Svix message id with this creation time."""
     elapsed = created_at - KSUID_EPOCH
     seconds, rest = divmod(elapsed, timedelta(seconds=1))
     tail = uuid.uuid4().int >> 8 if tail is None else tail
@@ -46,7 +47,7 @@ def message_id(created_at: datetime, tail: int | None = None) -> str:
 
 
 def workout(user_id: str, workout_id: str = "w1", **changes: Any) -> dict[str, Any]:
-    """A `daily.data.workouts.created` event in today's shape."""
+    """A `daily.data.workouts.created` event in Junction's current format."""
     data = {
         "id": workout_id,
         "user_id": user_id,
@@ -65,7 +66,7 @@ def workout(user_id: str, workout_id: str = "w1", **changes: Any) -> dict[str, A
 
 
 def heartrate(user_id: str, values: Mapping[int, float], **source: Any) -> dict[str, Any]:
-    """A `daily.data.heartrate.created` event: minute after START -> value."""
+    """A `daily.data.heartrate.created` event; `values` maps minutes after START to heart rates."""
     samples = [
         {"timestamp": (START + timedelta(minutes=minute)).isoformat(), "value": value, "unit": "bpm"}
         for minute, value in values.items()
@@ -75,25 +76,25 @@ def heartrate(user_id: str, values: Mapping[int, float], **source: Any) -> dict[
 
 
 def event(event_type: str, user_id: str, data: Any, client_user_id: str = "member-1") -> dict[str, Any]:
-    """An envelope in today's shape."""
+    """An event: Junction's current envelope around `data`."""
     return {"event_type": event_type, "user_id": user_id, "client_user_id": client_user_id, "data": data}
 
 
 def delivery(
     body: dict[str, Any] | bytes, created_at: datetime = START, *, aggregator: str = "junction", name: str | None = None
 ) -> Delivery:
-    """A delivery as the endpoint would have sealed it."""
+    """A delivery, sealed as by the endpoint."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return seal(aggregator, Receipt(name or message_id(created_at)), raw, Sealer([ENCRYPTION_KEY]))
 
 
 def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
-    """Applies one message of these deliveries with a worker that has seen nothing before."""
+    """Applies one message of these deliveries with a new worker. Returns the number of deliveries per outcome."""
     return dict(Applier(engine, settings).apply(pack(deliveries)).outcomes)
 
 
 def until(condition: Callable[[], Any], seconds: float = 60, *, every: float = 0.05) -> Any:
-    """Waits for something and returns it. Raises TimeoutError."""
+    """Waits until the condition is true and returns its value. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -103,7 +104,7 @@ def until(condition: Callable[[], Any], seconds: float = 60, *, every: float = 0
 
 
 def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:
-    """What a reader sees."""
+    """The result rows of a query."""
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(text(query), parameters).mappings()]
 
@@ -111,7 +112,7 @@ def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:
 def signed(
     body: bytes, *, name: str = "msg_1", at: datetime | None = None, secret: str = JUNCTION_SECRET
 ) -> dict[str, str]:
-    """Svix headers over a body."""
+    """The Svix headers that sign a body."""
     at = at or datetime.now(UTC)
     signature = Webhook(secret).sign(name, at, body.decode())
     return {"svix-id": name, "svix-timestamp": str(int(at.timestamp())), "svix-signature": signature}
@@ -119,7 +120,7 @@ def signed(
 
 @contextmanager
 def program(*arguments: str, log: Path = Path(os.devnull), **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`python -m` with these arguments and no other variables, what it says in a file. It ends with the block."""
+    """Runs `python -m` until the block ends, with only these environment variables. `log` gets its output."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | variables
     command = (sys.executable, "-m", *arguments)
     with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
@@ -130,7 +131,7 @@ def program(*arguments: str, log: Path = Path(os.devnull), **variables: str) -> 
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, and SIGKILL if that is not heeded."""
+    """Sends SIGTERM, and SIGKILL after 30 s."""
     process.terminate()
     try:
         process.wait(30)
@@ -139,7 +140,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def of_worker(settings: Settings) -> dict[str, str]:
-    """The variables of a worker's environment."""
+    """The environment variables of a worker."""
     return {
         "BROKER_URL": settings.need_broker(),
         "DATABASE_URL": settings.need_database(),
@@ -150,6 +151,6 @@ def of_worker(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker process of the live lane, which ends with the block; `more` are variables of its environment."""
+    """Runs a worker of the live lane until the block ends, with `more` environment variables."""
     with program("workers.cli", "worker", "--lane", "live", log=log, **of_worker(settings) | more) as process:
         yield process

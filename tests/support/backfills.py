@@ -1,4 +1,4 @@
-"""Announces, runs and inspects backfills."""
+"""Functions that announce, run and inspect backfills."""
 
 from typing import Any
 
@@ -35,12 +35,12 @@ def notice(
 
 
 def announce(engine: Engine, settings: Settings, *notices: Any) -> list[int]:
-    """Applies notices as a worker does. Returns the backfills to run."""
+    """Applies notices as a worker does. Returns the ids of the backfills to run."""
     return Applier(engine, settings).apply(pack(notices or (notice(),))).backfills
 
 
-def hurry(engine: Engine, *, leases: bool = False) -> None:
-    """Makes all backfills due; with `leases`, also expires the leases of killed workers."""
+def make_due(engine: Engine, *, leases: bool = False) -> None:
+    """Makes all backfills due; with `leases`, also ends the leases of killed workers."""
     past = "now() - interval '1 second'"
     with engine.begin() as connection:
         connection.execute(
@@ -53,7 +53,7 @@ def hurry(engine: Engine, *, leases: bool = False) -> None:
 def settle(engine: Engine, fetcher: Fetcher, rounds: int = 60) -> None:
     """Runs the due backfills until none is due, at most `rounds` times."""
     for _ in range(rounds):
-        hurry(engine)
+        make_due(engine)
         if not (found := due(engine)):
             return
         for backfill_id in found:
@@ -76,7 +76,7 @@ def status(engine: Engine, user: str = "u1") -> list[tuple[str, int, int]]:
 
 
 def backfill(engine: Engine) -> dict[str, Any]:
-    """The only backfill."""
+    """The row of the only backfill."""
     (row,) = rows(engine, "SELECT id, status, records, error, attempts, finished_at FROM headrace.backfills")
     return row
 
@@ -87,10 +87,10 @@ def forget_pauses(settings: Settings) -> None:
         client.delete(PREFIX + "junction")
 
 
-def change(engine: Engine, number: int, what: str) -> None:
-    """Updates a backfill in the database."""
+def change(engine: Engine, number: int, assignments: str) -> None:
+    """Updates a backfill; `assignments` is the SET clause."""
     with engine.begin() as connection:
-        connection.execute(text(f"UPDATE headrace.backfills SET {what} WHERE id = :id"), {"id": number})
+        connection.execute(text(f"UPDATE headrace.backfills SET {assignments} WHERE id = :id"), {"id": number})
 
 
 def put(engine: Engine, number: int, state: str, *, started: bool = True) -> None:
@@ -101,7 +101,7 @@ def put(engine: Engine, number: int, state: str, *, started: bool = True) -> Non
 
 
 def planned(engine: Engine, settings: Settings, **wanted: Any) -> list[BackfillPlan]:
-    """The backfills that `headrace backfill start` would open."""
+    """The backfills that `headrace backfill start` would create."""
     given: dict[str, Any] = {"user_id": "u1", "since": FIRST, "until": FIRST + 54 * DAY} | wanted
     with transaction(engine) as connection:
         return backfill_admin.plan(connection, settings, HistoryWanted(**given))

@@ -1,4 +1,4 @@
-"""Messages in a broker, and a fake broker in a thread."""
+"""Messages of a broker, and a fake broker that runs in a thread."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ def waiting(url: str, lane: str = "live") -> list[dict[str, Any]]:
 
 
 def arguments(message: dict[str, Any]) -> list[Any]:
-    """The positional arguments of a task's message."""
+    """The positional arguments in a task message."""
     return list(json.loads(base64.b64decode(message["body"]))[0])
 
 

@@ -1,4 +1,4 @@
-"""Many cases in one test. Every case runs, and the test lists all that failed."""
+"""Several cases in one test: every case runs, and the test lists each failed case."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,31 +8,31 @@ import pytest
 
 from app.errors import Unprocessable
 
-# Bodies that are no JSON object, or an empty one.
+# Bodies that are not a JSON object, or an empty object.
 MALFORMED = [b"", b"x", b"[]", b"1", b"null", b'"canary"', b"{", b"{}", b"\xff", b"\xef\xbb\xbf{}", b"[" * 100_000]
 
 
 def malformed(name: str) -> list[bytes]:
-    """Bodies of events whose type, under this name, is absent or no text."""
+    """MALFORMED, and bodies whose event type, in the field `name`, is no string or is followed by deep nesting."""
     values = (b"null", b"1", b'"\xff"', b'{"canary":1}', b'"x","data":' + b"[" * 100_000)
     return MALFORMED + [b'{"%s":%s}' % (name.encode(), value) for value in values]
 
 
 def refusal(read: Callable[..., Any], *arguments: Any) -> str:
-    """The message of an Unprocessable. It quotes no value of the input: "canary" stands for one."""
-    with pytest.raises(Unprocessable) as refused:
+    """The message of the Unprocessable that `read` raises. Asserts that it does not quote "canary", the input."""
+    with pytest.raises(Unprocessable) as raised:
         read(*arguments)
-    assert refused.value.__cause__ is None
-    assert "canary" not in str(refused.value)
-    return str(refused.value)
+    assert raised.value.__cause__ is None
+    assert "canary" not in str(raised.value)
+    return str(raised.value)
 
 
 class Failures(dict[str, str]):
-    """The failed cases and their messages. A test of many cases ends with `assert failures == {}`."""
+    """The failed cases and their messages. A test of several cases ends with `assert failures == {}`."""
 
     @contextmanager
     def of(self, *case: Any) -> Iterator[None]:
-        """Records a failure within the block, and continues."""
+        """Records a failed assertion of the block instead of raising it."""
         try:
             yield
         except (AssertionError, pytest.fail.Exception) as failed:
@@ -40,7 +40,7 @@ class Failures(dict[str, str]):
 
 
 def each(*cases: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Makes one test of a function and its cases. A case that is a tuple holds several arguments."""
+    """Turns a function and its cases into one test. A tuple is a case with several arguments."""
 
     def decorate(test: Callable[..., None]) -> Callable[[], None]:
         def run() -> None:

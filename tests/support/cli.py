@@ -1,4 +1,4 @@
-"""Runs commands in the test's process, or each in a forked process."""
+"""Runs commands in the test's process, or each command in a forked process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from workers.cli.main import main
 
 Headrace = Callable[..., Result]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-# Loads every command once. Each line on standard input is a command, which runs in a copy of this process.
+# Imports every command once. Each line of standard input is a command, which runs in a fork of this process.
 SERVER = """
 import gc, json, os, sys
 from workers.cli.main import COMMANDS, main
@@ -44,8 +44,8 @@ def invoke(*words: object, answer: str | None = None, **environment: str) -> Res
     return done
 
 
-def refused(done: Result, code: int = 1) -> str:
-    """The error line, the only output of the command."""
+def error_line(done: Result, code: int = 1) -> str:
+    """The error line. Asserts the exit status, and that the command printed nothing else."""
     assert (done.exit_code, done.stdout) == (code, "")
     (line,) = done.stderr.splitlines()
     return line
@@ -53,7 +53,7 @@ def refused(done: Result, code: int = 1) -> str:
 
 @contextmanager
 def processes(folder: Path) -> Iterator[Run]:
-    """Forks a preloaded process per command, which saves the seconds that loading the libraries takes."""
+    """Forks a preloaded process for each command, which saves the seconds of importing the libraries."""
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     out, err = folder / "stdout", folder / "stderr"
     command, pipe = (sys.executable, "-c", SERVER), subprocess.PIPE

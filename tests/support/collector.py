@@ -1,4 +1,4 @@
-"""What was traced: an OpenTelemetry collector that keeps what came, and what a test asks of spans in memory."""
+"""An OpenTelemetry collector that records the spans it receives, and functions that read spans in memory."""
 
 import contextlib
 import threading
@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A span, as whoever looks at it would see it."""
+class ReceivedSpan:
+    """A received span, with ids in hexadecimal."""
 
     service: str
     name: str
@@ -31,28 +31,28 @@ class Seen:
 
 @dataclass
 class Collector:
-    """Where it listens, and what it was sent."""
+    """The URL of the collector, and the bodies of the requests that it received."""
 
     url: str = ""
     raw: list[bytes] = field(default_factory=list)
 
     @property
-    def spans(self) -> list[Seen]:
-        """Everything that has come."""
+    def spans(self) -> list[ReceivedSpan]:
+        """All received spans."""
         return [one for raw in list(self.raw) for one in decoded(raw)]
 
-    def named(self, name: str) -> list[Seen]:
-        """The spans of this name."""
+    def named(self, name: str) -> list[ReceivedSpan]:
+        """The received spans with this name."""
         return [one for one in self.spans if one.name == name]
 
 
-def decoded(raw: bytes) -> Iterator[Seen]:
+def decoded(raw: bytes) -> Iterator[ReceivedSpan]:
     """The spans of one request."""
     for resource in ExportTraceServiceRequest.FromString(raw).resource_spans:
         service = _plain(resource.resource.attributes)["service.name"]
         for scope in resource.scope_spans:
             for span in scope.spans:
-                yield Seen(
+                yield ReceivedSpan(
                     service=service,
                     name=span.name,
                     kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
@@ -75,7 +75,7 @@ def _plain(pairs: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def collector() -> Iterator[Collector]:
-    """One that listens for as long as the block lasts."""
+    """Runs a collector until the block ends."""
     found = Collector()
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,7 +90,7 @@ def collector() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+            """Suppresses the request log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -104,21 +104,21 @@ def collector() -> Iterator[Collector]:
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
-    """The spans of this name that have ended."""
+    """The ended spans with this name."""
     return [one for one in exporter.get_finished_spans() if one.name == name]
 
 
-def own(span: ReadableSpan) -> tuple[int, int]:
-    """By what others know it."""
+def span_ids(span: ReadableSpan) -> tuple[int, int]:
+    """The trace id and span id."""
     assert span.context is not None
     return span.context.trace_id, span.context.span_id
 
 
 def linked(span: ReadableSpan) -> list[tuple[int, int]]:
-    """What it links to."""
+    """The trace id and span id of each link, sorted."""
     return sorted((link.context.trace_id, link.context.span_id) for link in span.links)
 
 
 def attributes(span: ReadableSpan) -> Mapping[str, Any]:
-    """Its attributes."""
+    """The attributes of a span."""
     return span.attributes or {}

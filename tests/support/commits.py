@@ -1,4 +1,4 @@
-"""Interrupted commits."""
+"""Commits that are interrupted by a crash or a lost connection."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,11 +12,14 @@ from tests.support.provider import Killed
 
 
 @contextmanager
-def struck(engine: Engine, commit: int, how: str) -> Iterator[None]:
-    """Interrupts a commit, by its number: kills the worker before or after it, or cuts its connection."""
+def interrupted_commit(engine: Engine, commit: int, how: str) -> Iterator[None]:
+    """Interrupts the commit with this number, from 1: raises Killed before or after it, or closes its connection.
+
+    `how` is "before", "after" or "cut".
+    """
     counted = itertools.count(1)
 
-    def strike(connection: Connection) -> None:
+    def interrupt(connection: Connection) -> None:
         if next(counted) != commit:
             return
         driver: Any = connection.connection.driver_connection
@@ -28,8 +31,8 @@ def struck(engine: Engine, commit: int, how: str) -> Iterator[None]:
             driver.commit()
         raise Killed
 
-    event.listen(engine, "commit", strike)
+    event.listen(engine, "commit", interrupt)
     try:
         yield
     finally:
-        event.remove(engine, "commit", strike)
+        event.remove(engine, "commit", interrupt)

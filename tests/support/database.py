@@ -1,4 +1,4 @@
-"""The database of a test, emptied between cases."""
+"""Empties the database between the cases of a test, and runs queries."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ END $$"""
 
 @contextmanager
 def emptied(engine: Engine) -> Iterator[None]:
-    """Deletes all rows afterwards, so that every case starts with an empty database."""
+    """Deletes all rows after the block, so that every case starts with an empty database."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Deliveries with another time, another key, or a connection event."""
+"""Deliveries with another time of receipt, with another key, or of connection events."""
 
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ def received(one: Delivery, at: datetime) -> Delivery:
 
 
 def connection_event(user: str, at: datetime, *, error: str | None = None) -> Delivery:
-    """A connection event: created, or an error."""
+    """A connection event: `created`, or `error` if there is an error type."""
     kind, more = ("error", {"error_type": error}) if error else ("created", {})
     return delivery(event(f"provider.connection.{kind}", user, {"provider": {"slug": "oura"}} | more), at)
 

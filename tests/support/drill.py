@@ -18,7 +18,7 @@ LEDGER = [(IDS["a"], "applied"), (IDS["b"], "applied"), (IDS["c"], "duplicate"),
 
 
 def totals(**changes: Any) -> Totals:
-    """The totals of a drill without errors, with these changes."""
+    """The totals of a drill without errors, apart from these changes."""
     given: dict[str, Any] = {
         "ledger": LEDGER,
         "dead_letters": {IDS["d"]},
@@ -30,6 +30,6 @@ def totals(**changes: Any) -> Totals:
     return reconcile_totals(ACCEPTED, **given | changes)
 
 
-def made(group: str, kind: str, began: float, seconds: float = 0.0) -> Injected:
-    """A fault that met a process."""
+def injected(group: str, kind: str, began: float, seconds: float = 0.0) -> Injected:
+    """A fault that was injected into a process."""
     return Injected(PlannedFault(0.0, kind, group, 0.0, seconds), began, 1, group)  # type: ignore[arg-type]

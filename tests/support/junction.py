@@ -1,4 +1,4 @@
-"""Junction's events, and their actions."""
+"""Events of Junction, and the actions that they are parsed into."""
 
 import json
 from typing import Any
@@ -22,12 +22,12 @@ MOMENT = "2026-03-14T06:30:00+00:00"
 
 
 def parsed(body: dict[str, Any] | bytes, settings: Settings = EVERYTHING, name: str | None = None) -> Parsed:
-    """An event that was delivered at START, parsed."""
+    """The parsed form of an event that was created at START."""
     return parse(delivery(body, name=name), body if isinstance(body, bytes) else msgspec.json.encode(body), settings)
 
 
 def only(body: dict[str, Any]) -> Any:
-    """The one action of an event."""
+    """The only action of an event."""
     (action,) = parsed(body).actions
     return action
 
@@ -39,17 +39,17 @@ def series(resource: str, *samples: dict[str, Any], **source: Any) -> dict[str, 
 
 
 def sample(**changes: Any) -> dict[str, Any]:
-    """A sample in today's shape."""
+    """A sample in Junction's current format."""
     return {"timestamp": MOMENT, "value": 1, "unit": "x"} | changes
 
 
 def dead(body: dict[str, Any] | bytes) -> str:
-    """The reason why an event is a dead letter."""
+    """The error message of an event that cannot be parsed."""
     return refusal(parsed, body)
 
 
 def survives(body: bytes) -> None:
-    """Asserts that an event is parsed or refused. Any other error is a defect."""
+    """Asserts that an event is parsed or raises Unprocessable. Any other exception is a defect."""
     try:
         found = parsed(body)
     except Unprocessable:

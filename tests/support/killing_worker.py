@@ -1,8 +1,8 @@
 """A worker of the live lane that crashes on certain deliveries and is restarted after each SIGKILL.
 
-`python -m tests.support.killing_worker KIND SPENT DEATHS MAX_CRASHES`. Each worker is a fork of a process that has
-imported the worker's modules and opened nothing, because an interpreter takes two seconds to start. The file SPENT
-exists after the one crash of the kinds ONCE and AFTERWARDS; DEATHS has one byte per crash.
+`python -m tests.support.killing_worker KIND CRASHED_ONCE CRASH_LOG MAX_CRASHES`. Each worker is a fork of a process
+that has imported the worker's modules and opened no connection, because starting an interpreter takes two seconds. The
+file CRASHED_ONCE exists after the only crash of the kinds ONCE and AFTERWARDS; CRASH_LOG has one byte per crash.
 """
 
 import contextlib
@@ -23,69 +23,69 @@ from workers.ingest.apply import Applier
 ALWAYS, ONCE, AFTERWARDS = "sesame always", "sesame once", "sesame afterwards"
 
 
-def prepare(kind: str, spent: Path, most_crashes: int) -> None:
+def prepare(kind: str, crashed_once: Path, max_crashes: int) -> None:
     """Patches the worker so that it crashes."""
-    crashes.MAX_CRASHES = most_crashes
-    applied = Applier.apply
+    crashes.MAX_CRASHES = max_crashes
+    apply = Applier.apply
 
-    def die() -> None:
+    def crash() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def die_once() -> None:
-        if not spent.exists():
-            spent.touch()
-            die()
+    def crash_once() -> None:
+        if not crashed_once.exists():
+            crashed_once.touch()
+            crash()
 
-    def parse(given: Delivery, body: bytes, settings: Settings) -> Parsed:
+    def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
         if ALWAYS.encode() in body:
-            die()
+            crash()
         if ONCE.encode() in body:
-            die_once()
-        return junction.parse(given, body, settings)
+            crash_once()
+        return junction.parse(delivery, body, settings)
 
-    def dying_afterwards(self: Applier, packed: str, *, redelivered: bool = False) -> outcomes.Applied:
-        done = applied(self, packed, redelivered=redelivered)
-        die_once()
-        return done
+    def apply_and_crash(self: Applier, packed: str, *, redelivered: bool = False) -> outcomes.Applied:
+        result = apply(self, packed, redelivered=redelivered)
+        crash_once()
+        return result
 
     if kind == AFTERWARDS:
-        Applier.apply = dying_afterwards  # type: ignore[method-assign]
+        Applier.apply = apply_and_crash  # type: ignore[method-assign]
     AGGREGATORS["junction"] = SimpleNamespace(parse=parse)  # type: ignore[index]
 
 
-class Life:
+class Supervisor:
     """Starts one worker after another until SIGTERM, which may arrive between two of them."""
 
     pid = 0
-    is_over = False
+    is_stopping = False
 
     def stop(self, *_: object) -> None:
         """Stops the current worker and starts no other."""
-        self.is_over = True
+        self.is_stopping = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
 
-def live(life: Life, settings: Settings) -> int:
+def run_once(supervisor: Supervisor, settings: Settings) -> int:
     """Runs one worker and returns its exit status."""
-    life.pid = os.fork()
-    if life.pid == 0:
+    supervisor.pid = os.fork()
+    if supervisor.pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os._exit(run_worker(settings, "live"))
-    status = os.waitstatus_to_exitcode(os.waitpid(life.pid, 0)[1])
-    life.pid = 0
+    status = os.waitstatus_to_exitcode(os.waitpid(supervisor.pid, 0)[1])
+    supervisor.pid = 0
     return status
 
 
 def main() -> None:
-    """Restarts the worker until it ends in another way than by SIGKILL."""
-    kind, spent, deaths, most_crashes = sys.argv[1:]
-    prepare(kind, Path(spent), int(most_crashes))
-    life, status = Life(), 0
-    signal.signal(signal.SIGTERM, life.stop)
-    while not life.is_over and (status := live(life, load())) == -signal.SIGKILL:
-        with Path(deaths).open("ab") as file:
+    """Restarts the worker after each SIGKILL. Exits with the status of any other end."""
+    kind, crashed_once, crash_log, max_crashes = sys.argv[1:]
+    prepare(kind, Path(crashed_once), int(max_crashes))
+    supervisor, status = Supervisor(), 0
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    while not supervisor.is_stopping and (status := run_once(supervisor, load())) == -signal.SIGKILL:
+        with Path(crash_log).open("ab") as file:
             file.write(b".")
     sys.exit(status)
 

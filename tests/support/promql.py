@@ -1,4 +1,4 @@
-"""The queries of dashboard and alerts, and what they ask for."""
+"""The PromQL queries of the dashboard and the alerts, and the metrics and labels that they select."""
 
 import json
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ PARTS = ("lhs", "rhs", "expr", "param", "vector_selector")
 
 
 class Query(NamedTuple):
-    """A query, and where it stands."""
+    """A query, and the panel or alert that contains it."""
 
-    where: str
+    source: str
     text: str
 
 
 class Selector(NamedTuple):
-    """A metric that a query asks for, and the labels that it must have."""
+    """A metric that a query selects, and the labels that the query uses."""
 
     metric: str
     labels: frozenset[str]
 
 
 def queries() -> list[Query]:
-    """Of every panel and every alert; what Grafana fills in is filled in."""
+    """The queries of all panels and alerts, with Grafana's variables replaced."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     found = [Query(panel["title"], one["expr"]) for panel in panels for one in panel.get("targets", ())]
     rules = [rule for group in YAML(typ="safe").load(ALERTS.read_text())["groups"] for rule in group["rules"]]
@@ -38,7 +38,7 @@ def queries() -> list[Query]:
 
 
 def selectors(text: str) -> set[Selector]:
-    """What a query asks for; its `by` and `on` are labels of all that is within. Raises ValueError."""
+    """The selectors of a query. Labels of `by` and `on` apply to every metric within. Raises ValueError."""
     return set(_walk(promql_parser.parse(text), frozenset()))
 
 

@@ -36,18 +36,18 @@ class Provider:
     answer: Answer
     limit: int = 5000
     name: str = "junction"
-    asked: list[httpx.Request] = field(default_factory=list)
+    requests: list[httpx.Request] = field(default_factory=list)
     lock: Any = field(default_factory=Lock)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         with self.lock:
-            self.asked.append(request)
-            assert len(self.asked) <= self.limit, "asked without end"
+            self.requests.append(request)
+            assert len(self.requests) <= self.limit, "too many requests"
         return self.answer(request)
 
     def all(self, name: str) -> list[str | None]:
-        """A query parameter of every request so far."""
-        return [request.url.params.get(name) for request in self.asked]
+        """The value of a query parameter in each request so far."""
+        return [request.url.params.get(name) for request in self.requests]
 
     def fetcher(self, engine: Engine, settings: Settings, **limits: float) -> Fetcher:
         """A new worker that reads from this API."""
@@ -56,7 +56,7 @@ class Provider:
 
 
 def mock_client(answer: Answer, settings: Settings, name: str = "junction") -> AggregatorClient:
-    """A client whose requests are answered by this function."""
+    """A client that gets its responses from this function."""
     return AggregatorClient(name, Client("https://provider.test", {}, httpx.MockTransport(answer)), Throttle(settings))
 
 
@@ -81,9 +81,9 @@ def heartrates(moments: Iterable[datetime], size: int = 1000, value: float = 60)
     def answer(request: httpx.Request) -> httpx.Response:
         found, begin = inside(request, moments), int(request.url.params.get("next_cursor") or 0)
         data = [{"timestamp": ts.isoformat(), "value": value, "unit": "bpm"} for ts in found[begin : begin + size]]
-        following = str(begin + size) if begin + size < len(found) else None
+        next_cursor = str(begin + size) if begin + size < len(found) else None
         groups = {"garmin": [{"source": GARMIN, "data": data}]}
-        return httpx.Response(200, json={"groups": groups, "next_cursor": following})
+        return httpx.Response(200, json={"groups": groups, "next_cursor": next_cursor})
 
     return answer
 
@@ -96,29 +96,29 @@ def workouts(moments: Iterable[datetime], **changes: Any) -> Answer:
         if found := re.fullmatch(r"/v2/timeseries/workouts/(.+)/stream", request.url.path):
             return httpx.Response(200, json={"time": [1, 2], "heartrate": [60, None], "of": found[1]})
         user = request.url.path.rpartition("/")[2]
-        kept = inside(request, moments)
-        found_rows = [{"id": f"{user}-{at:%m%d%H}", "user_id": user, "source": GARMIN} | changes for at in kept]
+        found_times = inside(request, moments)
+        found_rows = [{"id": f"{user}-{at:%m%d%H}", "user_id": user, "source": GARMIN} | changes for at in found_times]
         return httpx.Response(200, json={"workouts": found_rows})
 
     return answer
 
 
 def daily(count: int) -> list[datetime]:
-    """Noon of `count` days."""
+    """Noon of each of `count` days from FIRST."""
     return [FIRST + number * DAY + DAY / 2 for number in range(count)]
 
 
 def hourly(days: int) -> list[datetime]:
-    """Every hour of `days` days."""
+    """Every hour of `days` days from FIRST."""
     return [FIRST + number * DAY / 24 for number in range(24 * days)]
 
 
 def gone_streams(status_code: int) -> Provider:
-    """An API without the stream of one of its ten workouts."""
+    """An API that returns this status for the stream of one of its ten workouts."""
     inner = workouts(daily(10))
 
     def answer(request: httpx.Request) -> httpx.Response:
-        lost = request.url.path.endswith("u1-010512/stream")
-        return httpx.Response(status_code) if lost else inner(request)
+        is_missing = request.url.path.endswith("u1-010512/stream")
+        return httpx.Response(status_code) if is_missing else inner(request)
 
     return Provider(answer, limit=200)

@@ -14,7 +14,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def user(user_id: str) -> dict[str, Any]:
-    """A user of Terra's: `old`, `new`, or `old-7` of another person."""
+    """A Terra user: `old` and `new` are ids of one person, `old-7` and `new-7` of another."""
     reference = f"member-{user_id.partition('-')[2] or 1}"
     return {"user_id": user_id, "provider": "PELOTON", "reference_id": reference}
 
@@ -26,11 +26,11 @@ def terra(minute: int, body: dict[str, Any], of: str = "") -> Delivery:
 
 
 def ride(user_id: str, ride_id: str, name: str) -> dict[str, Any]:
-    """A ride with two heart rates."""
+    """An activity event with two heart rate samples."""
     about = {"summary_id": ride_id, "name": name, "type": 8, "upload_type": 1}
     times = {"start_time": "2026-03-14T06:30:00+00:00", "end_time": "2026-03-14T07:00:00+00:00"}
-    beats = [{"timestamp": f"2026-03-14T06:3{number}:00+00:00", "bpm": 100 + len(name)} for number in (1, 2)]
-    heart = {"detailed": {"hr_samples": beats}}
+    samples = [{"timestamp": f"2026-03-14T06:3{number}:00+00:00", "bpm": 100 + len(name)} for number in (1, 2)]
+    heart = {"detailed": {"hr_samples": samples}}
     return {
         "type": "activity",
         "user": user(user_id),
@@ -39,12 +39,12 @@ def ride(user_id: str, ride_id: str, name: str) -> dict[str, Any]:
 
 
 def reauth(of: str = "") -> dict[str, Any]:
-    """The notice of a new user id."""
+    """The event that announces a new user id."""
     ids = {"old_user": user(f"old{of}"), "new_user": user(f"new{of}")}
     return {"type": "user_reauth", "status": "warning"} | ids
 
 
-def story(of: str = "") -> tuple[Delivery, ...]:
+def reconnection(of: str = "") -> tuple[Delivery, ...]:
     """The events of a reconnection, in order."""
     old, new = f"old{of}", f"new{of}"
     return (
@@ -57,9 +57,9 @@ def story(of: str = "") -> tuple[Delivery, ...]:
 
 
 def late(of: str = "") -> Delivery:
-    """A late event of the former id."""
+    """An event of the former id that arrives after the reconnection."""
     return terra(6, ride(f"old{of}", "r2", "late"), of)
 
 
 REAUTH = reauth()
-EVENTS = story()
+EVENTS = reconnection()

@@ -1,4 +1,4 @@
-"""The server's side of RSGI: the scope of a request and its protocol."""
+"""The server side of RSGI: the scope of a request and its protocol."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -32,7 +32,7 @@ class Scope:
 
 @dataclass
 class Exchange:
-    """The protocol: yields a body in parts and records the answer."""
+    """The protocol: yields a body in parts, then raises `then` if that is set. Records the response."""
 
     parts: Sequence[bytes]
     then: Exception | None = None

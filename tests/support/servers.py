@@ -1,11 +1,11 @@
-"""The services of a run."""
+"""The services of a test run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the services of this run are. The database `headrace` is migrated, and a template."""
+    """The URLs of the services. The database `headrace` is migrated: the tests' databases are copies of it."""
 
     database_url: str
     broker_url: str

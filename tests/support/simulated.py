@@ -1,4 +1,4 @@
-"""Shared by the tests of the simulator: the end of their worlds, API keys, and a webhook endpoint."""
+"""Shared by the tests of the simulator: the end of its simulated time, API keys, and a webhook endpoint."""
 
 import json
 import threading
@@ -11,13 +11,13 @@ from workers.simulator.terra.api import API_KEY, DEV_ID
 
 UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
 KEY = "sk_us_test"
-KEYS = {"dev-id": DEV_ID, "x-api-key": API_KEY}  # of Terra
+KEYS = {"dev-id": DEV_ID, "x-api-key": API_KEY}  # headers of Terra's API
 
 
 class Endpoint:
     """A webhook endpoint that responds with the statuses in `answers`, then with 202.
 
-    `received` has the result of `verify(headers, body)` and the event of each request.
+    `received` contains a pair for each request: the result of `verify(headers, body)`, and the event.
     """
 
     def __init__(self, verify):

@@ -1,4 +1,4 @@
-"""A whole `headrace up` for tests."""
+"""A complete `headrace up` for tests."""
 
 import json
 import os
@@ -20,31 +20,31 @@ import psycopg
 
 from tests.support import HTTP, ROOT, message_id, signed, until
 
-# Each command as the console script runs it, without the start of an interpreter for each.
+# Runs each command as the console script does, but all in one interpreter.
 RUN_ALL = """
 import json, sys
 from click.testing import CliRunner
 from workers.cli.main import main
-how = {"prog_name": "headrace", "catch_exceptions": False}
-done = [CliRunner().invoke(main, words, **how) for words in json.loads(sys.argv[1])]
+options = {"prog_name": "headrace", "catch_exceptions": False}
+done = [CliRunner().invoke(main, words, **options) for words in json.loads(sys.argv[1])]
 print(json.dumps([(one.exit_code, one.output) for one in done]))
 """
 
 
 class Stack:
-    """A `headrace up` in its own folder, which may be restarted there."""
+    """A `headrace up` in its own folder. It can be restarted there."""
 
     def __init__(self, folder: Path, **more: str) -> None:
-        self.more = more  # variables of its environment
+        self.more = more  # environment variables
         self.data = folder / "data"
         self.output = folder / "output"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when the stack is ready."""
+        """Starts the stack, and returns when it is ready."""
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        # A killed worker's message is redelivered after 5 s; one process of the endpoint is enough.
+        # A killed worker's message is redelivered after 5 s; one process is enough for the endpoint.
         environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"} | self.more
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
@@ -67,7 +67,7 @@ class Stack:
         return dict(json.loads(self.file.read_text()))
 
     def pid(self, group: str) -> int | None:
-        """The main process of a group, or None."""
+        """The process id of the first process of a group, or None."""
         return next(iter(self.info["processes"][group]), None)
 
     def post(self, body: Any, name: str | None = None, secret: str | None = None) -> httpx.Response:
@@ -78,36 +78,36 @@ class Stack:
         return HTTP.post(f"{info['web']}/webhooks/junction", content=raw, headers=headers)
 
     def deliver(self, body: Any) -> None:
-        """Retries an event, as Junction does, until it is accepted."""
+        """Sends an event again, as Junction does, until the endpoint accepts it."""
         name = message_id(datetime.now(UTC))
 
-        def taken() -> bool:
+        def is_accepted() -> bool:
             try:
                 return self.post(body, name).status_code == 202
             except httpx.TransportError:
                 return False
 
-        until(taken)
+        until(is_accepted)
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Runs a command against the stack's data directory."""
         command = (sys.executable, "-m", "workers.cli", *words, "--data-dir", str(self.data))
-        return subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60, check=False)
 
     def run_all(self, *commands: Sequence[str]) -> list[tuple[int, str]]:
         """Runs several commands in one process. Returns the exit status and output of each."""
         given = json.dumps([[*words, "--data-dir", str(self.data)] for words in commands])
         command = (sys.executable, "-c", RUN_ALL, given)
-        done = subprocess.run(command, env=self._own, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return [(status, output) for status, output in json.loads(done.stdout)]
 
     @property
-    def _own(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """[] while the database is away."""
+        """The result rows of a query; [] while the database is unavailable."""
         try:
             with psycopg.connect(self.info["database_url"], connect_timeout=5) as connection:
                 return connection.execute(query, parameters).fetchall()
@@ -119,8 +119,8 @@ class Stack:
         found = []
         for one in psutil.process_iter():
             try:
-                is_ours = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
-                if is_ours or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
+                has_variable = one.environ().get("HEADRACE_DATA_DIR") == str(self.data)
+                if has_variable or str(self.data) in " ".join(one.cmdline()) or one.cwd().startswith(str(self.data)):
                     found.append(one)
             except psutil.Error:
                 continue
@@ -129,9 +129,9 @@ class Stack:
 
 @contextmanager
 def started(**more: str) -> Iterator[Stack]:
-    """A stack with these environment variables, stopped at the end of the block."""
+    """Runs a stack with these environment variables until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
-    folder.chmod(0o755)  # as root, PostgreSQL's own user must get through
+    folder.chmod(0o755)  # as root, PostgreSQL runs as another user, which must be able to enter
     one = Stack(folder, **more)
     try:
         one.start()

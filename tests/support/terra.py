@@ -1,4 +1,4 @@
-"""Terra's events, and their actions."""
+"""Events of Terra, and the actions that they are parsed into."""
 
 import hashlib
 import hmac
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def recorded(path: str) -> Any:
-    """A recorded event, or an object."""
+    """A recorded event or object."""
     return json.loads((RECORDED / f"{path}.json").read_text(encoding="utf-8"))
 
 
@@ -38,14 +38,14 @@ def event(name: str, *items: Any, **more: Any) -> dict[str, Any]:
 
 
 def item(**parts: Any) -> dict[str, Any]:
-    """An object of most of Terra's types."""
+    """An object with metadata, as in most of Terra's event types."""
     return {"metadata": METADATA} | parts
 
 
 def parsed(
     body: Any, settings: Settings | None = None, *, made: datetime | None = MADE, reference: str | None = None
 ) -> Parsed:
-    """An event that Terra made at a time and that was received at RECEIVED, parsed."""
+    """The parsed form of an event that Terra created at `made` and that was received at RECEIVED."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     ordering = None if made is None else round(made.timestamp() * 1000)
     delivery = Delivery("terra", "trace-1", RECEIVED.timestamp(), b"", ordering, reference)
@@ -53,7 +53,7 @@ def parsed(
 
 
 def dead(body: Any) -> str:
-    """The reason why an event is a dead letter."""
+    """The error message of an event that cannot be parsed."""
     return refusal(parsed, body)
 
 
@@ -63,7 +63,7 @@ def of(kind: type[T], found: Parsed) -> list[T]:
 
 
 def record(name: str, *items: Any) -> Record:
-    """The one record of an event with these objects."""
+    """The only record of an event with these objects."""
     (found,) = of(Record, parsed(event(name, *items)))
     return found
 
@@ -74,13 +74,13 @@ def columns(name: str, given: Any) -> dict[str, Any]:
 
 
 def series(body: Any, resource: str, subtype: str = "") -> list[Sample]:
-    """The samples of a resource, in order."""
+    """The samples of a resource, in order of time."""
     found = [one for one in of(Samples, parsed(body)) if (one.resource, one.subtype) == (resource, subtype)]
     return sorted((sample for one in found for sample in one.rows), key=lambda sample: sample.ts)
 
 
 def terra_signed(body: bytes, *, at: datetime | None = None, secret: str = TERRA_SECRET) -> dict[str, str]:
-    """Terra's headers over a body."""
+    """Terra's headers that sign a body."""
     seconds = str(int((at or datetime.now(UTC)).timestamp()))
     signature = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
     return {"X-Terra-Signature": f"t={seconds},v1={signature}", "X-Terra-Trace-Id": "trace-1"}

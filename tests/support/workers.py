@@ -20,7 +20,7 @@ from tests.support import delivery, event, rows, until, worker
 
 LIVE = "live"
 BUSY = "busy"  # the delivery that keeps a worker busy
-WAITS = """
+LOCK_WAITS = """
 SELECT 1 FROM pg_stat_activity
 WHERE wait_event_type = 'Lock' AND application_name = 'headrace-worker' AND datname = current_database()"""
 
@@ -36,38 +36,38 @@ def publish(settings: Settings, *messages: list[Delivery]) -> None:
 
 
 def held(broker: "redis.Redis") -> int:
-    """The number of messages in the broker, in whichever list."""
+    """The number of messages in the broker: queued, popped and unacknowledged ones."""
     with broker.pipeline() as pipe:
         return sum(pipe.llen(LIVE).llen(LIVE + PROCESSING).hlen("unacked").execute())
 
 
 def messages(broker: "redis.Redis") -> list[dict[str, Any]]:
-    """All messages of the broker: queued, popped and unacknowledged ones."""
-    with broker.pipeline() as pipe:  # in one transaction, so that a message that moves meanwhile is not missed
-        waiting, taken, unacknowledged = (
+    """The messages in the broker: queued, popped and unacknowledged ones."""
+    with broker.pipeline() as pipe:  # one transaction, so that no message moves between the reads
+        queued, popped, unacknowledged = (
             pipe.lrange(LIVE, 0, -1).lrange(LIVE + PROCESSING, 0, -1).hvals("unacked").execute()
         )
-    return [json.loads(raw) for raw in (*waiting, *taken)] + [json.loads(raw)[0] for raw in unacknowledged]
+    return [json.loads(raw) for raw in (*queued, *popped)] + [json.loads(raw)[0] for raw in unacknowledged]
 
 
 @contextmanager
-def taking(settings: Settings, then: Callable[[Any], None]) -> Iterator[Callable[[], None]]:
-    """Consumes one message of the lane per call, and passes it to `then`."""
+def consuming(settings: Settings, on_message: Callable[[Any], None]) -> Iterator[Callable[[], None]]:
+    """Yields a function that consumes one message of the live lane and passes it to `on_message`."""
     celery = make_celery(settings, "worker")
     lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
     with (
         celery.connection_for_read() as connection,
         connection.channel() as channel,
-        celery.amqp.Consumer(channel, [lane], on_message=then, accept=["json"]),
+        celery.amqp.Consumer(channel, [lane], on_message=on_message, accept=["json"]),
     ):
         yield lambda: connection.drain_events(timeout=10)
     celery.close()
 
 
-def take(settings: Settings, then: Callable[[Any], None]) -> None:
-    """Consumes one message."""
-    with taking(settings, then) as take_one:
-        take_one()
+def consume_one(settings: Settings, on_message: Callable[[Any], None]) -> None:
+    """Consumes one message of the live lane."""
+    with consuming(settings, on_message) as consume_next:
+        consume_next()
 
 
 def is_ready(log: Path) -> bool:
@@ -84,13 +84,13 @@ class SharedWorker:
     starts: int = 0
     seen: int = 0  # length of the log before this test
     process: "subprocess.Popen[bytes]" = field(init=False)
-    _life: ExitStack = field(default_factory=ExitStack)
+    _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._life.close()
+        self._stack.close()
 
     @property
     def log(self) -> Path:
@@ -104,22 +104,22 @@ class SharedWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self.starts > 0 and self.process.poll() is None
 
     def ready(self) -> Self:
         """Starts the worker if it does not run, and returns when it consumes messages."""
         if not self.is_alive:
-            self._life.close()
+            self._stack.close()
             self.starts += 1
-            self.process = self._life.enter_context(worker(self.settings, self.log))
+            self.process = self._stack.enter_context(worker(self.settings, self.log))
             until(lambda: is_ready(self.log) or not self.is_alive)
         self.seen = len(self.log.read_text())
         return self
 
     def end(self) -> None:
         """Stops the worker until the next test calls `ready`."""
-        self._life.close()
+        self._stack.close()
 
     @contextmanager
     def busy(self, engine: Engine) -> Iterator[None]:
@@ -127,7 +127,7 @@ class SharedWorker:
         with engine.connect() as connection, connection.begin():
             connection.execute(text("LOCK TABLE headrace.deliveries IN ACCESS EXCLUSIVE MODE"))
             publish(self.settings, [delivery(event("labtest.order.created", BUSY, {}), name=BUSY)])
-            until(lambda: rows(engine, WAITS))
+            until(lambda: rows(engine, LOCK_WAITS))
             yield
 
 

@@ -67,13 +67,21 @@ def register(celery: Celery, settings: Settings) -> None:
 
     @task(name=SWEEP, max_retries=0)
     def sweep(task: Task) -> None:  # noqa: ARG001
-        jobs().sweep()
+        _sweep(jobs())
 
     @task(name=RECONCILE, max_retries=None)
     def reconcile(task: Task) -> None:
         """Runs the reconciliation for one time slice."""
         if context().fetches and context().period:
             retry_later(task, jobs().reconcile)
+
+
+def _sweep(jobs: Jobs) -> None:
+    """Runs a sweep. Celery would log an outage as an unexpected error with a traceback, every five seconds."""
+    try:
+        jobs.sweep()
+    except TryLater as reason:
+        log.warning("the sweep stopped (%s); the next sweep continues", reason)
 
 
 def _is_redelivered(task: Task) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, Self
 import psutil
 
 from app.errors import HeadraceError
+from workers.fetch.backoff import backoff
 
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
@@ -122,7 +123,7 @@ class _Slot:
         """Schedules the restart, and returns the seconds until then."""
         now = time.monotonic()
         self.deaths = 1 if now - self.began > STEADY_SECONDS else self.deaths + 1
-        pause = min(MIN_RESTART_PAUSE * 2.0 ** min(self.deaths - 1, 16), MAX_RESTART_PAUSE)
+        pause = backoff(self.deaths - 1, base=MIN_RESTART_PAUSE, limit=MAX_RESTART_PAUSE)
         self.due = now + pause
         return pause
 

@@ -17,7 +17,7 @@ def test_a_message_waits_in_the_shortest_queue_that_is_long_enough(seconds: floa
     assert delay_queue("live", seconds).name == name
 
 
-def test_what_waits_is_kept_and_comes_back() -> None:
+def test_a_delayed_message_is_stored_and_returns() -> None:
     """Breaks if RabbitMQ can lose a delayed message or returns it to another lane."""
     room = delay_queue("backfill", 4)
     assert room.durable
@@ -37,7 +37,7 @@ def test_there_is_a_queue_for_the_longest_wait() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://h", "amqp://h"])
-def test_what_need_not_wait_goes_to_its_lane(url: str) -> None:
+def test_a_message_without_a_delay_goes_to_its_lane(url: str) -> None:
     """Breaks if a task without a delay is delayed, for instance by Celery's default of three minutes."""
     celery = make_celery(Settings(broker_url=url), "worker")
     assert delay_options(celery, "live", 0) == delay_options(celery, "live", -1) == {"countdown": 0}

@@ -56,7 +56,7 @@ def test_every_delivery_is_in_it_once_and_in_order() -> None:
         ({}, {"body_encoding": "utf-8"}),
     ],
 )
-def test_what_was_had_before_is_not_fresh(headers: dict[str, Any], properties: dict[str, Any]) -> None:
+def test_a_redelivered_message_is_not_a_first_attempt(headers: dict[str, Any], properties: dict[str, Any]) -> None:
     """Breaks if a redelivered, retried or delayed message is merged."""
     assert is_first_attempt(message())
     had = message(**headers)
@@ -64,7 +64,7 @@ def test_what_was_had_before_is_not_fresh(headers: dict[str, Any], properties: d
     assert not is_first_attempt(had)
 
 
-def test_what_cannot_be_read_is_refused() -> None:
+def test_an_unreadable_message_is_rejected() -> None:
     """Breaks if a foreign message is merged."""
     failures = Failures()
     for arguments in ([], {}, [[]], [["x"], {}, {}], [[1], {}, {}], [["a", "b"], {}, {}], [None, {}, {}]):

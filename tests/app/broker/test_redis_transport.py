@@ -15,7 +15,7 @@ from app.broker.publisher import Publisher
 from app.broker.redis_transport import MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, PROCESSING
 from app.config.settings import Settings
 from tests.support import delivery, workout
-from tests.support.workers import LIVE, held, publish, take, taking
+from tests.support.workers import LIVE, consume_one, consuming, held, publish
 
 
 @pytest.mark.parametrize("text", ["", "aGVhZHJhY2U=", "aGVhZHJhY2U==", "aGVh\nZHJhY2U="])
@@ -24,7 +24,7 @@ def test_base64_is_decoded_as_kombu_does(text: str) -> None:
     assert redis_transport.Base64().decode(text) == virtual.base.Base64().decode(text)
 
 
-def test_a_fresh_transport_takes_a_message_by_moving_it(settings: Settings, broker: "redis.Redis") -> None:
+def test_a_new_transport_receives_a_message_by_moving_it(settings: Settings, broker: "redis.Redis") -> None:
     """Breaks if a message is in no list before it is in "unacked"."""
     publish(settings, [delivery(workout("u1"))])
     celery = make_celery(settings, "publisher")
@@ -53,7 +53,7 @@ def test_a_message_is_given_back_to_the_lane_it_came_from(settings: Settings, br
         broker.delete("_kombu.binding.live")
         message.reject(requeue=True)
 
-    take(settings, give_back)
+    consume_one(settings, give_back)
     assert (broker.llen(LIVE), held(broker)) == (1, 1)
 
 
@@ -69,23 +69,23 @@ def test_a_shared_batch_lingers_for_the_next(
         taken.append((message.headers["argsrepr"], time.monotonic() - began > 2.0))
         message.ack()
 
-    with taking(settings, note) as take_one:
+    with consuming(settings, note) as consume_next:
         for user in ("u1", "u2"):
             publisher.publish([delivery(workout(user))])
-        take_one()  # both were there
+        consume_next()  # both were there
         publisher.publish([delivery(workout("u3"))])
         timer = threading.Timer(0.3, publisher.publish, [[delivery(workout("u4"))]])
         timer.start()
-        take_one()
+        consume_next()
         timer.join()
         publisher.publish([delivery(workout("u5"))])
-        take_one()
+        consume_next()
     publisher.close()
     assert [many for many, _ in taken] == ["(2 deliveries)", "(2 deliveries)", "(1 deliveries)"]
     assert not taken[0][1]
 
 
-def test_no_more_is_taken_along_than_a_worker_can_hold(settings: Settings, broker: "redis.Redis") -> None:
+def test_a_merged_message_stays_within_its_limits(settings: Settings, broker: "redis.Redis") -> None:
     """Breaks if a merged message exceeds its limits on size or number."""
     noise = os.urandom(MAX_MERGED_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large
     publish(settings, *([delivery(workout("u1", note=noise))] for _ in range(4)))
@@ -97,5 +97,5 @@ def test_no_more_is_taken_along_than_a_worker_can_hold(settings: Settings, broke
         message.ack()
 
     while broker.llen(LIVE):
-        take(settings, note)
+        consume_one(settings, note)
     assert (sum(taken), max(taken), taken[0]) == (4 + 2 * MAX_MERGED_MESSAGES, MAX_MERGED_MESSAGES, 2), taken

@@ -46,7 +46,7 @@ def test_a_blank_variable_counts_as_not_set(blank: str) -> None:
     assert load({one.metadata["name"]: blank for one in fields(Settings)}) == Settings()
 
 
-def test_what_is_read() -> None:
+def test_variables_are_read() -> None:
     """Breaks if a documented form is rejected or misread."""
     failures = Failures()
     for name, value, attribute, expected in (
@@ -239,7 +239,7 @@ def test_keeps() -> None:
     assert failures == {}
 
 
-def test_what_is_needed_and_missing_is_named() -> None:
+def test_a_missing_required_setting_is_named() -> None:
     """Breaks if a process starts without a required setting, or the error does not name it."""
     needs = {
         "DATABASE_URL": Settings().need_database,
@@ -252,7 +252,7 @@ def test_what_is_needed_and_missing_is_named() -> None:
             need()
 
 
-def test_what_is_needed_and_there_is_given() -> None:
+def test_a_required_setting_is_returned() -> None:
     """Breaks if the broker does not fall back to REDIS_URL, or one provider's secret is not enough."""
     assert Settings(database_url="d").need_database() == "d"
     assert Settings(broker_url="b", redis_url="r").need_broker() == "b"

@@ -28,7 +28,7 @@ print(json.dumps([gc.get_freeze_count(), gone() is None, gc.isenabled()]))
 
 
 @pytest.mark.parametrize("program", LOADED.values(), ids=LOADED)
-def test_what_is_loaded_is_not_looked_at_again(program: str) -> None:
+def test_loaded_objects_are_not_scanned_again(program: str) -> None:
     """Breaks if collections traverse the libraries, or later objects are never freed."""
     own = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": "0123456789abcdef"}
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}

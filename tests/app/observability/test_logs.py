@@ -78,7 +78,7 @@ def test_one_id_from_the_receipt_to_the_row(engine: Engine, settings: Settings, 
 
 
 @pytest.mark.usefixtures("restored")
-def test_what_is_set_aside_is_told_without_being_asked(engine: Engine, settings: Settings) -> None:
+def test_a_quarantined_message_is_logged(engine: Engine, settings: Settings) -> None:
     """Breaks if a dead letter is not logged at the default level, or every delivery is."""
     out = said(settings, "text")
     apply(engine, settings, delivery(workout("u1"), name="msg_good"), delivery(b"half", name="msg_bad"))

@@ -42,9 +42,9 @@ def shown(folder: Path) -> set[str]:
 
 
 def test_processes_count_together_and_the_dead_hold_no_lane(tmp_path: Path) -> None:
-    """Breaks if a process counts for itself, or a worker that was killed goes on telling how much waits.
+    """Breaks if the counters of processes are not added, or a killed worker's queue depth is still exposed.
 
-    What they have counted stays when they die: a counter that goes down looks like a rate.
+    The counters of dead processes must remain: Prometheus reads a decreasing counter as a reset.
     """
     processes = []
     for depth in ("7", "5"):
@@ -68,7 +68,7 @@ def test_processes_count_together_and_the_dead_hold_no_lane(tmp_path: Path) -> N
     assert not any(line.startswith("headrace_lane_messages{") for line in none)
 
 
-def test_what_is_no_more_is_none() -> None:
+def test_a_finished_pause_is_zero() -> None:
     """Breaks if a pause that is over is still exposed."""
     metrics.show(metrics.PAUSED, {"junction": 30})
     metrics.show(metrics.PAUSED, {"terra": 10})

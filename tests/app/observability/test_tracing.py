@@ -30,7 +30,7 @@ from app.observability import logs, tracing
 from app.web.app import create_app, make_batcher
 from tests.support import ROOT, TERRA_SECRET, delivery, program, signed, until, workout
 from tests.support.broker import arguments, waiting
-from tests.support.collector import attributes, collector, linked, named, own
+from tests.support.collector import attributes, collector, linked, named, span_ids
 from workers.ingest.apply import Applier
 from workers.local.ports import free_port
 
@@ -81,9 +81,9 @@ def test_a_request_its_message_and_its_row_are_linked(
     assert {attributes(one)["http.response.status_code"] for one in requests.values()} == {202}
     sent = named(exported, "publish live")
     assert len(sent) == len(messages) < 3
-    assert sorted(link for one in sent for link in linked(one)) == sorted(own(one) for one in requests.values())
+    assert sorted(link for one in sent for link in linked(one)) == sorted(span_ids(one) for one in requests.values())
     taken = named(exported, "headrace.apply live")
-    assert [(linked(one), one.kind) for one in taken] == [([own(one)], SpanKind.CONSUMER) for one in sent]
+    assert [(linked(one), one.kind) for one in taken] == [([span_ids(one)], SpanKind.CONSUMER) for one in sent]
     assert [attributes(one)["headrace.task_id"] for one in taken] == [one["headers"]["id"] for one in messages]
     for one in (*sent, *taken):
         assert (attributes(one)["messaging.system"], attributes(one)["messaging.destination.name"]) == ("redis", "live")
@@ -96,16 +96,16 @@ def test_a_request_its_message_and_its_row_are_linked(
     assert {attributes(one)["headrace.delivery"] for one in opened} == requests.keys()
     for stage in ("open", "commit"):
         parents = {one.parent.span_id for one in named(exported, stage) if one.parent}
-        assert parents == {own(one)[1] for one in taken}
+        assert parents == {span_ids(one)[1] for one in taken}
     for stage in ("merge", "settle"):
         assert {one.parent.span_id for one in named(exported, stage) if one.parent} == {
-            own(one)[1] for one in named(exported, "commit")
+            span_ids(one)[1] for one in named(exported, "commit")
         }
     everything = "".join(one.to_json() for one in exported.get_finished_spans())
     assert not any(secret in everything for secret in (USER, TITLE, "8000.5", "whsec_", "member-1", str(ROOT)))
 
 
-def test_what_is_refused_is_a_span_without_an_id(plain_settings: Settings, exported: InMemorySpanExporter) -> None:
+def test_a_rejected_request_is_a_span_without_an_id(plain_settings: Settings, exported: InMemorySpanExporter) -> None:
     """Breaks if an unverified sender controls a span's attributes, or a failed publish is not visible in traces."""
 
     def refuse(_: Sequence[Delivery]) -> None:
@@ -134,7 +134,9 @@ def test_a_senders_traceparent_is_not_looked_at(plain_settings: Settings, export
 
 
 @pytest.mark.parametrize("given", [{}, {"traceparent": 7}, {"traceparent": "00-x"}, {"traceparent": None}])
-def test_a_message_from_elsewhere_is_worked_on(given: dict[str, Any], exported: InMemorySpanExporter) -> None:
+def test_a_message_without_valid_trace_context_is_processed(
+    given: dict[str, Any], exported: InMemorySpanExporter
+) -> None:
     """Breaks if a message of an older version, or with an invalid header, cannot be consumed."""
     with tracing.consumer_span(APPLY, "live", "t-1", given):
         assert len(tracing.trace_id()) == 32
@@ -143,7 +145,7 @@ def test_a_message_from_elsewhere_is_worked_on(given: dict[str, Any], exported: 
 
 
 @pytest.mark.parametrize("sampler", [TraceIdRatioBased(0.5), ALWAYS_OFF])
-def test_what_belongs_to_a_sampled_request_is_sampled(sampler: Sampler, exported: InMemorySpanExporter) -> None:
+def test_spans_of_a_sampled_request_are_sampled(sampler: Sampler, exported: InMemorySpanExporter) -> None:
     """Breaks if the spans of one delivery are sampled independently."""
     for _ in range(200):
         request = tracing.server_span("junction")
@@ -158,7 +160,7 @@ def test_what_belongs_to_a_sampled_request_is_sampled(sampler: Sampler, exported
     assert 50 < counts[0] < 150 or (sampler is ALWAYS_OFF and not counts[0])
 
 
-def test_an_error_is_told_by_its_kind(exported: InMemorySpanExporter) -> None:
+def test_an_error_is_exported_by_its_type_only(exported: InMemorySpanExporter) -> None:
     """Breaks if the text of an exception, which may quote a body, is exported."""
     with pytest.raises(ValueError, match=TITLE), tracing.span("merge"):
         raise ValueError(TITLE)
@@ -179,14 +181,14 @@ def test_a_line_of_the_log_names_its_trace(exported: InMemorySpanExporter, capsy
         root.handlers[:], root.level = before
     within, without = map(json.loads, capsys.readouterr().err.splitlines())
     (one,) = exported.get_finished_spans()
-    assert within["trace_id"] == f"{own(one)[0]:032x}"
+    assert within["trace_id"] == f"{span_ids(one)[0]:032x}"
     assert "trace_id" not in without
 
 
 # Off, or not to be had
 
 
-def test_it_is_off_unless_somebody_wants_it(plain_settings: Settings) -> None:
+def test_tracing_is_off_by_default(plain_settings: Settings) -> None:
     """Breaks if spans are created without an endpoint."""
     tracing.start(plain_settings, "web", "redis")
     assert tracing.server_span("junction") is None
@@ -208,7 +210,7 @@ print(tracing.server_span("junction"))
 """
 
 
-def test_without_the_package_it_says_so_and_goes_on() -> None:
+def test_without_the_package_a_warning_is_logged() -> None:
     """Breaks if an endpoint without the extra does not start, or does not log why there are no traces."""
     environment = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": TERRA_SECRET}
     environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
@@ -218,7 +220,7 @@ def test_without_the_package_it_says_so_and_goes_on() -> None:
     assert "pip install 'headrace[tracing]'" in done.stderr
 
 
-def test_a_collectors_token_is_not_told() -> None:
+def test_the_token_of_a_collector_is_not_logged() -> None:
     """Breaks if a malformed header is logged, as the library does."""
     environment = {"BROKER_URL": "redis://127.0.0.1:1/0", "TERRA_SIGNING_SECRET": TERRA_SECRET}
     environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
@@ -259,7 +261,7 @@ def is_up(port: int) -> bool:
 
 
 @pytest.mark.parametrize("how", ["closed", "silent"])
-def test_a_collector_that_is_away_holds_nobody_up(broker_url: str, tmp_path: Path, how: str) -> None:
+def test_an_unavailable_collector_delays_nothing(broker_url: str, tmp_path: Path, how: str) -> None:
     """Breaks if a collector that refuses or hangs slows down requests or the shutdown, or fills the log."""
     port, log = free_port(), tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -283,7 +285,7 @@ def test_a_collector_that_is_away_holds_nobody_up(broker_url: str, tmp_path: Pat
     assert "Traceback" not in log.read_text()
 
 
-def test_what_was_traced_is_sent_before_the_end(broker_url: str, tmp_path: Path) -> None:
+def test_spans_are_exported_before_the_process_stops(broker_url: str, tmp_path: Path) -> None:
     """Breaks if the spans of the last seconds are lost when a process stops."""
     port = free_port()
     with collector() as found, web(broker_url, found.url, port, tmp_path / "log") as process:

@@ -41,7 +41,7 @@ def test_each_header_is_needed() -> None:
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(-6, "stale"), (6, "stale"), (-10_000, "stale")])
-def test_stale_is_told_apart_from_wrong(minutes: int, expected: str) -> None:
+def test_stale_is_distinguished_from_wrong(minutes: int, expected: str) -> None:
     """Breaks if the reason does not distinguish a wrong clock from a wrong secret."""
     assert reason(signed(b"{}", at=datetime.now(UTC) + timedelta(minutes=minutes))) == expected
 
@@ -81,12 +81,12 @@ def test_a_body_that_is_not_utf8_is_refused() -> None:
     assert reason(signed(b"{}"), b"\xff\xfe") == "signature"
 
 
-def test_without_a_secret_nothing_is_taken() -> None:
+def test_without_a_secret_nothing_is_accepted() -> None:
     """Breaks if a missing secret disables the verification."""
     assert reason(signed(b"{}"), settings=Settings()) == "missing"
 
 
-def test_any_of_several_secrets_will_do() -> None:
+def test_any_of_several_secrets_is_accepted() -> None:
     """Breaks if only the first secret is tried."""
     other = "whsec_" + "b3RoZXItc2VjcmV0LW90aGVyLXNlY3JldA=="
     settings = replace(SETTINGS, junction_webhook_secrets=(other, JUNCTION_SECRET))
@@ -110,7 +110,7 @@ def refusal(headers: dict[str, str], settings: Settings, now: datetime) -> str:
     ("seconds", "reason"), [(-100_000, "stale"), (-310, "stale"), (310, "stale"), (-200, "signature")]
 )
 @pytest.mark.parametrize("secret", [JUNCTION_SECRET, OTHER_SECRET])
-def test_what_is_too_old_or_too_new_is_stale(
+def test_a_timestamp_too_old_or_too_new_is_stale(
     plain_settings: Settings, monkeypatch: pytest.MonkeyPatch, seconds: int, reason: str, secret: str
 ) -> None:
     """Breaks if a wrong clock looks like a wrong secret, or the reason depends on the library's texts."""
@@ -138,7 +138,7 @@ def test_a_moment_that_there_is_not_is_no_stale_one(plain_settings: Settings, ti
     assert refusal(given, plain_settings, datetime.now(UTC)) == "signature"
 
 
-def test_any_secret_will_do(plain_settings: Settings) -> None:
+def test_any_secret_is_accepted(plain_settings: Settings) -> None:
     """Breaks if one of two secrets is rejected during a rotation."""
     both = replace(plain_settings, junction_webhook_secrets=(OTHER_SECRET, JUNCTION_SECRET))
     given = {f"Svix-{name[5:].title()}": value for name, value in signed(BODY).items()}

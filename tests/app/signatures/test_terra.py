@@ -62,7 +62,7 @@ def test_vectors() -> None:
 
 
 @pytest.mark.parametrize("good", ["X-Terra-Signature", "Terra-Signature"])
-def test_either_header_will_do(good: str) -> None:
+def test_either_header_is_accepted(good: str) -> None:
     """Breaks if one header invalidates a valid signature in the other."""
     bad = {"X-Terra-Signature": header(secret="other"), "Terra-Signature": header(secret="other")}
     verify(bad | {good: header()}, BODY, SETTINGS, NOW)
@@ -75,7 +75,7 @@ def test_an_unreadable_header_does_not_spoil_the_other(junk: str) -> None:
     verify({"X-Terra-Signature": junk, "Terra-Signature": header()}, BODY, SETTINGS, NOW)
 
 
-def test_any_of_several_secrets_will_do() -> None:
+def test_any_of_several_secrets_is_accepted() -> None:
     """Breaks if the events of a second account are rejected."""
     settings = replace(SETTINGS, terra_signing_secrets=("another-secret-of-terra", SECRET))
     for secret in settings.terra_signing_secrets:
@@ -83,7 +83,7 @@ def test_any_of_several_secrets_will_do() -> None:
     assert reason({"Terra-Signature": header(secret="a-third-secret")}, settings=settings) == "signature"
 
 
-def test_stale_is_told_apart_from_wrong() -> None:
+def test_stale_is_distinguished_from_wrong() -> None:
     """Breaks if the reason does not distinguish a stale signature from a wrong secret."""
     old = "1773512000"
     assert reason({"Terra-Signature": header(t=old)}) == "stale"
@@ -91,7 +91,7 @@ def test_stale_is_told_apart_from_wrong() -> None:
     verify({"Terra-Signature": header(t=old)}, BODY, replace(SETTINGS, terra_tolerance_seconds=405), NOW)
 
 
-def test_a_fresh_header_beside_a_stale_one_is_enough() -> None:
+def test_a_fresh_header_next_to_a_stale_one_suffices() -> None:
     """Breaks if a stale signature invalidates a second one that is valid."""
     verify({"X-Terra-Signature": header(t="1773512000"), "Terra-Signature": header()}, BODY, SETTINGS, NOW)
 
@@ -123,18 +123,18 @@ def test_junk_is_refused() -> None:
 
 
 @given(value=st.text(max_size=80), body=st.binary(max_size=20))
-def test_no_header_is_taken_by_chance(value: str, body: bytes) -> None:
+def test_no_random_header_is_accepted(value: str, body: bytes) -> None:
     """Breaks if a random text is accepted or raises another error."""
     for name in ("X-Terra-Signature", "Terra-Signature"):
         assert reason({name: value}, body) in ("missing", "signature")
 
 
-def test_without_a_secret_nothing_is_taken() -> None:
+def test_without_a_secret_nothing_is_accepted() -> None:
     """Breaks if an empty list of secrets or an empty secret accepts a request."""
     assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "missing"
 
 
-def test_what_the_receipt_says() -> None:
+def test_the_content_of_the_receipt() -> None:
     """Breaks if Terra's ids or its time are lost, or an invalid time is accepted."""
     failures = Failures()
     for ordering, expected in (

@@ -94,7 +94,7 @@ def test_one_at_a_time_is_one_delivery_per_message(broker: Broker) -> None:
     assert broker.messages == [[name] for name in names]
 
 
-def test_what_arrives_during_a_publish_leaves_together(broker: Broker) -> None:
+def test_deliveries_that_arrive_during_a_publish_share_a_message(broker: Broker) -> None:
     """Breaks if concurrent requests do not share a message, or one is lost, duplicated or reordered."""
     batcher = batcher_of(broker)
     batch = [pending(str(n)) for n in range(32)]
@@ -115,7 +115,7 @@ def test_under_load_messages_are_few_and_nothing_is_lost(broker: Broker) -> None
     assert len(broker.messages) < 160
 
 
-def test_nobody_is_answered_before_the_message_is_taken(broker: Broker) -> None:
+def test_no_request_is_answered_before_its_message_is_published(broker: Broker) -> None:
     """Breaks if a request is answered before its message is published."""
     batcher = batcher_of(broker)
     broker.open.clear()
@@ -128,7 +128,7 @@ def test_nobody_is_answered_before_the_message_is_taken(broker: Broker) -> None:
         assert waiting.result(LONG) is None
 
 
-def test_a_failure_reaches_all_who_shared_the_message_and_nobody_else(broker: Broker) -> None:
+def test_a_failure_reaches_the_requests_of_its_message_only(broker: Broker) -> None:
     """Breaks if a request succeeds because another message was published."""
 
     def fail(names: list[str]) -> None:
@@ -192,7 +192,7 @@ def test_a_publish_that_hangs_is_refused_in_time_and_later_ones_at_once(broker: 
     assert broker.messages == []
 
 
-def test_it_recovers_and_does_not_publish_what_was_refused(broker: Broker) -> None:
+def test_it_recovers_and_does_not_publish_rejected_deliveries(broker: Broker) -> None:
     """Breaks if a recovered broker is not used, or receives abandoned deliveries."""
     batcher = batcher_of(broker, deadline=0.3)
     broker.open.clear()
@@ -229,7 +229,7 @@ def test_the_thread_is_started_again_if_it_died(broker: Broker) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_who_waits_behind_an_unexpected_error_is_published(broker: Broker) -> None:
+def test_a_delivery_queued_behind_an_unexpected_error_is_published(broker: Broker) -> None:
     """Breaks if an unexpected error also fails the requests of the next message."""
 
     def fail(names: list[str]) -> None:

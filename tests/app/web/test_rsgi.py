@@ -40,7 +40,7 @@ def ask(app: Server, exchange: Exchange, headers: dict[str, str], **scope: Any) 
 
 
 @pytest.mark.parametrize("parts", [[BODY], [BODY[:1], BODY[1:100], b"", BODY[100:]]])
-def test_a_signed_body_is_taken_in_whatever_parts(
+def test_a_signed_body_is_accepted_in_any_number_of_parts(
     plain_settings: Settings, taken: list[Delivery], parts: list[bytes]
 ) -> None:
     """Breaks if a body in several parts is not verified as a whole."""
@@ -48,7 +48,7 @@ def test_a_signed_body_is_taken_in_whatever_parts(
     assert [one.message_id for one in taken] == ["msg_1"]
 
 
-def test_a_large_body_is_worked_on_beside_the_loop(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_a_large_body_is_verified_in_a_thread(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if a body that is verified in a thread is lost."""
     body = json.dumps(workout("u1", title="x" * INLINE_BYTES)).encode()
     assert ask(server(plain_settings, taken.extend), Exchange([body]), signed(body)).status == 202
@@ -61,7 +61,7 @@ def test_a_wrong_signature_is_refused(plain_settings: Settings, taken: list[Deli
     assert taken == []
 
 
-def test_a_header_that_stands_twice_is_not_picked_from(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_a_duplicate_header_is_rejected(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if one of two ids is verified and the other one used."""
     pairs = [*signed(BODY).items(), ("svix-id", "msg_2")]
     exchange = Exchange([BODY])
@@ -76,7 +76,7 @@ def test_a_body_that_is_announced_too_large_is_not_read(plain_settings: Settings
     assert (exchange.status, exchange.read, taken) == (413, 0, [])
 
 
-def test_what_is_turned_away_unread_is_counted(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_requests_rejected_unread_are_counted(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if rejected webhooks are not counted, or an arbitrary path becomes a label."""
     counted = 'headrace_answers_total{aggregator="junction",status="413"}'
 
@@ -99,7 +99,7 @@ def test_a_body_that_grows_too_large_is_read_no_further(plain_settings: Settings
     assert (ask(app, Exchange([b"x" * 60] * 50), {"content-length": "60"}).status, taken) == (413, [])
 
 
-def test_a_body_that_never_ends_is_given_up(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_a_body_that_never_ends_times_out(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if a slow body has no time limit."""
     app = server(plain_settings, taken.extend, body_seconds=0.05)
     exchange = ask(app, Exchange([b"x"] * 1000, wait=0.01), signed(BODY))
@@ -124,7 +124,7 @@ def test_bodies_that_are_arriving_have_a_budget_together(plain_settings: Setting
     assert ask(app, Exchange([BODY]), signed(BODY)).status == 202
 
 
-def test_whoever_hangs_up_costs_nothing(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_a_cut_connection_publishes_nothing(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if a cut connection ends the process, or half a body is published."""
     app = server(plain_settings, taken.extend)
     exchange = ask(app, Exchange([BODY[:10]], then=ConnectionError("cut")), signed(BODY))

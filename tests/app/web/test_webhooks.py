@@ -68,7 +68,7 @@ def counted(name: str, **labels: str) -> float:
 
 
 @pytest.mark.parametrize(("route", "sign"), [("junction", signed), ("terra", terra_signed)])
-def test_a_signed_webhook_is_handed_on_and_answered_202(
+def test_a_signed_webhook_is_published_and_answered_202(
     client: FlaskClient, taken: list[Delivery], route: str, sign: Callable[[bytes], dict[str, str]]
 ) -> None:
     """Breaks if a valid webhook is rejected, or its body or id changes."""
@@ -184,7 +184,7 @@ def test_hostile_headers_to_terra_are_refused(client: FlaskClient, taken: list[D
     assert taken == []
 
 
-def test_any_of_several_secrets_will_do(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_any_of_several_secrets_is_accepted(plain_settings: Settings, taken: list[Delivery]) -> None:
     """Breaks if the events of a second endpoint or of a rotation are rejected."""
     settings = replace(
         plain_settings,
@@ -201,7 +201,7 @@ def test_any_of_several_secrets_will_do(plain_settings: Settings, taken: list[De
 
 @pytest.mark.parametrize("other", ["v1,AAAA", "v2,!!!", "v1a,x", "v1," + "A" * 43 + "="])
 @pytest.mark.parametrize("first", [True, False])
-def test_any_of_several_signatures_will_do(client: FlaskClient, other: str, *, first: bool) -> None:
+def test_any_of_several_signatures_is_accepted(client: FlaskClient, other: str, *, first: bool) -> None:
     """Breaks if events are rejected during a rotation, or because of an additional signature scheme."""
     headers = signed(BODY)
     pair = [headers["svix-signature"], other]
@@ -226,13 +226,13 @@ def test_without_a_secret_everything_is_refused(plain_settings: Settings, taken:
         b'{"a":"\\ud800"}', b'{"a":1,"a":2}', '{"a":"\u00e9\U0001f600"}'.encode(),
     ],
 )  # fmt: skip
-def test_what_is_signed_is_taken_whatever_it_is(client: FlaskClient, taken: list[Delivery], body: bytes) -> None:
+def test_any_signed_body_is_accepted(client: FlaskClient, taken: list[Delivery], body: bytes) -> None:
     """Breaks if a signed but unusable body is rejected, so that the sender retries eight times."""
     assert client.post("/webhooks/junction", data=body, headers=signed(body)).status_code == 202
     assert Sealer([ENCRYPTION_KEY]).open(taken[0].sealed, taken[0].key) == body
 
 
-def test_a_signed_body_that_is_not_utf8_does_no_harm(client: FlaskClient, taken: list[Delivery]) -> None:
+def test_a_signed_body_that_is_not_utf8_is_accepted(client: FlaskClient, taken: list[Delivery]) -> None:
     """Breaks if bytes that the signature library cannot decode cause an error."""
     seconds, body = int(datetime.now(UTC).timestamp()), b'{"event_type":"\xff\xfe"}'
     headers = {
@@ -295,7 +295,7 @@ class Unreadable(io.RawIOBase):
 
 
 @pytest.mark.parametrize("error", [OSError("canary"), ZeroDivisionError("canary"), TimeoutError("canary")])
-def test_whatever_goes_wrong_is_503_and_its_text_is_not_logged(
+def test_an_unexpected_error_is_503_and_its_text_is_not_logged(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     """Breaks if an unexpected error is a 500, or its text, which may quote a body, is logged or returned."""
@@ -308,7 +308,7 @@ def test_whatever_goes_wrong_is_503_and_its_text_is_not_logged(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("error", [PublishFailed("canary"), ZeroDivisionError("canary"), OSError("canary")])
 @pytest.mark.parametrize(("route", "sign"), [("junction", signed), ("terra", terra_signed)])
-def test_what_could_not_be_handed_on_is_503(
+def test_an_unpublished_delivery_is_503(
     plain_settings: Settings,
     caplog: pytest.LogCaptureFixture,
     error: Exception,

@@ -1,4 +1,4 @@
-"""A name that stands twice in an object."""
+"""Duplicate names in JSON objects."""
 
 import json
 from typing import Any
@@ -38,15 +38,15 @@ VALUES = st.recursive(
 
 
 @each(*TWICE)
-def test_a_name_that_stands_twice_is_refused(raw: Any) -> None:
-    """Breaks if one of two values is kept and the other thrown away without a word."""
+def test_a_duplicate_name_is_rejected(raw: Any) -> None:
+    """Breaks if one of two values of the same name is silently dropped."""
     with pytest.raises(Unprocessable, match="what: an object repeats a name"):
         reject_duplicate_keys(raw, "what")
 
 
 @each(*(ONCE + NO_JSON))
 def test_everything_else_passes(raw: Any) -> None:
-    """Breaks if a number or an escape that is written in another way is taken for a second name."""
+    """Breaks if another notation of a number or an escape counts as a duplicate name."""
     reject_duplicate_keys(raw, "what")
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import rows
-from tests.support.backfills import announce, backfill, hurry, notice, status
+from tests.support.backfills import announce, backfill, make_due, notice, status
 from tests.support.provider import Killed, Provider, heartrates, hourly
 from workers.backfill.fetcher import MAX_CRASHES
 from workers.store import backfill_admin
@@ -30,7 +30,7 @@ def crash(engine: Engine, settings: Settings, provider: Provider, backfill_id: i
     """A worker claims a backfill and crashes; its lease expires."""
     with pytest.raises(Killed):
         provider.fetcher(engine, settings).run(backfill_id)
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
 
 
 def test_a_page_that_crashes_its_workers_fails_its_backfill(engine: Engine, reading: Settings) -> None:
@@ -43,10 +43,10 @@ def test_a_page_that_crashes_its_workers_fails_its_backfill(engine: Engine, read
         ]
         crash(engine, reading, provider, one)
     assert provider.fetcher(engine, reading).run(one) == []
-    assert len(provider.asked) == MAX_CRASHES
+    assert len(provider.requests) == MAX_CRASHES
     assert status(engine) == [("failed", 0, 1)]
     assert backfill(engine)["error"] == f"the worker crashed {MAX_CRASHES} times in a row during this backfill"
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     assert due(engine) == []
 
 
@@ -66,7 +66,7 @@ def test_a_committed_page_resets_the_crashes(engine: Engine, reading: Settings) 
         try:
             provider.fetcher(engine, reading).run(one)
         except Killed:
-            hurry(engine, leases=True)
+            make_due(engine, leases=True)
     assert set(met.values()) == {MAX_CRASHES}
     assert len(met) > 3
     assert status(engine) == [("complete", 1, 1)]
@@ -80,7 +80,7 @@ def test_a_released_backfill_has_not_crashed(engine: Engine, reading: Settings) 
     (one,) = announce(engine, reading, notice(days=(0, 3)))
     for _ in range(MAX_CRASHES + 2):
         provider.fetcher(engine, reading).run(one)
-        hurry(engine)
+        make_due(engine)
     assert rows(engine, "SELECT crashes, status FROM headrace.backfills") == [{"crashes": 0, "status": "running"}]
 
 
@@ -106,8 +106,8 @@ def test_other_backfills_run_while_one_crashes(engine: Engine, reading: Settings
     with pytest.raises(Killed):
         provider.fetcher(engine, limited).run(one)
     healthy.fetcher(engine, limited).run(other)
-    assert healthy.asked == []
-    hurry(engine, leases=True)
+    assert healthy.requests == []
+    make_due(engine, leases=True)
     healthy.fetcher(engine, limited).run(other)
     assert [row["status"] for row in rows(engine, "SELECT status FROM headrace.backfills ORDER BY id")] == [
         "running",

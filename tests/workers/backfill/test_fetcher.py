@@ -20,8 +20,8 @@ from app.broker.celery import make_celery
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import delivery, event, heartrate, message_id, rows, workout
-from tests.support.backfills import announce, backfill, fetch_history, forget_pauses, hurry, notice, settle, status
-from tests.support.collector import attributes, named, own
+from tests.support.backfills import announce, backfill, fetch_history, forget_pauses, make_due, notice, settle, status
+from tests.support.collector import attributes, named, span_ids
 from tests.support.provider import (
     DAY,
     FIRST,
@@ -57,8 +57,8 @@ def test_a_page_is_traced_without_saying_whose_it_is(
     exported.clear()
     settle(engine, provider.fetcher(engine, settings))
     pages, asked = named(exported, "page"), named(exported, "GET")
-    assert len(pages) == len(asked) == len(provider.asked) > 1
-    assert [one.parent.span_id for one in asked if one.parent] == [own(one)[1] for one in pages]
+    assert len(pages) == len(asked) == len(provider.requests) > 1
+    assert [one.parent.span_id for one in asked if one.parent] == [span_ids(one)[1] for one in pages]
     first, second = (attributes(one) for one in asked[:2])
     assert [one["http.response.status_code"] for one in (first, second)] == [500, 200]
     assert [one["headrace.attempt"] for one in (first, second)] == [1, 2]
@@ -176,7 +176,7 @@ def test_empty_years_are_crossed_in_long_steps(engine: Engine, settings: Setting
     """Breaks if a decade without data costs a request per fortnight."""
     provider = Provider(heartrates(daily(5)))
     fetch_history(engine, settings, provider, notice(days=(-3650, 10)))
-    assert len(provider.asked) < 30
+    assert len(provider.requests) < 30
     assert status(engine) == [("complete", 1, 1)]
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 5}]
 
@@ -283,7 +283,7 @@ def check(engine: Engine, given: dict[str, Course], count: int) -> None:
 def check_fetched(engine: Engine, given: dict[str, Course], provider: Provider, *, at_once: bool) -> None:
     """Every window was requested once, in the order of the notices or newest first, and its data is stored."""
     asked: dict[str, list[str]] = {user: [] for user in given}
-    for request in provider.asked:
+    for request in provider.requests:
         asked[request.url.path.rpartition("/")[2]].append(request.url.params["start_date"])
     starts = [(start - DAY).isoformat() for start, _ in CHUNKS]
     for user, course in given.items():
@@ -336,7 +336,7 @@ def test_the_final_notice_may_come_when_all_else_is_done(engine: Engine, setting
     announce(engine, settings, notice(days=(0, 10)))
     settle(engine, fetcher)
     assert status(engine) == [("complete", 2, 2)]
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
 
 
 def test_a_late_chunk_opens_the_pull_again(engine: Engine, settings: Settings) -> None:
@@ -366,12 +366,12 @@ def test_the_same_notice_under_a_new_id_is_a_new_pull(engine: Engine, settings: 
     settle(engine, fetcher)
     assert announce(engine, settings, first) == []
     settle(engine, fetcher)
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     provider.answer = heartrates(daily(8), value=61)
     assert announce(engine, settings, notice())
     settle(engine, fetcher)
     assert status(engine) == [("complete", 1, 1)] * 2
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
     assert rows(engine, "SELECT value, count(*) AS n FROM health.heartrate GROUP BY 1") == [{"value": 61, "n": 8}]
 
 
@@ -380,7 +380,7 @@ def test_a_notice_that_comes_amid_the_fetching_is_fetched_too(engine: Engine, se
     inner = heartrates(daily(40))
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) == 1:
+        if len(provider.requests) == 1:
             announce(engine, settings, notice(days=(20, 30)))
         return inner(request)
 
@@ -388,7 +388,7 @@ def test_a_notice_that_comes_amid_the_fetching_is_fetched_too(engine: Engine, se
     (one,) = announce(engine, settings, notice(days=(0, 10)))
     provider.fetcher(engine, settings).run(one)
     assert status(engine) == [("complete", 2, 2)]
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
 
 
 # Killed and concurrent workers
@@ -416,8 +416,8 @@ def test_a_killed_worker_costs_one_request(engine: Engine, settings: Settings, r
         except Killed:
             kills += 1
             assert due(engine) == []  # the lease is still held
-            hurry(engine, leases=True)
-    asked = Counter(str(request.url) for request in provider.asked)
+            make_due(engine, leases=True)
+    asked = Counter(str(request.url) for request in provider.requests)
     pages = [count for url, count in asked.items() if "/summary/" not in url or resource == "workouts"]
     assert set(pages) == {2}
     assert kills == len(killed) > 1
@@ -431,7 +431,7 @@ def test_a_page_that_was_not_committed_is_requested_again(engine: Engine, settin
     inner = heartrates(hourly(20), 100)
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) == 3:
+        if len(provider.requests) == 3:
             with engine.begin() as connection:
                 connection.execute(text("ALTER TABLE headrace.chunks RENAME TO away"))
         return inner(request)
@@ -444,9 +444,9 @@ def test_a_page_that_was_not_committed_is_requested_again(engine: Engine, settin
         connection.execute(text("ALTER TABLE headrace.away RENAME TO chunks"))
     stored = len(rows(engine, "SELECT 1 FROM health.heartrate"))
     assert stored == backfill(engine)["records"] == 200
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     settle(engine, provider.fetcher(engine, settings))
-    assert max(Counter(str(request.url) for request in provider.asked).values()) == 2
+    assert max(Counter(str(request.url) for request in provider.requests).values()) == 2
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
     assert status(engine) == [("complete", 1, 1)]
 
@@ -463,7 +463,7 @@ def test_workers_at_once_do_not_double_or_lose(engine: Engine, settings: Setting
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, fetchers))
-    assert max(Counter(str(request.url) for request in provider.asked).values()) == 1
+    assert max(Counter(str(request.url) for request in provider.requests).values()) == 1
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 24 * 60}]
     assert status(engine) == [("complete", 1, 1)]
 
@@ -474,8 +474,8 @@ def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = 
     provider = Provider(inner)
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) == 2:
-            hurry(engine, leases=True)
+        if len(provider.requests) == 2:
+            make_due(engine, leases=True)
             Provider(inner).fetcher(engine, settings).run(one)
             return late or inner(request)
         return inner(request)
@@ -492,7 +492,7 @@ def test_a_worker_that_lost_its_lease_stops(engine: Engine, settings: Settings, 
     provider = overtaken(engine, settings, pages=pages, seconds=60)
     assert backfill(engine)["records"] == 72
     assert rows(engine, "SELECT 1 FROM headrace.backfills WHERE lease_until > now()") == []
-    assert len(provider.asked) == max(pages, 2)
+    assert len(provider.requests) == max(pages, 2)
     assert status(engine) == [("complete", 1, 1)]
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
 
@@ -512,7 +512,7 @@ def failing(*answers: httpx.Response | None, then: Answer | None = None) -> Prov
     provider = Provider(good)
 
     def answer(request: httpx.Request) -> httpx.Response:
-        position = len(provider.asked) - 1
+        position = len(provider.requests) - 1
         given = answers[position] if position < len(answers) else None
         return given or good(request)
 
@@ -537,10 +537,10 @@ def test_retry_after_pauses_all_workers(engine: Engine, settings: Settings, stat
     (pause,) = pauses(settings)
     assert (pause.account, pause.reason, pause.kind) == ("junction", f"status {status_code}", "asked")
     assert due(engine) == [other]
-    hurry(engine)
+    make_due(engine)
     for each in (one, other):
         assert provider.fetcher(engine, settings).run(each)[0].seconds > 100
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
     assert {row["attempts"] for row in rows(engine, "SELECT attempts FROM headrace.backfills")} == {0}
     forget_pauses(settings)
     settle(engine, provider.fetcher(engine, settings))
@@ -558,7 +558,7 @@ def test_a_refused_key_burns_no_attempt(engine: Engine, settings: Settings, stat
         (pause,) = pauses(settings)
         assert pause.seconds > 290
         assert (pause.kind, "key" in pause.reason) == ("key_refused", True)
-        hurry(engine)
+        make_due(engine)
         forget_pauses(settings)
     assert (backfill(engine)["status"], backfill(engine)["attempts"]) == ("running", 0)
     settle(engine, provider.fetcher(engine, settings))
@@ -574,7 +574,7 @@ def test_a_deleted_user_fails(engine: Engine, settings: Settings, resource: str,
     row = backfill(engine)
     assert (row["status"], row["error"], row["finished_at"] is None) == ("failed", "status 404", False)
     assert due(engine) == []
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
 
 
 def test_a_deleted_user_fails_for_streams_too(engine: Engine, settings: Settings) -> None:
@@ -589,7 +589,7 @@ def test_a_missing_profile_is_a_success(engine: Engine, settings: Settings) -> N
     provider = Provider(lambda _: httpx.Response(404))
     fetch_history(engine, settings, provider, notice(resource="profile"))
     assert status(engine) == [("complete", 1, 1)]
-    assert (backfill(engine)["records"], len(provider.asked)) == (0, 1)
+    assert (backfill(engine)["records"], len(provider.requests)) == (0, 1)
 
 
 @pytest.mark.parametrize("status_code", [400, 405, 422, 451])
@@ -598,7 +598,7 @@ def test_a_request_that_is_wrong_fails_at_once(engine: Engine, settings: Setting
     provider = failing(*[httpx.Response(status_code)] * 9)
     fetch_history(engine, settings, provider, notice())
     assert status(engine) == [("failed", 0, 1)]
-    assert (backfill(engine)["error"], len(provider.asked)) == (f"status {status_code}", 1)
+    assert (backfill(engine)["error"], len(provider.requests)) == (f"status {status_code}", 1)
 
 
 def test_a_history_that_failed_is_pulled_by_the_next_notice(engine: Engine, settings: Settings) -> None:
@@ -631,9 +631,9 @@ def test_a_temporary_error_is_retried(engine: Engine, settings: Settings, kind: 
     (one,) = announce(engine, settings, notice(days=(0, 3)))
     (again,) = provider.fetcher(engine, settings).run(one)
     assert 0.4 < again.seconds <= 1
-    assert (len(provider.asked), due(engine), backfill(engine)["attempts"]) == (position + 1, [], 1)
+    assert (len(provider.requests), due(engine), backfill(engine)["attempts"]) == (position + 1, [], 1)
     forget_pauses(settings)
-    hurry(engine)
+    make_due(engine)
     (again,) = provider.fetcher(engine, settings).run(one)
     assert 0.9 < again.seconds <= 2
     assert backfill(engine)["attempts"] == 2
@@ -649,7 +649,7 @@ def test_a_lasting_error_fails_in_the_end(engine: Engine, settings: Settings, ki
     provider = Provider(lambda _: PASSING[kind])
     fetch_history(engine, settings, provider, notice())
     assert status(engine) == [("failed", 0, 1)]
-    assert len(provider.asked) == MAX_ATTEMPTS
+    assert len(provider.requests) == MAX_ATTEMPTS
     assert str(MAX_ATTEMPTS) in backfill(engine)["error"]
 
 
@@ -714,7 +714,7 @@ def paged(*cursors: str | None, then: str | None = None) -> Provider:
     provider = Provider(lambda _: httpx.Response(200), limit=300)
 
     def answer(request: httpx.Request) -> httpx.Response:
-        position = len(provider.asked) - 1
+        position = len(provider.requests) - 1
         first = httpx.Request("GET", request.url.copy_remove_param("next_cursor"))
         page = heartrates(hourly(3))(first).json()
         return httpx.Response(200, json=page | {"next_cursor": cursors[position] if position < len(cursors) else then})
@@ -772,7 +772,7 @@ def test_a_stream_that_is_not_there_is_passed_over(engine: Engine, settings: Set
     assert status(engine) == [("complete", 1, 1)]
     assert len(rows(engine, "SELECT 1 FROM health.workouts WHERE origin = 'backfill'")) == 10
     assert len(rows(engine, "SELECT 1 FROM health.workout_stream WHERE origin = 'backfill'")) == 9
-    assert (backfill(engine)["records"], len(provider.asked)) == (9, 11)
+    assert (backfill(engine)["records"], len(provider.requests)) == (9, 11)
 
 
 @pytest.mark.parametrize("status_code", [400, 410])
@@ -860,15 +860,15 @@ def test_a_user_has_a_limit_of_running_backfills(engine: Engine, settings: Setti
     pending = [claim(engine, one, 2, 9) for one in (first, second)]
     assert None not in pending
     assert fetcher.run(third) == []
-    assert provider.asked == []
+    assert provider.requests == []
     fetcher.run(other)
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     with engine.begin() as connection:
         connection.execute(
             text("UPDATE headrace.backfills SET lease_until = '-infinity' WHERE id = :id"), {"id": first}
         )
     assert {one.backfill_id for one in fetcher.run(third)} == {first, fourth}
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
 
 
 def test_a_backfill_without_a_message_is_due(engine: Engine, settings: Settings) -> None:
@@ -886,7 +886,7 @@ def test_a_backfill_without_a_message_is_due(engine: Engine, settings: Settings)
     assert due(engine) == [free]
     assert due(engine, user_id="u1") == [free]
     assert due(engine, user_id="u2") == []
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     assert set(due(engine)) == {free, pending, waiting}
     assert len(due(engine, limit=2)) == 2
 
@@ -898,9 +898,9 @@ def test_a_lease_that_ran_out_is_taken_over(engine: Engine, settings: Settings, 
     (one,) = announce(engine, settings, notice(days=(0, 3)))
     claim(engine, one, 4, 9)
     if lease == "over":
-        hurry(engine, leases=True)
+        make_due(engine, leases=True)
     provider.fetcher(engine, settings).run(one)
-    assert len(provider.asked) == (1 if lease == "over" else 0)
+    assert len(provider.requests) == (1 if lease == "over" else 0)
     assert status(engine)[0][0] == ("complete" if lease == "over" else "running")
 
 

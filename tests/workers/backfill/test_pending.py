@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import rows
-from tests.support.backfills import announce, hurry, notice, status
+from tests.support.backfills import announce, make_due, notice, status
 from tests.support.provider import Killed, Provider, heartrates, hourly
 
 
@@ -31,7 +31,7 @@ def test_pages_are_committed_together(
     provider.fetcher(engine, settings, **limits).run(one)
     assert commits(engine) == expected
     assert status(engine) == [("complete", 1, 1)]
-    counted = {"records": 240, "pages": len(provider.asked)}
+    counted = {"records": 240, "pages": len(provider.requests)}
     assert rows(engine, "SELECT records, pages FROM headrace.backfills") == [counted]
 
 
@@ -44,9 +44,9 @@ def test_pending_pages_are_committed_before_a_wait(engine: Engine, settings: Set
     fetcher = provider.fetcher(engine, settings)
     assert [again.backfill_id for again in fetcher.run(one)] == [one]
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 50}]
-    hurry(engine)
+    make_due(engine)
     fetcher.run(one)
-    assert sorted(Counter(str(request.url) for request in provider.asked).values())[-2:] == [1, 2]
+    assert sorted(Counter(str(request.url) for request in provider.requests).values())[-2:] == [1, 2]
     assert status(engine) == [("complete", 1, 1)]
 
 
@@ -55,7 +55,7 @@ def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings:
     inner, kills = heartrates(hourly(10), 25), [7]
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) in kills:
+        if len(provider.requests) in kills:
             raise Killed
         return inner(request)
 
@@ -64,8 +64,8 @@ def test_a_killed_worker_costs_the_pages_of_one_commit(engine: Engine, settings:
     with pytest.raises(Killed):
         provider.fetcher(engine, settings, pages=4).run(one)
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 100}]
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     provider.fetcher(engine, settings, pages=4).run(one)
-    assert Counter(Counter(str(request.url) for request in provider.asked).values())[2] == 3
+    assert Counter(Counter(str(request.url) for request in provider.requests).values())[2] == 3
     assert commits(engine) == 1 + 6
     assert status(engine) == [("complete", 1, 1)]

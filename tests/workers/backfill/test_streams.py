@@ -12,7 +12,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id, rows
-from tests.support.backfills import announce, fetch_history, forget_pauses, hurry, notice, settle
+from tests.support.backfills import announce, fetch_history, forget_pauses, make_due, notice, settle
 from tests.support.provider import Provider, workouts
 from workers.backfill.fetcher import FollowUp
 from workers.operate import status_view
@@ -41,7 +41,7 @@ def streams(then: Any = STREAM, *first: int) -> Provider:
     provider = Provider(lambda _: httpx.Response(500))
 
     def answer(_: httpx.Request) -> httpx.Response:
-        position = len(provider.asked) - 1
+        position = len(provider.requests) - 1
         return httpx.Response(first[position]) if position < len(first) else httpx.Response(200, json=then)
 
     provider.answer = answer
@@ -77,7 +77,7 @@ def test_a_notice_is_stored_and_its_stream_fetched(engine: Engine, settings: Set
     provider = streams()
     assert provider.fetcher(engine, settings).run(number) == []
     settle(engine, provider.fetcher(engine, settings))
-    assert [(request.method, request.url.path) for request in provider.asked] == [
+    assert [(request.method, request.url.path) for request in provider.requests] == [
         ("GET", "/v2/timeseries/workouts/w1/stream")
     ]
     assert stored(engine) == [FETCHED | {"payload": STREAM, "origin": "backfill"}]
@@ -91,7 +91,7 @@ def test_each_workout_has_a_fetch_of_its_own(engine: Engine, settings: Settings)
     assert len(set(numbers)) == 3
     provider = Provider(workouts([]))
     settle(engine, provider.fetcher(engine, settings))
-    assert sorted(one.url.path.split("/")[4] for one in provider.asked) == ["w0", "w1", "w2"]
+    assert sorted(one.url.path.split("/")[4] for one in provider.requests) == ["w0", "w1", "w2"]
     assert [row["payload"]["of"] for row in stored(engine)] == ["w0", "w1", "w2"]
 
 
@@ -105,7 +105,7 @@ def test_a_notice_that_comes_again_does_nothing(engine: Engine, settings: Settin
     assert announce(engine, settings, given) == []
     assert due(engine) == []
     settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     assert [row["payload"] for row in stored(engine)] == [STREAM]
     (row,) = rows(engine, "SELECT outcome, attempts FROM health.deliveries")
     assert row == {"outcome": "applied", "attempts": 4}
@@ -124,7 +124,7 @@ def test_an_update_is_fetched_again(engine: Engine, settings: Settings, fetched:
         assert [row["payload"] for row in stored(engine)] == [STREAM]
     provider.answer = lambda _: httpx.Response(200, json=newer)
     settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
     assert [row["payload"] for row in stored(engine)] == [newer]
     assert {one.status for one in items(engine)} == {"complete"}
 
@@ -137,7 +137,7 @@ def test_no_notice_goes_over_a_stream(engine: Engine, settings: Settings, create
     assert stored(engine) == [FETCHED | {"payload": STREAM, "origin": "backfill"}]
     gone = streams({}, 404)
     settle(engine, gone.fetcher(engine, settings))
-    assert len(gone.asked) == 1
+    assert len(gone.requests) == 1
     assert [row["payload"] for row in stored(engine)] == [STREAM]
 
 
@@ -150,7 +150,7 @@ def test_a_stream_that_is_not_there_leaves_its_notice(engine: Engine, settings: 
     """Breaks if a missing stream is requested repeatedly, or its notice is deleted."""
     provider = streams(STREAM, 404)
     fetch_history(engine, settings, provider, live())
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     assert [row["payload"] for row in stored(engine)] == [NOTICE]
     (one,) = items(engine)
     assert (one.status, one.records, one.error, dead_letters(engine)) == ("complete", 0, None, [])
@@ -161,7 +161,7 @@ def test_a_stream_that_is_refused_is_a_dead_letter(engine: Engine, settings: Set
     body = b'{"detail": "canary of u1"}'
     provider = Provider(lambda _: httpx.Response(422, content=body))
     fetch_history(engine, settings, provider, live())
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     (letter,) = dead_letters(engine)
     assert (letter["event_type"], letter["reason"]) == ("fetch.workout_stream", "status 422")
     assert b"canary" not in letter["sealed"]
@@ -170,7 +170,7 @@ def test_a_stream_that_is_refused_is_a_dead_letter(engine: Engine, settings: Set
     assert [row["payload"] for row in stored(engine)] == [NOTICE]
     assert [one.status for one in items(engine)] == ["complete"]
     fetch_history(engine, settings, provider, live("updated"))
-    assert len(provider.asked) == len(dead_letters(engine)) == 2
+    assert len(provider.requests) == len(dead_letters(engine)) == 2
 
 
 def test_a_refused_stream_is_an_error_of_the_backfill(engine: Engine, settings: Settings) -> None:
@@ -189,7 +189,7 @@ def test_a_temporary_error_is_retried(engine: Engine, settings: Settings, status
     (one,) = items(engine)
     assert (one.status, one.attempts) == ("running", 1)
     settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 3
+    assert len(provider.requests) == 3
     assert [row["payload"] for row in stored(engine)] == [STREAM]
 
 
@@ -198,10 +198,12 @@ def test_what_is_no_stream_is_tried_again(engine: Engine, settings: Settings) ->
     announce(engine, settings, live())
     provider = streams()
     inner = provider.answer
-    provider.answer = lambda request: inner(request) if len(provider.asked) > 1 else httpx.Response(200, content=b'{"t')
+    provider.answer = lambda request: (
+        inner(request) if len(provider.requests) > 1 else httpx.Response(200, content=b'{"t')
+    )
     settle(engine, provider.fetcher(engine, settings))
     assert [row["payload"] for row in stored(engine)] == [STREAM]
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
 
 
 def test_a_stream_waits_for_a_new_key(engine: Engine, settings: Settings) -> None:
@@ -209,9 +211,9 @@ def test_a_stream_waits_for_a_new_key(engine: Engine, settings: Settings) -> Non
     (number,) = announce(engine, settings, live())
     provider = streams(STREAM, 401)
     assert provider.fetcher(engine, settings).run(number) == [FollowUp(number, 300.0)]
-    hurry(engine)
+    make_due(engine)
     assert provider.fetcher(engine, settings).run(number)[0].seconds > 290
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     forget_pauses(settings)
     settle(engine, provider.fetcher(engine, settings))
     assert [row["payload"] for row in stored(engine)] == [STREAM]
@@ -234,7 +236,7 @@ def test_a_history_and_a_live_stream_do_not_extend_each_other(engine: Engine, se
     provider = Provider(workouts([]))
     settle(engine, provider.fetcher(engine, settings))
     assert [(one.item, one.status) for one in items(engine)] == [("", "running"), ("w1", "complete")]
-    assert [one.url.path for one in provider.asked].count("/v2/timeseries/workouts/w1/stream") == 1
+    assert [one.url.path for one in provider.requests].count("/v2/timeseries/workouts/w1/stream") == 1
 
 
 def test_no_request_is_sent_about_an_erased_user(engine: Engine, settings: Settings) -> None:
@@ -243,7 +245,7 @@ def test_no_request_is_sent_about_an_erased_user(engine: Engine, settings: Setti
     Eraser(engine, settings).erase("u1", lambda _: None)
     provider = streams()
     settle(engine, provider.fetcher(engine, settings))
-    assert provider.asked == []
+    assert provider.requests == []
     assert stored(engine) == []
     assert items(engine) == []
 
@@ -256,7 +258,7 @@ def test_no_request_is_sent_about_a_user_erased_between_two_attempts(engine: Eng
     fetcher.run(number)
     Eraser(engine, settings).erase("u1", lambda _: None)
     settle(engine, fetcher)
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     assert stored(engine) == []
 
 
@@ -299,7 +301,7 @@ def test_a_nights_stream_is_fetched_where_it_is_named(
     announce(engine, wanted, slept(suffix))
     provider = streams()
     settle(engine, provider.fetcher(engine, wanted))
-    assert [one.url.path for one in provider.asked] == ["/v2/timeseries/sleep/s1/stream"] * fetched
+    assert [one.url.path for one in provider.requests] == ["/v2/timeseries/sleep/s1/stream"] * fetched
     expected = {"user_id": "u1", "id": "s1", "provider": "oura", "payload": STREAM, "origin": "backfill"}
     found = stored(engine, "sleep_stream")
     assert [{name: row[name] for name in expected} for row in found] == [expected] * fetched
@@ -315,7 +317,7 @@ def test_a_repeated_night_is_not_fetched_again(engine: Engine, settings: Setting
     for one in (given, given, slept("updated", updated_at="2026-03-15T00:00:00Z")):
         announce(engine, wanted, one)
         settle(engine, provider.fetcher(engine, wanted))
-    assert len(provider.asked) == 2
+    assert len(provider.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_the_history_of_nights_brings_their_streams(
 
     provider = Provider(answer)
     settle(engine, provider.fetcher(engine, wanted))
-    paths = [one.url.path for one in provider.asked]
+    paths = [one.url.path for one in provider.requests]
     assert paths.count("/v2/timeseries/sleep/s1/stream") == ("sleep_stream" in found)
     assert [row["payload"] for row in stored(engine, "sleep_stream")] == [STREAM] * ("sleep_stream" in found)
     assert {one.status for one in items(engine)} <= {"complete"}

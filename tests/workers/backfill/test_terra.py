@@ -15,7 +15,7 @@ from app.config.settings import Settings
 from app.delivery import Receipt, pack, seal
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
-from tests.support.backfills import hurry, settle, status
+from tests.support.backfills import make_due, settle, status
 from tests.support.provider import Provider
 from workers.aggregators import terra
 from workers.fetch.rate_limits import pauses
@@ -51,7 +51,7 @@ def window(request: httpx.Request) -> tuple[datetime, datetime]:
 
 def of_type(provider: Provider, name: str) -> list[httpx.Request]:
     """The requests for one type, in order."""
-    return [request for request in provider.asked if request.url.path == f"/{name}"]
+    return [request for request in provider.requests if request.url.path == f"/{name}"]
 
 
 def nights(request: httpx.Request) -> httpx.Response:
@@ -89,9 +89,9 @@ def only(name: str, answer: Answer) -> Answer:
 def test_a_connection_brings_its_history(engine: Engine, settings: Settings) -> None:
     """Breaks if a type is missing, a window is longer than a month or leaves a gap, or Terra sends webhooks."""
     provider = from_terra(engine, settings, nights)
-    assert sorted({request.url.path.strip("/") for request in provider.asked}) == TYPES
-    assert {request.url.params["to_webhook"] for request in provider.asked} == {"false"}
-    assert {request.headers.get("user-agent", "").split("/")[0] for request in provider.asked} == {"python-httpx"}
+    assert sorted({request.url.path.strip("/") for request in provider.requests}) == TYPES
+    assert {request.url.params["to_webhook"] for request in provider.requests} == {"false"}
+    assert {request.headers.get("user-agent", "").split("/")[0] for request in provider.requests} == {"python-httpx"}
     windows = [window(request) for request in of_type(provider, "sleep")]
     assert all(end - start <= timedelta(days=28, seconds=1) for start, end in windows)
     assert all(later[0] <= earlier[1] and later[1] > earlier[0] for later, earlier in pairwise(windows))
@@ -109,10 +109,10 @@ def test_the_rate_limit_of_a_user_is_kept(engine: Engine, settings: Settings, mo
     """Breaks if Terra has to enforce its 6,000 days an hour, or one user's decade delays another user."""
     monkeypatch.setattr(terra, "API_LIMITS", replace(terra.API_LIMITS, user_rate="9/hour"))
     provider = from_terra(engine, settings, nights, rounds=30)
-    assert len(provider.asked) == 9
+    assert len(provider.requests) == 9
     connect(engine, settings, "t2")
     settle(engine, provider.fetcher(engine, settings), 30)
-    asked = [request.url.params["user_id"] for request in provider.asked]
+    asked = [request.url.params["user_id"] for request in provider.requests]
     assert (asked.count("t1"), asked.count("t2")) == (9, 9)
     waiting = rows(engine, "SELECT status FROM health.backfills WHERE status IN ('pending', 'running')")
     assert len(waiting) > 7
@@ -157,7 +157,7 @@ def test_a_rate_limit_may_apply_to_one_user(engine: Engine, settings: Settings) 
         return limited("r2", **{"Retry-After": "1800"}) if request.url.params["user_id"] == "t1" else nights(request)
 
     provider = from_terra(engine, settings, answer, "t1", "t2", rounds=20)
-    assert [request.url.params["user_id"] for request in provider.asked].count("t1") == 1
+    assert [request.url.params["user_id"] for request in provider.requests].count("t1") == 1
     assert {one[0] for one in status(engine, "t2")} == {"complete"}
     assert {one[0] for one in status(engine, "t1")} <= {"pending", "running"}
     (pause,) = pauses(settings)
@@ -229,7 +229,7 @@ def test_without_a_key_history_waits(engine: Engine, settings: Settings) -> None
     connect(engine, settings)
     provider = Provider(lambda _: httpx.Response(500), 0)
     fetcher = provider.fetcher(engine, settings)
-    hurry(engine)
+    make_due(engine)
     assert due(engine, of=["junction"]) == []
     for number in due(engine):
         assert fetcher.run(number) == []

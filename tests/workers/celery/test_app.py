@@ -63,3 +63,11 @@ def test_rabbitmq_gets_quorum_queues_and_confirms() -> None:
     conf = make_app(Settings(broker_url="amqp://127.0.0.1:1//")).conf
     assert [queue.queue_arguments for queue in conf.task_queues] == [{"x-queue-type": "quorum"}] * len(LANES)
     assert conf.broker_transport_options["confirm_publish"] is True
+
+
+def test_a_sweep_during_an_outage_logs_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Breaks if Celery logs an outage of the broker as an unexpected error with a traceback, every five seconds."""
+    nowhere = Settings(database_url="postgresql+psycopg://u:p@127.0.0.1:1/d", broker_url="redis://127.0.0.1:1/0")
+    assert make_app(nowhere).tasks[SWEEP].apply().state == "SUCCESS"
+    (line,) = caplog.messages
+    assert line.startswith("the sweep stopped (BROKER_URL: the broker cannot be reached")

@@ -16,7 +16,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import ROOT, apply, delivery, event, rows
 from tests.support.backfills import announce, notice, settle
-from tests.support.cli import invoke, refused
+from tests.support.cli import error_line, invoke
 from tests.support.provider import Provider, daily, heartrates
 from workers.cli import backfill as commands
 from workers.cli import options
@@ -163,7 +163,7 @@ def test_a_client_user_id_is_resolved(run: Run, engine: Engine, settings: Settin
 def test_an_ambiguous_client_user_id_is_refused(run: Run, engine: Engine, settings: Settings) -> None:
     known(engine, settings, "u1", client="team")
     known(engine, settings, "u2", client="team")
-    line = refused(run("start", "--user", "team", "--resource", "sleep", *SINCE))
+    line = error_line(run("start", "--user", "team", "--resource", "sleep", *SINCE))
     assert "several users have the client_user_id team" in line
     assert all(user in line for user in ("u1", "u2"))
     assert states(engine) == {}
@@ -181,7 +181,7 @@ def test_an_erased_user_is_refused(run: Run, engine: Engine, settings: Settings,
     known(engine, settings, "u1")
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.users SET erased_at = now()"))
-    assert "u1 was erased" in refused(run("start", "--user", name, "--resource", "sleep", *SINCE))
+    assert "u1 was erased" in error_line(run("start", "--user", name, "--resource", "sleep", *SINCE))
     assert states(engine) == {}
 
 
@@ -215,7 +215,7 @@ NOTHINGS = (
 
 def test_an_empty_or_future_period_is_refused(run: Run, engine: Engine) -> None:
     for words in NOTHINGS:
-        assert "is not before --until" in refused(run("start", "--user", "u1", "--resource", "sleep", *words))
+        assert "is not before --until" in error_line(run("start", "--user", "u1", "--resource", "sleep", *words))
     assert nothing_there(engine)
 
 
@@ -379,8 +379,8 @@ def test_show_lists_every_chunk(run: Run, engine: Engine, settings: Settings) ->
 
 
 def test_show_of_an_unknown_id_is_an_error(run: Run) -> None:
-    assert refused(run("show", 404)) == "Error: no backfill 404; headrace backfill list shows all"
-    assert refused(run("show", 404, "--json")).startswith("Error: no backfill 404")
+    assert error_line(run("show", 404)) == "Error: no backfill 404; headrace backfill list shows all"
+    assert error_line(run("show", 404, "--json")).startswith("Error: no backfill 404")
     assert run("show").exit_code == run("show", "one").exit_code == 2
 
 
@@ -494,7 +494,7 @@ def test_as_a_process(environment: dict[str, str], engine: Engine) -> None:
     "words", [("start", "--user", "u1", *SINCE), ("list",), ("show", "1"), ("pause", "1"), ("resume", "1")]
 )
 def test_without_a_stack_the_error_is_one_line(words: tuple[str, ...]) -> None:
-    assert refused(invoke("backfill", *words)).startswith("headrace: no stack runs in ")
+    assert error_line(invoke("backfill", *words)).startswith("headrace: no stack runs in ")
 
 
 def test_help_is_independent_of_docstrings() -> None:

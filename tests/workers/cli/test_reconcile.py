@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
-from tests.support.cli import invoke, refused
+from tests.support.cli import error_line, invoke
 from workers.cli import reconcile as commands
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle, pauses
@@ -173,12 +173,12 @@ def test_an_invalid_since_is_refused(run: Run) -> None:
 def test_a_rejected_api_key_is_reported(run: Run, settings: Settings, broker_url: str, word: str) -> None:
     """The command must not wait for the end of the pause."""
     words = (word, "--user", "u1")
-    line = refused(run(*words, JUNCTION_API_KEY="sk_us_sesame"))
+    line = error_line(run(*words, JUNCTION_API_KEY="sk_us_sesame"))
     assert "401" in line
     assert "sesame" not in line
     if word == "reconcile":
         assert "the API key is refused" in line
-        again = refused(run("reconcile", JUNCTION_API_KEY="sk_us_sesame"))
+        again = error_line(run("reconcile", JUNCTION_API_KEY="sk_us_sesame"))
         assert "the API key is refused" in again
 
 
@@ -195,7 +195,7 @@ WRONG: list[tuple[dict[str, str], str]] = [
 @pytest.mark.parametrize("word", ["reconcile", "refresh"])
 def test_an_error_is_one_line(run: Run, word: str) -> None:
     for environment, message in WRONG:
-        line = refused(run(word, "--user", "u1", **environment))
+        line = error_line(run(word, "--user", "u1", **environment))
         assert line.startswith("headrace: ")
         assert message in line
         assert "sesame" not in line
@@ -203,7 +203,7 @@ def test_an_error_is_one_line(run: Run, word: str) -> None:
 
 def test_a_rejected_request_is_one_line(run: Run, simulator: Simulator) -> None:
     simulator.faults.add("422", where="introspect")
-    line = refused(run("reconcile"))
+    line = error_line(run("reconcile"))
     assert line == "headrace: Junction answers /v2/introspect/historical_pull with status 422"
 
 
@@ -222,7 +222,7 @@ def test_a_short_pause_is_awaited(  # noqa: PLR0917
     assert (done.exit_code, len(json.loads(done.stdout)) > 0) == (0, True)
     assert [round(seconds) for seconds in slept if seconds] == [60]
     simulator.faults.add("503", times=1, retry_after=600)
-    line = refused(run("reconcile", "--dry-run", "--json"))
+    line = error_line(run("reconcile", "--dry-run", "--json"))
     assert line == "Error: Junction is paused for 600 s: status 503"
 
 
@@ -259,18 +259,20 @@ def test_refresh_as_json(run: Run, simulator: Simulator) -> None:
 def test_refresh_of_a_user_without_connections_is_an_error(run: Run, simulator: Simulator) -> None:
     user = simulator.world.members[0]
     simulator.conditions.put_state(State("deregistered", user.user_id))
-    assert refused(run("refresh", "--user", user.user_id)) == "Error: Junction reports: user has no connected sources"
+    assert (
+        error_line(run("refresh", "--user", user.user_id)) == "Error: Junction reports: user has no connected sources"
+    )
     done = run("refresh", "--user", user.user_id, "--json")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"] == "user has no connected sources"
-    assert "status 404" in refused(run("refresh", "--user", "nobody"))
+    assert "status 404" in error_line(run("refresh", "--user", "nobody"))
 
 
 def test_refresh_is_limited_to_eight_per_hour_and_user(run: Run, simulator: Simulator) -> None:
     first, second = simulator.world.members
     for _ in range(8):
         assert run("refresh", "--user", first.user_id).exit_code == 0
-    line = refused(run("refresh", "--user", first.user_id))
+    line = error_line(run("refresh", "--user", first.user_id))
     message, _, seconds = line.removesuffix(" s").rpartition(" in ")
     assert message == f"Error: {first.user_id} was refreshed 8 times this hour; try again"
     assert 3500 < int(seconds) <= 3601
@@ -282,7 +284,7 @@ def test_a_paused_account_is_not_refreshed(run: Run, simulator: Simulator, setti
     user = simulator.world.members[0]
     Throttle(settings).pause("junction", 60, "status 429")
     for _ in range(9):
-        line = refused(run("refresh", "--user", user.user_id))
+        line = error_line(run("refresh", "--user", user.user_id))
     assert "headrace status shows why" in line
     assert (simulator.requests, [one.reason for one in pauses(settings)]) == ([], ["status 429"])
     forget_pauses(settings)
@@ -292,7 +294,7 @@ def test_a_paused_account_is_not_refreshed(run: Run, simulator: Simulator, setti
 @pytest.mark.parametrize("kind", ["429", "500", "truncated"])
 def test_a_failed_refresh_is_an_error(run: Run, simulator: Simulator, kind: Any) -> None:
     simulator.faults.add(kind)
-    line = refused(run("refresh", "--user", simulator.world.members[0].user_id))
+    line = error_line(run("refresh", "--user", simulator.world.members[0].user_id))
     assert ("cannot be reached" if kind == "truncated" else kind) in line
 
 

@@ -11,7 +11,7 @@ from app.config.settings import Settings
 from tests.support import START, apply, rows
 from tests.support.cases import Failures
 from tests.support.database import emptied
-from tests.support.reconnections import EVENTS, MINUTE, REAUTH, late, story, terra, user
+from tests.support.reconnections import EVENTS, MINUTE, REAUTH, late, reconnection, terra, user
 from workers.operate.erase import Eraser
 
 LATE = late()
@@ -52,7 +52,7 @@ def test_the_order_does_not_matter(engine: Engine, settings: Settings) -> None:
     Each of the 120 orders has a user of its own, so that one message can hold all of them.
     """
     orders = {f"{n}": order for n, order in enumerate(itertools.permutations(range(len(EVENTS))))}
-    events = {of: story(f"-{of}") for of in orders}
+    events = {of: reconnection(f"-{of}") for of in orders}
     for position in range(len(EVENTS)):
         assert "dead" not in apply(engine, settings, *(events[of][order[position]] for of, order in orders.items()))
     assert "dead" not in apply(engine, settings, *(late(f"-{of}") for of in orders))
@@ -70,7 +70,7 @@ def test_the_order_does_not_matter_of_messages_with_one_event(engine: Engine, se
     for order in orders:
         with failures.of(order), emptied(engine):
             for number in order:
-                assert "dead" not in apply(engine, settings, story("-1")[number])
+                assert "dead" not in apply(engine, settings, reconnection("-1")[number])
             assert "dead" not in apply(engine, settings, late("-1"))
             assert of_each(engine) == {"1": END}
     assert failures == {}

@@ -431,10 +431,10 @@ def test_a_rejected_stream_is_requested_although_the_rest_is_complete(engine: En
     settle(engine, provider.fetcher(engine, reading))
     assert (status(engine), len(dead_letters.listed(engine))) == ([("complete", 1, 1)], 1)
     assert replay_all(engine, reading) == {"applied": 1}
-    asked = len(provider.asked)
+    asked = len(provider.requests)
     fixed = Provider(workouts(daily(10)))
     settle(engine, fixed.fetcher(engine, reading))
-    assert (dead_letters.listed(engine), len(provider.asked), len(fixed.asked)) == ([], asked, 1)
+    assert (dead_letters.listed(engine), len(provider.requests), len(fixed.requests)) == ([], asked, 1)
     assert len(rows(engine, "SELECT 1 FROM health.workout_stream WHERE origin = 'backfill'")) == 10
     assert status(engine) == [("complete", 1, 1)] * 2
 

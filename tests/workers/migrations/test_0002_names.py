@@ -1,4 +1,4 @@
-"""The migration 0002, from a database that Headrace 0.1 made and filled: nothing is lost, and work goes on."""
+"""The migration 0002, from a database that Headrace 0.1 made and filled: nothing is lost, and it can still be used."""
 
 import gzip
 import subprocess
@@ -80,7 +80,7 @@ def test_names_change_and_nothing_else(old: Engine) -> None:
     assert rows(old, OLD_NAMES) == []
 
 
-def test_work_goes_on_in_a_migrated_database(old: Engine, settings: Settings) -> None:
+def test_a_migrated_database_can_be_used(old: Engine, settings: Settings) -> None:
     """Breaks if what 0.1 archived cannot be replayed, partitions are not found again, or new events do not land."""
     migrate(old)
     here = settings_of(settings, str(old.url.render_as_string(hide_password=False)).replace("+psycopg", ""))
@@ -97,7 +97,7 @@ def test_work_goes_on_in_a_migrated_database(old: Engine, settings: Settings) ->
     writer.dispose()
 
 
-def test_what_was_refused_gets_columns_of_its_own(old: Engine) -> None:
+def test_rejected_requests_get_separate_columns(old: Engine) -> None:
     """Breaks if an upgrade forgets what backfills that still run have been refused."""
     errors = {"a": "12 refused, first: no id", "b": "status 503", "c": None, "d": "x 1 refused, first: y"}
     add = text("""INSERT INTO headrace.backfills (aggregator, user_id, provider, resource, asked_by, window_start,

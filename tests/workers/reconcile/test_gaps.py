@@ -90,7 +90,7 @@ LOST = "its backfill has failed"
         ("not pulled", "", "provider", "not pulled", False),
     ],
 )  # fmt: skip
-def test_what_is_not_pulled_is_not_fetched(
+def test_resources_that_are_not_pulled_are_not_fetched(
     status: str, said: str, whose: str, reason: str, *, is_pulling: bool
 ) -> None:
     """Breaks if history that the aggregator does not have counts as ours and is requested in vain."""
@@ -142,7 +142,7 @@ def test_a_pull_that_does_not_say_when_it_began_is_as_old_as_any() -> None:
     assert of_pull(pull(began=None), stored(*windows), NOW) is None
 
 
-def test_what_a_pull_was_about() -> None:
+def test_the_scope_of_a_pull() -> None:
     """Breaks if an open, reversed or future range makes an invalid window."""
     failures = Failures()
     for start, end, span in (
@@ -281,7 +281,7 @@ def test_missing_days_are_fetched_once_more_and_then_reported() -> None:
 
 
 @pytest.mark.parametrize("resource", ["profile", "workout_stream"])
-def test_what_has_no_days_is_not_counted(resource: str) -> None:
+def test_resources_without_days_are_not_counted(resource: str) -> None:
     """Breaks if a profile or a workout's stream, which have no day, are requested repeatedly."""
     key = KEY._replace(resource=resource)
     short = pull(days_with_data=21, resource=resource)
@@ -314,7 +314,7 @@ def missing(given: Stored, *supplies: ResourceCoverage, since: datetime = SINCE)
     return {gap.key.resource: (gap.reason, spanned(gap.windows)) for gap in gaps}
 
 
-def test_what_there_should_be_by_now() -> None:
+def test_the_expected_days() -> None:
     """Breaks if data that is on its way, or too old to be compared, counts as missing."""
     failures = Failures()
     for oldest, newest, span in (
@@ -336,7 +336,7 @@ def test_what_there_should_be_by_now() -> None:
     assert failures == {}
 
 
-def test_absurd_supplies_are_passed_over() -> None:
+def test_absurd_coverage_is_ignored() -> None:
     """Breaks if an absurd date ends the whole reconciliation."""
     for oldest in (*ABSURD, BEFORE_TIME):
         for newest in (*ABSURD, BEFORE_TIME):
@@ -442,7 +442,7 @@ def test_a_fetched_day_is_not_silent() -> None:
 
 
 @pytest.mark.parametrize("workouts", [[*range(-30, -17), -1], [*range(-30, -16)]])
-def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) -> None:
+def test_repaired_gaps_do_not_count_as_missing(workouts: list[int]) -> None:
     """Breaks if, after silent days have been fetched, days without a workout count as lost."""
     heartrate = [one for one in LAST if not -15 <= one <= -11]
     both, given = (supply(), supply(resource="workouts")), with_workouts(workouts, heartrate)
@@ -455,7 +455,7 @@ def test_what_was_made_up_for_does_not_make_more_missing(workouts: list[int]) ->
 # Tails
 
 
-def test_what_is_newer_than_what_is_stored() -> None:
+def test_data_newer_than_the_stored_data() -> None:
     """Breaks if the missing end of webhook data is not found, or is requested again when nothing is newer."""
     failures = Failures()
     for newest, windows, gap in (

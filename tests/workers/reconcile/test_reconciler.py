@@ -988,7 +988,7 @@ def test_stored_gaps_have_their_edges(engine: Engine, settings: Settings) -> Non
 # Time slices
 
 
-def hurry(engine: Engine, *, leases: bool = False) -> None:
+def make_due(engine: Engine, *, leases: bool = False) -> None:
     """Makes the job due; with `leases`, also expires the leases of killed workers."""
     execute(engine, "UPDATE headrace.jobs SET due_at = now()")
     if leases:
@@ -1017,7 +1017,7 @@ def test_a_time_slice_runs_to_the_end(engine: Engine, settings: Settings) -> Non
     assert not ensure_job(engine, JOB, PERIOD)
     assert run_slice(engine, reconciler, PERIOD) is None
     assert api.asked == []
-    hurry(engine)
+    make_due(engine)
     assert ensure_job(engine, JOB, PERIOD)
     assert run_slice(engine, reconciler, PERIOD) is None
     assert api.paths() == ALL
@@ -1031,7 +1031,7 @@ def test_a_time_slice_that_waits_continues_at_its_position(engine: Engine, setti
     """Breaks if a reconciliation that has to wait begins again, continues too early, or blocks other workers."""
     api = replace(LONG, asked=[], before=[None, None, httpx.Response(429, headers={"Retry-After": "30"})])
     ensure_job(engine, JOB, 0)
-    hurry(engine)
+    make_due(engine)
     assert 30 <= (run_slice(engine, api.reconciler(engine, settings), PERIOD) or 0) <= 30.2
     after = job_state(engine)
     at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
@@ -1041,7 +1041,7 @@ def test_a_time_slice_that_waits_continues_at_its_position(engine: Engine, setti
     assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
     assert not ensure_job(engine, JOB, PERIOD)
     assert len(api.asked) == 3
-    hurry(engine)
+    make_due(engine)
     forget_pauses(settings)
     assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
     assert api.paths() == [*ALL[:3], *ALL[2:]]
@@ -1051,7 +1051,7 @@ def test_a_killed_time_slice_continues_after_its_lease(engine: Engine, settings:
     """Breaks if a killed worker costs more than one request, or another takes over too early."""
     api = replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
-    hurry(engine)
+    make_due(engine)
     for number in range(len(ALL)):
         api.during = lambda _, number=number: kill(number, api)  # type: ignore[misc]
         with pytest.raises(Killed):
@@ -1059,7 +1059,7 @@ def test_a_killed_time_slice_continues_after_its_lease(engine: Engine, settings:
         assert job_state(engine)["held"]
         assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
         assert not ensure_job(engine, JOB, PERIOD)
-        hurry(engine, leases=True)
+        make_due(engine, leases=True)
     api.during = lambda _: None
     run_slice(engine, api.reconciler(engine, settings), PERIOD)
     assert api.paths() == [path for path in ALL for _ in range(2)]
@@ -1080,7 +1080,7 @@ def test_a_time_slice_is_limited(engine: Engine, settings: Settings, monkeypatch
     ensure_job(engine, JOB, 0)
     turns = 0
     while job_state(engine)["position"] or not turns:
-        hurry(engine)
+        make_due(engine)
         seconds = run_slice(engine, api.reconciler(engine, settings), PERIOD)
         assert seconds == (None if len(api.asked) == len(ALL) else 0.0)
         assert not job_state(engine)["held"]
@@ -1094,7 +1094,7 @@ def test_only_one_worker_runs_the_reconciliation(engine: Engine, settings: Setti
     """Breaks if two workers run one reconciliation: every request would be sent twice."""
     api, other = replace(LONG, asked=[]), replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
-    hurry(engine)
+    make_due(engine)
     second = other.reconciler(engine, settings)
     given: list[float | None] = []
     api.during = lambda _: given.append(run_slice(engine, second, PERIOD))
@@ -1107,7 +1107,7 @@ def test_a_refused_reconciliation_ends_until_the_next_period(engine: Engine, set
     """Breaks if a refused reconciliation is repeated at once without end, or ends without a log line."""
     api = replace(LONG, asked=[], before=[None, None, httpx.Response(422)])
     ensure_job(engine, JOB, 0)
-    hurry(engine)
+    make_due(engine)
     assert run_slice(engine, api.reconciler(engine, settings), PERIOD) is None
     after = job_state(engine)
     assert (after["position"], after["held"]) == (None, False)
@@ -1130,7 +1130,7 @@ def test_the_sweep_begins_what_is_due(
     with redis.Redis.from_url(settings.need_broker()) as client:
         jobs.sweep()
         assert client.llen("backfill") == 0  # the first one runs a period after the installation
-        hurry(engine)
+        make_due(engine)
         jobs.sweep()
         sent = [json.loads(raw) for raw in client.lrange("backfill", 0, -1)]
     assert [one["headers"]["task"] for one in sent] == [RECONCILE] * messages

@@ -33,7 +33,7 @@ def one(api, path, user=0):
 
 @pytest.mark.parametrize("hour", [0, 1, 12, 23])
 @pytest.mark.parametrize("days", [1, 2, 40])
-def test_what_is_counted_is_what_there_is(days, hour, full):
+def test_counts_match_the_data(days, hour, full):
     """Breaks if a number is estimated, for any resource, at either end of a window of any length."""
     if days == 40 and hour != 12 and not full:
         pytest.skip("the long window ends at one hour, and at each with --full")
@@ -62,7 +62,7 @@ def test_counting_costs_the_same_for_ten_years(monkeypatch):
     assert len(looked) < 12
 
 
-def test_a_pull_tells_its_range_and_what_is_in_it_and_ends_when_people_connected(api):
+def test_a_pull_has_its_range_and_counts_and_ends_at_the_connection(api):
     """Breaks if a history pull grows with live data, or counts the days of another resource."""
     range_end = api.world.until.isoformat()
     api.world.until += timedelta(days=3)

@@ -179,7 +179,7 @@ def test_late_events_are_the_same_for_the_same_seed_and_dropped_when_stopped(end
     assert len(order(stopped())) < 20
 
 
-def test_a_rate_is_kept_to(endpoint):
+def test_a_rate_is_not_exceeded(endpoint):
     started = time.monotonic()
 
     with Sender(endpoint.url, SECRET) as sender:
@@ -188,7 +188,7 @@ def test_a_rate_is_kept_to(endpoint):
     assert time.monotonic() - started >= 0.25
 
 
-def test_endless_events_are_taken_only_as_they_are_sent(endpoint):
+def test_endless_events_are_consumed_only_as_they_are_sent(endpoint):
     stop = threading.Event()
     taken = []
 

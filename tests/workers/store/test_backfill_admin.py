@@ -18,7 +18,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, apply, delivery, event, rows
-from tests.support.backfills import STATES, announce, change, hurry, notice, planned, put, settle
+from tests.support.backfills import STATES, announce, change, make_due, notice, planned, put, settle
 from tests.support.cases import Failures
 from tests.support.database import emptied
 from tests.support.provider import DAY, FIRST, Answer, Killed, Provider, daily, heartrates, hourly, workouts
@@ -48,7 +48,7 @@ def killed_at(answer: Answer, number: int) -> Provider:
     provider = Provider(answer)
 
     def deadly(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) == number:
+        if len(provider.requests) == number:
             raise Killed
         return answer(request)
 
@@ -119,7 +119,7 @@ def test_the_share_covers_all_chunks(
     assert (one.chunks, one.chunks_done) == (2, done)
     assert [chunk.window_end for chunk in chunks_of(engine, number)] == [FIRST + 56 * DAY, FIRST + 26 * DAY]
     settle(engine, Provider(heartrates(daily(60))).fetcher(engine, settings), 1)
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     settle(engine, Provider(heartrates(daily(60))).fetcher(engine, settings))
     one = only(engine)
     assert (one.status, one.share, one.chunks_done, one.left) == ("complete", 1, 2, None)
@@ -273,7 +273,7 @@ def stopping(engine: Engine, answer: Answer, at: int, *does: Do) -> Provider:
     provider = Provider(answer)
 
     def stop(request: httpx.Request) -> httpx.Response:
-        if len(provider.asked) == at:
+        if len(provider.requests) == at:
             for do in does:
                 assert do(engine, [one.id for one in listed(engine, Filter())])
         return answer(request)
@@ -302,17 +302,17 @@ def test_a_stop_during_a_page_loses_nothing(engine: Engine, settings: Settings) 
                 (number,) = announce(engine, settings, notice(resource=resource, days=days))
                 provider = stopping(engine, answer, at, stop)
                 assert provider.fetcher(engine, settings, pages=1).run(number) == []
-                assert len(provider.asked) == at
+                assert len(provider.requests) == at
                 stored = rows(engine, f"SELECT count(*) AS n FROM health.{resource}")[0]["n"]
                 one = only(engine)
                 assert one.status == ("paused" if stop is pause else "cancelled")
                 assert one.records == stored > 0
                 settle(engine, provider.fetcher(engine, settings))
-                assert len(provider.asked) == at
+                assert len(provider.requests) == at
                 assert resume(engine, [number]) == [number]
                 settle(engine, provider.fetcher(engine, settings))
                 pages = Counter(
-                    str(one.url) for one in provider.asked if resource == "workouts" or "summary" not in one.url.path
+                    str(one.url) for one in provider.requests if resource == "workouts" or "summary" not in one.url.path
                 )
                 assert set(pages.values()) == {1}
                 assert rows(engine, f"SELECT count(*) AS n FROM health.{resource}") == [{"n": records}]
@@ -327,11 +327,11 @@ def test_a_stop_loses_nothing_where_pages_are_committed_together(engine: Engine,
     provider = stopping(engine, heartrates(hourly(20), 20), 3, pause)
     assert provider.fetcher(engine, settings).run(number) == []
     one = only(engine)
-    assert len(provider.asked) == CommitLimits().pages
+    assert len(provider.requests) == CommitLimits().pages
     assert (one.status, one.records) == ("paused", CommitLimits().pages * 20)
     assert resume(engine, [number]) == [number]
     settle(engine, provider.fetcher(engine, settings))
-    assert set(Counter(str(one.url) for one in provider.asked).values()) == {1}
+    assert set(Counter(str(one.url) for one in provider.requests).values()) == {1}
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
     assert only(engine).status == "complete"
 
@@ -347,7 +347,7 @@ def test_a_stop_during_a_failure_stays(engine: Engine, settings: Settings, statu
     provider.fetcher(engine, settings).run(number)
     settle(engine, provider.fetcher(engine, settings), 3)
     assert only(engine).status == ("paused" if stop is pause else "cancelled")
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     assert resume(engine, [number])
     provider.answer = heartrates(hourly(3))
     settle(engine, provider.fetcher(engine, settings), 80)
@@ -366,7 +366,7 @@ def test_a_stop_and_a_resume_during_one_page(engine: Engine, settings: Settings)
     provider = stopping(engine, inner, 3, pause, resume, finish)
     (number,) = announce(engine, settings, notice(days=(0, 3)))
     assert provider.fetcher(engine, settings, pages=1).run(number) == []
-    assert len(provider.asked) == 3
+    assert len(provider.requests) == 3
     assert (only(engine).status, only(engine).records, only(engine).pages) == ("complete", 72, 8)
 
 
@@ -384,9 +384,9 @@ def test_a_worker_that_crashes_after_the_last_page(
         patched.setattr(backfills, "next_chunk", die)
         with pytest.raises(Killed):
             provider.fetcher(engine, settings).run(number)
-    hurry(engine, leases=True)
+    make_due(engine, leases=True)
     settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 1
+    assert len(provider.requests) == 1
     assert (only(engine).status, only(engine).chunks_done) == ("complete", 1)
 
 
@@ -399,11 +399,11 @@ def test_a_notice_of_a_paused_backfill_waits(engine: Engine, settings: Settings)
     settle(engine, provider.fetcher(engine, settings))
     provider.fetcher(engine, settings).run(number)
     one = only(engine)
-    assert (one.status, one.chunks, one.is_final_seen, provider.asked) == ("paused", 2, True, [])
+    assert (one.status, one.chunks, one.is_final_seen, provider.requests) == ("paused", 2, True, [])
     assert (one.window_start, one.window_end) == (FIRST, FIRST + 30 * DAY)
     resume(engine, [number])
     settle(engine, provider.fetcher(engine, settings))
-    assert (only(engine).status, only(engine).chunks_done, len(provider.asked)) == ("complete", 2, 2)
+    assert (only(engine).status, only(engine).chunks_done, len(provider.requests)) == ("complete", 2, 2)
 
 
 def test_one_history_has_one_open_backfill(engine: Engine, settings: Settings) -> None:
@@ -649,7 +649,7 @@ def test_a_rejected_request_is_a_dead_letter(engine: Engine, settings: Settings)
         assert resume(engine, [number]) == [number]
         settle(engine, provider.fetcher(engine, settings))
         assert [one["message_id"] for one in dead_letter_rows(engine)] == [dead_letter["message_id"]]
-    assert len(provider.asked) == 3
+    assert len(provider.requests) == 3
     resume(engine, [number])
     provider.answer = heartrates(daily(10))
     settle(engine, provider.fetcher(engine, settings))
@@ -682,7 +682,7 @@ def test_a_failure_is_cleared_by_the_next_page(engine: Engine, settings: Setting
     """Breaks if a complete backfill shows a transient error."""
     provider = Provider(heartrates(daily(30)))
     inner = provider.answer
-    provider.answer = lambda request: httpx.Response(500) if len(provider.asked) == 2 else inner(request)
+    provider.answer = lambda request: httpx.Response(500) if len(provider.requests) == 2 else inner(request)
     (number,) = announce(engine, settings, notice(days=(0, 30)))
     provider.fetcher(engine, settings).run(number)
     assert (only(engine).error, only(engine).attempts) == ("status 500", 1)

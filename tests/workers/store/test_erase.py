@@ -19,7 +19,7 @@ from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, START, apply, delivery, heartrate, message_id, rows, workout
 from tests.support import event as envelope
 from tests.support.backfills import announce, notice
-from tests.support.commits import struck
+from tests.support.commits import interrupted_commit
 from tests.support.provider import Killed, Provider
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.operate.erase import Eraser
@@ -214,7 +214,7 @@ def test_an_interrupted_erasure_can_be_repeated(
             connection.execute(text("DELETE FROM headrace.deliveries"))  # each run reads all of them
         plant(engine, settings, user)
         try:
-            with struck(engine, commit, "after" if commit % 4 > 1 else "before"):
+            with interrupted_commit(engine, commit, "after" if commit % 4 > 1 else "before"):
                 erased(engine, settings, user)
         except Killed:
             erased(engine, settings, user)

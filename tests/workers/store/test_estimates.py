@@ -64,7 +64,7 @@ def test_only_complete_backfills_are_measured(engine: Engine, settings: Settings
     settle(engine, provider.fetcher(engine, settings))
     put(engine, numbers[2], "failed")
     put(engine, numbers[3], "running")
-    assert len(provider.asked) == 4 * 12
+    assert len(provider.requests) == 4 * 12
     found = experienced(engine)
     assert found.of == {("garmin", "heartrate"): (24, 112)}
     assert found.requests("garmin", catalogue()["heartrate"], FIRST, FIRST + 110 * DAY) == (24, True)
@@ -87,7 +87,7 @@ def test_the_measured_cost_is_the_next_cost(engine: Engine, settings: Settings) 
             backfill_admin.start(connection, one)
         again = Provider(answer)
         settle(engine, again.fetcher(engine, settings), 200)
-        assert (name, len(again.asked), one.is_measured) == (name, one.requests, True)
+        assert (name, len(again.requests), one.is_measured) == (name, one.requests, True)
 
 
 def nothing(request: httpx.Request) -> httpx.Response:
@@ -115,11 +115,11 @@ def test_an_empty_history_costs_the_lower_bound(engine: Engine, settings: Settin
                 assert (one.provider, one.resource, one.is_measured) == ("", name, name in ("profile", "device"))
                 with transaction(engine) as connection:
                     number = backfill_admin.start(connection, one)
-                before = len(provider.asked)
+                before = len(provider.requests)
                 settle(engine, provider.fetcher(engine, settings))
                 (done,) = listed(engine, Filter(ids=(number,)))
-                assert (done.status, done.pages) == ("complete", len(provider.asked) - before)
-                assert one.requests == len(provider.asked) - before, days
+                assert (done.status, done.pages) == ("complete", len(provider.requests) - before)
+                assert one.requests == len(provider.requests) - before, days
                 change(engine, number, "pages = 0")  # not measured for the next one
     assert failures == {}
 
@@ -136,7 +136,7 @@ def test_each_stream_costs_a_request(engine: Engine, settings: Settings) -> None
         backfill_admin.start(connection, one)
     provider = Provider(workouts([FIRST + n * DAY for n in range(5)]))
     settle(engine, provider.fetcher(engine, settings))
-    assert len(provider.asked) == 7
+    assert len(provider.requests) == 7
     (again,) = planned(engine, settings, providers=("garmin",), resources=("workout_stream",))
     assert (again.requests, again.is_measured) == (7, True)
 

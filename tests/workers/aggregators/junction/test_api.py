@@ -139,7 +139,7 @@ def test_the_records_of_a_summary(name: Any) -> None:
 
 
 def test_a_profile_is_the_answer_itself() -> None:
-    """Breaks if the one summary without an envelope is taken for an empty page."""
+    """Breaks if the only summary without an envelope counts as an empty page."""
     found = page("profile", {"id": "p1", "user_id": "u1", "source": GARMIN, "height": 180})
     (action,) = found.actions
     assert isinstance(action, Record)
@@ -193,12 +193,12 @@ def test_the_cursor_under_both_names(more: Any, cursor: Any) -> None:
     *(("heartrate", {"groups": groups}) for groups in ({}, {"garmin": []})),
 )
 def test_an_empty_page_is_a_page(name: str, body: Any) -> None:
-    """Breaks if a person without data, as every new one of Garmin's, is taken for an error."""
+    """Breaks if a person without data, as every new one of Garmin's, counts as an error."""
     assert page(name, body) == Page((), 0)
 
 
-def test_fields_that_nobody_knows_are_passed_over() -> None:
-    """Breaks if the provider cannot add a field without history coming to a halt."""
+def test_unknown_fields_are_ignored() -> None:
+    """Breaks if the provider cannot add a field without stopping every backfill."""
     assert page("workouts", {"workouts": [], "total": 0, "more": {}}) == Page((), 0)
     assert page("heartrate", {"groups": {}, "total": 0, "more": []}) == Page((), 0)
 
@@ -249,7 +249,7 @@ def test_one_bad_group_of_many_is_named_and_left_out(bad: dict[str, Any]) -> Non
     ("profile", b'{"id":"p1"'),
     ("profile", b""),
 )
-def test_what_is_no_page_raises(name: str, body: bytes) -> None:
+def test_an_invalid_page_raises(name: str, body: bytes) -> None:
     """Breaks if half an answer, or one of another form, counts as a page without history, or is quoted."""
     refusal(page, name, body)
 
@@ -266,6 +266,6 @@ def test_a_stream_is_stored_under_its_workout() -> None:
 
 
 @each(*(body for body in MALFORMED if body != b"{}"), b"<html>canary</html>", b'{"time":[1,2', b'{"time":}')
-def test_what_is_no_stream_raises(body: bytes) -> None:
-    """Breaks if half a stream is stored, which nothing would ever fetch again."""
+def test_an_invalid_stream_raises(body: bytes) -> None:
+    """Breaks if an incomplete stream is stored, because it would never be fetched again."""
     refusal(read_stream, of("workout_stream"), OWNER, body, ASKED_AT)

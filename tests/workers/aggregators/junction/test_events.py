@@ -125,7 +125,7 @@ def test_recorded_events_that_are_ignored(recorded: str, reason: str) -> None:
 
 
 @each(("u1", "u1", "u1"), (None, "u2", "u2"), ("", "u2", "u2"), ("u1", None, "u1"), ("u1", "u2", "u1"))
-def test_the_user_stands_at_the_top_or_in_data(top: str | None, inner: str | None, user: str) -> None:
+def test_the_user_is_at_the_top_level_or_in_data(top: str | None, inner: str | None, user: str) -> None:
     """Breaks if old envelopes, or today's timeseries, have no user."""
     for body in (workout("x"), heartrate("x", {0: 70})):
         body["user_id"], body["data"]["user_id"] = top, inner
@@ -136,7 +136,7 @@ def test_the_user_stands_at_the_top_or_in_data(top: str | None, inner: str | Non
 
 
 @each(None, [], "text", 1, {}, {"user_id": None}, {"user_id": 1}, {"user_id": ""})
-def test_an_event_of_nobody_is_a_dead_letter(data: Any) -> None:
+def test_an_event_without_a_user_is_a_dead_letter(data: Any) -> None:
     """Breaks if data is stored under no user."""
     assert dead({"event_type": "daily.data.workouts.created", "data": data}).startswith("no user")
 
@@ -152,13 +152,13 @@ def test_a_client_user_id_is_any_text(client_user_id: str | None) -> None:
     *malformed("event_type"),
     *(b'{"event_type":""}', b'{"data":{}}', b'{"event_type":"x","user_id":{"canary":1}}'),
 )
-def test_what_is_no_event_is_a_dead_letter(body: bytes) -> None:
+def test_an_invalid_event_is_a_dead_letter(body: bytes) -> None:
     """Breaks if a strange body raises an unexpected error, or a part of it is quoted."""
     assert dead(body).startswith("not a Junction event")
 
 
 @each("raw.garmin.dailies", "daily.workout_stream.unavailable", "provider.connection.updated")
-def test_unknown_events_are_ignored_whatever_they_hold(name: str) -> None:
+def test_unknown_events_are_ignored_with_any_content(name: str) -> None:
     """Breaks if tomorrow's event types become dead letters."""
     for data in (None, [], "text", {"user_id": "u1"}):
         found = parsed({"event_type": name, "user_id": "u1", "data": data})
@@ -174,7 +174,7 @@ def test_the_old_spelling_is_understood() -> None:
 
 @each(*catalogue().event_names)
 def test_every_event_of_the_catalogue_is_parsed(name: Any) -> None:
-    """Breaks if an event name has no meaning, or stands for another resource."""
+    """Breaks if an event name is not mapped, or mapped to another resource."""
     does, resource = catalogue().event(name).does, catalogue().event(name).resource
     point = sample(systolic=120, diastolic=80, **({"value": "text"} if ".note." in name else {}))
     data = {"id": "i", "workout_id": "i", "provider": "oura", "source": {"provider": "oura"}, "data": [point]}
@@ -206,8 +206,8 @@ def test_its_own_time_of_change_is_the_version() -> None:
     assert dead(workout("u1", updated_at=""))
 
 
-def test_without_one_the_id_of_the_delivery_tells_it() -> None:
-    """Breaks if an attempt's time, which is new with each retry, is taken where the id holds the real one."""
+def test_without_one_the_version_is_the_time_in_the_delivery_id() -> None:
+    """Breaks if an attempt's time, which changes with each retry, is used although the id contains the original one."""
     created = datetime(2026, 3, 1, 12, 0, 0, 4000, tzinfo=UTC)
     assert parsed(heartrate("u1", {0: 70}), name=message_id(created)).actions[0].version == created  # type: ignore[union-attr]
 
@@ -301,8 +301,8 @@ def test_the_provider_of_a_notice(provider: Any, slug: str) -> None:
     (Settings(providers=("garmin", "apple_health_kit")), True),
     (Settings(providers=("oura",)), False),
 )
-def test_what_is_not_wanted_is_left_out(choice: Settings, kept: Any) -> None:
-    """Breaks if data that the operator did not ask for is stored or fetched, or left out without a word."""
+def test_excluded_data_is_ignored(choice: Settings, kept: Any) -> None:
+    """Breaks if data that the operator did not ask for is stored or fetched, or silently dropped."""
     for body in (workout("u1"), RECORDED["today_historical_workouts"]):
         found = parsed(body, choice)
         assert bool(found.actions) is kept

@@ -167,14 +167,14 @@ def test_when_a_pull_began(timeline: dict[str, Any] | None, began: datetime | No
 
 
 @each("timeline", "days_with_data", "release", "trace_id", "error_details")
-def test_what_a_pull_need_not_say(without: str) -> None:
+def test_optional_fields_of_a_pull(without: str) -> None:
     """Breaks if a field that is of no use, or is optional, costs a page."""
     found = pull({}, without)
     assert found.days_with_data == (0 if without == "days_with_data" else 70)
     assert found.began == (None if without == "timeline" else datetime(2023, 10, 24, 13, 52, 54, tzinfo=UTC))
 
 
-def test_every_user_provider_and_resource_is_told() -> None:
+def test_every_user_provider_and_resource_is_read() -> None:
     """Breaks if a user without a provider, a provider in capitals or a resource that is new is lost."""
     body = page(
         ("u1", {"Garmin": {"pulled": {"sleep": PULLED}, "not_pulled": ["steps", "brain_waves"]}, "oura": {}}),
@@ -232,8 +232,8 @@ def test_between_which_moments_there_is_something(
     ({"next_cursor": "abc", "next": "older"}, "abc"),
     ({"next_cursor": "none"}, "none"),
 )
-def test_only_the_cursor_tells_whether_there_is_more(given: Any, cursor: str | None) -> None:
-    """Breaks if a short or an empty page ends the comparison, or a cursor that is none is followed."""
+def test_only_the_cursor_decides_whether_there_is_another_page(given: Any, cursor: str | None) -> None:
+    """Breaks if a short or an empty page ends the comparison, or an invalid cursor is followed."""
     for users in ((), (("u1", {}),)):
         for read in (junction.read_pulls, junction.read_coverage):
             listing = read(page(*users, **given))
@@ -254,7 +254,7 @@ def test_only_the_cursor_tells_whether_there_is_more(given: Any, cursor: str | N
     b'{"data": [{"user_id": "u1", "provider": {"fitbit": {"pulled": ["canary"], "x": 1}}}]}',
     b'\xff{"data": []}',
 )
-def test_what_is_no_page_is_refused(body: bytes) -> None:
+def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if half an answer counts as a whole one, ends a worker, or its values get into an error's text."""
     for read in (junction.read_pulls, junction.read_coverage):
         refusal(read, body)
@@ -302,7 +302,7 @@ def test_every_form_of_a_connection(given: Any, status: Any, error: Any) -> None
     assert (found.provider, found.status, found.error, found.version) == ("oura", status, error, ASKED_AT)
 
 
-def test_nobody_need_be_connected() -> None:
+def test_a_user_may_have_no_connection() -> None:
     """Breaks if a person without connections is an error."""
     assert connections() == []
 
@@ -311,7 +311,7 @@ def test_nobody_need_be_connected() -> None:
     *MALFORMED,
     *(b'{"providers": null}', b'{"providers": [{"status": "error"}]}', b'{"detail": []}', b'{"data": []}'),
 )
-def test_what_is_no_list_of_connections_is_refused(body: bytes) -> None:
+def test_an_invalid_list_of_connections_is_rejected(body: bytes) -> None:
     """Breaks if half an answer, or one of another form, ends all connections of a user."""
     refusal(junction.read_connections, "u1", body, ASKED_AT)
 
@@ -328,13 +328,13 @@ GOING_ON = REFRESHED | {"in_progress_sources": ["oura/hrv"], "refreshed_sources"
     (REFUSED, Refreshed((), (), (), "user has no connected sources")),
     ({"success": True}, Refreshed((), (), (), None)),
 )
-def test_what_became_of_a_refresh(body: dict[str, Any], read: Refreshed) -> None:
+def test_the_result_of_a_refresh(body: dict[str, Any], read: Refreshed) -> None:
     """Breaks if a running refresh, a partly failed one, or a refusal counts as a success."""
     assert junction.read_refresh(raw(body)) == read
 
 
 @each(b"", b"[]", b"<html>", b'{"refreshed_sources": null}', b'{"failed_sources": [7]}')
-def test_what_is_no_answer_to_a_refresh_is_refused(body: bytes) -> None:
+def test_an_invalid_response_to_a_refresh_is_rejected(body: bytes) -> None:
     """Breaks if half an answer passes as a refresh of nothing."""
     refusal(junction.read_refresh, body)
 

@@ -46,7 +46,7 @@ def test_a_user_is_made_and_found_by_their_name() -> None:
     (("Garmin",), {"provider": "garmin"}),
     (("garmin", "OURA"), {"filter_on_providers": ["garmin", "oura"]}),
 )
-def test_a_link_offers_what_was_asked_for(providers: tuple[str, ...], which: dict[str, Any]) -> None:
+def test_a_link_offers_the_requested_providers(providers: tuple[str, ...], which: dict[str, Any]) -> None:
     """Breaks if a person is offered other providers, or has to choose where there is nothing to choose."""
     assert sent(linking.token_request(USER, providers)) == ("POST", "/v2/link/token", {"user_id": USER} | which)
 
@@ -95,7 +95,7 @@ def test_an_answer_of_another_form_is_refused(read: Any, body: bytes) -> None:
     (b"<html>", ""),
     (b"", ""),
 )
-def test_a_refusal_is_told_in_one_line(body: Any, said: Any) -> None:
+def test_an_error_response_is_one_line(body: Any, said: Any) -> None:
     """Breaks if the reason is lost, or writes over the operator's terminal."""
     assert linking.read_refusal(body) == said
 

@@ -150,7 +150,7 @@ def test_times(times: Any, ts: Any, end: Any) -> None:
 
 
 def test_extra_holds_what_has_no_column() -> None:
-    """Breaks if tomorrow's fields of a sample are lost, or a column's value stands there twice."""
+    """Breaks if tomorrow's fields of a sample are lost, or the value of a column is duplicated there."""
     point = sample(
         id=17, start=MOMENT, end=MOMENT, timezone_offset=3600, type=None, sensor_location="wrist", tags=["a"]
     )
@@ -160,7 +160,7 @@ def test_extra_holds_what_has_no_column() -> None:
 
 
 def test_what_is_part_of_the_key_is_not_extra() -> None:
-    """Breaks if a discriminator is stored once more with each sample; a `type` that is none is kept."""
+    """Breaks if a discriminator is stored once more with each sample; an unrelated `type` is lost."""
     assert only(series("ige", sample(type="a"))).rows[0].extra is None
     assert only(series("workout_duration", sample(intensity="low"))).rows[0].extra is None
     assert only(series("stand_hour", sample(type="idle"))).rows[0].extra == b'{"type":"idle"}'
@@ -190,7 +190,7 @@ def test_blood_pressure_has_two_numbers() -> None:
 
 
 def test_a_note_is_text() -> None:
-    """Breaks if a note's text, which stands where others have a number, is refused or lost."""
+    """Breaks if a note's text, which is in place of a number, is rejected or lost."""
     (row,) = only(RECORDED["today_note"]).rows
     assert row.value is None
     assert json.loads(row.extra) == {"text": "Felt shaky before lunch", "tags": ["food"], "is_floating": True}

@@ -29,7 +29,7 @@ def page(name: str, body: Any, provider: str = "") -> Page:
     return read_page(catalogue().of_terra(name), "t1", raw, ASKED, provider)
 
 
-def test_where_and_as_whom_it_is_asked() -> None:
+def test_the_host_and_the_account_of_a_request() -> None:
     """Breaks if requests have another host, or lack the account."""
     settings = Settings(terra_dev_id="dev", terra_api_key="key", terra_base_url="http://127.0.0.1:1/v2/")
     assert connect(settings) == ("http://127.0.0.1:1/v2", {"dev-id": "dev", "x-api-key": "key"})
@@ -43,7 +43,7 @@ def test_without_an_account_nothing_is_asked(settings: Settings, named: str) -> 
 
 
 @each(*FETCHED)
-def test_what_is_asked(resource: Any) -> None:
+def test_the_parameters_of_a_request(resource: Any) -> None:
     """Breaks if a type is requested under our name, without samples, or with an answer to the webhook."""
     found = request(resource, "t 1", "garmin", DateRange(UNTIL - 7 * DAY, UNTIL))
     query = dict(found.query)
@@ -71,7 +71,7 @@ def test_which_time_is_asked_for(part: Any, start: Any, end: Any) -> None:
 
 
 def test_a_window_that_would_be_answered_in_webhooks_is_not_asked_for() -> None:
-    """Breaks if history is sent to the webhook, and the backfill waits for ever."""
+    """Breaks if history is sent to the webhook, and the backfill waits forever."""
     with pytest.raises(ValueError, match="webhooks"):
         request(catalogue()["sleep"], "t1", "garmin", DateRange(UNTIL - MAX_WINDOW - timedelta(seconds=1), UNTIL))
 
@@ -95,14 +95,14 @@ def test_an_empty_array_closes_a_window() -> None:
 
 
 @each((USER, "fitbit", "garmin"), (None, "Fitbit", "fitbit"), ({"provider": None}, "fitbit", "fitbit"), (None, "", ""))
-def test_whose_it_is_if_the_answer_does_not_say(user: Any, provider: str, expected: str) -> None:
+def test_the_owner_of_an_object_if_the_response_has_none(user: Any, provider: str, expected: str) -> None:
     """Breaks if a fetched object belongs to another provider than a sent one."""
     (found,) = page("daily", {"user": user, "data": [item()]}, provider).actions
     assert (found.provider, found.user_id) == (expected, "t1")  # type: ignore[union-attr]
 
 
-def test_what_cannot_be_used_is_named_and_left_out() -> None:
-    """Breaks if one bad object costs a page of good ones, or is lost without a word, or half of it is stored."""
+def test_an_invalid_object_is_reported_and_skipped() -> None:
+    """Breaks if one bad object costs a page of good ones, is silently lost, or is partly stored."""
     beats = {"detailed": {"hr_samples": [{"timestamp": "2026-03-14T08:00:00Z", "bpm": 70}]}}
     bad = item(heart_rate_data=beats, distance_data={"steps": "many"})
     next_day = {"metadata": METADATA | {"start_time": "2026-03-15T00:00:00Z"}}
@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_named_and_left_out() -> None:
     ({"status": "success", "type": "activity", "reference": "r1", "trace_id": "r1"}, "accepted", 900),
 )
 def test_an_answer_that_is_no_data_closes_no_window(body: Any, what: Any, seconds: Any) -> None:
-    """Breaks if a word about the data is taken for an empty window, and a backfill ends with nothing."""
+    """Breaks if a status message counts as an empty window, so that a backfill ends without data."""
     for name in ("activity", "athlete"):
         with pytest.raises(NotYet) as refused:
             page(name, body)
@@ -139,6 +139,6 @@ def test_an_answer_that_is_no_data_closes_no_window(body: Any, what: Any, second
     b'{"type":"activity","data":null}',
     b'{"data":[],"retry_after_seconds":"canary"}',
 )
-def test_what_is_no_page_is_refused(body: bytes) -> None:
+def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if an answer that is cut short, or an error, counts as an empty window."""
     assert refusal(page, "activity", body).startswith("workouts: ")

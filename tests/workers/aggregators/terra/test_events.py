@@ -49,7 +49,7 @@ def test_every_variant_is_understood(name: Any) -> None:
 
 @each(*NAMES)
 def test_data_names_its_user_in_our_words(name: Any) -> None:
-    """Breaks if Terra's user, provider or reference ends under another name, or its type is not kept with the data."""
+    """Breaks if Terra's user, provider or reference is stored under another name, or its type is lost."""
     body = recorded(f"events/{name}")
     found, user = parsed(body), body["user"]
     owner = (user["user_id"], user["provider"].lower())
@@ -60,7 +60,7 @@ def test_data_names_its_user_in_our_words(name: Any) -> None:
 
 
 @each(None, "", "absent")
-def test_a_user_without_a_reference_is_nobody_of_ours(reference: str | None) -> None:
+def test_a_user_without_a_reference_has_no_client_user_id(reference: str | None) -> None:
     """Breaks if people without a reference become one person, or their data is refused."""
     user = {"user_id": "t1", "provider": "GARMIN"} | ({} if reference == "absent" else {"reference_id": reference})
     assert parsed(event("activity", item(), user=user)).client_user_id is None
@@ -79,7 +79,7 @@ def test_the_version_is_when_terra_made_it(made: datetime | None, version: datet
     assert found.occurred_at == version
 
 
-def test_a_clock_beyond_the_calendar_is_taken_back() -> None:
+def test_a_timestamp_beyond_the_calendar_is_replaced() -> None:
     """Breaks if fifteen digits of an unsigned header raise, and the delivery is lost."""
     delivery = Delivery("terra", "t", RECEIVED.timestamp(), b"", 999_999_999_999_999)
     assert parse(delivery, b'{"type":"healthcheck"}', Settings()).occurred_at == RECEIVED + timedelta(minutes=5)
@@ -92,7 +92,7 @@ def test_an_event_without_data_only_supposes_a_connection(content: dict[str, Any
     assert (found.actions, found.ignored) == ((PROVISIONAL,), None)
 
 
-def test_of_one_record_that_stands_twice_the_last_is_taken() -> None:
+def test_of_duplicate_records_the_last_wins() -> None:
     """Breaks if which of two wins depends on anything but their order."""
     items = [item(distance_data={"steps": steps}) for steps in (1, 2)]
     assert record("daily", *items).columns == b'{"calendar_date":"2026-03-14","steps":2.0,"timezone_offset":3600.0}'
@@ -110,7 +110,7 @@ def test_a_new_connection_has_its_history_fetched() -> None:
 
 
 @each("error", None, "warning", "")
-def test_who_could_not_authenticate_is_not_connected(status: str | None) -> None:
+def test_a_failed_authentication_is_not_a_connection(status: str | None) -> None:
     """Breaks if the old `auth` with status error makes a connection, or opens a backfill."""
     found = parsed(lifecycle("auth", status))
     assert (found.actions, found.ignored, found.user_id) == ((), "no connection was made", "t1")
@@ -127,7 +127,7 @@ def test_how_a_connection_ends(name: str, status: str, error: str | None) -> Non
     assert connection == Connection("t1", "garmin", status, error, MADE)  # type: ignore[arg-type]
 
 
-def test_an_error_without_words_says_what_it_was() -> None:
+def test_an_error_without_a_message_has_its_type_as_text() -> None:
     """Breaks if an error has no text, or a text without end is stored."""
     assert of(Connection, parsed(lifecycle("connection_error", message=None)))[0].error == "connection_error"
     (long,) = of(Connection, parsed(lifecycle("connection_error", message="x" * 10_000)))
@@ -139,7 +139,7 @@ CONNECTED = Connection("t2", "garmin", "connected", None, MADE)
 
 
 @each((USER, (UserIdChange("t1", "t2"), CONNECTED)), (None, (CONNECTED,)), (NEW, (CONNECTED,)))
-def test_who_reconnected_is_succeeded(old: Any, actions: tuple[Action, ...]) -> None:
+def test_a_reconnection_changes_the_user_id(old: Any, actions: tuple[Action, ...]) -> None:
     """Breaks if a person who reconnected becomes two, or an event without the old user is refused."""
     found = parsed({"type": "user_reauth", "status": "warning", "new_user": NEW, "old_user": old})
     assert (found.actions, found.user_id, found.client_user_id) == (actions, "t2", "member-1")
@@ -148,8 +148,8 @@ def test_who_reconnected_is_succeeded(old: Any, actions: tuple[Action, ...]) -> 
 
 
 @each((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0))
-def test_an_event_that_lies_elsewhere(expires_in: float | None, seconds: float) -> None:
-    """Breaks if an event at a URL is not fetched, or is believed to wait there for ever."""
+def test_an_event_by_reference(expires_in: float | None, seconds: float) -> None:
+    """Breaks if an event at a URL is not fetched, or its URL counts as valid forever."""
     for name in ("s3_payload", "s3_upload"):
         found = parsed({"type": name, "status": "success", "url": "https://x.invalid", "expires_in": expires_in})
         assert (found.actions, found.user_id) == ((Download("https://x.invalid", seconds),), None)
@@ -157,7 +157,7 @@ def test_an_event_that_lies_elsewhere(expires_in: float | None, seconds: float) 
 
 
 @each({}, {"url": None}, {"url": ""}, {"url": 1}, {"url": "x" * 9000})
-def test_an_event_that_lies_nowhere_is_a_dead_letter(body: dict[str, Any]) -> None:
+def test_an_event_without_data_or_url_is_a_dead_letter(body: dict[str, Any]) -> None:
     """Breaks if an event is lost silently."""
     assert dead({"type": "s3_payload"} | body).startswith("s3_payload: ")
 
@@ -226,7 +226,7 @@ def test_a_weird_name_is_not_repeated(name: Any) -> None:
     (Settings(providers=("oura",)), None),
     (Settings(resources=("workouts",)), None),
 )
-def test_what_the_operator_does_not_want_is_left_out(settings: Settings, kept: set[str] | None) -> None:
+def test_excluded_data_is_ignored(settings: Settings, kept: set[str] | None) -> None:
     """Breaks if Terra's events ignore HEADRACE_RESOURCES or HEADRACE_PROVIDERS, or data is left out silently."""
     steps = {"detailed": {"step_samples": [{"timestamp": START, "steps": 3}]}}
     body = event("daily", item(distance_data=steps, data_enrichment={"strain_index": 1}))
@@ -238,7 +238,7 @@ def test_what_the_operator_does_not_want_is_left_out(settings: Settings, kept: s
         assert found.actions[-1] == PROVISIONAL
 
 
-def test_what_the_operator_does_not_want_is_not_fetched() -> None:
+def test_excluded_resources_are_not_fetched() -> None:
     """Breaks if a connection starts backfills of excluded resources, or is excluded itself."""
     found = parsed(lifecycle("auth"), Settings(resources=("sleep",)))
     assert [type(one) for one in found.actions] == [Connection, Notice]

@@ -55,7 +55,7 @@ def with_mark(given: Any, path: tuple[Any, ...]) -> bytes:
 
 
 def with_anything_anywhere(bodies: dict[str, Any], count: int) -> Failures:
-    """Parses each body with so many strange values in every place."""
+    """Parses each body with a number of invalid values in every place."""
     failures, dice = Failures(), random.Random(7)
     for name, body in bodies.items():
         with failures.of(name):
@@ -67,7 +67,7 @@ def with_anything_anywhere(bodies: dict[str, Any], count: int) -> Failures:
 
 
 def test_anything_anywhere_in_an_event(full: bool) -> None:
-    """Breaks if some value in some place raises an unexpected error, or stands in the reason."""
+    """Breaks if some value in some place raises an unexpected error, or is in the reason."""
     names = sorted(path.stem for path in (RECORDED / "events").glob("*.json"))
     events = {name: recorded(f"events/{name}") for name in names}
     assert with_anything_anywhere(events, len(STRANGE) if full else 8) == {}
@@ -80,7 +80,7 @@ def test_anything_anywhere_in_a_full_object(full: bool) -> None:
 
 
 @each(*malformed("type"), b'{"type":"\\ud800"}')
-def test_what_is_no_event_is_a_dead_letter(body: bytes) -> None:
+def test_an_invalid_event_is_a_dead_letter(body: bytes) -> None:
     """Breaks if a strange body raises an unexpected error, or a part of it is quoted."""
     assert dead(body).startswith("not a Terra event")
 
@@ -92,13 +92,13 @@ NOBODY = [
 
 
 @each(*product(NAMES, NOBODY))
-def test_data_of_nobody_is_a_dead_letter(name: str, user: Any) -> None:
+def test_data_without_a_user_is_a_dead_letter(name: str, user: Any) -> None:
     """Breaks if data without an owner is stored under an empty name, or the reason names the sender."""
     assert dead(event(name, recorded(f"generated/{name}.bare"), user=user)).startswith(f"{name}: ")
 
 
 @each("auth", "deauth", "access_revoked", "connection_error", "large_request_sending")
-def test_a_connection_of_nobody_is_a_dead_letter(name: str) -> None:
+def test_a_connection_without_a_user_is_a_dead_letter(name: str) -> None:
     """Breaks if an event without a user changes a connection."""
     assert dead({"type": name, "status": "success", "reference": "r1"}).startswith(f"{name}: ")
     assert dead({"type": "user_reauth", "old_user": USER}).startswith("user_reauth: ")
@@ -114,7 +114,7 @@ def test_a_connection_of_nobody_is_a_dead_letter(name: str) -> None:
     ({"metadata": METADATA | {"start_time": "2026-02-30T00:00:00Z"}}, "metadata.start_time: expected"),
 )
 def test_a_wrong_type_kills_its_delivery_and_names_the_field(given: Any, field: Any) -> None:
-    """Breaks if half of an event is stored, or the reason holds what was measured."""
+    """Breaks if half of an event is stored, or the reason contains a measured value."""
     assert field in dead(event("daily", item(), given))
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_type_kills_its_delivery_and_names_the_field(given: Any, field: 
     b'{"type":"daily","user":{"user_id":"a","user_id":"b","provider":"X"},"data":[]}',
     b'{"type":"daily","user":{"user_id":"a","provider":"X"},"data":[{"metadata":{},"metadata":{}}]}',
 )
-def test_a_name_that_stands_twice_is_refused(body: bytes) -> None:
+def test_a_duplicate_name_is_rejected(body: bytes) -> None:
     """Breaks if one reader's person is another's."""
     assert dead(body) == "not a Terra event: an object repeats a name"
 

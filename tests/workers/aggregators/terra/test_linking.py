@@ -50,6 +50,6 @@ def test_an_answer_of_another_form_is_refused(body: bytes) -> None:
     (b"{}", ""),
     (b"<html>", ""),
 )
-def test_a_refusal_is_told_in_one_line(body: Any, said: Any) -> None:
+def test_an_error_response_is_one_line(body: Any, said: Any) -> None:
     """Breaks if the reason is lost, in the form of today or in that of 2022."""
     assert linking.read_refusal(body) == said

@@ -46,7 +46,7 @@ def at(**times: Any) -> dict[str, Any]:
     ("hormone", {"timestamp": "2026-03-14T08:00:00+02:00"}, "2026-03-14T08:00:00+02:00"),
     ("health_observation", item(), "s1"),
 )
-def test_what_tells_one_from_another(name: Any, given: Any, expected: Any) -> None:
+def test_the_identity_of_an_object(name: Any, given: Any, expected: Any) -> None:
     """Breaks if two objects share a row, an update makes a second one, or a day is turned into UTC's."""
     assert record(name, given).id == expected
 
@@ -62,7 +62,7 @@ def test_what_tells_one_from_another(name: Any, given: Any, expected: Any) -> No
     ("hormone", {"lh_mIU_per_ml": 1}),
     ("health_observation", at(summary_id=None)),
 )
-def test_what_nothing_tells_apart_is_a_dead_letter(name: Any, given: Any) -> None:
+def test_an_object_without_an_identity_is_a_dead_letter(name: Any, given: Any) -> None:
     """Breaks if objects without an id overwrite each other under an empty one."""
     assert dead(event(name, given)).startswith(f"{name}: without ")
 
@@ -129,7 +129,7 @@ def test_a_workout() -> None:
 
 
 def test_a_day() -> None:
-    """Breaks if a day's sums end in other columns, or seconds of activity are taken for minutes."""
+    """Breaks if the totals of a day are in wrong columns, or seconds of activity are read as minutes."""
     durations = {"low_intensity_seconds": 90, "moderate_intensity_seconds": 900, "vigorous_intensity_seconds": 0}
     calories = {"total_burned_calories": 1480, "net_activity_calories": 360, "BMR_calories": 1120}
     distance = {"steps": 6120, "distance_meters": 4702.5, "floors_climbed": 4}
@@ -158,7 +158,7 @@ def test_a_night_belongs_to_the_day_on_which_one_wakes_up() -> None:
     assert (found["efficiency"], found["score"], found["recovery_readiness_score"]) == (93.6, 82, 78)
 
 
-def test_a_body_is_what_was_measured_last() -> None:
+def test_a_body_has_the_latest_measurements() -> None:
     """Breaks if which of a day's measurements is shown depends on their order, or a null hides an older value."""
     first = {"measurement_time": "2026-03-14T07:00:00Z", "weight_kg": 71, "lean_mass_g": 57_650, "BMI": 23}
     second = {"measurement_time": "2026-03-14T21:00:00Z", "weight_kg": 72, "lean_mass_g": None}
@@ -186,18 +186,18 @@ def test_all_columns_can_be_filled(name: str) -> None:
 
 
 @each("", "0001-01-01T00:00:00Z")
-def test_a_time_that_stands_for_unknown_is_none(text: str) -> None:
+def test_a_placeholder_time_is_null(text: str) -> None:
     """Breaks if year one gets into a column."""
     given = {"planned_workout_id": "1", "created_at": text} if text else {"planned_workout_id": "1", "created_at": None}
     assert columns("planned_workout", given).get("created_at") is None
 
 
-def test_where_terra_says_utc_the_offset_is_not_the_users() -> None:
+def test_an_offset_of_utc_is_not_stored_as_the_users() -> None:
     """Breaks if UTC is stored as the user's own offset."""
     assert "timezone_offset" not in columns("daily", at(timestamp_localization=0))
 
 
-# Taken back
+# Deletions
 
 
 @each(
@@ -211,12 +211,12 @@ def test_where_terra_says_utc_the_offset_is_not_the_users() -> None:
     ("health_observation", item(observation_data={"status": 2}), False),
     ("health_observation", item(observation_data=None), False),
 )
-def test_what_is_taken_back(name: Any, given: Any, is_deleted: Any) -> None:
+def test_deletions(name: Any, given: Any, is_deleted: Any) -> None:
     """Breaks if a deletion is not seen, or a number of another enumeration deletes a night."""
     assert record(name, given).is_deleted == is_deleted
 
 
-def test_what_is_taken_back_brings_no_samples() -> None:
+def test_a_deletion_has_no_samples() -> None:
     """Breaks if a deleted workout leaves its heart rate behind."""
     beats = {"detailed": {"hr_samples": [{"timestamp": "2026-03-14T08:00:00Z", "bpm": 70}]}}
     body = event("activity", at(upload_type=4) | {"heart_rate_data": beats, "data_enrichment": {"strain_score": 1}})

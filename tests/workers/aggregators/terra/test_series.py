@@ -1,4 +1,4 @@
-"""Terra's arrays as samples: units, running totals, stages of sleep, moments, and what comes twice."""
+"""Terra's arrays as samples: units, running totals, stages of sleep, moments, and duplicates."""
 
 import json
 import math
@@ -81,8 +81,8 @@ def test_values_at_moments(*case: Any) -> None:
     ("lean_mass_g", 57_650, "lean_body_mass", 57.65, "kg"),
     ("insulin_units", 4, "insulin_injection", 4, "unit"),
 )
-def test_what_is_measured_of_a_body(field: str, given: float, resource: str, value: float, unit: str) -> None:
-    """Breaks if one of several values of a measurement is lost or taken for another."""
+def test_measurements_of_a_body(field: str, given: float, resource: str, value: float, unit: str) -> None:
+    """Breaks if one of several values of a measurement is lost or stored as another one."""
     body = event("body", item(measurements_data={"measurements": [{"measurement_time": NOON, field: given}]}))
     (found,) = of(Samples, parsed(body))
     assert (found.resource, found.rows[0].ts, found.rows[0].unit) == (resource, AT_NOON, unit)
@@ -135,12 +135,12 @@ def test_blood_pressure_is_a_pair() -> None:
 
 @each((0, 1), (None, 1), (1, 0), (1.0, 0), (2, 1))
 def test_oxygen_in_muscle_is_not_oxygen_in_blood(kind: float | None, count: int) -> None:
-    """Breaks if SmO2, which is far lower, is taken for SpO2."""
+    """Breaks if SmO2, which is far lower, is stored as SpO2."""
     given = [{"timestamp": NOON, "percentage": 60, "type": kind}]
     assert len(series(event("body", item(oxygen_data={"saturation_samples": given})), "blood_oxygen")) == count
 
 
-def test_glucose_of_both_arrays_stands_once() -> None:
+def test_glucose_in_both_arrays_is_stored_once() -> None:
     """Breaks if a moment that both arrays have is stored twice, or the one that both lack is lost."""
     early, late = NOON, "2026-03-14T12:05:00+01:00"
     rare = [{"timestamp": early, MG_PER_DL: 90.08}]
@@ -150,7 +150,7 @@ def test_glucose_of_both_arrays_stands_once() -> None:
     assert parsed(body).duplicate_samples == 0
 
 
-def test_insulin_is_told_apart_by_its_kind() -> None:
+def test_insulin_is_distinguished_by_its_kind() -> None:
     """Breaks if two kinds of insulin at one moment overwrite each other."""
     kinds = {4: "long", 2: None}
     given = [{"measurement_time": NOON, "insulin_units": n, "insulin_type": kind} for n, kind in kinds.items()]
@@ -169,7 +169,7 @@ def test_insulin_is_told_apart_by_its_kind() -> None:
     ("daily", "distance_samples", "distance_meters", "distance", "m"),
     ("daily", "floors_climbed_samples", "floors_climbed", "floors_climbed", "count"),
 )
-def test_a_running_total_becomes_what_it_grew_by(name: str, array: str, field: str, resource: str, unit: str) -> None:
+def test_a_running_total_becomes_increments(name: str, array: str, field: str, resource: str, unit: str) -> None:
     """Breaks if totals are stored as amounts, so that a sum counts every step many times."""
     given = [
         {"timestamp": "2026-03-14T08:15:00+01:00", field: 640},
@@ -189,7 +189,7 @@ def test_a_running_total_becomes_what_it_grew_by(name: str, array: str, field: s
 
 
 def points(given: list[tuple[float, float]]) -> list[Point]:
-    """Values so many seconds after the beginning."""
+    """Values at these offsets in seconds."""
     return [Point(Instant(T0 + timedelta(seconds=seconds), 0, None), float(value)) for seconds, value in given]
 
 
@@ -291,7 +291,7 @@ def beats(*given: tuple[str | None, float | None], localization: int | None = No
     ("2026-03-14T13:00:00+02:00", None, 7200, None),
     ("2026-03-14T05:30:00-05:30", 1, -19_800, None),
 )
-def test_what_a_time_says_of_the_place(text: Any, localization: Any, offset: Any, extra: Any) -> None:
+def test_the_offset_of_a_timestamp(text: Any, localization: Any, offset: Any, extra: Any) -> None:
     """Breaks if a local time without an offset passes for a known instant, or UTC for the user's own time."""
     (sample,) = series(beats((text, 70), localization=localization), "heartrate")
     assert (sample.ts, sample.timezone_offset, sample.extra) == (AT_NOON, offset, extra)
@@ -299,13 +299,13 @@ def test_what_a_time_says_of_the_place(text: Any, localization: Any, offset: Any
 
 @each(None, "", "0001-01-01T00:00:00Z", "1899-12-31T23:59:59Z")
 def test_values_without_a_time_are_left_out_and_counted(text: str | None) -> None:
-    """Breaks if one null among a thousand kills a delivery, or gets a moment of its own."""
+    """Breaks if one null among 1,000 values rejects a delivery, or becomes a sample."""
     found = parsed(beats((text, 70), (NOON, 71), (text, None)))
     assert [one.value for one in of(Samples, found)[0].rows] == [71]
     assert found.samples_without_timestamp == 1
 
 
-def test_of_a_moment_that_stands_twice_the_last_is_taken() -> None:
+def test_of_duplicate_timestamps_the_last_value_wins() -> None:
     """Breaks if which of two wins is left to chance, or is not counted."""
     found = parsed(beats((NOON, 70), ("2026-03-14T11:00:00Z", 75), (NOON, 72)))
     assert [one.value for one in of(Samples, found)[0].rows] == [72]
@@ -313,20 +313,20 @@ def test_of_a_moment_that_stands_twice_the_last_is_taken() -> None:
 
 
 def test_objects_of_one_event_share_their_series() -> None:
-    """Breaks if one series stands twice in a delivery, with a moment that both have."""
+    """Breaks if a series occurs twice in a delivery with a common timestamp."""
     days = [beats((NOON, value))["data"][0] for value in (70, 71)]
     found = parsed(event("daily", *days))
     assert [[one.value for one in action.rows] for action in of(Samples, found)] == [[71]]
 
 
 @each([], None, [None], [{"timestamp": NOON}], [{"bpm": 70}], [{}])
-def test_an_array_without_values_says_nothing(array: Any) -> None:
-    """Breaks if an empty array, which a snapshot may have, speaks about samples that are stored."""
+def test_an_array_without_values_changes_nothing(array: Any) -> None:
+    """Breaks if an empty array, which a snapshot may have, changes stored samples."""
     assert of(Samples, parsed(event("daily", item(**nested(BEATS, array))))) == []
 
 
 @each("soon", "2026-13-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-03-14T25:00:00", "now")
 def test_a_time_that_cannot_be_read_is_a_dead_letter(text: str) -> None:
-    """Breaks if a time is guessed, or its text stands in the reason."""
+    """Breaks if a time is guessed, or its text is in the reason."""
     reason = dead(beats((text, 70)))
     assert reason == f"daily: {BEATS}.timestamp: expected an ISO 8601 date and time"

@@ -29,7 +29,7 @@ def test_every_type_answers_in_its_form(api, kind):
     assert user["reference_id"] == account.person.client_user_id
 
 
-def test_who_it_is_and_what_is_planned_have_forms_of_their_own(api):
+def test_profiles_and_plans_have_separate_forms(api):
     """Breaks if these two respond with an array in `data`."""
     account = api.account("GARMIN")
     athlete = api.get("athlete", account).json
@@ -51,7 +51,7 @@ def test_the_end_of_a_window_does_not_belong_to_it(api):
     assert api.get("daily", account, start_date="2026-11-30", end_date="2026-12-01").json["data"] == []
 
 
-def test_unix_seconds_are_taken(api):
+def test_unix_seconds_are_accepted(api):
     """Breaks if a window cannot be a part of a day."""
     account = api.account("OURA")
     edges = [int((UNTIL - timedelta(days=days)).timestamp()) for days in (4, 2)]

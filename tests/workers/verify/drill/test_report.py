@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from tests.support.drill import LEDGER, made, totals
+from tests.support.drill import LEDGER, injected, totals
 from workers.verify.drill.load import Response
 from workers.verify.drill.report import Report, max_response, rate_limit_violations
 
@@ -14,7 +14,7 @@ def report(**changes: Any) -> Report:
         Report(
             seed=1,
             totals=totals(),
-            faults=[made("web", "kill", 1.0)],
+            faults=[injected("web", "kill", 1.0)],
             statuses={202: 5, 503: 1},
             max_response=0.5,
             max_response_with_freezes=6.0,
@@ -44,17 +44,17 @@ def test_an_endpoint_that_is_frozen_is_not_slow() -> None:
     """Breaks if a freeze by the drill counts as a slow response, or a slow response does not count."""
     answers = [Response(0, 1, 202), Response(10, 16, 202), Response(20, 27, 503), Response(30, 90, 0)]
     assert max_response(answers, []) == (7, 7)
-    assert max_response(answers, [made("web", "freeze", 21, 3), made("broker", "freeze", 11, 3)]) == (6, 7)
-    assert max_response(answers, [made("web", "freeze", 26, 3)]) == (6, 7)
-    assert max_response(answers, [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (6, 7)
-    assert max_response(answers[2:], [made("web", "freeze", 20, 4), made("web", "freeze", 21, 5)]) == (1, 7)
-    assert max_response(answers, [made("web", "kill", 21)]) == (7, 7)
+    assert max_response(answers, [injected("web", "freeze", 21, 3), injected("broker", "freeze", 11, 3)]) == (6, 7)
+    assert max_response(answers, [injected("web", "freeze", 26, 3)]) == (6, 7)
+    assert max_response(answers, [injected("web", "freeze", 20, 4), injected("web", "freeze", 21, 5)]) == (6, 7)
+    assert max_response(answers[2:], [injected("web", "freeze", 20, 4), injected("web", "freeze", 21, 5)]) == (1, 7)
+    assert max_response(answers, [injected("web", "kill", 21)]) == (7, 7)
 
 
 def test_a_request_during_a_pause_is_counted() -> None:
     """Breaks if requests during a pause are not counted, or those that a fault explains are not excused."""
     asked = [99.0, 100.0, 101.0, 103.0]
     assert rate_limit_violations([(100.0, 102.0)], asked, []) == (1, 0)
-    assert rate_limit_violations([(100.0, 102.0)], asked, [made("web", "kill", 100)]) == (1, 0)
-    assert rate_limit_violations([(100.0, 102.0)], asked, [made("backfill", "kill", 100)]) == (0, 1)
-    assert rate_limit_violations([(100.0, 102.0)], asked, [made("backfill", "freeze", 90, 5)]) == (1, 0)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [injected("web", "kill", 100)]) == (1, 0)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [injected("backfill", "kill", 100)]) == (0, 1)
+    assert rate_limit_violations([(100.0, 102.0)], asked, [injected("backfill", "freeze", 90, 5)]) == (1, 0)
