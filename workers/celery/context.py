@@ -34,7 +34,7 @@ class WorkerContext:
         self.engine: Engine = make_writer(settings, name)
         self.applier = Applier(self.engine, settings)
         self.fetches = bool(settings.readable) and settings.fetch_history
-        # Only Junction can be reconciled: Terra's API does not list what it has.
+        # Only Junction can be reconciled: Terra's read API does not list what it has.
         self.period = settings.reconcile_hours * 3600.0 if settings.junction_api_key else 0.0
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
 

@@ -104,7 +104,7 @@ def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Si
         send(console, "one event of each of the 194 types", list(every_type(world)), junction_sender)
         live, growing = live_events(world, SEED), terra.live_events(twin, SEED)
         send(console, "live events, some twice, some late", list(islice(live, LIVE_EVENTS)), junction_sender)
-        send(console, "Terra's, whose days grow", list(islice(growing, LIVE_EVENTS_OF_TERRA)), terra_sender)
+        send(console, "growing days of Terra's people", list(islice(growing, LIVE_EVENTS_OF_TERRA)), terra_sender)
         watch_history(console, engine, simulator)
         accepted, truth = junction_sender.taken | terra_sender.taken, history(world) | terra_history(twin)
         proof = prove(engine, accepted, truth, SETTLE_SECONDS)
@@ -172,7 +172,8 @@ def main(*, keep: bool) -> None:
     except HeadraceError as error:
         click.echo(f"headrace: {error}", err=True)
         sys.exit(1)
-    console.print(f"[dim]{time.monotonic() - began:.0f} s in all; everything has been ended and removed.[/dim]")
+    seconds = time.monotonic() - began
+    console.print(f"[dim]{seconds:.0f} s in total. All processes have ended; all files are deleted.[/dim]")
     sys.exit(0 if proof.holds else 1)
 
 
