@@ -19,11 +19,11 @@ TERRA_PREFIX = "terra_"  # of the names and kinds of resources that only Terra h
 KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
 RESERVED = {
     *("user_id", "client_user_id", "provider", "source_type", "id", "payload", "version", "origin", "stored_at"),
-    "deleted",
+    *("deleted", "event_at", "deleted_version"),
 }
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 DAY_FIELDS = ("calendar_date", "session_start", "period_start", "timestamp")
-OTHER_EVENTS = frozenset({"connection", "device", "query", "lab"})
+OTHER_EVENTS = frozenset({"connection", "device", "query", "lab", "order"})
 DATA_EVENT = re.compile(r"(daily|historical)\.(?:data|timeseries)\.([a-z0-9_]+)\.(created|updated)")
 
 
@@ -124,7 +124,7 @@ class EventType:
     """The meaning of an event's name: the action, and its resource if there is one."""
 
     name: str
-    does: Literal["data", "historical", "connection", "device", "query", "lab", "unknown"]
+    does: Literal["data", "historical", "connection", "device", "query", "lab", "order", "unknown"]
     resource: Resource | None = None
 
 
@@ -170,8 +170,9 @@ class Catalogue(Mapping[str, Resource]):
 
     @property
     def event_names(self) -> list[str]:
-        """The event types of the public catalogue, without the legacy ones."""
-        return [name for name, event in self._events.items() if not (event.resource and event.resource.legacy)]
+        """The event types of Junction's OpenAPI document, without the legacy ones. It does not have those of orders."""
+        documented = ((name, event) for name, event in self._events.items() if event.does != "order")
+        return [name for name, event in documented if not (event.resource and event.resource.legacy)]
 
     def event(self, name: str) -> EventType:
         """The event type of a name, also in the old spelling `daily.timeseries.NAME`."""

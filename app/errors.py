@@ -13,7 +13,7 @@ HeadraceError
 
 
 class HeadraceError(Exception):
-    """The root: `except HeadraceError` at a process edge prints one line and ends with status 1.
+    """The root: `except HeadraceError` at a process edge prints one line and ends with status 1, or 4 for NotFound.
 
     `setting` is the variable that caused the error, or ''; the text begins with its name.
     """

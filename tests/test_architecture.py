@@ -37,7 +37,7 @@ AREAS = (
     "workers.cli",
 )
 WEB = "app.web workers.simulator"
-CELERY = "app.broker workers.celery workers.broker_admin workers.operate.watch_view"
+CELERY = "app.broker workers.celery workers.broker_admin"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 INFERRED = datetime(1970, 1, 1, tzinfo=UTC)  # version of an inferred connection; any explicit event overrides it
+SeriesKey = tuple[str, str, str, str, str]  # user_id, resource, provider, source_type, subtype
 Origin = Literal["webhook", "backfill", "replay", "reconcile"]
 
 
@@ -19,7 +20,16 @@ class Sample(NamedTuple):
     extra: bytes | None  # a JSON object of the fields without a column
 
 
-@dataclass(frozen=True, slots=True)
+class SampleRange(NamedTuple):
+    """The first and last time of the samples that a record has in one series."""
+
+    resource: str
+    subtype: str
+    first: datetime
+    last: datetime
+
+
+@dataclass(slots=True)  # frozen, it takes 3.0 us to make instead of 0.5 us
 class Record:
     """An object with an id, replaced as a whole: a workout, a sleep session, a profile, a device."""
 
@@ -30,8 +40,17 @@ class Record:
     source_type: str
     payload: bytes  # JSON, as received
     version: datetime
-    columns: bytes | None = None  # JSON of the typed columns, if the payload has other names
+    columns: bytes | None = None  # JSON of the typed columns, if they cannot be read from the payload
     is_deleted: bool = False  # deleted by the aggregator; a newer version restores it
+    event_at: datetime | None = None  # when the event was created or the page requested; None: the version
+    sample_ranges: tuple[SampleRange, ...] = ()  # of its samples, which a newer version replaces
+
+    @property
+    def series(self) -> list[SeriesKey]:
+        """The series of its samples."""
+        return [
+            (self.user_id, one.resource, self.provider, self.source_type, one.subtype) for one in self.sample_ranges
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +64,16 @@ class Samples:
     subtype: str  # distinguishes samples of one timestamp, '' if there is only one
     rows: list[Sample]
     version: datetime
+    is_of_record: bool = False  # the samples came with records, in their `sample_ranges`
 
     @property
-    def series(self) -> tuple[str, str, str, str, str]:
+    def series(self) -> list[SeriesKey]:
+        """The series, as the only item of a list."""
+        return [self.key]
+
+    @property
+    def key(self) -> SeriesKey:
+        """The series."""
         return (self.user_id, self.resource, self.provider, self.source_type, self.subtype)
 
 
@@ -59,6 +85,16 @@ class Connection:
     provider: str
     status: Literal["connected", "error", "disconnected"]
     error: str | None
+    version: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """The resources of a connection that the user allowed, or did not allow, the provider to share."""
+
+    user_id: str
+    provider: str
+    granted: tuple[tuple[str, bool], ...]  # resource, and whether it was granted
     version: datetime
 
 
@@ -101,10 +137,28 @@ class LargeRequest:
     expected: int | None  # the number of deliveries; None: not yet known
 
 
-Action = Record | Samples | Connection | Notice | UserIdChange | Download | LargeRequest
+@dataclass(frozen=True, slots=True)
+class LostDelivery:
+    """The sender gave up delivering a message."""
+
+    message_id: str
+    user_id: str | None = None  # None: the report names no user_id
+    client_user_id: str | None = None
+
+
+Action = Record | Samples | Connection | Grants | Notice | UserIdChange | Download | LargeRequest | LostDelivery
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A part of a delivery or page that cannot be used, while its other parts can. It becomes a dead letter."""
+
+    reason: str
+    event: bytes  # JSON of an event with only this part, to be replayed
+    items: int = 1  # the number of values refused in this part
+
+
+@dataclass(slots=True)  # as Record
 class Parsed:
     """The content of a delivery."""
 
@@ -116,3 +170,7 @@ class Parsed:
     occurred_at: datetime | None = None  # when the aggregator created the event, if stated
     duplicate_samples: int = 0  # samples with the key of another one of the delivery, but different content
     samples_without_timestamp: int = 0  # values left out because they have no timestamp
+    refused: tuple[Refused, ...] = ()
+    notes: tuple[str, ...] = ()  # what was not stored as received; sentences without values
+    team_id: str | None = None
+    is_undated: bool = False  # the sender gave no time: the versions are the time of receipt

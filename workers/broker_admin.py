@@ -1,24 +1,22 @@
 """Checks of the broker's durability, queue depths, and the lists of invalid messages."""
 
+# ruff: noqa: PLC0415 - importing redis, Celery and kombu costs 0.2 s of CPU; many commands contact no broker
 import base64
 import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
+from typing import TYPE_CHECKING, Any
 
 from app.broker.celery import make_celery
-from app.broker.delays import with_delay_queues
 from app.broker.lanes import LANES, SENT_AT, is_amqp
-from app.broker.redis_transport import ALL_INVALID
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import Misconfigured, TryLater, Unprocessable
+
+if TYPE_CHECKING:
+    import redis
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 WHY = {
@@ -30,6 +28,8 @@ WHY = {
 
 def redis_client(url: str) -> "redis.Redis":
     """A client with short timeouts."""
+    import redis
+
     return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2)
 
 
@@ -39,6 +39,8 @@ def _unreachable(error: Exception) -> TryLater:
 
 def need_durable(settings: Settings) -> None:
     """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached."""
+    import redis
+
     url = settings.need_broker()
     if settings.broker_durability_asserted:
         return
@@ -71,6 +73,10 @@ def _need_quorum_queues(settings: Settings) -> None:
     Also declares their delay queues early. An older RabbitMQ that dies in the first half second after a queue was
     created makes it unusable permanently, and delayed retries are published just when processes fail.
     """
+    from kombu.exceptions import OperationalError
+
+    from app.broker.delays import with_delay_queues
+
     celery = make_celery(settings, "publisher")
     connection = celery.connection_for_write()
     name = ""
@@ -97,6 +103,8 @@ def _need_quorum_queues(settings: Settings) -> None:
 
 def need_redis(url: str, name: str) -> None:
     """Raises TryLater, which names the setting, if Redis cannot be reached."""
+    import redis
+
     try:
         with redis_client(url) as client:
             client.ping()
@@ -113,25 +121,53 @@ class Lane:
     oldest: timedelta | None  # age of the oldest message; None: empty, or not readable (RabbitMQ)
 
 
-def lanes(celery: Celery, settings: Settings) -> list[Lane]:
+def lanes(settings: Settings) -> list[Lane]:
     """The depth of every lane. Raises TryLater if the broker cannot be reached."""
     url = settings.need_broker()
+    return _amqp_lanes(settings) if is_amqp(url) else _redis_lanes(url)
+
+
+def _redis_lanes(url: str) -> list[Lane]:
+    """Without Celery, whose import would take half of the time of `headrace status`."""
+    import redis
+
     try:
-        with celery.connection_for_read() as connection:
+        with redis_client(url) as client, client.pipeline(transaction=False) as pipeline:
+            for name in LANES:
+                pipeline.llen(name)
+                pipeline.lindex(name, -1)  # the next message: kombu pushes on the left and pops on the right
+            found = pipeline.execute()
+    except redis.RedisError as error:
+        raise _unreachable(error) from None
+    return [Lane(name, found[2 * at], _age(found[2 * at + 1])) for at, name in enumerate(LANES)]
+
+
+def _amqp_lanes(settings: Settings) -> list[Lane]:
+    from kombu.exceptions import OperationalError
+
+    from app.broker.delays import with_delay_queues
+
+    celery = make_celery(settings, "publisher")
+    connection = celery.connection_for_read()
+    try:
+        with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            # Declared rather than queried: on Redis an empty queue does not exist.
             channel = connection.default_channel
-            depths = {
-                lane.name: sum(one.bind(channel).queue_declare().message_count for one in with_delay_queues(lane, url))
+            return [
+                Lane(lane.name, sum(one.bind(channel).queue_declare().message_count for one in queues), None)
                 for lane in celery.conf.task_queues
-            }
-        return [Lane(lane, depth, None if is_amqp(url) else _oldest(url, lane)) for lane, depth in depths.items()]
-    except (OperationalError, OSError, redis.RedisError, *celery.connection_for_read().channel_errors) as error:
+                for queues in [with_delay_queues(lane, settings.need_broker())]
+            ]
+    except (OperationalError, OSError, *connection.channel_errors) as error:
         raise _unreachable(error) from None
 
 
 def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
     """Passes invalid messages, which the Redis transport moved to `:invalid` lists, to `keep`, then deletes them."""
+    import redis
+
+    from app.broker.redis_transport import ALL_INVALID
+
     url = settings.need_broker()
     if is_amqp(url):
         return
@@ -145,10 +181,8 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
         raise _unreachable(error) from None
 
 
-def _oldest(url: str, lane: str) -> timedelta | None:
-    """The age of the next message: kombu pushes on the left and pops on the right."""
-    with redis_client(url) as client:
-        raw = client.lindex(lane, -1)
+def _age(raw: object) -> timedelta | None:
+    """The time since a message was sent."""
     if not isinstance(raw, bytes):
         return None
     try:

@@ -66,6 +66,16 @@ class Settings:
         "TERRA_API_KEY", None, KEY_FROM_DASHBOARD, "key for Terra's API, to fetch history", secret=True
     )
     terra_base_url: str = _setting("TERRA_BASE_URL", "https://access.tryterra.co/api/v2", types.HTTP_URL, "Terra's API")
+    terra_admin_token: str | None = _setting(
+        "TERRA_ADMIN_TOKEN",
+        None,
+        types.text("a token that begins with terra_at_, as the dashboard shows it"),
+        "token for Terra's Admin API, to find lost deliveries with `headrace reconcile`",
+        secret=True,
+    )
+    terra_admin_base_url: str = _setting(
+        "TERRA_ADMIN_BASE_URL", "https://access.tryterra.co/api/v3/admin", types.HTTP_URL, "Terra's Admin API"
+    )
     terra_tolerance_seconds: int = _setting(
         "TERRA_SIGNATURE_TOLERANCE_SECONDS", 300, types.SECONDS, "maximum age of a Terra signature"
     )
@@ -220,6 +230,11 @@ class Settings:
         return tuple(name for name, key in keys.items() if key)
 
     @property
+    def reconcilable(self) -> tuple[str, ...]:
+        """The aggregators whose listings can be compared with the stored data. Terra's need a token of their own."""
+        return tuple(name for name in self.readable if name == "junction" or self.terra_admin_token)
+
+    @property
     def junction_api_url(self) -> str:
         """The base URL of Junction's API, from the setting or the key's prefix. Raises Misconfigured."""
         if self.junction_base_url:
@@ -256,6 +271,9 @@ class Settings:
 
     def need_terra_api_key(self) -> str:
         return self.terra_api_key or _missing("terra_api_key", "")
+
+    def need_terra_admin_token(self) -> str:
+        return self.terra_admin_token or _missing("terra_admin_token", "")
 
     def need_etl(self) -> tuple[str, str]:
         """The broker's URL and the queue of Junction's ETL pipeline."""

@@ -78,7 +78,7 @@ DELIVERY_SECONDS = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200),
 )
 ROWS = Counter(
-    "headrace_rows_total", "Rows changed, by kind (record, sample, connection) and origin", ["kind", "origin"]
+    "headrace_rows_total", "Rows changed, by kind (record, sample, connection, grant) and origin", ["kind", "origin"]
 )
 DUPLICATE_SAMPLES = Counter(
     "headrace_duplicate_samples_total", "Samples that shared their key with a different sample of the same delivery", []
@@ -86,12 +86,22 @@ DUPLICATE_SAMPLES = Counter(
 SAMPLES_WITHOUT_TIMESTAMP = Counter(
     "headrace_samples_without_timestamp_total", "Values skipped because they have no timestamp", []
 )
+REFUSED_ITEMS = Counter(
+    "headrace_refused_items_total", "Items refused while the rest of their delivery or page was stored", ["origin"]
+)
+for _origin in ("webhook", "backfill", "reconcile", "replay"):
+    REFUSED_ITEMS.labels(_origin)  # starts at 0: Prometheus' increase() does not count a series' first value
 
 # Requests to the aggregators.
 REQUESTS = Counter("headrace_requests_total", "Requests to aggregators, by class of status", ["aggregator", "status"])
 REQUEST_SECONDS = Histogram(
     "headrace_request_seconds", "Time of a request to an aggregator", ["aggregator"], buckets=REQUEST_BUCKETS
 )
+UNREAD_ENTRIES = Counter(
+    "headrace_unread_entries_total", "Entries of an aggregator's own listings that could not be read", ["aggregator"]
+)
+for _aggregator in ("junction", "terra"):
+    UNREAD_ENTRIES.labels(_aggregator)  # starts at 0, as above
 THROTTLED = Counter("headrace_throttled_total", "Requests delayed by the rate limit or a pause", ["aggregator"])
 
 # Set by the sweep, in the maintenance worker.
@@ -112,8 +122,18 @@ CRASHED_DELIVERIES = Gauge(
     "Deliveries that crashed a worker and are not yet applied",
     multiprocess_mode=LIVE_MODE,
 )
+LOST_DELIVERIES = Gauge(
+    "headrace_lost_deliveries",
+    "Deliveries that Junction gave up, and that no reconciliation has followed yet",
+    multiprocess_mode=LIVE_MODE,
+)
 PAUSED = Gauge(
     "headrace_account_paused_seconds", "Remaining pause of an account", ["aggregator"], multiprocess_mode=LIVE_MODE
+)
+TERRA_TOKEN_EXPIRES = Gauge(
+    "headrace_terra_admin_token_expires_timestamp_seconds",
+    "When the token of Terra's Admin API expires; 0: unknown or never",
+    multiprocess_mode=LIVE_MODE,
 )
 # The names of 0.1, exposed as well until 0.3.
 OLD_NAMES = {

@@ -1,6 +1,7 @@
 """The endpoint's application: `create_app` makes the routes, the web server calls `from_environment`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flask import Flask
 
@@ -11,12 +12,20 @@ from app.config.settings import Settings, load
 from app.observability import gc, logs, tracing
 from app.web.batcher import Batcher, Publish
 from app.web.rsgi import Server
-from app.web.webhooks import make_blueprint, on_error
+from app.web.webhooks import canonical, make_blueprint, on_error
+
+
+class _Application(Flask):
+    """Routes a webhook to its path in spite of additional slashes. WSGI and RSGI servers both make this context."""
+
+    def request_context(self, environ: dict[str, Any]) -> Any:
+        environ["PATH_INFO"] = canonical(environ["PATH_INFO"])
+        return super().request_context(environ)
 
 
 def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Flask:
     """The Flask application. `ready` raises PublishFailed while the broker accepts no messages."""
-    flask = Flask("headrace", static_folder=None)
+    flask = _Application("headrace", static_folder=None)
     # One byte more than the limit: werkzeug silently truncates a chunked body to this length.
     flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     flask.register_blueprint(make_blueprint(settings, batcher, ready))

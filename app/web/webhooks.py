@@ -19,6 +19,7 @@ from app.signatures import VERIFIERS
 from app.web.batcher import Batcher
 
 RETRY_AFTER_SECONDS = "5"
+PATHS = {f"/webhooks/{aggregator}": aggregator for aggregator in VERIFIERS}
 log = logging.getLogger(__name__)
 
 
@@ -34,9 +35,18 @@ class Accepted:
 Receive = Callable[[Headers, bytes], Accepted | Response]
 
 
+def canonical(path: str) -> str:
+    """The path of a webhook without repeated and trailing slashes; every other path as it is.
+
+    Such slashes come from a base URL that ends with one. Senders do not follow the redirect that Flask would answer.
+    """
+    plain = "/" + "/".join(filter(None, path.split("/")))
+    return plain if plain in PATHS else path
+
+
 def make_receivers(settings: Settings) -> dict[str, Receive]:
     """The functions that verify and seal webhooks, by path. The caller publishes the delivery and calls `finish`."""
-    return {f"/webhooks/{aggregator}": _receiver(aggregator, settings) for aggregator in VERIFIERS}
+    return {path: _receiver(aggregator, settings) for path, aggregator in PATHS.items()}
 
 
 def _receiver(aggregator: str, settings: Settings) -> Receive:
@@ -59,7 +69,7 @@ def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], Non
     routes = Blueprint("headrace", __name__)
     for path, receive in make_receivers(settings).items():
         view = _webhook(receive, batcher, settings.max_body_bytes)
-        routes.add_url_rule(path, path.rpartition("/")[2], view, methods=["POST"])
+        routes.add_url_rule(path, PATHS[path], view, methods=["POST"])
 
     @routes.get("/livez")
     def livez() -> Response:
@@ -111,8 +121,8 @@ def finish(accepted: Accepted, answer: Response) -> Response:
 
 def record_rejection(path: str, answer: Response) -> Response:
     """Counts the answer to a request that reached no receiver, if it was a webhook, and returns it."""
-    aggregator = path.removeprefix("/webhooks/")
-    return _record(answer, aggregator, tracing.server_span(aggregator)) if aggregator in VERIFIERS else answer
+    aggregator = PATHS.get(canonical(path))
+    return _record(answer, aggregator, tracing.server_span(aggregator)) if aggregator else answer
 
 
 def _record(

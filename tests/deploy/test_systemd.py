@@ -85,7 +85,7 @@ def test_no_service_gets_a_secret_that_it_does_not_need() -> None:
     removed = {file.stem: set(" ".join(directives(file)["UnsetEnvironment"]).split()) for file in SERVICES}
     assert all(names <= SETTINGS for names in removed.values())
     signing = {"JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET"}
-    api_keys = {"JUNCTION_API_KEY", "TERRA_API_KEY"}
+    api_keys = {"JUNCTION_API_KEY", "TERRA_API_KEY", "TERRA_ADMIN_TOKEN"}
     own, database, pipeline = {"HEADRACE_FLOWER_AUTH"}, {"DATABASE_URL"}, {"HEADRACE_ETL_URL"}
     assert removed == {
         "headrace-web": database | api_keys | own | pipeline,

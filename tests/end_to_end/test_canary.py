@@ -78,7 +78,7 @@ class Provider(BaseHTTPRequestHandler):
         samples = [{"timestamp": "2026-03-01T12:00:00+00:00", "value": NUMBER, "unit": "bpm"}]
         answers: dict[str, tuple[int, Any]] = {
             "/heartrate/": (200, {"groups": {"garmin": [{"source": SOURCE, "data": samples}]}, "next_cursor": None}),
-            "/sleep/": (200, {"sleep": [{"id": "s1", "user_id": USER, "source": SOURCE, "duration": NOTE}]}),
+            "/sleep/": (200, {"sleep": [{"id": [NAME], "user_id": USER, "source": SOURCE, "duration": NOTE}]}),
             "/activity/": (422, {"detail": f"{NAME} {TOKEN}"}),
         }
         status, body = next((found for part, found in answers.items() if part in self.path), (500, {"detail": TOKEN}))
@@ -126,15 +126,21 @@ def canary_events(number: int) -> list[Any]:
 
 
 def invalid_events() -> list[Any]:
-    """Events that become dead letters, each for another reason."""
+    """Events of which something is refused or stored as NULL, each for another reason."""
     return [
         workout(USER, "b1", average_hr=NOTE),
         workout(USER, "b2", time_start=TOKEN),
         workout(USER, "b3", title=f"{NAME}\u0000"),
-        workout(USER, "b4", average_hr=NUMBER),  # not an integer; only PostgreSQL rejects it
+        workout(USER, "b4", average_hr=NUMBER),
         workout(USER, "b5", calendar_date=f"2026-03-14 {TOKEN}"),
+        workout(USER, [NAME], title=NOTE),
         event(
             "daily.data.heartrate.created", USER, {"source": SOURCE, "data": [{"timestamp": TOKEN, "value": NUMBER}]}
+        ),
+        event(
+            "daily.data.heartrate.created",
+            USER,
+            {"source": SOURCE, "data": [{"timestamp": "2026-03-02T12:00:00Z", "value": value} for value in (60, NOTE)]},
         ),
         NOTE.encode(),
         b'{"event_type": "' + TOKEN.encode() + b'", "event_type": "x"}',

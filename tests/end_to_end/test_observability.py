@@ -71,7 +71,7 @@ def send_everything(stack: dict[str, Any]) -> None:
     assert answers == [202] * len(good)
     assert post(b"late", at=datetime.now(UTC) - timedelta(minutes=9)) == 401
     assert post(b"x" * 30_000) == 413
-    settings = load({"BROKER_URL": stack["broker_url"]})
+    settings = load(KEY | {"BROKER_URL": stack["broker_url"]})
     Throttle(settings).pause("junction", 300, "status 401: the API key is refused")
     with psycopg.connect(stack["database_url"]) as connection:
         connection.execute(

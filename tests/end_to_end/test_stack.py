@@ -77,6 +77,13 @@ def test_an_event_reaches_its_view(stack: Stack, body: Any, query: str) -> None:
     assert len(until(lambda: stack.rows(query))) == 1
 
 
+@pytest.mark.parametrize("path", ["/webhooks/junction/", "//webhooks/junction", "/webhooks//junction"])
+def test_additional_slashes_are_ignored(stack: Stack, path: str) -> None:
+    """Breaks if the server redirects or rejects a webhook because of a slash."""
+    assert HTTP.post(f"{stack.info['web']}{path}", content=b"{}").status_code == 401
+    assert HTTP.post(f"{stack.info['web']}{path}x", content=b"{}").status_code == 404
+
+
 def test_an_event_with_a_wrong_signature_is_rejected(stack: Stack) -> None:
     """Breaks if a sender without the secret can write into the database."""
     assert stack.post(workout("stranger"), secret="whsec_" + "AAAA" * 8).status_code == 401
@@ -98,7 +105,7 @@ def test_an_erased_user_stays_erased(stack: Stack) -> None:
         sent = [pool.submit(send, number) for number in range(100)]
         stack.deliver(workout("neighbour"))
         until(lambda: stack.rows("SELECT 1 FROM headrace.users WHERE user_id = 'erased'"))
-        done = stack.run("erase", "--user", "erased")
+        done = stack.run("erase", "--user", "erased", "--yes")
         for one in sent:
             one.result()
     assert (done.returncode, done.stdout.startswith("erased erased, ")) == (0, True), done.stderr

@@ -86,7 +86,7 @@ def test_kills_lose_or_duplicate_nothing(simulator: Simulator, load: Load) -> No
             assert killing.result(120) == len(KILLED_GROUPS) * load.rounds
         make_due(engine, leases=True)
         until(lambda: not listed(engine, Filter(states=OPEN)), 240)
-        proof = prove(engine, sender.taken, terra_history(twin), 60)
+        proof = prove(engine, sender.taken, terra_history(twin))
         with transaction(engine) as connection:
             names = connection.exec_driver_sql("SELECT count(*), count(DISTINCT message_id) FROM health.deliveries")
             assert len(set(names.one())) == 1

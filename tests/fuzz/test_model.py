@@ -1,7 +1,8 @@
 """Random deliveries, repetitions, fetches, erasures, crashes and restarts against a model in plain Python.
 
-The model: the newest version of each record, sample and connection is stored; of two with the same version, the one
-with the higher rank. Nothing of an erased user is stored. By default the runs are few and deterministic; with `--full`
+The model: the newest version of each record, sample and connection is stored; of two with the same version, the one of
+the later event, then the one with the higher rank. A version of an activity replaces the samples of its older ones.
+Nothing of an erased user is stored. By default the runs are few and deterministic; with `--full`
 they are more, longer and random.
 """
 
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, seed
 from hypothesis import settings as hypothesis_settings
@@ -21,13 +23,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
-from app.delivery import Delivery, pack
+from app.delivery import Delivery, Receipt, pack, seal
 from app.errors import TryLater
+from app.sealing import Sealer
 from tests.support import apply, delivery, heartrate, message_id, rows, workout
 from tests.support import event as envelope
 from tests.support.backfills import make_due
 from tests.support.commits import interrupted_commit
 from tests.support.provider import Killed
+from workers.aggregators.common import CLOCK_SKEW
+from workers.aggregators.junction import shapes
 from workers.aggregators.requests import Request
 from workers.backfill.fetcher import Fetcher
 from workers.fetch.client import AggregatorClient
@@ -38,7 +43,7 @@ from workers.ingest import crashes
 from workers.ingest.apply import Applier
 from workers.ingest.replay import Order, replay
 from workers.operate.erase import Eraser
-from workers.store import ledger, writer
+from workers.store import ledger, replaced, writer
 from workers.store.archive import ArchiveWindow
 from workers.store.backfills import due
 from workers.store.engine import make_writer
@@ -49,9 +54,11 @@ BEGINNING = datetime(2026, 3, 14, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=4)  # the resolution of the timestamp in a delivery id
 DAY = timedelta(days=1)
 GARMIN = {"provider": "garmin", "type": "watch"}
-USERS, IDS, MINUTES = ("u1", "u2"), ("w1", "w2"), range(3)
+POLAR = "polar"  # of the activities that Terra sends
+AHEAD = -(10**12)  # ticks: more than a century
+USERS, IDS, ACTIVITIES, MINUTES = ("u1", "u2"), ("w1", "w2"), ("a1", "a2"), range(3)
 TABLES = (
-    *("chunks", "backfills", "samples", "series", "workouts", "connections", "users"),
+    *("chunks", "backfills", "sample_ranges", "samples", "series", "workouts", "connections", "users"),
     *("deliveries", "archive", "dead_letters", "crash_counts", "audit"),
 )
 MORTAL = "u2"  # the user that `erase` erases
@@ -64,11 +71,22 @@ Rank = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Claim:
-    """The content and the version that a delivery or a page has for a key."""
+    """The content and the version that a delivery or a page has for a key; and the time of the event, if it differs."""
 
     key: Key
     version: datetime
     rank: Rank
+    event_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A version of an activity of Terra's, with its heart rates by minute."""
+
+    id: str
+    version: datetime
+    beats: Mapping[int, int]
+    is_deleted: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Made:
     delivery: Delivery
     user: str | None
     claims: tuple[Claim, ...] = ()
+    activity: Activity | None = None
     ends: str = ""  # its outcome, if only one is possible
     is_notice: bool = False
 
@@ -87,6 +106,7 @@ class Model:
     """The expected content of the database."""
 
     claims: dict[Key, list[tuple[str, Claim]]] = field(default_factory=dict)  # with the delivery or page of each claim
+    activities: dict[str, list[Activity]] = field(default_factory=dict)  # by user
     erased: set[str] = field(default_factory=set)
 
     def take(self, who: str, claims: Sequence[Claim]) -> None:
@@ -99,15 +119,40 @@ class Model:
         """Removes the claims about a user and blocks later ones."""
         self.erased.add(user)
         self.claims = {key: given for key, given in self.claims.items() if key[1] != user}
+        self.activities.pop(user, None)
 
     @property
     def best(self) -> dict[Key, Claim]:
         """The claim of each key that must be stored."""
-        return {key: max((claim for _, claim in given), key=_newest) for key, given in self.claims.items()}
+        found = {key: max((claim for _, claim in given), key=_newest) for key, given in self.claims.items()}
+        return found | {claim.key: claim for user, given in self.activities.items() for claim in beats_of(user, given)}
 
 
-def _newest(claim: Claim) -> tuple[datetime, Rank]:
-    return claim.version, claim.rank
+def _newest(claim: Claim) -> tuple[datetime, datetime, Rank]:
+    """Here no record is changed later and says that it was changed earlier, so the time of the event may come first."""
+    return claim.event_at or claim.version, claim.version, claim.rank
+
+
+def beats_of(user: str, versions: Sequence[Activity]) -> list[Claim]:
+    """The heart rates that must be stored of all versions of a user's activities."""
+    replaced = [one for identifier in ACTIVITIES for one in replaced_by([v for v in versions if v.id == identifier])]
+    found: dict[int, Claim] = {}
+    for one in versions:
+        for minute, value in ({} if one.is_deleted else one.beats).items():
+            claim = Claim(("beat", user, minute), one.version, (value,))
+            if any(first <= minute <= last and version > one.version for first, last, version in replaced):
+                continue
+            found[minute] = max(found.get(minute, claim), claim, key=_newest)
+    return list(found.values())
+
+
+def replaced_by(versions: Sequence[Activity]) -> list[tuple[int, int, datetime]]:
+    """The minutes that the newest version of an activity has replaced, and that version."""
+    beating = [one for one in versions if one.beats and not one.is_deleted]
+    deleted = max((one.version for one in versions if one.is_deleted), default=BEGINNING)
+    newest = max([deleted, *(one.version for one in beating)])
+    older = [minute for one in beating if one.version < newest for minute in one.beats]
+    return [(min(older), max(older), newest)] if older else []
 
 
 def workout_rank(payload: Mapping[str, Any]) -> Rank:
@@ -138,7 +183,8 @@ class World:
 def workout_claim(user: str, payload: Mapping[str, Any], otherwise: datetime) -> Claim:
     """The claim of a workout: its version is its `updated_at`, or `otherwise` without one."""
     version = datetime.fromisoformat(payload["updated_at"]) if payload["updated_at"] else otherwise
-    return Claim(("workout", user, payload["id"]), version, workout_rank(payload))
+    clamped = min(version, otherwise + CLOCK_SKEW)
+    return Claim(("workout", user, payload["id"]), clamped, workout_rank(payload), otherwise)
 
 
 class Clocked(Client):
@@ -184,9 +230,15 @@ class Machine(RuleBasedStateMachine):
 
     # Events at the provider
 
-    @rule(user=USER, identifier=st.sampled_from(IDS), calories=VALUE, age=st.sampled_from([None, 0, 0, 1]), step=STEP)
+    @rule(
+        user=USER,
+        identifier=st.sampled_from(IDS),
+        calories=VALUE,
+        age=st.sampled_from([None, 0, 0, 1, AHEAD]),
+        step=STEP,
+    )
     def edit_a_workout(self, user: str, identifier: str, calories: int, age: int | None, step: int) -> None:
-        """Creates or edits a workout, with or without `updated_at`."""
+        """Creates or edits a workout, with or without `updated_at`, or with one that is years ahead."""
         self.world.now += step * TICK
         updated_at = None if age is None else (self.world.now - age * TICK).isoformat()
         payload = {"id": identifier, "user_id": user, "source": GARMIN, "calories": calories, "updated_at": updated_at}
@@ -202,6 +254,37 @@ class Machine(RuleBasedStateMachine):
         self.world.samples |= {(user, minute): value for minute, value in found.items()}
         claims = [Claim(("sample", user, minute), self.world.now, (value,)) for minute, value in found.items()]
         self._make(heartrate(user, found), user, *claims)
+
+    @rule(
+        user=USER,
+        identifier=st.sampled_from(ACTIVITIES),
+        beats=st.dictionaries(st.sampled_from(MINUTES), VALUE),
+        is_deleted=st.sampled_from([False, False, False, True]),
+        step=STEP,
+    )
+    def record_an_activity(
+        self, user: str, identifier: str, beats: dict[int, int], is_deleted: bool, step: int
+    ) -> None:
+        """Creates, trims, empties or deletes an activity at Terra."""
+        self.world.now += step * TICK
+        samples = [{"timestamp": moment.isoformat(), "bpm": beats[m]} for moment, m in MINUTE_OF.items() if m in beats]
+        metadata = {"start_time": BEGINNING.isoformat(), "end_time": BEGINNING.isoformat(), "summary_id": identifier}
+        body = {
+            "type": "activity",
+            "user": {"user_id": user, "provider": POLAR},
+            "data": [
+                {
+                    "metadata": metadata | {"upload_type": 4 if is_deleted else 1},
+                    "heart_rate_data": {"detailed": {"hr_samples": samples}},
+                }
+            ],
+        }
+        # Terra's clock has milliseconds.
+        ordering = round(self.world.now.timestamp() * 1000)
+        receipt = Receipt(f"terra-{len(self.made)}", ordering)
+        sealed = seal("terra", receipt, msgspec.json.encode(body), Sealer(self.settings.encryption_keys))
+        version = datetime.fromtimestamp(ordering / 1000, UTC)
+        self.made.append(Made(sealed, user, activity=Activity(identifier, version, beats, is_deleted)))
 
     @rule(user=USER, error=st.sampled_from([None, "a", "b"]), step=STEP)
     def connect(self, user: str, error: str | None, step: int) -> None:
@@ -224,7 +307,7 @@ class Machine(RuleBasedStateMachine):
         """Creates an invalid or an ignored delivery."""
         bodies: dict[str, Any] = {
             "rubbish": b"hello",
-            "refused": workout(user, title="a\u0000b"),
+            "refused": workout(user, ""),
             "ignored": envelope("raw.garmin.dailies", user, {}),
         }
         self._make(bodies[what], None if what == "rubbish" else user, ends="ignored" if what == "ignored" else "dead")
@@ -374,6 +457,8 @@ class Machine(RuleBasedStateMachine):
             if name not in self.delivered:
                 self.delivered[name] = one
                 self.model.take(name, one.claims)
+                if one.activity and one.user not in self.model.erased:
+                    self.model.activities.setdefault(str(one.user), []).append(one.activity)
 
     # Invariants
 
@@ -384,13 +469,15 @@ class Machine(RuleBasedStateMachine):
 
     def _stored(self) -> dict[Key, tuple[datetime, Rank]]:
         found: dict[Key, tuple[datetime, Rank]] = {}
-        for row in rows(self.engine, "SELECT user_id, id, calories, payload, version FROM health.workouts"):
+        workouts = f"SELECT user_id, id, calories, payload, version FROM health.workouts WHERE provider <> '{POLAR}'"
+        for row in rows(self.engine, workouts):
             assert row["calories"] == row["payload"]["calories"]
             found["workout", row["user_id"], row["id"]] = row["version"], workout_rank(row["payload"])
-        for row in rows(self.engine, "SELECT user_id, ts, value, version FROM health.heartrate"):
-            minute = MINUTE_OF[row["ts"]]
-            found["sample", row["user_id"], minute] = row["version"], (row["value"],)
-        for row in rows(self.engine, "SELECT user_id, status, error, version FROM headrace.connections"):
+        for row in rows(self.engine, "SELECT user_id, provider, ts, value, version FROM health.heartrate"):
+            kind = "beat" if row["provider"] == POLAR else "sample"
+            found[kind, row["user_id"], MINUTE_OF[row["ts"]]] = row["version"], (row["value"],)
+        connections = f"SELECT user_id, status, error, version FROM headrace.connections WHERE provider <> '{POLAR}'"
+        for row in rows(self.engine, connections):
             found["connection", row["user_id"]] = row["version"], (row["status"], row["error"] or "")
         return found
 
@@ -430,10 +517,11 @@ class Machine(RuleBasedStateMachine):
             assert outcome == "ignored", name
             return
         assert outcome == one.ends if one.ends else outcome in ("applied", "duplicate", "stale"), name
-        if one.user in self.model.erased:
+        if one.user in self.model.erased or one.activity:
             return
         others = {claim.key: [c for who, c in self.model.claims[claim.key] if who != name] for claim in one.claims}
-        if any(c.version == claim.version and c.rank != claim.rank for claim in one.claims for c in others[claim.key]):
+        ties = (_newest(c)[:2] == _newest(k)[:2] and c.rank != k.rank for k in one.claims for c in others[k.key])
+        if any(ties):
             return
         outdone = [any(_newest(c) > _newest(claim) for c in others[claim.key]) for claim in one.claims]
         said = [any(c.rank == claim.rank for c in others[claim.key]) for claim in one.claims]
@@ -544,7 +632,23 @@ def late(_: pytest.MonkeyPatch) -> None:
     """Defect: the version of a page is the time of its response; see Clocked."""
 
 
+def outliving(patch: pytest.MonkeyPatch) -> None:
+    """Defect: samples outlive the version that they came with."""
+    patch.setattr(replaced, "remove", lambda *_: 0)
+
+
+def brought_back(patch: pytest.MonkeyPatch) -> None:
+    """Defect: an older version that arrives late adds its samples."""
+    patch.setattr(replaced, "current", lambda _connection, samples, _numbers: list(samples))
+
+
+def unclamped(patch: pytest.MonkeyPatch) -> None:
+    """Defect: an `updated_at` in the future wins over all later versions."""
+    patch.setattr(shapes, "CLOCK_SKEW", timedelta(days=100_000))
+
+
 SEEDS: dict[Callable[..., None], int] = {no_guard: 21, kept_always: 5, crashes_never_cleared: 4, forgiven: 14, late: 6}
+SEEDS |= {outliving: 1, brought_back: 1, unclamped: 1}
 
 
 @pytest.mark.parametrize("spoil", SEEDS)

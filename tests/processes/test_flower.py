@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from flower.urls import handlers
+from sqlalchemy import Engine
 from tornado.web import StaticFileHandler
 
 from app.broker.celery import make_celery
@@ -17,10 +19,13 @@ from app.broker.lanes import APPLY, SWEEP
 from app.config.settings import Settings
 from tests.support import ROOT, program, until
 from tests.support.servers import Servers
+from tests.support.workers import SharedWorker
+from workers.celery.heartbeats import INTERVAL_SECONDS
 from workers.local.ports import free_port
 
 pytestmark = pytest.mark.processes
 MAX_TASKS = 5000  # of Flower's history
+LONG_TASK_SECONDS = 3.5 * INTERVAL_SECONDS  # less than the lock_timeout that ends the task; measured with 90 s as well
 CREDENTIALS = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
 PUBLIC_PATHS = ("/healthcheck", "/login", "/logout")
@@ -140,6 +145,26 @@ def test_the_task_history_is_bounded_and_shows_counts_of_deliveries(flower: http
     assert MAX_TASKS - 500 < len(shown) <= MAX_TASKS
     assert sent[0] not in shown
     assert (shown[sent[-1]]["name"], shown[sent[-1]]["args"]) == (APPLY, "(3 deliveries)")
+
+
+def test_a_worker_is_online_during_a_long_task_and_offline_when_killed(
+    flower: httpx.Client, live_worker: SharedWorker, engine: Engine
+) -> None:
+    """Breaks if Flower shows a worker as offline while it works, or as online long after it was killed."""
+
+    def is_online() -> bool:
+        found: dict[str, bool] = flower.get("/api/workers?status=true", auth=CREDENTIALS).json()
+        return any(online for name, online in found.items() if name.startswith(f"live.{live_worker.process.pid}@"))
+
+    until(is_online)
+    with live_worker.busy(engine):
+        for _ in range(round(LONG_TASK_SECONDS / 0.5)):
+            assert is_online()
+            time.sleep(0.5)
+        live_worker.process.kill()
+        killed = time.monotonic()
+        until(lambda: not is_online())
+        assert time.monotonic() - killed < 4 * INTERVAL_SECONDS
 
 
 # If Flower started, it would replace this process, which would then print nothing.

@@ -133,9 +133,7 @@ def test_lanes_are_durable_quorum_queues(server: RabbitMQ) -> None:
     publish(server.url, "msg_1")
     columns = "name", "type", "durable", "auto_delete"
     assert ["live", "quorum", "true", "false"] in server.table("list_queues", *columns)
-    celery = make_celery(Settings(broker_url=server.url), "publisher")
-    assert [lane.messages for lane in lanes(celery, Settings(broker_url=server.url))] == [1, 0, 0, 0]
-    celery.close()
+    assert [lane.messages for lane in lanes(Settings(broker_url=server.url))] == [1, 0, 0, 0]
     found = server.table("list_queues", *columns)
     assert [row for row in found if row[0] in LANES] == [
         row for row in found if row[0] in LANES and row[1:] == ["quorum", "true", "false"]
@@ -394,9 +392,7 @@ def test_delayed_messages_count_with_their_lane(server: RabbitMQ) -> None:
     publish(server.url, "w1")
     send(settings, APPLY, ["w2"], 30)
     send(settings, APPLY, ["w3"], 60)
-    celery = make_celery(settings, "publisher")
-    assert [lane.messages for lane in lanes(celery, settings)] == [3, 0, 0, 0]
-    celery.close()
+    assert [lane.messages for lane in lanes(settings)] == [3, 0, 0, 0]
 
 
 def test_a_correct_broker_passes_the_check(server: RabbitMQ) -> None:
@@ -467,6 +463,25 @@ def test_a_worker_declares_no_unused_queue(shared: RabbitMQ, live_worker: Shared
     """Breaks if a worker declares 28 unused quorum queues, each with its own log and election."""
     found = {row[0] for row in shared.table("list_queues", "name")}
     assert not [name for name in found if name.startswith("celery_delayed")]
+
+
+def test_a_worker_sends_heartbeats_during_a_task(engine: Engine, shared: RabbitMQ, live_worker: SharedWorker) -> None:
+    """Breaks if a busy worker is silent, or its heartbeats break the connection of its other events."""
+    kinds: list[str] = []
+    celery = make_celery(Settings(broker_url=shared.url), "worker")
+
+    def record(found: dict[str, Any]) -> None:
+        if found["hostname"].startswith(f"live.{live_worker.process.pid}@"):
+            kinds.append(found["type"])
+
+    with celery.connection_for_read() as connection:
+        received = celery.events.Receiver(connection, handlers={"*": record}).itercapture(timeout=15, wakeup=False)
+        with live_worker.busy(engine):
+            while kinds.count("worker-heartbeat") < 4:
+                next(received)
+        while "task-succeeded" not in kinds:
+            next(received)
+    celery.close()
 
 
 def test_a_worker_prefetches_one_message(shared: RabbitMQ, live_worker: SharedWorker) -> None:

@@ -59,8 +59,8 @@ def workout(user_id: str, workout_id: str = "w1", **changes: Any) -> dict[str, A
         "sport": {"id": 1, "name": "Running", "slug": "running"},
         "provider_id": "p1",
         "source": {"provider": "garmin", "type": "watch"},
-        "created_at": "2026-03-14T09:30:00+00:00",
-        "updated_at": "2026-03-14T09:30:00+00:00",
+        "created_at": "2026-03-14T06:30:00+00:00",
+        "updated_at": "2026-03-14T06:30:00+00:00",
     }
     return event("daily.data.workouts.created", user_id, data | changes)
 

@@ -82,9 +82,10 @@ def backfill(engine: Engine) -> dict[str, Any]:
 
 
 def forget_pauses(settings: Settings) -> None:
-    """Ends the pause of the Junction account."""
+    """Ends the pauses of the Junction account."""
     with redis.Redis.from_url(settings.need_broker()) as client:
-        client.delete(PREFIX + "junction")
+        for name in client.scan_iter(PREFIX + "junction*"):
+            client.delete(name)
 
 
 def change(engine: Engine, number: int, assignments: str) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from sqlalchemy import Engine, text
 
+from app.config.settings import Settings
 from workers.store.engine import transaction
 
 EMPTY = """
@@ -31,3 +33,8 @@ def run(engine: Engine, *queries: str) -> None:
     with transaction(engine) as connection:
         for query in queries:
             connection.execute(text(query))
+
+
+def settings_of(settings: Settings, url: str) -> Settings:
+    """The tests' settings, on another database."""
+    return replace(settings, database_url=url.replace("postgresql", "postgresql+psycopg", 1))

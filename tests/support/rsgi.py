@@ -4,6 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
+# Paths that are answered like /webhooks/junction.
+SLASHED = (
+    *("/webhooks/junction/", "/webhooks/junction//", "//webhooks/junction", "/webhooks//junction"),
+    "///webhooks///junction///",
+)
+
 
 class Headers:
     """Headers as in granian: names in lower case, repeated names allowed."""

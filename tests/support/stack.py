@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 from tests.support import HTTP, ROOT, message_id, signed, until
+from workers.local.stack import _remove_metrics_folder
 
 # Runs each command as the console script does, but all in one interpreter.
 RUN_ALL = """
@@ -139,4 +140,5 @@ def started(**more: str) -> Iterator[Stack]:
     finally:
         if one.process is not None and one.process.poll() is None:
             one.end(signal.SIGTERM)
+        _remove_metrics_folder(one.data)  # of a stack that was killed
         shutil.rmtree(folder, ignore_errors=True)

@@ -105,7 +105,7 @@ def test_a_broker_is_needed() -> None:
 
 def test_an_unreachable_broker_raises_try_later_without_its_password() -> None:
     settings = nowhere()
-    for ask in (need_durable, lambda one: lanes(make_celery(one, "publisher"), one)):
+    for ask in (need_durable, lanes):
         with pytest.raises(TryLater, match="BROKER_URL: the broker cannot be reached") as caught:
             ask(settings)
         assert PASSWORD not in str(caught.value)
@@ -115,7 +115,7 @@ def test_the_error_for_a_wrong_password_does_not_contain_it(here: Settings) -> N
     where = urlsplit(here.need_broker())
     url = urlunsplit(where._replace(netloc=f":{PASSWORD}@{where.hostname}:{where.port}"))
     settings = replace(here, broker_url=url)
-    for ask in (need_durable, lambda one: lanes(make_celery(one, "publisher"), one)):
+    for ask in (need_durable, lanes):
         with pytest.raises((TryLater, Misconfigured), match="BROKER_URL") as caught:
             ask(settings)
         assert PASSWORD not in str(caught.value)
@@ -123,7 +123,7 @@ def test_the_error_for_a_wrong_password_does_not_contain_it(here: Settings) -> N
 
 def test_empty_lanes_are_seen_as_empty(here: Settings) -> None:
     """Redis has no key for an empty queue."""
-    found = lanes(make_celery(here, "publisher"), here)
+    found = lanes(here)
     assert [(lane.name, lane.messages, lane.oldest) for lane in found] == [(name, 0, None) for name in LANES]
 
 
@@ -133,7 +133,7 @@ def test_lanes_count_messages_and_know_the_oldest(here: Settings) -> None:
     for deliveries in ([old(1000), old(1)], [old(2000)], [old(2)]):
         publisher.publish(deliveries)
     publisher.close()
-    live, *others = lanes(celery, here)
+    live, *others = lanes(here)
     assert (live.messages, [lane.messages for lane in others]) == (3, [0, 0, 0])
     assert live.oldest is not None
     assert timedelta(seconds=1000) <= live.oldest < timedelta(seconds=1100)
@@ -142,7 +142,7 @@ def test_lanes_count_messages_and_know_the_oldest(here: Settings) -> None:
 def test_another_task_in_a_lane_has_no_age(here: Settings) -> None:
     celery = make_celery(here, "publisher")
     celery.send_task(SWEEP, queue="maintenance")
-    (lane,) = [one for one in lanes(celery, here) if one.name == "maintenance"]
+    (lane,) = [one for one in lanes(here) if one.name == "maintenance"]
     assert (lane.messages, lane.oldest) == (1, None)
     celery.close()
 
@@ -151,7 +151,7 @@ def test_messages_of_workers_and_beat_have_an_age(here: Settings) -> None:
     """Their messages contain no delivery, so the age comes from a header."""
     celery = make_celery(here, "publisher")
     celery.send_task(SWEEP, queue="maintenance", headers={SENT_AT: time.time() - 500})
-    (lane,) = [one for one in lanes(celery, here) if one.name == "maintenance"]
+    (lane,) = [one for one in lanes(here) if one.name == "maintenance"]
     assert lane.oldest is not None
     assert timedelta(seconds=500) <= lane.oldest < timedelta(seconds=600)
     celery.close()
@@ -162,7 +162,7 @@ def test_messages_of_workers_and_beat_have_an_age(here: Settings) -> None:
 )
 def test_a_message_of_another_program_has_no_age(here: Settings, client: Any, raw: bytes) -> None:
     client.lpush("live", raw)
-    live = lanes(make_celery(here, "publisher"), here)[0]
+    live = lanes(here)[0]
     assert (live.messages, live.oldest) == (1, None)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from app.catalogue import Resource
 from app.config.settings import Settings
 from app.delivery import Delivery
-from workers.actions import Parsed
+from workers.actions import Parsed, Record
 from workers.aggregators import junction, terra
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
 
@@ -19,6 +19,12 @@ class Aggregator(Protocol):
 
     def parse(self, delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
         """The actions of an event. Raises Unprocessable."""
+
+    def identify(self, body: bytes) -> Parsed:
+        """The type and the user of an event that `parse` refuses, as far as they can be read."""
+
+    def event_of(self, record: Record) -> bytes:
+        """JSON of an event with this record."""
 
     def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
         """The base URL and the headers of every request. Raises Misconfigured."""

@@ -1,25 +1,27 @@
 """Shared by the aggregator modules: decoding, reading item by item, times, versions, and the operator's filter."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import Action, Notice, Record, Samples
+from workers.actions import Action, Notice, Record, Refused, Samples
+from workers.aggregators import scalars
 
 CLOCK_SKEW = timedelta(minutes=5)
+MAX_AHEAD = timedelta(days=2)  # of a sample, after its receipt; clocks and time zones explain no more than this
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NULL = msgspec.Raw(b"null")
 
 DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL checks the rest strictly
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Item = TypeVar("Item")
-Read = TypeVar("Read")
+UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+REPLACED = "characters that PostgreSQL cannot store were replaced by U+FFFD"
 
 
 def decode(body: bytes, kind: Any, what: str) -> Any:
@@ -32,41 +34,35 @@ def decode(body: bytes, kind: Any, what: str) -> Any:
         raise Unprocessable(f"{what}: nested too deep") from None
 
 
-def decode_or(first: Any, body: bytes, kind: Any, what: str) -> Any:
-    """Decodes as `first` if that is a type and the body fits it, otherwise as `kind`."""
-    if first is not None:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return msgspec.json.decode(body, type=first)
-    return decode(body, kind, what)
+def canonical_id(user_id: str) -> str:
+    """A user_id as it is stored: a UUID in lower case. Phones print UUIDs in capitals (RFC 9562, section 4)."""
+    lower = user_id.lower()
+    return lower if lower != user_id and UUID.fullmatch(user_id) else user_id
 
 
-def read_each(items: Iterable[Item], read: Callable[[Item], Read]) -> tuple[list[Read], tuple[str, ...]]:
-    """Reads the items of a page. An item that raises Unprocessable is left out; returns the reasons as well."""
-    found: list[Read] = []
-    refused: list[str] = []
-    for item in items:
-        try:
-            found.append(read(item))
-        except Unprocessable as reason:
-            refused.append(str(reason))
-    return found, tuple(refused)
-
-
-def moment(text: Any, what: str) -> datetime:
-    """An instant from ISO 8601. Without an offset it is UTC, as Junction documents. Raises Unprocessable."""
+def optional_text(value: Any) -> str | None:
+    """A scalar, or the JSON of one, as text; None for anything else: for names that must not cost the data."""
+    if isinstance(value, str):
+        return value or None
     try:
-        given = datetime.fromisoformat(text)
-        return given if given.tzinfo else given.replace(tzinfo=UTC)
-    except (ValueError, TypeError):
-        raise Unprocessable(f"{what}: expected an ISO 8601 date and time") from None
+        if isinstance(value, msgspec.Raw):  # decoded here, because a number beyond double precision is an error
+            value = msgspec.json.decode(value)
+        return None if value is None else scalars.text(value) or None
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def first_reason(refused: Sequence[Refused], what: str) -> Unprocessable:
+    """The error of a delivery of which every part was refused."""
+    return Unprocessable(refused[0].reason if len(refused) == 1 else f"{what}: all refused, first: {refused[0].reason}")
 
 
 def moment_or_none(text: Any, *, earliest: datetime | None = None) -> datetime | None:
-    """As `moment`, but None if the text is no time; a time before `earliest` counts as `earliest`."""
+    """A time of any form that can be read, or None; a time before `earliest` counts as `earliest`."""
     try:
-        found = moment(text, "")
+        found = scalars.moment(text)
         return max(found, earliest) if earliest else found
-    except (Unprocessable, OverflowError):
+    except ValueError:
         return None
 
 

@@ -1,29 +1,90 @@
-"""Rejects JSON whose objects repeat a name: parsers differ in which of the two values they keep."""
+"""Checks of JSON text: repeated names, and characters that PostgreSQL cannot store."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
 
 from app.errors import Unprocessable
 
+REPLACEMENT = b"\\ufffd"
+# An escape in a JSON string. A backslash before another backslash is read as one escape, so `\\u0000` is text.
+ESCAPE = re.compile(
+    rb"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
-def reject_duplicate_keys(raw: bytes, what: str) -> None:
+
+class _Repeated:
+    """Stands for an object that repeats a name."""
+
+
+def reject_duplicate_keys(raw: bytes, what: str, *, in_arrays: bool = True) -> bool:
     """Raises Unprocessable if an object repeats a name, whose meaning RFC 8259 (section 4) leaves open.
 
     PostgreSQL's jsonb and most parsers silently keep the last value. A document without repeated names is the same,
     but for spaces, when it is decoded and encoded again. That comparison costs 8 us for a workout; the exact check,
     100 us, runs only where it fails, because a number or an escape is written differently. Text that is no JSON passes:
     the decoder after this refuses it.
+
+    Without `in_arrays`, an object inside an array does not raise: False is returned, and the array has to be read item
+    by item, with a check of each item.
     """
     try:
         if msgspec.json.encode(msgspec.json.decode(raw)) == msgspec.json.format(raw, indent=-1):
-            return
-        json.loads(raw, object_pairs_hook=lambda pairs: _reject(pairs, what), parse_int=str, parse_float=str)
-    except (ValueError, msgspec.DecodeError, RecursionError):
-        return
+            return True
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        found = json.loads(raw, object_pairs_hook=unless_repeated, parse_int=str, parse_float=str)
+        is_unique = not _repeats(found, in_arrays=True)
+        if not is_unique and _repeats(found, in_arrays=in_arrays):
+            raise Unprocessable(f"{what}: an object repeats a name")
+    except (ValueError, RecursionError):
+        return True
+    return is_unique
 
 
-def _reject(pairs: list[tuple[str, Any]], what: str) -> None:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise Unprocessable(f"{what}: an object repeats a name")
+def unless_repeated(pairs: list[tuple[str, Any]]) -> Any:
+    """The object of these pairs; if it repeats a name, a value that is neither an object nor a scalar."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeated()
+
+
+def _repeats(value: Any, *, in_arrays: bool) -> bool:
+    if isinstance(value, dict):
+        return any(_repeats(one, in_arrays=in_arrays) for one in value.values())
+    if isinstance(value, list):
+        return in_arrays and any(_repeats(one, in_arrays=in_arrays) for one in value)
+    return isinstance(value, _Repeated)
+
+
+def storable(raw: bytes) -> tuple[bytes, bool]:
+    """JSON text in which U+FFFD replaces U+0000, lone surrogates and invalid UTF-8; and whether one was replaced.
+
+    PostgreSQL stores none of them in text or jsonb. Two searches, 1 us for 16 kB, find that nearly all bodies have no
+    backslash and are ASCII. A search for two bytes would cost 20 us.
+    """
+    replaced = 0
+    if not raw.isascii():
+        text = raw.decode(errors="replace").encode()
+        replaced, raw = int(text != raw), text
+    if b"\\" in raw:
+        raw, number = _replace_escapes(raw)
+        replaced += number
+    return raw, replaced > 0
+
+
+def _replace_escapes(raw: bytes) -> tuple[bytes, int]:
+    count = 0
+
+    def replacement(found: re.Match[bytes]) -> bytes:
+        nonlocal count
+        if found[2] is None:
+            return found[0]
+        count += 1
+        return REPLACEMENT
+
+    return ESCAPE.sub(replacement, raw), count

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from workers.actions import Action
+from workers.actions import Action, Refused
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,5 @@ class Page:
     actions: tuple[Action, ...]
     records: int
     cursor: str | None = None
-    refused: tuple[str, ...] = ()  # one reason per record that cannot be used
+    asked_at: datetime | None = None
+    refused: tuple[Refused, ...] = ()  # records and samples that cannot be used

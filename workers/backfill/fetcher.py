@@ -16,7 +16,7 @@ from app.delivery import Delivery, Receipt, seal
 from app.errors import TryLater
 from app.observability import tracing
 from app.sealing import Sealer
-from workers.actions import Record
+from workers.actions import Record, Refused
 from workers.aggregators import AGGREGATORS, junction
 from workers.aggregators.requests import Page, Request
 from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PageWriter, PendingPages
@@ -59,7 +59,8 @@ class Fetcher:
     ) -> None:
         self.engine, self.settings, self.limits = engine, settings, limits
         self.clients = {client.name: client for client in clients}
-        self.sealer, self.writer = Sealer(settings.encryption_keys), PageWriter(engine)
+        self.sealer = Sealer(settings.encryption_keys)
+        self.writer = PageWriter(engine, self.sealer)
         # Cached because a backfill that waits for its rate limit resumes the same slice in many runs.
         self.owners: dict[SliceKey, list[Record]] = {}
 
@@ -167,8 +168,8 @@ class BackfillRun:
         refused = self._fetcher.writer.store(work, page.actions) if page else None
         if page is None or refused is None:
             return None
-        for reason in (*page.refused, *refused):
-            log.warning("omitted from the list of workouts: %s", reason, extra={"backfill": work.backfill_id})
+        for one in (*page.refused, *refused):
+            log.warning("omitted from the list of workouts: %s", one.reason, extra={"backfill": work.backfill_id})
         if len(cache) >= MAX_CACHED_LISTS:
             cache.clear()
         owners = [replace(action, payload=b"") for action in page.actions if isinstance(action, Record)]
@@ -176,7 +177,12 @@ class BackfillRun:
 
     def _reader(self, resource: Resource) -> Read:
         work, read_page = self._work, AGGREGATORS[self._work.aggregator].read_page
-        return lambda response: read_page(resource, work.user_id, response.body, response.asked_at, work.provider)
+
+        def read(response: HttpResponse) -> Page:
+            page = read_page(resource, work.user_id, response.body, response.asked_at, work.provider)
+            return replace(page, asked_at=response.asked_at)
+
+        return read
 
     def _request(self, request: Request, read: Read, *, optional: bool = False, item: str = "") -> Page | None:
         """Sends a request and returns its page.
@@ -204,8 +210,10 @@ class BackfillRun:
         if evidence:
             with transaction(self._engine) as connection:
                 if not is_read_only(connection, self._work.user_id):
-                    add_dead_letter(connection, evidence, f"fetch.{self._work.resource}", decision.reason)
-        return Page((), 0, refused=() if decision.action == FetchAction.NOT_FOUND else (decision.reason,))
+                    name = f"fetch.{self._work.resource}"
+                    add_dead_letter(connection, evidence, decision.reason, name, self._work.user_id)
+        refused = () if decision.action == FetchAction.NOT_FOUND else (Refused(decision.reason, b""),)
+        return Page((), 0, refused=refused)
 
     def _evidence(self, request: Request, reply: FetchResult[Page], item: str) -> Delivery | None:
         """The sealed response of a rejected request, for a dead letter.

@@ -3,17 +3,23 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from sqlalchemy import Engine
 
 from app.errors import Unprocessable
 from app.observability import metrics, tracing
-from workers.actions import Action, Origin, Samples
+from app.sealing import Sealer
+from workers.actions import Action, Origin, Record, Refused, Samples, SeriesKey
+from workers.aggregators import AGGREGATORS
+from workers.aggregators.repair import repaired
 from workers.aggregators.requests import Page
+from workers.ingest.refused import count, dead_letters_of, of_page
 from workers.store import backfills
 from workers.store.backfills import ChunkPosition
+from workers.store.dead_letters import RefusedItem, add_items
 from workers.store.engine import transaction
-from workers.store.series import SeriesKey, SeriesNumbers
+from workers.store.series import SeriesNumbers
 from workers.store.users import is_read_only
 from workers.store.writer import BatchItem, write
 
@@ -42,7 +48,8 @@ class PendingPages:
     work: ChunkPosition
     then: ChunkPosition | None = None
     actions: list[Action] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    asked_at: datetime | None = None  # of the first page
     pages: int = 0
     records: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -52,6 +59,7 @@ class PendingPages:
         self.then = then
         self.actions += page.actions
         self.refused += page.refused
+        self.asked_at = self.asked_at or page.asked_at
         self.pages += 1
         self.records += page.records
 
@@ -65,8 +73,8 @@ class PendingPages:
 class PageWriter:
     """Commits pages. One per worker process: it caches series numbers."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._series = engine, SeriesNumbers(engine)
+    def __init__(self, engine: Engine, sealer: Sealer) -> None:
+        self._engine, self._sealer, self._series = engine, sealer, SeriesNumbers(engine)
 
     def commit(self, pending: PendingPages) -> bool:
         """Commits pages and the position after them in one transaction; if PostgreSQL refuses a row, action by action.
@@ -79,7 +87,7 @@ class PageWriter:
             refused = self.store(pending.work, pending.actions)
         if refused is None:
             return False
-        records = pending.records - len(refused)
+        records = pending.records - count(refused)
         return self._commit(replace(pending, actions=[], records=records, refused=pending.refused + refused))
 
     def _commit(self, pending: PendingPages) -> bool:
@@ -90,28 +98,53 @@ class PageWriter:
                 return False
             with tracing.span("merge", actions=len(batch)):
                 written = write(connection, batch, origin, numbers)
+            add_items(connection, self._dead_letters(pending))
             moved = backfills.advance(
                 connection, work, pending.then, pages=pending.pages, records=pending.records, refused=pending.refused
             )
         metrics.count_rows(written.rows, origin)
+        metrics.REFUSED_ITEMS.labels(origin).inc(count(pending.refused))
         return moved
 
-    def store(self, work: ChunkPosition, actions: Iterable[Action]) -> list[str] | None:
-        """Stores each action in its own transaction. Returns why some were refused; None if the user was erased."""
+    def _dead_letters(self, pending: PendingPages) -> list[RefusedItem]:
+        work = pending.work
+        page = of_page(work.aggregator, pending.asked_at or datetime.now(UTC))
+        return dead_letters_of(pending.refused, page, f"fetch.{work.resource}", work.user_id, self._sealer)
+
+    def store(self, work: ChunkPosition, actions: Iterable[Action]) -> list[Refused] | None:
+        """Stores each action in its own transaction. Returns those refused; None if the user was erased."""
         refused = []
         for action in actions:
             try:
-                numbers = self._numbers([action])
-                with transaction(self._engine) as connection:
-                    if is_read_only(connection, work.user_id):
-                        return None
-                    write(connection, [BatchItem(0, action)], _origin(work), numbers)
+                is_stored = self._store(work, action)
             except Unprocessable as reason:
-                refused.append(str(reason))
+                is_stored = True
+                refused.append(_refused(work, action, str(reason)))
+            if not is_stored:
+                return None
         return refused
 
+    def _store(self, work: ChunkPosition, action: Action, *, is_repaired: bool = False) -> bool:
+        """False if the user was erased. Raises Unprocessable if PostgreSQL refuses the action, and its repair too."""
+        numbers = self._numbers([action])
+        try:
+            with transaction(self._engine) as connection:
+                if is_read_only(connection, work.user_id):
+                    return False
+                write(connection, [BatchItem(0, action)], _origin(work), numbers)
+        except Unprocessable:
+            if is_repaired or not isinstance(action, Record):
+                raise
+            return self._store(work, repaired(action), is_repaired=True)
+        return True
+
     def _numbers(self, actions: Iterable[Action]) -> dict[SeriesKey, int]:
-        return self._series.of(action.series for action in actions if isinstance(action, Samples))
+        return self._series.of(key for one in actions if isinstance(one, Record | Samples) for key in one.series)
+
+
+def _refused(work: ChunkPosition, action: Action, reason: str) -> Refused:
+    event = AGGREGATORS[work.aggregator].event_of(action) if isinstance(action, Record) else b""
+    return Refused(reason, event, len(action.rows) if isinstance(action, Samples) else 1)
 
 
 def _origin(work: ChunkPosition) -> Origin:

@@ -13,6 +13,7 @@ from app.broker.lanes import SENT_AT, SWEEP, messaging_system
 from app.config.settings import Settings
 from app.observability import gc, logs, metrics, tracing
 from app.observability.ready import mark_ready
+from workers.celery.heartbeats import INTERVAL_SECONDS, start_heartbeats
 from workers.celery.tasks import register
 
 
@@ -40,6 +41,7 @@ def run_worker(settings: Settings, lane: str) -> int:
         concurrency=1,
         without_gossip=True,
         without_mingle=True,
+        heartbeat_interval=INTERVAL_SECONDS,
         loglevel=settings.log_level,
     )
     worker.start()
@@ -71,6 +73,7 @@ def _connect_signals(settings: Settings) -> None:
         (signals.worker_init, start_tracing),
         (signals.worker_shutdown, lambda **_: tracing.stop()),
         (signals.worker_ready, mark_process_ready),
+        (signals.worker_ready, start_heartbeats),
         (signals.beat_init, mark_process_ready),
         (signals.before_task_publish, _add_headers),
         (signals.task_prerun, _begin),

@@ -1,8 +1,9 @@
-"""The objects that the tasks of one worker process share: engine, applier, fetcher, reconciler, downloader."""
+"""The objects that the tasks of one worker process share: engine, applier, fetcher, comparisons, downloader."""
 
 import logging
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -14,12 +15,13 @@ from app.config.settings import Settings
 from app.delivery import pack
 from app.errors import TryLater
 from workers.backfill.fetcher import Fetcher, FollowUp
-from workers.fetch.client import make_client, make_clients
+from workers.fetch.client import make_clients
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
 from workers.ingest.download import Downloader
 from workers.ingest.outcomes import Applied
-from workers.reconcile.reconciler import AGGREGATOR, Reconciler
+from workers.reconcile.comparisons import make_scheduled
+from workers.reconcile.runs import Comparison
 from workers.store.engine import make_writer
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,7 @@ class WorkerContext:
         self.engine: Engine = make_writer(settings, name)
         self.applier = Applier(self.engine, settings)
         self.fetches = bool(settings.readable) and settings.fetch_history
-        # Only Junction can be reconciled: Terra's read API does not list what it has.
-        self.period = settings.reconcile_hours * 3600.0 if settings.junction_api_key else 0.0
+        self.period = settings.reconcile_hours * 3600.0 if settings.reconcilable else 0.0
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
 
     @cached_property
@@ -44,9 +45,9 @@ class WorkerContext:
         return Fetcher(self.engine, self.settings, make_clients(self.settings))
 
     @cached_property
-    def reconciler(self) -> Reconciler:
+    def comparisons(self) -> list[Comparison[Any]]:
         """Used by workers of the backfill lane only."""
-        return Reconciler(self.engine, self.settings, make_client(AGGREGATOR, self.settings))
+        return make_scheduled(self.engine, self.settings)
 
     @cached_property
     def downloader(self) -> Downloader:

@@ -9,7 +9,8 @@ from workers.backfill.fetcher import FollowUp
 from workers.broker_admin import drain_invalid, lanes
 from workers.celery.context import MAX_COUNTDOWN_SECONDS, WorkerContext
 from workers.operate.gauges import GaugeCollector
-from workers.reconcile.reconciler import JOB, run_slice
+from workers.reconcile.comparisons import JOBS, start_after_losses
+from workers.reconcile.runs import run_slice
 from workers.store import retention
 from workers.store.archive import maintain_partitions
 from workers.store.backfills import due
@@ -33,12 +34,12 @@ class Jobs:
 
         It stops at MAX_QUEUED_FETCHES, so that sweeps do not enqueue the same backfills again while no worker runs.
         """
-        found = lanes(self._context.celery, self._settings)
+        found = lanes(self._settings)
         limit = MAX_QUEUED_FETCHES - next(lane.messages for lane in found if lane.name == "backfill")
         if self._context.fetches and limit > 0:
             backfills = due(self._engine, of=self._settings.readable, limit=limit)
             self._context.enqueue(FollowUp(one, 0) for one in backfills)
-            if self._context.period and ensure_job(self._engine, JOB, self._context.period):
+            if self._context.period and self._is_reconciliation_due():
                 self._context.send(RECONCILE, (), 0)
         drain_invalid(self._settings, self._context.applier.dead_letter_raw)
         self._maintain_partitions()
@@ -47,10 +48,17 @@ class Jobs:
         self._gauges.poll(found)
 
     def reconcile(self) -> None:
-        """Runs the reconciliation for a time slice and enqueues the next slice."""
-        seconds = run_slice(self._engine, self._context.reconciler, self._context.period)
-        if seconds is not None and seconds <= MAX_COUNTDOWN_SECONDS:
-            self._context.send(RECONCILE, (), seconds)
+        """Runs each aggregator's reconciliation for a time slice and enqueues the next slice."""
+        slices = [run_slice(self._engine, one, self._context.period) for one in self._context.comparisons]
+        if soon := [seconds for seconds in slices if seconds is not None and seconds <= MAX_COUNTDOWN_SECONDS]:
+            self._context.send(RECONCILE, (), min(soon))
+
+    def _is_reconciliation_due(self) -> bool:
+        """Also creates the jobs that are missing."""
+        start_after_losses(self._engine, self._settings)
+        names = [job for name in self._settings.reconcilable for job in JOBS[name]]
+        due = [ensure_job(self._engine, name, self._context.period) for name in names]
+        return any(due)
 
     def _maintain_partitions(self) -> None:
         """Creates and drops partitions of the archive, four times a day."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import Engine
 
 from app.config.settings import Settings, load
+from app.errors import NotFound
 from app.sealing import Sealer
 from workers.cli import options, output
 from workers.cli.options import Moment
@@ -30,7 +32,7 @@ ALL = 1_000_000
 
 @click.group("dead", cls=options.Group)
 def dead() -> None:
-    """Show, replay and drop dead letters. A dead letter is a delivery that could not be applied."""
+    """Show, replay and drop dead letters. A dead letter is a delivery, or an item of one, that could not be applied."""
 
 
 def _selection(command: options.Command) -> options.Command:
@@ -44,8 +46,13 @@ def _selection(command: options.Command) -> options.Command:
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="maximum number of rows")
 @options.json_option
 def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_dir: Path | None, as_json: bool) -> None:
-    """List dead letters, the newest first, without their bodies."""
+    """List dead letters, the newest first, without their bodies.
+
+    A row with a number of items stands for refused items of a delivery or of fetched history, whose other items are
+    stored; a row without it for a whole delivery.
+    """
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
+    _check_ids(engine, ids)
     found = dead_letters.listed(engine, ids, reason, limit)
     if as_json:
         output.print_json(found)
@@ -55,11 +62,23 @@ def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_d
         output.print_rows([_row(entry) for entry in found])
 
 
+def _check_ids(engine: Engine, ids: Sequence[int]) -> None:
+    """Raises NotFound for an id that does not exist."""
+    found = {entry.id for entry in dead_letters.listed(engine, ids, limit=len(ids))} if ids else set()
+    if missing := [number for number in ids if number not in found]:
+        near = options.did_you_mean(
+            str(missing[0]), (str(entry.id) for entry in dead_letters.listed(engine, limit=1000))
+        )
+        raise NotFound(f"no dead letter {missing[0]}{near or '; headrace dead list shows all'}")
+
+
 def _row(entry: DeadLetter) -> dict[str, Any]:
     return {
         "id": entry.id,
         "died": entry.died_at,
         "event": entry.event_type,
+        "user": entry.user_id,
+        "items": entry.items if entry.item else "",
         "message": entry.message_id,
         "attempts": entry.attempts,
         "reason": entry.reason,
@@ -75,9 +94,8 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
     """Show one dead letter."""
     settings = options.attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-dead")
+    _check_ids(engine, [number])
     found = dead_letters.listed(engine, [number])
-    if not found:
-        raise click.ClickException(f"no dead letter {number}; headrace dead list shows all")
     if body:
         audit.record(engine, "dead show", found[0].user_id or "unknown", {"dead_letter": number})
         delivery = dead_letters.delivery(engine, found[0])
@@ -99,6 +117,7 @@ def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | No
     """
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-dead")
+    _check_ids(engine, ids)
     found = dead_letters.listed(engine, ids, reason, ALL)
     outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
     audit.record(engine, "dead replay", "dead letters", {"dead_letters": len(found), "outcomes": dict(outcomes)})
@@ -111,17 +130,19 @@ def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | No
 @dead.command()
 @_selection
 @click.option("--all", "every", is_flag=True, help="all dead letters")
-@click.option("--yes", is_flag=True, help="do not ask for confirmation")
+@options.yes_option
 def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, data_dir: Path | None) -> None:
     """Delete dead letters permanently. Their outcome in the ledger stays `dead`."""
     if not (ids or reason or every):
         raise click.UsageError("select dead letters by ID, by --reason, or with --all")
+    output.require_answer(yes=yes)
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
+    _check_ids(engine, ids)
     found = dead_letters.listed(engine, ids, reason, ALL)
     if reason and not found:
         raise click.ClickException("no dead letter has this text in its reason; headrace dead list shows the reasons")
-    if found and not yes:
-        click.confirm(f"delete {len(found)} dead letters permanently?", abort=True)
+    if found:
+        output.confirm(f"delete {len(found)} dead letters permanently?", yes=yes)
     dropped = dead_letters.drop(engine, found)
     audit.record(engine, "dead drop", "dead letters", {"dead_letters": [entry.id for entry in found]})
     click.echo(f"dropped {dropped}")

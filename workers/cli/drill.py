@@ -1,44 +1,30 @@
 """`headrace drill`: injects faults into a stack under load, then checks that no event was lost or doubled."""
 
+# ruff: noqa: PLC0415 - the libraries of a drill cost 0.5 s of CPU, too long for --help and for the first line
 import json
 import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from app.config.settings import load, process_environment
 from app.errors import HeadraceError
-from workers.cli import options, output
-from workers.local.temporary import Stack, running_stack
-from workers.verify.drill.plan import FAULT_KINDS, Options
-from workers.verify.drill.provider import PauseRecorder, make_simulator
-from workers.verify.drill.report import MAX_RESPONSE_SECONDS, Report, Snapshot
-from workers.verify.drill.run import Drill, environment
-from workers.verify.totals import OUTCOMES, Totals
+from workers.cli import options
+from workers.verify.drill.plan import Options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from workers.cli import output
+    from workers.local.temporary import Stack
+    from workers.verify.drill.report import Report, Snapshot
 
 VISIBILITY_SECONDS = 15  # instead of 60: messages of killed workers are redelivered sooner
 SEEDS = 1_000_000
-MAX_NAMED = 5
 OURS = {"postgres": "DATABASE_URL", "broker": "BROKER_URL"}
-
-
-def _show_progress(update: output.Update, moment: Snapshot) -> None:
-    total, done = moment.seconds + moment.left, moment.seconds
-    if moment.phase == "settling":
-        total, done = moment.acked, min(moment.settled, moment.acked)
-    time_text = f"{moment.left:.0f} s left" if moment.phase == "load" else f"for {moment.seconds:.0f} s"
-    counts = (
-        f"acked {moment.acked:,} · in the ledger {moment.settled:,}, applied {moment.applied:,} · "
-        f"faults {moment.faults} · open backfills {moment.backfills_open}"
-    )
-    update(done, total or None, phase=moment.phase, detail=f"{time_text} · {counts}")
 
 
 @click.command("drill")
@@ -51,30 +37,44 @@ def _show_progress(update: output.Update, moment: Snapshot) -> None:
 def command(*, minutes: float, seed: int | None, rate: float, workers: int, keep: bool, as_json: bool) -> None:
     """Test a stack under load and faults. Kills, freezes and restarts processes, then checks every accepted event.
 
-    The exit status is 0 only if nothing was lost or doubled.
+    The exit status is 0 only if nothing was lost or doubled, 1 if the drill failed, and 5 if the work did not finish.
     """
     seed = random.SystemRandom().randrange(SEEDS) if seed is None else seed
     visibility = load().visibility_timeout_seconds
     if "HEADRACE_VISIBILITY_TIMEOUT_SECONDS" not in process_environment():
         visibility = VISIBILITY_SECONDS
-    options = Options(minutes * 60, seed, rate, visibility)
-    console = Console(stderr=True) if as_json else Console(width=None if sys.stdout.isatty() else 140)
     again = f"headrace drill --minutes {minutes:g} --rate {rate:g} --workers {workers} --seed {seed}"
-    console.print(f"Seed {seed}. To repeat this drill: {again}", highlight=False, soft_wrap=True)
+    click.echo(f"Seed {seed}. To repeat this drill: {again}", err=as_json)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        report = _run(console, options, workers, keep=keep)
+        _drill(Options(minutes * 60, seed, rate, visibility), workers, keep=keep, as_json=as_json)
     except KeyboardInterrupt:
-        console.print("interrupted; all processes of the stack have been stopped")
+        click.echo("interrupted; all processes of the stack have been stopped", err=as_json)
         sys.exit(130)
+
+
+def _drill(options: Options, workers: int, *, keep: bool, as_json: bool) -> None:
+    """Runs a drill, prints its report, and ends the process with its exit status."""
+    from rich.console import Console
+
+    from workers.cli import drill_report, output
+    from workers.verify.totals import EXIT_STATUS
+
+    console = Console(stderr=True) if as_json else Console(width=None if sys.stdout.isatty() else 140)
+    report = _run(console, options, workers, keep=keep)
     if as_json:
-        output.print_json(plain(report))
+        output.print_json(drill_report.plain(report))
     else:
-        show(console, report)
-    sys.exit(0 if report.holds else 1)
+        drill_report.show(console, report)
+    sys.exit(EXIT_STATUS[report.verdict])
 
 
-def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Report:
+def _run(console: "Console", options: Options, workers: int, *, keep: bool) -> "Report":
+    from workers.cli import drill_report, output
+    from workers.local.temporary import running_stack
+    from workers.verify.drill.provider import PauseRecorder, make_simulator
+    from workers.verify.drill.run import Drill, environment
+
     began = time.monotonic()
     console.print("Starting a stack ...")
     pauses = PauseRecorder()
@@ -98,131 +98,25 @@ def _run(console: Console, options: Options, workers: int, *, keep: bool) -> Rep
                 raise
             stack.keep = keep or not report.holds
         if stack.keep:
-            (stack.folder / "report.json").write_text(json.dumps(plain(report), indent=2, default=str))
+            (stack.folder / "report.json").write_text(json.dumps(drill_report.plain(report), indent=2, default=str))
             console.print(f"Data, logs and report.json are kept in {stack.folder}", soft_wrap=True)
     return report
 
 
-def _print_external_causes(console: Console, stack: Stack) -> None:
+def _print_external_causes(console: "Console", stack: "Stack") -> None:
     processes = stack.info()["processes"]
     for group, variable in OURS.items():
         if group not in processes:
             console.print(f"{variable} is set: the {group} is not part of this stack and gets no faults.")
 
 
-def plain(report: Report) -> dict[str, Any]:
-    """The report as JSON values."""
-    totals = report.totals
-    return {
-        "seed": report.seed,
-        "holds": report.holds,
-        "accepted": totals.accepted,
-        **totals.outcomes,
-        "pending": len(totals.pending),
-        "exact": totals.is_exact,
-        "lost": totals.lost,
-        "doubled": totals.doubled,
-        "expected_rows": totals.expected,
-        "lost_deliveries": totals.nowhere,
-        "pending_deliveries": totals.pending,
-        "wrongly_dead": totals.wrongly_dead,
-        "missing_rows": totals.missing,
-        "outdated_rows": totals.outdated,
-        "doubled_deliveries": totals.twice,
-        "unexplained_rows": totals.surplus,
-        "answers": {str(status or "none"): count for status, count in sorted(report.statuses.items())},
-        "longest_answer_seconds": round(report.max_response, 3),
-        "longest_answer_with_freezes_seconds": round(report.max_response_with_freezes, 3),
-        "never_taken": report.never_taken,
-        "settled_after_seconds": report.settled_after,
-        "backfills": report.backfills,
-        "provider_requests": report.provider_requests,
-        "provider_refused": report.provider_refused,
-        "requests_in_a_silence": report.rate_limit_violations,
-        "requests_in_a_silence_excused": report.excused,
-        "strikes": [asdict(one) for one in report.faults],
-    }
-
-
-def show(console: Console, report: Report) -> None:
-    _show_faults(console, report)
-    for line in (*_about_answers(report), *_about_history(report), *_about_end(report)):
-        console.print(line, highlight=False, soft_wrap=True)
-    _show_totals(console, report.totals)
-    for name, found in _evidence(report.totals).items():
-        if found:
-            named = ", ".join(str(one) for one in found[:MAX_NAMED])
-            console.print(f"{name}: {named}{' ...' if len(found) > MAX_NAMED else ''}", highlight=False, soft_wrap=True)
-    verdict = "[green]PASSED: nothing lost, nothing doubled.[/]" if report.holds else "[red]FAILED.[/]"
-    console.print(verdict, style="bold")
-
-
-def _show_faults(console: Console, report: Report) -> None:
-    table = Table("group", *FAULT_KINDS, title="Injected faults", title_justify="left")
-    for group, counts in report.faults_by().items():
-        table.add_row(group, *(str(count or "") for count in counts.values()))
-    totals = [sum(counts[kind] for counts in report.faults_by().values()) for kind in FAULT_KINDS]
-    table.add_row("all", *map(str, totals), style="bold")
-    console.print(table)
-
-
-def _about_answers(report: Report) -> Iterator[str]:
-    statuses = report.statuses
-    accepted = sum(count for status, count in statuses.items() if 200 <= status < 300)
-    others = {status or "no answer": count for status, count in sorted(statuses.items()) if not 200 <= status < 300}
-    other_text = ", ".join(f"{count} x {status}" for status, count in others.items()) or "0"
-    yield f"Requests to the endpoint: {sum(statuses.values()):,}; answered 202: {accepted:,}; others: {other_text}"
-    late = "" if report.max_response <= MAX_RESPONSE_SECONDS else "  [red]TOO LONG[/]"
-    yield (
-        f"Longest response: {report.max_response:.2f} s (limit {MAX_RESPONSE_SECONDS:.0f} s){late}; "
-        f"including the time in which the endpoint was frozen: {report.max_response_with_freezes:.2f} s"
+def _show_progress(update: "output.Update", moment: "Snapshot") -> None:
+    total, done = moment.seconds + moment.left, moment.seconds
+    if moment.phase == "settling":
+        total, done = moment.acked, min(moment.settled, moment.acked)
+    time_text = f"{moment.left:.0f} s left" if moment.phase == "load" else f"for {moment.seconds:.0f} s"
+    counts = (
+        f"acked {moment.acked:,} · in the ledger {moment.settled:,}, applied {moment.applied:,} · "
+        f"faults {moment.faults} · open backfills {moment.backfills_open}"
     )
-    if report.never_taken:
-        yield f"[red]Never accepted: {report.never_taken} events, despite all retries[/]"
-
-
-def _about_history(report: Report) -> Iterator[str]:
-    states = ", ".join(f"{count} {status}" for status, count in sorted(report.backfills.items()))
-    yield (
-        f"History: {states} backfills, in {report.provider_requests:,} requests, "
-        f"{report.provider_refused:,} of them rejected or cut off by the provider"
-    )
-    excused = f"; {report.excused} more right after a fault, not counted" if report.excused else ""
-    yield f"Requests during a pause that the provider had asked for: {report.rate_limit_violations}{excused}"
-
-
-def _about_end(report: Report) -> Iterator[str]:
-    if report.settled_after is None:
-        yield "[red]Some events or backfills did not finish[/]"
-    else:
-        yield f"All events and backfills finished {report.settled_after:.0f} s after the last fault"
-
-
-def _show_totals(console: Console, totals: Totals) -> None:
-    table = Table(title="Totals", title_justify="left")
-    for name in ("acked", *OUTCOMES, "pending", "lost", "doubled"):
-        table.add_column(name, justify="right", no_wrap=True)
-    counts = [totals.accepted, *totals.outcomes.values(), len(totals.pending), totals.lost, totals.doubled]
-    table.add_row(*(f"{count:,}" for count in counts))
-    console.print(table)
-    parts = [f"{count} {outcome}" for outcome, count in totals.outcomes.items()] + [f"{len(totals.pending)} pending"]
-    is_exact = "[green]exactly[/]" if totals.is_exact else "[red]WRONG, the sides differ[/]"
-    console.print(f"{totals.accepted} accepted = {' + '.join(parts)}: {is_exact}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Events and provider contained {totals.expected} records and samples. In the views {len(totals.missing)} are "
-        f"missing, {len(totals.outdated)} not in the newest version, {len(totals.surplus)} doubled or unexplained",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _evidence(totals: Totals) -> dict[str, list[Any]]:
-    return {
-        "Lost deliveries": totals.nowhere,
-        "Pending deliveries": totals.pending,
-        "Wrongly dead deliveries": totals.wrongly_dead,
-        "Doubled deliveries": totals.twice,
-        "Missing rows": totals.missing,
-        "Rows not in the newest version": totals.outdated,
-        "Unexplained rows": totals.surplus,
-    }
+    update(done, total or None, phase=moment.phase, detail=f"{time_text} · {counts}")

@@ -5,11 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from sqlalchemy import Engine
 
+from app.errors import NotFound
 from workers.cli import options, output
-from workers.cli.users import resolve_user
+from workers.cli.users import resolve_users
 from workers.operate.erase import Eraser, ErasureReceipt
 from workers.store.engine import make_writer
+from workers.store.user_lookup import normalised
 
 TOMBSTONE = "later data of this user, including replays and backfills, is recorded as ignored and not stored"
 NOT_REMOVED = (
@@ -20,31 +23,61 @@ NOT_REMOVED = (
 
 
 @click.command()
-@click.option("--user", required=True, help="the user to erase: the current user_id")
+@options.user_option("the user to erase")
+@options.all_option
+@click.option("--unknown", is_flag=True, help="block a user_id of which nothing is stored yet")
 @click.option("--dry-run", is_flag=True, help="only count the user's rows")
-@click.option("--yes", is_flag=True, help="do not ask for confirmation")
+@options.yes_option
 @options.data_dir_option
 @options.json_option
-def erase(*, user: str, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Delete all data of a user permanently. Data that arrives later is blocked. Safe to run again if interrupted."""
+def erase(
+    *, user: str, all_users: bool, unknown: bool, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool
+) -> None:
+    """Delete all data of a user permanently. Data that arrives later is blocked. Safe to run again if interrupted.
+
+    Without a terminal, --yes is required unless --user is a known user_id in full.
+    """
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-erase")
-    # A tombstone for a client_user_id or a former user_id would block nothing.
-    if (user_id := resolve_user(engine, user).user_id) != user:
-        raise click.ClickException(f"{user} is a client_user_id or a former user_id; use --user {user_id}")
+    users = _resolve(engine, user, all_users=all_users, unknown=unknown)
+    # A script that names a user_id in full has said whom it means; any other name may belong to another user.
+    is_answered = yes or (users == (normalised(user),) and not unknown and not output.can_answer())
+    if not dry_run:
+        output.require_answer(yes=is_answered)
     eraser = Eraser(engine, settings)
-    found = eraser.count(user)
+    found = {one: eraser.count(one) for one in users}
     if dry_run:
-        output.print_json(found) if as_json else click.echo("\n".join([f"rows of {user}:", *_lines(found)]))
+        _print_counts(found, all_users=all_users, as_json=as_json)
         return
-    if not yes and output.can_answer():
-        click.confirm(f"delete {user} and {sum(found.values())} rows permanently?", abort=True)
-    with output.progress("rows removed", sum(found.values()), quiet=as_json) as update:
-        receipt = eraser.erase(user, update)
+    rows = sum(sum(counts.values()) for counts in found.values())
+    output.confirm(f"delete {', '.join(users)} and {rows} rows permanently?", yes=is_answered)
+    receipts = []
+    for one, counts in found.items():
+        with output.progress(f"rows of {one} removed", sum(counts.values()), quiet=as_json) as update:
+            receipts.append(eraser.erase(one, update))
+        if not as_json:
+            click.echo("\n".join(_printed(receipts[-1])))
     if as_json:
-        output.print_json(asdict(receipt) | {"tombstone": TOMBSTONE, "not_removed": NOT_REMOVED})
-    else:
-        click.echo("\n".join(_printed(receipt)))
+        plain = [asdict(one) | {"tombstone": TOMBSTONE, "not_removed": NOT_REMOVED} for one in receipts]
+        output.print_json(plain if all_users else plain[0])
+
+
+def _resolve(engine: Engine, name: str, *, all_users: bool, unknown: bool) -> tuple[str, ...]:
+    """The user_ids to erase. Raises NotFound, unless an unknown name is accepted as a user_id (`unknown`)."""
+    try:
+        return tuple(one.user_id for one in resolve_users(engine, name, all_users=all_users))
+    except NotFound as error:
+        if unknown:
+            return (normalised(name),)
+        raise NotFound(f"{error} (--unknown blocks a user_id in advance)") from None
+
+
+def _print_counts(found: Mapping[str, Mapping[str, int]], *, all_users: bool, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found if all_users else next(iter(found.values())))
+        return
+    for user, counts in found.items():
+        click.echo("\n".join([f"rows of {user}:", *_lines(counts)]))
 
 
 def _printed(receipt: ErasureReceipt) -> Iterator[str]:

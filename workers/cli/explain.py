@@ -57,8 +57,6 @@ def explain(
 def _question(engine: Engine, user: str, name: str, identifier: str | None, at: datetime | None) -> Question:
     """Raises click.ClickException unless exactly one user and record, or moment of a series, match."""
     found = resolve_user(engine, user)
-    if not found.is_known:
-        raise click.ClickException(f"unknown user {user}")
     resource = catalogue()[name]
     if resource.is_series:
         if at is None:
@@ -92,6 +90,7 @@ def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
         "deliveries_looked_at": known.looked_at,
         "deliveries_that_cannot_be_read": known.unread,
         "kept_since": known.kept_since,
+        "retracted_at": min(known.retracted.values(), default=None),
     }
 
 
@@ -164,5 +163,8 @@ def _print_limits(known: Explanation) -> None:
         click.echo(
             f"{known.unread} deliveries that may contain it cannot be read: dead letters, or sealed with another key"
         )
-    since = f"deliveries before {known.kept_since:%Y-%m-%d %H:%M} UTC" if known.kept_since else "all deliveries"
-    click.echo(f"\n{known.looked_at} archived deliveries read; {since} are no longer archived (HEADRACE_KEEP_DAYS)")
+    since = known.kept_since
+    removed = (
+        f"; deliveries before {since:%Y-%m-%d %H:%M} UTC are no longer archived (HEADRACE_KEEP_DAYS)" if since else ""
+    )
+    click.echo(f"\n{known.looked_at} archived deliveries read{removed}")

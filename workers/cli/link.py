@@ -2,16 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from app.config.settings import Settings, load
-from app.errors import Misconfigured, Unprocessable
+from app.errors import Misconfigured, NotFound, Unprocessable
 from workers.aggregators import junction, terra
 from workers.aggregators.junction import linking as junction_linking
+from workers.aggregators.providers import KNOWN
 from workers.aggregators.requests import Request
 from workers.aggregators.terra import linking as terra_linking
 from workers.cli import options, output
@@ -62,13 +64,21 @@ class Linked:
 
 
 @click.command()
-@click.option("--user", required=True, help="your own user id: Junction's client_user_id, Terra's reference_id")
+@click.option(
+    "--user",
+    required=True,
+    help="your own user id (Junction's client_user_id, Terra's reference_id), or a known user_id",
+)
 @click.option("--aggregator", type=click.Choice(tuple(LINKERS)), help="default: the one whose API key is set")
 @click.option("--provider", "providers", multiple=True, help="offer only this provider, repeatable")
+@options.new_provider_option
 @click.option("--redirect-url", help="where the user is sent afterwards")
 @click.option("--demo", metavar="PROVIDER", help="connect a demo user instead (Junction's sandbox)")
+@options.data_dir_option
 @options.json_option
-def link(*, user: str, aggregator: str | None, as_json: bool, **wished: Any) -> None:
+def link(
+    *, user: str, aggregator: str | None, new_provider: bool, data_dir: Path | None, as_json: bool, **wished: Any
+) -> None:
     """Create the URL at which a user connects a provider.
 
     Nothing is stored: the connection, its history and its data arrive by webhook.
@@ -77,12 +87,34 @@ def link(*, user: str, aggregator: str | None, as_json: bool, **wished: Any) -> 
     wish = LinkRequest(user.strip(), **wished)
     name = aggregator or _default_aggregator(settings)
     _check(wish, name, settings)
+    options.check_providers(wish.providers, KNOWN, new=new_provider)
+    wish = replace(wish, user=_own_id(wish.user, data_dir))
     with contextlib.closing(_Api(LINKERS[name], settings)) as api:
         linked = MAKERS[name](api, wish)
     if as_json:
         output.print_json(linked)
     else:
         _print_links(linked)
+
+
+def _own_id(name: str, data_dir: Path | None) -> str:
+    """The client_user_id of a stored user_id or former user_id. Any other name is one, of a new or a known person.
+
+    Raises NotFound for a user_id without a client_user_id.
+    """
+    try:
+        settings = options.attached(data_dir, broker=False)
+    except Misconfigured:  # no database is configured, and no stack runs here
+        return name
+    from workers.cli.users import matching_users  # noqa: PLC0415 - only with a database: SQLAlchemy costs 0.4 s of CPU
+
+    found = matching_users(settings, name)
+    own = {one.client_user_id for one in found}
+    if not found or name in own:
+        return name
+    if len(own) > 1 or None in own:
+        raise NotFound(f"{name} is a user_id without a client_user_id; use your own user id")
+    return str(own.pop())
 
 
 def _default_aggregator(settings: Settings) -> str:

@@ -1,44 +1,24 @@
 """Options, argument types and error handling that commands share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
 
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
-from app.errors import HeadraceError
-from app.observability import gc
+from app.errors import HeadraceError, NotFound
 from workers.local import attach
 
 Command = Callable[..., Any]
+NOT_FOUND = 4  # exit status: what the command names does not exist
 
 
 class Group(click.Group):
-    """Prints a HeadraceError as one line, and its traceback only with --debug.
-
-    `lazy` maps command names to `module:name` within this package; a module is imported when its command is used.
-    """
-
-    def __init__(self, *given: Any, lazy: Mapping[str, str] = MappingProxyType({}), **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._lazy = lazy
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return sorted({*super().list_commands(context), *self._lazy})
-
-    def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._lazy:
-            return super().get_command(context, cmd_name)
-        module, _, name = self._lazy[cmd_name].partition(":")
-        with gc.paused():
-            command: click.Command = getattr(import_module(f"workers.cli.{module}"), name)
-        return command
+    """Prints a HeadraceError as one line, and its traceback only with --debug."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -47,7 +27,7 @@ class Group(click.Group):
             if context.find_root().params.get("debug"):
                 raise
             click.echo(f"headrace: {error}", err=True)
-            context.exit(1)
+            context.exit(NOT_FOUND if isinstance(error, NotFound) else 1)
 
 
 def user_option(meaning: str, *, required: bool = True) -> Callable[[Command], Command]:
@@ -55,6 +35,11 @@ def user_option(meaning: str, *, required: bool = True) -> Callable[[Command], C
     return click.option("--user", required=required, help=f"{meaning}: user_id, client_user_id or former user_id")
 
 
+all_option = click.option(
+    "--all", "all_users", is_flag=True, help="every user that --user matches, instead of exactly one"
+)
+new_provider_option = click.option("--new-provider", is_flag=True, help="accept a provider that is not known yet")
+yes_option = click.option("--yes", is_flag=True, help="do not ask for confirmation; required without a terminal")
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -91,6 +76,25 @@ class ResourceName(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
         """Raises click.BadParameter, which suggests similar names."""
         if value not in catalogue():
-            near = get_close_matches(value, catalogue(), 3) or ["workouts", "sleep", "heartrate"]
-            self.fail(f"unknown resource {value!r}; did you mean {', '.join(near)}?", param, context)
+            near = did_you_mean(value, catalogue()) or "; did you mean workouts, sleep, heartrate?"
+            self.fail(f"unknown resource {value!r}{near}", param, context)
         return str(value)
+
+
+def check_providers(names: Collection[str], known: Collection[str], *, new: bool | None = None) -> tuple[str, ...]:
+    """The names in lower case. Raises NotFound for an unknown one, unless `new` (--new-provider) accepts it.
+
+    `new` is None for commands without that option.
+    """
+    hint = "" if new is None else " (--new-provider accepts a provider that this version does not know)"
+    for name in () if new else names:
+        if name.lower() not in known:
+            raise NotFound(f"unknown provider {name}{did_you_mean(name, known)}{hint}")
+    return tuple(name.lower() for name in names)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint at up to three similar names, in any case of letters; empty if none is similar."""
+    by_lower = {one.lower(): one for one in known}
+    near = [by_lower[one] for one in get_close_matches(name.lower(), by_lower, 3)]
+    return f"; did you mean {', '.join(near)}?" if near else ""

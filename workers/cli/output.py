@@ -24,6 +24,19 @@ def can_answer() -> bool:
     return sys.stdin.isatty()
 
 
+def require_answer(*, yes: bool) -> None:
+    """Raises click.UsageError if a command that deletes data can neither ask nor was given --yes."""
+    if not (yes or can_answer()):
+        raise click.UsageError("standard input is not a terminal, so the command cannot ask: add --yes to confirm")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks unless `yes` is set. Raises click.Abort on any answer but yes, and click.UsageError without a terminal."""
+    require_answer(yes=yes)
+    if not yes:
+        click.confirm(question, abort=True)
+
+
 def console() -> Console:
     """Standard output. In a file or pipe, tables are up to 200 columns wide instead of 80."""
     # A provider's error text may contain brackets and colons, which are not markup.
@@ -40,7 +53,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> N
     if as_json:
         print_json(list(rows))
     elif rows:
-        table = Table(*rows[0])
+        table = Table()
+        for name in rows[0]:  # the next command needs a whole id; other cells are wrapped instead of cut
+            least = max(len(_cell(row[name])) for row in rows) if name == "id" else None
+            table.add_column(name, overflow="fold", min_width=least)
         for row in rows:
             table.add_row(*map(_cell, row.values()))
         console().print(table)

@@ -24,7 +24,7 @@ def roles(*, writer: str, reader: str) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="only count the rows")
-@click.option("--yes", is_flag=True, help="do not ask for confirmation")
+@options.yes_option
 @options.data_dir_option
 @options.json_option
 def retention(*, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -32,13 +32,14 @@ def retention(*, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool)
 
     Workers also do this several times a day.
     """
+    if not dry_run:
+        output.require_answer(yes=yes)
     settings = options.attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-retention")
     edges = store.limits(settings, datetime.now(UTC))
     found = store.count(engine, edges)
     if not dry_run and found:
-        if not yes and output.can_answer():
-            click.confirm(f"delete {sum(found.values())} rows permanently?", abort=True)
+        output.confirm(f"delete {sum(found.values())} rows permanently?", yes=yes)
         found = dict(sum((Counter({name: gone}) for name, gone in store.remove(engine, edges)), Counter[str]()))
         notes.record(engine, "retention", "everybody", found)
     if as_json:

@@ -1,8 +1,10 @@
 """`headrace reconcile` finds and fetches missing data; `headrace refresh` makes providers send new data."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from sqlalchemy import Engine
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from app.errors import Misconfigured
+from app.errors import Misconfigured, Unprocessable
 from workers.aggregators import junction
 from workers.cli import options, output
 from workers.cli.options import Moment
-from workers.cli.users import resolve_user
+from workers.cli.users import resolve_user, selected_ids
 from workers.fetch import client
 from workers.fetch.rate_limits import pauses
-from workers.reconcile.reconciler import AGGREGATOR, CONNECTION, ReconcilePosition, Reconciler, Step
-from workers.store import audit, estimates
+from workers.reconcile.comparisons import make_comparisons
+from workers.reconcile.reconciler import AGGREGATOR, CONNECTION
+from workers.reconcile.runs import Comparison, Step
+from workers.store import audit, estimates, jobs
+from workers.store.backfill_admin import aggregator_of
 from workers.store.engine import make_engine, transaction
 from workers.store.gaps import Gap, Responsible
 
@@ -32,60 +37,133 @@ EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)
 
 @click.command()
 @options.user_option("only this user", required=False)
+@options.all_option
 @click.option("--since", type=Moment(), help="for data sent by webhook, compare from here on (default: all)")
 @click.option("--dry-run", is_flag=True, help="only list the gaps")
 @options.data_dir_option
 @options.json_option
-def reconcile(*, user: str | None, since: datetime | None, dry_run: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Find and fetch missing data. Compares the data that Junction has with the stored data.
+def reconcile(
+    *, user: str | None, all_users: bool, since: datetime | None, dry_run: bool, data_dir: Path | None, as_json: bool
+) -> None:
+    """Find and fetch missing data. Compares the data that Junction and Terra have with the stored data.
 
-    Workers also do this every HEADRACE_RECONCILE_HOURS.
+    Workers also do this every HEADRACE_RECONCILE_HOURS. Terra is compared if TERRA_ADMIN_TOKEN is set.
     """
     settings = options.attached(data_dir)
-    account = client.make_client(AGGREGATOR, settings)
     engine = make_engine(settings, "headrace-reconcile")
+    comparisons = make_comparisons(engine, settings, dry_run=dry_run)
     if not (settings.fetch_history or dry_run):
         raise Misconfigured("false, so no worker would fetch the gaps; use --dry-run", setting="HEADRACE_FETCH_HISTORY")
-    user_id = resolve_user(engine, user).user_id if user else None
-    reconciler = Reconciler(engine, settings, account, dry_run=dry_run)
-    gaps, people, opened = list[Gap](), 0, 0
-    with output.progress("comparing with Junction", quiet=as_json) as update:
-        for step in _steps(reconciler, settings, since or EARLIEST_COMPARED, user_id):
-            gaps += step.found
-            people += step.people
-            opened += len(step.opened)
-            waits = f"; waiting {step.seconds:.0f} s: {step.reason}" if step.seconds else ""
-            update(people, detail=f"{people} users, {len(gaps)} gaps{waits}")
+    users = selected_ids(engine, user, all_users=all_users)
+    by_aggregator = None if users is None else _by_aggregator(engine, settings, users)
+    found = Found()
+    with output.progress(f"comparing with {' and '.join(one.name for one in comparisons)}", quiet=as_json) as update:
+        for one in comparisons:
+            selected = [None] if by_aggregator is None else by_aggregator[one.aggregator]
+            for step in found.of(one, _steps(one, engine, settings, since or EARLIEST_COMPARED, selected)):
+                waits = f"; waiting {step.seconds:.0f} s: {step.reason}" if step.seconds else ""
+                update(found.people, detail=f"{found.people} users, {len(found.gaps)} gaps{waits}")
     if not dry_run:
-        audit.record(engine, "reconcile", user_id or "everybody", {"gaps": len(gaps), "opened": opened})
-    rows = _rows(engine, gaps)
+        for subject in users or ("everybody",):
+            audit.record(engine, "reconcile", subject, {"gaps": len(found.gaps), "opened": found.opened})
+    if found.failure and not found.gaps:
+        raise found.failure
+    rows = _rows(engine, found.gaps)
     if as_json:
         output.print_json(rows)
     else:
         output.print_rows(rows)
-        click.echo(_summary(people, rows, dry_run=dry_run))
+        click.echo(_summary(found.people, rows, dry_run=dry_run))
+    for line in found.lines():
+        click.echo(line, err=True)
+    if found.failure:
+        raise found.failure
 
 
-def _steps(reconciler: Reconciler, settings: Settings, since: datetime, user: str | None) -> Iterator[Step]:
-    """Every step, with the pauses that Junction asks for. Raises click.ClickException for one that is too long."""
-    at: ReconcilePosition | None = ReconcilePosition()
-    while at is not None:
-        step = reconciler.step(at, since, user)
-        at = step.to
-        yield step
-        if step.seconds > MAX_WAIT_SECONDS:
-            reasons = [one.reason for one in pauses(settings) if one.account == AGGREGATOR] or [step.reason]
-            raise click.ClickException(f"Junction is paused for {step.seconds:.0f} s: {reasons[0]}")
-        time.sleep(step.seconds)
+@dataclass
+class Found:
+    """The results of all steps. A failed comparison does not prevent the following one."""
+
+    gaps: list[tuple[str, Gap]] = field(default_factory=list)  # with the aggregator
+    people: int = 0
+    opened: int = 0
+    unread: Counter[str] = field(default_factory=Counter)  # by listing
+    notes: list[str] = field(default_factory=list)
+    failure: Unprocessable | click.ClickException | None = None
+
+    def of(self, comparison: Comparison[Any], steps: Iterator[Step[Any]]) -> Iterator[Step[Any]]:
+        """The steps of a comparison, once their results are added."""
+        try:
+            for step in steps:
+                self.gaps += [(comparison.aggregator, gap) for gap in step.found]
+                self.people += step.people
+                self.opened += len(step.opened)
+                self.unread[comparison.listing] += step.unread
+                self.notes += step.notes
+                yield step
+        except (Unprocessable, click.ClickException) as failure:
+            self.failure = self.failure or failure
+
+    def lines(self) -> list[str]:
+        """What was not compared, or cannot be fetched."""
+        unread = [f"{count} entries of {name} could not be read" for name, count in self.unread.items() if count]
+        return unread + self.notes
 
 
-def _rows(engine: Engine, gaps: list[Gap]) -> list[dict[str, Any]]:
+def _by_aggregator(engine: Engine, settings: Settings, users: Sequence[str]) -> Mapping[str, list[str]]:
+    """The users of each aggregator. Raises click.ClickException for a user of one that cannot be compared."""
+    found = defaultdict[str, list[str]](list)
+    with transaction(engine) as connection:
+        for user in users:
+            found[aggregator_of(connection, settings, user)].append(user)
+    if "terra" in found and "terra" not in settings.reconcilable:
+        raise click.ClickException(f"{found['terra'][0]} is a user of Terra, which needs TERRA_ADMIN_TOKEN")
+    return found
+
+
+def _steps(
+    comparison: Comparison[Any], engine: Engine, settings: Settings, since: datetime, users: Sequence[str | None]
+) -> Iterator[Step[Any]]:
+    """Every step, with the pauses that the aggregator asks for. Raises click.ClickException for one that is too long.
+
+    An exclusive comparison holds the lease of its job, so that no worker sends requests at the same time.
+    """
+    with _lease(comparison, engine, settings) if comparison.is_exclusive else nullcontext():
+        for user in users:
+            at = comparison.start
+            while at is not None:
+                step = comparison.step(at, since, user)
+                at = step.to
+                yield step
+                if step.seconds > MAX_WAIT_SECONDS:
+                    listed = [one for one in pauses(settings) if one.account == comparison.account]
+                    reasons = [one.reason for one in listed if one.is_own is not False] or [step.reason]
+                    name = comparison.name
+                    raise click.ClickException(f"{name} is paused for {step.seconds:.0f} s: {reasons[0]}")
+                if comparison.is_exclusive:
+                    jobs.hold(engine, comparison.job, step.seconds, renew=True)
+                time.sleep(step.seconds)
+
+
+@contextmanager
+def _lease(comparison: Comparison[Any], engine: Engine, settings: Settings) -> Iterator[None]:
+    jobs.ensure_job(engine, comparison.job, settings.reconcile_hours * 3600.0)
+    if not jobs.hold(engine, comparison.job):
+        name = comparison.name
+        raise click.ClickException(f"a worker or another command is comparing with {name}; try again when it has ended")
+    try:
+        yield
+    finally:
+        jobs.release(engine, comparison.job)
+
+
+def _rows(engine: Engine, gaps: Sequence[tuple[str, Gap]]) -> list[dict[str, Any]]:
     with transaction(engine) as connection:
         costs = estimates.measured_costs(connection)
     rows = []
-    for gap in gaps:
-        resource = catalogue().get(gap.key.resource)
-        costs_of_windows = (costs.requests(gap.key.provider, resource, *w)[0] for w in gap.windows if resource)
+    for aggregator, gap in gaps:
+        resource, windows = catalogue().get(gap.key.resource), gap.windows
+        costs_of_windows = (costs.requests(gap.key.provider, resource, *w, aggregator)[0] for w in windows if resource)
         about = {"whose": gap.whose, "why": gap.reason}
         edges = {"from": gap.windows[0][0], "to": gap.windows[-1][1]} if gap.windows else {"from": None, "to": None}
         rows.append(gap.key._asdict() | about | edges | {"requests": sum(costs_of_windows)})

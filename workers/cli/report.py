@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
-from app.broker.celery import make_celery
 from workers import broker_admin
 from workers.cli import options, output
 from workers.cli.options import Moment
-from workers.operate.completeness import OUTCOMES, Completeness, DayOutcomes, MissingDays, read_report
+from workers.operate.completeness import OUTCOMES, STUCK, Completeness, DayOutcomes, MissingDays, read_report
 from workers.store.engine import make_engine
 
 MAX_SHOWN = 20  # rows per list; --json has all
@@ -39,7 +38,7 @@ def completeness(
     if since >= end:
         raise click.ClickException(f"--since {since.isoformat()} is not before --until {end.isoformat()}")
     settings = options.attached(data_dir)
-    lanes = broker_admin.lanes(make_celery(settings, "publisher"), settings)
+    lanes = broker_admin.lanes(settings)
     engine = make_engine(settings, "headrace-report")
     with output.progress("users checked", quiet=as_json) as update:
         found = read_report(engine, lanes, since, end, update if coverage else None)
@@ -61,6 +60,7 @@ def _plain(found: Completeness) -> dict[str, Any]:
         "gaps": dict(found.gaps),
         "open_gaps": found.listed_gaps,
         "unfinished_backfills": found.unfinished,
+        "refused_items": found.listed_refused,
         "holes": [one.key._asdict() | {"days": [day.isoformat() for day in one.days]} for one in found.holes],
         "faults": found.faults,
     }
@@ -84,7 +84,9 @@ def _print_report(found: Completeness) -> None:
     click.echo(f"{sum(totals.values())} accepted = {parts}; {sum(found.pending.values())} messages pending now")
     click.echo(COUNTED)
     _list("open gaps of the last reconciliation", [vars(one) for one in found.listed_gaps])
-    _list("unfinished backfills", [vars(one) for one in found.unfinished])
+    _list("backfills that failed or are paused", [vars(one) for one in found.unfinished if one.status in STUCK])
+    _list("backfills in progress", [vars(one) for one in found.unfinished if one.status not in STUCK])
+    _list("refused items, by user and resource", [vars(one) for one in found.listed_refused])
     _list("days without data between days with data", [_hole_row(one) for one in found.holes])
     click.echo("\n" + ("missing or dead: " + ", ".join(found.faults) if found.faults else "nothing is missing or dead"))
 

@@ -11,7 +11,9 @@ from workers.cli.options import attached, data_dir_option
 
 
 @click.command("simulate")
-@click.option("--port", type=int, default=0, help="port of the simulated API (default: a free one)")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="port of the simulated API (default: a free one)"
+)
 @click.option("--users", type=click.IntRange(1), default=3, show_default=True, help="number of users")
 @click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="days of history per user")
 @click.option("--seed", type=int, default=1, show_default=True, help="the same seed generates the same users and data")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from app.broker.celery import make_celery
 from app.config.settings import load
 from workers.cli.options import attached, data_dir_option, json_option
 from workers.cli.output import console, live_view, print_json
@@ -30,8 +29,8 @@ from workers.store.engine import make_engine
 def command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
     """Show problems, queue depths, outcomes and backfills."""
     settings = attached(data_dir)
-    engine, celery = make_engine(settings, "headrace-status"), make_celery(settings, "publisher")
-    watcher = Watcher(engine, celery, settings, web or attach.endpoint_of(load(), data_dir or Path(settings.data_dir)))
+    engine = make_engine(settings, "headrace-status")
+    watcher = Watcher(engine, settings, web or attach.endpoint_of(load(), data_dir or Path(settings.data_dir)))
     if as_json:
         print_json(watcher.poll().plain())
     elif watch:

@@ -12,10 +12,12 @@ from workers.local import stack
 
 @click.command("up")
 @data_dir_option
-@click.option("--port", type=int, help="port of the endpoint (default: 8000, or a free one)")
+@click.option("--port", type=click.IntRange(1, 65535), help="port of the endpoint (default: 8000, or a free one)")
 @click.option("--workers", type=click.IntRange(1), help="worker processes per lane (default: one per core)")
-def command(data_dir: Path | None, port: int | None, workers: int | None) -> None:
+@click.option("--parent", type=int, hidden=True, help="also stop when this process has ended: that of a demo or drill")
+def command(data_dir: Path | None, port: int | None, workers: int | None, parent: int | None) -> None:
     """Run everything on this machine, until Ctrl-C."""
     settings = load()
     logs.configure(settings)
-    stack.up(settings, process_environment(), data_dir or Path(settings.data_dir), port, workers)
+    folder = data_dir or Path(settings.data_dir)
+    stack.up(settings, process_environment(), folder, port=port, workers=workers, parent=parent)

@@ -9,7 +9,6 @@ from app.broker.lanes import LANES
 from app.config.settings import load
 from app.errors import TryLater
 from workers.broker_admin import need_durable
-from workers.celery.app import run_beat, run_worker
 from workers.local.niceness import lower_priority
 
 
@@ -25,6 +24,8 @@ def worker(lane: str) -> None:
     with contextlib.suppress(TryLater):  # Celery waits until the broker can be reached
         need_durable(settings)
     lower_priority(lane)
+    from workers.celery.app import run_worker  # noqa: PLC0415 - 0.4 s of CPU, too long for --help and for an error
+
     sys.exit(run_worker(settings, lane))
 
 
@@ -35,4 +36,6 @@ def beat() -> None:
     settings.need_broker()
     with contextlib.suppress(TryLater):
         need_durable(settings)
+    from workers.celery.app import run_beat  # noqa: PLC0415 - as above
+
     run_beat(settings)

@@ -1,19 +1,30 @@
 """The client of an aggregator's API: requests within the shared rate limits, and a decision about each response."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from app.config.settings import Settings
-from app.errors import NotYet, Unprocessable
+from app.errors import NotYet, TryLater, Unprocessable
 from app.observability import metrics, tracing
 from workers.aggregators import AGGREGATORS
 from workers.aggregators.requests import Request
 from workers.fetch.backoff import backoff
 from workers.fetch.http import Client, HttpResponse
 from workers.fetch.rate_limits import PauseKind, Throttle
-from workers.fetch.retry import FIRST_PAUSE, MAX_ATTEMPTS, MAX_PAUSE, NOT_JSON, Decision, FetchAction, decide
+from workers.fetch.retry import (
+    FIRST_PAUSE,
+    MAX_ATTEMPTS,
+    MAX_PAUSE,
+    NOT_JSON,
+    Decision,
+    FetchAction,
+    decide,
+    describe,
+    is_unavailable,
+)
 
 T = TypeVar("T")
 
@@ -64,6 +75,7 @@ class AggregatorClient:
             tracing.set_status(response.status)
         status, headers = response.status, response.headers
         metrics.REQUESTS.labels(self.name, metrics.status_class(status)).inc()
+        self._record_answer(status)
         if status == 200:
             try:
                 value = read(response)
@@ -78,6 +90,14 @@ class AggregatorClient:
             kind: PauseKind = "key_refused" if decision.key_refused else "asked"
             self.throttle.pause(self.name, decision.seconds, decision.reason, user_id=paused_user, kind=kind)
         return FetchResult(decision, value, status, response.body)
+
+    def _record_answer(self, status: int) -> None:
+        """Records for `headrace status` whether the API answers."""
+        with contextlib.suppress(TryLater):  # without Redis no further request is sent, and that error names Redis
+            if is_unavailable(status):
+                self.throttle.count_failure(self.name, describe(status))
+            else:
+                self.throttle.clear_failures(self.name)
 
 
 def _wait_for_data(reason: NotYet, attempts: int) -> Decision:

@@ -4,7 +4,8 @@ import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 
 import httpx
@@ -14,12 +15,17 @@ from workers.aggregators.requests import Request
 from workers.fetch.retry import NO_ANSWER
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+MAX_AHEAD = timedelta(days=1)  # of a server's clock
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A response. `asked_at`, the time before the request, is the version of the data: the data is at least as new."""
+    """A response. `asked_at`, the time before the request, is the version of the data: the data is at least as new.
+
+    It is a time of the server's clock, as the events are: its `Date` (RFC 9110, section 6.6.1), less the duration of
+    the request. Without a usable `Date` it is ours.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -30,8 +36,14 @@ class HttpResponse:
 class Client:
     """The client of one aggregator's API. It follows no redirects, because a redirect would leak the API key."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
-        self._client = httpx.Client(base_url=base_url, headers=dict(headers), timeout=TIMEOUT, transport=transport)
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        transport: httpx.BaseTransport | None = None,
+        timeout: httpx.Timeout | float = TIMEOUT,
+    ) -> None:
+        self._client = httpx.Client(base_url=base_url, headers=dict(headers), timeout=timeout, transport=transport)
 
     def fetch(self, request: Request) -> HttpResponse:
         """Sends a request. Network errors do not raise; they are statuses, see `_send`."""
@@ -106,6 +118,16 @@ class Files:
         return _send(self._client, request, self._max_bytes)
 
 
+def _began(date: str, asked_at: datetime) -> datetime:
+    """When the request began by the server's clock. A `Date` of the future would win over all later versions."""
+    now = datetime.now(UTC)
+    try:
+        answered = parsedate_to_datetime(date).astimezone(UTC)
+        return answered - (now - asked_at) if answered < now + MAX_AHEAD else asked_at
+    except (ValueError, OverflowError):
+        return asked_at
+
+
 def _matches(host: str, pattern: str) -> bool:
     return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
@@ -123,7 +145,8 @@ def _send(client: httpx.Client, request: httpx.Request, max_bytes: int) -> HttpR
                 body += part
                 if len(body) > max_bytes:
                     return HttpResponse(413, {}, b"", asked_at)
-            return HttpResponse(response.status_code, response.headers, bytes(body), asked_at)
+            began = _began(response.headers.get("Date", ""), asked_at)
+            return HttpResponse(response.status_code, response.headers, bytes(body), began)
     except httpx.ReadTimeout:
         return HttpResponse(504, {}, b"", asked_at)
     except httpx.HTTPError:

@@ -59,7 +59,7 @@ def decide(  # noqa: PLR0911 - a table with one line per case
     429 and 503 pause all workers, because each would get the same response. A refused API key is not the request's
     fault: it counts as no attempt, and the request is retried every five minutes until the operator replaces the key.
     """
-    reason = {NO_ANSWER: "no answer", NOT_JSON: "a response that is not JSON"}.get(status, f"status {status}")
+    reason = describe(status)
     delay = backoff(attempts, base=FIRST_PAUSE, limit=MAX_PAUSE)
     match status:
         case 200:
@@ -83,6 +83,16 @@ def decide(  # noqa: PLR0911 - a table with one line per case
     if attempts + 1 >= MAX_ATTEMPTS:
         return Decision(FetchAction.FAIL, reason=f"{reason}, {MAX_ATTEMPTS} times")
     return Decision(FetchAction.SPLIT if status in limits.split_on_status else FetchAction.RETRY, delay, reason)
+
+
+def describe(status: int) -> str:
+    """A status in words."""
+    return {NO_ANSWER: "no answer", NOT_JSON: "a response that is not JSON"}.get(status, f"status {status}")
+
+
+def is_unavailable(status: int) -> bool:
+    """Whether the API, or the network before it, is down. A 503 is not counted here: it pauses the account."""
+    return status == NO_ANSWER or (status >= 500 and status != 503)
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:

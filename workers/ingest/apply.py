@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace as replace_struct
 from sqlalchemy import Connection, Engine
 
 from app.config.settings import Settings
@@ -17,8 +18,9 @@ from app.delivery import Delivery, Receipt, seal, unpack
 from app.errors import TryLater, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from workers.actions import LargeRequest, Notice, Origin, Samples, UserIdChange
+from workers.actions import LargeRequest, LostDelivery, Notice, Origin, Parsed, SeriesKey, UserIdChange
 from workers.aggregators import AGGREGATORS
+from workers.ingest import refused
 from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.outcomes import (
     Applied,
@@ -30,14 +32,16 @@ from workers.ingest.outcomes import (
     reason_of,
     to_archive,
     with_merged_user,
+    with_repaired_records,
     without_erased,
 )
+from workers.store import lost_deliveries
 from workers.store.backfills import BackfillRequest, open_backfill
-from workers.store.dead_letters import add_dead_letter
+from workers.store.dead_letters import add_dead_letter, add_items, replace_items
 from workers.store.engine import transaction
 from workers.store.large_requests import expect
-from workers.store.ledger import settle, settled_already
-from workers.store.series import SeriesKey, SeriesNumbers
+from workers.store.ledger import first_arrivals, settle, settled_already
+from workers.store.series import SeriesNumbers
 from workers.store.user_merges import merge_user
 from workers.store.users import upsert_users
 from workers.store.writer import BatchItem, Written, write
@@ -92,8 +96,16 @@ class Applier:
         """Applies archived or dead deliveries. Raises TryLater."""
         return self._apply_batch(once_each(deliveries), "replay")
 
+    def replay_item(self, item: Delivery) -> str | None:
+        """Applies a refused item of a delivery. Returns the reason if it is refused again. Raises TryLater."""
+        opened = self._parse(ParsedDelivery(item, 1, is_item=True), "replay")
+        applied = self._commit_alone(opened, "replay")
+        reasons = [one.error for one in applied.settled if one.outcome == "dead"]
+        reasons += [one.reason for one in (opened.parsed.refused if opened.parsed else ())]
+        return reasons[0] if reasons else None
+
     def _apply_batch(self, batch: Sequence[ParsedDelivery], origin: Origin) -> Applied:
-        parsed = [self._parse(one, origin) for one in batch]
+        parsed = self._with_first_arrival([self._parse(one, origin) for one in batch])
         try:
             return self._commit(parsed, origin)
         except TryLater:
@@ -107,8 +119,9 @@ class Applier:
         parts = []
         for one in self._crashes.safest_first(batch):
             reason = f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery"
-            parsed = replace(one, reason=reason) if self._crashes.is_poison(one) else self._parse(one)
+            is_poison = self._crashes.is_poison(one)
             try:
+                (parsed,) = self._with_first_arrival([replace(one, reason=reason) if is_poison else self._parse(one)])
                 parts.append(self._commit_alone(parsed, "webhook"))
             except TryLater:
                 self._crashes.release()
@@ -125,7 +138,7 @@ class Applier:
                 body = self._sealer.open(delivery.sealed, delivery.key)
                 parsed = aggregator.parse(delivery, body, self._settings)
         except Exception as error:  # noqa: BLE001 - whatever the error, the delivery becomes a dead letter
-            return replace(one, reason=reason_of(error))
+            return replace(one, reason=reason_of(error), parsed=self._identify(delivery))
         if parsed.duplicate_samples:
             metrics.DUPLICATE_SAMPLES.inc(parsed.duplicate_samples)
         if parsed.samples_without_timestamp:
@@ -135,12 +148,41 @@ class Applier:
             return replace(one, reason="the delivery only contained a URL, which has expired")
         return opened
 
+    def _identify(self, delivery: Delivery) -> Parsed | None:
+        """The type and the user of a delivery that cannot be parsed."""
+        try:
+            return AGGREGATORS[delivery.aggregator].identify(self._sealer.open(delivery.sealed, delivery.key))
+        except Unprocessable:
+            return None
+
+    def _with_first_arrival(self, parsed: Sequence[ParsedDelivery]) -> list[ParsedDelivery]:
+        """The deliveries. One without a clock of its sender that has arrived before keeps the time of that arrival.
+
+        Otherwise its repetition would be newer than an update that arrived in between. Raises TryLater.
+        """
+        undated = [one.delivery for one in parsed if one.parsed and one.parsed.is_undated and not one.is_claim_check]
+        if not undated:
+            return list(parsed)
+        with transaction(self._engine) as connection:
+            known = first_arrivals(connection, [(one.aggregator, one.message_id) for one in undated])
+        found = []
+        for one in parsed:
+            first = known.get((one.delivery.aggregator, one.delivery.message_id))
+            if one.parsed and one.parsed.is_undated and first is not None and first < one.delivery.received_at:
+                found.append(self._parse(replace(one, delivery=replace_struct(one.delivery, received_at=first))))
+            else:
+                found.append(one)
+        return found
+
     def _commit_alone(self, one: ParsedDelivery, origin: Origin) -> Applied:
         try:
             return self._commit([one], origin)
         except TryLater:
             raise
         except Exception as error:
+            if isinstance(error, Unprocessable) and one.reason is None and not one.is_repaired:
+                with contextlib.suppress(Unprocessable):
+                    return self._commit_alone(with_repaired_records(one), origin)
             if one.reason is None:
                 rejected = replace(one, reason=reason_of(error))
             elif one.parsed is not None:  # PostgreSQL may have rejected the user_id or the event type
@@ -152,7 +194,7 @@ class Applier:
     def _commit(self, batch: Sequence[ParsedDelivery], origin: Origin = "webhook") -> Applied:
         by_reference = tuple(one.delivery for one in batch if one.is_claim_check)
         here = [one for one in batch if not one.is_claim_check]
-        numbers = self._series.of(a.series for one in here for a in one.actions if isinstance(a, Samples))
+        numbers = self._series.of(key for one in here for key in one.series)
         applied = Applied([], [])
         with tracing.span("commit", deliveries=len(here)), transaction(self._engine) as connection:
             users = upsert_users(connection, client_ids(here))
@@ -174,13 +216,28 @@ class Applier:
             written = write(connection, batch, origin, numbers, seen)
         backfills = _apply_events(connection, parsed, batch, written)
         settled = [outcome_of(n, one, written) for n, one in enumerate(parsed)]
-        unseen = [n for n in range(len(parsed)) if n not in seen]
+        unseen = [n for n, one in enumerate(parsed) if n not in seen and not one.is_item]
         archived = to_archive([parsed[n] for n in unseen]) if self._settings.keep_days else ()
         with tracing.span("settle"):
             dead = settle(connection, [settled[n] for n in unseen], archived, replayed=origin == "replay")
         _add_dead_letters(connection, parsed, dead)
+        self._add_refused_items(connection, [one for one in parsed if not one.is_item], origin)
         self._crashes.clear(connection)
         return Applied(settled, backfills, rows=written.rows)
+
+    def _add_refused_items(self, connection: Connection, parsed: Sequence[ParsedDelivery], origin: Origin) -> None:
+        """Stores the refused items as dead letters. A replay also deletes those that it has applied."""
+        items = []
+        for one in parsed:
+            if (known := one.parsed) and known.refused and not one.reason:
+                items += refused.dead_letters_of(
+                    known.refused, one.delivery, known.event_type, known.user_id, self._sealer
+                )
+                metrics.REFUSED_ITEMS.labels(origin).inc(refused.count(known.refused))
+        if origin == "replay":
+            replace_items(connection, [(one.delivery.aggregator, one.delivery.message_id) for one in parsed], items)
+        else:
+            add_items(connection, items)
 
 
 def extract_deliveries(raw: bytes) -> list[Delivery]:
@@ -209,7 +266,7 @@ def _record_metrics(applied: Applied) -> Applied:
 def _apply_events(
     connection: Connection, parsed: Sequence[ParsedDelivery], batch: Sequence[BatchItem], written: Written
 ) -> list[int]:
-    """Applies notices, large requests and user id changes. Returns the ids of the backfills to fetch.
+    """Applies notices, large requests, lost deliveries and user id changes. Returns the ids of the backfills to fetch.
 
     User id changes are applied last, so that they also move the data that this message wrote under the old id.
     """
@@ -224,6 +281,8 @@ def _apply_events(
                 written.changed[item.n] += backfill_id is not None
             case LargeRequest() as large:
                 written.changed[item.n] += expect(connection, delivery.aggregator, large)
+            case LostDelivery() as lost:
+                written.changed[item.n] += lost_deliveries.report(connection, delivery, lost)
             case UserIdChange() as change:
                 written.changed[item.n] += merge_user(connection, change.old_user_id, change.user_id)
     return backfills
@@ -239,4 +298,5 @@ def _already_settled(connection: Connection, parsed: Sequence[ParsedDelivery]) -
 def _add_dead_letters(connection: Connection, parsed: Sequence[ParsedDelivery], dead: set[tuple[str, str]]) -> None:
     for one in parsed:
         if one.reason and (one.delivery.aggregator, one.delivery.message_id) in dead:
-            add_dead_letter(connection, one.delivery, None, one.reason)
+            event_type, user_id = (one.parsed.event_type or None, one.parsed.user_id) if one.parsed else (None, None)
+            add_dead_letter(connection, one.delivery, one.reason, event_type, user_id)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import Action, Download, LargeRequest, Parsed, Record, Samples
+from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples, SeriesKey
+from workers.aggregators.repair import repaired
+from workers.ingest.refused import sentence
 from workers.store.ledger import ArchivedDelivery, Outcome, OutcomeRow
 from workers.store.users import ClientId, User
 from workers.store.writer import Written
 
 ERASED = "the user was erased"
+KEPT_BY_A_MERGE = Record | Samples | LargeRequest | LostDelivery
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,17 @@ class ParsedDelivery:
     parsed: Parsed | None = None
     reason: str | None = None
     is_erased: bool = False  # the user was erased
+    is_item: bool = False  # a refused item of another delivery, which has no outcome of its own
+    is_repaired: bool = False  # its records were rewritten, because PostgreSQL refused one of them
 
     @property
     def actions(self) -> tuple[Action, ...]:
         return self.parsed.actions if self.parsed and not self.reason else ()
+
+    @property
+    def series(self) -> list[SeriesKey]:
+        """The series of its samples."""
+        return [key for one in self.actions if isinstance(one, Record | Samples) for key in one.series]
 
     @property
     def is_claim_check(self) -> bool:
@@ -100,7 +110,7 @@ def with_merged_user(opened: ParsedDelivery, merged: Mapping[str, str]) -> Parse
     user_id = merged.get(parsed.user_id or "") if parsed else None
     if parsed is None or user_id is None:
         return opened
-    data = (action for action in parsed.actions if isinstance(action, Record | Samples | LargeRequest))
+    data = (action for action in parsed.actions if isinstance(action, KEPT_BY_A_MERGE))
     actions = tuple(replace(action, user_id=user_id) for action in data)
     ignored = parsed.ignored if actions else parsed.ignored or "for a connection that was replaced by a reconnection"
     return replace(opened, parsed=replace(parsed, user_id=user_id, actions=actions, ignored=ignored))
@@ -129,14 +139,28 @@ def outcome_of(n: int, opened: ParsedDelivery, written: Written) -> OutcomeRow:
     return OutcomeRow(
         aggregator=delivery.aggregator,
         message_id=delivery.message_id,
-        event_type=parsed.event_type if parsed else None,
+        event_type=parsed.event_type or None if parsed else None,
         user_id=parsed.user_id if parsed else None,
         received_at=delivery.received,
         outcome=outcome,
         attempts=opened.attempts,
-        error=opened.reason or (parsed.ignored if parsed else None),
+        error=opened.reason or (parsed.ignored or remarks(parsed) if parsed else None),
         reference=(delivery.reference or "").partition(":chunk:")[0] or None,
+        team_id=parsed.team_id if parsed else None,
     )
+
+
+def with_repaired_records(opened: ParsedDelivery) -> ParsedDelivery:
+    """A delivery of which PostgreSQL refused a record. Raises Unprocessable."""
+    if opened.parsed is None:
+        raise Unprocessable("there is no record")
+    actions = tuple(repaired(one) if isinstance(one, Record) else one for one in opened.parsed.actions)
+    return replace(opened, parsed=replace(opened.parsed, actions=actions), is_repaired=True)
+
+
+def remarks(parsed: Parsed) -> str | None:
+    """What the ledger says about an applied delivery of which something was refused or not stored as received."""
+    return "; ".join((*sentence(parsed.refused), *parsed.notes)) or None
 
 
 def to_archive(opened: Sequence[ParsedDelivery]) -> list[ArchivedDelivery]:

@@ -45,6 +45,13 @@ def replay_dead_letters(
     for entry in entries:
         if entry.backfill_id is not None:
             outcomes["applied" if _refetch(engine, entry) else "dead"] += 1
+        elif entry.item:
+            reason = applier.replay_item(dead_letters.delivery(engine, entry))
+            outcomes["dead" if reason else "applied"] += 1
+            if reason:
+                dead_letters.update_reason(engine, entry, reason)
+            else:
+                dead_letters.mark_resolved(engine, entry)
         elif entry.aggregator == UNKNOWN:
             outcomes += _replay_raw_message(engine, applier, entry)
         else:

@@ -63,6 +63,10 @@ def _is_locked(data_dir: Path) -> bool:
         lock = os.open(data_dir / LOCK, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        raise Misconfigured(
+            f"{data_dir / LOCK} belongs to another user; run this as the user of `headrace up`"
+        ) from None
     try:
         return not try_lock(lock)
     finally:

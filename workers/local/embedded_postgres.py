@@ -1,6 +1,7 @@
 """PostgreSQL from its wheel, as a program for the supervisor."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from app.errors import Misconfigured
@@ -80,6 +82,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
         stop_signal=signal.SIGINT,  # "fast" shutdown: ends sessions and writes a checkpoint
         stop_seconds=30,
         cwd=home,
+        before_start=functools.partial(_disown_pid_file, data / "postmaster.pid", account),
     )
     return program, url
 
@@ -92,15 +95,33 @@ def _postgres_answers(url: str) -> bool:
         return False
 
 
+def _disown_pid_file(file: Path, account: pwd.struct_passwd | None) -> None:
+    """Replaces the pid of a killed server by ours if another program has it now, for example after a reboot.
+
+    PostgreSQL refuses to start while a process with that pid exists, whatever its program is, but ignores the pid of
+    its own parent. The file is not deleted: its last line lets PostgreSQL find backends of the killed server, which
+    still use the shared memory.
+    """
+    try:
+        pid, *rest = file.read_text().splitlines(keepends=True)
+        if Path(psutil.Process(int(pid)).cwd()) == file.parent.resolve():
+            return  # a server of this cluster
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return
+    except psutil.AccessDenied:  # a process of another user; PostgreSQL ignores its pid
+        return
+    write_secret(file, "".join([f"{os.getpid()}\n", *rest]), account)
+
+
 def _shared_buffers_mb() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(32, min(256, memory // 8 // 2**20))
 
 
 def _stdout(done: subprocess.CompletedProcess[str]) -> str:
-    """Raises Misconfigured, with the last line of standard error, if the tool failed."""
+    """Raises Misconfigured, with the last lines of standard error, if the tool failed."""
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        reason = " / ".join(done.stderr.strip().splitlines()[-4:]) or "no output"
         raise Misconfigured(f"not set, and PostgreSQL could not be set up: {reason}", setting="DATABASE_URL")
     return done.stdout
 

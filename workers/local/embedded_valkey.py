@@ -1,10 +1,9 @@
 """Valkey from its wheel, as a program for the supervisor."""
 
+import functools
+import logging
+import os
 from pathlib import Path
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app.errors import Misconfigured
 from workers.local.files import write_secret
@@ -29,6 +28,9 @@ enable-debug-command no
 hide-user-data-from-log yes
 crash-log-enabled no
 """
+CHUNK_BYTES = 64 * 1024
+
+_log = logging.getLogger(__name__)
 
 
 def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
@@ -50,11 +52,39 @@ def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> t
         log=log,
         ready=lambda: _valkey_answers(port, password),
         cwd=folder,
+        before_start=functools.partial(_cut_zeros, folder / "appendonlydir"),
     )
     return program, f"redis://:{password}@127.0.0.1:{port}/0"
 
 
+def _cut_zeros(folder: Path) -> None:
+    """Removes zero bytes at the end of the append-only files, which a power cut can leave there.
+
+    The file system had enlarged the file, and not yet written the data. Valkey calls this a bad format and exits;
+    `aof-load-truncated` only covers a file that ends within a command. No confirmed write is lost: a command ends with
+    CR LF, so zeros after the last one belong to a command that was never synced, and therefore never confirmed.
+    """
+    for file in folder.glob("*.incr.aof"):
+        with file.open("r+b") as opened:
+            size = end = opened.seek(0, os.SEEK_END)
+            rest = b""
+            while end and not rest:
+                begin = max(0, end - CHUNK_BYTES)
+                opened.seek(begin)
+                rest = opened.read(end - begin).rstrip(b"\0")
+                end = begin + len(rest)
+            if end < size:
+                opened.truncate(end)
+                os.fsync(opened.fileno())
+                _log.warning("removed %d zero bytes, left by a power cut, from the end of %s", size - end, file)
+
+
 def _valkey_answers(port: int, password: str) -> bool:
+    # Importing redis costs 0.1 s of CPU, too long for `headrace up --help` and for an error at the start.
+    import redis  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
     no_retry = Retry(NoBackoff(), 0)
     client = redis.Redis(
         port=port, password=password, socket_connect_timeout=1, socket_timeout=1, retry=no_retry, protocol=2

@@ -1,6 +1,7 @@
 """Free TCP ports, reused on the next start."""
 
 import contextlib
+import errno
 import random
 import socket
 from pathlib import Path
@@ -18,8 +19,10 @@ def free_port(host: str = "127.0.0.1", wish: int | None = None) -> int:
         return int(held.getsockname()[1])
 
 
-def held_port(host: str, wish: int | None = None) -> socket.socket:
+def held_port(host: str, wish: int | None = None, *, strict: str = "") -> socket.socket:
     """Like `free_port`, and reserves the port while the socket is open. Raises Misconfigured.
+
+    `strict` names the option or setting that asks for the port. With it, no other port is used instead.
 
     Granian listens with SO_REUSEPORT: two stacks that start on one port at the same time would each receive half of
     the requests of both. So the port is bound exclusively first, and only then shared with our own server.
@@ -30,8 +33,12 @@ def held_port(host: str, wish: int | None = None) -> socket.socket:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that have just ended
         try:
             held.bind((host, port))
-        except OSError:
+        except OSError as error:
             held.close()
+            if strict or error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                is_taken = error.errno == errno.EADDRINUSE
+                reason = "is in use; choose another port" if is_taken else f"cannot be used: {error.strerror}"
+                raise Misconfigured(f"port {port} on {host} {reason}", setting=strict or "HEADRACE_HOST") from None
             continue
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -1,6 +1,7 @@
 """`headrace up`: all processes on one machine, with embedded services and generated secrets where none are set."""
 
 import contextlib
+import errno
 import functools
 import http.client
 import json
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,12 +28,14 @@ from app.observability.processes import process_alive
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.commands import own
-from workers.local.files import write_secret
+from workers.local.files import user_name, write_secret
 from workers.local.secrets import GENERATED_SECRETS, load_secrets
 from workers.local.supervisor import Pids, Program, Supervisor
 
 ONE_PROCESS_LANES = ("download", "maintenance")
 PGPASS = "pgpass"
+METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
+MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a random name and mode 0700
 LOCK_SECONDS = 40.0  # longest shutdown of the servers of a killed stack
 EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the address to connect to
 
@@ -39,22 +43,42 @@ _log = logging.getLogger(__name__)
 
 
 def up(
-    settings: Settings, environment: Mapping[str, str], data_dir: Path, port: int | None, workers: int | None
+    settings: Settings,
+    environment: Mapping[str, str],
+    data_dir: Path,
+    *,
+    port: int | None,
+    workers: int | None,
+    parent: int | None,
 ) -> None:
-    """Runs everything until SIGTERM or SIGINT. Raises Misconfigured or NotStarted."""
+    """Runs everything until SIGTERM or SIGINT, or until process `parent` has ended. Raises Misconfigured or NotStarted.
+
+    The port is reserved before any service starts: starting PostgreSQL and migrating take seconds.
+    """
     data_dir = data_dir.absolute()
     _make_data_dir(data_dir)
     # The lock is released last, when no process of this stack is left.
-    with contextlib.suppress(KeyboardInterrupt), _locked(data_dir) as lock, Supervisor() as supervisor:
-        (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
-        stack = _Stack(settings, environment, data_dir, supervisor)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _locked(data_dir) as lock,
+        _held_port(settings, environment, port) as held,
+        contextlib.ExitStack() as at_the_end,
+        Supervisor(parent=parent) as supervisor,
+    ):
+        at_the_end.callback(_remove_metrics_folder, data_dir)
         try:
+            (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
+            stack = _Stack(settings, environment, data_dir, supervisor)
             stack.start_services(lock)
             stack.migrate()
-            stack.start_programs(port, workers or os.cpu_count() or 1)
+            stack.start_programs(held.getsockname()[1], workers or os.cpu_count() or 1)
             stack.write(supervisor.pids())
             stack.greet()
-            supervisor.run(stack.write)
+            supervisor.run(stack.update)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise _unusable(data_dir, error) from None
+            raise
         finally:
             (data_dir / STACK).unlink(missing_ok=True)
 
@@ -65,16 +89,16 @@ def _make_data_dir(data_dir: Path) -> None:
             data_dir.mkdir(parents=True)
             # As root, PostgreSQL's user must be able to enter. Secrets are in files of mode 0600.
             data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
-        for name in ("log", "run", "metrics"):
+        for name in ("log", "run"):
             (data_dir / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Misconfigured(f"{data_dir} cannot be used: {error.strerror}", setting="HEADRACE_DATA_DIR") from None
+        raise _unusable(data_dir, error) from None
 
 
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[int]:
     """Locks the folder. The servers inherit the lock: no stack starts while those of a killed one still write."""
-    lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = _open_lock(data_dir)
     began = time.monotonic()
     try:
         while not try_lock(lock):
@@ -88,6 +112,56 @@ def _locked(data_dir: Path) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _open_lock(data_dir: Path) -> int:
+    file = data_dir / LOCK
+    with contextlib.suppress(FileNotFoundError):
+        if (owner := file.stat().st_uid) != os.geteuid():
+            raise Misconfigured(
+                f"{data_dir} belongs to the stack of {user_name(owner)}; run this as that user, or choose another "
+                "--data-dir",
+                setting="HEADRACE_DATA_DIR",
+            )
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _unusable(data_dir, error) from None
+
+
+def _new_metrics_folder(data_dir: Path) -> Path:
+    """An empty folder for the processes' metrics, linked from the data directory. In memory where that is possible.
+
+    The Prometheus client maps sparse files: on a full disk the first write to a new page kills the process with SIGBUS.
+    The endpoint would then answer nothing instead of 503 (measured: 71 of 72 requests had no response).
+    """
+    _remove_metrics_folder(data_dir)
+    link = data_dir / METRICS
+    if os.access(MEMORY, os.W_OK):
+        link.symlink_to(tempfile.mkdtemp(prefix=METRICS_PREFIX, dir=MEMORY))
+    else:
+        link.mkdir(mode=0o700)
+    return link
+
+
+def _remove_metrics_folder(data_dir: Path) -> None:
+    link = folder = data_dir / METRICS
+    if link.is_symlink():
+        folder = link.readlink()
+        link.unlink()
+        if folder.parent != MEMORY or not folder.name.startswith(METRICS_PREFIX):
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unusable(data_dir: Path, error: OSError) -> Misconfigured:
+    return Misconfigured(f"{data_dir} cannot be used: {error.strerror}", setting="HEADRACE_DATA_DIR")
+
+
+def _held_port(settings: Settings, environment: Mapping[str, str], asked: int | None) -> socket.socket:
+    """Reserves the endpoint's port: that of --port or HEADRACE_PORT, otherwise the default or a free one."""
+    asked_by = "--port" if asked else "HEADRACE_PORT" if environment.get("HEADRACE_PORT", "").strip() else ""
+    return ports.held_port(settings.host, asked or settings.port, strict=asked_by)
 
 
 def _answers(url: str) -> bool:
@@ -111,14 +185,13 @@ class _Stack:
 
     def __post_init__(self) -> None:
         self.secrets = load_secrets(self.data_dir, self.given)
-        metrics = self.data_dir / "metrics"
-        shutil.rmtree(metrics)  # of the previous start
-        metrics.mkdir(mode=0o700)
+        metrics = _new_metrics_folder(self.data_dir)
         own = {variable: self.secrets[name] for name, variable, _ in GENERATED_SECRETS if variable}
         self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
         self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
         self.psql = 'psql "$DATABASE_URL"'
         self.web = self.flower = ""
+        self.is_outdated = False
 
     def start_services(self, lock: int) -> None:
         """Starts the services that are not configured, each on a free port. They inherit the lock on the data."""
@@ -145,11 +218,9 @@ class _Stack:
     def migrate(self) -> None:
         self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
 
-    def start_programs(self, port: int | None, workers: int) -> None:
+    def start_programs(self, web: int, workers: int) -> None:
         """Starts the endpoint, the workers of every lane, beat, Flower and, if configured, the pipeline consumer."""
         host = self.settings.host
-        self.held = self._hold_port(port, self.settings.port)
-        web = self.held.getsockname()[1]
         flower = ports.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
         self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
@@ -185,6 +256,18 @@ class _Stack:
         }
         write_secret(self.data_dir / STACK, json.dumps(stack, indent=1))
 
+    def update(self, pids: Pids) -> bool:
+        """As `write`. False on a full disk: until the next attempt, stack.json has the pids of ended processes."""
+        try:
+            self.write(pids)
+        except OSError as error:
+            if not self.is_outdated:
+                _log.warning("%s cannot be updated: %s", self.data_dir / STACK, error.strerror)
+            self.is_outdated = True
+        else:
+            self.is_outdated = False
+        return not self.is_outdated
+
     def greet(self) -> None:
         click.echo(
             f"Headrace is ready.\n"
@@ -195,12 +278,6 @@ class _Stack:
             f"  logs      {self.data_dir / 'log'}\n"
             f"Press Ctrl-C to stop."
         )
-
-    def _hold_port(self, asked: int | None, default: int) -> socket.socket:
-        held = ports.held_port(self.settings.host, asked or default)
-        if asked and held.getsockname()[1] != asked:
-            raise Misconfigured(f"--port: {asked} is in use on {self.settings.host}; choose another, or omit --port")
-        return held
 
     def _log_of(self, name: str) -> Path:
         return self.data_dir / "log" / f"{name}.log"

@@ -26,9 +26,11 @@ import psutil
 
 from app.errors import HeadraceError
 from workers.fetch.backoff import backoff
+from workers.local.patience import Patience
 
 POLL_SECONDS = 0.1
-START_SECONDS = 60.0
+START_SECONDS, MAX_START_SECONDS = 60.0, 600.0  # without progress, and in total
+PROGRESS_SECONDS = 1.0  # of CPU time; a program that only waits for another one uses less
 DEATHS_WHILE_STARTING = 5
 MIN_RESTART_PAUSE, MAX_RESTART_PAUSE = 0.1, 5.0
 STEADY_SECONDS = 10.0
@@ -139,6 +141,14 @@ class _Slot:
     def is_ready(self) -> bool:
         return not self.has_ended() and self.program.ready()
 
+    def cpu_seconds(self) -> float:
+        """The CPU time that the main process has used; 0 if it does not run."""
+        try:
+            times = psutil.Process(self.process.pid).cpu_times() if self.process else None
+        except psutil.NoSuchProcess:
+            return 0.0
+        return times.user + times.system if times else 0.0
+
     def signal(self, number: signal.Signals, *, group: bool) -> None:
         if self.process is not None and (group or self.process.returncode is None):
             # macOS raises PermissionError for a group of zombies.
@@ -156,10 +166,13 @@ class _Slot:
 
 
 class Supervisor:
-    """Keeps programs running. With `whole_process` it also handles this process's signals and adopts orphans."""
+    """Keeps programs running. With `whole_process` it also handles this process's signals and adopts orphans.
 
-    def __init__(self, *, whole_process: bool = True) -> None:
-        self._whole_process = whole_process
+    With `parent`, the death of that process counts as a signal.
+    """
+
+    def __init__(self, *, whole_process: bool = True, parent: int | None = None) -> None:
+        self._whole_process, self._parent = whole_process, parent
         self._stages: list[list[_Slot]] = []
         self._signals = 0
         self._handlers: dict[signal.Signals, Any] = {}
@@ -182,8 +195,11 @@ class Supervisor:
     def _count_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
+    def _must_stop(self) -> bool:
+        return self._signals > 0 or self._parent not in (None, os.getppid())
+
     def _raise_on_signal(self) -> None:
-        if self._signals:
+        if self._must_stop():
             raise KeyboardInterrupt
 
     def pids(self) -> Pids:
@@ -199,10 +215,13 @@ class Supervisor:
         return next(slot.process for slot in self._slots() if slot.program.name == name and slot.process is not None)
 
     def start(self, programs: Sequence[Program]) -> None:
-        """Starts one stage and waits until all of it is ready. Raises NotStarted, and KeyboardInterrupt on a signal."""
+        """Starts one stage and waits until all of it is ready. Raises NotStarted, and KeyboardInterrupt on a signal.
+
+        A busy machine only delays the start: the waiting ends after START_SECONDS without progress.
+        """
         stage = [_Slot(program) for program in programs]
         self._stages.append(stage)
-        waiting, deadline = stage, time.monotonic() + START_SECONDS
+        waiting, patience = stage, Patience(START_SECONDS, MAX_START_SECONDS)
         while waiting:
             self._raise_on_signal()
             self._restart_dead()
@@ -210,10 +229,9 @@ class Supervisor:
             for slot in waiting:
                 if slot.deaths >= DEATHS_WHILE_STARTING:
                     raise NotStarted(f"{slot.program.name} died {slot.deaths} times at start; see {slot.program.log}")
-                if time.monotonic() > deadline:
-                    raise NotStarted(
-                        f"{slot.program.name} was not ready after {START_SECONDS:.0f} s; see {slot.program.log}"
-                    )
+            if waiting and patience.ends(len(waiting), sum(slot.cpu_seconds() for slot in waiting) // PROGRESS_SECONDS):
+                late = waiting[0].program
+                raise NotStarted(f"{late.name} was not ready after {patience.waited:.0f} s; see {late.log}")
             if waiting:
                 time.sleep(POLL_SECONDS / 2)
 
@@ -229,11 +247,13 @@ class Supervisor:
         if slot.deaths > 0 or slot.reap() != 0:
             raise NotStarted(f"{program.name} failed; see {program.log}")
 
-    def run(self, on_change: Callable[[Pids], None]) -> None:
-        """Restarts programs that die, until SIGTERM or SIGINT."""
-        while not self._signals:
-            if self._restart_dead():
-                on_change(self.pids())
+    def run(self, on_change: Callable[[Pids], bool]) -> None:
+        """Restarts programs that die, until a signal. After a change, calls `on_change` until it returns True."""
+        has_changed = False
+        while not self._must_stop():
+            has_changed = self._restart_dead() or has_changed
+            if has_changed:
+                has_changed = not on_change(self.pids())
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from app.config.settings import process_environment
 from workers.local.commands import own
 from workers.local.supervisor import NotStarted
 
-START_SECONDS = 120
+MAX_START_SECONDS = 1800.0  # `headrace up` ends by itself if a program makes no progress
 
 
 @dataclass
@@ -40,15 +41,20 @@ class Stack:
 
 @contextlib.contextmanager
 def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -> Iterator[Stack]:
-    """A ready stack, stopped at the end of the block. Raises NotStarted."""
+    """A ready stack, stopped at the end of the block, or when this process is killed. Raises NotStarted.
+
+    The folder is kept after any error, because it holds the logs.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"headrace-{name}-"))
     folder.chmod(0o755)  # as root, PostgreSQL's own user must be able to enter
-    command = own("workers.cli", "up", "--data-dir", str(folder / "data"), "--workers", str(workers))
+    data, parent = ("--data-dir", str(folder / "data")), ("--parent", str(os.getpid()))
+    command = own("workers.cli", "up", *data, *parent, "--workers", str(workers))
     with (folder / "up.log").open("wb") as log:
         # In its own session: Ctrl-C reaches this process only, which then stops the stack.
         process = subprocess.Popen(
             command,
-            env=process_environment() | dict(environment),
+            # Not the port of the operator's own stack, which may be running.
+            env=process_environment() | {"HEADRACE_PORT": ""} | dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -58,6 +64,9 @@ def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -
     try:
         _wait_ready(process, stack)
         yield stack
+    except Exception:
+        stack.keep = True
+        raise
     finally:
         process.terminate()
         process.wait()
@@ -66,9 +75,9 @@ def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -
 
 
 def _wait_ready(process: subprocess.Popen[bytes], stack: Stack) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + MAX_START_SECONDS
     while not (stack.data / "stack.json").exists():
         if process.poll() is not None or time.monotonic() > deadline:
             lines = (stack.folder / "up.log").read_text().strip().splitlines() or ["no output"]
-            raise NotStarted(f"the stack did not start: {lines[-1]}")
+            raise NotStarted(f"the stack did not start: {lines[-1]}; the logs are kept in {stack.folder}")
         time.sleep(0.1)

@@ -1,7 +1,8 @@
 """`headrace check`: validates the settings and connects to every service."""
 
+# ruff: noqa: PLC0415 - importing httpx costs 0.1 s of CPU before the first line
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,12 +11,23 @@ from sqlalchemy import text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import HeadraceError, Misconfigured, TryLater
+from workers.aggregators import AGGREGATORS
+from workers.aggregators.requests import Request
+from workers.aggregators.terra import admin
 from workers.broker_admin import need_durable, need_redis
 from workers.fetch.rate_limits import pauses
+from workers.fetch.retry import NO_ANSWER, describe
 from workers.ingest import rabbitmq_pipeline
 from workers.store.engine import make_engine, transaction
+from workers.store.migrate import need_utf8
 
 MIN_POSTGRES = 140000
+API_SECONDS = 5.0
+# Each lists at most one user: the cheapest authenticated requests. They count against no rate and ignore pauses.
+CHEAP_REQUESTS = {
+    "junction": Request("/v2/user", (("limit", "1"),)),
+    "terra": Request("/subscriptions", (("page", "0"), ("per_page", "1"))),
+}
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,15 @@ def findings(settings: Settings) -> Iterator[Finding]:
         "webhook secrets": _secrets,
         "encryption": _encryption,
         "stored data": _stored,
-        "Junction's API": _junction,
+        "Junction's API": lambda given: _api("junction", given),
+        "Terra's API": lambda given: _api("terra", given),
         "broker": _broker,
         "rate limits": _limits,
         "database": _database,
         "Flower": _flower,
     }
+    if settings.terra_admin_token:
+        checks["Terra's Admin API"] = _terra_admin
     if settings.etl_url or settings.etl_queue:
         checks["ETL pipeline"] = lambda given: f"{rabbitmq_pipeline.queue_depth(given)} messages in {given.etl_queue}"
     for what, check in checks.items():
@@ -82,17 +97,61 @@ def _stored(settings: Settings) -> str:
     )
 
 
-def _junction(settings: Settings) -> str:
+def _api(name: str, settings: Settings) -> str:
+    key, base = f"{name.upper()}_API_KEY", f"{name.upper()}_BASE_URL"
+    text = f"{key} is not set: workers store events but cannot fetch history"
+    if name in settings.readable:
+        base_url, headers = AGGREGATORS[name].connect(settings)
+        hint = "set a valid key" + (", and its developer id as TERRA_DEV_ID" if name == "terra" else "")
+        status, _ = _answer(base_url, headers, CHEAP_REQUESTS[name], (key, base), hint)
+        if status not in (200, 429):
+            raise Misconfigured(f"{base_url} answers {describe(status)}; check the URL", setting=base)
+        text = f"the key is accepted; history is fetched from {base_url}"
     with contextlib.suppress(TryLater):  # the check of the rate limits reports an unreachable Redis
-        for pause in pauses(settings) if settings.has_redis else ():
-            if pause.account == "junction" and pause.kind == "key_refused":
-                raise Misconfigured(
-                    f"{pause.reason}; set a valid key and restart the workers of lane backfill",
-                    setting="JUNCTION_API_KEY",
-                )
-    if not settings.junction_api_key:
-        return "JUNCTION_API_KEY is not set: workers store events but cannot fetch history"
-    return f"history is fetched from {settings.junction_api_url}"
+        _need_accepted_keys(name, settings)
+    return text
+
+
+def _terra_admin(settings: Settings) -> str:
+    settings.need_terra_api_key()  # without it, workers cannot fetch the data of lost deliveries
+    base_url, headers = admin.connect(settings)
+    settings_of = ("TERRA_ADMIN_TOKEN", "TERRA_ADMIN_BASE_URL")
+    status, body = _answer(base_url, headers, admin.token_request(), settings_of, "set a valid token")
+    if status != 200:
+        raise Misconfigured(f"{base_url} answers {describe(status)}; check the URL", setting="TERRA_ADMIN_BASE_URL")
+    expires_at = admin.read_token(body).expires_at
+    return f"the token is accepted{f'; it expires on {expires_at:%Y-%m-%d}' if expires_at else ''}"
+
+
+def _answer(
+    base_url: str, headers: Mapping[str, str], request: Request, settings: tuple[str, str], hint: str
+) -> tuple[int, bytes]:
+    """The status and body of an answer. Raises Misconfigured if the key is refused, or the API is unreachable.
+
+    `settings` are the names of the key's and of the URL's setting.
+    """
+    from workers.fetch.http import Client
+
+    with contextlib.closing(Client(base_url, headers, timeout=API_SECONDS)) as client:
+        response = client.fetch(request)
+    status = response.status
+    if status in (401, 403):
+        raise Misconfigured(f"refused by {base_url} ({describe(status)}); {hint}", setting=settings[0])
+    if status == NO_ANSWER or status >= 500:
+        what = f"{base_url} is unreachable ({describe(status)}); check the network, DNS and the URL"
+        raise Misconfigured(what, setting=settings[1])
+    return status, response.body
+
+
+def _need_accepted_keys(name: str, settings: Settings) -> None:
+    """Raises Misconfigured if another key than that of this shell was refused: it may be that of the workers."""
+    for pause in pauses(settings) if settings.has_redis else ():
+        if pause.account == name and pause.kind == "key_refused" and not pause.is_own:
+            which = f" for key {pause.key}, which is not the one in this shell" if pause.is_own is False else ""
+            raise Misconfigured(
+                f"{pause.reason}{which}; set a valid key and restart the workers of lane backfill",
+                setting=f"{name.upper()}_API_KEY",
+            )
 
 
 def _broker(settings: Settings) -> str:
@@ -110,6 +169,7 @@ def _database(settings: Settings) -> str:
     try:
         with transaction(engine) as connection:  # its TryLater omits the driver's text, which names user and host
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
+            need_utf8(connection)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
     except TryLater as error:
         raise Misconfigured(

@@ -1,4 +1,4 @@
-"""`headrace report completeness`: delivery outcomes by day, open gaps, and days without data."""
+"""`headrace report completeness`: delivery outcomes by day, refused items, open gaps, and days without data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from sqlalchemy import Engine
 from workers.broker_admin import Lane
 from workers.reconcile.gaps import DENSE
 from workers.store import completeness as store
-from workers.store.completeness import OpenGap, OutcomeCount, Unfinished
+from workers.store.completeness import OpenGap, OutcomeCount, RefusedItems, Unfinished
 from workers.store.coverage import Fetched, ResourceKey, fetched
 from workers.store.engine import transaction
 
 OUTCOMES = ("applied", "duplicate", "stale", "ignored", "dead")
 STUCK = ("failed", "paused")  # an operator must resume these
-MAX_LISTED = 1000  # gaps, and backfills
+MAX_LISTED = 1000  # gaps, backfills, and users with refused items
 DAY = timedelta(days=1)
 
 
@@ -52,13 +52,16 @@ class Completeness:
     gaps: Mapping[str, int]  # by responsible party
     listed_gaps: list[OpenGap]
     unfinished: list[Unfinished]
+    refused_items: int = 0  # of webhooks and history
+    listed_refused: list[RefusedItems] = field(default_factory=list)
     holes: list[MissingDays] = field(default_factory=list)
 
     @property
     def faults(self) -> list[str]:
-        """A phrase for each kind of missing or dead data."""
+        """A phrase for each kind of missing or dead data. A backfill in progress is neither."""
         counts = {
             "dead letters": sum(one.dead_letters for one in self.days),
+            "refused items": self.refused_items,
             "gaps that are ours": self.gaps.get("ours", 0),
             "backfills that failed or are paused": sum(one.status in STUCK for one in self.unfinished),
             "days without data between days with data": sum(len(hole.days) for hole in self.holes),
@@ -79,9 +82,10 @@ def read_report(
         days = list(_by_day(entries, store.dead_letters(connection, since, until)))
         counts, listed = store.gaps(connection, MAX_LISTED)
         unfinished = store.unfinished(connection, since, MAX_LISTED)
+        refused = store.refused_items(connection, since, until, MAX_LISTED)
         people = store.count_people(connection)
     pending = {lane.name: lane.messages for lane in lanes}
-    report = Completeness(since, until, days, pending, counts, listed, unfinished)
+    report = Completeness(since, until, days, pending, counts, listed, unfinished, *refused)
     if on_progress is not None:
         done = 0
         for users, stored in store.days(engine, since, until):

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -86,11 +86,12 @@ class Eraser:
 
         The client_user_id counts only if no other user has the same one.
         """
-        backfills = {one.id for one in backfill_admin.listed(self._engine, Filter(user_id=user_id), EVERY)}
-        names = _names(user_id, None if known.others else known.client_user_id)
+        backfills = {one.id for one in backfill_admin.listed(self._engine, Filter(user_ids=(user_id,)), EVERY)}
+        users = (user_id, *known.former)
+        names = _names(users, None if known.others else known.client_user_id)
         for entry in dead_letters.read(self._engine):
             if entry.user_id or dead_letters.backfill_of(entry.delivery.message_id) in backfills:
-                yield entry, entry.user_id in (None, user_id)
+                yield entry, entry.user_id in (None, *users)
             else:
                 yield entry, self._mentions(entry.delivery, names)
 
@@ -117,9 +118,10 @@ class Eraser:
         dead_letters.drop(self._engine, dead_letters.listed(self._engine, [entry.id]))
 
 
-def _names(user_id: str, client_user_id: str | None) -> re.Pattern[bytes]:
+def _names(users: Sequence[str], client_user_id: str | None) -> re.Pattern[bytes]:
     """Matches a user_id as a word. A client_user_id, which may be a short number, must be a whole JSON string."""
-    word = rb"(?<![\w-])" + re.escape(msgspec.json.encode(user_id)[1:-1]) + rb"(?![\w-])"
+    ids = b"|".join(re.escape(msgspec.json.encode(user_id)[1:-1]) for user_id in users)
+    word = rb"(?<![\w-])(?:" + ids + rb")(?![\w-])"
     return re.compile(word + (b"|" + re.escape(msgspec.json.encode(client_user_id)) if client_user_id else b""))
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +15,7 @@ from app.errors import Unprocessable
 from app.sealing import Sealer
 from workers.actions import Action, Record, Samples
 from workers.aggregators import AGGREGATORS
-from workers.store import audit, provenance
+from workers.store import audit, provenance, retractions
 from workers.store.engine import transaction
 from workers.store.provenance import Fetch, LedgerEntry, Named, Person, StoredRow
 
@@ -67,12 +67,14 @@ class Explanation:
     unkept: list[Named]  # applied with the row, but no longer archived
     unread: int  # deliveries that may contain it but cannot be decrypted or parsed
     looked_at: int
-    kept_since: datetime | None
+    kept_since: datetime | None  # of the archive; None if no delivery is old enough to have been removed from it
+    retracted: Mapping[str, datetime]  # by resource: an operator hid the record, or the record of a stream
 
     @property
     def why(self) -> list[str]:
-        """A sentence for each row, or one sentence about why no row exists."""
-        return [_of_row(self, row) for row in self.rows] or [_of_nothing(self)]
+        """A sentence for each row, or one sentence about why no row exists; then one for each retraction."""
+        stored = [_of_row(self, row) for row in self.rows] or [_of_nothing(self)]
+        return stored + [_of_retraction(self.question, name, at) for name, at in self.retracted.items()]
 
 
 def explain(
@@ -90,23 +92,31 @@ def explain(
         fetches = provenance.fetches(connection, resource.name, user_id, asked.id or "", day)
         known = provenance.archived(connection, users) + provenance.dead(connection, users)
         named = [one for row in rows for one in provenance.same_moment(connection, row.stored_at, users)]
-        since = provenance.oldest_archived(connection)
+        since = provenance.archived_since(connection, _archive_edge(settings.keep_days, datetime.now(UTC)))
+        retracted = {} if asked.id is None else retractions.find(connection, resource, user_id, asked.id)
     entries = [one for one in known if _may_hold(one, resource)]
     here = {one.message_id for one in entries}
     unkept = [one for one in dict.fromkeys(named) if one.message_id not in here and _may_hold(one, resource)]
     found, unread = _read(engine, settings, asked, users=users, entries=entries, on_progress=on_progress)
     holdings = [_compare(entry, held, asked, rows) for entry, held in found]
+    providers = {row.provider for row in rows} or {one.series[0] for one in holdings}
     return Explanation(
         question=asked,
         person=person,
         rows=rows,
         holdings=sorted(holdings, key=lambda one: (one.version, one.entry.received_at)),
-        fetches=fetches,
+        fetches=[one for one in fetches if not (providers and one.provider) or one.provider in providers],
         unkept=unkept,
         unread=unread,
         looked_at=len(entries),
         kept_since=since,
+        retracted=retracted,
     )
+
+
+def _archive_edge(keep_days: int, now: datetime) -> datetime:
+    """The moment before which deliveries are not archived: midnight of a day, or now if there is no archive."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=keep_days) if keep_days else now
 
 
 def _stored(connection: Connection, asked: Question) -> list[StoredRow]:
@@ -219,8 +229,8 @@ def _of_row(known: Explanation, row: StoredRow) -> str:
         return f"{what} was fetched from the provider by {_fetched_by(known, row)}; {_losers(about)}"
     if known.unkept:
         names = ", ".join(one.message_id for one in known.unkept)
-        return f"{what} was stored with delivery {names}, which is no longer archived and cannot be opened"
-    if known.kept_since is None or row.stored_at < known.kept_since:
+        return f"{what} was stored with delivery {names}, which is not archived and cannot be opened"
+    if known.kept_since and row.stored_at < known.kept_since:
         return f"{what} was stored by {row.origin} before the oldest archived delivery: its delivery is no longer kept"
     return f"{what} was stored by {row.origin}, but no archived delivery contains it"
 
@@ -240,7 +250,10 @@ def _fetched_by(known: Explanation, row: StoredRow) -> str:
     running = [
         str(one.id)
         for one in known.fetches
-        if one.started_at and one.started_at <= row.stored_at and (one.finished_at or row.stored_at) >= row.stored_at
+        if one.provider in {"", row.provider}
+        and one.started_at
+        and one.started_at <= row.stored_at
+        and (one.finished_at or row.stored_at) >= row.stored_at
     ]
     return f"backfill {' or '.join(running)}" if running else "a backfill that has since been deleted"
 
@@ -254,6 +267,12 @@ def _of_nothing(known: Explanation) -> str:
     if verdicts["gone"]:
         return "nothing is stored: it was delivered and applied, and has been removed since"
     return f"nothing is stored; deliveries that contain it: {_counted(verdicts)}"
+
+
+def _of_retraction(asked: Question, name: str, at: datetime) -> str:
+    hidden = "the record is" if name == asked.resource.name else f"the stream is hidden with its record of {name},"
+    command = f"headrace retract --user {asked.user_id} --resource {name} --id {asked.id} --undo"
+    return f"{hidden} retracted since {_moment(at)}: health.{asked.resource.name} leaves it out; `{command}` shows it"
 
 
 def _moment(moment: datetime) -> str:

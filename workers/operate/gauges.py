@@ -10,15 +10,23 @@ from app.observability import metrics
 from workers.broker_admin import Lane
 from workers.fetch.rate_limits import pauses
 from workers.store.engine import transaction
+from workers.store.jobs import TERRA_TOKEN
+from workers.store.lost_deliveries import COUNT_OPEN
 
 MIN_INTERVAL_SECONDS = 15.0  # between two samples of the database
 SHARE = 20  # the interval also grows by this many durations of the last sample: counting large tables takes long
 COUNTS = {
     metrics.BACKFILLS: text("SELECT status, count(*) FROM headrace.backfills WHERE item = '' GROUP BY status"),
     metrics.GAPS: text("SELECT whose, count(*) FROM headrace.gaps GROUP BY whose"),
-    metrics.DEAD_LETTERS: text("SELECT aggregator, count(*) FROM headrace.dead_letters GROUP BY aggregator"),
+    metrics.DEAD_LETTERS: text(
+        "SELECT aggregator, count(*) FROM headrace.dead_letters WHERE item = '' GROUP BY aggregator"
+    ),
     metrics.CONNECTIONS: text("SELECT status, count(*) FROM headrace.connections GROUP BY status"),
 }
+# A token that no reconciliation has used for two weeks is no longer set.
+TOKEN_EXPIRES = text("""
+SELECT extract(epoch FROM CAST(position ->> 'expires_at' AS timestamptz))::float8 FROM headrace.jobs
+WHERE name = :name AND CAST(position ->> 'checked_at' AS timestamptz) > now() - interval '14 days'""")
 CRASHED = text("SELECT count(*) FROM headrace.crash_counts")
 
 
@@ -47,7 +55,10 @@ class GaugeCollector:
             for gauge, query in COUNTS.items():
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
             metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
+            metrics.LOST_DELIVERIES.set(connection.scalar(COUNT_OPEN) or 0)
+            metrics.TERRA_TOKEN_EXPIRES.set(connection.scalar(TOKEN_EXPIRES, {"name": TERRA_TOKEN}) or 0)
         if self._settings.has_redis:
-            # The pause of one user has a user_id in its name, which must not become a label.
-            paused = {one.account: one.seconds for one in pauses(self._settings) if "/" not in one.account}
-            metrics.show(metrics.PAUSED, paused)
+            # The pause of one user has a user_id in its name, which must not become a label. The pause of another key,
+            # for example of a wrong one in an operator's shell, does not pause this deployment.
+            found = (one for one in pauses(self._settings) if "/" not in one.account and one.is_own is not False)
+            metrics.show(metrics.PAUSED, {one.account: one.seconds for one in found})

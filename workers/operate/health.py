@@ -1,10 +1,14 @@
 """A snapshot of the installation, and the problems in it, each with the command that helps. No I/O."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
+from workers.aggregators.terra.admin import Token
 from workers.broker_admin import Lane
 from workers.operate.durations import format_duration
 from workers.store.backfill_admin import Backfill
@@ -12,9 +16,13 @@ from workers.store.backfill_admin import Backfill
 LATE = timedelta(seconds=60)  # a live event that is queued longer is late
 MISSED = timedelta(seconds=60)  # the sweep runs every five seconds
 # How long a sender retries one event, from its first attempt. Junction's eight attempts (Svix) end after 27 h
-# 35 min; Terra's "a little over 24 h" counts as 24 h, because Terra then disables the destination.
-SENDER_RETRY_WINDOW = {"junction": timedelta(hours=27, minutes=35), "terra": timedelta(hours=24)}
+# 35 min. Terra has two statements: at most 10 retries, the first after 30 s, each delay twice the last (its page on
+# webhooks), which is 8 h 31 min; and "a little over 24 h" (its help centre). The shorter one counts.
+SENDER_RETRY_WINDOW = {"junction": timedelta(hours=27, minutes=35), "terra": timedelta(hours=8, minutes=31)}
+TOKEN_WARNING = timedelta(days=14)  # before the token of Terra's Admin API expires: a person has to act
 MIN_REPORTED_PAUSE = 60  # seconds; shorter pauses are routine after a 429
+MIN_FAILURES = 3  # requests in a row without a usable answer; fewer are routine
+NAMES = {"junction": "Junction", "terra": "Terra"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Problem:
     what: str
     do: str  # the command that helps
     lane: str = ""  # the affected lane, if any
+    reason: str = ""  # the stored reason that `what` quotes, if any
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,15 @@ class Status:
     pauses: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[dict[str, Any]] = field(default_factory=list)
     connections_in_error: list[dict[str, Any]] = field(default_factory=list)
-    dead_letters: list[dict[str, Any]] = field(default_factory=list)
+    dead_letters: list[dict[str, Any]] = field(default_factory=list)  # whole deliveries, by reason
+    refused_items: list[dict[str, Any]] = field(default_factory=list)  # of webhooks and of history
+    failures: list[dict[str, Any]] = field(default_factory=list)  # accounts whose last requests were not answered
     delay: Delay | None = None
     swept: timedelta | None = None  # since the last sweep; None: no sweep yet
     crashed_deliveries: int = 0  # deliveries that were being processed when a worker crashed
+    lost_deliveries: int = 0  # that the sender gave up, and no reconciliation has followed yet
     idle: int = 0  # due backfills while no worker fetches
+    terra_token: Token | None = None  # of Terra's Admin API; None: no reconciliation has used one yet
     since_last_delivery: Mapping[str, timedelta] = field(default_factory=dict)  # by aggregator; only in an outage
     endpoint: Endpoint | None = None  # None: its address is unknown
     away: tuple[Away, ...] = ()
@@ -85,10 +98,14 @@ class Status:
             "gaps": self.gaps,
             "connections_in_error": [{**row, "since": row["since"].isoformat()} for row in self.connections_in_error],
             "dead_letters": self.dead_letters,
+            "refused_items": self.refused_items,
+            "failures": self.failures,
             "delay": None if self.delay is None else asdict(self.delay),
             "swept": _seconds(self.swept),
             "crashed_deliveries": self.crashed_deliveries,
+            "lost_deliveries": self.lost_deliveries,
             "idle": self.idle,
+            "terra_admin_token": None if self.terra_token is None else msgspec.to_builtins(self.terra_token),
             "outage": {name: _seconds(left) for name, left in retry_window_left(self).items()},
             "faults": [{"what": one.what, "do": one.do} for one in problems(self)],
         }
@@ -99,10 +116,13 @@ def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
     for one in now.away:
         yield Problem(one.why, "headrace check")
     if now.endpoint and now.endpoint.why_not:
-        yield Problem(f"webhooks are answered 503: {now.endpoint.why_not}", "headrace check")
+        is_known = any(one.setting == "BROKER_URL" for one in now.away)  # the line above gives the reason
+        yield Problem("webhooks are answered 503" + ("" if is_known else f": {now.endpoint.why_not}"), "headrace check")
     yield from _refused(now, before)
     yield from _stuck(now)
+    yield from _unanswered(now)
     yield from _paused(now)
+    yield from _terra_token(now)
     yield from _left_over(now)
 
 
@@ -145,7 +165,7 @@ def _stuck(now: Status) -> Iterator[Problem]:
             f"the sweep has not run for {format_duration(now.swept)}",
             "headrace beat, headrace worker --lane maintenance",
         )
-    if now.idle and not now.pauses:
+    if now.idle and not any(pause["is_own_key"] is not False for pause in now.pauses):
         yield Problem(
             f"{now.idle} backfills are due but no worker fetches: none runs in lane backfill, or it has no API key",
             "headrace worker --lane backfill",
@@ -158,22 +178,78 @@ def _stuck(now: Status) -> Iterator[Problem]:
         )
 
 
+def _unanswered(now: Status) -> Iterator[Problem]:
+    for one in now.failures:
+        if one["failures"] >= MIN_FAILURES:
+            name, note = NAMES.get(one["account"], one["account"]), key_note(one)
+            what = f"{name} does not answer: {one['because_of']}, {one['failures']} times in a row"
+            yield Problem(f"{what} ({note})" if note else what, "headrace check")
+
+
 def _paused(now: Status) -> Iterator[Problem]:
+    users = defaultdict[tuple[str, str], list[int]](list)
     for pause in now.pauses:
-        if pause["kind"] == "key_refused":
-            yield Problem(f"{pause['account']}: {pause['because_of']}", f"set {pause['account'].upper()}_API_KEY")
-        elif pause["seconds_left"] > MIN_REPORTED_PAUSE:
-            left = format_duration(timedelta(seconds=pause["seconds_left"]))
-            yield Problem(f"{pause['account']} is paused for {left} ({pause['because_of']})", "headrace status")
+        account, reason, seconds, note = pause["account"], pause["because_of"], pause["seconds_left"], key_note(pause)
+        name, _, user = account.partition("/")
+        if user:
+            users[name, reason].append(seconds)
+        elif pause["kind"] == "key_refused":
+            # A pause of another key is that of the workers, or of a command in a shell with a wrong key.
+            verb = "set" if pause["is_own_key"] is not False else "compare the workers'"
+            yield Problem(
+                f"{name}: {reason}" + (f" ({note})" if note else ""), f"{verb} {name.upper()}_API_KEY", reason=reason
+            )
+        elif seconds > MIN_REPORTED_PAUSE:
+            why = f"{reason}; {note}" if note else reason
+            yield Problem(f"{name} is paused for {_words(seconds)} ({why})", "headrace status", reason=reason)
+    for (name, reason), left in users.items():
+        if max(left) > MIN_REPORTED_PAUSE:
+            what = f"{name} is paused for {len(left)} users, for up to {_words(max(left))} ({reason})"
+            yield Problem(what, "headrace status", reason=reason)
+
+
+def _terra_token(now: Status) -> Iterator[Problem]:
+    token = now.terra_token
+    # An old state is of a token that is no longer set.
+    if token is None or token.checked_at is None or now.at - token.checked_at > TOKEN_WARNING:
+        return
+    if token.fault:
+        yield Problem(token.fault, token.do)
+    elif token.expires_at and token.expires_at - now.at < TOKEN_WARNING:
+        left = token.expires_at - now.at
+        is_valid = left > timedelta()
+        when = f"expires in {format_duration(left)}" if is_valid else "has expired"
+        can_rotate = is_valid and token.approve_by and token.approve_by > token.expires_at
+        how = "rotate it" if can_rotate else "a person has to approve a new one"
+        yield Problem(f"the token of Terra's Admin API {when}: {how}", "set TERRA_ADMIN_TOKEN")
+
+
+def _words(seconds: float) -> str:
+    return format_duration(timedelta(seconds=seconds))
+
+
+def key_note(row: Mapping[str, Any]) -> str:
+    """Which API key a pause belongs to; empty for the key of this shell, and if no key is recorded."""
+    if not row["key"] or row["is_own_key"]:
+        return ""
+    return f"key {row['key']}" + ("" if row["is_own_key"] is None else ", not the one in this shell")
 
 
 def _left_over(now: Status) -> Iterator[Problem]:
+    if now.lost_deliveries:
+        what = f"{now.lost_deliveries} deliveries lost: Junction gave up after its last attempt"
+        yield Problem(what, "headrace reconcile")
     for dead_letters in now.dead_letters:
         if dead_letters["last_hour"]:
             yield Problem(
                 f"{dead_letters['last_hour']} dead letters in the last hour: {dead_letters['reason']}",
                 "headrace dead list",
+                reason=dead_letters["reason"],
             )
+    if refused := [row for row in now.refused_items if row["last_hour"]]:
+        count, most = sum(row["last_hour"] for row in refused), max(refused, key=lambda row: row["last_hour"])
+        what = f"{count} items refused in the last hour: {most['reason']}"
+        yield Problem(what, "headrace dead list", reason=most["reason"])
     for row in now.backfills:
         if row["status"] == "failed" and row["last_day"]:
             yield Problem(

@@ -1,14 +1,14 @@
 """`headrace status --watch`: the refreshing dashboard, fitted to the terminal."""
 
 import http.client
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from celery import Celery
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,9 +19,9 @@ from app.config.settings import Settings
 from app.errors import TryLater
 from app.observability import metrics
 from workers import broker_admin
-from workers.fetch.rate_limits import Pause, pauses
+from workers.fetch.rate_limits import Failures, Pause, failures, pauses
 from workers.operate import durations, health, status_view
-from workers.operate.health import Away, Endpoint, Status
+from workers.operate.health import Away, Endpoint, Problem, Status
 from workers.store import status
 from workers.store.backfill_admin import Backfill
 from workers.store.status import OutcomeCounter
@@ -30,21 +30,21 @@ RATE_SECONDS = 10.0  # longest time over which a rate is computed: short enough 
 ENDPOINT_SECONDS = 2.0
 WIDE = 110  # columns; narrower terminals get shorter names and bars
 BAR_WIDTH, NAME_WIDTH = 12, 28
-MAX_PROBLEMS = 5
+MAX_PROBLEM_LINES = 8
 
 
 class Watcher:
     """Takes snapshots, and keeps the recent ones to compute rates."""
 
-    def __init__(self, engine: Engine, celery: Celery, settings: Settings, web: str | None = None) -> None:
-        self._engine, self._celery, self._settings, self._web = engine, celery, settings, web
+    def __init__(self, engine: Engine, settings: Settings, web: str | None = None) -> None:
+        self._engine, self._settings, self._web = engine, settings, web
         self._ledger = OutcomeCounter()
         self._seen: deque[Status] = deque()
 
     def poll(self) -> Status:
         """A snapshot. Raises TryLater if a service cannot be reached."""
-        lanes = broker_admin.lanes(self._celery, self._settings)
-        found = status_view.read(self._engine, lanes, self._pauses(), self._ledger)
+        lanes = broker_admin.lanes(self._settings)
+        found = status_view.read(self._engine, lanes, *self._accounts(), self._ledger)
         return self._complete(replace(found, endpoint=self._endpoint()))
 
     def page(self) -> "Dashboard":
@@ -58,14 +58,15 @@ class Watcher:
     def _reachable(self) -> Status:
         """Reads broker and database independently; a part that is away stays empty and is listed in `away`."""
         away: list[Away] = []
-        lanes, pauses, found = list[broker_admin.Lane](), list[Pause](), Status()
+        lanes, found = list[broker_admin.Lane](), Status()
+        accounts: tuple[list[Pause], list[Failures]] = [], []
         try:
-            lanes = broker_admin.lanes(self._celery, self._settings)
-            pauses = self._pauses()
+            lanes = broker_admin.lanes(self._settings)
+            accounts = self._accounts()
         except TryLater as reason:
             away.append(Away(reason.setting, str(reason)))
         try:
-            found = status_view.read(self._engine, lanes, pauses, self._ledger)
+            found = status_view.read(self._engine, lanes, *accounts, self._ledger)
         except TryLater as reason:
             away.append(Away("DATABASE_URL", str(reason)))
         return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))
@@ -84,8 +85,9 @@ class Watcher:
         except TryLater:
             return found
 
-    def _pauses(self) -> list[Pause]:
-        return pauses(self._settings) if self._settings.has_redis else []
+    def _accounts(self) -> tuple[list[Pause], list[Failures]]:
+        """The paused accounts, and those that do not answer."""
+        return (pauses(self._settings), failures(self._settings)) if self._settings.has_redis else ([], [])
 
     def _endpoint(self) -> Endpoint | None:
         return scrape(self._web) if self._web else None
@@ -112,12 +114,14 @@ ChartRow = tuple[RenderableType, ...]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that is cut to fit. The most important rows come first."""
+    """A part of the page that is cut to fit. The most important rows come first.
+
+    Without rows, or without room for one, a title that holds a count moves to the last line of the page.
+    """
 
     title: str
     rows: Sequence[ChartRow] = ()
     full_list: str = ""  # the command that shows all rows
-    stands_alone: bool = False  # the title is shown even without rows
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,14 @@ class Dashboard:
             yield Text(f"{self.now.at:%Y-%m-%d %H:%M:%S} UTC")
             yield status_view.render(self.now)
             return
-        head = [self._title(), *self._verdict(), Text(), self._counts(options.max_width), self._facts(), Text()]
-        used = sum(len(console.render_lines(part, options.reset_height(), pad=False)) for part in head)
+        plain = options.reset_height()
+        counts = [Text(), self._counts(options.max_width), self._facts(), Text()]
+        shown = self._problems(lambda part: len(console.render_lines(part, plain, pad=False)))
+        head = [self._title(), *(line for line, _ in shown), *counts]
+        used = sum(len(console.render_lines(part, plain, pad=False)) for part in head)
         yield from head
-        yield from _fitted(list(self._sections(options.max_width)), (options.height or console.height) - used)
+        sections = self._sections(options.max_width, {one.reason for _, one in shown if one and one.reason})
+        yield from _fitted(list(sections), (options.height or console.height) - used)
 
     def rate(self, count: Callable[[Status], float]) -> float | None:
         """The growth of a count per second; None on the first page."""
@@ -151,10 +159,17 @@ class Dashboard:
         line.add_row(status_view.verdict(self.now, self.last), f"headrace status, {self.now.at:%H:%M:%S} UTC")
         return line
 
-    def _verdict(self) -> list[RenderableType]:
+    def _problems(self, height: Callable[[RenderableType], int]) -> list[tuple[RenderableType, Problem | None]]:
+        """The lines about the worst problems, each with its problem if it is about one."""
         lines = status_view.problems(self.now, self.last)
-        more = len(lines) - MAX_PROBLEMS
-        return [*lines[:MAX_PROBLEMS], *([Text(f"  and {more} more: headrace status")] if more > 0 else [])]
+        found: list[tuple[RenderableType, Problem | None]] = []
+        room = MAX_PROBLEM_LINES
+        for place, one in enumerate(lines, 1):
+            room -= height(one[0])
+            if room < (place < len(lines)):  # one line is left for the number of those that follow
+                return [*found, (Text(f"  and {len(lines) - place + 1} more: headrace status"), None)]
+            found.append(one)
+        return found
 
     def _counts(self, width: int) -> RenderableType:
         lanes = _columns("lane", "queued", "oldest", "+- per s")
@@ -181,34 +196,61 @@ class Dashboard:
             facts.append(f"last sweep {durations.format_short(self.now.swept)} ago")
         return Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis")
 
-    def _sections(self, width: int) -> Iterator[Section]:
+    def _sections(self, width: int, reported: set[str]) -> Iterator[Section]:
+        """The sections, without the rows whose reason a problem above has `reported`."""
         now = self.now
-        paused = [(one["account"], f"for {one['seconds_left']} s", one["because_of"]) for one in now.pauses]
-        yield Section("Paused accounts", paused)
-        counts = [f"{row['backfills']:,} {row['status']}" for row in now.backfills]
+        paused = [(row,) for row in _paused(now, reported)]
+        yield Section(_counted("Paused accounts", len(paused)), paused, "headrace status")
+        counts = [f"{row['backfills']:,} {row['status']}" for row in sorted(now.backfills, key=_urgency)]
         if (records := self.rate(_records)) is not None:
             counts.append(f"{_number(records)} records/s")
         furthest = sorted(now.open_backfills, key=lambda one: (one.status != "running", -one.share))
         bars = [_bar(one, width) for one in furthest]
         title = f"Backfills: {' · '.join(counts)}" if now.backfills else ""
-        yield Section(title, bars, "headrace backfill list", stands_alone=True)
-        broken = [
-            (row["user_id"], row["provider"], f"{row['since']:%m-%d %H:%M}", row["error"] or "")
-            for row in reversed(now.connections_in_error)  # the newest first
-        ]
-        yield Section(f"Connections in error: {len(broken):,}", broken, "headrace status")
-        dead_letters = [(f"{row['dead_letters']:,}", row["reason"]) for row in now.dead_letters]
-        total = sum(row["dead_letters"] for row in now.dead_letters)
-        yield Section(f"Dead letters: {total:,}", dead_letters, "headrace dead list")
-        gaps = [(row["whose"], f"{row['gaps']:,} gaps", f"{row['people']:,} people") for row in now.gaps]
-        yield Section("Gaps, by responsible party", gaps, "headrace status")
+        yield Section(title, bars, "headrace backfill list")
+        broken = Counter((row["provider"], row["error"] or "") for row in now.connections_in_error)
+        rows = [(f"{count:,} {provider}: {error}",) for (provider, error), count in broken.most_common()]
+        yield Section(_counted("Connections in error", broken.total()), rows, "headrace status")
+        for title, found, count in (
+            ("Dead letters", now.dead_letters, "dead_letters"),
+            ("Refused items", now.refused_items, "items"),
+        ):
+            rest = [(f"{row[count]:,} {row['reason']}",) for row in found if row["reason"] not in reported]
+            yield Section(_counted(title, sum(row[count] for row in found)), rest, "headrace dead list")
+        gaps = [(f"{row['whose']}: {row['gaps']:,} gaps of {row['people']:,} people",) for row in now.gaps]
+        yield Section(_counted("Gaps", sum(row["gaps"] for row in now.gaps)), gaps, "headrace status")
+
+
+def _paused(now: Status, reported: set[str]) -> Iterator[str]:
+    """A line for each account and reason, however many of its users are paused."""
+    left = defaultdict[tuple[str, str, str], list[float]](list)
+    for one in now.pauses:
+        if one["because_of"] not in reported:
+            account = one["account"].partition("/")[0]
+            left[account, one["because_of"], health.key_note(one)].append(one["seconds_left"])
+    for (account, reason, note), seconds in left.items():
+        users = f" ({len(seconds):,} pauses)" if len(seconds) > 1 else ""
+        longest = durations.format_duration(timedelta(seconds=max(seconds)))
+        yield f"{account} for {longest}: {reason}{users}" + (f" ({note})" if note else "")
+
+
+def _urgency(row: Mapping[str, Any]) -> int:
+    order = ("running", "pending", "failed", "paused", "complete", "cancelled")
+    return order.index(row["status"]) if row["status"] in order else len(order)
+
+
+def _counted(title: str, count: int) -> str:
+    return f"{title}: {count:,}" if count else ""
 
 
 def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]:
-    """Fills `lines` lines: every title first, then one row of each section in turn."""
-    shown = [one for one in sections if one.title and (one.rows or one.stands_alone)][: max(lines, 0)]
-    room = lines - len(shown)
-    counts = [0] * len(shown)
+    """Fills `lines` lines: each section that fits with its title and one row, then one more row of each in turn."""
+    shown = [one for one in sections if one.title and one.rows]
+    titles = [one.title for one in sections if one.title and not one.rows]
+    while shown and 2 * len(shown) + bool(titles) > lines:
+        titles.insert(0, shown.pop().title)
+    room = lines - 2 * len(shown) - bool(titles)
+    counts = [1] * len(shown)
     while room > 0 and any(count < len(one.rows) for count, one in zip(counts, shown, strict=True)):
         for n, one in enumerate(shown):
             if room > 0 and counts[n] < len(one.rows):
@@ -216,8 +258,9 @@ def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]
     for count, one in zip(counts, shown, strict=True):
         cut = f" (all: {one.full_list})" if count < len(one.rows) and one.full_list else ""
         yield Text(one.title, style="bold", no_wrap=True, overflow="ellipsis").append(cut, style="dim")
-        if count:
-            yield _grid(one.rows[:count])
+        yield _grid(one.rows[:count])
+    if titles and lines > 0:
+        yield Text(" · ".join(titles), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _grid(rows: Sequence[ChartRow]) -> Table:

@@ -1,4 +1,4 @@
-"""Compares what Junction says it has with what is stored, in whole days. Pure functions."""
+"""Compares what an aggregator says it has, or has sent, with what is stored, in whole days. Pure functions."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
 from app.catalogue import catalogue
+from workers.aggregators.common import MAX_AHEAD
 from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 from workers.store.backfills import DEFAULT_HISTORY, EARLIEST_HISTORY
 from workers.store.coverage import Fetched, ResourceKey
@@ -16,6 +17,10 @@ Part = Literal["pulls", "supplies"]
 Days = frozenset[int] | set[int]  # ordinals in UTC
 
 UNDER_WAY = timedelta(hours=1)  # newer data may still be on its way
+PROBE_EVERY = timedelta(days=7)  # see `of_coverage`
+# How far before a failed delivery its data may begin. Terra recommends one or two days after an outage; a device that
+# was not synchronised for a while sends older data.
+MIN_LOST, MAX_LOST = timedelta(days=2), timedelta(days=28)
 MAX_WINDOWS = 8  # per gap; windows that are close to each other are joined
 DENSE = 0.5  # a resource with data on this share of the days has data daily: an empty day is a gap (not for workouts)
 
@@ -74,7 +79,18 @@ def _gap_of_days(key: ResourceKey, have: int, expected: int, empty: tuple[Window
 
 
 def of_coverage(coverages: Iterable[ResourceCoverage], stored: Stored, since: datetime, now: datetime) -> Iterator[Gap]:
-    """The gaps in the data that webhooks should have brought over one connection of one user."""
+    """The gaps in the data that webhooks should have brought over one connection of one user.
+
+    A newest date in the future does not say how far the data really reaches. Data until now is assumed then, and the
+    days that were never fetched are fetched, at most once in PROBE_EVERY: otherwise a device that is no longer worn
+    would open a gap with each run.
+    """
+    coverages = tuple(coverages)
+    ahead = {
+        ResourceKey(one.user_id, one.provider, one.resource)
+        for one in coverages
+        if one.newest and one.newest > now + MAX_AHEAD
+    }
     spans = {
         ResourceKey(one.user_id, one.provider, one.resource): span
         for one in coverages
@@ -86,8 +102,12 @@ def of_coverage(coverages: Iterable[ResourceCoverage], stored: Stored, since: da
     # Days without any data of the connection: the device was not worn, or every webhook was lost.
     silent = set[int]().union(*days.values()) - set[int]().union(*covered.values(), *have.values())
     for key, span in spans.items():
+        if key in ahead and any(one.created_at > now - PROBE_EVERY for one in stored.fetched.get(key, ())):
+            continue
         left = days[key] - covered[key]
-        lost = left & silent | _days_without_deliveries(key, days[key], stored) | _days_after_newest(key, span, stored)
+        fetched = covered[key] if key in ahead else _fetched_since(key, span[1], stored)
+        after_newest = _days_after_newest(key, span, stored) - fetched
+        lost = left & silent | _days_without_deliveries(key, days[key], stored) | after_newest
         rest = days[key] - lost
         is_dense = len(rest & have[key]) >= DENSE * len(rest)
         quiet = left - have[key] if is_dense else left & silent
@@ -106,6 +126,41 @@ def span_of_coverage(coverage: ResourceCoverage, since: datetime, now: datetime)
     return (start, end) if start <= end else None
 
 
+def of_failures(key: ResourceKey, sent: Sequence[datetime], stored: Stored, now: datetime) -> Gap | None:
+    """The gap of one resource's deliveries that failed at these times, unless their days were fetched since.
+
+    The days that a failed delivery contained are not known. The last two days are assumed, or all days since the newest
+    stored data.
+    """
+    newest = stored.newest.get(key, EARLIEST_HISTORY)
+    missing: set[int] = set()
+    for at in sent:
+        start = max(at - MAX_LOST, min(newest, at - MIN_LOST))
+        missing |= _days(start, at) - _fetched_since(key, at, stored)
+    return Gap(key, "ours", f"{len(sent)} deliveries failed", _windows(missing, now)) if missing else None
+
+
+def of_newest(
+    keys: Sequence[ResourceKey], newest: datetime | None, stored: Stored, first: datetime, now: datetime
+) -> Iterator[Gap]:
+    """The gaps of one connection for which the aggregator has newer data than is stored.
+
+    The resource of that data is not known. Every resource that was stored before is fetched; without any stored data,
+    all resources are fetched from `first` on.
+    """
+    if newest is None or newest > now + MAX_AHEAD:
+        return
+    newest = min(newest, now - UNDER_WAY)
+    known = [key for key in keys if key in stored.newest]
+    if any(stored.newest[key] >= newest for key in known):
+        return
+    for key in known or keys:
+        start = min(stored.newest.get(key, first), newest)
+        under_way = _covered(stored.fetched.get(key, ()), "open")
+        if missing := _days(start, newest) - under_way - _fetched_since(key, newest, stored):
+            yield Gap(key, "ours", "newer data than is stored", _windows(missing, now))
+
+
 def _days_without_deliveries(key: ResourceKey, days: Days, stored: Stored) -> Days:
     """Days in an outage of our endpoint that were not fetched after it."""
     found: set[int] = set()
@@ -115,12 +170,12 @@ def _days_without_deliveries(key: ResourceKey, days: Days, stored: Stored) -> Da
 
 
 def _days_after_newest(key: ResourceKey, span: Window, stored: Stored) -> Days:
-    """Days after the newest stored data, if Junction has newer data that was not fetched since."""
+    """Days after the newest stored data, if Junction has newer data."""
     start, newest = span
     have = stored.newest.get(key)
     if have is not None and have >= newest:
         return set()
-    return _days(max(have or start, start), newest) - _fetched_since(key, newest, stored)
+    return _days(max(have or start, start), newest)
 
 
 def _fetched_since(key: ResourceKey, since: datetime, stored: Stored) -> Days:

@@ -1,14 +1,12 @@
 """Compares what Junction says it has with what is stored, one page of users per step, and fetches what is missing."""
 
 import logging
-import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine
@@ -18,32 +16,31 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from app.observability import tracing
 from workers import actions
-from workers.actions import Notice
 from workers.aggregators import junction
-from workers.aggregators.junction.introspection import Listing, Pull, ResourceCoverage
+from workers.aggregators.junction.introspection import Pull, ResourceCoverage
+from workers.aggregators.listings import Listing
 from workers.aggregators.requests import Request
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import HttpResponse
 from workers.fetch.retry import FINAL, FetchAction
-from workers.reconcile import gaps
+from workers.reconcile import gaps, runs
 from workers.reconcile.gaps import Part, Stored
-from workers.store import coverage, jobs
-from workers.store.backfills import EARLIEST_HISTORY, BackfillRequest, open_backfill
-from workers.store.coverage import Fetched, ResourceKey
+from workers.reconcile.runs import MAX_PAGES, MAX_SEEN_CURSORS, Recorder
+from workers.store import coverage, lost_deliveries
+from workers.store.backfills import EARLIEST_HISTORY
+from workers.store.coverage import ResourceKey
 from workers.store.engine import transaction
-from workers.store.gaps import Gap, Window, keep_gaps, still_pulling
-from workers.store.users import is_read_only, upsert_users
+from workers.store.gaps import Gap, Window, still_pulling
+from workers.store.users import is_read_only
 from workers.store.writer import BatchItem, write
 
 T = TypeVar("T", Pull, ResourceCoverage)
 R = TypeVar("R")
 AGGREGATOR = "junction"
+LISTING = "Junction's introspection"
 JOB = "reconcile"
 LOOK_BACK = timedelta(days=35)  # how far before the last reconciliation webhook data is compared again
-TIME_SLICE_SECONDS = 20.0
 MAX_RESTARTS = 5
-MAX_SEEN_CURSORS = 8
-MAX_PAGES = 100_000  # five million users
 CONNECTION = "connection"  # the resource of a gap that is about a connection
 
 log = logging.getLogger(__name__)
@@ -59,40 +56,41 @@ class ReconcilePosition(msgspec.Struct, frozen=True):
     restarts: int = 0  # because Junction rejected a cursor
     pages: int = 0
     seen: tuple[str, ...] = ()  # the last cursors, to detect a loop
+    began: datetime | None = None  # when the first page was read
 
 
-@dataclass(frozen=True)
-class Step:
-    """The result of one request. `to` is the next position, None at the end; it may be continued after `seconds`."""
-
-    to: ReconcilePosition | None
-    seconds: float = 0.0
-    people: int = 0
-    found: tuple[Gap, ...] = ()
-    opened: tuple[int, ...] = ()
-    reason: str = ""  # of the wait
+Step = runs.Step[ReconcilePosition]
 
 
 class Reconciler:
-    """Runs a reconciliation one request at a time. It never sleeps."""
+    """The comparison with Junction."""
+
+    aggregator, name, listing, account = AGGREGATOR, "Junction", LISTING, AGGREGATOR
+    job, is_exclusive, start = JOB, False, ReconcilePosition()
 
     def __init__(self, engine: Engine, settings: Settings, client: AggregatorClient, *, dry_run: bool = False) -> None:
-        self._engine, self._settings, self._client, self._dry_run = engine, settings, client, dry_run
-        # What a dry run would have stored in the parts before.
-        self._would_open: defaultdict[ResourceKey, list[Fetched]] = defaultdict(list)
-        self._pulling: set[ResourceKey] = set()
+        self._engine, self._settings, self._client = engine, settings, client
+        self._recorder = Recorder(engine, AGGREGATOR, dry_run=dry_run)
+
+    def since(self, done_at: datetime | None) -> datetime:
+        """The start of the time for which webhook data is compared."""
+        return min(datetime.now(UTC), done_at or EARLIEST_HISTORY) - LOOK_BACK
 
     def step(self, at: ReconcilePosition, since: datetime, user_id: str | None = None) -> Step:
         """Sends one request and compares. Raises Unprocessable if a retry cannot succeed, and TryLater."""
         if at.people:
-            return self._connections(at)
-        return self._pulls(at, user_id) if at.part == "pulls" else self._coverage(at, since, user_id)
+            step = self._connections(at)
+        else:
+            step = self._pulls(at, user_id) if at.part == "pulls" else self._coverage(at, since, user_id)
+        if step.to is None and at.began and not self._recorder.dry_run:
+            lost_deliveries.reconciled(self._engine, AGGREGATOR, user_id, at.began)
+        return step
 
     def _pulls(self, at: ReconcilePosition, user_id: str | None) -> Step:
         """Compares the history that Junction pulled when users connected."""
         request = junction.pulls_request(at.cursor, user_id)
         listing = self._request(at, request, lambda response: junction.read_pulls(response.body))
-        if isinstance(listing, Step):
+        if isinstance(listing, runs.Step):
             return listing
         now = datetime.now(UTC)
         with transaction(self._engine) as connection:
@@ -112,12 +110,12 @@ class Reconciler:
         """Compares the data that should have arrived by webhook."""
         request = junction.coverage_request(at.cursor, user_id)
         listing = self._request(at, request, lambda response: junction.read_coverage(response.body))
-        if isinstance(listing, Step):
+        if isinstance(listing, runs.Step):
             return listing
         now = datetime.now(UTC)
         by_connection: defaultdict[tuple[str, str], list[ResourceCoverage]] = defaultdict(list)
         with transaction(self._engine) as connection:
-            pulling = self._pulling if self._dry_run else still_pulling(connection, listing.users)
+            pulling = self._recorder.pulling if self._recorder.dry_run else still_pulling(connection, listing.users)
             erased = coverage.erased(connection, listing.users)
             for one in listing.rows:
                 if one.user_id not in erased and self._is_wanted(one) and _key(one) not in pulling:
@@ -140,9 +138,7 @@ class Reconciler:
         since: datetime,
         now: datetime,
     ) -> Stored:
-        windows = dict(coverage.fetched(connection, users))
-        for key, some in self._would_open.items():
-            windows[key] = [*windows.get(key, ()), *some]
+        windows = self._recorder.with_simulated(coverage.fetched(connection, users))
         newest = dict(coverage.newest_stored(connection, spans))
         for key in spans:
             if not catalogue()[key.resource].has_days and key in coverage.any_stored(connection, key.resource, users):
@@ -155,22 +151,28 @@ class Reconciler:
         to = msgspec.structs.replace(at, people=tuple(others), attempts=0)
         request = junction.connections_request(user_id)
         try:
-            now = self._request(at, request, partial(_read_connections, user_id))
+            listing = self._request(at, request, partial(_read_connections, user_id))
         except Unprocessable:  # concerns this user only
             return Step(to)
-        if isinstance(now, Step):
-            return now
+        if isinstance(listing, runs.Step):
+            return listing
+        unread = listing.unread + listing.unread_parts
+        runs.count_unread(AGGREGATOR, unread, LISTING)
+        now = [one for one in listing.rows if isinstance(one, actions.Connection)]
         with transaction(self._engine) as connection:
             known = coverage.connected(connection, [user_id]).get(user_id, {})
-            gone = sorted(known.keys() - {one.provider for one in now})
+            grants = _changed_grants(connection, user_id, listing)
+            # An entry that could not be read may be one of the connections that are not in the list.
+            gone = () if listing.unread else sorted(known.keys() - {one.provider for one in now})
             asked_at = datetime.now(UTC)
             now += [actions.Connection(user_id, name, "error", "deregistered", asked_at) for name in gone]
             changed = [one for one in now if known.get(one.provider) != one.status]
-            if changed and not self._dry_run:
+            if (changed or grants) and not self._recorder.dry_run:
                 if is_read_only(connection, user_id):
-                    return Step(to)
-                write(connection, [BatchItem(0, one) for one in changed], "reconcile", {})
-        return Step(to, found=tuple(_connection_gap(one) for one in changed))
+                    return Step(to, unread=unread)
+                written: list[actions.Action] = [*changed, *grants]
+                write(connection, [BatchItem(0, one) for one in written], "reconcile", {})
+        return Step(to, found=tuple(_connection_gap(one) for one in changed), unread=unread)
 
     def _is_wanted(self, one: Pull | ResourceCoverage) -> bool:
         """Whether the settings keep the resource; a legacy resource must be named in them."""
@@ -183,36 +185,20 @@ class Reconciler:
         self, at: ReconcilePosition, listing: Listing[T], found: Sequence[Gap], people: tuple[str, ...] = ()
     ) -> Step:
         """Opens backfills for the gaps, stores the gaps and returns the next position."""
-        opened: list[int] = []
-        if self._dry_run:
-            self._simulate(found)
-        else:
-            with transaction(self._engine) as connection:
-                users = upsert_users(connection, dict.fromkeys(gap.key.user_id for gap in found))
-                found = [gap for gap in found if not users[gap.key.user_id].is_read_only]
-                opened = [backfill_id for gap in found for backfill_id in _open_backfills(connection, gap)]
-                keep_gaps(connection, at.part, listing.users, found)
+        runs.count_unread(AGGREGATOR, listing.unread, LISTING)
+        kept, opened = self._recorder.record(at.part, listing.users, found)
         if at.pages > MAX_PAGES:
             raise Unprocessable(f"Junction's listing has more than {MAX_PAGES} pages: its cursors form a loop")
-        seen = (*at.seen, at.cursor or "")[-MAX_SEEN_CURSORS:]
+        seen, began = (*at.seen, at.cursor or "")[-MAX_SEEN_CURSORS:], at.began or datetime.now(UTC)
         to: ReconcilePosition | None = ReconcilePosition(
-            at.part, listing.cursor, people, restarts=at.restarts, pages=at.pages + 1, seen=seen
+            at.part, listing.cursor, people, restarts=at.restarts, pages=at.pages + 1, seen=seen, began=began
         )
         if listing.cursor in seen:
             log.warning("Junction returned a cursor again; users on later pages are not compared")
         if listing.cursor is None or listing.cursor in seen:
-            to = ReconcilePosition("supplies", None, people) if at.part == "pulls" else None
+            to = ReconcilePosition("supplies", None, people, began=began) if at.part == "pulls" else None
         compared = len(listing.users) if at.part == "pulls" else 0
-        return Step(to, people=compared, found=tuple(found), opened=tuple(dict.fromkeys(opened)))
-
-    def _simulate(self, found: Iterable[Gap]) -> None:
-        now = datetime.now(UTC)
-        for gap in found:
-            for start, end in gap.windows:
-                window = Fetched(start, end, "reconcile", "open", created_at=now, finished_at=None)
-                self._would_open[gap.key].append(window)
-            if gap.is_pulling:
-                self._pulling.add(gap.key)
+        return Step(to, people=compared, found=kept, opened=opened, unread=listing.unread)
 
     def _request(self, at: ReconcilePosition, request: Request, read: Callable[[HttpResponse], R]) -> R | Step:
         """The parsed response, or the step that sends the request again. Raises Unprocessable, TryLater."""
@@ -228,41 +214,8 @@ class Reconciler:
         if decision.action == FetchAction.RESTART:
             if at.restarts >= MAX_RESTARTS:
                 raise Unprocessable(f"Junction rejected its own cursors {MAX_RESTARTS} times")
-            to = ReconcilePosition(at.part, restarts=at.restarts + 1)
+            to = ReconcilePosition(at.part, restarts=at.restarts + 1, began=at.began)
         return Step(to, decision.seconds, reason=decision.reason)
-
-
-def run_slice(engine: Engine, reconciler: Reconciler, period: float) -> float | None:
-    """Continues the scheduled reconciliation for one time slice. Returns the seconds until the next slice, if any.
-
-    The position is saved after every step: a killed worker costs one request.
-    """
-    if (job := jobs.claim(engine, JOB)) is None:
-        return None
-    at, until, seconds = _position(job.position), time.monotonic() + TIME_SLICE_SECONDS, 0.0
-    since = min(datetime.now(UTC), job.done_at or EARLIEST_HISTORY) - LOOK_BACK
-    try:
-        while not seconds and time.monotonic() < until:
-            step = reconciler.step(at, since)
-            if step.to is None:
-                jobs.save(engine, JOB, None, period)
-                return None
-            at, seconds = step.to, step.seconds
-            jobs.save(engine, JOB, at, seconds, held=not seconds)
-    except Unprocessable as reason:
-        log.warning("reconciliation stopped: %s; the next one starts in %.0f hours", reason, period / 3600)
-        jobs.save(engine, JOB, None, period)
-        return None
-    if not seconds:
-        jobs.save(engine, JOB, at, 0)
-    return seconds
-
-
-def _position(saved: bytes | None) -> ReconcilePosition:
-    try:
-        return msgspec.json.decode(saved, type=ReconcilePosition) if saved else ReconcilePosition()
-    except msgspec.ValidationError:  # saved by an older version in another form: start again
-        return ReconcilePosition()
 
 
 def _key(one: Pull | ResourceCoverage) -> ResourceKey:
@@ -277,16 +230,15 @@ def _connection_gap(one: actions.Connection) -> Gap:
     )
 
 
-def _read_connections(user_id: str, response: HttpResponse) -> list[actions.Connection]:
+def _changed_grants(connection: Connection, user_id: str, listing: Listing[Any]) -> list[actions.Grants]:
+    """The grants that differ from the stored ones: to write all would update some 20 rows per connection each time."""
+    known, found = coverage.granted(connection, user_id), []
+    for one in listing.rows:
+        if isinstance(one, actions.Grants):
+            changed = tuple(item for item in one.granted if known.get((one.provider, item[0])) != item[1])
+            found += [replace(one, granted=changed)] if changed else []
+    return found
+
+
+def _read_connections(user_id: str, response: HttpResponse) -> Listing[actions.Connection | actions.Grants]:
     return junction.read_connections(user_id, response.body, response.asked_at)
-
-
-def _open_backfills(connection: Connection, gap: Gap) -> Iterator[int]:
-    """Opens a backfill for the gap, with one chunk for each of its windows."""
-    now = datetime.now(UTC)
-    for start, end in gap.windows:
-        request = BackfillRequest(AGGREGATOR, f"reconcile-{uuid.uuid4()}", "reconcile", now)
-        notice = Notice(**gap.key._asdict(), window_start=start, window_end=end, is_final=True)
-        backfill_id = open_backfill(connection, request, notice)
-        if backfill_id is not None:
-            yield backfill_id

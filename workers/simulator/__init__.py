@@ -69,7 +69,9 @@ def run(
             live: Iterable[Any] = live_events(simulator.world)
             sending.append(pool.submit(_send, "Junction", sender, first, live, rate=rate, stop=stop))
         if terra_to and terra_secret:
-            sender = senders.enter_context(TerraSender(terra_to, terra_secret, **disorder, stop=stop))
+            sender = senders.enter_context(
+                TerraSender(terra_to, terra_secret, **disorder, stop=stop, ended=simulator.terra_admin.record)
+            )
             first = terra.first_events(simulator.terra)
             live = terra.live_events(simulator.terra, pinged=pinged, base_url=simulator.url)
             sending.append(pool.submit(_send, "Terra", sender, first, live, rate=rate, stop=stop))
@@ -89,7 +91,7 @@ def live_events(world: World, seed: int = 0) -> Iterator[Event]:
     """Endless events about the newest data of random users and resources; some correct earlier events.
 
     Each event moves the world's end to the present. Events about new connections, and about revisions by the fault
-    `changing`, are sent first.
+    `changing`, are sent first. The events end when no user has a connection.
     """
     rng = Random(seed)  # noqa: S311 - repeatable on purpose
     while True:
@@ -97,7 +99,10 @@ def live_events(world: World, seed: int = 0) -> Iterator[Event]:
         for user, connection in world.arrived():
             yield from _arrival(world, user, connection)
         yield from changes(world)
-        user = rng.choice([member for member in world.members if member.connections])
+        connected_users = [member for member in world.members if member.connections]
+        if not connected_users:
+            return
+        user = rng.choice(connected_users)
         connection = rng.choice(user.connections)
         resource = rng.choice([each for each in supplied(connection) if world.has(connection, each)])
         yield daily(world, user, connection, resource, updated=rng.random() < SHARE_OF_UPDATES)

@@ -39,15 +39,18 @@ from workers.simulator.data import World
 from workers.simulator.events import changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
-from workers.simulator.guards import OWN, SIMULATED, Dialect, add_guards, has_fault
+from workers.simulator.guards import OWN, Dialect, add_guards, has_fault, reason
 from workers.simulator.introspection import historical_pulls, resource_statistics
 from workers.simulator.links import Links
 from workers.simulator.people import User
 from workers.simulator.query import Query, Record, grouped
+from workers.simulator.raw import read_raw
+from workers.simulator.terra.admin import NAME as TERRA_ADMIN
+from workers.simulator.terra.admin import AdminApi
 from workers.simulator.terra.api import NAME as TERRA
 from workers.simulator.terra.api import TerraApi
 from workers.simulator.terra.data import TerraWorld
-from workers.simulator.users import add_users, known
+from workers.simulator.users import LINK_PROVIDERS, add_users, known
 
 PAGE_SIZE = 500
 CHANGED = 10
@@ -60,14 +63,22 @@ SHARED_RULES: dict[Kind, str] = {
 
 
 def create_api(
-    world: World, api_key: str, faults: Faults, page_size: int = PAGE_SIZE, terra: TerraWorld | None = None
+    world: World,
+    api_key: str,
+    faults: Faults,
+    page_size: int = PAGE_SIZE,
+    terra: TerraWorld | None = None,
+    *,
+    terra_admin: AdminApi | None = None,
 ) -> Flask:
     """The API of a world. A page of a timeseries has at most `page_size` samples."""
     app, links = Flask(__name__), Links()
-    terra_api = TerraApi(terra or TerraWorld(world), links)
+    terra = terra or TerraWorld(world)
+    terra_api, admin = TerraApi(terra, links), terra_admin or AdminApi(terra)
     key = {"X-Vital-API-Key": api_key}
-    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_change, world))
-    add_guards(app, faults, {None: junction, TERRA: terra_api.dialect})
+    public = frozenset({LINK_PROVIDERS})  # `security: []` in Junction's API document
+    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_change, world), public)
+    add_guards(app, faults, {None: junction, TERRA: terra_api.dialect, TERRA_ADMIN: admin.dialect})
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[[World, Resource, str], Response]] = {
         "summary": _summary,
@@ -79,8 +90,10 @@ def create_api(
         SHARED_RULES.get(one.kind, rule): one.kind for rule, one in _resources_by_rule().items()
     }.items():
         app.add_url_rule(rule, rule, partial(_read, world, readers[kind]))
+    app.add_url_rule("/v2/summary/<name>/<user_id>/raw", "raw", partial(read_raw, world))
     links.add_to(app)
     terra_api.add_to(app)
+    admin.add_to(app)
     add_users(app, world, links)
     for name, describe in INTROSPECTION.items():
         app.add_url_rule(f"/v2/introspect/{name}", name, partial(_introspect, world, describe))
@@ -100,7 +113,7 @@ def _requested_resource() -> Resource | None:
 
 
 def _refusal(status: int) -> Response:
-    detail: Any = "Invalid token" if status == 401 else SIMULATED
+    detail = "Invalid token" if status == 401 else reason(status)
     return answer({"detail": validation_error(["query"], detail) if status == 422 else detail}, status)
 
 

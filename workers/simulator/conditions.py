@@ -98,6 +98,14 @@ class Conditions:
     def state(self, connection: Connection) -> State:
         return self._states.get(connection, CONNECTED)
 
+    def reconnect(self, connection: Connection) -> bool:
+        """Ends the state of a deregistered connection. False if the connection is not deregistered."""
+        with self._lock:
+            if self.state(connection).status != "deregistered":
+                return False
+            del self._states[connection]
+            return True
+
     def listed(self, user: User) -> list[Connection]:
         """The user's connections that are not deregistered; those in error are included."""
         return [each for each in user.connections if self.state(each).status != "deregistered"]

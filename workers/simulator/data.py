@@ -16,13 +16,16 @@ from uuid import UUID, uuid5
 
 from app.catalogue import Resource, catalogue
 from workers.simulator.conditions import Conditions
-from workers.simulator.people import NARROW, WIDE, Connection, Provider, User
+from workers.simulator.people import NARROW, PHONE, WIDE, Connection, Provider, User
 from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
-from workers.simulator.series import Series, schedule_of, series_of, timing_of
+from workers.simulator.series import DAY, Series, schedule_of, series_of, timing_of
 from workers.simulator.shapes import Context, fill, later
-from workers.simulator.summaries import EXTRAS, KNOWN_AFTER, NOTICES, STREAMS, SUMS, shape_of
+from workers.simulator.summaries import EXTRAS, NOTICES, STREAMS, SUMS, TOTALS, known_after, shape_of
 
 NAMESPACE = UUID("6f1c2f0e-2d3a-5b57-9a44-0f4f3b1c7a10")
+# The local hours in which users move. They lie within one day of UTC in every time zone of TIME_ZONES, so that a day's
+# samples have the same total whether days are separated at midnight UTC or at local midnight.
+AWAKE = range(9, 19)
 TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/Tokyo", 32400), (None, None))
 
 
@@ -49,6 +52,7 @@ class World:
         self.members = tuple(self._member(number) for number in range(1, self.users + 1))
         self.conditions = Conditions(lambda: self.members)
         self._by_id = {member.user_id: member for member in self.members}
+        self._removed: dict[str, User] = {}
         self._arrived: list[tuple[User, Connection]] = []
         self._revisions: dict[Slot, int] = {}
         self._changed: dict[Slot, None] = {}
@@ -68,16 +72,35 @@ class World:
         with self._lock:
             if known := self.named(client_user_id):
                 return known
-            number = len(self.members) + 1
+            number = len(self.members) + len(self._removed) + 1
             user = User(number, self.identity("user", number), client_user_id, ())
             self._put(user)
             return user
+
+    def remove(self, user_id: str) -> None:
+        """Removes a user, whose data is no longer served."""
+        with self._lock:
+            self._removed[user_id] = self._by_id.pop(user_id)
+            self.members = tuple(self._by_id.values())
+
+    def restore(self, user_id: str | None, client_user_id: str | None) -> bool:
+        """Brings a removed user back, without connections. False if there is none, or another user has the name."""
+        with self._lock:
+            removed = [one for one in self._removed.values() if user_id in (None, one.user_id)]
+            user = next((one for one in reversed(removed) if client_user_id in (None, one.client_user_id)), None)
+            if user is None or self.named(user.client_user_id):
+                return False
+            del self._removed[user.user_id]
+            self._put(replace(user, connections=()))
+            return True
 
     def connect(self, user_id: str, provider: Provider) -> Connection:
         """The user's connection with a provider, made now if there is none; see `arrived`."""
         with self._lock:
             user = self._by_id[user_id]
             if known := user.connection(provider.slug):
+                if self.conditions.reconnect(known):
+                    self._arrived.append((user, known))
                 return known
             device_id = self.identity("device", user.number, provider.slug)
             made = Connection(user.number, user_id, provider, device_id, self.until)
@@ -119,8 +142,8 @@ class World:
         return range(int(first) - 1, int(last) + 1)
 
     def newest(self, resource: Resource) -> datetime:
-        """The end of the known data: a summary is known only KNOWN_AFTER seconds after its moment."""
-        return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=KNOWN_AFTER)
+        """The end of the known data: a summary is known `known_after` seconds after its moment."""
+        return self.until if resource.kind == "timeseries" else self.until - timedelta(seconds=known_after(resource))
 
     def latest(self, connection: Connection, resource: Resource, at: datetime | None = None) -> Slot:
         """The newest slot that is known at a moment, by default at the end of the world."""
@@ -170,6 +193,9 @@ class World:
             record[column.name] = fill(shape_of(slot.resource, column), context)
         for name, parts in SUMS.get(slot.resource.name, {}).items():
             record[name] = sum(record[part] for part in parts)
+        for name, series in TOTALS.get(slot.resource.name, {}).items():
+            measured = slot.connection.provider.has(catalogue()[series])
+            record[name] = self._total(slot, catalogue()[series]) if measured else None
         return {**record, **fill(EXTRAS.get(slot.resource.name, {}), context), **self._origin(slot)}
 
     def burst(self, slot: Slot) -> list[Record]:
@@ -178,7 +204,32 @@ class World:
         context = self._context(slot)
         subtypes: tuple[str | None, ...] = series.subtypes or (None,)
         moments = [later(context, number * series.step) for number in range(series.count)]
-        return [_sample(slot.resource, series, moment, subtype) for moment in moments for subtype in subtypes]
+        samples = [_sample(slot.resource, series, moment, subtype) for moment in moments for subtype in subtypes]
+        if not series.is_counted:
+            return samples
+        return [sample | {"value": value} for sample, value in zip(samples, self.counted(slot), strict=True)]
+
+    def counted(self, slot: Slot) -> list[float]:
+        """The values of a slot of movement, one for each moment.
+
+        All sources of a user count the same movement, scaled by the share of their provider, and 0 at night. A revision
+        rotates the values within the slot. So the day's total stays the same, and one event carries the correction.
+        """
+        series, connection = series_of(slot.resource), slot.connection
+        if (self.moment(slot) + timedelta(seconds=_zone(connection.user_number)[1] or 0)).hour not in AWAKE:
+            return [0] * series.count
+        rng = Random(f"{self.seed}/{connection.user_number}/{slot.resource.name}/{slot.number}")  # noqa: S311
+        context = Context(rng, self.until, {}, str)
+        whole: list[float] = [fill(series.value, context) for _ in range(series.count)]
+        values = [round(value * connection.provider.share, None if isinstance(value, int) else 1) for value in whole]
+        turned = self._revisions.get(slot, 0) % series.count
+        return values[turned:] + values[:turned]
+
+    def _total(self, day: Slot, resource: Resource) -> float:
+        """The sum of a day's samples."""
+        slots = DAY // schedule_of(resource).every
+        numbers = range(day.number * slots, (day.number + 1) * slots)
+        return round(sum(sum(self.counted(Slot(day.connection, resource, number))) for number in numbers), 1)
 
     def source(self, slot: Slot) -> Record:
         """The source that a slot's record or samples name."""
@@ -267,11 +318,12 @@ class World:
                     for slot in self.slots(connection, resource, self.start, self.until):
                         self._found[self.identify(slot)] = slot
         found = self._found.get(identifier)
-        return found if found and found.resource == resource else None
+        is_known = found and found.resource == resource and found.connection.user_id in self._by_id
+        return found if is_known else None
 
     def _context(self, slot: Slot) -> Context:
         connection = slot.connection
-        zone, offset = TIME_ZONES[connection.user_number % len(TIME_ZONES)]
+        zone, offset = _zone(connection.user_number)
         variables = {
             "provider": connection.provider.slug,
             "source_type": connection.provider.source_type,
@@ -303,12 +355,18 @@ class World:
     def _member(self, number: int) -> User:
         rng = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
         user_id = self.identity("user", number)
-        providers = [WIDE[number % len(WIDE)], *rng.sample(NARROW, rng.randrange(1, 3))]
+        second = [PHONE] if number == 1 else rng.sample(NARROW, rng.randrange(1, 3))
+        providers = [WIDE[number % len(WIDE)], *second]
         connections = (
             Connection(number, user_id, provider, self.identity("device", number, provider.slug), self.start)
             for provider in providers
         )
         return User(number, user_id, f"member-{number:04d}", tuple(connections))
+
+
+def _zone(user_number: int) -> tuple[str | None, int | None]:
+    """A user's time zone: its name, and seconds east of UTC."""
+    return TIME_ZONES[user_number % len(TIME_ZONES)]
 
 
 def _is_single(resource: Resource) -> bool:

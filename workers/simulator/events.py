@@ -8,7 +8,7 @@ from typing import Any
 from app.catalogue import EventType, Resource, catalogue
 from workers.simulator.data import World
 from workers.simulator.labs import BODIES, WITHOUT_USER
-from workers.simulator.people import Connection, User
+from workers.simulator.people import Connection, Provider, User
 from workers.simulator.query import Record, Slot
 from workers.simulator.series import schedule_of
 from workers.simulator.shapes import Context, fill
@@ -45,7 +45,7 @@ def daily(
         for each in slots:
             world.revise(each)
     event_type = f"daily.data.{resource.name}.{'updated' if updated else 'created'}"
-    return envelope(world, user, event_type, _data(world, slot, slots))
+    return envelope(world, user, event_type, _data(world, slot, slots, None if updated else at))
 
 
 def changes(world: World, *, forget: bool = True) -> list[Event]:
@@ -109,8 +109,13 @@ def connection_error(world: World, user: User, connection: Connection) -> Event:
 
 def supplied(connection: Connection) -> list[Resource]:
     """The resources that a connection supplies and that have events in the catalogue."""
+    return supplies(connection.provider)
+
+
+def supplies(provider: Provider) -> list[Resource]:
+    """The resources that a provider supplies and that have events in the catalogue."""
     kinds = catalogue().of_kind("summary", "stream", "timeseries")
-    return [resource for resource in kinds if not resource.legacy and connection.provider.has(resource)]
+    return [resource for resource in kinds if not resource.legacy and provider.has(resource)]
 
 
 def availability(connection: Connection) -> Record:
@@ -159,11 +164,12 @@ def _batch(world: World, slot: Slot) -> list[Slot]:
     return [*(each for each in same if world.moment(each) >= world.start), slot][-BATCH:]
 
 
-def _data(world: World, slot: Slot, slots: list[Slot]) -> Record:
+def _data(world: World, slot: Slot, slots: list[Slot], at: datetime | None = None) -> Record:
+    """The data of an event. A correction has all samples of its slots, other events those that are known `at`."""
     if slot.resource.kind == "stream":
         return world.notice(slot)
     if slot.resource.kind != "timeseries":
         return world.record(slot)
     samples = [sample for each in slots for sample in world.burst(each)]
-    known = [sample for sample in samples if datetime.fromisoformat(sample["timestamp"]) <= world.until]
+    known = [sample for sample in samples if datetime.fromisoformat(sample["timestamp"]) <= (at or world.until)]
     return {"source": world.source(slot), "data": known}

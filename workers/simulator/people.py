@@ -8,13 +8,14 @@ from app.catalogue import Resource
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A source of data. Without `supplies` it has every resource."""
+    """A source of data. Without `supplies` it has every resource. `share` is the part of movement that it counts."""
 
     slug: str
     name: str
     source_type: str
     device: str
     supplies: frozenset[str] | None = None
+    share: float = 1.0
 
     def has(self, resource: Resource) -> bool:
         return self.supplies is None or resource.name in self.supplies
@@ -48,6 +49,16 @@ NARROW = (
     Provider("freestyle_libre", "FreeStyle Libre", "automatic", "Libre 3", _GLUCOSE_SENSOR),
 )
 PROVIDERS = {provider.slug: provider for provider in (*WIDE, *NARROW)}
+# The second source of the first user, who also has a watch. The phone counts the same movement in the same hours, but
+# only a share of it. The two differ in provider and in source type.
+PHONE = Provider(
+    "apple_health_kit",
+    "Apple HealthKit",
+    "phone",
+    "iPhone17,1",
+    frozenset({"activity", "device", "distance", "profile", "steps"}),
+    share=0.8,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,9 @@ SCHEDULES: dict[str, Schedule] = {
     "electrocardiogram": Schedule(7 * DAY, offset=9 * HOUR, jitter=2 * HOUR),
     "electrocardiogram_voltage": Schedule(like="electrocardiogram"),
     "heartrate": Schedule(300),
-    **dict.fromkeys(("glucose", "calories_active", "distance", "steps"), Schedule(900)),
+    "glucose": Schedule(900),
+    **dict.fromkeys(("calories_active", "distance", "steps"), Schedule(HOUR)),
+    "floors_climbed": Schedule(2 * HOUR),
     **dict.fromkeys(("calories_basal", "hrv", "respiratory_rate", "stress_level"), Schedule(HOUR)),
     **dict.fromkeys(("blood_oxygen", "hypnogram", "stand_hour"), Schedule(HOUR)),
     **dict.fromkeys(("weight", "fat"), Schedule(DAY, offset=6 * HOUR, jitter=HOUR)),
@@ -50,7 +52,7 @@ class Series:
 
     Each record has `count` moments, `step` seconds apart, with one sample per subtype: a value of the first part of the
     resource's key. `source` has further fields of the sample's source. An interval without `step` `lasts` so many
-    seconds.
+    seconds. A series that `is_counted` measures the user's movement, see `World.counted`.
     """
 
     value: Any
@@ -61,6 +63,7 @@ class Series:
     count: int = 1
     step: float = 0
     lasts: int = 300
+    is_counted: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
@@ -69,10 +72,11 @@ class Series:
 
 
 _OF_WORKOUT = {"workout_id": link("workouts"), "sport": WORKOUT_SPORT_SLUG}
+_QUARTERS: dict[str, Any] = {"count": 4, "step": 900, "is_counted": True}
 _SENSOR: dict[str, Shape] = {"sensor_location": one_of("wrist", "forehead", None)}
 
 SERIES: dict[str, Series] = {
-    "calories_active": Series(between(0, 60, 1), lasts=900),
+    "calories_active": Series(between(0, 24, 1), **_QUARTERS),
     "calories_basal": Series(between(50, 85, 1)),
     "blood_pressure": Series(
         {"systolic": between(100, 150), "diastolic": between(60, 95)},
@@ -90,8 +94,10 @@ SERIES: dict[str, Series] = {
         "mmol/L",
         ("cholesterol/ldl", "cholesterol/hdl", "cholesterol/total", "cholesterol/triglycerides"),
     ),
-    "distance": Series(between(0, 900, 1), source={"sport": one_of(None, None, None, "wheelchair_pushing")}, lasts=900),
-    "floors_climbed": Series(between(0, 6)),
+    "distance": Series(
+        between(0, 320, 1), source={"sport": one_of(None, None, None, "wheelchair_pushing")}, **_QUARTERS
+    ),
+    "floors_climbed": Series(between(0, 4), count=2, step=HOUR, is_counted=True),
     "glucose": Series(between(3.5, 11, 1), "mmol/L"),
     "heartrate": Series(between(40, 190), "bpm"),
     "hrv": Series(between(15, 120), "rmssd"),
@@ -99,7 +105,7 @@ SERIES: dict[str, Series] = {
     "igg": Series(between(0, 40, 1), "FSU", ("dairy", "egg_white", "wheat")),
     "mindfulness_minutes": Series(between(1, 40), "min", lasts=2400),
     "respiratory_rate": Series(between(11, 19, 1), "bpm"),
-    "steps": Series(between(0, 1800), lasts=900),
+    "steps": Series(between(0, 420), **_QUARTERS),
     "stress_level": Series(between(5, 95), "%"),
     "vo2_max": Series(between(28, 62, 1), "mL/kg/min"),
     "water": Series(between(100, 600), "ml"),

@@ -12,6 +12,8 @@ from workers.simulator.data import World
 from workers.simulator.events import Event, changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.query import Record
+from workers.simulator.terra import admin
+from workers.simulator.terra.admin import AdminApi
 from workers.simulator.terra.api import API_KEY as TERRA_API_KEY
 from workers.simulator.terra.api import DEV_ID, PREFIX
 from workers.simulator.terra.data import TerraWorld
@@ -52,7 +54,8 @@ class Simulator:
         self.faults = Faults(seed, on_fault)
         self.api_key = api_key
         self.terra = TerraWorld(self.world, at_terra)
-        self._app = create_api(self.world, api_key, self.faults, page_size, self.terra)
+        self.terra_admin = AdminApi(self.terra)
+        self._app = create_api(self.world, api_key, self.faults, page_size, self.terra, terra_admin=self.terra_admin)
         self._port = port
         self._server: BaseWSGIServer | None = None
 
@@ -76,6 +79,8 @@ class Simulator:
             "TERRA_BASE_URL": self.terra_url,
             "TERRA_API_KEY": TERRA_API_KEY,
             "TERRA_DEV_ID": DEV_ID,
+            "TERRA_ADMIN_BASE_URL": self.url + admin.PREFIX,
+            "TERRA_ADMIN_TOKEN": admin.TOKEN,
         }
 
     @property

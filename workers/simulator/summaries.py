@@ -28,14 +28,18 @@ SPORTS: tuple[dict[str, Any], ...] = (
 WORKOUT_SPORT = linked_choice("workouts", SPORTS)
 WORKOUT_SPORT_SLUG = linked_choice("workouts", tuple(sport["slug"] for sport in SPORTS))
 
-# Seconds after which a summary is known, and by which each correction moves its `updated_at`.
+# Seconds after which a summary is known, and by which each correction moves its `updated_at`. A day's totals are known
+# only when the day is over.
 KNOWN_AFTER = 7200
+DAY_KNOWN_AFTER = 86400 + KNOWN_AFTER
 CORRECTION = 10
 
 # Looked up by "resource.field", then by "field"; BY_TYPE is the fallback.
 FIELDS: dict[str, Any] = {
     "created_at": at(KNOWN_AFTER),
     "updated_at": at(KNOWN_AFTER, step=CORRECTION),
+    "activity.created_at": at(DAY_KNOWN_AFTER),
+    "activity.updated_at": at(DAY_KNOWN_AFTER, step=CORRECTION),
     "date": midnight,
     "calendar_date": day(),
     "time_zone": variable("time_zone"),
@@ -48,13 +52,12 @@ FIELDS: dict[str, Any] = {
     "provider_id": digits(),
     "wheelchair_use": one_of(None, None, True),
     "calories_total": between(1600, 3400, 1),
-    "calories_active": between(120, 1200, 1),
-    "steps": between(1500, 18000),
-    **dict.fromkeys(("daily_movement", "distance"), between(900, 14000, 1)),
+    **dict.fromkeys(("activity.steps", "activity.distance", "activity.floors_climbed"), None),  # see TOTALS
+    **dict.fromkeys(("calories_active", "daily_movement"), None),
+    "distance": between(900, 14000, 1),
     "low": between(100, 400, 1),
     "medium": between(10, 120, 1),
     "high": between(0, 60, 1),
-    "floors_climbed": between(0, 30),
     "wheelchair_push": between(0, 2500),
     "sleep.bedtime_start": at(-28800),
     "sleep.bedtime_stop": at(),
@@ -137,6 +140,17 @@ SUMS: dict[str, dict[str, tuple[str, ...]]] = {
     "sleep": {"total": ("light", "rem", "deep"), "duration": ("light", "rem", "deep", "awake")}
 }
 
+# Fields that are the total of the day's samples: the timeseries by field.
+TOTALS: dict[str, dict[str, str]] = {
+    "activity": {
+        "steps": "steps",
+        "distance": "distance",
+        "daily_movement": "distance",
+        "calories_active": "calories_active",
+        "floors_climbed": "floors_climbed",
+    }
+}
+
 # For a field not listed above, so that a new row of the catalogue needs no change here.
 BY_TYPE: dict[str, Any] = {
     "text": one_of("first", "second", "third"),
@@ -204,6 +218,11 @@ STREAMS: dict[str, dict[str, Any]] = {
 NOTICES: dict[str, dict[str, Any]] = {
     "workout_stream": {"provider_id": digits(), "sport": WORKOUT_SPORT, "message": "available through the API"}
 }
+
+
+def known_after(resource: Resource) -> int:
+    """The seconds from a summary's moment until it is known."""
+    return DAY_KNOWN_AFTER if resource.name in TOTALS else KNOWN_AFTER
 
 
 def shape_of(resource: Resource, column: Field) -> Any:

@@ -1,21 +1,27 @@
 """Junction's routes about users: their connections, refreshes, and links that connect a provider."""
 
+import secrets
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
 
-from workers.simulator.answers import answer, number, refuse, seconds, validation_error
+from workers.simulator.answers import answer, invalid, number, refuse, seconds, validation_error
 from workers.simulator.budget import Budget
+from workers.simulator.conditions import State
 from workers.simulator.data import World
-from workers.simulator.events import availability, supplied
+from workers.simulator.events import availability, supplied, supplies
 from workers.simulator.links import Link, Links
-from workers.simulator.people import PROVIDERS, Connection, User
+from workers.simulator.people import PROVIDERS, Connection, Provider, User
 from workers.simulator.query import Record
+from workers.simulator.routes import Route, add_routes
 
 MAX_REFRESHES, REFRESH_WINDOW_SECONDS = 8, 3600.0
 MIN_TIMEOUT, DEFAULT_TIMEOUT, MAX_TIMEOUT = 5.0, 10.0, 60.0
+LINK_PROVIDERS = "/v2/link/providers"
+CODE_LASTS = timedelta(hours=1)
 DEMO = ("apple_health_kit", "fitbit", "freestyle_libre", "oura")
 
 
@@ -36,15 +42,24 @@ class _Demo(msgspec.Struct):
 
 
 def add_users(app: Flask, world: World, links: Links) -> None:
-    app.add_url_rule("/v2/user", "users", partial(_users, world))
-    app.add_url_rule("/v2/user", "make_user", partial(_make_user, world), methods=["POST"])
-    app.add_url_rule("/v2/user/<user_id>", "user", partial(_user, world))
-    app.add_url_rule("/v2/user/resolve/<path:client_user_id>", "resolve", partial(_resolve, world))
-    app.add_url_rule("/v2/user/providers/<user_id>", "providers", partial(_providers, world))
     budget = Budget(MAX_REFRESHES, REFRESH_WINDOW_SECONDS)
-    app.add_url_rule("/v2/user/refresh/<user_id>", "refresh", partial(_refresh, world, budget), methods=["POST"])
-    app.add_url_rule("/v2/link/token", "link_token", partial(_token, world, links), methods=["POST"])
-    app.add_url_rule("/v2/link/connect/demo", "connect_demo", partial(_demo, world), methods=["POST"])
+    routes: tuple[Route, ...] = (
+        ("GET", "/v2/user", partial(_users, world)),
+        ("POST", "/v2/user", partial(_make_user, world)),
+        ("GET", "/v2/user/<user_id>", partial(_user, world)),
+        ("DELETE", "/v2/user/<user_id>", partial(_delete, world)),
+        ("DELETE", "/v2/user/<user_id>/<provider>", partial(_deregister, world)),
+        ("POST", "/v2/user/undo_delete", partial(_undo_delete, world)),
+        ("GET", "/v2/user/resolve/<path:client_user_id>", partial(_resolve, world)),
+        ("GET", "/v2/user/providers/<user_id>", partial(_providers, world)),
+        ("POST", "/v2/user/refresh/<user_id>", partial(_refresh, world, budget)),
+        ("GET", "/v2/providers", _known_providers),
+        ("GET", LINK_PROVIDERS, _link_providers),
+        ("POST", "/v2/link/token", partial(_token, world, links)),
+        ("POST", "/v2/link/code/create", partial(_code, world)),
+        ("POST", "/v2/link/connect/demo", partial(_demo, world)),
+    )
+    add_routes(app, routes)
 
 
 def known(world: World, user_id: str) -> User:
@@ -72,6 +87,27 @@ def _make_user(world: World) -> Response:
         conflict = {"error_type": "INVALID_REQUEST", "error_message": "Client user id already exists."}
         refuse(400, {**conflict, "user_id": existing.user_id, "created_on": world.start.isoformat()})
     return answer(_described(world, world.join(name)))
+
+
+def _delete(world: World, user_id: str) -> Response:
+    world.remove(known(world, user_id).user_id)
+    return answer({"success": True})
+
+
+def _undo_delete(world: World) -> Response:
+    """Restores a deleted user, named by one of the two parameters; the connections stay removed."""
+    user_id, client_user_id = request.args.get("user_id"), request.args.get("client_user_id")
+    if (user_id is None) == (client_user_id is None):
+        refuse(422, validation_error(["query"], "exactly one of user_id and client_user_id is required"))
+    return answer({"success": True}) if world.restore(user_id, client_user_id) else refuse(404, "Not found")
+
+
+def _deregister(world: World, user_id: str, provider: str) -> Response:
+    listed = world.conditions.listed(known(world, user_id))
+    if provider not in {connection.provider.slug for connection in listed}:
+        refuse(404, "Not found")
+    world.conditions.put_state(State("deregistered", user_id, provider))
+    return answer({"success": True})
 
 
 def _refresh(world: World, budget: Budget, user_id: str) -> Response:
@@ -106,6 +142,34 @@ def _token(world: World, links: Links) -> Response:
 
     url, token = links.make(Link(tuple(slugs or PROVIDERS), connect, body.redirect_url or ""))
     return answer({"link_token": token, "link_web_url": url})
+
+
+def _code(world: World) -> Response:
+    """Issues a code for Junction's mobile app. Nothing in the simulator accepts it."""
+    known(world, request.args.get("user_id") or invalid("user_id", "field required"))
+    try:
+        expires_at = datetime.fromisoformat(request.args.get("expires_at") or f"{datetime.now(UTC) + CODE_LASTS}")
+    except ValueError:
+        invalid("expires_at", "invalid datetime format")
+    code = f"skus{secrets.token_hex(4)}"
+    body = {"code": code, "exchange_url": f"tryvital://tryvital?code={code}", "expires_at": expires_at.isoformat()}
+    return answer(body)
+
+
+def _known_providers() -> Response:
+    """The providers of the simulator, all or those of one source type."""
+    source_type = request.args.get("source_type")
+    found = [one for one in PROVIDERS.values() if source_type in (None, one.source_type)]
+    return answer([_listed(one) | {"supported_resources": [each.name for each in supplies(one)]} for one in found])
+
+
+def _link_providers() -> Response:
+    listed = [_listed(one) | {"id": number} for number, one in enumerate(PROVIDERS.values(), 1)]
+    return answer([one | {"oauth_url": None, "form_components": {}} for one in listed])
+
+
+def _listed(provider: Provider) -> Record:
+    return provider.described() | {"description": f"The simulated {provider.name}", "auth_type": "oauth"}
 
 
 def _demo(world: World) -> Response:

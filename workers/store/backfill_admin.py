@@ -1,7 +1,7 @@
 """Operator commands for backfills: list, plan, start, pause, resume, cancel."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -12,6 +12,7 @@ from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import NotFound, UserErased
 from workers.actions import Notice
+from workers.aggregators.providers import KNOWN
 from workers.store.backfills import COMPLETE, BackfillRequest, open_backfill
 from workers.store.engine import transaction
 from workers.store.estimates import RequestEstimate, measured_costs
@@ -36,7 +37,7 @@ SELECT b.id, b.user_id, b.provider, b.resource, b.item, b.requested_by, b.status
        extract(epoch FROM coalesce(b.finished_at, now()) - b.started_at)::float8 AS seconds
 FROM headrace.backfills b LEFT JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE (CAST(:ids AS bigint[]) IS NULL OR b.id = ANY(:ids))
-  AND (CAST(:user_id AS text) IS NULL OR b.user_id = :user_id)
+  AND (CAST(:user_ids AS text[]) IS NULL OR b.user_id = ANY(:user_ids))
   AND (CAST(:provider AS text) IS NULL OR b.provider = :provider)
   AND (CAST(:resource AS text) IS NULL OR b.resource = :resource)
   AND (CAST(:states AS text[]) IS NULL OR b.status = ANY(:states))
@@ -61,14 +62,14 @@ WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
         = (b.user_id, b.provider, b.resource, b.item, b.requested_by)))
 RETURNING id""")
 RESET_RESTARTS = text("UPDATE headrace.chunks SET restarts = 0 WHERE backfill_id = ANY(:ids) AND status = 'pending'")
-RESOLVE_USER = text("""
-SELECT DISTINCT present.user_id, present.erased_at IS NOT NULL AS is_erased, present.user_id = :name AS is_exact
-FROM headrace.users named JOIN headrace.users present ON present.user_id = coalesce(named.merged_into, named.user_id)
-WHERE named.user_id = :name OR named.client_user_id = :name ORDER BY is_exact DESC, present.user_id""")
 AGGREGATOR_OF_USER = text("""
 SELECT aggregator FROM headrace.backfills WHERE user_id = :user_id
 UNION ALL SELECT aggregator FROM headrace.archive WHERE user_id = :user_id LIMIT 1""")
 PROVIDERS_OF_USER = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
+PROVIDERS = text("""
+SELECT provider FROM headrace.connections UNION SELECT provider FROM headrace.backfills
+UNION SELECT provider FROM headrace.series""")
+NEWEST_IDS = text("SELECT id FROM headrace.backfills ORDER BY id DESC LIMIT 1000")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Filter:
     """Selects backfills; None selects all."""
 
     ids: tuple[int, ...] | None = None
-    user_id: str | None = None
+    user_ids: tuple[str, ...] | None = None
     provider: str | None = None
     resource: str | None = None
     states: tuple[str, ...] | None = None
@@ -141,7 +142,8 @@ class Filter:
 
 def listed(engine: Engine, which: Filter, limit: int = 100) -> list[Backfill]:
     """Backfills, open ones first, then newest first."""
-    values = asdict(which) | {"ids": list(which.ids or ()) or None, "states": list(which.states or ()) or None}
+    lists = {"ids": which.ids, "user_ids": which.user_ids, "states": which.states}
+    values = asdict(which) | {name: list(given) if given else None for name, given in lists.items()}
     with transaction(engine) as connection:
         return [Backfill(**row) for row in connection.execute(LIST, values | {"limit": limit}).mappings()]
 
@@ -175,9 +177,20 @@ def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
         return resumed
 
 
-def resolve_user(connection: Connection, name: str) -> list[tuple[str, bool]]:
-    """The user ids with this user_id or client_user_id, each with whether it was erased."""
-    return [(row.user_id, row.is_erased) for row in connection.execute(RESOLVE_USER, {"name": name})]
+def newest_ids(engine: Engine) -> list[int]:
+    """The ids of the newest 1000 backfills."""
+    with transaction(engine) as connection:
+        return list(connection.scalars(NEWEST_IDS))
+
+
+def known_providers(connection: Connection, names: Collection[str]) -> frozenset[str]:
+    """The documented providers; if one of the names is not documented, also those of stored data.
+
+    The second query reads all series.
+    """
+    if all(name.lower() in KNOWN for name in names):
+        return KNOWN
+    return KNOWN.union(filter(None, connection.scalars(PROVIDERS)))
 
 
 @dataclass(frozen=True)

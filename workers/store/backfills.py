@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
-from workers.actions import Notice, Record
+from workers.actions import Notice, Record, Refused
 from workers.aggregators import AGGREGATORS
 from workers.aggregators.requests import DateRange
 from workers.store.dead_letters import add_dead_letter
@@ -232,7 +232,7 @@ def advance(
     *,
     pages: int,
     records: int,
-    refused: Sequence[str] = (),
+    refused: Sequence[Refused] = (),
 ) -> bool:
     """Moves the position, in the transaction that stores the rows of these pages.
 
@@ -243,7 +243,8 @@ def advance(
     if not _moved(connection, work, then):
         return False
     counted: dict[str, Any] = {"id": work.backfill_id, "pages": pages, "records": records}
-    counted |= {"refused": len(refused), "first_refusal": next(iter(refused), None)}
+    counted |= {"refused": sum(one.items for one in refused)}
+    counted["first_refusal"] = refused[0].reason if refused else None
     is_running = bool(connection.scalar(COUNT, counted))
     if then is None:  # here, because a worker that crashes before `next_chunk` would leave a backfill that is never due
         connection.execute(COMPLETE, {"id": work.backfill_id})
@@ -294,7 +295,7 @@ def fail(engine: Engine, work: ChunkPosition, error: str, evidence: Delivery | N
             return
         failed = connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
         if failed.rowcount and evidence:
-            add_dead_letter(connection, evidence, f"fetch.{work.resource}", error)
+            add_dead_letter(connection, evidence, error, f"fetch.{work.resource}", work.user_id)
 
 
 def owner(engine: Engine, work: ChunkPosition) -> Record | None:

@@ -1,4 +1,4 @@
-"""Queries of the completeness report: outcomes by day, dead letters, gaps, unfinished backfills, days with data."""
+"""Queries of the completeness report: outcomes, dead letters, refused items, gaps, backfills, days with data."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,20 @@ SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS d
 FROM headrace.deliveries WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2, 3""")
 DEAD_LETTERS = text("""
 SELECT aggregator AS provider, CAST(received_at AT TIME ZONE 'UTC' AS date) AS day, count(*) AS dead_letters
-FROM headrace.dead_letters WHERE received_at >= :since AND received_at < :until GROUP BY 1, 2""")
+FROM headrace.dead_letters WHERE item = '' AND received_at >= :since AND received_at < :until GROUP BY 1, 2""")
+# The resource is the third part of Junction's event types, and the second of `fetch.RESOURCE`. Terra's have one part.
+REFUSED_ITEMS = text("""
+SELECT coalesce(user_id, '') AS user_id,
+       CASE WHEN event_type LIKE 'fetch.%' THEN split_part(event_type, '.', 2)
+            ELSE coalesce(nullif(split_part(event_type, '.', 3), ''), event_type, '') END AS resource,
+       coalesce(sum(items) FILTER (WHERE message_id <> 'history'), 0)::bigint AS of_webhooks,
+       coalesce(sum(items) FILTER (WHERE message_id = 'history'), 0)::bigint AS of_history,
+       mode() WITHIN GROUP (ORDER BY reason) AS reason
+FROM headrace.dead_letters WHERE item <> '' AND received_at >= :since AND received_at < :until
+GROUP BY 1, 2 ORDER BY sum(items) DESC, 1, 2 LIMIT :limit""")
+COUNT_REFUSED_ITEMS = text("""
+SELECT coalesce(sum(items), 0)::bigint FROM headrace.dead_letters
+WHERE item <> '' AND received_at >= :since AND received_at < :until""")
 GAPS = text("""
 SELECT user_id, provider, resource, whose, reason, window_start, window_end, since FROM headrace.gaps
 ORDER BY user_id, provider, resource, part LIMIT :limit""")
@@ -28,7 +41,7 @@ COUNT_GAPS = text("SELECT whose, count(*) AS gaps FROM headrace.gaps GROUP BY wh
 UNFINISHED = text("""
 SELECT id, user_id, provider, resource, status, window_start, window_end, error FROM headrace.backfills
 WHERE item = '' AND (status IN ('pending', 'running', 'paused') OR status = 'failed' AND finished_at >= :since)
-ORDER BY id LIMIT :limit""")
+ORDER BY status IN ('pending', 'running'), id LIMIT :limit""")  # those that an operator must resume come first
 PEOPLE = text("""
 SELECT user_id FROM headrace.users WHERE user_id > :after AND erased_at IS NULL AND merged_into IS NULL
 ORDER BY user_id LIMIT :limit""")
@@ -45,6 +58,17 @@ class OutcomeCount:
     outcome: str
     deliveries: int
     attempts: int
+
+
+@dataclass(frozen=True)
+class RefusedItems:
+    """The number of refused items of a user and resource, and their most frequent reason."""
+
+    user_id: str  # '' if it could not be read
+    resource: str  # for Terra the event type
+    of_webhooks: int
+    of_history: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,9 +111,18 @@ def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Outcome
 
 
 def dead_letters(connection: Connection, since: datetime, until: datetime) -> dict[tuple[str, date], int]:
-    """Present dead letters by aggregator and day, including fetched pages that could not be parsed."""
+    """Present dead letters by aggregator and day: deliveries and fetched pages, without single refused items."""
     rows = connection.execute(DEAD_LETTERS, {"since": since, "until": until})
     return {(row.provider, row.day): row.dead_letters for row in rows}
+
+
+def refused_items(
+    connection: Connection, since: datetime, until: datetime, limit: int
+) -> tuple[int, list[RefusedItems]]:
+    """The number of refused items of webhooks and history, and the first `limit` rows by user and resource."""
+    values = {"since": since, "until": until, "limit": limit}
+    rows = connection.execute(REFUSED_ITEMS, values).mappings()
+    return int(connection.scalar(COUNT_REFUSED_ITEMS, values) or 0), [RefusedItems(**row) for row in rows]
 
 
 def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenGap]]:
@@ -99,7 +132,7 @@ def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenG
 
 
 def unfinished(connection: Connection, since: datetime, limit: int) -> list[Unfinished]:
-    """Open backfills, and those that failed since a moment."""
+    """Open backfills, and those that failed since a moment. Failed and paused ones come first."""
     rows = connection.execute(UNFINISHED, {"since": since, "limit": limit})
     return [Unfinished(**row) for row in rows.mappings()]
 

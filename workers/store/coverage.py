@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import catalogue
+from workers.aggregators.common import MAX_AHEAD
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
@@ -18,6 +19,7 @@ SELECT b.user_id, b.provider, b.resource, b.requested_by, c.window_start, c.wind
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.user_id = ANY(:users) AND b.item = ''""")
 CONNECTIONS = text("SELECT user_id, provider, status FROM headrace.connections WHERE user_id = ANY(:users)")
+GRANTS = text("SELECT provider, resource, granted FROM headrace.grants WHERE user_id = :user_id")
 ERASED = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
 SPANS = """unnest(CAST(:users AS text[]), CAST(:providers AS text[]), CAST(:resources AS text[]),
     CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked(user_id, provider, resource, span_start, span_end)"""
@@ -28,10 +30,13 @@ FROM {SPANS} JOIN headrace.series n USING (user_id, provider, resource)
 CROSS JOIN LATERAL generate_series(span_start::timestamp, span_end::timestamp, interval '1 day') AS day
 WHERE EXISTS (SELECT 1 FROM headrace.samples s WHERE s.series_id = n.id
               AND s.ts >= day AT TIME ZONE 'UTC' AND s.ts < (day + interval '1 day') AT TIME ZONE 'UTC')""")
-NEWEST_SAMPLES = text("""
+# A record or sample of 2105, from a device with a wrong clock, would hide that the last month is missing.
+LATEST = f"now() + interval '{MAX_AHEAD.days} days'"
+NEWEST_SAMPLES = text(f"""
 SELECT n.user_id, n.provider, n.resource, max(newest.ts) AS newest
 FROM headrace.series n
-CROSS JOIN LATERAL (SELECT ts FROM headrace.samples s WHERE s.series_id = n.id ORDER BY ts DESC LIMIT 1) AS newest
+CROSS JOIN LATERAL (SELECT ts FROM headrace.samples s WHERE s.series_id = n.id AND ts <= {LATEST}
+                    ORDER BY ts DESC LIMIT 1) AS newest
 WHERE n.user_id = ANY(:users) GROUP BY 1, 2, 3""")
 # Runs of 24 hours or more without any delivery: the endpoint was down, or no sender reached it.
 OUTAGES = text("""
@@ -90,6 +95,12 @@ def connected(connection: Connection, users: Iterable[str]) -> Mapping[str, dict
     return found
 
 
+def granted(connection: Connection, user_id: str) -> dict[tuple[str, str], bool]:
+    """Whether the user granted each resource, by provider and resource."""
+    found = connection.execute(GRANTS, {"user_id": user_id})
+    return {(row.provider, row.resource): row.granted for row in found}
+
+
 def erased(connection: Connection, users: Iterable[str]) -> set[str]:
     """The users among these that were erased."""
     return set(connection.scalars(ERASED, {"users": list(users)}))
@@ -118,7 +129,10 @@ def days_stored(
 
 
 def newest_stored(connection: Connection, keys: Iterable[ResourceKey]) -> Mapping[ResourceKey, datetime]:
-    """The newest stored moment of each key; for records, the end of the newest day."""
+    """The newest stored moment of each key; for records, the end of the newest day.
+
+    Data that is dated more than two days ahead is ignored.
+    """
     wanted = set(keys)
     users = {"users": sorted({key.user_id for key in wanted})}
     found: dict[ResourceKey, datetime] = {}
@@ -127,10 +141,11 @@ def newest_stored(connection: Connection, keys: Iterable[ResourceKey]) -> Mappin
     for name in sorted({key.resource for key in wanted}):
         if field := catalogue()[name].day_field:
             # A record that starts on a day may end on the next one, unless the day is a calendar date.
-            newest = f"max(CAST({quoted(field)} AS date))" + ("" if field == "calendar_date" else " + 1")
+            day = f"CAST({quoted(field)} AS date)"
+            newest = f"max({day})" + ("" if field == "calendar_date" else " + 1")
             query = f"""
 SELECT user_id, provider, (({newest} + 1)::timestamp AT TIME ZONE 'UTC') - interval '1 microsecond' AS newest
-FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {quoted(field)} IS NOT NULL GROUP BY 1, 2"""
+FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users) AND {day} <= CAST({LATEST} AS date) GROUP BY 1, 2"""
             for row in connection.execute(text(query), users):
                 found[ResourceKey(row.user_id, row.provider, name)] = row.newest
     return {key: moment for key, moment in found.items() if key in wanted}

@@ -1,4 +1,4 @@
-"""Dead letters: deliveries that could not be applied, sealed as received, with the reason."""
+"""Dead letters: deliveries and single items that could not be applied, sealed, with the reason."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,14 @@ from sqlalchemy import Connection, Engine, text
 
 from app.delivery import Delivery
 from workers.store.engine import transaction
-from workers.store.ledger import DELIVERY_COLUMNS, DeliveryKey, select_deliveries, to_delivery
+from workers.store.ledger import DELIVERY_COLUMNS, DeliveryKey, to_delivery
 
 LIST = text("""
 SELECT dead_letter.id, dead_letter.aggregator, dead_letter.message_id,
-       coalesce(dead_letter.event_type, entry.event_type) AS event_type, entry.user_id, dead_letter.received_at,
+       coalesce(dead_letter.event_type, entry.event_type) AS event_type,
+       coalesce(dead_letter.user_id, entry.user_id) AS user_id, dead_letter.received_at,
        dead_letter.died_at, dead_letter.reason, coalesce(entry.attempts, 1) AS attempts,
-       octet_length(dead_letter.sealed) AS sealed_bytes, dead_letter.reference
+       octet_length(dead_letter.sealed) AS sealed_bytes, dead_letter.reference, dead_letter.item, dead_letter.items
 FROM headrace.dead_letters dead_letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE (CAST(:ids AS bigint[]) IS NULL OR dead_letter.id = ANY(:ids))
   AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(dead_letter.reason)) > 0)
@@ -25,29 +26,40 @@ ORDER BY dead_letter.id DESC LIMIT :limit""")
 GET = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE id = :id")
 # In pages of 10, because one dead letter may have many megabytes.
 READ = text("""
-SELECT dead_letter.id, entry.user_id, dead_letter.aggregator, dead_letter.message_id,
+SELECT dead_letter.id, coalesce(dead_letter.user_id, entry.user_id) AS user_id,
+       dead_letter.aggregator, dead_letter.message_id,
        extract(epoch FROM dead_letter.received_at)::float8 AS received_at, sealed, ordering_ms, dead_letter.reference
 FROM headrace.dead_letters dead_letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE dead_letter.id > :after ORDER BY dead_letter.id LIMIT 10""")
 UPDATE_REASON = text("""
-UPDATE headrace.dead_letters SET reason = :reason
-WHERE aggregator = :aggregator AND message_id = :message_id AND CAST(:reason AS text) IS NOT NULL""")
+UPDATE headrace.dead_letters SET reason = :reason WHERE id = :id AND CAST(:reason AS text) IS NOT NULL""")
 UPDATE_REASON_IN_LEDGER = text("""
 UPDATE headrace.deliveries SET error = :reason
 WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
 MARK_RESOLVED = text("""
 UPDATE headrace.deliveries SET outcome = 'applied', error = NULL, applied_at = now()
 WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
-DELETE = text("""
-DELETE FROM headrace.dead_letters AS dead_letter
+DELETE = text("DELETE FROM headrace.dead_letters WHERE id = ANY(:ids)")
+# Items of these deliveries that the last replay did not refuse again.
+DELETE_ITEMS = text("""
+DELETE FROM headrace.dead_letters dead_letter
 USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
 WHERE (dead_letter.aggregator, dead_letter.message_id) = (given.aggregator, given.message_id)
+  AND item <> '' AND (dead_letter.aggregator, dead_letter.message_id, item) NOT IN (
+      SELECT * FROM unnest(CAST(:still_aggregators AS text[]), CAST(:still_ids AS text[]), CAST(:still AS text[])))
 RETURNING dead_letter.aggregator, dead_letter.message_id""")
+MARK_ITEMS_RESOLVED = text("""
+UPDATE headrace.deliveries entry SET error = 'the refused items were applied by a replay'
+WHERE aggregator = :aggregator AND message_id = :message_id AND outcome <> 'dead' AND NOT EXISTS (
+    SELECT 1 FROM headrace.dead_letters other
+    WHERE (other.aggregator, other.message_id) = (entry.aggregator, entry.message_id))""")
 ADD = text("""
 INSERT INTO headrace.dead_letters
-    (aggregator, message_id, event_type, received_at, reason, ordering_ms, reference, sealed)
-VALUES (:aggregator, :message_id, :event_type, :received_at, :reason, :ordering_ms, :reference, :sealed)
-ON CONFLICT (aggregator, message_id) DO NOTHING""")
+    (aggregator, message_id, event_type, user_id, received_at, reason, ordering_ms, reference, sealed, item, items)
+VALUES (:aggregator, :message_id, :event_type, :user_id, :received_at, :reason, :ordering_ms, :reference, :sealed,
+        :item, :items)
+ON CONFLICT (aggregator, message_id, item) DO NOTHING""")
+HISTORY = "history"  # the message id of items of fetched pages, which belong to no delivery
 FETCH_ID = re.compile(r"fetch-(\d+)-[0-9a-f]+")
 
 
@@ -66,10 +78,8 @@ class DeadLetter:
     attempts: int
     sealed_bytes: int
     reference: str | None = None  # of a fetched response: the record whose stream was requested
-
-    @property
-    def key(self) -> DeliveryKey:
-        return self.aggregator, self.message_id
+    item: str = ""  # the digest of a single item of the delivery; '' for the whole delivery
+    items: int = 1  # the number of refused items that it stands for
 
     @property
     def backfill_id(self) -> int | None:
@@ -120,31 +130,70 @@ def read(engine: Engine) -> Iterator[SealedDeadLetter]:
 
 def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None:
     """Records the reason of the last failed replay of a dead letter."""
-    values = {"aggregator": entry.aggregator, "message_id": entry.message_id, "reason": reason}
+    values = {"id": entry.id, "aggregator": entry.aggregator, "message_id": entry.message_id, "reason": reason}
     with transaction(engine) as connection:
         connection.execute(UPDATE_REASON, values)
-        connection.execute(UPDATE_REASON_IN_LEDGER, values)
+        if not entry.item:
+            connection.execute(UPDATE_REASON_IN_LEDGER, values)
 
 
 def mark_resolved(engine: Engine, entry: DeadLetter) -> None:
-    """Deletes the dead letter of a raw message that was replayed, and marks its ledger entry as applied."""
+    """Deletes the dead letter of an item or a raw message that was replayed, and corrects its ledger entry."""
+    key = {"aggregator": entry.aggregator, "message_id": entry.message_id}
     with transaction(engine) as connection:
-        delete_dead_letters(connection, [entry.key])
-        connection.execute(MARK_RESOLVED, {"aggregator": entry.aggregator, "message_id": entry.message_id})
+        connection.execute(DELETE, {"ids": [entry.id]})
+        connection.execute(MARK_ITEMS_RESOLVED if entry.item else MARK_RESOLVED, key)
 
 
 def drop(engine: Engine, entries: Sequence[DeadLetter]) -> int:
-    """Deletes dead letters; the ledger keeps their entries as dead. Returns the number deleted."""
+    """Deletes dead letters; the ledger keeps their entries. Returns the number deleted."""
     with transaction(engine) as connection:
-        return len(delete_dead_letters(connection, [entry.key for entry in entries]))
+        return connection.execute(DELETE, {"ids": [entry.id for entry in entries]}).rowcount
 
 
-def delete_dead_letters(connection: Connection, keys: Sequence[DeliveryKey]) -> set[DeliveryKey]:
-    """Deletes dead letters that were replayed or discarded. Returns those deleted."""
-    return select_deliveries(connection, DELETE, keys)
-
-
-def add_dead_letter(connection: Connection, delivery: Delivery, event_type: str | None, reason: str) -> None:
+def add_dead_letter(
+    connection: Connection, delivery: Delivery, reason: str, event_type: str | None = None, user_id: str | None = None
+) -> None:
     """Stores a delivery that cannot be applied, sealed as received."""
-    values = {"received_at": delivery.received, "event_type": event_type, "reason": reason}
-    connection.execute(ADD, asdict(delivery) | values)
+    _add(connection, [RefusedItem(delivery, reason, event_type, user_id)])
+
+
+@dataclass(frozen=True)
+class RefusedItem:
+    """A dead letter to add: a sealed delivery, or an event with a single item of one."""
+
+    delivery: Delivery
+    reason: str
+    event_type: str | None
+    user_id: str | None
+    item: str = ""
+    items: int = 1
+
+
+def add_items(connection: Connection, items: Sequence[RefusedItem]) -> None:
+    """Stores refused items. Those that are stored already stay as they are."""
+    if items:
+        _add(connection, items)
+
+
+def replace_items(connection: Connection, keys: Sequence[DeliveryKey], items: Sequence[RefusedItem]) -> None:
+    """Stores the items that the replay of these deliveries has refused, and deletes those it has not refused again."""
+    values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
+    values["still_aggregators"] = [one.delivery.aggregator for one in items]
+    values |= {"still_ids": [one.delivery.message_id for one in items], "still": [one.item for one in items]}
+    resolved = connection.execute(DELETE_ITEMS, values).all()
+    add_items(connection, items)
+    for aggregator, message_id in sorted(set(map(tuple, resolved))):
+        connection.execute(MARK_ITEMS_RESOLVED, {"aggregator": aggregator, "message_id": message_id})
+
+
+def _add(connection: Connection, letters: Sequence[RefusedItem]) -> None:
+    connection.execute(
+        ADD,
+        [
+            asdict(one.delivery)
+            | {"received_at": one.delivery.received, "event_type": one.event_type, "user_id": one.user_id}
+            | {"reason": one.reason, "item": one.item, "items": one.items}
+            for one in letters
+        ],
+    )

@@ -18,6 +18,8 @@ SESSION = {
     "lock_timeout": "20s",
     "idle_in_transaction_session_timeout": "60s",
 }
+# A key that is too long for an index, or JSON that is nested too deep.
+LIMIT_EXCEEDED = (psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
 STAGING = """
 CREATE TEMPORARY TABLE staged_samples (
     n int, series_id int, ts timestamptz, ts_end timestamptz, value double precision, unit text,
@@ -34,7 +36,12 @@ def make_engine(settings: Settings, name: str = "headrace") -> Engine:
         max_overflow=2,
         pool_timeout=10,
         hide_parameters=True,
-        connect_args={"options": options, "application_name": name, "connect_timeout": 5},
+        connect_args={
+            "options": options,
+            "application_name": name,
+            "connect_timeout": 5,
+            "client_encoding": "UTF8",  # psycopg would otherwise return every text of an SQL_ASCII database as bytes
+        },
     )
 
     @event.listens_for(engine, "connect")
@@ -67,6 +74,8 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     except (DataError, IntegrityError, psycopg.DataError) as error:
         raise Unprocessable(f"PostgreSQL refuses it: {_plain(error)}") from None
     except (SQLAlchemyError, psycopg.Error) as error:
+        if isinstance(getattr(error, "orig", error), LIMIT_EXCEEDED):
+            raise Unprocessable(f"PostgreSQL refuses it: {_plain(error)}") from None
         raise TryLater(f"PostgreSQL: {_plain(error)}") from None
 
 

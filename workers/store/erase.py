@@ -12,7 +12,8 @@ from workers.store.engine import delete_in_batches, transaction
 
 BATCH = 10_000  # rows per transaction; 30 ms for samples
 PERSON = text("""
-SELECT client_user_id, erased_at, ARRAY(
+SELECT client_user_id, erased_at,
+       ARRAY(SELECT user_id FROM headrace.users WHERE merged_into = :user ORDER BY 1) AS former, ARRAY(
     SELECT other.user_id FROM headrace.users other WHERE other.client_user_id = person.client_user_id
        AND other.user_id <> person.user_id AND other.erased_at IS NULL AND other.merged_into IS NULL
        ORDER BY 1) AS others
@@ -30,15 +31,18 @@ SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'user_id'
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
   AND c.relname <> ALL(ARRAY['users', 'deliveries']) ORDER BY c.relname = 'series', c.relname""")
+PRESENT_OR_FORMER_ID = "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)"
 # The condition for the user's rows, where it is not `user_id = :user` alone.
 CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
     "samples": "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)",
+    "sample_ranges": "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)",
     "crash_counts": """EXISTS (SELECT 1 FROM headrace.deliveries d WHERE d.user_id = :user AND d.aggregator
         = split_part(name, ':', 1) AND d.message_id = substr(name, strpos(name, ':') + 1))""",
     "deliveries": "user_id = :user",  # excluded from TABLES
-    # Deliveries of the same message as the reconnection are archived under the id with which they arrived.
-    "archive": "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)",
+    # These keep the id with which they arrived, if they arrived with the message of the reconnection or later.
+    "archive": PRESENT_OR_FORMER_ID,
+    "dead_letters": PRESENT_OR_FORMER_ID,
 }
 SERIES = text("SELECT id FROM headrace.series WHERE user_id = :user ORDER BY id")
 # Each batch starts where the last one ended: from the start of the index it would read all entries deleted before.
@@ -72,13 +76,15 @@ class ErasureSubject:
     state: Literal["unknown", "known", "erased"]
     client_user_id: str | None = None
     others: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()  # user_ids before reconnections
 
 
 def person(connection: Connection, user_id: str) -> ErasureSubject:
     row = connection.execute(PERSON, {"user": user_id}).first()
     if row is None:
         return ErasureSubject("unknown")
-    return ErasureSubject("erased" if row.erased_at else "known", row.client_user_id, tuple(row.others))
+    state: Literal["known", "erased"] = "erased" if row.erased_at else "known"
+    return ErasureSubject(state, row.client_user_id, tuple(row.others), tuple(row.former))
 
 
 def create_tombstone(engine: Engine, user_id: str) -> datetime:
@@ -120,7 +126,7 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     yield from _remove_samples(engine, user_id)
     with transaction(engine) as connection:
         tables = list(connection.scalars(TABLES))
-    for table in ("crash_counts", "chunks", *tables):
+    for table in ("crash_counts", "chunks", "sample_ranges", *tables):
         yield from ((table, number) for number in _remove(engine, table, user_id))
     yield from _remove_from_ledger(engine, user_id)
 

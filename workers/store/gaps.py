@@ -37,6 +37,7 @@ ON CONFLICT (user_id, provider, resource, part) DO UPDATE SET whose = excluded.w
     is_pulling = excluded.is_pulling, window_start = excluded.window_start, window_end = excluded.window_end,
     since = CASE WHEN stored.whose = excluded.whose THEN stored.since ELSE now() END, seen_at = now()""")
 FORGET = text("DELETE FROM headrace.gaps WHERE user_id = ANY(:users) AND part = :part AND seen_at < now()")
+FORGET_PART = text("DELETE FROM headrace.gaps WHERE part = :part")
 PULLING = text("SELECT user_id, provider, resource FROM headrace.gaps WHERE user_id = ANY(:users) AND is_pulling")
 
 
@@ -52,6 +53,11 @@ def keep_gaps(connection: Connection, part: str, users: Sequence[str], gaps: Ite
     if rows:
         connection.execute(KEEP, rows)
     connection.execute(FORGET, {"users": list(users), "part": part})
+
+
+def forget_gaps(connection: Connection, part: str) -> None:
+    """Removes all gaps that one part of the reconciliation found: for a part that does not compare every user."""
+    connection.execute(FORGET_PART, {"part": part})
 
 
 def still_pulling(connection: Connection, users: Sequence[str]) -> set[ResourceKey]:

@@ -5,10 +5,11 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from workers.store.engine import transaction
 
+TERRA_TOKEN = "terra-token"  # noqa: S105 - a row with the state of the token, which has no part of the token
 SWEPT = "sweep"  # this job's `done_at` shows that beat and the maintenance worker are alive
 LEASE = "interval '60 seconds'"  # longer than a step
 # The first run is one period after the installation, when there is data to compare.
@@ -22,8 +23,17 @@ WHERE name = :name AND due_at <= now() AND lease_until < now() RETURNING CAST(po
 SAVE = text(f"""
 UPDATE headrace.jobs SET position = CAST(:position AS jsonb), due_at = now() + make_interval(secs => :seconds),
        lease_until = CASE WHEN :held THEN now() + {LEASE} ELSE '-infinity' END,
-       done_at = CASE WHEN CAST(:position AS jsonb) IS NULL THEN now() ELSE done_at END
+       done_at = CASE WHEN CAST(:position AS jsonb) IS NULL AND :completed THEN now() ELSE done_at END
 WHERE name = :name""")
+HOLD = text(f"""
+UPDATE headrace.jobs SET lease_until = now() + {LEASE} + make_interval(secs => :seconds)
+WHERE name = :name AND (lease_until < now() OR :renew) RETURNING done_at""")
+RELEASE = text("UPDATE headrace.jobs SET lease_until = '-infinity' WHERE name = :name")
+# A row that is no job: no process claims it.
+NOTE = text("""
+INSERT INTO headrace.jobs AS stored (name, due_at, position) VALUES (:name, now(), CAST(:values AS jsonb))
+ON CONFLICT (name) DO UPDATE SET position = coalesce(stored.position, '{}') || excluded.position""")
+NOTED = text("SELECT CAST(position AS text) FROM headrace.jobs WHERE name = :name")
 TOUCH = text("""
 INSERT INTO headrace.jobs (name, due_at, done_at) VALUES (:name, now(), now())
 ON CONFLICT (name) DO UPDATE SET done_at = now()""")
@@ -52,11 +62,40 @@ def claim(engine: Engine, name: str) -> Job | None:
         return Job(name, row.position.encode() if row.position else None, row.done_at) if row else None
 
 
-def save(engine: Engine, name: str, position: Any, seconds: float, *, held: bool = False) -> None:
-    """Saves the position (None: complete); due again in `seconds`. Renews the lease if `held`, else ends it."""
-    values = {"name": name, "position": position and msgspec.json.encode(position).decode()}
+def save(
+    engine: Engine, name: str, position: Any, seconds: float, *, held: bool = False, completed: bool = True
+) -> None:
+    """Saves the position (None: at the end); due again in `seconds`. Renews the lease if `held`, else ends it.
+
+    A run that ends without having `completed` leaves `done_at` as it was.
+    """
+    values = {"name": name, "position": position and msgspec.json.encode(position).decode(), "completed": completed}
     with transaction(engine) as connection:
         connection.execute(SAVE, values | {"seconds": seconds, "held": held})
+
+
+def hold(engine: Engine, name: str, seconds: float = 0.0, *, renew: bool = False) -> bool:
+    """Leases a job, whether or not it is due, for 60 s and `seconds`; False if another process holds it."""
+    with transaction(engine) as connection:
+        return connection.execute(HOLD, {"name": name, "seconds": seconds, "renew": renew}).first() is not None
+
+
+def release(engine: Engine, name: str) -> None:
+    """Ends the lease."""
+    with transaction(engine) as connection:
+        connection.execute(RELEASE, {"name": name})
+
+
+def note(engine: Engine, name: str, values: Any) -> None:
+    """Stores values for `headrace status` under a name that is no job. Other values of the name stay."""
+    with transaction(engine) as connection:
+        connection.execute(NOTE, {"name": name, "values": msgspec.json.encode(values).decode()})
+
+
+def noted(connection: Connection, name: str) -> bytes | None:
+    """The values as JSON; None if there are none."""
+    found = connection.scalar(NOTED, {"name": name})
+    return found.encode() if found else None
 
 
 def touch(engine: Engine, name: str) -> None:

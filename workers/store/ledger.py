@@ -15,10 +15,12 @@ Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 SETTLED = """
 WITH settled AS (
     INSERT INTO headrace.deliveries AS stored
-        (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference)
-    SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference
+        (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference,
+         team_id)
+    SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference,
+           team_id
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(aggregator text, message_id text, event_type text,
-         user_id text, received_at timestamptz, outcome text, attempts int, error text, reference text)
+         user_id text, received_at timestamptz, outcome text, attempts int, error text, reference text, team_id text)
     ORDER BY aggregator, message_id
     ON CONFLICT (aggregator, message_id) DO UPDATE SET {change}
     RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_changed
@@ -72,8 +74,13 @@ class OutcomeRow(msgspec.Struct):
     attempts: int = 1  # how often the message contains the delivery
     error: str | None = None
     reference: str | None = None  # the large request that the delivery belongs to
+    team_id: str | None = None  # the Junction team that sent it
 
 
+FIRST_ARRIVALS = text("""
+SELECT aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at
+FROM unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
+JOIN headrace.deliveries USING (aggregator, message_id)""")
 DeliveryKey = tuple[str, str]  # aggregator, message id
 # The columns of `headrace.archive` and `headrace.dead_letters` for `to_delivery`, in its order.
 DELIVERY_COLUMNS = """aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed,
@@ -131,3 +138,11 @@ def select_deliveries(connection: Connection, statement: TextClause, keys: Seque
         return set()
     values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
     return {(row.aggregator, row.message_id) for row in connection.execute(statement, values)}
+
+
+def first_arrivals(connection: Connection, keys: Sequence[DeliveryKey]) -> dict[DeliveryKey, float]:
+    """When deliveries arrived for the first time (unix seconds), of those that are in the ledger."""
+    if not keys:
+        return {}
+    values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
+    return {(row.aggregator, row.message_id): row.received_at for row in connection.execute(FIRST_ARRIVALS, values)}

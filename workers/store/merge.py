@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# A version this much later than its event is a wrong clock, which was clamped (workers/aggregators/common.py).
+CLAMPED = "{owner}.version = {owner}.event_at + interval '5 minutes'"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -16,11 +19,13 @@ class Target:
     key: tuple[str, ...]
     content: tuple[str, ...]
     rank: tuple[tuple[str, str], ...]
+    is_record: bool = False  # it has a column `event_at`
+    has_since: bool = False  # it has a column `since`: the version with which the present content began
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a source must have, in addition to `origin`."""
-        return (*self.key, *self.content, "version")
+        return (*self.key, *self.content, "version", *(["event_at"] if self.is_record else []))
 
 
 def upsert_sql(target: Target, source: str) -> str:
@@ -30,25 +35,27 @@ def upsert_sql(target: Target, source: str) -> str:
     21000). Rows are written in key order, to avoid deadlocks (unsorted: 35 deadlocks in 240 transactions; sorted: 0).
 
     A newer row with equal content updates only the version: otherwise a version between the two that arrives late would
-    count as the newest. `changed` is then false, and origin and stored_at are kept. A row of equal version is written
-    only if its content ranks higher.
+    count as the newest. `changed` is then false, and origin, stored_at and since are kept. A row of equal version is
+    written only if its content ranks higher.
 
     Rows that would change nothing are filtered out first: ON CONFLICT locks the rows that it skips, and PostgreSQL
     writes a lock to disk like a change. The guard is still needed because of concurrent writers.
     """
     key, columns = ", ".join(target.key), ", ".join(target.columns)
-    best = ", ".join([*target.key, "version DESC", *(f"{rank} DESC" for rank in _ranks("incoming", target))])
-    taken = ", ".join(f"{name} = excluded.{name}" for name in (*target.content, "version"))
+    clock = ["version DESC", *(["event_at DESC"] if target.is_record else [])]
+    best = ", ".join([*target.key, *clock, *(f"{rank} DESC" for rank in _ranks("incoming", target))])
+    taken = ", ".join(f"{name} = excluded.{name}" for name in target.columns if name not in target.key)
     differs = _differs(target, "stored", "excluded")
+    kept = {"origin": "origin", "stored_at": "now()"} | ({"since": "version"} if target.has_since else {})
+    changes = (f"{name} = CASE WHEN {differs} THEN excluded.{name} ELSE stored.{name} END" for name in kept)
     return f"""
-INSERT INTO {target.table} AS stored ({columns}, origin, stored_at)
-SELECT DISTINCT ON ({key}) {columns}, origin, now() FROM {source}
+INSERT INTO {target.table} AS stored ({columns}, {", ".join(kept)})
+SELECT DISTINCT ON ({key}) {columns}, {", ".join(kept.values())} FROM {source}
 WHERE NOT EXISTS (SELECT 1 FROM {target.table} AS stored
                   WHERE {_same_key(target)} AND NOT ({_is_newer("incoming", target)}))
 ORDER BY {best}
 ON CONFLICT ({key}) DO UPDATE SET {taken},
-    origin = CASE WHEN {differs} THEN excluded.origin ELSE stored.origin END,
-    stored_at = CASE WHEN {differs} THEN excluded.stored_at ELSE stored.stored_at END
+    {", ".join(changes)}
 WHERE {_is_newer("excluded", target)}
 RETURNING {key}, version, stored_at = now() AS changed"""
 
@@ -81,9 +88,20 @@ SELECT n, count(*) AS rows FROM (
 
 
 def _is_newer(owner: str, target: Target) -> str:
-    """The guard: whether a row replaces the stored one."""
-    ranks_higher = f"({', '.join(_ranks(owner, target))}) > ({', '.join(_ranks('stored', target))})"
-    return f"{owner}.version > stored.version OR ({owner}.version = stored.version AND {ranks_higher})"
+    """The guard: whether a row replaces the stored one.
+
+    Equal versions of a record are decided by the time of their events, then by content. A clamped version is no clock
+    of the record, so two records of which one is clamped are compared by the time of their events first.
+    """
+    ranks, stored = _ranks(owner, target), _ranks("stored", target)
+    if not target.is_record:
+        ranks_higher = f"({', '.join(ranks)}) > ({', '.join(stored)})"
+        return f"{owner}.version > stored.version OR ({owner}.version = stored.version AND {ranks_higher})"
+    mine, its = ([f"{one}.version", f"{one}.event_at"] for one in (owner, "stored"))
+    by_version = f"({', '.join(mine + ranks)}) > ({', '.join(its + stored)})"
+    by_event = f"({', '.join([*reversed(mine), *ranks])}) > ({', '.join([*reversed(its), *stored])})"
+    either = " OR ".join(CLAMPED.format(owner=one) for one in (owner, "stored"))
+    return f"CASE WHEN {either} THEN {by_event} ELSE {by_version} END"
 
 
 def _same_key(target: Target) -> str:

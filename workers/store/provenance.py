@@ -31,12 +31,13 @@ WHERE archive.user_id = ANY(:users) ORDER BY archive.received_at, archive.aggreg
 DEAD = text(f"""
 SELECT dead_letter.aggregator, dead_letter.message_id, entry.event_type, dead_letter.received_at, {ENTRY}
 FROM headrace.dead_letters dead_letter JOIN headrace.deliveries entry USING (aggregator, message_id)
-WHERE entry.user_id = ANY(:users) ORDER BY dead_letter.received_at""")
+WHERE dead_letter.item = '' AND (dead_letter.user_id = ANY(:users) OR entry.user_id = ANY(:users))
+ORDER BY dead_letter.received_at""")
 # One query per day, which reads only that day's partition.
 OPEN_ARCHIVED = text(f"""
 SELECT {DELIVERY_COLUMNS} FROM headrace.archive
 WHERE user_id = ANY(:users) AND received_at >= :since AND received_at < :until AND message_id = ANY(:ids)""")
-OPEN_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE message_id = ANY(:ids)")
+OPEN_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE item = '' AND message_id = ANY(:ids)")
 # A row and the ledger entry of the delivery that wrote it have the same timestamp, that of their transaction. The
 # window on received_at, by which the ledger is indexed, avoids a scan of the whole ledger.
 SAME_MOMENT = text("""
@@ -44,6 +45,10 @@ SELECT aggregator, message_id, event_type, received_at FROM headrace.deliveries
 WHERE received_at BETWEEN :stored_at - interval '2 days' AND :stored_at + interval '1 hour'
   AND applied_at = :stored_at AND user_id = ANY(:users) ORDER BY received_at, message_id""")
 OLDEST_ARCHIVED = text("SELECT min(received_at) FROM headrace.archive")
+# Users are kept longer than the ledger, whose old entries HEADRACE_LEDGER_DAYS removes.
+RECEIVED_BEFORE = text("""
+SELECT EXISTS (SELECT 1 FROM headrace.deliveries WHERE received_at < :edge)
+    OR EXISTS (SELECT 1 FROM headrace.users WHERE first_seen < :edge)""")
 BACKFILLS = text("""
 SELECT b.id, b.provider, b.requested_by, b.status, b.item, b.window_start, b.window_end, b.started_at, b.finished_at
 FROM headrace.backfills b WHERE b.user_id = :user AND b.resource = :resource AND b.item IN ('', :item)
@@ -179,14 +184,22 @@ def archived(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
 
 
 def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """The dead letters that are known to belong to these user ids."""
+    """The whole deliveries among the dead letters that are known to belong to these user ids.
+
+    A refused item is no version of the value: its delivery is archived.
+    """
     return [LedgerEntry(**row) for row in connection.execute(DEAD, {"users": list(users)}).mappings()]
 
 
-def oldest_archived(connection: Connection) -> datetime | None:
-    """When the oldest archived delivery was received."""
-    moment: datetime | None = connection.scalar(OLDEST_ARCHIVED)
-    return moment
+def archived_since(connection: Connection, edge: datetime) -> datetime | None:
+    """When the oldest archived delivery was received; None unless deliveries are as old as the age limit `edge`.
+
+    Without deliveries of that age, none was removed, and the archive begins with the first delivery of all.
+    """
+    if not connection.scalar(RECEIVED_BEFORE, {"edge": edge}):
+        return None
+    oldest: datetime | None = connection.scalar(OLDEST_ARCHIVED)
+    return oldest or edge
 
 
 def opened(

@@ -21,6 +21,8 @@ WHERE n.resource = :resource AND s.ts < :before""")
 REMOVE_SAMPLES = text("""
 DELETE FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before AND (series_id, ts) IN (
     SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :limit)""")
+REMOVE_RANGES = text("""
+DELETE FROM headrace.sample_ranges WHERE series_id = ANY(:series) AND greatest(last, replaced_last) < :before""")
 # A dead letter needs its ledger entry, the only record of its user.
 OLD_ENTRIES = """received_at < :before AND NOT EXISTS (SELECT 1 FROM headrace.dead_letters dead_letter
     WHERE (dead_letter.aggregator, dead_letter.message_id) = (d.aggregator, d.message_id))"""
@@ -94,4 +96,6 @@ def _remove_samples(engine: Engine, name: str, before: datetime) -> Iterator[int
         if not series:
             return
         yield from delete_in_batches(engine, REMOVE_SAMPLES, {"before": before, "series": series}, BATCH)
+        with transaction(engine) as connection:
+            connection.execute(REMOVE_RANGES, {"before": before, "series": series})
         after = series[-1]

@@ -14,7 +14,7 @@ COLUMN_TYPES = {
     "date": "date",
     "datetime": "timestamptz",
 }
-# Types for reading scalars from the payload. 146.0 is a valid integer; 146.5 is rejected, not rounded.
+# Types for reading scalars from the payload. numeric is rounded half away from zero, double precision half to even.
 READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
 
 
@@ -30,7 +30,8 @@ def record_target(resource: Resource) -> Target:
     """
     scalars = (quoted(field.name) for field in resource.fields)
     content = ("provider", "source_type", *scalars, "payload", "deleted")
-    return Target(record_table(resource), ("user_id", "id"), content, (("deleted", ""), ("payload", "")))
+    rank = (("deleted", ""), ("payload", ""))
+    return Target(record_table(resource), ("user_id", "id"), content, rank, is_record=True)
 
 
 def record_source(resource: Resource, parameter: str, *, scalars: bool = True) -> str:
@@ -46,16 +47,17 @@ def record_source(resource: Resource, parameter: str, *, scalars: bool = True) -
     fields = f", jsonb_to_record({given}) AS field({read_types})" if read_types else ""
     return f"""(
     SELECT given.n, given.user_id, given.id, given.provider, given.source_type{columns},
-           given.payload, coalesce(given.deleted, false) AS deleted, given.version, given.origin
+           given.payload, coalesce(given.deleted, false) AS deleted, given.version, given.origin,
+           coalesce(given.event_at, given.version) AS event_at
     FROM jsonb_to_recordset(CAST({parameter} AS jsonb)) AS given(n int, user_id text, id text, provider text,
          source_type text, columns jsonb, payload jsonb, deleted boolean, version timestamptz,
-         origin headrace.origin){fields}
+         origin headrace.origin, event_at timestamptz){fields}
 ) AS incoming"""
 
 
 def _read(field: Field) -> str:
     name = f"field.{quoted(field.name)}"
-    return f"CAST(CAST(trim_scale({name}) AS text) AS bigint)" if field.type == "integer" else name
+    return f"CAST(round({name}) AS bigint)" if field.type == "integer" else name
 
 
 SAMPLES = Target(
@@ -75,6 +77,13 @@ CONNECTIONS = Target(
     key=("user_id", "provider"),
     content=("status", "error"),
     rank=(("status", ""), ("error", "''")),
+)
+GRANTS = Target(
+    table="headrace.grants",
+    key=("user_id", "provider", "resource"),
+    content=("granted",),
+    rank=(("granted", ""),),
+    has_since=True,
 )
 
 
@@ -100,6 +109,14 @@ WHERE table_schema = 'health' AND table_name = :name ORDER BY ordinal_position""
     return {row.column_name: row.type for row in connection.execute(query, {"name": resource.name})}
 
 
+# Added after the first version.
+LATER_COLUMNS = {
+    "deleted": "boolean NOT NULL DEFAULT false",
+    "event_at": "timestamptz NOT NULL DEFAULT '-infinity'",
+    "deleted_version": "timestamptz",  # the newest version in which the record was deleted, even if it was restored
+}
+
+
 def _record_ddl(resource: Resource) -> list[str]:
     table = record_table(resource)
     columns = "".join(f"    {quoted(field.name)} {COLUMN_TYPES[field.type]},\n" for field in resource.fields)
@@ -110,17 +127,13 @@ CREATE TABLE IF NOT EXISTS {table} (
     provider text NOT NULL,
     source_type text NOT NULL,
 {columns}    payload jsonb NOT NULL,
-    deleted boolean NOT NULL DEFAULT false,
     version timestamptz NOT NULL,
     origin headrace.origin NOT NULL,
     stored_at timestamptz NOT NULL,
     PRIMARY KEY (user_id, id)
 )"""
-    adds = [
-        f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quoted(field.name)} {COLUMN_TYPES[field.type]}"
-        for field in resource.fields
-    ]
-    return [create, *adds, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS deleted boolean NOT NULL DEFAULT false"]
+    added = {quoted(field.name): COLUMN_TYPES[field.type] for field in resource.fields} | LATER_COLUMNS
+    return [create, *(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in added.items())]
 
 
 def _view(resource: Resource, present: dict[str, str]) -> str:
@@ -135,8 +148,15 @@ def _view(resource: Resource, present: dict[str, str]) -> str:
     columns = {name: (wanted | gone)[name] for name in present} | wanted
     selected = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns.items())
     source = _SAMPLES_FROM if samples else f"{record_table(resource)} r LEFT JOIN headrace.users u USING (user_id)"
-    where = f"n.resource = '{resource.name}'" if samples else "NOT r.deleted"
+    where = f"n.resource = '{resource.name}'" if samples else f"NOT r.deleted AND NOT {_is_retracted(resource)}"
     return f"CREATE OR REPLACE VIEW health.{quoted(resource.name)} AS SELECT {selected} FROM {source} WHERE {where}"
+
+
+def _is_retracted(resource: Resource) -> str:
+    """A condition. A stream has the id of its record, and is hidden with it."""
+    names = ", ".join(f"'{name}'" for name in (resource.name, resource.of) if name)
+    return f"""EXISTS (SELECT 1 FROM headrace.retractions retraction
+    WHERE retraction.user_id = r.user_id AND retraction.id = r.id AND retraction.resource IN ({names}))"""
 
 
 _SAMPLES_FROM = """headrace.series n

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from sqlalchemy import Engine, text
 
+from workers.actions import SeriesKey
 from workers.store.engine import transaction
 from workers.store.users import upsert_users
 
-SeriesKey = tuple[str, str, str, str, str]
 COLUMNS = "user_id, resource, provider, source_type, subtype"
 GIVEN = "unnest(CAST(:u AS text[]), CAST(:r AS text[]), CAST(:p AS text[]), CAST(:s AS text[]), CAST(:d AS text[]))"
 REGISTER = text(f"""

@@ -1,4 +1,4 @@
-"""Queries of `headrace status`: delivery outcomes, backfills, gaps, connections, dead letters."""
+"""Queries of `headrace status`: delivery outcomes, backfills, gaps, connections, dead letters, refused items."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from workers.store import lost_deliveries
 from workers.store.engine import transaction
 
 EDGE_SECONDS = 600.0  # how long the count of deliveries older than an hour is cached: there may be 10^8 of them
@@ -20,11 +21,16 @@ SINCE_LAST_DELIVERY = text("""
 SELECT aggregator, now() - max(received_at) AS since FROM headrace.deliveries
 WHERE received_at > now() - interval '2 days' AND aggregator <> 'unknown' GROUP BY aggregator""")
 SWEEP = text("SELECT now() - done_at FROM headrace.jobs WHERE name = :name")
+LOST = lost_deliveries.COUNT_OPEN
 CRASHED = text("SELECT count(*) FROM headrace.crash_counts WHERE since < now() - interval '1 minute'")
-# Backfills overdue while none is leased: a key or a worker is missing. With workers, a long queue always has a lease.
+# Backfills overdue while no worker fetches from their aggregator: a key or a worker is missing. A worker that fetches
+# has a lease, or has released a backfill it started: to be continued at once, or later because of an error or a pause.
 IDLE = text("""
-SELECT count(*) FROM headrace.backfills WHERE status IN ('pending', 'running') AND due_at < now() - interval '5 minutes'
-AND NOT EXISTS (SELECT 1 FROM headrace.backfills WHERE status IN ('pending', 'running') AND lease_until > now())""")
+SELECT coalesce(sum(overdue), 0)::bigint FROM (
+    SELECT count(*) FILTER (WHERE due_at < now() - interval '5 minutes') AS overdue FROM headrace.backfills
+    WHERE status IN ('pending', 'running') GROUP BY aggregator
+    HAVING NOT bool_or(lease_until > now()
+                       OR started_at IS NOT NULL AND due_at > now() - interval '5 minutes')) AS by_aggregator""")
 BACKFILLS = text("""
 SELECT status, count(*) AS backfills, count(*) FILTER (WHERE finished_at > now() - interval '1 day') AS last_day,
        coalesce(sum(chunks_done), 0)::bigint AS chunks_done,
@@ -36,7 +42,15 @@ GROUP BY whose ORDER BY whose""")
 BROKEN = text("SELECT user_id, provider, since, error FROM health.connections WHERE status = 'error' ORDER BY since")
 DEAD = text("""
 SELECT reason, count(*) AS dead_letters, count(*) FILTER (WHERE died_at > now() - interval '1 hour') AS last_hour
-FROM headrace.dead_letters GROUP BY reason ORDER BY dead_letters DESC""")
+FROM headrace.dead_letters WHERE item = '' GROUP BY reason ORDER BY dead_letters DESC""")
+# `reason` is the most frequent one of the last hour, else of all.
+REFUSED_ITEMS = text("""
+SELECT origin, sum(items)::bigint AS items, sum(last_hour)::bigint AS last_hour,
+       (array_agg(reason ORDER BY last_hour DESC, items DESC))[1] AS reason
+FROM (SELECT CASE message_id WHEN 'history' THEN 'history' ELSE 'webhooks' END AS origin, reason, sum(items) AS items,
+             coalesce(sum(items) FILTER (WHERE died_at > now() - interval '1 hour'), 0) AS last_hour
+      FROM headrace.dead_letters WHERE item <> '' GROUP BY 1, 2) AS by_reason
+GROUP BY origin ORDER BY origin DESC""")
 
 
 class OutcomeCounter:

@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, text
 
 from app.catalogue import catalogue
+from workers.store import replaced
 from workers.store.merge import Target, upsert_sql
 from workers.store.schema import SAMPLES, record_target
 
@@ -27,8 +28,12 @@ WHERE user_id = :old AND status IN ('pending', 'running', 'paused')""")
 # Not the ledger: it has no index by user, and records the id under which a delivery arrived.
 HAND_OVER = tuple(
     text(f"UPDATE headrace.{table} SET user_id = :new WHERE user_id = :old")
-    for table in ("backfills", "archive", "large_requests")
+    for table in ("backfills", "archive", "large_requests", "dead_letters", "lost_deliveries")
 )
+MOVE_RETRACTIONS = text("""
+WITH old AS (DELETE FROM headrace.retractions WHERE user_id = :old RETURNING resource, id, retracted_at)
+INSERT INTO headrace.retractions (user_id, resource, id, retracted_at) SELECT :new, resource, id, retracted_at FROM old
+ON CONFLICT DO NOTHING""")
 RENAME_SERIES = text("""
 UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
     SELECT 1 FROM headrace.series n WHERE n.user_id = :new AND (n.resource, n.provider, n.source_type, n.subtype)
@@ -40,9 +45,9 @@ SAMPLES_OF_BOTH = """(
 MERGE_SAMPLES = text(upsert_sql(SAMPLES, SAMPLES_OF_BOTH))
 DROP_SAMPLES = text("""
 DELETE FROM headrace.samples WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
-# Also the old connection: its status says nothing about the new one, which is stored by now.
+# Also the old connection and what was granted with it: they say nothing about the new one, which is stored by now.
 DROP_REST = tuple(
-    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections")
+    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections", "grants")
 )
 
 
@@ -69,7 +74,8 @@ def merge_user(connection: Connection, old: str, new: str) -> bool:
     connection.execute(RENAME_SERIES, ids)
     connection.execute(MERGE_SAMPLES, ids)
     connection.execute(DROP_SAMPLES, ids)
-    for statement in (*HAND_OVER, *DROP_REST, NAME):
+    replaced.merge_ranges(connection, ids)
+    for statement in (*HAND_OVER, MOVE_RETRACTIONS, *DROP_REST, NAME):
         connection.execute(statement, ids)
     return True
 

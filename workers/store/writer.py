@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
@@ -14,13 +14,17 @@ from sqlalchemy import Connection, Row, text
 
 from app.catalogue import Resource, catalogue
 from workers import actions
-from workers.actions import Action, Origin, Record, Samples
+from workers.actions import Action, Origin, Record, Samples, SeriesKey
+from workers.aggregators.common import CLOCK_SKEW
+from workers.store import replaced
 from workers.store.merge import Target, changed_rows_by_delivery_sql, comparison_sql, upsert_sql
-from workers.store.schema import CONNECTIONS, SAMPLES, record_source, record_target
-from workers.store.series import SeriesKey
+from workers.store.replaced import ReplacedRange
+from workers.store.schema import CONNECTIONS, GRANTS, SAMPLES, record_source, record_target
 
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
+GRANT_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
+    resource text, granted boolean, version timestamptz, origin headrace.origin)"""
 STAGED = "staged_samples AS incoming"
 COPIED = "series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin"
 STAGE = f"COPY staged_samples (n, {COPIED}) FROM STDIN (FORMAT BINARY)"
@@ -60,6 +64,7 @@ class RecordRow(msgspec.Struct, omit_defaults=True):
     origin: str
     columns: msgspec.Raw | None = None
     deleted: bool = False
+    event_at: datetime | None = None  # None: the version
 
 
 class ConnectionRow(msgspec.Struct):
@@ -74,6 +79,18 @@ class ConnectionRow(msgspec.Struct):
     origin: str
 
 
+class GrantRow(msgspec.Struct):
+    """A grant to merge; `n` as in RecordRow."""
+
+    n: int
+    user_id: str
+    provider: str
+    resource: str
+    granted: bool
+    version: datetime
+    origin: str
+
+
 @dataclass
 class Written:
     """The result of a batch: rows changed by each delivery, and stale deliveries (older than a stored row)."""
@@ -83,8 +100,7 @@ class Written:
     rows: Counter[str] = field(default_factory=Counter)  # changed rows, by kind
 
 
-@dataclass(frozen=True)
-class BatchItem:
+class BatchItem(NamedTuple):
     """An action and the index of its delivery in the batch."""
 
     n: int
@@ -98,24 +114,35 @@ def write(
     numbers: Mapping[SeriesKey, int],
     seen: Collection[int] = (),
 ) -> Written:
-    """Merges the records, samples and connections of a batch. Tables are written in the order of the catalogue.
+    """Merges the records, samples, connections and grants of a batch. Tables are written in the order of the catalogue.
 
     `numbers` has the number of every series of the batch; look it up before the transaction, because new numbers are
     committed separately. Deliveries in `seen` were applied before: they are merged only if a comparison finds a change.
     """
     written = Written()
     records: dict[str, list[RecordRow]] = {}
+    whole: dict[str, list[Record]] = {}  # records that replace the samples of their older versions
     for one in batch:
         if isinstance(one.action, Record):
             records.setdefault(one.action.resource, []).append(_record_row(one.n, one.action, origin))
+            if one.action.sample_ranges or one.action.is_deleted:
+                whole.setdefault(one.action.resource, []).append(one.action)
+    replaced_ranges: list[ReplacedRange] = []
     for name, resource in catalogue().items():
         if name in records:
             _write_records(connection, resource, records[name], seen, written)
+        if name in whole:
+            replaced_ranges += replaced.add_ranges(connection, resource, whole[name], numbers)
     _count_kind(written, "record")
     samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
     if samples:
-        _write_samples(connection, _runs(samples, numbers), origin, seen, written)
+        left = replaced.current(connection, samples, numbers)
+        pairs = zip(samples, left, strict=True)
+        written.stale.update(n for (n, one), (_, kept) in pairs if len(kept.rows) < len(one.rows))
+        _write_samples(connection, _runs(left, numbers), origin, seen, written)
         _count_kind(written, "sample")
+    # Last, because samples that the newer version has too are only updated.
+    written.rows["sample"] += sum(replaced.remove(connection, one) for one in replaced_ranges)
     connections = [
         ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
         for one in batch
@@ -124,6 +151,9 @@ def write(
     if connections:
         _write_connections(connection, connections, written)
         _count_kind(written, "connection")
+    if grants := [one for one in batch if isinstance(one.action, actions.Grants)]:
+        _write_grants(connection, grants, origin, written)
+        _count_kind(written, "grant")
     return written
 
 
@@ -144,6 +174,7 @@ def _record_row(n: int, record: Record, origin: Origin) -> RecordRow:
         origin=origin,
         columns=msgspec.Raw(record.columns) if record.columns is not None else None,
         deleted=record.is_deleted,
+        event_at=record.event_at if record.event_at != record.version else None,
     )
 
 
@@ -165,7 +196,7 @@ class Statements:
         """The rows of deliveries that would change a stored row. Records stale deliveries."""
         return _newer(connection.execute(self._compare, {"rows": _json(rows)}), rows, written)
 
-    def count(self, connection: Connection, rows: Sequence[Any], merged: Iterable[Row[Any]], written: Written) -> None:
+    def count(self, connection: Connection, rows: Sequence[Any], merged: Sequence[Row[Any]], written: Written) -> None:
         """Attributes each merged row to its delivery. Records stale deliveries."""
         owners = {self._identity(row): row.n for row in rows}
         if len(owners) == len(rows):
@@ -188,6 +219,7 @@ def _newer(found: Iterable[Row[Any]], given: Sequence[Any], written: Written) ->
 
 
 CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE, CONNECTION_SOURCE)
+GRANT = Statements(GRANTS, GRANT_SOURCE, GRANT_SOURCE)
 
 
 @cache
@@ -202,15 +234,30 @@ def _write_records(
     statements, rows = _of_records(resource), [row for row in given if row.n not in seen]
     if again := [row for row in given if row.n in seen]:
         rows += statements.newer(connection, again, written)
-    if rows:
-        statements.count(connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}), written)
+    # A clamped version is compared by the time of its event: rows with one are merged one after the other.
+    clamped = [row for row in rows if row.event_at and row.version == row.event_at + CLOCK_SKEW]
+    parts = [[row for row in rows if row not in clamped], *([row] for row in clamped)] if clamped else [rows]
+    for part in filter(None, parts):
+        merged = connection.execute(statements.merge, {"rows": _json(part)}).all()
+        statements.count(connection, part, merged, written)
 
 
 def _write_connections(connection: Connection, rows: list[ConnectionRow], written: Written) -> None:
     """An inferred connection is inserted only if none is stored, and never affects the delivery's outcome."""
     merged = connection.execute(CONNECTION.merge, {"rows": _json(rows)}).all()
     explicit = [row for row in rows if row.version > actions.INFERRED]
-    CONNECTION.count(connection, explicit, (row for row in merged if row.version > actions.INFERRED), written)
+    CONNECTION.count(connection, explicit, [row for row in merged if row.version > actions.INFERRED], written)
+
+
+def _write_grants(connection: Connection, batch: Sequence[BatchItem], origin: Origin, written: Written) -> None:
+    rows = [
+        GrantRow(one.n, a.user_id, a.provider, resource, granted, a.version, origin)
+        for one in batch
+        if isinstance(a := one.action, actions.Grants)
+        for resource, granted in a.granted
+    ]
+    if rows:
+        GRANT.count(connection, rows, connection.execute(GRANT.merge, {"rows": _json(rows)}).all(), written)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +277,7 @@ class SampleRun:
 
 def _runs(samples: Sequence[tuple[int, Samples]], numbers: Mapping[SeriesKey, int]) -> list[SampleRun]:
     """Runs in the order of the table's key, which avoids deadlocks between transactions."""
-    found = (SampleRun(n, numbers[a.series], sorted(a.rows, key=BY_TIME), a.version) for n, a in samples if a.rows)
+    found = (SampleRun(n, numbers[a.key], sorted(a.rows, key=BY_TIME), a.version) for n, a in samples if a.rows)
     return sorted(found, key=operator.attrgetter("place"))
 
 

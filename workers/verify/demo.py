@@ -18,20 +18,20 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config.settings import load
 from app.errors import HeadraceError
+from workers.local.patience import Patience
 from workers.local.temporary import Stack, running_stack
 from workers.simulator import Simulator, first_events, live_events, terra
 from workers.simulator.events import every_type
 from workers.simulator.sender import Sender
 from workers.simulator.terra.sender import TerraSender
-from workers.store.engine import make_engine
+from workers.store.engine import make_engine, transaction
 from workers.verify.expected import history, terra_history
-from workers.verify.totals import Totals, prove
+from workers.verify.totals import EXIT_STATUS, IDLE_SECONDS, MAX_SECONDS, Totals, Verdict, prove
 
 USERS, USERS_AT_TERRA, DAYS, SEED = 4, 2, 7, 7
 LIVE_EVENTS, LIVE_EVENTS_OF_TERRA = 700, 120
 PROVIDER_SLOWNESS = timedelta(minutes=30)  # places the simulated present after the demo, so that it does not move
 DUPLICATES = REORDERING = 0.1
-SETTLE_SECONDS, HISTORY_SECONDS = 60, 120
 QUERIES = {
     "A query": """
 SELECT client_user_id, provider, count(*) AS workouts,
@@ -67,16 +67,16 @@ def send(console: Console, what: str, events: Sequence[Any], sender: Sender) -> 
         console.print(f"{what}: {len(events)} sent")
 
 
-def watch_history(console: Console, engine: Engine, simulator: Simulator) -> None:
-    """Waits until all backfills have ended, at most HISTORY_SECONDS."""
-    deadline = time.monotonic() + HISTORY_SECONDS
+def watch_history(console: Console, engine: Engine, simulator: Simulator) -> int:
+    """Waits until all backfills have ended, or there is no progress. Returns the number of open backfills."""
+    patience = Patience(IDLE_SECONDS, MAX_SECONDS)
     with bar(console) as progress:
         task = progress.add_task("history, fetched in chunks", total=None)
         while True:
-            with engine.connect() as connection:
+            with transaction(engine) as connection:
                 row = connection.execute(BACKFILLS).one()
             progress.update(task, total=row.all, completed=row.done)
-            if row.done >= row.all or time.monotonic() > deadline:
+            if row.done >= row.all or patience.ends(tuple(row)):
                 break
             time.sleep(0.2)
     refused = sum(one["status"] != 200 for one in simulator.requests)
@@ -84,9 +84,10 @@ def watch_history(console: Console, engine: Engine, simulator: Simulator) -> Non
         f"{row.done} of {row.all} backfills ended: {row.records} records in {len(simulator.requests)} requests, "
         f"{refused} of them refused or broken by the provider"
     )
+    return int(row.all - row.done)
 
 
-def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Simulator) -> Totals:
+def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Simulator) -> Verdict:
     """Connects users, sends live events in disorder while backfills fetch history, then compares and prints."""
     world = simulator.world
     simulator.faults.add("429", times=2, retry_after=1.0)
@@ -105,19 +106,18 @@ def story(console: Console, stack: dict[str, Any], engine: Engine, simulator: Si
         live, growing = live_events(world, SEED), terra.live_events(twin, SEED)
         send(console, "live events, some twice, some late", list(islice(live, LIVE_EVENTS)), junction_sender)
         send(console, "growing days of Terra's people", list(islice(growing, LIVE_EVENTS_OF_TERRA)), terra_sender)
-        watch_history(console, engine, simulator)
+        backfills = watch_history(console, engine, simulator)
         accepted, truth = junction_sender.taken | terra_sender.taken, history(world) | terra_history(twin)
-        proof = prove(engine, accepted, truth, SETTLE_SECONDS)
-        sent = junction_sender.counts[202] + terra_sender.counts[202]
+        proof = prove(engine, accepted, truth)
+        counts = junction_sender.counts + terra_sender.counts
     show_tables(console, engine)
-    show_proof(console, proof, sent)
-    return proof
+    return show_proof(console, proof, counts[202], counts.total() - counts[202], backfills)
 
 
 def show_tables(console: Console, engine: Engine) -> None:
     """Prints a row for each resource that has stored data, and sample queries with their results."""
     table = Table("view", "rows", "people", "from", "to", title="What is stored", title_justify="left")
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         for resource in catalogue().values():
             moment = "ts" if resource.is_series else "version"
             counts = f"count(*), count(DISTINCT user_id), min({moment})::date, max({moment})::date"
@@ -133,22 +133,34 @@ def show_tables(console: Console, engine: Engine) -> None:
             console.print(f"\n{title}:[dim]{query}[/dim]\n", found)
 
 
-def show_proof(console: Console, proof: Totals, sent: int) -> None:
-    """Prints the totals, and the verdict."""
+def show_proof(console: Console, proof: Totals, sent: int, unsent: int, backfills: int) -> Verdict:
+    """Prints the totals and the verdict, and returns it. `unsent` events were never accepted; `backfills` are open."""
     outcomes = " + ".join(f"{count} {outcome}" for outcome, count in sorted(proof.outcomes.items()) if count)
     console.print(
         f"\n{sent} requests were answered 202, for {proof.accepted} deliveries: {outcomes}.\n"
         f"Events and provider contained {proof.expected} records and samples. In the views {len(proof.missing)} are "
         f"missing, {len(proof.outdated)} not in the newest version, {len(proof.surplus)} doubled or unexplained."
     )
-    verdict = "[green]Proven: nothing lost, nothing doubled.[/]" if proof.holds else "[red]NOT PROVEN.[/]"
-    console.print(verdict, style="bold")
+    verdict = proof.verdict(finished=not (unsent or backfills))
+    missing = {"events not accepted": unsent, "deliveries without an outcome": len(proof.pending)}
+    missing["backfills still open"] = backfills
+    parts = ", ".join(f"{count} {what}" for what, count in missing.items() if count)
+    texts: dict[Verdict, str] = {
+        "proven": "[green]Proven: nothing lost, nothing doubled.[/]",
+        "unfinished": f"[yellow]Unfinished: {parts}. There was no more progress; nothing is proven or refuted.[/]",
+        "different": "[red]NOT PROVEN.[/]",
+    }
+    console.print(texts[verdict], style="bold", soft_wrap=True)
+    return verdict
 
 
 @click.command()
 @click.option("--keep", is_flag=True, help="keep the stack running until Ctrl-C")
 def main(*, keep: bool) -> None:
-    """Run Headrace with real PostgreSQL, a real broker, web, workers, beat, Flower and simulated users."""
+    """Run Headrace with real PostgreSQL, a real broker, web, workers, beat, Flower and simulated users.
+
+    The exit status is 0 if all stored rows are as expected, 1 if they differ, and 5 if the work did not finish.
+    """
     # Without a terminal rich assumes 80 columns, and would cut the tables.
     console, began = Console(width=None if sys.stdout.isatty() else 110), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -162,8 +174,14 @@ def main(*, keep: bool) -> None:
             info = stack.info()
             console.print(f"Ready after {time.monotonic() - began:.0f} s. Webhooks go to {info['web']}/webhooks")
             engine = make_engine(load({"DATABASE_URL": info["database_url"]}), "headrace-demo")
-            proof = story(console, info, engine, simulator)
+            try:
+                verdict = story(console, info, engine, simulator)
+            except HeadraceError:
+                print_kept(stack)
+                raise
             engine.dispose()
+            if verdict != "proven":
+                print_kept(stack)
             if keep:
                 look_around(console, stack)
     except KeyboardInterrupt:
@@ -173,8 +191,15 @@ def main(*, keep: bool) -> None:
         click.echo(f"headrace: {error}", err=True)
         sys.exit(1)
     seconds = time.monotonic() - began
-    console.print(f"[dim]{seconds:.0f} s in total. All processes have ended; all files are deleted.[/dim]")
-    sys.exit(0 if proof.holds else 1)
+    files = "are kept" if stack.keep else "are deleted"
+    console.print(f"[dim]{seconds:.0f} s in total. All processes have ended; all files {files}.[/dim]")
+    sys.exit(EXIT_STATUS[verdict])
+
+
+def print_kept(stack: Stack) -> None:
+    """Keeps data and logs, and prints where they are."""
+    stack.keep = True
+    click.echo(f"Data and logs are kept in {stack.folder}", err=True)
 
 
 def look_around(console: Console, stack: Stack) -> None:

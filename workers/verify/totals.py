@@ -1,16 +1,23 @@
 """The check behind the demo and the drill: accepted deliveries against the ledger, expected against stored rows."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Engine, text
 
+from app.errors import TryLater
+from workers.local.patience import Patience
+from workers.store.engine import transaction
 from workers.store.ledger import Outcome
 from workers.verify.expected import NewestVersions, RowKey, stored, wanted
 
+Verdict = Literal["proven", "unfinished", "different"]
+EXIT_STATUS: dict[Verdict, int] = {"proven": 0, "different": 1, "unfinished": 5}
+IDLE_SECONDS, MAX_SECONDS = 90.0, 600.0  # of waiting: without progress, and in total
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 SETTLED = text("SELECT message_id, outcome::text FROM health.deliveries")
 DEAD_LETTERS = text("SELECT message_id FROM headrace.dead_letters")
@@ -50,6 +57,16 @@ class Totals:
     def holds(self) -> bool:
         """Whether there is no error of any kind."""
         return self.is_exact and not (self.lost or self.doubled or self.pending or self.wrongly_dead)
+
+    def verdict(self, *, finished: bool) -> Verdict:
+        """The result of the comparison. `finished` is whether all load was accepted and all backfills have ended.
+
+        Before that, rows may be missing, outdated, or not replaced yet, which more time can repair.
+        """
+        if self.holds and finished:
+            return "proven"
+        is_certain = self.nowhere or self.twice or self.wrongly_dead or not self.is_exact
+        return "different" if is_certain or (finished and not self.pending) else "unfinished"
 
 
 def reconcile_totals(
@@ -93,20 +110,23 @@ def reconcile_totals(
     )
 
 
-def prove(engine: Engine, accepted: Mapping[str, Any], truth: Mapping[RowKey, Any], seconds: float) -> Totals:
-    """Waits up to `seconds` until every accepted delivery has an outcome; then the totals. All events must be usable.
+def prove(
+    engine: Engine, accepted: Mapping[str, Any], truth: Mapping[RowKey, Any], idle: float = IDLE_SECONDS
+) -> Totals:
+    """Waits until every accepted delivery has an outcome, or `idle` seconds without progress; then the totals.
 
-    `truth` is the final state of the provider, see `wanted`.
+    All events must be usable. `truth` is the final state of the provider, see `wanted`. Raises TryLater if the database
+    cannot be read at the end.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        with engine.connect() as connection:
-            ledger = [(row.message_id, row.outcome) for row in connection.execute(SETTLED)]
-            if accepted.keys() - {name for name, _ in ledger} and time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            dead_letters = set(connection.execute(DEAD_LETTERS).scalars())
-            newest, rows = wanted(accepted, truth), stored(connection)
-            return reconcile_totals(
-                accepted, ledger=ledger, dead_letters=dead_letters, queued=None, newest=newest, rows=rows
-            )
+    patience, left = Patience(idle, MAX_SECONDS), len(accepted)
+    while left and not patience.ends(left):
+        with contextlib.suppress(TryLater), transaction(engine) as connection:
+            left = len(accepted.keys() - {row.message_id for row in connection.execute(SETTLED)})
+        time.sleep(0.2)
+    with transaction(engine) as connection:
+        ledger = [(row.message_id, row.outcome) for row in connection.execute(SETTLED)]
+        dead_letters = set(connection.execute(DEAD_LETTERS).scalars())
+        newest, rows = wanted(accepted, truth), stored(connection)
+        return reconcile_totals(
+            accepted, ledger=ledger, dead_letters=dead_letters, queued=None, newest=newest, rows=rows
+        )

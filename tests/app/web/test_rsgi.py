@@ -16,7 +16,7 @@ from app.observability import metrics
 from app.web.app import create_app, make_batcher
 from app.web.rsgi import BUFFERED_BODIES, INLINE_BYTES, Server
 from tests.support import signed, workout
-from tests.support.rsgi import Exchange, Headers, Scope
+from tests.support.rsgi import SLASHED, Exchange, Headers, Scope
 
 BODY = json.dumps(workout("u1")).encode()
 SMALLEST_BUFFER = 1024 * 1024
@@ -53,6 +53,16 @@ def test_a_large_body_is_verified_in_a_thread(plain_settings: Settings, taken: l
     body = json.dumps(workout("u1", title="x" * INLINE_BYTES)).encode()
     assert ask(server(plain_settings, taken.extend), Exchange([body]), signed(body)).status == 202
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("path", SLASHED)
+def test_additional_slashes_are_ignored(plain_settings: Settings, taken: list[Delivery], path: str) -> None:
+    """Breaks if a sender whose base URL ends with a slash is redirected or refused: senders follow no redirect."""
+    app = server(plain_settings, taken.extend)
+    assert ask(app, Exchange([BODY]), signed(BODY), path=path).status == 202
+    assert len(taken) == 1
+    assert ask(app, Exchange([BODY]), signed(BODY), path="/webhooks/nobody/").status == 404
+    assert ask(app, Exchange([BODY]), signed(BODY), path="/livez/", method="GET").status == 404
 
 
 def test_a_wrong_signature_is_refused(plain_settings: Settings, taken: list[Delivery]) -> None:

@@ -26,6 +26,7 @@ from app.sealing import Sealer
 from app.web.app import create_app, make_batcher
 from app.web.batcher import Publish
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET, signed, workout
+from tests.support.rsgi import SLASHED
 from tests.support.terra import terra_signed
 
 BODY = json.dumps(workout("u1")).encode()
@@ -351,7 +352,13 @@ def test_a_broker_that_hangs_is_503(plain_settings: Settings) -> None:
         ("PUT", "/webhooks/junction", 405),
         ("DELETE", "/webhooks/terra", 405),
         ("POST", "/webhooks/nobody", 404),
-        ("POST", "/webhooks/junction/", 404),
+        ("GET", "/webhooks/junction/", 405),
+        ("POST", "/webhooks/nobody/", 404),
+        ("POST", "/webhooks", 404),
+        ("POST", "/webhooks/", 404),
+        ("POST", "/webhooks/junction/x", 404),
+        ("POST", "/webhooks/./junction", 404),
+        ("POST", "/livez/", 404),
         ("POST", "/livez", 405),
     ],
 )
@@ -359,6 +366,13 @@ def test_other_routes(client: FlaskClient, taken: list[Delivery], method: str, p
     """Breaks if a probe fails, or an unknown path is answered by a server error."""
     assert client.open(path, method=method, data=BODY, headers=signed(BODY)).status_code == status
     assert taken == []
+
+
+@pytest.mark.parametrize("path", SLASHED)
+def test_additional_slashes_are_ignored(client: FlaskClient, taken: list[Delivery], path: str) -> None:
+    """Breaks if a sender whose base URL ends with a slash is redirected or refused: senders follow no redirect."""
+    answer = client.post("/", data=BODY, headers=signed(BODY), environ_overrides={"PATH_INFO": path})
+    assert (answer.status_code, len(taken)) == (202, 1)
 
 
 def test_readiness_is_denied_when_nothing_could_be_enqueued(

@@ -1,6 +1,7 @@
-"""Duplicate names in JSON objects."""
+"""Duplicate names in JSON objects, and characters that PostgreSQL cannot store."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import Unprocessable
 from tests.support.cases import each
-from workers.aggregators.json import reject_duplicate_keys
+from workers.aggregators.json import reject_duplicate_keys, storable
 
 TWICE = [
     b'{"a":1,"a":2}',
@@ -48,6 +49,130 @@ def test_a_duplicate_name_is_rejected(raw: Any) -> None:
 def test_everything_else_passes(raw: Any) -> None:
     """Breaks if another notation of a number or an escape counts as a duplicate name."""
     reject_duplicate_keys(raw, "what")
+
+
+@each(
+    (b'{"a":1,"b":[1,{"c":1}]}', True),
+    (b'{"a":1.50,"b":[{"c":1}]}', True),
+    (b'{"a":[{"b":1,"b":1}]}', False),
+    (b'{"a":1.50,"b":[[{"c":{"d":1,"d":2}}]]}', False),
+    (b'[{"a":1,"a":2}]', False),
+    *((raw, True) for raw in NO_JSON),
+)
+def test_a_duplicate_name_in_an_array_is_left_to_the_check_of_its_item(raw: bytes, is_unique: Any) -> None:
+    """Breaks if a repeated name in one item costs all others, or is not reported to the reader of the items."""
+    assert reject_duplicate_keys(raw, "what", in_arrays=False) is is_unique
+
+
+@each(
+    b'{"a":1,"a":1}',
+    b'{"a":{"b":1,"b":1},"c":[]}',
+    b'{"a":[{"b":1,"b":1}],"c":1,"c":1}',
+    b'{"a":[{"b":1,"b":1}],"c":{"d":1,"d":1}}',
+)
+def test_a_duplicate_name_outside_of_arrays_is_rejected_in_both_modes(raw: bytes) -> None:
+    """Breaks if a repeated name of the envelope passes because an item repeats one too."""
+    for in_arrays in (True, False):
+        with pytest.raises(Unprocessable, match="what: an object repeats a name"):
+            reject_duplicate_keys(raw, "what", in_arrays=in_arrays)
+
+
+# Characters
+
+FFFD = b"\\ufffd"
+
+
+@each(
+    (rb'"a\u0000b"', rb'"a\ufffdb"'),
+    (rb'"\u0000\u0000"', rb'"\ufffd\ufffd"'),
+    (rb'"\\\u0000"', rb'"\\\ufffd"'),
+    (rb'"\\\\\u0000"', rb'"\\\\\ufffd"'),
+    (rb'"\"\u0000\n"', rb'"\"\ufffd\n"'),
+    (rb'"\ud83d"', rb'"\ufffd"'),
+    (rb'"\uDE00"', rb'"\ufffd"'),
+    (rb'"\ud83dx"', rb'"\ufffdx"'),
+    (rb'"\ud83d\n\ude00"', rb'"\ufffd\n\ufffd"'),
+    (rb'"\ude00\ud83d"', rb'"\ufffd\ufffd"'),
+    (rb'"\ud83d\ud83d\ude00"', rb'"\ufffd\ud83d\ude00"'),
+    (rb'"\ud83d\u0041"', rb'"\ufffd\u0041"'),
+    (rb'"\ud83d\u0000"', rb'"\ufffd\ufffd"'),
+    (rb'"\ud83d\\ude00"', rb'"\ufffd\\ude00"'),
+    (rb'{"\u0000":1}', rb'{"\ufffd":1}'),
+    (b'"\xff"', '"\ufffd"'.encode()),
+    (b'"\xed\xa0\x80"', '"\ufffd\ufffd\ufffd"'.encode()),
+    (b'"\xed\xa0\xbd\xed\xb8\x80"', ('"' + "\ufffd" * 6 + '"').encode()),
+    (b'"\xc3"', '"\ufffd"'.encode()),
+    (b'"\xff\\u0000"', '"\ufffd'.encode() + FFFD + b'"'),
+)
+def test_a_character_that_postgresql_refuses_is_replaced(raw: bytes, expected: bytes) -> None:
+    """Breaks if a character costs its delivery, or replacing it changes another one."""
+    assert storable(raw) == (expected, True)
+    msgspec.json.decode(expected)
+
+
+@each(
+    *(
+        rb'"\\u0000"',
+        rb'"\\\\u0000"',
+        rb'"\\ud83d"',
+        rb'"\ud83d\ude00"',
+        rb'"\uD83D\uDE00"',
+        rb'"\u0001"',
+        rb'"\ud7ff\ue000"',
+    ),
+    *(
+        b'"u0000"',
+        b'"ud800"',
+        "\u00e9\u20ac\U0001f600".encode(),
+        "\ufffd".encode(),
+        rb'"\ufffd"',
+        b'"\x7f"',
+        b"",
+        b"{}",
+    ),
+    *(rb'"\ud8', rb'"\ud8"', rb'"\ud8xx"', rb'"\u', rb'"\u000"', b"\\"),
+)
+def test_everything_else_is_the_same(raw: bytes) -> None:
+    """Breaks if an escaped backslash, a pair or an incomplete escape is changed, or a good body is noted."""
+    assert storable(raw) == (raw, False)
+
+
+PIECES = st.sampled_from(
+    [
+        "\\\\",
+        "\\u0000",
+        "\\ud83d",
+        "\\ude00",
+        "\\n",
+        '\\"',
+        "u0000",
+        "ud83d",
+        "a",
+        "\u00e9",
+        "\\u0041",
+        "\\uDbFf",
+        "\\udFFF",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=8))
+def test_any_text_is_what_python_reads_with_its_characters_replaced(pieces: list[str]) -> None:
+    """Breaks if an escape is found where there is none, or one that PostgreSQL refuses is missed."""
+    raw = f'"{"".join(pieces)}"'.encode()
+    replaced, is_replaced = storable(raw)
+    expected = re.sub("[\u0000\ud800-\udfff]", "\ufffd", json.loads(raw))
+    assert json.loads(replaced) == expected
+    assert is_replaced is (json.loads(raw) != expected)
+    assert storable(replaced) == (replaced, False)
+
+
+@given(st.binary(max_size=20))
+def test_any_bytes_become_utf_8(raw: bytes) -> None:
+    """Breaks if some bytes raise, or are not UTF-8 afterwards."""
+    replaced, is_replaced = storable(raw)
+    replaced.decode()
+    assert is_replaced is (replaced != raw)
 
 
 @given(VALUES)

@@ -754,7 +754,7 @@ def test_cursors_that_form_a_loop_are_noticed(engine: Engine, settings: Settings
 def test_one_bad_record_is_named_and_the_rest_is_stored(engine: Engine, settings: Settings) -> None:
     """Breaks if an invalid record ends a backfill, is dropped without an error, or counts in `records`."""
     good = {"id": "w1", "source": GARMIN}
-    page = {"workouts": [good, {"source": GARMIN}, good | {"id": "w2", "title": "a\u0000b"}, good | {"id": "w3"}]}
+    page = {"workouts": [good, {"source": GARMIN}, good | {"id": ["w2"]}, good | {"id": "w3", "title": "a\u0000b"}]}
     provider = Provider(lambda _: httpx.Response(200, json=page))
     fetch_history(engine, settings, provider, notice(resource="workouts"))
     assert [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY 1")] == ["w1", "w3"]
@@ -825,9 +825,9 @@ def test_a_page_is_as_old_as_its_request(  # noqa: PLR0917
 @pytest.mark.parametrize(
     ("webhooks", "pages", "calories", "origin"),
     [
-        ("2026-03-15T00:00:00Z", "2026-03-14T00:00:00Z", 1, "webhook"),
-        ("2026-03-15T00:00:00Z", "2026-03-16T00:00:00Z", 2, "backfill"),
-        ("2026-03-15T00:00:00Z", None, 2, "backfill"),  # as new as the request
+        ("2026-03-13T00:00:00Z", "2026-03-12T00:00:00Z", 1, "webhook"),
+        ("2026-03-13T00:00:00Z", "2026-03-14T00:00:00Z", 2, "backfill"),
+        ("2026-03-13T00:00:00Z", None, 2, "backfill"),  # as new as the request
     ],
 )
 def test_a_record_is_as_old_as_it_says(  # noqa: PLR0917

@@ -179,6 +179,22 @@ def test_a_refused_stream_is_an_error_of_the_backfill(engine: Engine, settings: 
     assert [one.error for one in items(engine)] == ["1 refused, first: status 422"]
 
 
+def test_an_odd_stream_costs_only_itself(engine: Engine, settings: Settings) -> None:
+    """Breaks if one stream with a repeated name ends the history of all others, or one with U+0000 is not stored."""
+    bodies = {"w1": b'{"time": [{"a": 1, "a": 2}]}', "w2": b'{"time": [1], "note": "\\u0000"}'}
+    provider = Provider(lambda _: httpx.Response(500))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=bodies[request.url.path.split("/")[-2]])
+
+    provider.answer = answer
+    fetch_history(engine, settings, provider, live(workout_id="w1"), live(workout_id="w2", name=message_id(START, 2)))
+    fetched = [row for row in stored(engine) if row["origin"] == "backfill"]
+    assert [(row["id"], row["payload"]) for row in fetched] == [("w2", {"time": [1], "note": "\ufffd"})]
+    assert [row["event_type"] for row in dead_letters(engine)] == ["fetch.workout_stream"]
+    assert [one.status for one in items(engine)] == ["complete", "complete"]
+
+
 @pytest.mark.parametrize("status_code", [500, 502, 504, 408, 413])
 def test_a_temporary_error_is_retried(engine: Engine, settings: Settings, status_code: int) -> None:
     """Breaks if a short outage of the API loses a stream."""

@@ -18,6 +18,7 @@ from workers.backfill.fetcher import FollowUp
 from workers.celery import jobs as scheduled
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
+from workers.simulator.server import Simulator
 from workers.store import jobs
 from workers.store.backfills import due
 
@@ -125,6 +126,48 @@ def test_zero_hours_disable_the_reconciliation(engine: Engine, settings: Setting
     with working(settings, broker_url, reconcile_hours=0) as work:
         work.sweep()
     assert sent(broker_url) == []
+
+
+TERRA = {"junction_api_key": None, "terra_dev_id": "dev", "terra_api_key": "key", "terra_admin_token": "terra_at_1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (TERRA, {"reconcile-terra"}),
+        (TERRA | {"junction_api_key": "sk_us_tests"}, {"reconcile", "reconcile-lost", "reconcile-terra"}),
+        (TERRA | {"terra_admin_token": None}, set()),
+        (TERRA | {"terra_api_key": None}, set()),
+    ],
+)
+def test_each_aggregator_has_a_reconciliation(
+    engine: Engine, settings: Settings, broker_url: str, changes: dict[str, Any], names: set[str]
+) -> None:
+    """Breaks if Terra is not compared on schedule, or is compared without a token or without a key to fetch."""
+    with working(settings, broker_url, **changes) as work:
+        work.sweep()
+        found = {row["name"] for row in rows(engine, "SELECT name FROM headrace.jobs WHERE name LIKE 'reconcile%'")}
+        assert found == names
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE headrace.jobs SET due_at = now() WHERE name LIKE 'reconcile%'"))
+        work.sweep()
+    assert sent(broker_url) == [(RECONCILE, "()")] * bool(names)
+
+
+def test_terra_is_compared_on_schedule(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if the scheduled reconciliation compares Junction only."""
+    with Simulator(2, 3) as simulator:
+        account = {name: simulator.environment[name.upper()] for name in (*TERRA, "terra_base_url")}
+        account["terra_admin_base_url"] = simulator.environment["TERRA_ADMIN_BASE_URL"]
+        changes = account | {"junction_base_url": simulator.url, "resources": ("sleep",)}
+        with working(settings, broker_url, **changes) as work:
+            work.sweep()
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE headrace.jobs SET due_at = now()"))
+            work.reconcile()
+        opened = {row["aggregator"] for row in rows(engine, "SELECT DISTINCT aggregator FROM headrace.backfills")}
+        assert opened == {"junction", "terra"}
+        assert any(one["path"].startswith("/v3/admin") for one in simulator.requests)
 
 
 def test_a_reconciliation_waits_for_room(

@@ -22,12 +22,13 @@ def recorded(headrace: Headrace, *more: str) -> list[dict[str, Any]]:
     ("words", "subject"),
     [
         (("backfill", "start", "--user", "u1", "--since", "2026-01-01", "--resource", "sleep"), "u1"),
-        (("backfill", "cancel", "--user", "u1"), "u1"),
+        (("backfill", "cancel", "--user", "u1", "--yes"), "u1"),
         (("backfill", "pause", "--user", "u1"), "u1"),
         (("dead", "replay"), "dead letters"),
         (("dead", "drop", "--all", "--yes"), "dead letters"),
         (("replay", "--since", "2026-01-01"), "deliveries"),
-        (("erase", "--user", "u1"), "u1"),
+        (("erase", "--user", "u1", "--yes"), "u1"),
+        (("retract", "--user", "u1", "--resource", "workouts", "--id", "w1", "--yes"), "u1"),
         (("explain", "--user", "u1", "--resource", "workouts", "--id", "w1"), "u1"),
     ],
     ids=lambda given: "-".join(given[:2]) if isinstance(given, tuple) else "",
@@ -64,7 +65,7 @@ def test_read_only_commands_are_not_recorded(
 
 
 def test_reading_the_body_of_a_dead_letter_is_recorded(headrace: Headrace, settings: Settings, engine: Engine) -> None:
-    apply(engine, settings, delivery(workout("u1", title="no\u0000good")))
+    apply(engine, settings, delivery(workout("u1", id=None)))
     (dead_letter,) = rows(engine, "SELECT id FROM headrace.dead_letters")
     assert headrace("dead", "show", str(dead_letter["id"])).exit_code == 0
     assert recorded(headrace) == []

@@ -14,12 +14,12 @@ from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from tests.support import ROOT, apply, delivery, event, rows
+from tests.support import ROOT, apply, delivery, event, rows, workout
 from tests.support.backfills import announce, notice, settle
 from tests.support.cli import error_line, invoke
 from tests.support.provider import Provider, daily, heartrates
 from workers.cli import backfill as commands
-from workers.cli import options
+from workers.cli import options, output
 from workers.store.backfill_admin import Backfill, BackfillPlan, Chunk, Filter, listed
 
 SINCE = ("--since", "2026-01-01", "--until", "2026-02-24")  # 54 days
@@ -90,23 +90,26 @@ def test_start_opens_the_requested_backfills(run: Run, engine: Engine, settings:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_dry_run_writes_nothing(run: Run, engine: Engine, *, as_json: bool) -> None:
+def test_a_dry_run_writes_nothing(run: Run, engine: Engine, settings: Settings, *, as_json: bool) -> None:
+    known(engine, settings, "u1", "garmin")
     words = ("start", "--user", "u1", "--resource", "heartrate", "--dry-run", *SINCE)
     done = run(*words, *(["--json"] if as_json else []))
-    assert done.exit_code == 0
-    assert nothing_there(engine)
-    assert done.stderr == "unknown user u1; treating it as a user_id\n"
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert states(engine) == {}
     if as_json:
         (plan,) = json.loads(done.stdout)
         assert plan["id"] is None
     else:
         assert "would start 1 backfills: at least 3 requests" in done.stdout
-        assert "any" in done.stdout
+        assert "garmin" in done.stdout
         assert "at least 3" in done.stdout
         assert "2026-01-01 00:00" in done.stdout
 
 
-def test_start_as_json_is_complete(run: Run, engine: Engine) -> None:
+def test_start_as_json_is_complete(run: Run, engine: Engine, settings: Settings) -> None:
+    apply(engine, settings, delivery(workout("u1")))
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM headrace.connections"))
     done = run("start", "--user", "u1", "--resource", "heartrate", "--resource", "profile", "--json", *SINCE)
     assert done.exit_code == 0
     found = json.loads(done.stdout)
@@ -135,6 +138,7 @@ def test_a_terra_user_is_fetched_from_terra(run: Run, engine: Engine, settings: 
 def test_the_estimate_is_measured_or_a_minimum(run: Run, engine: Engine, settings: Settings) -> None:
     announce(engine, settings, notice("u9", days=(0, 54)))
     settle(engine, Provider(heartrates(daily(60), 1)).fetcher(engine, settings))
+    known(engine, settings, "u1", "garmin")
     message = run(
         "start", "--user", "u1", "--resource", "heartrate", "--dry-run", *SINCE, HEADRACE_REQUEST_RATE="1/minute"
     )
@@ -161,12 +165,51 @@ def test_a_client_user_id_is_resolved(run: Run, engine: Engine, settings: Settin
 
 
 def test_an_ambiguous_client_user_id_is_refused(run: Run, engine: Engine, settings: Settings) -> None:
-    known(engine, settings, "u1", client="team")
-    known(engine, settings, "u2", client="team")
-    line = error_line(run("start", "--user", "team", "--resource", "sleep", *SINCE))
-    assert "several users have the client_user_id team" in line
-    assert all(user in line for user in ("u1", "u2"))
+    known(engine, settings, "u1", "garmin", client="team")
+    known(engine, settings, "u2", "oura", client="team")
+    words = ("start", "--user", "team", "--resource", "sleep", *SINCE)
+    line = error_line(run(*words))
+    assert line.startswith("Error: several users match team: u1 (garmin, last delivery ")
+    assert "; u2 (oura, last delivery " in line
+    assert line.endswith("Use one of these user_ids, or --all for all of them")
     assert states(engine) == {}
+    found = json.loads(run(*words, "--all", "--json").stdout)
+    assert {(one["user_id"], one["provider"]) for one in found} == {("u1", "garmin"), ("u2", "oura")}
+    assert "backfill list --user team --all --watch" in run(*words, "--all").stdout
+    assert {one["user_id"] for one in json.loads(run("list", "--user", "team", "--all", "--json").stdout)} == {
+        "u1",
+        "u2",
+    }
+    audited = rows(engine, "SELECT DISTINCT subject FROM headrace.audit ORDER BY 1")
+    assert [row["subject"] for row in audited] == ["u1", "u2"]
+
+
+def test_an_unknown_user_is_refused(run: Run, engine: Engine, settings: Settings) -> None:
+    """Breaks if a typing error plans history for a user that does not exist."""
+    known(engine, settings, USER, "garmin", client="member-0007")
+    words = ("--resource", "sleep", *SINCE)
+    line = error_line(run("start", "--user", "membr-0007", *words), 4)
+    assert line == "headrace: unknown user membr-0007; did you mean member-0007?"
+    line = error_line(run("start", "--user", "somebody", *words, "--dry-run"), 4)
+    assert line.startswith("headrace: unknown user somebody; --user accepts a user_id, a client_user_id or")
+    assert error_line(run("list", "--user", "membr-0007"), 4).endswith("did you mean member-0007?")
+    assert states(engine) == {}
+    assert json.loads(run("start", "--user", USER.upper(), *words, "--json").stdout)[0]["user_id"] == USER
+
+
+def test_an_unknown_provider_is_refused(run: Run, engine: Engine, settings: Settings) -> None:
+    """Breaks if a typing error plans history that no provider has; a provider may be newer than this version."""
+    known(engine, settings, "u1", "shiny")
+    words = ("start", "--user", "u1", "--resource", "sleep", *SINCE)
+    line = error_line(run(*words, "--provider", "garmni"), 4)
+    assert line.startswith("headrace: unknown provider garmni; did you mean garmin?")
+    assert "--new-provider" in line
+    for command in ("list", "pause"):
+        assert error_line(run(command, "--provider", "Shinny"), 4).endswith("Shinny; did you mean shiny?")
+    assert states(engine) == {}
+    assert run(*words, "--provider", "Oura", "--provider", "shiny").exit_code == 0
+    (found,) = json.loads(run(*words, "--provider", "Novel", "--new-provider", "--json").stdout)
+    assert found["provider"] == "novel"
 
 
 def test_a_user_id_wins_over_a_client_user_id(run: Run, engine: Engine, settings: Settings) -> None:
@@ -197,6 +240,8 @@ MISTAKES = {
 
 
 def test_invalid_options_are_refused(run: Run, engine: Engine) -> None:
+    done = run("list", "--all")
+    assert (done.exit_code, "--user is missing" in done.stderr) == (2, True)
     for message, words in MISTAKES.items():
         done = run("start", "--user", "u1", *words)
         assert (done.exit_code, done.stdout) == (2, ""), words
@@ -220,7 +265,8 @@ def test_an_empty_or_future_period_is_refused(run: Run, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("until", [[], ["--until", "2100-01-01"]])
-def test_a_period_ends_now_at_the_latest(run: Run, engine: Engine, until: list[str]) -> None:
+def test_a_period_ends_now_at_the_latest(run: Run, engine: Engine, settings: Settings, until: list[str]) -> None:
+    known(engine, settings, "u1", "garmin")
     before = datetime.now(UTC)
     since = (before - timedelta(days=10)).date().isoformat()
     (found,) = json.loads(
@@ -244,25 +290,20 @@ def test_a_moment_without_an_offset_is_utc(given: str, taken: str) -> None:
 
 
 def test_the_earliest_possible_date_is_accepted(run: Run, engine: Engine, settings: Settings, broker_url: str) -> None:
+    known(engine, settings, "u1", "garmin")
     done = run("start", "--user", "u1", "--resource", "sleep", "--since", "0001-01-01")
     assert done.exit_code in (0, 1, 2)
     if done.exit_code == 0:
         settle(engine, Provider(heartrates([])).fetcher(engine, settings), 1)
 
 
-def test_excluded_resources_and_providers_cannot_be_started(run: Run, engine: Engine) -> None:
+def test_excluded_resources_and_providers_cannot_be_started(run: Run, engine: Engine, settings: Settings) -> None:
+    known(engine, settings, "u1", "garmin")
     words = ("start", "--user", "u1", "--resource", "sleep", *SINCE)
     message = "HEADRACE_RESOURCES and HEADRACE_PROVIDERS exclude everything that was requested"
-    assert message in refused_after_warning(run(*words, HEADRACE_RESOURCES="steps"))
-    assert message in refused_after_warning(run(*words, "--provider", "oura", HEADRACE_PROVIDERS="garmin"))
-    assert nothing_there(engine)
-
-
-def refused_after_warning(done: Result) -> str:
-    """The error line, after the warning about an unknown user."""
-    assert (done.exit_code, done.stdout) == (1, "")
-    _, line = done.stderr.splitlines()
-    return line
+    assert message in error_line(run(*words, HEADRACE_RESOURCES="steps"))
+    assert message in error_line(run(*words, "--provider", "oura", HEADRACE_PROVIDERS="garmin"))
+    assert states(engine) == {}
 
 
 # list and show
@@ -301,8 +342,9 @@ def test_list_filters(run: Run, four: list[int]) -> None:
 
 
 def test_list_accepts_ids(run: Run, four: list[int]) -> None:
-    picked = json.loads(run("list", "--json", four[1], four[2], 404).stdout)
+    picked = json.loads(run("list", "--json", four[1], four[2]).stdout)
     assert [one["id"] for one in picked] == [four[1], four[2]]
+    assert "no backfill 404" in error_line(run("list", "--json", four[1], 404), 4)
     assert json.loads(run("list", "--json", four[1], "--user", "u2").stdout) == []
 
 
@@ -379,8 +421,8 @@ def test_show_lists_every_chunk(run: Run, engine: Engine, settings: Settings) ->
 
 
 def test_show_of_an_unknown_id_is_an_error(run: Run) -> None:
-    assert error_line(run("show", 404)) == "Error: no backfill 404; headrace backfill list shows all"
-    assert error_line(run("show", 404, "--json")).startswith("Error: no backfill 404")
+    assert error_line(run("show", 404), 4) == "headrace: no backfill 404; headrace backfill list shows all"
+    assert error_line(run("show", 404, "--json"), 4).startswith("headrace: no backfill 404")
     assert run("show").exit_code == run("show", "one").exit_code == 2
 
 
@@ -396,7 +438,7 @@ def test_commands_by_id(run: Run, engine: Engine, four: list[int]) -> None:
         ("resume", four[2], "resumed 1 of 1\n", "running"),
     ]:
         before = states(engine)
-        done = run(word, number)
+        done = run(word, number, *(["--yes"] if word == "cancel" else []))
         assert (done.exit_code, done.stdout, done.stderr) == (0, message, ""), word
         assert states(engine) == before | {number: state}
 
@@ -409,8 +451,8 @@ def test_commands_by_id(run: Run, engine: Engine, four: list[int]) -> None:
         (("pause", "--provider", "garmin"), "paused 2 of 2\n", {0: "paused", 3: "paused"}),
         (("resume", "--provider", "garmin"), "resumed 2 of 2\n", {1: "pending", 2: "running"}),
         (("resume", "--user", "u1", "--resource", "workouts"), "resumed 0 of 0\n", {}),
-        (("cancel", "--user", "u1"), "cancelled 2 of 2\n", {0: "cancelled", 1: "cancelled"}),
-        (("cancel", "--provider", "oura"), "cancelled 0 of 0\n", {}),
+        (("cancel", "--user", "u1", "--yes"), "cancelled 2 of 2\n", {0: "cancelled", 1: "cancelled"}),
+        (("cancel", "--provider", "oura", "--yes"), "cancelled 0 of 0\n", {}),
     ],
 )
 def test_commands_by_filter(  # noqa: PLR0917
@@ -454,16 +496,36 @@ def test_of_two_equal_backfills_one_is_resumed(run: Run, engine: Engine, setting
 
 
 @pytest.mark.parametrize("word", ["pause", "resume", "cancel"])
-def test_an_unknown_id_is_an_error(run: Run, four: list[int], word: str) -> None:
-    done = run(word, 404)
-    assert done.exit_code == 1
-    assert "404" in done.stderr
+def test_an_unknown_id_is_an_error(run: Run, engine: Engine, four: list[int], word: str) -> None:
+    """Breaks if the ids that exist are changed although another one is a typing error."""
+    before = states(engine)
+    unknown = four[0] * 10
+    line = error_line(run(word, *four, unknown, *(["--yes"] if word == "cancel" else [])), 4)
+    assert line.startswith(f"headrace: no backfill {unknown}; did you mean ")
+    assert states(engine) == before
+
+
+def test_cancel_asks_for_confirmation(
+    run: Run, engine: Engine, four: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = states(engine)
+    done = run("cancel", "--provider", "garmin")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "add --yes" in done.stderr
+    monkeypatch.setattr(output, "can_answer", lambda: True)
+    assert run("cancel", "--provider", "garmin", answer="n\n").exit_code == 1
+    assert states(engine) == before
+    done = run("cancel", "--provider", "garmin", answer="y\n")
+    assert "cancel 3 backfills?" in done.stdout
+    assert done.exit_code == 0
+    assert states(engine) == dict(zip(four, ("cancelled", "cancelled", "failed", "cancelled"), strict=True))
 
 
 @pytest.mark.parametrize("word", ["pause", "cancel"])
 def test_ids_and_filters_are_combined(run: Run, engine: Engine, four: list[int], word: str) -> None:
     before = states(engine)
-    run(word, four[0], four[3], "--user", "u2")
+    done = run(word, four[0], four[3], "--user", "u2", *(["--yes"] if word == "cancel" else []))
+    assert f"backfill {four[0]} does not match the other options" in done.stderr
     assert states(engine)[four[0]] == before[four[0]]
     assert states(engine)[four[3]] != before[four[3]]
 
@@ -471,10 +533,12 @@ def test_ids_and_filters_are_combined(run: Run, engine: Engine, four: list[int],
 # As a process
 
 
-def test_as_a_process(environment: dict[str, str], engine: Engine) -> None:
+def test_as_a_process(environment: dict[str, str], engine: Engine, settings: Settings) -> None:
     command = (sys.executable, "-m", "workers.cli", "backfill")
     start = ("start", "--user", "u1", "--resource", "sleep", "--json", *SINCE)
     around = environment | {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+    known(engine, settings, "u1", "garmin")
 
     def process(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -9,7 +9,9 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from tests.support import apply, delivery, heartrate, rows, workout
 from tests.support.backfills import announce, notice
-from tests.support.cli import Headrace
+from tests.support.cli import Headrace, error_line
+from tests.support.database import run
+from tests.support.reconnections import EVENTS
 from workers.cli import output
 
 
@@ -32,7 +34,7 @@ COUNTS = {"backfills": 1, "chunks": 1, "deliveries": 3, "archive": 3, "samples":
 
 @pytest.mark.usefixtures("people")
 def test_the_receipt_lists_removed_and_remaining_data(headrace: Headrace, engine: Engine) -> None:
-    done = headrace("erase", "--user", "u1")
+    done = headrace("erase", "--user", "u1", "--yes")
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("erased u1, 20")
@@ -46,13 +48,13 @@ def test_the_receipt_lists_removed_and_remaining_data(headrace: Headrace, engine
 
 @pytest.mark.usefixtures("people")
 def test_the_receipt_as_json_is_complete(headrace: Headrace) -> None:
-    receipt = json.loads(headrace("erase", "--user", "u1", "--json").stdout)
+    receipt = json.loads(headrace("erase", "--user", "u1", "--yes", "--json").stdout)
     assert (receipt["user_id"], receipt["before"], receipt["removed"]) == ("u1", "known", COUNTS)
     assert (receipt["unread"], receipt["others"]) == (0, ["u2"])
     assert receipt["erased_at"] <= receipt["finished_at"]
     assert "ignored" in receipt["tombstone"]
     assert len(receipt["not_removed"]) == 3
-    again = json.loads(headrace("erase", "--user", "u1", "--json").stdout)
+    again = json.loads(headrace("erase", "--user", "u1", "--yes", "--json").stdout)
     assert (again["before"], again["removed"], again["erased_at"]) == ("erased", {}, receipt["erased_at"])
 
 
@@ -63,7 +65,9 @@ def test_a_dry_run_changes_nothing(headrace: Headrace, engine: Engine) -> None:
     message = headrace("erase", "--user", "u1", "--dry-run").stdout
     assert "rows of u1:" in message
     assert "samples" in message
-    assert "nothing" in headrace("erase", "--user", "u9", "--dry-run").stdout
+    assert "nothing" in headrace("erase", "--user", "u9", "--unknown", "--dry-run").stdout
+    every = json.loads(headrace("erase", "--user", "member-1", "--all", "--dry-run", "--json").stdout)
+    assert (set(every), every["u1"]) == ({"u1", "u2"}, COUNTS)
     assert everything(engine) == before
 
 
@@ -87,23 +91,78 @@ def test_yes_skips_the_confirmation(headrace: Headrace, monkeypatch: pytest.Monk
     assert (done.exit_code, "permanently?" in done.stdout) == (0, False)
 
 
-@pytest.mark.usefixtures("people")
-def test_a_client_user_id_is_refused(headrace: Headrace, engine: Engine) -> None:
-    """A tombstone under it would block no event."""
+@pytest.mark.parametrize("words", ["member-1", "U1", "nobody --unknown"])
+def test_without_a_terminal_yes_is_required(headrace: Headrace, engine: Engine, settings: Settings, words: str) -> None:
+    """Breaks if a script erases a person that it has not named in full because no question could be asked."""
+    apply(engine, settings, delivery(workout("u1")))
     before = everything(engine)
-    done = headrace("erase", "--user", "member-1")
-    assert done.exit_code == 1
-    assert done.stderr == "Error: several users have the client_user_id member-1: u1, u2; use one of these user_ids\n"
+    done = headrace("erase", "--user", *words.split(), answer="y\n")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "add --yes to confirm" in done.stderr
     assert everything(engine) == before
 
 
-def test_an_unknown_user_gets_a_tombstone(headrace: Headrace, engine: Engine) -> None:
-    """Their first event may already be queued."""
-    done = headrace("erase", "--user", "u9")
+@pytest.mark.usefixtures("people")
+def test_a_script_may_name_a_user_id_in_full(headrace: Headrace) -> None:
+    """Breaks if `headrace erase --user U`, as design 1.2 has it, no longer works without a terminal."""
+    assert headrace("erase", "--user", "u1").stdout.startswith("erased u1, 20")
+
+
+@pytest.mark.usefixtures("people")
+def test_an_ambiguous_client_user_id_is_refused(headrace: Headrace, engine: Engine) -> None:
+    """The line says whose each user_id is; with --all, both are erased."""
+    before = everything(engine)
+    words = ("erase", "--user", "member-1", "--yes")
+    line = error_line(headrace(*words))
+    assert line.startswith("Error: several users match member-1: u1 (garmin, last delivery 20")
+    assert "); u2 (no connection, last delivery 20" in line
+    assert line.endswith("Use one of these user_ids, or --all for all of them")
+    assert everything(engine) == before
+    receipts = json.loads(headrace(*words, "--all", "--json").stdout)
+    assert [(one["user_id"], one["before"]) for one in receipts] == [("u1", "known"), ("u2", "known")]
+    assert rows(engine, "SELECT user_id FROM health.workouts") == []
+
+
+def test_a_client_user_id_of_one_user_is_resolved(headrace: Headrace, engine: Engine, settings: Settings) -> None:
+    """Breaks if the tombstone is created under a name that no event has."""
+    apply(engine, settings, delivery(workout("u1")))
+    done = headrace("erase", "--user", "member-1", "--yes")
+    assert done.stdout.startswith("erased u1, 20")
+    assert rows(engine, "SELECT user_id, erased_at IS NOT NULL AS erased FROM health.users") == [
+        {"user_id": "u1", "erased": True}
+    ]
+
+
+def test_dead_letters_of_a_former_id_are_deleted(headrace: Headrace, engine: Engine, settings: Settings) -> None:
+    """Breaks if sealed data that arrived under the id before a reconnection survives the erasure of the person."""
+    apply(engine, settings, *EVENTS)
+    columns = "aggregator, message_id, received_at, reason, sealed, item, user_id"
+    values = "'terra', 'msg_late', now(), 'no id', '', 'digest', 'old'"
+    run(engine, f"INSERT INTO headrace.dead_letters ({columns}) VALUES ({values})")
+    counted = json.loads(headrace("erase", "--user", "OLD", "--dry-run", "--json").stdout)
+    receipt = json.loads(headrace("erase", "--user", "OLD", "--yes", "--json").stdout)
+    assert (receipt["user_id"], receipt["removed"]["dead_letters"], counted["dead_letters"]) == ("new", 1, 1)
+    assert rows(engine, "SELECT 1 FROM headrace.dead_letters") == []
+
+
+@pytest.mark.usefixtures("people")
+def test_an_unknown_user_is_refused(headrace: Headrace, engine: Engine) -> None:
+    """Breaks if a typing error leaves a tombstone instead of erasing the person who was meant."""
+    before = everything(engine)
+    line = error_line(headrace("erase", "--user", "membr-1", "--yes"), 4)
+    assert line.startswith("headrace: unknown user membr-1; did you mean member-1?")
+    assert "--unknown" in line
+    assert everything(engine) == before
+
+
+def test_an_unknown_user_gets_a_tombstone_on_request(headrace: Headrace, engine: Engine) -> None:
+    """Their first event may already be queued. Aggregators' UUIDs are stored in lower case."""
+    name = "8A7F2C04-5C49-4A0B-9D4E-7B7F3F1D2C11"
+    done = headrace("erase", "--user", name, "--unknown", "--yes")
     assert done.exit_code == 0
     assert "the user was unknown; a tombstone now blocks" in done.stdout
     (row,) = rows(engine, "SELECT user_id, erased_at IS NOT NULL AS erased FROM health.users")
-    assert row == {"user_id": "u9", "erased": True}
+    assert row == {"user_id": name.lower(), "erased": True}
 
 
 @pytest.mark.usefixtures("people")
@@ -111,7 +170,7 @@ def test_an_unknown_user_gets_a_tombstone(headrace: Headrace, engine: Engine) ->
     "words", [("backfill", "start", "--user", "u1", "--since", "2026-01-01"), ("refresh", "--user", "u1")]
 )
 def test_an_erased_user_is_not_fetched_again(headrace: Headrace, broker_url: str, words: tuple[str, ...]) -> None:
-    headrace("erase", "--user", "u1")
+    headrace("erase", "--user", "u1", "--yes")
     done = headrace(
         *words, BROKER_URL=broker_url, JUNCTION_API_KEY="sk_us_tests", JUNCTION_BASE_URL="http://127.0.0.1:1"
     )

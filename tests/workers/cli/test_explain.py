@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import Result
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.delivery import Delivery
-from tests.support import START, apply, delivery, heartrate, rows, workout
+from tests.support import START, apply, delivery, event, heartrate, rows, workout
 from tests.support.backfills import announce, notice, settle
 from tests.support.cli import Headrace
+from tests.support.database import run
 from tests.support.provider import FIRST, Provider, heartrates
 from tests.support.reconnections import EVENTS
 
@@ -37,8 +38,8 @@ def beat(minute: int, value: float, **source: Any) -> Delivery:
     return delivery(heartrate("u1", {0: value, 1: 60}, **source), START + minute * MINUTE)
 
 
-def asked(headrace: Headrace, words: Sequence[str], *more: str) -> dict[str, Any]:
-    done = headrace("explain", *words, *more, "--json")
+def asked(headrace: Headrace, words: Sequence[str], **environment: str) -> dict[str, Any]:
+    done = headrace("explain", *words, "--json", **environment)
     assert done.exit_code == 0, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -97,7 +98,8 @@ def test_a_tie_is_reported(headrace: Headrace, settings: Settings, engine: Engin
 
 def test_ignored_and_dead_deliveries_are_shown(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, replace(settings, resources=("sleep",)), ran(1))
-    apply(engine, settings, ran(2, title="no\u0000good"))
+    apply(engine, replace(settings, resources=("sleep",)), ran(2))
+    bury(engine, "msg_2")
     answer = asked(headrace, WORKOUT)
     assert verdicts(answer) == {"msg_1": "ignored", "msg_2": "dead"}
     assert answer["stored"] == []
@@ -106,14 +108,44 @@ def test_ignored_and_dead_deliveries_are_shown(headrace: Headrace, settings: Set
 
 def test_expired_deliveries_are_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, ran(1), delivery(heartrate("u1", {0: 60}), name="msg_beats"))
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM headrace.archive"))
+    run(engine, "DELETE FROM headrace.archive")
     answer = asked(headrace, WORKOUT)
     assert [one["message_id"] for one in answer["applied_with_it_and_not_kept"]] == ["msg_1"]
-    assert answer["why"][0].endswith("stored with delivery msg_1, which is no longer archived and cannot be opened")
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM headrace.deliveries"))
+    assert answer["why"][0].endswith("stored with delivery msg_1, which is not archived and cannot be opened")
+    age = "now() - interval '32 days'"
+    run(engine, "DELETE FROM headrace.deliveries", f"UPDATE headrace.users SET first_seen = {age}")
+    run(engine, f"UPDATE headrace.workouts SET stored_at = {age}")
     assert asked(headrace, WORKOUT)["why"][0].endswith("its delivery is no longer kept")
+
+
+def test_only_a_retention_that_has_begun_is_mentioned(headrace: Headrace, settings: Settings, engine: Engine) -> None:
+    """Breaks if a new deployment is said to have lost the deliveries before its first one."""
+    apply(engine, settings, ran(1))
+    assert asked(headrace, WORKOUT)["kept_since"] is None
+    assert headrace("explain", *WORKOUT).stdout.endswith("\n1 archived deliveries read\n")
+    assert asked(headrace, WORKOUT, HEADRACE_KEEP_DAYS="0")["kept_since"] is not None
+    run(engine, "UPDATE headrace.users SET first_seen = now() - interval '32 days'")
+    assert "UTC are no longer archived (HEADRACE_KEEP_DAYS)" in headrace("explain", *WORKOUT).stdout
+    (row,) = rows(engine, "SELECT received_at FROM headrace.archive")
+    assert asked(headrace, WORKOUT)["kept_since"] == row["received_at"].isoformat()
+
+
+def test_backfills_of_other_providers_are_left_out(headrace: Headrace, settings: Settings, engine: Engine) -> None:
+    """Breaks if a value of Garmin is said to have been requested from Oura."""
+    apply(engine, settings, ran(1))
+    window = {"start_date": "2026-03-01", "end_date": "2026-03-31", "is_final": True}
+    events = [
+        event("historical.data.workouts.created", "u1", window | {"provider": name}) for name in ("oura", "garmin")
+    ]
+    numbers = announce(engine, settings, *map(delivery, events))
+    run(
+        engine,
+        "UPDATE headrace.backfills SET started_at = now() - interval '1 hour'",
+        "UPDATE headrace.workouts SET origin = 'backfill'",
+    )
+    assert [one["provider"] for one in asked(headrace, WORKOUT)["backfills"]] == ["garmin"]
+    run(engine, "DELETE FROM headrace.archive")
+    assert f"fetched from the provider by backfill {numbers[1]};" in asked(headrace, WORKOUT)["why"][0]
 
 
 def test_a_fetched_value_names_its_backfill(
@@ -142,6 +174,18 @@ def test_a_record_is_found_by_its_day(headrace: Headrace, settings: Settings, en
     apply(engine, settings, delivery(workout("u1", "w2")))
     done = headrace("explain", "--user", "u1", "--resource", "workouts", "--at", "2026-03-14")
     assert (done.exit_code, done.stderr) == (1, "Error: several records on 2026-03-14: w1, w2; use --id\n")
+
+
+def bury(engine: Engine, message_id: str) -> None:
+    """Makes an archived delivery a dead letter, as after three crashes."""
+    columns = "aggregator, message_id, event_type, user_id, received_at, sealed"
+    run(
+        engine,
+        f"""INSERT INTO headrace.dead_letters ({columns}, reason) SELECT {columns}, 'the worker crashed'
+        FROM headrace.archive WHERE message_id = '{message_id}'""",
+        f"DELETE FROM headrace.archive WHERE message_id = '{message_id}'",
+        f"UPDATE headrace.deliveries SET outcome = 'dead' WHERE message_id = '{message_id}'",
+    )
 
 
 def shown(headrace: Headrace, words: Sequence[str]) -> list[Result]:
@@ -191,13 +235,13 @@ def test_questions_without_an_answer_are_refused(
 ) -> None:
     apply(engine, settings, ran(1))
     done = headrace("explain", *words)
-    assert done.exit_code in (1, 2)
+    assert done.exit_code in (1, 2, 4)
     assert message in done.stderr
 
 
 def test_an_erased_user_is_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     apply(engine, settings, ran(1))
-    done = headrace("erase", "--user", "u1")
+    done = headrace("erase", "--user", "u1", "--yes")
     assert done.exit_code == 0, done.stderr
     assert "the user was erased on 20" in asked(headrace, WORKOUT)["why"][0]
 

@@ -9,8 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import Result
+from sqlalchemy import Engine
 
+from app.config.settings import Settings
+from tests.support import apply, delivery, workout
 from tests.support.cli import invoke
+from tests.support.database import run as database_run
 from workers.cli import link as commands
 from workers.fetch.http import Client
 from workers.simulator.server import API_KEY, Simulator
@@ -117,13 +121,38 @@ def test_a_wrong_api_key_is_reported_without_it(run: Run, here: dict[str, str]) 
     assert "wrong" not in line
 
 
-@pytest.mark.parametrize("words", [("--provider", "garmn"), ("--demo", "garmin")])
-def test_an_unknown_provider_is_reported(run: Run, here: dict[str, str], words: tuple[str, str]) -> None:
+def test_an_unknown_provider_is_refused(run: Run, here: dict[str, str], simulator: Simulator) -> None:
+    """Breaks if the user was created at Junction before the provider's name turns out to be a typing error."""
+    line = refused(run("--user", "m", "--provider", "garmn", **here), 4)
+    assert line.startswith("headrace: unknown provider garmn; did you mean garmin? (--new-provider accepts")
+    assert simulator.requests == []
+
+
+@pytest.mark.parametrize("words", [("--provider", "garmn", "--new-provider"), ("--demo", "garmin")])
+def test_a_provider_that_junction_rejects_is_reported(run: Run, here: dict[str, str], words: tuple[str, ...]) -> None:
     line = refused(run("--user", "m", *words, **here))
     assert line.startswith(
         "Error: Junction rejects the request (status 422: provider: Input should be one of 'apple_heal"
     )
     assert line.endswith("check that it lists the provider under this name")
+
+
+def test_a_stored_user_id_is_resolved(
+    run: Run, here: dict[str, str], simulator: Simulator, settings: Settings, engine: Engine
+) -> None:
+    """Breaks if a known person gets a second account, whose own id is the user_id of the first one."""
+    user = simulator.world.members[0]
+    apply(engine, settings, delivery(workout(user.user_id) | {"client_user_id": user.client_user_id}))
+    database = here | {"DATABASE_URL": settings.need_database()}
+    count = len(simulator.world.members)
+    for name in (user.user_id, user.user_id.upper(), user.client_user_id):
+        linked = json.loads(run("--user", name, "--json", **database).stdout)
+        assert (linked["user_id"], linked["client_user_id"]) == (user.user_id, user.client_user_id)
+    assert len(simulator.world.members) == count
+    assert json.loads(run("--user", "newcomer", "--json", **database).stdout)["client_user_id"] == "newcomer"
+    database_run(engine, "UPDATE headrace.users SET client_user_id = NULL")
+    line = refused(run("--user", user.user_id, **database), 4)
+    assert line.endswith("is a user_id without a client_user_id; use your own user id")
 
 
 def test_the_command_stores_nothing_and_needs_no_stack(run: Run, here: dict[str, str], tmp_path: Path) -> None:
@@ -176,7 +205,8 @@ def test_a_session_of_the_simulated_terra_connects(run: Run, simulator: Simulato
 
 def test_terras_reason_is_reported(run: Run, simulator: Simulator) -> None:
     """It is in the format of RFC 9457."""
-    line = refused(run("--user", "m", "--aggregator", "terra", "--provider", "ourah", **simulator.environment))
+    words = ("--user", "m", "--aggregator", "terra", "--provider", "ourah", "--new-provider")
+    line = refused(run(*words, **simulator.environment))
     assert line.startswith(
         "Error: Terra rejects the request (status 400: unknown provider OURAH; known are PELOTON, OURA"
     )

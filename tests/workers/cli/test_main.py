@@ -1,9 +1,10 @@
 """The command line: output, errors and exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from app.config.settings import Settings
 from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET, apply, delivery, workout
 from tests.support.cases import Failures
 from tests.support.cli import Run, invoke, processes
-from workers.cli.main import COMMANDS, main
-from workers.local.ports import free_port
+from workers.cli.main import COMMANDS, GROUPS, main
+from workers.local.ports import free_port, held_port
 from workers.store.engine import make_writer
 
 SESAME = "sesame-open-the-door"
@@ -55,9 +56,18 @@ def leaves(command: click.Command | None, path: tuple[str, ...] = ()) -> Iterato
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_command(flag: str) -> None:
     shown = invoke(flag).output
-    listed = {line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()}
-    assert listed == set(COMMANDS)
-    assert listed >= {"up", "web", "worker", "beat", "flower", "migrate", "check", "status"}
+    lines = [line.split() for line in shown.partition("\nRun:")[2].splitlines() if line.startswith("  ")]
+    assert [words[0] for words in lines] == list(COMMANDS)
+    assert [title for title in GROUPS if f"\n{title}:\n" in shown] == list(GROUPS) == ["Run", "Look", "Act", "Test"]
+    assert set(COMMANDS) >= {"up", "web", "worker", "beat", "flower", "migrate", "check", "status"}
+
+
+def test_the_list_describes_commands_as_they_describe_themselves() -> None:
+    """Breaks if a description in the list is no longer that of its command."""
+    own = {name: main.get_command(click.Context(main), name) for name in COMMANDS}
+    assert {name: one and one.get_short_help_str(200) for name, one in own.items()} == {
+        name: listed.about for name, listed in COMMANDS.items()
+    }
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -118,6 +128,18 @@ def test_an_error_is_one_line_without_a_secret(
     assert SESAME not in line
 
 
+def test_a_port_in_use_is_refused_before_anything_is_started(tmp_path: Path, run: Run) -> None:
+    """Breaks if `up` starts PostgreSQL and migrates before it says that the port is in use."""
+    with held_port("127.0.0.1") as held:
+        port = str(held.getsockname()[1])
+        for arguments, environment in ((["--port", port], {}), ([], {"HEADRACE_PORT": port})):
+            done = run("up", "--data-dir", str(tmp_path), *arguments, **environment)
+            assert (done.returncode, done.stdout) == (1, "")
+            name = "HEADRACE_PORT" if environment else "--port"
+            assert done.stderr == f"headrace: {name}: port {port} on 127.0.0.1 is in use; choose another port\n"
+    assert not (tmp_path / "postgres").exists()
+
+
 def test_debug_shows_the_traceback(run: Run) -> None:
     done = run("--debug", "status")
     assert done.returncode == 1
@@ -125,7 +147,10 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     assert "Misconfigured: no stack runs in" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["worker"], ["worker", "--lane", "fast"], ["up", "--workers", "0"], ["unheard"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["worker"], ["worker", "--lane", "fast"], ["up", "--workers", "0"], ["up", "--port", "99999"], ["unheard"]],
+)
 def test_wrong_usage_is_refused(arguments: list[str]) -> None:
     done = invoke(*arguments)
     assert done.exit_code == 2
@@ -136,7 +161,7 @@ def test_check_of_a_complete_deployment_succeeds(environment: dict[str, str], ru
     done = run("check", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(line.startswith("ok ") for line in done.stdout.splitlines())
-    assert len(done.stdout.splitlines()) == 8
+    assert len(done.stdout.splitlines()) == 9
     assert not any(value in done.stdout for name, value in environment.items() if name.endswith(("SECRET", "AUTH")))
 
 
@@ -145,7 +170,7 @@ def test_check_prints_faults_to_standard_error(environment: dict[str, str]) -> N
     done = invoke("check", **environment)
     assert done.exit_code == 1
     assert done.stderr.startswith("FAULT Flower: HEADRACE_FLOWER_AUTH: not set")
-    assert len(done.stdout.splitlines()) == 7
+    assert len(done.stdout.splitlines()) == 8
     found = json.loads(invoke("check", "--json", **environment).stdout)
     assert [one["what"] for one in found if not one["fine"]] == ["Flower"]
     assert {"what", "fine", "text"} == set(found[0])
@@ -174,7 +199,7 @@ def test_explain_shows_defaults_not_values() -> None:
 def test_migrate_prints_the_version_and_may_run_twice(environment: dict[str, str], run: Run) -> None:
     for _ in range(2):
         done = run("migrate", **environment)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0002\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0003\n", "")
 
 
 def test_migrate_needs_only_the_database(environment: dict[str, str], run: Run) -> None:
@@ -205,7 +230,7 @@ def test_check_without_a_broker_finishes(environment: dict[str, str], run: Run) 
     done = run("check", "--json", **environment | {"BROKER_URL": BROKER})
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert len(json.loads(done.stdout)) == 8
+    assert len(json.loads(done.stdout)) == 9
 
 
 @pytest.mark.parametrize(
@@ -229,8 +254,47 @@ def test_simulate_without_a_secret_is_an_error(option: str) -> None:
     assert done.stderr.startswith("headrace: ")
 
 
-def test_a_worker_loads_no_other_command() -> None:
-    program = "import sys; from workers.cli.main import main; main.get_command(None, 'worker'); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    foreign = {"alembic", "celery.bin", "flask", "flower", "tornado", "workers.simulator", "workers.verify"}
-    assert foreign & set(done.stdout.split()) == set()
+def loaded(*arguments: str, names: Sequence[str] = (), **environment: str) -> set[str]:
+    """The libraries that a process has loaded after it has imported these commands, and run one with the arguments."""
+    program = """
+import atexit, sys
+from workers.cli.main import main
+atexit.register(lambda: print("loaded", *{name.partition(".")[0] for name in sys.modules}))
+for name in sys.argv.pop(1).split():
+    main.get_command(None, name)
+main()
+"""
+    command = [sys.executable, "-c", program, " ".join(names), *arguments]
+    known = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+SLOW = {"alembic", "celery", "flower", "limits", "opentelemetry", "redis", "tornado"}  # together 0.5 s of CPU
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_loads_only_click(flag: str) -> None:
+    """Breaks if `headrace --help` imports the commands: 1.1 s of CPU, instead of 0.1 s."""
+    libraries = {"cryptography", "flask", "httpx", "kombu", "msgspec", "psycopg", "rich", "sqlalchemy"}
+    assert loaded(flag) & {*SLOW, *libraries} == set()
+
+
+def test_importing_every_command_loads_no_slow_library() -> None:
+    """Breaks if the help or an error of a command takes more than half a second of CPU."""
+    names = [name for name in COMMANDS if name != "etl"]  # it is a service, which publishes with Celery
+    assert loaded("--help", names=names) & SLOW == set()
+
+
+WITHOUT_BROKER = ("dead list", "backfill list", "audit --since 2026-03-14", "migrate --help", "worker --help")
+
+
+@pytest.mark.parametrize("words", WITHOUT_BROKER)
+def test_a_command_loads_no_library_of_another_one(environment: dict[str, str], words: str) -> None:
+    """Breaks if a command that only needs the database loads the broker's libraries, before it prints anything."""
+    assert loaded(*words.split(), **environment) & {*SLOW, "flask", "httpx", "kombu"} == set()
+
+
+def test_status_loads_no_celery(environment: dict[str, str]) -> None:
+    """Breaks if `status` takes longer, because it asks Redis for the queue depths through Celery."""
+    assert loaded("status", **environment) & {"alembic", "celery", "flask", "httpx", "kombu", "limits"} == set()

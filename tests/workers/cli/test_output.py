@@ -67,6 +67,16 @@ def test_a_table_in_a_file_is_wide(capsys: pytest.CaptureFixture[str]) -> None:
     assert "r" * 80 in shown
 
 
+def test_no_id_is_cut_on_a_narrow_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if the id that the next command needs ends in an ellipsis, or a long value is cut."""
+    monkeypatch.setattr(output, "console", lambda: Console(width=40, markup=False, emoji=False))
+    output.print_rows([{"id": 123456789, "message": "m" * 60, "reason": "r" * 200, "user": "u" * 36}])
+    shown = capsys.readouterr().out
+    assert " 123456789 " in shown
+    assert "…" not in shown
+    assert [shown.count(letter) for letter in ("m", "u")] == [60 + len("m"), 36 + len("u")]
+
+
 @pytest.mark.parametrize("text", ["[bold] move", "no [/path]", "a :warning: b"])
 def test_brackets_in_a_cell_are_no_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
     output.print_rows([{"why": text}], as_json=False)

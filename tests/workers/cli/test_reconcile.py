@@ -2,23 +2,28 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import Result
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
 from tests.support.cli import error_line, invoke
+from workers.aggregators.junction import introspection
 from workers.cli import reconcile as commands
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle, pauses
+from workers.reconcile.terra import JOB
 from workers.simulator.conditions import Pull, State
 from workers.simulator.events import supplied
 from workers.simulator.server import API_KEY, Simulator
+from workers.store import jobs
 
 Run = Callable[..., Result]
 COLUMNS = {"user_id", "provider", "resource", "whose", "why", "from", "to", "requests"}
@@ -28,7 +33,10 @@ COLUMNS = {"user_id", "provider", "resource", "whose", "why", "from", "to", "req
 def run(
     simulator: Simulator, settings: Settings, broker_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Run]:
-    """Runs a command in this process, with the test's engine, for sleep and activity only."""
+    """Runs a command in this process, with the test's engine, for sleep and activity only.
+
+    The user that `--user` names is stored first, except `nobody`.
+    """
     environment = {
         "DATABASE_URL": settings.need_database().replace("+psycopg", ""),
         "BROKER_URL": broker_url,
@@ -42,9 +50,19 @@ def run(
         clients.append(Client(*given))
         return clients[-1]
 
+    def run(*words: str, **more: str) -> Result:
+        known = [value for name, value in pairwise(words) if name == "--user" and value != "nobody"]
+        with engine.begin() as connection:
+            for name in known:
+                connection.execute(
+                    text("INSERT INTO headrace.users VALUES (:name) ON CONFLICT DO NOTHING"), {"name": name}
+                )
+        return invoke(*words, **environment | more)
+
     monkeypatch.setattr(commands, "make_engine", lambda *_: engine)
-    monkeypatch.setattr("workers.fetch.client.Client", client)
-    yield lambda *words, **more: invoke(*words, **environment | more)
+    for module in ("workers.fetch.client", "workers.reconcile.comparisons"):
+        monkeypatch.setattr(f"{module}.Client", client)
+    yield run
     for one in clients:
         one.close()
 
@@ -136,7 +154,21 @@ def test_user_limits_the_comparison(run: Run, simulator: Simulator, engine: Engi
     run("reconcile", "--user", first.user_id)
     assert {one[0] for one in opened(engine)} == {first.user_id}
     assert not any(second.user_id in f"{one['path']}{one['query']}" for one in simulator.requests)
-    assert "nothing is missing" in run("reconcile", "--user", "nobody").stdout
+    assert "unknown user nobody" in error_line(run("reconcile", "--user", "nobody"), 4)
+
+
+def test_all_compares_every_user_of_a_client_user_id(simulator: Simulator, run: Run, engine: Engine) -> None:
+    """Breaks if only one of a person's user_ids is compared, or one is chosen without being asked for."""
+    names = {one.user_id for one in simulator.world.members}
+    query = text("INSERT INTO headrace.users (user_id, client_user_id) VALUES (:user, 'team')")
+    with engine.begin() as connection:
+        connection.execute(query, [{"user": name} for name in names])
+    words = ("reconcile", "--user=team")  # the fixture stores a user for `--user NAME`
+    assert error_line(run(*words)).endswith("or --all for all of them")
+    assert opened(engine) == set()
+    assert run(*words, "--all").exit_code == 0
+    assert {one[0] for one in opened(engine)} == names
+    assert {row["subject"] for row in rows(engine, "SELECT subject FROM headrace.audit")} == names
 
 
 def test_the_responsible_party_is_shown(run: Run, simulator: Simulator, engine: Engine, settings: Settings) -> None:
@@ -226,6 +258,86 @@ def test_a_short_pause_is_awaited(  # noqa: PLR0917
     assert line == "Error: Junction is paused for 600 s: status 503"
 
 
+def test_entries_that_could_not_be_read_are_counted(
+    run: Run, simulator: Simulator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if the command says that nothing is missing while it could not read all of Junction's answer."""
+    run("reconcile")
+    original = introspection.read_pulls
+
+    def with_null(body: bytes) -> Any:
+        document = json.loads(body)
+        return original(json.dumps(document | {"data": [*document["data"], None]}).encode())
+
+    monkeypatch.setattr("workers.aggregators.junction.read_pulls", with_null)
+    done = run("reconcile", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    assert done.stderr == "1 entries of Junction's introspection could not be read\n"
+
+
+# Terra
+
+
+TERRA = ("TERRA_BASE_URL", "TERRA_API_KEY", "TERRA_DEV_ID", "TERRA_ADMIN_BASE_URL", "TERRA_ADMIN_TOKEN")
+
+
+def terra(simulator: Simulator, **changes: str) -> dict[str, str]:
+    """The settings of a deployment with Terra only."""
+    return {name: simulator.environment[name] for name in TERRA} | {"JUNCTION_API_KEY": ""} | changes
+
+
+def test_terra_is_compared_with_its_token(run: Run, simulator: Simulator, engine: Engine) -> None:
+    """Breaks if Terra's data is not compared, or its windows are opened with each run."""
+    done = run("reconcile", **terra(simulator))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "newer data than is stored" in done.stdout
+    found = opened(engine)
+    assert {user for user, *_ in found} == {one.user_id for one in simulator.terra.accounts()}
+    assert {resource for _, _, resource, _ in found} == {"sleep", "activity"}
+    count = len(simulator.terra.accounts())
+    assert run("reconcile", **terra(simulator)).stdout == f"{count} users compared: nothing is missing\n"
+    assert opened(engine) == found
+    assert rows(engine, "SELECT 1 FROM headrace.jobs WHERE lease_until > now()") == []
+    assert simulator.environment["TERRA_ADMIN_TOKEN"] not in done.output
+
+
+def test_both_aggregators_are_compared(run: Run, simulator: Simulator, engine: Engine) -> None:
+    """Breaks if the second aggregator is left out, or the users of one are asked for at the other."""
+    both = terra(simulator, JUNCTION_API_KEY=API_KEY)
+    run("reconcile", **both)
+    junction_user, terra_user = simulator.world.members[0].user_id, simulator.terra.accounts()[0].user_id
+    users = {user for user, *_ in opened(engine)}
+    assert {junction_user, terra_user} < users
+    before = len(simulator.requests)
+    run("reconcile", "--user", terra_user, **both)
+    assert all(one["path"].startswith("/v3/admin") for one in simulator.requests[before:])
+    before = len(simulator.requests)
+    run("reconcile", "--user", junction_user, **both)
+    assert not any(one["path"].startswith("/v3/admin") for one in simulator.requests[before:])
+    line = error_line(run("reconcile", "--user", terra_user))
+    assert line == f"Error: {terra_user} is a user of Terra, which needs TERRA_ADMIN_TOKEN"
+
+
+def test_a_refused_token_does_not_prevent_the_other_comparison(run: Run, simulator: Simulator, engine: Engine) -> None:
+    """Breaks if a refused token hides Junction's gaps, or is tried again at once."""
+    done = run("reconcile", **terra(simulator, JUNCTION_API_KEY=API_KEY, TERRA_ADMIN_TOKEN="terra_at_sesame"))
+    assert done.exit_code == 1
+    assert "pulled by the aggregator, but no event announced it" in done.stdout
+    line = done.stderr.splitlines()[-1]
+    assert line.endswith("(status 401, unauthorized: simulated); set TERRA_ADMIN_TOKEN")
+    assert "sesame" not in done.output
+    assert sum(one["path"] == "/v3/admin/me" for one in simulator.requests) == 1
+
+
+def test_only_one_process_compares_with_terra(run: Run, simulator: Simulator, engine: Engine) -> None:
+    """Breaks if a command sends requests while a worker does, with the same token."""
+    jobs.ensure_job(engine, JOB, 3600)
+    assert jobs.hold(engine, JOB)
+    line = error_line(run("reconcile", **terra(simulator)))
+    assert line == "Error: a worker or another command is comparing with Terra; try again when it has ended"
+    assert simulator.requests == []
+
+
 # refresh
 
 
@@ -265,7 +377,8 @@ def test_refresh_of_a_user_without_connections_is_an_error(run: Run, simulator: 
     done = run("refresh", "--user", user.user_id, "--json")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"] == "user has no connected sources"
-    assert "status 404" in error_line(run("refresh", "--user", "nobody"))
+    assert "status 404" in error_line(run("refresh", "--user", "unknown-to-junction"))
+    assert "unknown user nobody" in error_line(run("refresh", "--user", "nobody"), 4)
 
 
 def test_refresh_is_limited_to_eight_per_hour_and_user(run: Run, simulator: Simulator) -> None:
@@ -282,7 +395,7 @@ def test_refresh_is_limited_to_eight_per_hour_and_user(run: Run, simulator: Simu
 
 def test_a_paused_account_is_not_refreshed(run: Run, simulator: Simulator, settings: Settings, broker_url: str) -> None:
     user = simulator.world.members[0]
-    Throttle(settings).pause("junction", 60, "status 429")
+    Throttle(replace(settings, junction_api_key=simulator.api_key)).pause("junction", 60, "status 429")
     for _ in range(9):
         line = error_line(run("refresh", "--user", user.user_id))
     assert "headrace status shows why" in line

@@ -1,7 +1,7 @@
 """`headrace report completeness`: deliveries by provider and day, missing data, and the exit status for cron."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -15,7 +15,9 @@ from app.delivery import Delivery, pack
 from tests.support import START, apply, delivery, heartrate, workout
 from tests.support.backfills import announce, notice
 from tests.support.cli import Headrace
+from tests.support.database import run
 from tests.support.reconnections import EVENTS
+from tests.support.refused import Refused, add_refused
 
 DAY = timedelta(days=1)
 SINCE = ("--since", "2026-03-01", "--until", "2026-03-20")
@@ -85,6 +87,44 @@ def test_stopped_backfills_are_faults(
         )
     listed = report(headrace, status=ends)["unfinished_backfills"]
     assert [one["status"] for one in listed] == ([] if status == "complete" else [status])
+
+
+def test_backfills_in_progress_are_listed_apart(headrace: Headrace, settings: Settings, engine: Engine) -> None:
+    """Breaks if a running backfill is reported like one that an operator must resume."""
+    announce(engine, settings, notice("u1", "sleep"), notice("u1", "workouts"))
+    run(engine, "UPDATE headrace.backfills SET status = 'failed', finished_at = now() WHERE resource = 'sleep'")
+    done = headrace("report", "completeness", *SINCE)
+    stuck, _, in_progress = done.stdout.partition("backfills that failed or are paused: 1")[2].partition(
+        "backfills in progress: 1"
+    )
+    assert ("sleep" in stuck, "workouts" in stuck) == (True, False)
+    assert "workouts" in in_progress
+    assert done.stdout.endswith("missing or dead: 1 backfills that failed or are paused\n")
+
+
+def test_refused_items_are_listed(headrace: Headrace, settings: Settings, engine: Engine) -> None:
+    """Breaks if data that was refused inside an applied delivery or page appears in no report."""
+    columns = "aggregator, message_id, event_type, user_id, received_at, reason, sealed, item, items"
+    values = ("'msg_1', 'daily.data.workouts.created'", "'history', 'fetch.workouts'")
+    for number, names in enumerate(values, 3):
+        run(
+            engine,
+            f"""INSERT INTO headrace.dead_letters ({columns})
+            VALUES ('junction', {names}, 'u1', '2026-03-14', 'no id', '', 'digest', {number})""",
+        )
+    (one,) = report(headrace, status=1)["refused_items"]
+    assert (one["user_id"], one["resource"], one["of_webhooks"], one["of_history"]) == ("u1", "workouts", 3, 4)
+    assert "refused items, by user and resource: 1" in headrace("report", "completeness", *SINCE).stdout
+
+
+def test_refused_items_are_listed_and_are_faults(headrace: Headrace, engine: Engine) -> None:
+    """Breaks if the report says that nothing is missing while items of a page of history were refused."""
+    add_refused(engine, Refused("history", "no value", 3), Refused("msg_1", "no timestamp"))
+    done = headrace("report", "completeness", "--since", f"{datetime.now(UTC) - DAY:%Y-%m-%d}", "--json")
+    answer = json.loads(done.stdout)
+    assert (done.exit_code, answer["faults"]) == (1, ["4 refused items"])
+    (row,) = answer["refused_items"]
+    assert (row["user_id"], row["resource"], row["of_webhooks"], row["of_history"]) == ("u1", "heartrate", 1, 3)
 
 
 @pytest.mark.parametrize(("whose", "ends"), [("ours", 1), ("aggregator", 0), ("provider", 0)])

@@ -2,7 +2,8 @@
 
 import gzip
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -187,3 +188,19 @@ def test_a_body_goes_along_as_json() -> None:
     assert [request.content for request in seen] == [b'{"a":1}', b""]
     assert [request.headers.get("Content-Type") for request in seen] == ["application/json", None]
     assert seen[0].headers["X-Vital-API-Key"] == "sk_us_tests"
+
+
+@pytest.mark.parametrize("days", [-400, -3, 0, 0.5])
+def test_a_page_has_the_clock_of_the_server(days: float) -> None:
+    """Breaks if our clock, when it is wrong, makes a page newer or older than the events of the same server."""
+    now = datetime.now(UTC) + timedelta(days=days)
+    answer = client(lambda _: httpx.Response(200, headers={"Date": format_datetime(now, usegmt=True)})).fetch(ASKED)
+    assert now - timedelta(seconds=6) < answer.asked_at <= now
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Sat, 01 Jan 2105 00:00:00 GMT", "Fri, 32 Dec 2025 00:00:00 GMT"])
+def test_without_a_usable_date_a_page_has_our_clock(date: str) -> None:
+    """Breaks if a page without a clock cannot be stored, or one of the far future wins over all later versions."""
+    before = datetime.now(UTC)
+    answer = client(lambda _: httpx.Response(200, headers={"Date": date})).fetch(ASKED)
+    assert before <= answer.asked_at <= datetime.now(UTC)

@@ -9,7 +9,7 @@ import redis
 
 from app.config.settings import Settings
 from app.errors import TryLater
-from workers.fetch.rate_limits import PREFIX, Pause, Throttle, pauses
+from workers.fetch.rate_limits import FAILURES, PREFIX, Failures, Pause, Throttle, failures, key_ids, pauses
 
 MINUTE = 60.0
 NOWHERE = "redis://:sesame@127.0.0.1:1/0"
@@ -233,3 +233,75 @@ def test_a_pause_has_a_kind(given: Settings) -> None:
     assert found["terra"] == ("asked", "status 429: refused")
     assert found["old"] == ("asked", "status 401: the API key is refused")
     assert found["odd"][0] == "asked"
+
+
+@pytest.mark.parametrize(
+    ("account", "change"),
+    [
+        ("junction", {"junction_api_key": "sk_us_wrong"}),
+        ("junction", {"junction_api_key": None}),
+        ("terra", {"terra_api_key": "wrong"}),
+        ("terra", {"terra_dev_id": "wrong"}),
+    ],
+)
+@pytest.mark.parametrize("user", ["", "u1"])
+def test_another_key_has_pauses_of_its_own(given: Settings, account: str, change: dict[str, str], user: str) -> None:
+    """Breaks if a wrong key in an operator's shell stops the workers, or `status` hides or misattributes its pause."""
+    keys = {"junction_api_key": "sk_us_right", "terra_dev_id": "dev", "terra_api_key": "right"}
+    workers = replace(given, **keys)
+    shell = replace(workers, **change)
+    Throttle(shell).pause(account, MINUTE, "status 401", user_id=user, kind="key_refused")
+    assert Throttle(workers).wait(account) == 0.0
+    assert Throttle(workers).wait_for_user(account, "u1", "100/minute") == 0.0
+    shell_throttle = Throttle(shell)
+    is_paused = shell_throttle.wait_for_user(account, user, "9/minute") if user else shell_throttle.wait(account)
+    assert is_paused > 1
+    has_key = None not in change.values()
+    (seen_by_workers,), (seen_by_shell,) = pauses(workers), pauses(shell)
+    assert seen_by_workers.account == (f"{account}/{user}" if user else account)
+    assert (seen_by_workers.is_own, seen_by_shell.is_own) == ((False, True) if has_key else (None, None))
+    Throttle(workers).pause(account, MINUTE, "status 429")
+    assert sorted(str(one.is_own) for one in pauses(workers)) == (["False", "True"] if has_key else ["None", "True"])
+
+
+def test_no_part_of_a_key_is_stored(given: Settings) -> None:
+    """Breaks if a reader of Redis, or of `headrace status`, can recover an API key."""
+    key = "sk_us_0123456789abcdefghijklmnop"
+    settings = replace(given, junction_api_key=key, terra_dev_id="dev-id-of-ours", terra_api_key="terra-key-of-ours")
+    throttle = Throttle(settings)
+    for account in ("junction", "terra"):
+        throttle.wait(account)
+        throttle.pause(account, MINUTE, "status 401", kind="key_refused")
+        throttle.count_failure(account, "no answer")
+    with redis.Redis.from_url(given.need_broker(), decode_responses=True) as client:
+        names = " ".join(client.scan_iter("*"))
+    assert not any(part in names for part in (key[6:14], "dev-id", "terra-key"))
+    assert {len(one) for one in key_ids(settings).values()} == {8}
+    assert key_ids(settings) == {one.account: one.key for one in pauses(settings)}
+    assert len(set(key_ids(settings).values())) == 2
+    assert key_ids(given) == {}
+
+
+def test_failures_are_counted_until_an_answer(given: Settings) -> None:
+    """Breaks if `status` cannot tell an API that does not answer from a missing worker."""
+    settings = replace(given, junction_api_key="sk_us_right")
+    throttle = Throttle(settings)
+    for reason in ("status 502", "no answer"):
+        throttle.count_failure("junction", reason)
+    Throttle(replace(given, junction_api_key="sk_us_other")).count_failure("junction", "no answer")
+    (own,) = [one for one in failures(settings) if one.is_own]
+    assert own == Failures("junction", 2, "no answer", key_ids(settings)["junction"], is_own=True)
+    with redis.Redis.from_url(given.need_broker()) as client:
+        assert all(0 < client.ttl(name) <= 1200 for name in client.scan_iter(FAILURES + "*"))
+    throttle.clear_failures("junction")
+    assert [one.is_own for one in failures(settings)] == [False]
+    assert throttle.wait("junction") == 0.0
+
+
+def test_answers_do_not_each_cost_a_request_to_redis(given: Settings) -> None:
+    """Breaks if a worker that fetches fast asks Redis once more per page."""
+    throttle = Throttle(given)
+    throttle.clear_failures("junction")
+    throttle.count_failure("junction", "no answer")
+    throttle.clear_failures("junction")
+    assert len(failures(given)) == 1

@@ -1,6 +1,7 @@
-"""Data that PostgreSQL rejects: one delivery of a hundred becomes a dead letter, the others are applied."""
+"""Odd data: what can be stored is stored, the rest becomes a dead letter, and no neighbour is affected."""
 
 import json
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Engine
@@ -34,39 +35,51 @@ def replaced(body: bytes, old: str, new: str) -> bytes:
 
 
 BAD = {
-    "NUL in a text": in_workout(title="se\0same"),
-    "NUL in a field without a column": in_workout(sport={"slug": "\0"}),
-    "NUL in an id": in_workout(id="w\0"),
-    "NUL in a unit": in_sample(unit="b\0pm"),
-    "NUL in a name": in_workout(**{"\0sesame": 1}),
-    "NUL in what a sample has beside": in_sample(comment="\0"),
-    "NUL in a user": json.dumps(workout("b\0d")).encode(),
-    "NUL in a provider": in_workout(source={"provider": "gar\0min"}),
     "NaN": replaced(in_workout(), "8000.5", "NaN"),
     "NaN in a sample": replaced(in_sample(), "60.0", "NaN"),
     "Infinity": replaced(in_workout(), "8000.5", "Infinity"),
-    "a lone surrogate": replaced(in_workout(title="sesame"), "sesame", "\\ud800"),
-    "a lone surrogate in a sample": replaced(in_sample(unit="sesame"), "sesame", "\\udfff"),
-    "a number beyond floats": replaced(in_workout(), "8000.5", "1e400"),
     "a number beyond floats in a sample": replaced(in_sample(), "60.0", "1e400"),
-    "an integer beyond bigint": in_workout(average_hr=2**63),
-    "an integer of 5,000 digits": replaced(in_workout(), "120", "1" * 5000),
-    "a fraction where there is none": in_workout(average_hr=120.5),
     "absurd depth": replaced(in_workout(sport=1), '"sport": 1', f'"sport": {DEEP}'),
     "a name twice": replaced(in_workout(), '"average_hr": 120', '"average_hr": 120, "average_hr": 121'),
     "a name twice in a sample": replaced(in_sample(), '"value": 60.0', '"value": 60.0, "value": 61.0'),
-    "a date in year 0": in_workout(calendar_date="0000-01-01"),
-    "a moment in year 0": in_workout(time_start="0000-01-01T00:00:00Z"),
     "a sample in year 0": in_sample(timestamp="0000-01-01T00:00:00Z"),
-    "a day that is none": in_workout(calendar_date="2026-02-30"),
-    "an offset beyond PostgreSQL's": in_workout(time_start="2026-03-14T06:30:00+20:00"),
-    "a version that is no moment": in_workout(updated_at="sesame"),
-    "a timezone beyond a day": in_sample(timezone_offset=86_401),
+    "a sample in year 1 of the reader's zone": in_sample(timestamp="0001-01-01T00:00:00Z"),
+    "a sample years ahead": in_sample(timestamp="2105-01-01T00:00:00Z"),
+    "a sample after the last year": in_sample(timestamp="9999-12-31T23:59:59-14:00"),
+    "a record without an id": in_workout(id=""),
+    "an id that is no scalar": in_workout(id=["sesame"]),
+    "an id beyond an index": in_workout(id="sesame" * 100),
+}
+# The column that is NULL, or None if the character alone was replaced.
+STORED: dict[str, tuple[bytes, str | None]] = {
+    "NUL in a text": (in_workout(title="se\0same"), None),
+    "NUL in a field without a column": (in_workout(sport={"slug": "\0"}), None),
+    "NUL in an id": (in_workout(id="w\0"), None),
+    "NUL in a unit": (in_sample(unit="b\0pm"), None),
+    "NUL in a name": (in_workout(**{"\0sesame": 1}), None),
+    "NUL in another field of a sample": (in_sample(comment="\0"), None),
+    "NUL in a user": (json.dumps(workout("b\0d")).encode(), None),
+    "NUL in a provider": (in_workout(source={"provider": "gar\0min"}), None),
+    "a lone surrogate": (replaced(in_workout(title="sesame"), "sesame", "\\ud800"), None),
+    "a lone surrogate in a sample": (replaced(in_sample(unit="sesame"), "sesame", "\\udfff"), None),
+    "invalid UTF-8": (in_workout(title="sesame").replace(b"sesame", b"\xed\xa0\x80"), None),
+    "a number beyond floats": (replaced(in_workout(), "8000.5", "1e400"), "distance"),
+    "an integer beyond bigint": (in_workout(average_hr=2**63), "average_hr"),
+    "an integer of 5,000 digits": (replaced(in_workout(), "120", "1" * 5000), "average_hr"),
+    "a date in year 0": (in_workout(calendar_date="0000-01-01"), "calendar_date"),
+    "a moment in year 0": (in_workout(time_start="0000-01-01T00:00:00Z"), "time_start"),
+    "a moment after the last year": (in_workout(time_start="9999-12-31T23:59:59-14:00"), "time_start"),
+    "a day that is none": (in_workout(calendar_date="2026-02-30"), "calendar_date"),
+    "a version that is no moment": (in_workout(updated_at="sesame"), "updated_at"),
+    "an empty text for a number": (in_workout(distance=""), "distance"),
+    "a boolean for a number": (in_workout(distance=True), "distance"),
+    "a list for a number": (in_workout(distance=[1]), "distance"),
+    "a timezone beyond a day": (in_sample(timezone_offset=86_401), "timezone_offset"),
 }
 
 
 def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, settings: Settings, full: bool) -> None:
-    """Breaks if data that PostgreSQL rejects is lost, changed, retried for ever, or affects its neighbours.
+    """Breaks if data without a key or a value is lost, changed, retried for ever, or affects its neighbours.
 
     Without --full only the first kind has a hundred neighbours, and each of the others has a dozen.
     """
@@ -77,7 +90,7 @@ def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, set
             together = [*neighbours[: count // 2], delivery(bad, name="msg_bad"), *neighbours[count // 2 :]]
             assert apply(engine, settings, *together) == {"applied": count, "dead": 1}
             (dead_letter,) = dead_letters.listed(engine)
-            assert dead_letter.message_id == "msg_bad"
+            assert (dead_letter.message_id, dead_letter.item) == ("msg_bad", "")
             assert dead_letter.reason
             assert not any(word in dead_letter.reason for word in ("sesame", "120", "60.0", "8000"))
             assert rows(engine, "SELECT count(*) AS n FROM health.workouts") == [{"n": count}]
@@ -87,10 +100,86 @@ def test_one_bad_delivery_of_a_hundred_costs_one_dead_letter(engine: Engine, set
     assert failures == {}
 
 
+def test_a_record_or_sample_with_a_key_is_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if one odd field costs its record, is lost in silence, or its value gets into the ledger."""
+    failures = Failures()
+    for name, (odd, column) in STORED.items():
+        with failures.of(name), emptied(engine):
+            assert apply(engine, settings, delivery(odd, name="msg_odd"), delivery(workout("u1"))) == {"applied": 2}
+            (entry,) = rows(engine, "SELECT error FROM health.deliveries WHERE message_id = 'msg_odd'")
+            assert (column or "U+FFFD") in entry["error"]
+            assert "sesame" not in entry["error"]
+            view = "heartrate" if b"heartrate" in odd else "workouts"
+            query = f"SELECT {column or 'NULL'} AS value FROM health.{view} WHERE user_id <> 'u1'"
+            assert rows(engine, query) == [{"value": None}]
+            assert dead_letters.listed(engine) == []
+    assert failures == {}
+
+
+READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a number as text": ({"distance": " 12.5 "}, {"distance": 12.5}),
+    "an integer as text": ({"average_hr": "146"}, {"average_hr": 146}),
+    "a whole float": ({"average_hr": 146.0}, {"average_hr": 146}),
+    "a half": ({"average_hr": 146.5}, {"average_hr": 147}),
+    "a negative half": ({"timezone_offset": -0.5}, {"timezone_offset": -1}),
+    "a half as text": ({"average_hr": "2.5"}, {"average_hr": 3}),
+    "a number too small for a float": ({"distance": 5e-324}, {"distance": 5e-324}),
+    "a number as a title": ({"title": 7}, {"title": "7"}),
+    "a numeric id": ({"id": 7, "title": "Run"}, {"id": "7", "title": "Run"}),
+    "epoch seconds": ({"created_at": 1763618400}, {"created_at": datetime(2025, 11, 20, 6, tzinfo=UTC)}),
+    "epoch milliseconds": ({"created_at": 1763618400000}, {"created_at": datetime(2025, 11, 20, 6, tzinfo=UTC)}),
+    "an epoch as text": ({"created_at": "1763618400"}, {"created_at": datetime(2025, 11, 20, 6, tzinfo=UTC)}),
+    "an epoch for a day": ({"calendar_date": 1763618400}, {"calendar_date": date(2025, 11, 20)}),
+    "an offset beyond PostgreSQL's": (
+        {"time_start": "2026-03-14T06:30:00+20:00"},
+        {"time_start": datetime(2026, 3, 13, 10, 30, tzinfo=UTC)},
+    ),
+    "a text as the source": ({"source": "oura"}, {"provider": "oura"}),
+    "a numeric source type": ({"source": {"provider": "oura", "type": 3}}, {"source_type": "3"}),
+}
+
+
+def test_a_scalar_of_another_type_is_read(engine: Engine, settings: Settings) -> None:
+    """Breaks if a scalar whose meaning is clear is NULL, or the payload does not keep what came."""
+    failures = Failures()
+    for name, (odd, expected) in READ.items():
+        with failures.of(name), emptied(engine):
+            assert apply(engine, settings, delivery(in_workout(**odd))) == {"applied": 1}
+            (row,) = rows(engine, "SELECT * FROM health.workouts")
+            assert {column: row[column] for column in expected} == expected
+            assert row["payload"].items() >= odd.items()
+            assert rows(engine, "SELECT error FROM health.deliveries") == [{"error": None}]
+    assert failures == {}
+
+
+TOO_SMALL = {
+    "a number that underflows": '{"id": "bad", "distance": 1e-400}',
+    "a number beyond numeric": '{"id": "bad", "sport": {"huge": 1e200000}}',
+}
+
+
+def test_a_record_that_postgresql_refuses_is_repaired(engine: Engine, settings: Settings) -> None:
+    """Breaks if a number that only PostgreSQL refuses costs its record or the deliveries of the same message."""
+    failures = Failures()
+    for name, data in TOO_SMALL.items():
+        with failures.of(name), emptied(engine):
+            body = f'{{"event_type": "daily.data.workouts.created", "user_id": "bad", "data": {data}}}'.encode()
+            assert apply(engine, settings, delivery(body), delivery(workout("u1"))) == {"applied": 2}
+            assert rows(engine, "SELECT distance FROM health.workouts WHERE id = 'bad'") == [
+                {"distance": 0.0 if "distance" in data else None}
+            ]
+    assert failures == {}
+
+
 def test_unusual_but_valid_data_is_stored(engine: Engine, settings: Settings) -> None:
     """Breaks if valid data is rejected: the largest numbers, the oldest and the newest days."""
-    odd = {"average_hr": 2**63 - 1, "distance": 1.7e308, "calendar_date": "0001-01-01", "title": "\u0001 é 🏃 \\u0000"}
-    future = event("daily.data.workouts.created", "u2", workout("u2")["data"] | {"time_start": "9999-12-31T23:59:59Z"})
+    odd = {
+        "average_hr": 9_200_000_000_000_000_000,
+        "distance": 1.7e308,
+        "calendar_date": "0001-01-01",
+        "title": "\u0001 é 🏃 \\u0000",
+    }
+    future = event("daily.data.workouts.created", "u2", workout("u2")["data"] | {"time_start": "9999-12-29T23:59:59Z"})
     assert apply(engine, settings, delivery(workout("u1", **odd)), delivery(future)) == {"applied": 2}
     (row,) = rows(engine, "SELECT average_hr, distance, title FROM health.workouts WHERE user_id = 'u1'")
-    assert row == {"average_hr": 2**63 - 1, "distance": 1.7e308, "title": "\u0001 é 🏃 \\u0000"}
+    assert row == {"average_hr": 9_200_000_000_000_000_000, "distance": 1.7e308, "title": "\u0001 é 🏃 \\u0000"}

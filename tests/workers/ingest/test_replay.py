@@ -342,7 +342,7 @@ def test_a_dead_letter_that_is_now_ignored_is_resolved(engine: Engine, settings:
 
 def test_dead_letters_are_replayed_one_by_one(engine: Engine, settings: Settings) -> None:
     """Breaks if a delivery that stays dead prevents another from being applied."""
-    dead = [sealed_with_another_key(workout("u1", f"w{n}", title="a\u0000b" if n % 2 else "x")) for n in range(6)]
+    dead = [sealed_with_another_key(workout("u1", "" if n % 2 else f"w{n}")) for n in range(6)]
     apply(engine, settings, *dead)
     assert replay_all(engine, with_other_key(settings)) == {"applied": 3, "dead": 3}
     assert [row["id"] for row in rows(engine, "SELECT id FROM health.workouts ORDER BY 1")] == ["w0", "w2", "w4"]
@@ -350,9 +350,9 @@ def test_dead_letters_are_replayed_one_by_one(engine: Engine, settings: Settings
 
 def test_the_list_shows_the_latest_reason(engine: Engine, settings: Settings) -> None:
     """Breaks if the first reason is still shown after its cause was fixed."""
-    apply(engine, settings, sealed_with_another_key(workout("u1", title="a\u0000b")))
+    apply(engine, settings, sealed_with_another_key(workout("u1", "")))
     assert replay_all(engine, with_other_key(settings)) == {"dead": 1}
-    assert reasons(engine)[0].startswith("PostgreSQL refuses it")
+    assert reasons(engine)[0].startswith("workouts: id: expected")
 
 
 def test_a_message_of_a_newer_version_is_applied_by_a_newer_worker(engine: Engine, settings: Settings) -> None:
@@ -443,7 +443,7 @@ def test_two_dead_letters_of_one_backfill_are_both_resolved(engine: Engine, read
     """Breaks if a replay fails, or leaves a dead letter, although the history is being fetched."""
     one, _ = refused(engine, reading)
     with transaction(engine) as connection:
-        add_dead_letter(connection, delivery(b"{}", name=f"fetch-{one}-0123abcd"), "fetch.heartrate", "status 422")
+        add_dead_letter(connection, delivery(b"{}", name=f"fetch-{one}-0123abcd"), "status 422", "fetch.heartrate")
     assert replay_all(engine, reading) == {"applied": 2}
     assert dead_letters.listed(engine) == []
 

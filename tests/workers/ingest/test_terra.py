@@ -270,9 +270,10 @@ def test_a_report_is_found_by_its_client_user_id(engine: Engine, settings: Setti
         event("daily", item(data_enrichment={"a\u0000": 1})),
     ],
 )
-def test_rejected_data_affects_no_other_delivery(engine: Engine, settings: Settings, body: dict[str, Any]) -> None:
-    """Breaks if a body that parses but cannot be stored affects its neighbours."""
-    assert apply(engine, settings, sent(body), sent(event("sleep", item()))) == {"dead": 1, "applied": 1}
+def test_odd_data_is_stored_beside_its_neighbours(engine: Engine, settings: Settings, body: dict[str, Any]) -> None:
+    """Breaks if a value that PostgreSQL cannot store costs its object, or affects other deliveries."""
+    assert apply(engine, settings, sent(body), sent(event("sleep", item()))) == {"applied": 2}
+    assert rows(engine, "SELECT count(error) AS n FROM health.deliveries") == [{"n": 1}]
 
 
 def test_data_excluded_by_a_setting_is_ignored(engine: Engine, settings: Settings) -> None:

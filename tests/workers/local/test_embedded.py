@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -106,6 +107,27 @@ def test_no_value_reaches_the_log_of_postgres(cluster) -> None:
     log = program.log.read_text()
     assert "ready to accept connections" in log
     assert "hidden-value" not in log
+
+
+def test_a_reused_pid_does_not_keep_postgres_from_starting(cluster) -> None:
+    """Breaks if `up` never starts again after a crash of the machine, because another program now has the old pid."""
+    program, url = start_postgres(cluster)
+    file = Path(program.command[2]) / "postmaster.pid"
+    with running(program) as process, connect(url) as connection:
+        connection.execute("CREATE TABLE before_the_crash AS SELECT 42 AS answer")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    _, *rest = file.read_text().splitlines(keepends=True)
+    # PostgreSQL only looks at processes of its own user.
+    with subprocess.Popen(("/bin/sleep", "60"), user=program.user, cwd="/") as other:
+        file.write_text("".join([f"{other.pid}\n", *rest]))
+        with running(program):
+            assert value(url, "SELECT answer FROM before_the_crash") == 42
+            before = file.read_text()
+            program.before_start()
+            assert file.read_text() == before, "the file of a running server must stay"
+        assert other.poll() is None
+        other.kill()
 
 
 def test_a_port_in_use_is_not_reused(cluster) -> None:
@@ -217,6 +239,22 @@ def test_valkey_keeps_confirmed_writes(tmp_path: Path) -> None:
         assert client.get("kept") == b"yes"
 
 
+@pytest.mark.parametrize("tail", [b"", b"*3\r\n$3\r\nSET\r\n$4\r\nzero\r\n$200000\r\n"], ids=["whole", "cut"])
+def test_zeros_after_a_power_cut_do_not_keep_valkey_from_starting(tmp_path: Path, tail: bytes) -> None:
+    """Breaks if `up` does not start after a power cut, or a confirmed write is removed together with the zeros."""
+    program, url = embedded_valkey.valkey(tmp_path / "broker", "password", tmp_path / "log")
+    with running(program), redis.from_url(url) as client:
+        client.set("zeros", b"\0" * 100)
+    (file,) = (tmp_path / "broker").glob("appendonlydir/*.incr.aof")
+    with file.open("ab") as opened:
+        opened.write(tail + b"\0" * 100_000)
+    with running(program), redis.from_url(url) as client:
+        assert client.get("zeros") == b"\0" * 100
+        client.set("later", "yes")
+    with running(program), redis.from_url(url) as client:
+        assert client.get("later") == b"yes"
+
+
 def test_valkey_is_durable_and_requires_a_password(tmp_path: Path) -> None:
     program, url = embedded_valkey.valkey(tmp_path / "broker", "secret-password", tmp_path / "log")
     wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "bind": "127.0.0.1"}
@@ -239,6 +277,16 @@ def test_a_held_port_is_not_free_for_another_stack() -> None:
         with ports.held_port("127.0.0.1", port) as other:
             assert other.getsockname()[1] != port
     assert ports.free_port(wish=port) == port
+
+
+def test_a_port_that_was_asked_for_is_not_replaced() -> None:
+    """Breaks if `up --port` listens elsewhere, or the error does not name the option."""
+    with ports.held_port("127.0.0.1") as held:
+        port = held.getsockname()[1]
+        with pytest.raises(Misconfigured, match=f"^--port: port {port} on 127.0.0.1 is in use"):
+            ports.held_port("127.0.0.1", port, strict="--port")
+    with pytest.raises(Misconfigured, match=r"^HEADRACE_HOST: .* cannot be used: Cannot assign requested address"):
+        ports.held_port("192.0.2.1", 8000)  # an address of documentation (RFC 5737), which no machine has
 
 
 def test_a_held_port_can_be_shared_with_our_own_server() -> None:

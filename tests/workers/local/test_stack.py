@@ -4,7 +4,10 @@ import base64
 import fcntl
 import json
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import pytest
 from app.config.settings import Settings, load
 from app.errors import Misconfigured
 from workers.local import attach, secrets, stack
-from workers.local.supervisor import Supervisor
+from workers.local.supervisor import NotStarted, Supervisor
+from workers.local.temporary import running_stack
 
 STACK = {
     "web": "http://127.0.0.1:1",
@@ -24,6 +28,30 @@ STACK = {
     "terra_signing_secret": "t" * 32,
     "processes": {},
 }
+
+
+NOBODY = 65534
+
+
+def as_nobody(*calls: Callable[[], object]) -> list[str]:
+    """The texts of the errors that the calls raise in a process of user nobody."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with os.fdopen(writing, "w") as answer:
+            for call in calls:
+                try:
+                    call()
+                except Misconfigured as error:
+                    print(error, file=answer)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        texts = answer.read().splitlines()
+    os.waitpid(child, 0)
+    return texts
 
 
 @pytest.fixture
@@ -68,6 +96,50 @@ def test_an_invalid_secrets_json_is_an_error(tmp_path: Path) -> None:
 def test_two_stacks_do_not_share_a_folder(running: Path) -> None:
     with pytest.raises(Misconfigured, match=f"another `headrace up` .pid {os.getpid()}."), stack._locked(running):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the user")
+def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
+    """Breaks if `up` or `status` ends in a traceback, or root takes over the files of another user."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to other users
+        Path(name).chmod(0o755)
+        (Path(name) / "lock").touch(mode=0o600)
+        (Path(name) / "stack.json").write_text(json.dumps(STACK))
+        found = as_nobody(lambda: stack._make_data_dir(Path(name)), lambda: attach._is_locked(Path(name)))
+        assert found == [
+            f"HEADRACE_DATA_DIR: {name} cannot be used: Permission denied",
+            f"{name}/lock belongs to another user; run this as the user of `headrace up`",
+        ]
+        for folder in ("log", "run"):
+            (Path(name) / folder).mkdir()
+        (text,) = as_nobody(lambda: stack._locked(Path(name)).__enter__())
+        assert text.startswith(f"HEADRACE_DATA_DIR: {name} belongs to the stack of user root; run this as that user")
+    os.chown(tmp_path, NOBODY, NOBODY)
+    (tmp_path / "lock").touch()
+    os.chown(tmp_path / "lock", NOBODY, NOBODY)
+    with pytest.raises(Misconfigured, match="belongs to the stack of user nobody"), stack._locked(tmp_path):
+        pass
+
+
+def test_the_logs_of_a_stack_that_does_not_start_are_kept() -> None:
+    """Breaks if a demo or drill that could not start deletes the logs that say why."""
+    with pytest.raises(NotStarted) as error, running_stack("tests", {"DATABASE_URL": "mysql://h/d"}):
+        pass
+    text, _, folder = str(error.value).partition("; the logs are kept in ")
+    assert text.startswith("the stack did not start: headrace: DATABASE_URL: not usable")
+    assert "DATABASE_URL" in (Path(folder) / "up.log").read_text()
+    shutil.rmtree(folder)
+
+
+def test_metrics_are_in_memory_and_removed(tmp_path: Path) -> None:
+    """Breaks if a full disk kills the endpoint (SIGBUS), or each start leaves a folder in memory."""
+    first = stack._new_metrics_folder(tmp_path).resolve()
+    second = stack._new_metrics_folder(tmp_path).resolve()
+    assert (first.exists(), second.exists(), second.stat().st_mode & 0o777) == (False, True, 0o700)
+    assert second.parent == (stack.MEMORY if os.access(stack.MEMORY, os.W_OK) else tmp_path)
+    stack._remove_metrics_folder(tmp_path)
+    assert not second.exists()
+    assert not os.path.lexists(tmp_path / "metrics")
 
 
 def test_servers_of_a_killed_stack_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

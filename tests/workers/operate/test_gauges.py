@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.observability import metrics
 from tests.support import apply, delivery, event, rows, workout
+from tests.support.refused import Refused, add_refused
 from workers.broker_admin import Lane
 from workers.fetch.rate_limits import Throttle
 from workers.operate import gauges
@@ -44,6 +45,7 @@ def test_tables_are_counted(observer: GaugeCollector, engine: Engine, settings: 
     broken = event("provider.connection.error", "u1", {"provider": "oura", "error_type": "expired"})
     notice = event("historical.data.sleep.created", "u1", {"user_id": "u1", "provider": "oura", "is_final": True})
     apply(engine, settings, *map(delivery, (broken, notice, b"half", b"half too")))
+    add_refused(engine, Refused("msg_1", "no value", 900), Refused("history", "no value"))  # are no dead deliveries
     Throttle(settings).pause("junction", 300, "status 401")
     Throttle(settings).pause("terra", 300, "status 429", user_id="somebody")
     observer.poll([])
@@ -86,3 +88,14 @@ def test_rows_and_times_are_counted_once_committed(engine: Engine, settings: Set
     apply(engine, settings, delivery(workout("u1")), delivery(workout("u2", "w2")), delivery(b"half"))
     assert rows(engine, "SELECT count(*) AS n FROM health.workouts")[0]["n"] == 2
     assert (value(record) - before, value(timed) - times) == (2, 3)
+
+
+def test_a_pause_of_another_key_is_not_the_deployments(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if a wrong key in an operator's shell raises the alert about paused accounts."""
+    workers = replace(settings, broker_url=broker_url, junction_api_key="sk_us_right")
+    Throttle(replace(workers, junction_api_key="sk_us_wrong")).pause("junction", 300, "status 401")
+    Throttle(replace(workers, terra_dev_id="dev", terra_api_key="other")).pause("terra", 300, "status 429")
+    GaugeCollector(engine, workers).poll([])
+    found = {line.split()[0]: float(line.split()[1]) for line in lines() if line.startswith("headrace_account_paused")}
+    assert found.get('headrace_account_paused_seconds{aggregator="junction"}', 0) == 0
+    assert found['headrace_account_paused_seconds{aggregator="terra"}'] > 290  # this worker has no key of Terra

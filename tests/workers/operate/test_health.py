@@ -19,8 +19,17 @@ GAPS = {"whose": "ours", "gaps": 4, "people": 2, "since": "2026-03-14 06:30:00+0
 DOWN = Away("BROKER_URL", "BROKER_URL: the broker cannot be reached (TimeoutError)")
 
 
-def paused(because_of: str, seconds: int, kind: str = "asked") -> dict[str, Any]:
-    return {"account": "junction", "because_of": because_of, "seconds_left": seconds, "kind": kind}
+REFUSED = {"origin": "webhooks", "items": 40, "last_hour": 3, "reason": "no timestamp"}
+
+
+def paused(because_of: str, seconds: int, kind: str = "asked", **changes: Any) -> dict[str, Any]:
+    row = {"account": "junction", "because_of": because_of, "seconds_left": seconds, "kind": kind}
+    return row | {"key": "1f2e3d4c", "is_own_key": True} | changes
+
+
+def failing(count: int, **changes: Any) -> dict[str, Any]:
+    row = {"account": "junction", "because_of": "status 502", "failures": count}
+    return row | {"key": "1f2e3d4c", "is_own_key": True} | changes
 
 
 def test_every_problem_names_a_command() -> None:
@@ -34,10 +43,25 @@ def test_every_problem_names_a_command() -> None:
         ),
         ({"swept": timedelta(minutes=5)}, ["the sweep has not run for 5 min", "headrace beat"]),
         ({"idle": 138}, ["138 backfills are due", "no API key", "worker --lane backfill"]),
+        ({"lost_deliveries": 3}, ["3 deliveries lost: Junction gave up", "headrace reconcile"]),
         ({"crashed_deliveries": 2}, ["crashed while processing 2 deliveries", "logs"]),
         ({"pauses": [paused("status 401: go away", 30, "key_refused")]}, ["401: go away", "JUNCTION_API_KEY"]),
         ({"pauses": [paused("status 429", 600)]}, ["junction is paused for 10 min (status 429)"]),
         ({"dead_letters": [DEAD_LETTERS]}, ["2 dead letters in the last hour: not JSON", "headrace dead list"]),
+        ({"failures": [failing(3)]}, ["Junction does not answer: status 502, 3 times in a row", "headrace check"]),
+        ({"failures": [failing(9, account="terra", is_own_key=None)]}, ["Terra does not answer", "(key 1f2e3d4c)"]),
+        (
+            {"pauses": [paused("status 401: no", 9, "key_refused", is_own_key=False)]},
+            ["junction: status 401: no (key 1f2e3d4c, not the one in this shell) -> compare the workers'"],
+        ),
+        (
+            {"pauses": [paused("status 429", n * 100, account=f"terra/t{n}") for n in range(1, 4)]},
+            ["terra is paused for 3 users, for up to 5 min (status 429)"],
+        ),
+        (
+            {"refused_items": [REFUSED | {"last_hour": 1, "reason": "other"}, REFUSED]},
+            ["4 items refused in the last hour: no timestamp -> headrace dead list"],
+        ),
         ({"backfills": [FAILED]}, ["1 backfills failed", "headrace backfill list --status failed"]),
         ({"gaps": [GAPS]}, ["4 gaps to fill", "2026-03-14 06:30", "headrace reconcile"]),
     ):
@@ -55,6 +79,8 @@ def test_normal_conditions_are_no_problem() -> None:
         {"swept": timedelta(seconds=9), "endpoint": WEB},
         {"pauses": [paused("status 429", 20)]},
         {"pauses": [paused("status 429", 20)], "idle": 138},  # which is why
+        {"failures": [failing(2)]},
+        {"refused_items": [REFUSED | {"last_hour": 0}]},
         {"dead_letters": [DEAD_LETTERS | {"last_hour": 0}]},
         {"backfills": [FAILED | {"last_day": 0}, FAILED | {"status": "running"}]},
         {"gaps": [GAPS | {"whose": "provider"}]},
@@ -78,8 +104,12 @@ def test_rejected_webhooks_are_reported_while_they_continue() -> None:
 
 def test_the_retry_window_starts_at_the_last_accepted_delivery() -> None:
     assert retry_window_left(Status(away=(DOWN,))) == {}
-    left = retry_window_left(Status(since_last_delivery={"junction": 2 * HOUR, "terra": 30 * HOUR, "unknown": HOUR}))
-    assert left == {"junction": SENDER_RETRY_WINDOW["junction"] - 2 * HOUR, "terra": -6 * HOUR}
+    left = retry_window_left(Status(since_last_delivery={"junction": 2 * HOUR, "terra": 14 * HOUR, "unknown": HOUR}))
+    assert left == {
+        "junction": SENDER_RETRY_WINDOW["junction"] - 2 * HOUR,
+        "terra": SENDER_RETRY_WINDOW["terra"] - 14 * HOUR,
+    }
+    assert SENDER_RETRY_WINDOW["terra"].total_seconds() < sum(30 * 2**retry for retry in range(10))
     assert SENDER_RETRY_WINDOW["junction"].total_seconds() < 5 + 300 + 1800 + 2 * 3600 + 5 * 3600 + 2 * 36_000
 
 
@@ -126,3 +156,19 @@ def test_a_problem_names_its_lane() -> None:
         for fault in problems(Status(lanes=lanes, crashed_deliveries=2, backfills=[FAILED]))
     }
     assert sorted(found.values()) == ["", "", "live"]
+
+
+def test_another_key_does_not_hide_that_no_worker_fetches() -> None:
+    """Breaks if a wrong key in an operator's shell hides that no worker runs."""
+    foreign = paused("status 401", 200, "key_refused", is_own_key=False)
+    assert any("no worker fetches" in one.what for one in problems(Status(idle=5, pauses=[foreign])))
+    assert not any("no worker" in one.what for one in problems(Status(idle=5, pauses=[foreign | {"is_own_key": None}])))
+
+
+def test_one_outage_has_one_reason() -> None:
+    """Breaks if the broker's error is printed for the broker and again for the endpoint."""
+    endpoint = replace(WEB, why_not="the broker cannot be reached")
+    assert [one.what for one in problems(Status(away=(DOWN,), endpoint=endpoint))] == [
+        DOWN.why,
+        "webhooks are answered 503",
+    ]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 from sqlalchemy import Engine, text
@@ -14,12 +15,16 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import TryLater
 from tests.support import START, apply, delivery, event, message_id, workout
+from tests.support.backfills import make_due
 from tests.support.cases import Failures
+from tests.support.provider import Provider
+from tests.support.refused import Refused, add_refused
 from workers.broker_admin import Lane
 from workers.cli.output import console
-from workers.fetch.rate_limits import Pause, Throttle, pauses
+from workers.fetch.rate_limits import Pause, Throttle, failures, pauses
 from workers.local.ports import free_port
 from workers.operate import durations, status_view
+from workers.store.backfills import due
 from workers.store.engine import make_engine
 
 IDLE = [Lane("live", 0, None), Lane("backfill", 0, None)]
@@ -101,10 +106,14 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
         "gaps": [],
         "connections_in_error": [],
         "dead_letters": [],
+        "refused_items": [],
+        "failures": [],
         "delay": None,
         "swept": None,
         "crashed_deliveries": 0,
+        "lost_deliveries": 0,
         "idle": 0,
+        "terra_admin_token": None,
         "outage": {},
         "faults": [],
     }
@@ -149,7 +158,8 @@ def test_a_rejected_api_key_is_shown(engine: Engine, settings: Settings, broker_
     (silence,) = json.loads(json.dumps(picture.plain()))["pauses"]
     assert 290 <= silence.pop("seconds_left") <= 300
     because = "status 401: the API key is refused"
-    assert silence == {"account": "junction", "because_of": because, "kind": "key_refused"}
+    known = {"account": "junction", "because_of": because, "kind": "key_refused", "key": "", "is_own_key": None}
+    assert silence == known
     for part in ("Paused accounts", "junction", "status 401: the API key is refused", "because of", "seconds left"):
         assert part in shown(picture)
 
@@ -212,3 +222,51 @@ def test_brackets_in_an_error_are_no_markup(engine: Engine, settings: Settings, 
     with screen.capture() as captured:
         screen.print(status_view.render(status_view.read(engine, IDLE, [])))
     assert error in captured.get()
+
+
+def test_refused_items_of_webhooks_and_history_are_counted(full: Engine) -> None:
+    """Breaks if refused items of history are not shown, or items count as dead deliveries."""
+    dead = status_view.read(full, IDLE, []).dead_letters
+    add_refused(
+        full,
+        Refused("msg_1", "no timestamp"),
+        Refused("msg_1", "no timestamp", 900),
+        Refused("msg_2", "old", 5000, "2 hours"),
+        Refused("history", "no value", 3, "61 minutes"),
+    )
+    picture = status_view.read(full, IDLE, [])
+    assert picture.plain()["refused_items"] == [
+        {"origin": "webhooks", "items": 5901, "last_hour": 901, "reason": "no timestamp"},
+        {"origin": "history", "items": 3, "last_hour": 0, "reason": "no value"},
+    ]
+    assert picture.dead_letters == dead
+    for part in ("Refused items", "5901", "history", "901 items refused in the last hour: no timestamp"):
+        assert part in shown(picture)
+
+
+def test_an_api_that_does_not_answer_is_no_missing_worker(full: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if `status` says that no worker fetches while a worker's requests to Junction fail."""
+    settings = replace(settings, broker_url=broker_url)
+    down = Provider(lambda _request: httpx.Response(502))
+    fetcher = down.fetcher(full, settings)
+    with (
+        full.begin() as connection
+    ):  # a second backfill, which no worker has tried: there are more than workers can try
+        copy = "INSERT INTO headrace.backfills (aggregator, user_id, provider, resource, item, requested_by, due_at)"
+        values = "('junction', 'u9', 'oura', 'sleep', '', 'notice', now() - interval '1 hour')"
+        connection.execute(text(f"{copy} VALUES {values}"))
+    assert status_view.read(full, IDLE, []).idle == 1
+    for _ in range(3):
+        make_due(full)
+        with full.begin() as connection:
+            connection.execute(
+                text("UPDATE headrace.backfills SET due_at = now() - interval '1 hour' WHERE user_id = 'u9'")
+            )
+        for one in due(full, user_id="u1"):
+            fetcher.run(one)
+    picture = status_view.read(full, IDLE, pauses(settings), failures(settings))
+    (fault,) = [one["what"] for one in picture.plain()["faults"] if "dead letters" not in one["what"]]
+    assert fault == "Junction does not answer: status 502, 3 times in a row"
+    with full.begin() as connection:  # the worker ends
+        connection.execute(text("UPDATE headrace.backfills SET due_at = now() - interval '1 hour'"))
+    assert status_view.read(full, IDLE, []).idle == 2

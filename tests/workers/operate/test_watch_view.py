@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import io
+import itertools
 import os
 import pty
 import select
@@ -22,9 +23,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Engine
 
-from app.broker.celery import make_celery
 from app.config.settings import Settings
 from tests.support import ROOT, apply, delivery, workout
 from workers.broker_admin import Lane
@@ -60,6 +62,8 @@ FULL = Status(
             "because_of": "status 401: the API key is refused",
             "seconds_left": 200,
             "kind": "key_refused",
+            "key": "1f2e3d4c",
+            "is_own_key": False,
         }
     ],
     connections_in_error=[{"user_id": f"u{n}", "provider": "oura", "since": T0, "error": "expired"} for n in range(30)],
@@ -84,10 +88,17 @@ def test_the_page_fits_the_terminal(width: int, height: int) -> None:
     assert max(map(len, lines)) <= width
     assert lines[0].startswith("not healthy")
     text = " ".join(" ".join(lines).split())
-    for part in ("set JUNCTION_API_KEY", "live", "12", "applied", "median 12 ms", "Backfills: 40 running"):
+    for part in (
+        "compare the workers' JUNCTION_API_KEY",
+        "live",
+        "12",
+        "applied",
+        "median 12 ms",
+        "Backfills: 40 running",
+    ):
         assert part in text
     assert "Dead letters: 27" in text
-    assert ("all: headrace dead list" in text) == (height < 50)
+    assert "more: headrace status" in text
 
 
 def test_a_wide_page_shows_user_ids() -> None:
@@ -114,7 +125,7 @@ def test_the_first_page_has_no_rates() -> None:
 @pytest.fixture
 def watcher(engine: Engine, settings: Settings, broker_url: str) -> Watcher:
     del broker_url
-    return Watcher(engine, make_celery(settings, "publisher"), settings)
+    return Watcher(engine, settings)
 
 
 def test_a_snapshot_of_a_running_installation(watcher: Watcher, engine: Engine, settings: Settings) -> None:
@@ -133,14 +144,14 @@ def test_a_snapshot_of_a_running_installation(watcher: Watcher, engine: Engine, 
 def test_the_page_stays_while_services_are_away(engine: Engine, settings: Settings) -> None:
     apply(engine, settings, delivery(workout("u1")))
     away = replace(settings, broker_url=f"redis://127.0.0.1:{free_port()}/0", redis_url=None)
-    page = Watcher(engine, make_celery(away, "publisher"), away).page()
+    page = Watcher(engine, away).page()
     text = "\n".join(shown(page, 80, 24))
     assert text.startswith("not healthy")
     assert "BROKER_URL: the broker cannot be reached" in text
     assert "junction keeps retrying its oldest event for at least 1 d 3 h" in text
     assert "applied" in text
     gone = make_engine(replace(settings, database_url=f"postgresql+psycopg://u:p@127.0.0.1:{free_port()}/d"))
-    both = Watcher(gone, make_celery(away, "publisher"), away).page()
+    both = Watcher(gone, away).page()
     assert {one.setting for one in both.now.away} == {"BROKER_URL", "DATABASE_URL"}
     gone.dispose()
 
@@ -251,7 +262,95 @@ def test_a_lane_is_marked_for_its_own_problem() -> None:
     assert "download" in line
 
 
-@pytest.mark.parametrize(("stands_alone", "count"), [(True, 1), (False, 0)])
-def test_a_section_without_rows(*, stands_alone: bool, count: int) -> None:
-    found = list(watch_view._fitted([watch_view.Section("Whatever", stands_alone=stands_alone)], 5))
-    assert len(found) == count
+BUSY_AND_FAULTY = replace(
+    FULL,
+    lanes=[Lane(name, 12_345, timedelta(minutes=3)) for name in ("live", "download", "backfill", "maintenance")],
+    deliveries=[
+        {"outcome": name, "total": 1_234_567, "last_hour": 12_345}
+        for name in ("applied", "dead", "duplicate", "ignored", "stale")
+    ],
+    backfills=[
+        {"status": name, "backfills": 1204, "last_day": 3, "records": 10**9}
+        for name in ("cancelled", "complete", "failed", "paused", "pending", "running")
+    ],
+    pauses=[
+        *FULL.pauses,
+        *(
+            {
+                "account": account,
+                "because_of": "status 429",
+                "seconds_left": 1800,
+                "kind": "asked",
+                "key": "1f2e3d4c",
+                "is_own_key": True,
+            }
+            for account in ("terra", *(f"terra/{n}" for n in range(50)))
+        ),
+    ],
+    gaps=[{"whose": whose, "gaps": 12, "people": 3, "since": "2026-03-14 06:30"} for whose in ("ours", "provider")],
+    refused_items=[
+        {"origin": origin, "items": 900, "last_hour": 9, "reason": "a sample without a value"}
+        for origin in ("webhooks", "history")
+    ],
+    failures=[
+        {"account": "junction", "because_of": "no answer", "failures": 12, "key": "1f2e3d4c", "is_own_key": True}
+    ],
+    crashed_deliveries=3,
+    swept=timedelta(minutes=9),
+)
+
+
+@pytest.mark.parametrize("worst", range(9))
+def test_a_busy_and_faulty_page_fits_80_by_24(worst: int) -> None:
+    """Breaks if lines are lost below the screen, a reason is printed twice, or a title has no rows.
+
+    `worst` leaves out as many of the dead letters, so that the sections have more room.
+    """
+    now = replace(BUSY_AND_FAULTY, dead_letters=FULL.dead_letters[worst:])
+    lines = shown(Dashboard(now, FULL), 80, 24)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    reasons = {"status 401", "no answer", "a sample without a value", "expired", *(f"reason {n}" for n in range(9))}
+    assert {one: text.count(one) for one in reasons if text.count(one) > 1} == {}
+    assert "more: headrace status" in text
+    assert "Backfills: " in text
+    titles = ("Paused", "Backfills:", "Connections", "Dead", "Refused", "Gaps")
+    for above, below in itertools.pairwise(lines):
+        assert not (above.startswith(titles) and below.startswith(titles))
+
+
+def test_a_reason_of_a_problem_is_not_repeated_below() -> None:
+    """Breaks if the reason of a pause or of dead letters is printed as a problem and again in its section."""
+    now = Status(
+        pauses=BUSY_AND_FAULTY.pauses,
+        dead_letters=[*FULL.dead_letters[:1], {"reason": "an old one", "dead_letters": 2, "last_hour": 0}],
+        refused_items=BUSY_AND_FAULTY.refused_items,
+    )
+    lines = shown(Dashboard(now, now), 100, 50)
+    text = "\n".join(lines)
+    for once in ("status 401", "reason 0", "an old one", "a sample without a value"):
+        assert text.count(once) == 1, once
+    assert text.count("status 429") == 2  # of the account, and of 50 users
+    assert "Dead letters: 5" in text
+    assert "Refused items: 1,800" in lines[-1]
+    assert "Paused" not in text
+
+
+def test_a_title_without_rows_is_a_count_on_the_last_line() -> None:
+    """Breaks if a title stands above nothing."""
+    section = watch_view.Section
+    full = section("Dead letters: 2", [("1", "a"), ("1", "b")], "headrace dead list")
+    sections = [section("Backfills: 40 complete"), full, section("", []), section("Gaps: 3", [("ours",)])]
+    for lines, titles in (
+        (6, ["Dead letters: 2", "Gaps: 3", "Backfills: 40 complete"]),
+        (5, ["Dead letters: 2 (all: headrace dead list)", "Gaps: 3", "Backfills: 40 complete"]),
+        (4, ["Dead letters: 2", "Gaps: 3 · Backfills: 40 complete"]),
+        (1, ["Dead letters: 2 · Gaps: 3 · Backfills: 40 complete"]),
+        (0, []),
+    ):
+        found = list(watch_view._fitted(sections, lines))
+        assert [str(one) for one in found if isinstance(one, Text)] == titles
+        rows = sum(one.row_count for one in found if isinstance(one, Table))
+        assert len(titles) + rows <= lines
+    assert list(watch_view._fitted([section("")], 5)) == []

@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.cases import Failures
+from workers.aggregators.common import MAX_AHEAD
 from workers.aggregators.junction.introspection import Pull, ResourceCoverage
-from workers.reconcile.gaps import MAX_WINDOWS, UNDER_WAY, Stored, of_coverage, of_pull, span_of_coverage, span_of_pull
+from workers.reconcile.gaps import (
+    MAX_WINDOWS,
+    UNDER_WAY,
+    Stored,
+    of_coverage,
+    of_failures,
+    of_newest,
+    of_pull,
+    span_of_coverage,
+    span_of_pull,
+)
 from workers.store.coverage import Fetched, ResourceKey
 from workers.store.gaps import Gap, Window
 
@@ -488,6 +499,76 @@ def test_the_hour_that_is_under_way_is_not_missing() -> None:
     assert late == {"heartrate": ("1 days with missing data", [(0, 0)])}
     (gap,) = of_coverage([fresh], stored(days=today, newest=day(0)), SINCE, NOW)
     assert gap.windows == ((day(0), NOW),)
+
+
+# The future
+
+AHEAD = ResourceCoverage(*KEY, day(-30), datetime(2105, 1, 1, tzinfo=UTC))
+
+
+def test_data_of_the_future_does_not_hide_missing_days() -> None:
+    """Breaks if one record of 2105 at Junction hides that the last month is missing."""
+    given = stored(fetched(-60, -31, created_at=day(-31)), days=range(-30, -20), newest=day(-20.5))
+    assert missing(given, AHEAD) == {"heartrate": ("22 days with missing data", [(-21, 0)])}
+
+
+def test_data_of_the_future_is_looked_for_once_a_week() -> None:
+    """Breaks if a device with a wrong clock that is no longer worn opens a gap with each reconciliation."""
+    for age, gap in ((0, {}), (6.9, {}), (7.1, {"heartrate": ("8 days without data", [(-7, 0)])})):
+        fetch = fetched(-30, -age, created_at=NOW - age * DAY, requested_by="reconcile")
+        given = stored(fetch, days=range(-30, -20), newest=day(-20.5))
+        assert missing(given, AHEAD) == gap, age
+    near = ResourceCoverage(*KEY, day(-30), NOW + MAX_AHEAD)
+    assert missing(stored(days=range(-30, 1), newest=NOW + MAX_AHEAD), near) == {}
+
+
+# Deliveries that failed, and newer data, at Terra
+
+
+def failures_of(*ago: float, store: Stored) -> Any:
+    """The gap of deliveries that failed so many days ago."""
+    return summary(of_failures(KEY, [NOW - each * DAY for each in ago], store, NOW))
+
+
+def test_the_days_of_failed_deliveries() -> None:
+    """Breaks if the days that a failed delivery may have been about are not fetched, or are fetched with each run."""
+    known = stored(newest=day(-0.1))
+    one, two = "1 deliveries failed", "2 deliveries failed"
+    for ago, store, gap in (
+        ((1,), known, ("ours", one, [(-3, -1)])),
+        ((1, 1.1), known, ("ours", two, [(-3, -1)])),
+        ((1, 9), known, ("ours", two, [(-11, -9), (-3, -1)])),
+        ((1,), Stored(), ("ours", one, [(-29, -1)])),  # nothing is stored
+        ((1,), stored(newest=day(-10)), ("ours", one, [(-10, -1)])),  # nothing is stored since
+        ((1,), stored(fetched(-4, 0, created_at=NOW), newest=day(0)), None),
+        ((1,), stored(fetched(-4, 0, created_at=NOW, state="open"), newest=day(0)), None),
+        ((1,), stored(fetched(-4, 0, created_at=NOW, state="lost"), newest=day(0)), ("ours", one, [(-3, -1)])),
+        ((1,), stored(fetched(-4, 0, created_at=NOW - 2 * DAY), newest=day(0)), ("ours", one, [(-3, -1)])),
+        ((1,), stored(fetched(-2, 0, created_at=NOW), newest=day(0)), ("ours", one, [(-3, -3)])),
+    ):
+        assert failures_of(*ago, store=store) == gap, (ago, store)
+
+
+def newest_of(ago: float, given: Stored, *keys: ResourceKey) -> dict[str, list[tuple[int, int]]]:
+    """The windows by resource, if the aggregator has data as new as that."""
+    gaps = of_newest(keys or [KEY], NOW - ago * DAY, given, day(-5), NOW)
+    return {gap.key.resource: spanned(gap.windows) for gap in gaps}
+
+
+def test_data_that_is_newer_than_the_stored_data_is_fetched() -> None:
+    """Breaks if newer data is not fetched, data on its way is, or it is fetched with each run."""
+    sleep = KEY._replace(resource="sleep")
+    assert newest_of(1, stored(newest=day(-3))) == {"heartrate": [(-3, -1)]}
+    assert newest_of(1, stored(newest=NOW - DAY)) == {}
+    assert newest_of(0.01, stored(newest=NOW - UNDER_WAY)) == {}
+    assert newest_of(1, Stored()) == {"heartrate": [(-5, -1)]}
+    assert newest_of(1, stored(newest=day(-3)), KEY, sleep) == {"heartrate": [(-3, -1)]}  # sleep was never stored
+    assert newest_of(1, Stored(newest={KEY: day(-3), sleep: day(0)}), KEY, sleep) == {}
+    assert newest_of(1, stored(fetched(-3, 0, created_at=NOW), newest=day(-3))) == {}
+    assert newest_of(1, stored(fetched(-3, 0, created_at=NOW - 2 * DAY), newest=day(-3))) == {"heartrate": [(-3, -1)]}
+    assert newest_of(1, stored(fetched(-9, 0, created_at=day(-9), state="open"))) == {}  # history is being fetched
+    assert newest_of(-3, Stored()) == {}
+    assert list(of_newest([KEY], None, Stored(), day(-5), NOW)) == []
 
 
 # Outages

@@ -31,7 +31,8 @@ from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS, UNAUTHORIZED_PAUSE
-from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step, run_slice
+from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step
+from workers.reconcile.runs import run_slice
 from workers.simulator import events
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
@@ -109,7 +110,7 @@ class ScriptedApi:
         pages = getattr(self, part)
         number = int(request.url.params.get("next_cursor", 0))
         asked = request.url.params.get("user_id")
-        data = [one for one in pages[number] if asked in (None, one["user_id"])]
+        data = [one for one in pages[number] if asked in (None, (one or {}).get("user_id"))]
         following = str(number + 1) if number + 1 < len(pages) else None
         return httpx.Response(200, json={"data": data, "next_cursor": following, "next": following})
 
@@ -699,6 +700,47 @@ def test_a_row_without_a_user_is_passed_over(engine: Engine, settings: Settings)
     assert api.paths() == ["pulls", "u1", "supplies"]
 
 
+ODD = (None, {"user_id": None, "provider": {}}, {"user_id": "u9", "provider": None})
+
+
+def test_odd_entries_cost_themselves_and_are_counted(engine: Engine, settings: Settings, caplog: Any) -> None:
+    """Breaks if a null or a value that is new stops the comparison of all users, or passes without a word."""
+    odd = of("u1", heartrate=pulled(), sleep=pulled(status="dreaming"))
+    pages = [*ODD, odd, of("u2", heartrate=pulled())]
+    statistics = [*ODD, of("u1", heartrate=supplied(-9, -3), steps={"newest_data": "soon"})]
+    listed = [{"slug": "garmin"}, {"slug": None}, {"slug": "oura", "status": "thinking"}]
+    api = ScriptedApi(pulls=[pages], supplies=[statistics], connections={"u1": listed, "u2": []})
+    steps = run_steps(api.reconciler(engine, settings), settings)
+    assert [step.unread for step in steps] == [4, 2, 0, 4]
+    assert {key[:2] for key in opened(engine)} == {("u1", "garmin"), ("u2", "garmin")}
+    assert caplog.text.count("entries of Junction's introspection could not be read, and are not compared") == 3
+
+
+def test_a_connection_that_cannot_be_read_is_not_gone(engine: Engine, settings: Settings) -> None:
+    """Breaks if a new status of a connection marks it as deregistered."""
+    created = event("provider.connection.created", "u1", {"provider": {"slug": "oura"}})
+    apply(engine, settings, delivery(created, datetime.now(UTC) - DAY))
+    listed = [{"slug": "oura", "status": "thinking"}]
+    api = ScriptedApi(pulls=[[of("u1")]], connections={"u1": listed})
+    assert found(run_steps(api.reconciler(engine, settings), settings)) == []
+    assert rows(engine, "SELECT status FROM health.connections") == [{"status": "connected"}]
+
+
+def test_a_record_of_the_future_hides_nothing(engine: Engine, settings: Settings) -> None:
+    """Breaks if one record of 2105 hides that the last month is missing, or is looked for with each run."""
+    bodies = [
+        event("daily.data.sleep.created", "u1", {"id": day, "calendar_date": day, "source": {"provider": "oura"}})
+        for day in (f"{today(-40):%Y-%m-%d}", "2105-01-01")
+    ]
+    apply(engine, settings, *(delivery(body, today(-30)) for body in bodies))
+    api = ScriptedApi(supplies=[[of("u1", "oura", sleep=supplied(-40, 29000))]])
+    (gap,) = found(run_steps(api.reconciler(engine, settings), settings))
+    assert gap.windows[-1][1] > today(-1)
+    assert gap.windows[0][0] < today(-35)
+    execute(engine, "UPDATE headrace.chunks SET status = 'done'", "UPDATE headrace.backfills SET status = 'complete'")
+    assert found(run_steps(api.reconciler(engine, settings), settings)) == []
+
+
 def test_history_since_the_year_one_is_fetched(engine: Engine, settings: Settings) -> None:
     """Breaks if a range that begins with the zero value of a date makes a backfill that cannot be fetched."""
     with stage(engine, settings, days=1) as on:
@@ -1034,6 +1076,7 @@ def test_a_time_slice_that_waits_continues_at_its_position(engine: Engine, setti
     make_due(engine)
     assert 30 <= (run_slice(engine, api.reconciler(engine, settings), PERIOD) or 0) <= 30.2
     after = job_state(engine)
+    assert after["position"].pop("began")
     at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
     assert after["position"] == at
     assert not after["held"]
@@ -1075,7 +1118,7 @@ def kill(number: int, api: ScriptedApi) -> None:
 def test_a_time_slice_is_limited(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a long reconciliation blocks the lane, or repeats its work."""
     clock = iter(range(1000))
-    monkeypatch.setattr("workers.reconcile.reconciler.time.monotonic", lambda: 10.0 * next(clock))
+    monkeypatch.setattr("workers.reconcile.runs.time.monotonic", lambda: 10.0 * next(clock))
     api = replace(LONG, asked=[])
     ensure_job(engine, JOB, 0)
     turns = 0
@@ -1166,6 +1209,7 @@ def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("words", [(), ("--dry-run",), ("--since", "2020-01-01"), ("--user", "u1", "--dry-run")])
 def test_the_command_lists_the_gaps(engine: Engine, run: Run, words: tuple[str, ...]) -> None:
     """Breaks if a dry run changes something, or reports other gaps than are fetched."""
+    execute(engine, "INSERT INTO headrace.users (user_id) VALUES ('u1')")
     before = snapshot(engine)
     done = run(missing(), *words, "--json")
     assert done.exit_code == 0, done.output

@@ -1,9 +1,13 @@
 """Users of the simulated Junction: creating them, and connecting providers."""
 
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
 
+from app.catalogue import catalogue
+from tests.support.simulated import KEY
+from tests.workers.simulator.schemas import errors_of
 from workers.simulator import live_events
 from workers.simulator.events import supplied
 
@@ -96,3 +100,109 @@ def test_a_user_without_a_connection_has_no_events(api):
     """Breaks if a user without a connection ends the stream of events, or is in it."""
     make(api, "new")
     assert "new" not in {event["client_user_id"] for event in islice(live_events(api.world), 50)}
+
+
+def delete(api, path):
+    return api.client.delete(path, headers={"X-Vital-API-Key": KEY})
+
+
+def test_a_deleted_user_is_gone_and_can_be_restored_without_connections(api):
+    """Breaks if a deleted user's data or stream is still served, or a restored user has other connections than none."""
+    user = api.world.members[0]
+    workout = api.of("workouts", start_date="2026-11-01").json["workouts"][0]["id"]
+    stream = catalogue()["workout_stream"].path.format(workout_id=workout)
+    assert api.get(stream).status_code == 200
+
+    deleted = delete(api, f"/v2/user/{user.user_id}")
+
+    assert (deleted.status_code, errors_of("junction", "DELETE /v2/user/{user_id}", deleted.json)) == (200, [])
+    paths = (f"/v2/user/{user.user_id}", f"/v2/user/resolve/{user.client_user_id}", stream)
+    assert [api.get(path).status_code for path in paths] == [404, 404, 404]
+    assert api.get("/v2/user").json["total"] == 1
+    assert user.user_id not in {event["user_id"] for event in islice(live_events(api.world), 30)}
+    assert delete(api, f"/v2/user/{user.user_id}").status_code == 404
+    restored = api.post("/v2/user/undo_delete", query_string={"client_user_id": user.client_user_id})
+    assert errors_of("junction", "POST /v2/user/undo_delete", restored.json) == []
+    assert api.get(paths[0]).json["connected_sources"] == []
+    assert api.post("/v2/user/undo_delete", query_string={"user_id": user.user_id}).status_code == 404
+
+
+def test_a_name_that_was_taken_again_cannot_be_restored(api):
+    """Breaks if two users have one client_user_id, or a new user gets the id of a deleted one."""
+    user = api.world.members[0]
+    delete(api, f"/v2/user/{user.user_id}")
+    again = make(api, user.client_user_id).json
+
+    assert again["user_id"] not in {user.user_id, api.world.members[0].user_id}
+    assert api.post("/v2/user/undo_delete", query_string={"user_id": user.user_id}).status_code == 404
+
+
+@pytest.mark.parametrize("query", [{}, {"user_id": "a", "client_user_id": "b"}])
+def test_undoing_needs_one_name(api, query):
+    assert api.post("/v2/user/undo_delete", query_string=query).status_code == 422
+
+
+def test_without_users_there_are_no_events(api):
+    """Breaks if `headrace simulate` ends with an error after the last user is deleted."""
+    for user in api.world.members:
+        delete(api, f"/v2/user/{user.user_id}")
+    assert list(live_events(api.world)) == []
+
+
+def test_a_provider_can_be_deregistered_and_connected_again(api):
+    """Breaks if a deregistered connection is still listed, or connecting again has no effect and no event."""
+    user = api.world.members[0]
+    path, slug = f"/v2/user/{user.user_id}", user.connections[0].provider.slug
+
+    gone = delete(api, f"{path}/{slug}")
+
+    assert errors_of("junction", "DELETE /v2/user/{user_id}/{provider}", gone.json) == []
+    assert slug not in {one["provider"]["slug"] for one in api.get(path).json["connected_sources"]}
+    assert delete(api, f"{path}/{slug}").status_code == 404
+    api.client.get(token(api, user.user_id, provider=slug).json["link_web_url"])
+    assert slug in {one["provider"]["slug"] for one in api.get(path).json["connected_sources"]}
+    assert next(live_events(api.world))["data"]["provider"]["slug"] == slug
+
+
+def test_the_providers_are_listed(api):
+    """Breaks if the lists differ from the public API's form, or need a key that the public API does not ask for."""
+    providers, links = api.get("/v2/providers").json, api.client.get("/v2/link/providers").json
+    assert errors_of("junction", "GET /v2/providers", providers) == []
+    assert errors_of("junction", "GET /v2/link/providers", links) == []
+    assert [one["slug"] for one in providers] == [one["slug"] for one in links]
+    assert [one["slug"] for one in api.get("/v2/providers", source_type="ring").json] == ["oura"]
+    (ring,) = (one for one in providers if one["slug"] == "oura")
+    assert set(ring["supported_resources"]) > {"sleep", "steps"}
+
+
+def test_a_link_code_has_the_form_of_a_real_one(api):
+    user_id = api.world.members[0].user_id
+    made = api.post("/v2/link/code/create", query_string={"user_id": user_id}).json
+    assert errors_of("junction", "POST /v2/link/code/create", made) == []
+    left = datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)
+    assert timedelta(minutes=59) < left <= timedelta(hours=1)
+    for query, status in (({}, 422), ({"user_id": "nobody"}, 404), ({"user_id": user_id, "expires_at": "soon"}, 422)):
+        assert api.post("/v2/link/code/create", query_string=query).status_code == status
+
+
+@pytest.mark.parametrize("name", ["activity", "body", "devices", "profile", "sleep", "workouts"])
+def test_raw_records_have_the_public_form(api, name):
+    """Breaks if a raw record differs from the public API's form, or is of another window than the unified one."""
+    resource = {"devices": "device"}.get(name, name)
+    window = {"start_date": "2026-11-10", "end_date": "2026-11-15"}
+    user_id = api.world.members[0].user_id
+
+    raw = api.get(f"/v2/summary/{name}/{user_id}/raw", **window).json
+
+    assert errors_of("junction", f"GET /v2/summary/{name}/{{user_id}}/raw", raw) == []
+    unified = api.of(resource, **window).json
+    records = unified.get(name, [unified]) if isinstance(unified, dict) else unified
+    found = raw[name] if isinstance(raw[name], list) else [raw[name]]
+    assert [one["data"] for one in found] == records != []
+
+
+def test_raw_records_are_refused_like_others(api):
+    user_id = api.world.members[0].user_id
+    assert api.get(f"/v2/summary/activity/{user_id}/raw").status_code == 422
+    assert api.get(f"/v2/summary/meal/{user_id}/raw").status_code == 404
+    assert api.get("/v2/summary/activity/nobody/raw", start_date="2026-11-10").status_code == 404

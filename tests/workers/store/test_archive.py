@@ -123,7 +123,7 @@ def test_parsed_deliveries_are_archived_as_received(shared: Engine, shared_setti
 
 def test_dead_letters_are_not_archived(shared: Engine, shared_settings: Settings) -> None:
     """Breaks if every replay meets deliveries that cannot be applied."""
-    applied(shared, shared_settings, delivery(b"hello"), delivery(workout("u1", title="a\u0000b")))
+    applied(shared, shared_settings, delivery(b"hello"), delivery(workout("u1", "")))
     assert kept_ids(shared) == []
     assert len(dead_letters.listed(shared)) == 2
 

@@ -179,15 +179,16 @@ def test_the_list_has_open_backfills_first(engine: Engine, settings: Settings) -
 
 FILTERS: list[tuple[dict[str, Any], set[int]]] = [
     ({}, {0, 1, 2, 3}),
-    ({"user_id": "u1"}, {0, 1}),
-    ({"user_id": "nobody"}, set()),
+    ({"user_ids": ("u1",)}, {0, 1}),
+    ({"user_ids": ("u1", "u2")}, {0, 1, 2, 3}),
+    ({"user_ids": ("nobody",)}, set()),
     ({"provider": "garmin"}, {0, 1, 2, 3}),
     ({"provider": "oura"}, set()),
     ({"resource": "sleep"}, {1, 3}),
     ({"states": ("paused", "failed")}, {1, 2}),
     ({"states": ("complete",)}, set()),
-    ({"user_id": "u2", "resource": "sleep", "states": ("pending",)}, {3}),
-    ({"user_id": "u2", "states": ("running",)}, set()),
+    ({"user_ids": ("u2",), "resource": "sleep", "states": ("pending",)}, {3}),
+    ({"user_ids": ("u2",), "states": ("running",)}, set()),
 ]
 
 
@@ -416,7 +417,7 @@ def test_one_history_has_one_open_backfill(engine: Engine, settings: Settings) -
         put(engine, new, other)
         assert old != new
         assert resume(engine, [old]) == []
-        assert {one.id: one.status for one in listed(engine, Filter(user_id=user))} == {old: state, new: other}
+        assert {one.id: one.status for one in listed(engine, Filter(user_ids=(user,)))} == {old: state, new: other}
         put(engine, new, "complete")
         assert resume(engine, [old]) == [old]
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests.support import message_id, rows
-from workers.actions import Notice
+from workers.actions import Notice, Refused
 from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, _next, advance, claim, open_backfill, release
 from workers.store.engine import transaction
 
@@ -164,7 +164,7 @@ def advanced(engine: Engine, number: int, *refused: str) -> str | None:
         work = _next(connection, number)
         assert work is not None
         then = replace(work, cursor=f"{work.cursor or ''}x", pages=work.pages + 1)
-        assert advance(connection, work, then, pages=1, records=5, refused=refused)
+        assert advance(connection, work, then, pages=1, records=5, refused=[Refused(one, b"{}") for one in refused])
         query = text("SELECT error FROM headrace.backfills WHERE id = :id")
         return connection.scalar(query, {"id": number})
 

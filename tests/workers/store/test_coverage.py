@@ -170,7 +170,7 @@ def test_resources_without_days_have_no_days(engine: Engine, settings: Settings)
 
 def test_the_newest_of_samples(engine: Engine, settings: Settings) -> None:
     """Breaks if the newest sample is not found across series and years, or is another user's."""
-    far = [datetime(2019, 5, 5, tzinfo=UTC), FIRST, datetime(2035, 1, 1, 12, 0, 0, 1, tzinfo=UTC)]
+    far = [datetime(2019, 5, 5, tzinfo=UTC), FIRST, FIRST + DAY]
     bodies = [samples(far[:2]), samples([FIRST + HOUR], type="phone"), samples(far, user="u2")]
     store(engine, settings, *bodies, samples([LAST], provider="oura"), samples([LAST], resource="steps"))
     other = HEARTRATE._replace(user_id="u2")
@@ -185,6 +185,21 @@ def test_the_newest_of_records_is_the_end_of_its_day(engine: Engine, settings: S
     bodies = [workout("u1", f"w{n}", calendar_date=one) for n, one in enumerate(dates)]
     store(engine, settings, *bodies, workout("u2", "w9", calendar_date=None))
     assert newest(engine, WORKOUTS, WORKOUTS._replace(user_id="u2")) == {WORKOUTS: FIRST + 6 * DAY - MICROSECOND}
+
+
+def test_data_of_the_future_is_not_the_newest(engine: Engine, settings: Settings) -> None:
+    """Breaks if one record or sample of 2105, from a device with a wrong clock, hides that a month is missing."""
+    soon = datetime.now(UTC) + DAY
+    bodies = [workout("u1", "w1", calendar_date="2026-03-15"), workout("u1", "w2", calendar_date="2105-01-01")]
+    bodies += [workout("u2", "w3", calendar_date=f"{soon:%Y-%m-%d}"), workout("u3", "w4", calendar_date="2105-01-01")]
+    store(engine, settings, *bodies, samples([FIRST, LAST]))
+    execute(engine, "UPDATE headrace.samples SET ts = '2105-01-01' WHERE ts = :last", last=LAST)
+    others = [WORKOUTS._replace(user_id=user) for user in ("u2", "u3")]
+    assert newest(engine, HEARTRATE, WORKOUTS, *others) == {
+        HEARTRATE: FIRST,
+        WORKOUTS: FIRST + 6 * DAY - MICROSECOND,
+        others[0]: datetime.combine(soon.date() + DAY, datetime.min.time(), UTC) - MICROSECOND,
+    }
 
 
 # Fetched windows

@@ -12,7 +12,7 @@ from app.delivery import Delivery
 from app.errors import TryLater
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, delivery, rows
-from workers.store.dead_letters import DeadLetter, add_dead_letter, delete_dead_letters, drop, listed
+from workers.store.dead_letters import DeadLetter, RefusedItem, add_dead_letter, add_items, drop, listed, replace_items
 from workers.store.dead_letters import delivery as held
 from workers.store.engine import transaction
 from workers.store.ledger import OutcomeRow, settle
@@ -34,12 +34,16 @@ def add(
     one = delivery(f'"{name}"'.encode(), name=name, aggregator=aggregator)
     one = msgspec.structs.replace(one, received_at=AT.timestamp())
     with transaction(engine) as connection:
-        add_dead_letter(connection, one, event_type, reason)
+        add_dead_letter(connection, one, reason, event_type)
     return one
 
 
 def names(dead_letters: list[DeadLetter]) -> list[str]:
     return [entry.message_id for entry in dead_letters]
+
+
+def key(entry: DeadLetter) -> tuple[str, str]:
+    return entry.aggregator, entry.message_id
 
 
 def test_the_newest_come_first_within_the_limit(shared: Engine) -> None:
@@ -81,7 +85,7 @@ def test_the_list_includes_ledger_data(shared: Engine) -> None:
     with transaction(shared) as connection:
         known = OutcomeRow("junction", "known", "x", "u1", AT, "dead", attempts=3)
         settle(connection, [known, OutcomeRow("junction", "named", "daily.data.body.created", "u2", AT, "dead")])
-    found = {entry.key: (entry.event_type, entry.user_id, entry.attempts) for entry in listed(shared)}
+    found = {key(entry): (entry.event_type, entry.user_id, entry.attempts) for entry in listed(shared)}
     assert found == {
         ("junction", "known"): ("daily.data.sleep.created", "u1", 3),
         ("junction", "named"): ("daily.data.body.created", "u2", 1),
@@ -117,21 +121,32 @@ def test_a_drop_deletes_only_the_given(shared: Engine) -> None:
     add(shared, "m2", "why")
     with transaction(shared) as connection:
         settle(connection, [OutcomeRow("junction", "m1", None, None, AT, "dead")])
-    dead_letters = [entry for entry in listed(shared) if entry.key == ("junction", "m1")]
+    dead_letters = [entry for entry in listed(shared) if key(entry) == ("junction", "m1")]
     assert drop(shared, dead_letters) == 1
-    assert {entry.key for entry in listed(shared)} == {("terra", "m1"), ("junction", "m2")}
+    assert {key(entry) for entry in listed(shared)} == {("terra", "m1"), ("junction", "m2")}
     assert drop(shared, dead_letters) == 0
     assert drop(shared, []) == 0
     assert rows(shared, "SELECT outcome FROM health.deliveries") == [{"outcome": "dead"}]
 
 
-def test_a_deletion_returns_the_deleted_keys(shared: Engine) -> None:
-    """Breaks if a delivery that never was dead counts as resolved."""
-    add(shared, "m1", "why")
+def refused(one: Delivery, item: str) -> RefusedItem:
+    return RefusedItem(one, "why", "daily.data.heartrate.created", "u1", item)
+
+
+def test_a_replay_keeps_the_items_that_it_refuses_again(shared: Engine) -> None:
+    """Breaks if a resolved item stays in the list, one that is refused again is lost, or the ledger still complains."""
+    deliveries = [add(shared, name, "whole") for name in ("m1", "m2")]
+    keys = [("junction", "m1"), ("junction", "m2")]
     with transaction(shared) as connection:
-        assert delete_dead_letters(connection, [("junction", "m1"), ("junction", "m9"), ("terra", "m1")]) == {
-            ("junction", "m1")
-        }
+        settle(connection, [OutcomeRow(*one, None, "u1", AT, "applied", error="2 refused") for one in keys])
+        add_items(connection, [refused(one, item) for one in deliveries for item in ("a", "b")])
+        add_items(connection, [refused(deliveries[0], "a")])
+    assert len(listed(shared)) == 4  # `settle` has deleted those of the whole deliveries
+    with transaction(shared) as connection:
+        replace_items(connection, keys, [refused(deliveries[0], "b")])
+    assert [(entry.message_id, entry.item, entry.user_id) for entry in listed(shared)] == [("m1", "b", "u1")]
+    errors = rows(shared, "SELECT message_id, error FROM health.deliveries ORDER BY 1")
+    assert [row["error"] for row in errors] == ["2 refused", "the refused items were applied by a replay"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +165,7 @@ def test_a_dead_letter_is_stored_once_and_complete(shared: Engine) -> None:
     kept: Delivery = delivery(b"{half", name="msg_dead", aggregator="terra")
     for reason in ("the first reason", "the second"):
         with transaction(shared) as connection:
-            add_dead_letter(connection, kept, None, reason)
+            add_dead_letter(connection, kept, reason)
     (row,) = rows(shared, "SELECT * FROM headrace.dead_letters WHERE message_id = 'msg_dead'")
     assert (row["aggregator"], row["reason"], row["event_type"]) == ("terra", "the first reason", None)
     assert bytes(row["sealed"]) == kept.sealed

@@ -70,12 +70,12 @@ def add_dead_letters(engine: Engine, *deliveries: Delivery) -> None:
     """Stores dead letters."""
     with transaction(engine) as connection:
         for one in deliveries:
-            add_dead_letter(connection, one, None, "why")
+            add_dead_letter(connection, one, "why")
 
 
 def plant(engine: Engine, settings: Settings, user: str) -> None:
     """Stores data of a user in every table."""
-    refused = workout(user, "bad", title=f"{CANARY}\u0000")
+    refused = workout(user, "", title=CANARY)
     deliveries = [*live(user), delivery(refused), delivery(f'{{"user_id": "{user}", "note": "{CANARY}'.encode())]
     numbers = Applier(engine, settings).apply(pack(deliveries)).backfills
     evidence = f"fetch-{numbers[0]}-0123456789abcdef"

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from tests.support import rows
 from tests.support.database import run
 from workers.store import jobs
+from workers.store.engine import transaction
 
 NAME = "reconcile"
 
@@ -138,3 +139,40 @@ def test_only_one_concurrent_claim_succeeds(engine: Engine) -> None:
         with ThreadPoolExecutor(3) as pool:
             claimed = list(pool.map(lambda _: jobs.claim(engine, NAME), range(3)))
         assert sum(one is not None for one in claimed) == 1
+
+
+def test_a_run_that_was_not_completed_leaves_the_time_of_the_last_one(engine: Engine) -> None:
+    """Breaks if a failed run counts as complete, so that the next one compares nothing before it."""
+    jobs.ensure_job(engine, NAME, 0)
+    jobs.save(engine, NAME, None, 3600)
+    (before,) = rows(engine, "SELECT done_at FROM headrace.jobs")
+    jobs.save(engine, NAME, None, 7200, completed=False)
+    assert rows(engine, "SELECT done_at FROM headrace.jobs") == [before]
+    assert job_row(engine)["due"] > 7100
+
+
+def test_a_job_is_held_whether_or_not_it_is_due(engine: Engine) -> None:
+    """Breaks if a command and a worker run one job together, or a command that waits loses its lease."""
+    assert not jobs.hold(engine, NAME)  # there is no such job
+    jobs.ensure_job(engine, NAME, 3600)
+    assert jobs.hold(engine, NAME)
+    assert 55 < job_row(engine)["held"] <= 60
+    assert not jobs.hold(engine, NAME)
+    assert jobs.hold(engine, NAME, 30, renew=True)
+    assert 85 < job_row(engine)["held"] <= 90
+    update_job(engine)
+    assert jobs.claim(engine, NAME) is None
+    jobs.release(engine, NAME)
+    assert jobs.claim(engine, NAME) is not None
+
+
+def test_notes_are_merged(engine: Engine) -> None:
+    """Breaks if one value of a note removes another, or a note is claimed as a job."""
+    with transaction(engine) as connection:
+        assert jobs.noted(connection, "token") is None
+    jobs.note(engine, "token", {"expires_at": "2026-12-01", "fault": ""})
+    jobs.note(engine, "token", {"fault": "refused"})
+    with transaction(engine) as connection:
+        noted = jobs.noted(connection, "token")
+    assert noted is not None
+    assert msgspec.json.decode(noted) == {"expires_at": "2026-12-01", "fault": "refused"}

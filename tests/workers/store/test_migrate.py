@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
@@ -13,6 +14,8 @@ from app.config.settings import Settings
 from app.errors import Misconfigured, TryLater
 from tests.support import apply, delivery, heartrate, rows, workout
 from tests.support.database import run
+from tests.support.servers import Servers
+from workers.operate import check
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 
@@ -23,9 +26,31 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     """Breaks if a deployment that migrates at every start fails at the second start."""
     version = migrate(empty)
     before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
-    assert migrate(empty) == version == "0002"
+    assert migrate(empty) == version == "0003"
     assert rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
-    assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
+    assert rows(empty, COUNT_VIEWS) == [{"n": len(catalogue()) + 6}]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_in_utf8_is_refused(servers: Servers, settings: Settings, encoding: str) -> None:
+    """Breaks if `migrate` or `check` accepts a database that cannot store every text, or ends in a traceback."""
+    name = f"in_{encoding.lower()}"
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+        )
+        url = urlunsplit(urlsplit(settings.need_database())._replace(path=f"/{name}"))
+        there = replace(settings, database_url=url)
+        engine = make_engine(there)
+        try:
+            with pytest.raises(Misconfigured, match=f"encoding of the database is {encoding}, .*`createdb -E UTF8"):
+                migrate(engine)
+        finally:
+            engine.dispose()
+        (found,) = (one for one in check.findings(there) if one.what == "database")
+        assert not found.fine
+        assert "createdb -E UTF8 -T template0" in found.text
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_a_newer_schema_is_not_changed(empty: Engine) -> None:
@@ -51,9 +76,9 @@ def test_concurrent_migrations_succeed(empty_settings: Settings) -> None:
             engine.dispose()
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(4))) == ["0002"] * 4
+        assert list(pool.map(one, range(4))) == ["0003"] * 4
     engine = make_engine(empty_settings)
-    assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 5}]
+    assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 6}]
     engine.dispose()
 
 

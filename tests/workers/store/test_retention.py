@@ -91,7 +91,7 @@ def test_a_late_event_is_deleted_by_the_next_run(engine: Engine, settings: Setti
 
 def test_ledger_entries_of_dead_letters_are_kept(engine: Engine, settings: Settings) -> None:
     """Breaks if the ledger grows for ever, or a dead letter loses its user."""
-    sent = [delivery(workout("u1")), delivery(workout("u2", title="no\u0000good")), delivery(workout("u3"))]
+    sent = [delivery(workout("u1")), delivery(workout("u2", "")), delivery(workout("u3"))]
     moments = (START, START, NOW)
     old = [msgspec.structs.replace(one, received_at=at.timestamp()) for one, at in zip(sent, moments, strict=True)]
     apply(engine, settings, *old)

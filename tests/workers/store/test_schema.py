@@ -44,6 +44,7 @@ OTHER_VIEWS = {
     "large_requests": "user_id provider reference expected received is_complete announced_at",
     "users": "user_id client_user_id first_seen erased_at",
     "connections": "user_id provider status since error",
+    "grants": "user_id provider resource granted since",
     "backfills": "user_id provider resource status window_start window_end is_final_seen chunks_total chunks_done "
     "records started_at finished_at error",
     "deliveries": "provider message_id event_type received_at applied_at outcome attempts error",
@@ -73,7 +74,7 @@ def columns(engine: Engine, view: str) -> list[tuple[str, str]]:
 
 
 def store(engine: Engine, action: Record | Samples) -> None:
-    numbers = SeriesNumbers(engine).of([action.series] if isinstance(action, Samples) else [])
+    numbers = SeriesNumbers(engine).of(action.series)
     with transaction(engine) as connection:
         upsert_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
         write(connection, [BatchItem(0, action)], "backfill", numbers)

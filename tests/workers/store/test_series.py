@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from tests.support import rows
-from workers.store.series import MAX_CACHED, SeriesKey, SeriesNumbers
+from workers.actions import SeriesKey
+from workers.store.series import MAX_CACHED, SeriesNumbers
 
 
 def keys(user: str, count: int = 3) -> list[SeriesKey]:

@@ -5,8 +5,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
+from tests.support.database import run
+from workers.store import retractions
 from workers.store.engine import transaction
 from workers.store.user_merges import merge_user
 
@@ -43,6 +46,30 @@ def test_all_data_moves(engine: Engine, settings: Settings) -> None:
         {"user_id": "new", "client_user_id": "member-1"}
     ]
     assert rows(engine, "SELECT status FROM health.backfills") == [{"status": "cancelled"}]
+
+
+def test_retractions_move(engine: Engine, settings: Settings) -> None:
+    """Breaks if a reconnection shows a retracted record again, or fails where both ids have a retraction."""
+    apply(
+        engine, settings, *map(delivery, (workout("old"), workout("old", "w2"), workout("new"), workout("new", "w3")))
+    )
+    resource = catalogue()["workouts"]
+    with transaction(engine) as connection:
+        for user, name in (("old", "w1"), ("old", "w2"), ("new", "w1")):
+            assert retractions.retract(connection, resource, user, name)
+    assert reconnect(engine)
+    assert rows(engine, "SELECT id FROM health.workouts") == [{"id": "w3"}]
+    assert owners(engine) == {"new"}
+
+
+def test_dead_letters_move(engine: Engine, settings: Settings) -> None:
+    """Breaks if an erasure of the new id leaves sealed data that arrived under the old one."""
+    apply(engine, settings, delivery(workout("old")))
+    columns = "aggregator, message_id, received_at, reason, sealed, item, user_id"
+    values = "'junction', 'msg_1', now(), 'no id', '', 'digest', 'old'"
+    run(engine, f"INSERT INTO headrace.dead_letters ({columns}) VALUES ({values})")
+    assert reconnect(engine)
+    assert owners(engine) == {"new"}
 
 
 @pytest.mark.parametrize("newest", ["old", "new"])

@@ -49,7 +49,7 @@ def test_terras_events_in_disorder_end_in_what_is_expected(
     Random(5).shuffle(disturbed)
     for start in range(0, len(disturbed), 20):
         apply(engine, settings, *map(delivered, disturbed[start : start + 20]))
-    totals = prove(engine, {event.trace_id: event for event in events}, {}, seconds=0)
+    totals = prove(engine, {event.trace_id: event for event in events}, {}, idle=0)
     assert totals.holds, totals
     assert totals.expected > 1000
 

@@ -34,6 +34,21 @@ def test_totals_with_an_error() -> None:
     assert failures == {}
 
 
+def test_unfinished_is_not_refuted() -> None:
+    """Breaks if a demo on a busy machine prints NOT PROVEN, or a real loss is called unfinished."""
+    failures = Failures()
+    for case, (found, while_open, at_the_end) in {
+        "all is there": (totals(), "unfinished", "proven"),
+        "a row is missing": (totals(rows=ROWS[1:]), "unfinished", "different"),
+        "a delivery has no outcome": (totals(ledger=LEDGER[1:], queued=None), "unfinished", "unfinished"),
+        "a delivery is nowhere": (totals(ledger=LEDGER[1:]), "different", "different"),
+        "a delivery is twice in the ledger": (totals(ledger=[*LEDGER, LEDGER[0]]), "different", "different"),
+    }.items():
+        with failures.of(case):
+            assert (found.verdict(finished=False), found.verdict(finished=True)) == (while_open, at_the_end)
+    assert failures == {}
+
+
 def test_the_sum_is_exact_or_reported_as_wrong() -> None:
     """Breaks if an unknown outcome is ignored."""
     assert not totals(ledger=[*LEDGER[:-1], (IDS["d"], "vanished")]).is_exact

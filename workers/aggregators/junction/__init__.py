@@ -1,7 +1,15 @@
 """Junction (formerly Vital). Pure: no I/O."""
 
-from workers.aggregators.junction.api import API_LIMITS, connect, read_page, read_stream, request, stream_request
-from workers.aggregators.junction.events import parse
+from workers.aggregators.junction.api import (
+    API_LIMITS,
+    connect,
+    event_of,
+    read_page,
+    read_stream,
+    request,
+    stream_request,
+)
+from workers.aggregators.junction.events import identify, parse
 from workers.aggregators.junction.introspection import (
     connections_request,
     coverage_request,
@@ -18,6 +26,8 @@ __all__ = [
     "connect",
     "connections_request",
     "coverage_request",
+    "event_of",
+    "identify",
     "parse",
     "pulls_request",
     "read_connections",

@@ -1,6 +1,7 @@
 """Junction's read API (Junction: API reference): requests for history, and the content of the answers."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -8,13 +9,21 @@ from urllib.parse import quote
 
 import msgspec
 
-from app.catalogue import Resource
+from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
-from workers.actions import Record, Samples
-from workers.aggregators.common import decode, decode_or, read_each
-from workers.aggregators.json import reject_duplicate_keys
-from workers.aggregators.junction.shapes import SampleGroup, plain, record, samples
+from workers.actions import Record, Refused
+from workers.aggregators.common import MAX_AHEAD, decode
+from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.junction.shapes import (
+    UNDECODABLE,
+    GroupContent,
+    GroupReader,
+    SampleGroup,
+    as_event,
+    plain,
+    record,
+)
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
 
 API_LIMITS = ApiLimits()  # one rate for the whole account, reported with 429 (Junction: rate limits)
@@ -26,6 +35,12 @@ class _Groups(msgspec.Struct, Generic[_Group]):
     groups: dict[str, list[_Group]]
     next_cursor: str | None = None
     next: str | None = None  # the older name of the cursor
+
+
+class _LooseGroups(msgspec.Struct):
+    groups: dict[str, msgspec.Raw]
+    next_cursor: str | None = None
+    next: str | None = None
 
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
@@ -50,12 +65,26 @@ def request(resource: Resource, user_id: str, provider: str, part: DateRange, cu
 
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:  # noqa: ARG001 - every aggregator has this signature
-    """The content of an answer. A record or group that cannot be read is left out. Raises Unprocessable: no page."""
-    reject_duplicate_keys(body, f"{resource.name}: a page")
+    """The content of an answer, without the records and samples that cannot be used. Raises Unprocessable: no page."""
+    body, _ = storable(body)
+    is_unique = reject_duplicate_keys(body, f"{resource.name}: a page", in_arrays=False)
     if resource.kind == "timeseries":
-        return _read_groups(resource, user_id, body, asked_at)
-    found, refused = read_each(_rows(resource, body), lambda row: record(resource, user_id, bytes(row), asked_at))
-    return Page(tuple(found), len(found), refused=refused)
+        return _read_groups(GroupReader(resource, user_id, asked_at, asked_at + MAX_AHEAD), body, is_unique=is_unique)
+    found: list[Record] = []
+    refused: list[Refused] = []
+    for row in _rows(resource, body):
+        try:
+            if not is_unique:
+                reject_duplicate_keys(bytes(row), resource.name)
+            found.append(record(resource, user_id, bytes(row), asked_at)[0])
+        except Unprocessable as reason:
+            refused.append(Refused(str(reason), as_event(_event_name(resource), user_id, row)))
+    return Page(tuple(found), len(found), refused=tuple(refused))
+
+
+def _event_name(resource: Resource) -> str:
+    """The event in which Junction would send an item of a page."""
+    return f"daily.data.{resource.name}.created"
 
 
 def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
@@ -71,21 +100,56 @@ def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
     return decode(body, list[msgspec.Raw], what)  # type: ignore[no-any-return]
 
 
-def _read_groups(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
-    page = decode_or(_plain_groups(resource), body, _Groups[SampleGroup], f"{resource.name}: a page")
-
-    def read(group: SampleGroup) -> tuple[list[Samples], int]:
-        return samples(resource, user_id, group, asked_at)[0], len(group.data)
-
-    found, refused = read_each((group for groups in page.groups.values() for group in groups), read)
-    actions = tuple(one for series, _ in found for one in series)
-    return Page(actions, sum(count for _, count in found), page.next_cursor or page.next or None, refused)
+def _read_groups(reader: GroupReader, body: bytes, *, is_unique: bool) -> Page:
+    """Reads the page as a whole if that is possible, otherwise group by group."""
+    if is_unique:
+        with contextlib.suppress(Unprocessable, *UNDECODABLE):
+            page = msgspec.json.decode(body, type=_groups(reader.resource))
+            return _page(reader, page, [reader.decoded(group) for groups in page.groups.values() for group in groups])
+    loose = decode(body, _LooseGroups, f"{reader.resource.name}: a page")
+    found: list[GroupContent] = []
+    refused: list[Refused] = []
+    for raw in (raw for groups in loose.groups.values() for raw in _groups_of(groups)):
+        try:
+            found.append(reader.read(bytes(raw), is_unique=is_unique))
+        except Unprocessable as reason:
+            refused.append(Refused(str(reason), as_event(_event_name(reader.resource), reader.user_id, raw)))
+    return _page(reader, loose, found, refused)
 
 
 @cache
-def _plain_groups(resource: Resource) -> Any:
-    group = plain(resource)
-    return group and _Groups[group]  # type: ignore[valid-type]
+def _groups(resource: Resource) -> Any:
+    group = plain(resource) or SampleGroup
+    return _Groups[group]  # type: ignore[valid-type]
+
+
+def _groups_of(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """The groups of a provider. A value that is no list is put into one, which is refused because it is no group."""
+    try:
+        return msgspec.json.decode(raw, type=list[msgspec.Raw] | None) or []
+    except msgspec.DecodeError:
+        return [msgspec.Raw(b"[%b]" % bytes(raw))]
+
+
+def _page(
+    reader: GroupReader,
+    page: "_Groups[Any] | _LooseGroups",
+    found: Sequence[GroupContent],
+    refused: Sequence[Refused] = (),
+) -> Page:
+    name = _event_name(reader.resource)
+    items = (Refused(reason, as_event(name, reader.user_id, part)) for one in found for reason, part in one.refused)
+    return Page(
+        actions=tuple(series for one in found for series in one.series),
+        records=sum(one.read for one in found),
+        cursor=page.next_cursor or page.next or None,
+        refused=(*refused, *items),
+    )
+
+
+def event_of(record: Record) -> bytes:
+    """JSON of the event in which Junction would send a record."""
+    return as_event(_event_name(catalogue()[record.resource]), record.user_id, record.payload)
 
 
 def stream_request(resource: Resource, identifier: str) -> Request:
@@ -94,8 +158,15 @@ def stream_request(resource: Resource, identifier: str) -> Request:
 
 
 def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: datetime) -> Page:
-    """A stream is stored as received, under the id and source of the record that it belongs to: it has neither."""
-    reject_duplicate_keys(body, resource.name)
+    """A stream is stored as received, under the id and source of the record that it belongs to: it has neither.
+
+    Raises Unprocessable for a body that is no object.
+    """
+    body, _ = storable(body)
     decode(body, dict[str, msgspec.Raw], resource.name)
     found = Record(resource.name, owner.user_id, owner.id, owner.provider, owner.source_type, body, asked_at)
+    try:
+        reject_duplicate_keys(body, resource.name)
+    except Unprocessable as reason:
+        return Page((), 0, refused=(Refused(str(reason), event_of(found)),))
     return Page((found,), 1)

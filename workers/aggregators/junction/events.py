@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,66 +12,156 @@ from app.catalogue import EventType, Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import INFERRED, Action, Connection, Notice, Parsed, Record
+from workers.actions import INFERRED, Action, Connection, Grants, LostDelivery, Notice, Parsed, Record, Refused
 from workers.aggregators import svix_ids
-from workers.aggregators.common import NULL, UNIX_EPOCH, decode, decode_or, moment_or_none, version_of, wanted
-from workers.aggregators.json import reject_duplicate_keys
-from workers.aggregators.junction.shapes import SampleGroup, Source, plain, record, samples
+from workers.aggregators.common import (
+    MAX_AHEAD,
+    NULL,
+    REPLACED,
+    UNIX_EPOCH,
+    canonical_id,
+    decode,
+    first_reason,
+    moment_or_none,
+    optional_text,
+    version_of,
+    wanted,
+)
+from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.junction.grants import read_grants
+from workers.aggregators.junction.shapes import UNDECODABLE, GroupReader, as_event, record, source_of
+from workers.aggregators.repair import unreadable_note
+from workers.aggregators.scalars import boolean
 
-IGNORED = {"unknown": "an unknown event type", "query": "no wearable data", "lab": "no wearable data"}
+MAX_NAME = 200  # of an event type that is not known
+EXHAUSTED = "message.attempt.exhausted"  # an operational event of Svix, which is not in Junction's catalogue
+NO_WEARABLE_DATA = "no wearable data"
+IGNORED = {"unknown": "an unknown event type"} | dict.fromkeys(("query", "lab", "order"), NO_WEARABLE_DATA)
 
 
 class _Envelope(msgspec.Struct):
-    event_type: str | None = None
-    type: str | None = None  # in Svix's own operational events
-    user_id: str | None = None
-    client_user_id: str | None = None
+    event_type: Any = None
+    type: Any = None  # in Svix's own operational events
+    user_id: Any = None
+    client_user_id: Any = None
+    team_id: Any = None
     data: msgspec.Raw = NULL
 
 
 class _Owner(msgspec.Struct):
-    user_id: str | None = None
+    user_id: Any = None
+
+
+class _Event(NamedTuple):
+    """An event of a user, whose type is known."""
+
+    type: EventType
+    user_id: str
+    client_user_id: str | None
+    data: bytes
+    created_at: datetime
+    delivery: Delivery
+    is_unique: bool  # no object in an array repeats a name
+
+
+class _Content(NamedTuple):
+    """The content of an event's data."""
+
+    actions: Sequence[Action] = ()
+    unreadable: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    duplicates: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class _Connected(msgspec.Struct):
-    provider: Source | str | None = None
-    source: Source | None = None
-    error_type: str | None = None
-    error_details: str | None = None
+    provider: msgspec.Raw = NULL
+    source: msgspec.Raw = NULL
+    resource_availability: msgspec.Raw = NULL
+    error_type: Any = None
+    error_details: Any = None
+
+
+class _Exhausted(msgspec.Struct):
+    message_id: Any = msgspec.field(default=None, name="msgId")
+    event_id: Any = msgspec.field(default=None, name="msgEventId")
+    user_id: Any = None
+    client_user_id: Any = None
 
 
 class _Historical(msgspec.Struct):
     start_date: Any = None
     end_date: Any = None
-    is_final: bool | None = None
-    provider: Source | str | None = None
+    is_final: Any = None
+    provider: msgspec.Raw = NULL
 
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     """The actions of an event. Raises Unprocessable, without a value of the body."""
-    reject_duplicate_keys(body, "not a Junction event")
-    envelope = decode(body, _Envelope, "not a Junction event")
-    name = envelope.event_type or envelope.type
+    body, is_replaced = storable(body)
+    is_unique = reject_duplicate_keys(body, "not a Junction event", in_arrays=False)
+    envelope = _envelope(body)
+    name = optional_text(envelope.event_type) or optional_text(envelope.type)
     if not name:
         raise Unprocessable("not a Junction event: it has no event_type")
-    event = catalogue().event(name)
-    if event.does in IGNORED:
-        return Parsed(name, envelope.user_id, envelope.client_user_id, ignored=IGNORED[event.does])
-    user_id = envelope.user_id or _owner(envelope.data)
+    if name == EXHAUSTED:
+        return _exhausted(delivery, envelope)
+    event_type, client_user_id = catalogue().event(name), optional_text(envelope.client_user_id)
+    user_id = canonical_id(optional_text(envelope.user_id) or "")
+    team_id = optional_text(envelope.team_id)
+    if event_type.does in IGNORED:
+        return Parsed(name, user_id or None, client_user_id, ignored=IGNORED[event_type.does], team_id=team_id)
+    user_id = user_id or _owner(envelope.data)
     if not user_id:
         raise Unprocessable("no user: neither user_id nor data.user_id")
-    version = version_of(svix_ids.created_at(delivery.message_id) or _ordering_time(delivery), delivery)
-    found, duplicate_samples = _actions(event, user_id, bytes(envelope.data), version)
-    streams = [notice for action in found for notice in _streams_of(action, settings)]
-    kept, ignored = wanted([*found, *streams], settings)
-    return Parsed(name, user_id, envelope.client_user_id, kept, ignored, version, duplicate_samples)
+    sent_at = svix_ids.created_at(delivery.message_id) or _ordering_time(delivery)
+    version, data = version_of(sent_at, delivery), bytes(envelope.data)
+    event = _Event(event_type, user_id, client_user_id, data, version, delivery, is_unique)
+    content = _content(event)
+    streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
+    kept, ignored = wanted([*content.actions, *streams], settings)
+    return Parsed(
+        event_type=name,
+        user_id=user_id,
+        client_user_id=client_user_id,
+        actions=kept,
+        ignored=ignored,
+        occurred_at=version,
+        duplicate_samples=content.duplicates,
+        refused=() if ignored else content.refused,
+        notes=(*unreadable_note(content.unreadable), *content.notes, *([REPLACED] if is_replaced else [])),
+        is_undated=sent_at is None,
+        team_id=team_id,
+    )
 
 
-def _owner(data: msgspec.Raw) -> str | None:
+def _envelope(body: bytes) -> _Envelope:
+    """The envelope. Where one of its fields holds a number that no double can hold, that field is absent."""
+    what = "not a Junction event"
     try:
-        return msgspec.json.decode(data, type=_Owner).user_id
+        return decode(body, _Envelope, what)  # type: ignore[no-any-return]
+    except Unprocessable:
+        known = decode(body, dict[str, msgspec.Raw], what)
+    data = known.pop("data", NULL)
+    return msgspec.convert({name: optional_text(part) for name, part in known.items()} | {"data": data}, _Envelope)
+
+
+def identify(body: bytes) -> Parsed:
+    """The type and the user of an event that `parse` refuses, as far as they can be read."""
+    try:
+        envelope = msgspec.json.decode(storable(body)[0], type=_Envelope)
+    except UNDECODABLE:
+        return Parsed("")
+    name = optional_text(envelope.event_type) or optional_text(envelope.type) or ""
+    user_id = canonical_id(optional_text(envelope.user_id) or "") or _owner(envelope.data)
+    return Parsed(name[:MAX_NAME], user_id or None, optional_text(envelope.client_user_id))
+
+
+def _owner(data: msgspec.Raw) -> str:
+    try:
+        return canonical_id(optional_text(msgspec.json.decode(data, type=_Owner).user_id) or "")
     except (msgspec.ValidationError, UnicodeDecodeError):
-        return None
+        return ""
 
 
 def _ordering_time(delivery: Delivery) -> datetime | None:
@@ -81,20 +171,34 @@ def _ordering_time(delivery: Delivery) -> datetime | None:
         return None
 
 
-def _actions(event: EventType, user_id: str, data: bytes, version: datetime) -> tuple[Sequence[Action], int]:
-    """The actions of an event, and the number of its duplicate samples."""
-    resource = event.resource
-    if event.does == "connection":
-        return [_connection(event.name, user_id, data, version)], 0
+def _content(event: _Event) -> _Content:
+    resource, user_id, version = event.type.resource, event.user_id, event.created_at
+    if event.type.does == "connection":
+        return _connection(event.type.name, user_id, event.data, version)
     if resource is None:
-        return [], 0
-    if event.does == "historical":
-        return [_notice(resource, user_id, data)], 0
+        return _Content()
+    if event.type.does == "historical":
+        return _Content([_notice(resource, user_id, event.data)])
     if resource.kind == "timeseries":
-        group = decode_or(plain(resource), data, SampleGroup, f"{resource.name}: data is not a group of samples")
-        return samples(resource, user_id, group, version)
+        return _samples(event, resource)
+    if not event.is_unique:
+        reject_duplicate_keys(event.data, resource.name)
     # A stream's notice holds no data, so a stream that was fetched overrides it.
-    return [record(resource, user_id, data, INFERRED if resource.kind == "stream" else version)], 0
+    found, unreadable = record(resource, user_id, event.data, INFERRED if resource.kind == "stream" else version)
+    return _Content([found], unreadable)
+
+
+def _samples(event: _Event, resource: Resource) -> _Content:
+    """Raises Unprocessable if every sample was refused."""
+    reader = GroupReader(resource, event.user_id, event.created_at, event.delivery.received + MAX_AHEAD)
+    group = reader.read(event.data, is_unique=event.is_unique)
+    refused = tuple(
+        Refused(reason, as_event(event.type.name, event.user_id, part, event.client_user_id))
+        for reason, part in group.refused
+    )
+    if refused and not group.series:
+        raise first_reason(refused, resource.name)
+    return _Content(group.series, group.unreadable, refused, group.duplicates)
 
 
 def _streams_of(action: Action, settings: Settings) -> list[Notice]:
@@ -119,20 +223,39 @@ def _unannounced_streams() -> list[Resource]:
     return [stream for stream in catalogue().of_kind("stream") if stream.legacy]
 
 
-def _connection(name: str, user_id: str, data: bytes, version: datetime) -> Connection:
-    """Four shapes: provider or source, as an object (`slug`, or `source_slug` in the oldest), or provider as text."""
+def _exhausted(delivery: Delivery, envelope: _Envelope) -> Parsed:
+    """The report that all attempts of a delivery failed (Junction: retry policy).
+
+    In Svix's form `data` names the message, its endpoint and the last attempt, but no user.
+    """
+    try:
+        known = msgspec.json.decode(envelope.data, type=_Exhausted)
+    except UNDECODABLE:
+        known = _Exhausted()
+    message_id = optional_text(known.message_id) or optional_text(known.event_id) or f"report:{delivery.message_id}"
+    user_id = canonical_id(optional_text(envelope.user_id) or optional_text(known.user_id) or "") or None
+    client_user_id = optional_text(envelope.client_user_id) or optional_text(known.client_user_id)
+    lost = LostDelivery(message_id[:MAX_NAME], user_id, client_user_id)
+    return Parsed(EXHAUSTED, user_id, client_user_id, (lost,), team_id=optional_text(envelope.team_id))
+
+
+def _connection(name: str, user_id: str, data: bytes, version: datetime) -> _Content:
+    """A connection, and what the user granted.
+
+    Four shapes: provider or source, as an object (`slug`, or `source_slug` in the oldest), or provider as text.
+    """
     known = decode(data, _Connected, "connection")
-    provider = _slug(known.provider) or _slug(known.source)
+    provider = source_of(known.provider).slug_of_provider or source_of(known.source).slug_of_provider
     if not provider:
         raise Unprocessable("connection: neither provider nor source has a slug")
+    granted, unread = read_grants(known.resource_availability)
+    grants = [Grants(user_id, provider, granted, version)] if granted else []
+    notes = (f"{unread} grants could not be read",) if unread else ()
     if not name.endswith(".error"):
-        return Connection(user_id, provider, "connected", None, version)
-    error = ": ".join(part for part in (known.error_type, known.error_details) if part)
-    return Connection(user_id, provider, "error", error or "unknown", version)
-
-
-def _slug(given: Source | str | None) -> str:
-    return given.lower() if isinstance(given, str) else given.slug_of_provider if given else ""
+        return _Content([Connection(user_id, provider, "connected", None, version), *grants], notes=notes)
+    parts = (optional_text(part) for part in (known.error_type, known.error_details))
+    error = ": ".join(part for part in parts if part) or "unknown"
+    return _Content([Connection(user_id, provider, "error", error, version), *grants], notes=notes)
 
 
 def _notice(resource: Resource, user_id: str, data: bytes) -> Notice:
@@ -143,4 +266,12 @@ def _notice(resource: Resource, user_id: str, data: bytes) -> Notice:
     known = decode(data, _Historical, f"{resource.name}: history")
     edges = [edge for edge in map(moment_or_none, (known.start_date, known.end_date)) if edge]
     start, end = sorted(edges) if len(edges) == 2 else (None, None)
-    return Notice(user_id, _slug(known.provider), resource.name, start, end, known.is_final is not False)
+    provider = source_of(known.provider).slug_of_provider
+    return Notice(user_id, provider, resource.name, start, end, is_final=_is_final(known.is_final))
+
+
+def _is_final(value: Any) -> bool:
+    try:
+        return value is None or boolean(value)
+    except ValueError:
+        return True

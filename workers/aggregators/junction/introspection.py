@@ -1,25 +1,35 @@
-"""Junction's reports about itself (Junction: introspection): history pulls, coverage, connections; and the refresh."""
+"""Junction's reports about itself (Junction: introspection): history pulls, coverage, connections; and the refresh.
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+Entries that cannot be read are left out and counted (workers/aggregators/listings.py). Only a body without a list of
+entries is Unprocessable.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from app.errors import Unprocessable
-from workers.actions import Connection
-from workers.aggregators.common import decode, moment_or_none
+from workers.actions import Connection, Grants
+from workers.aggregators.common import NULL, canonical_id, decode
+from workers.aggregators.junction.grants import read_grants
+from workers.aggregators.listings import EntryReader, Listing, Name, Text, moment
 from workers.aggregators.requests import Request
 
 T = TypeVar("T")
 USERS_A_PAGE = "50"
-EARLIEST_STATISTICS = datetime(2000, 1, 1, tzinfo=UTC)  # before any wearable; year 1 stands for "unknown"
 NO_CURSOR = ("", "None")  # the public example has the text "None"
 Status = Literal["pulled", "pulling", "failed", "not pulled"]
-_moment = partial(moment_or_none, earliest=EARLIEST_STATISTICS)
-STATUSES: dict[str, Status] = {"success": "pulled", "failure": "failed"}  # any other: pulling (the list may grow)
+STATUSES: dict[str, Status] = {
+    "success": "pulled",
+    "failure": "failed",
+    "scheduled": "pulling",
+    "in_progress": "pulling",
+    "retrying": "pulling",
+}
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,6 @@ class ResourceCoverage:
     newest: datetime | None
 
 
-@dataclass(frozen=True)
-class Listing(Generic[T]):
-    """One page about some users. A cursor means that there are more pages, even if this one is short or empty."""
-
-    rows: tuple[T, ...]
-    users: tuple[str, ...]
-    cursor: str | None
-
-
 class Refreshed(msgspec.Struct, frozen=True):
     """The result of a refresh by source and resource (`oura/sleep`), or the error that prevented it."""
 
@@ -67,19 +68,19 @@ class Refreshed(msgspec.Struct, frozen=True):
 
 
 class _Pull(msgspec.Struct):
-    status: str
+    status: Literal["success", "failure", "scheduled", "in_progress", "retrying"]
     range_start: Any = None
     range_end: Any = None
     start: Any = None  # the older names
     end: Any = None
     timeline: dict[str, Any] | None = None
     days_with_data: int | None = None
-    error_details: str | None = None
+    error_details: Text | None = None
 
 
 class _Pulls(msgspec.Struct):
     pulled: dict[str, msgspec.Raw] = {}
-    not_pulled: list[str] = []
+    not_pulled: list[msgspec.Raw] = []
 
 
 class _Statistics(msgspec.Struct):
@@ -88,29 +89,51 @@ class _Statistics(msgspec.Struct):
 
 
 class _User(msgspec.Struct):
-    user_id: str  # the public example has an empty one
+    user_id: Name  # the public example has an empty one
     provider: dict[str, msgspec.Raw] = {}
 
 
 class _Page(msgspec.Struct):
-    data: list[_User]
-    next_cursor: str | None = None
-    next: str | None = None
+    data: list[msgspec.Raw]
+    next_cursor: str | int | None = None
+    next: str | int | None = None
 
 
 class _ConnectionError(msgspec.Struct):
-    error_type: str | None = None
-    error_message: str | None = None
+    error_type: Text | None = None
+    error_message: Text | None = None
 
 
 class _Connected(msgspec.Struct):
-    slug: str
-    status: str = "connected"
+    slug: Name
+    status: Literal["connected", "error"] = "connected"
     error_details: _ConnectionError | None = None
+    resource_availability: msgspec.Raw = NULL
 
 
 class _Providers(msgspec.Struct):
-    providers: list[_Connected]
+    providers: list[msgspec.Raw]
+
+
+@dataclass
+class _Reader(EntryReader):
+    """Also keeps the users of a page."""
+
+    users: list[str] = field(default_factory=list)
+
+    def by_provider(self, page: _Page, kind: Any) -> Iterator[tuple[str, str, Any]]:
+        """The entries of a page by user and provider."""
+        for user in self.each(page.data, _User, lambda user: user):
+            user_id = canonical_id(user.user_id)
+            self.users.append(user_id)
+            for provider, entry in self.named(user.provider, kind, lambda name, entry: (name.lower(), entry)):
+                yield user_id, provider, entry
+
+    def listing(self, page: _Page, rows: Iterable[T]) -> Listing[T]:
+        """The page with its rows."""
+        found = tuple(rows)
+        cursor = str(page.next_cursor or page.next or "")
+        return Listing(found, tuple(self.users), None if cursor in NO_CURSOR else cursor, self.unread)
 
 
 def pulls_request(cursor: str | None = None, user_id: str | None = None) -> Request:
@@ -130,25 +153,15 @@ def _introspect(part: str, cursor: str | None, user_id: str | None) -> Request:
 
 
 def read_pulls(body: bytes) -> Listing[Pull]:
-    """The answer to `pulls_request`. Raises Unprocessable."""
-    page = decode(body, _Page, "historical pulls")
-    found = []
-    for user_id, provider, raw in _by_provider(page):
-        pulls = decode(raw, _Pulls, "historical pulls")
-        found += [_pull(user_id, provider, name, bytes(one)) for name, one in pulls.pulled.items()]
-        found += [Pull(user_id, provider, name, "not pulled") for name in pulls.not_pulled]
-    return _listing(page, found)
+    """The answer to `pulls_request`. Raises Unprocessable for a body that is no page."""
+    page, reader = decode(body, _Page, "historical pulls"), _Reader()
+    return reader.listing(page, _pulls(page, reader))
 
 
 def read_coverage(body: bytes) -> Listing[ResourceCoverage]:
-    """The answer to `coverage_request`. Raises Unprocessable."""
-    page = decode(body, _Page, "resources")
-    found = [
-        ResourceCoverage(user_id, provider, name, _moment(one.oldest_data), _moment(one.newest_data))
-        for user_id, provider, raw in _by_provider(page)
-        for name, one in decode(raw, dict[str, _Statistics], "resources").items()
-    ]
-    return _listing(page, found)
+    """The answer to `coverage_request`. Raises Unprocessable for a body that is no page."""
+    page, reader = decode(body, _Page, "resources"), _Reader()
+    return reader.listing(page, _coverage(page, reader))
 
 
 def connections_request(user_id: str) -> Request:
@@ -156,9 +169,17 @@ def connections_request(user_id: str) -> Request:
     return Request(f"/v2/user/providers/{quote(user_id, safe='')}")
 
 
-def read_connections(user_id: str, body: bytes, asked_at: datetime) -> list[Connection]:
-    """The answer to `connections_request`. Raises Unprocessable."""
-    return [_connection(user_id, one, asked_at) for one in decode(body, _Providers, "providers").providers]
+def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[Connection | Grants]:
+    """The answer to `connections_request`. Raises Unprocessable for a body without a list."""
+    given, reader = decode(body, _Providers, "providers"), _Reader()
+    found: list[Connection | Grants] = []
+    unread_parts = 0
+    for one in reader.each(given.providers, _Connected, lambda one: one):
+        connection = _connection(user_id, one, asked_at)
+        granted, unread = read_grants(one.resource_availability)
+        found += [connection, *([Grants(user_id, connection.provider, granted, asked_at)] if granted else [])]
+        unread_parts += unread
+    return Listing(tuple(found), (user_id,), unread=reader.unread, unread_parts=unread_parts)
 
 
 def refresh_request(user_id: str) -> Request:
@@ -171,37 +192,31 @@ def read_refresh(body: bytes) -> Refreshed:
     return decode(body, Refreshed, "refresh")  # type: ignore[no-any-return]
 
 
-def _by_provider(page: _Page) -> list[tuple[str, str, bytes]]:
-    return [
-        (user.user_id, provider.lower(), bytes(raw))
-        for user in page.data
-        if user.user_id
-        for provider, raw in user.provider.items()
-    ]
+def _pulls(page: _Page, reader: _Reader) -> Iterator[Pull]:
+    for user_id, provider, pulls in reader.by_provider(page, _Pulls):
+        yield from reader.named(pulls.pulled, _Pull, partial(_pull, user_id, provider))
+        yield from reader.each(pulls.not_pulled, Name, partial(Pull, user_id, provider, status="not pulled"))
 
 
-def _listing(page: _Page, rows: list[T]) -> Listing[T]:
-    cursor = page.next_cursor or page.next or ""
-    users = tuple(user.user_id for user in page.data if user.user_id)
-    return Listing(tuple(rows), users, None if cursor in NO_CURSOR else cursor)
+def _coverage(page: _Page, reader: _Reader) -> Iterator[ResourceCoverage]:
+    for user_id, provider, resources in reader.by_provider(page, dict[str, msgspec.Raw]):
+        yield from reader.named(resources, _Statistics, partial(_resource, user_id, provider))
 
 
-def _pull(user_id: str, provider: str, name: str, raw: bytes) -> Pull:
-    """A pull that cannot be read counts as in progress, so that it does not cost the others."""
-    try:
-        pull: _Pull = decode(raw, _Pull, "a historical pull")
-    except Unprocessable as reason:
-        return Pull(user_id, provider, name, "pulling", status_text=str(reason))
-    times = pull.timeline or {}
-    status = STATUSES.get(pull.status, "pulling")
+def _resource(user_id: str, provider: str, name: str, one: _Statistics) -> ResourceCoverage:
+    return ResourceCoverage(user_id, provider, name, moment(one.oldest_data), moment(one.newest_data))
+
+
+def _pull(user_id: str, provider: str, name: str, pull: _Pull) -> Pull:
+    times, status = pull.timeline or {}, STATUSES[pull.status]
     return Pull(
         user_id=user_id,
         provider=provider,
         resource=name,
         status=status,
-        start=_moment(pull.range_start or pull.start),
-        end=_moment(pull.range_end or pull.end),
-        began=_moment(times.get("started_at") or times.get("scheduled_at")),
+        start=moment(pull.range_start) or moment(pull.start),
+        end=moment(pull.range_end) or moment(pull.end),
+        began=moment(times.get("started_at")) or moment(times.get("scheduled_at")),
         days_with_data=(pull.days_with_data or 0) if status == "pulled" else 0,
         status_text=", ".join(part for part in (pull.status, pull.error_details) if part),
     )

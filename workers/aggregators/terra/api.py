@@ -10,10 +10,11 @@ import msgspec
 from app.catalogue import Resource
 from app.config.settings import Settings
 from app.errors import NotYet, Unprocessable
-from workers.aggregators.common import NULL, decode, read_each
-from workers.aggregators.json import reject_duplicate_keys
+from workers.actions import Record
+from workers.aggregators.common import MAX_AHEAD, NULL, decode
+from workers.aggregators.json import reject_duplicate_keys, storable
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
-from workers.aggregators.terra.shapes import Batch, Owner
+from workers.aggregators.terra.shapes import Batch, Owner, as_event
 
 MAX_WINDOW = timedelta(days=28)  # Terra answers more than a calendar month in webhooks, whatever `to_webhook` is
 API_LIMITS = ApiLimits(  # Terra: rate limits
@@ -72,7 +73,8 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
     closes a window, even an empty one: other forms of "no data" may mean that Terra has not asked the provider yet.
     """
     what = f"{resource.name}: a page"
-    reject_duplicate_keys(body, what)
+    body, _ = storable(body)
+    is_unique = reject_duplicate_keys(body, what, in_arrays=False)
     answer = decode(body, _Answer, what)
     name = resource.terra or ""
     raw = answer.athlete if name == "athlete" else answer.data
@@ -80,9 +82,16 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
         raise _without_data(resource, answer)
     items: Any = [raw] if name == "athlete" else decode(bytes(raw), list[msgspec.Raw], what)
     named = answer.user.provider if answer.user else None
-    batch = Batch(Owner(user_id, (named or provider).lower()), asked_at)
-    found, refused = read_each((item for item in items if item != NULL), lambda item: batch.add(name, bytes(item)))
-    return Page(batch.actions(), len(found), refused=refused)
+    batch = Batch(Owner(user_id, (named or provider).lower()), asked_at, asked_at + MAX_AHEAD)
+    for item in items:
+        if item != NULL:
+            batch.add(name, bytes(item), is_unique=is_unique)
+    return Page(batch.actions(), batch.records, refused=tuple(batch.refused))
+
+
+def event_of(record: Record) -> bytes:
+    """JSON of the event in which Terra would send a record."""
+    return as_event(record.source_type, Owner(record.user_id, record.provider), record.payload)
 
 
 def _without_data(resource: Resource, answer: _Answer) -> NotYet | Unprocessable:

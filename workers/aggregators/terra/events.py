@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -14,15 +14,27 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
 from workers.actions import INFERRED, Action, Connection, Download, LargeRequest, Notice, Parsed, Record, UserIdChange
-from workers.aggregators.common import NULL, UNIX_EPOCH, DateText, Identifier, decode, version_of, wanted
-from workers.aggregators.json import reject_duplicate_keys
+from workers.aggregators.common import (
+    MAX_AHEAD,
+    NULL,
+    REPLACED,
+    UNIX_EPOCH,
+    canonical_id,
+    decode,
+    first_reason,
+    optional_text,
+    version_of,
+    wanted,
+)
+from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.repair import columns_of, unreadable_note
+from workers.aggregators.scalars import integer, moment, number
 from workers.aggregators.terra.mapping import TYPES
-from workers.aggregators.terra.series import Clock
 from workers.aggregators.terra.shapes import Batch, Owner
 
 Kind = TypeVar("Kind")
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-MAX_TEXT = 500
+MAX_NAME, MAX_TEXT = 256, 500
 EXPIRES_SECONDS = 300.0  # from Terra's examples; another page says about ten minutes
 MAX_EXPIRY_SECONDS = 3600.0
 NOT_CONNECTED = "no connection was made"
@@ -41,9 +53,10 @@ class _Envelope(msgspec.Struct):
     user: msgspec.Raw = NULL
 
 
-class _User(msgspec.Struct):
-    user_id: Identifier
-    provider: Identifier
+@dataclass(frozen=True)
+class _User:
+    user_id: str
+    provider: str
     reference_id: str | None = None
 
     @property
@@ -51,62 +64,68 @@ class _User(msgspec.Struct):
         return Owner(self.user_id, self.provider.lower())
 
 
+class _Named(msgspec.Struct):
+    user_id: Any = None
+    provider: Any = None
+    reference_id: msgspec.Raw = NULL
+
+
 class _Data(msgspec.Struct):
-    user: _User
     data: list[msgspec.Raw] | None = None
     athlete: msgspec.Raw = NULL  # in place of the array, in events of that type
 
 
 class _Lifecycle(msgspec.Struct):
-    user: _User
-    status: str | None = None
-    message: str | None = None
+    status: Any = None
+    message: Any = None
 
 
 class _Reconnected(msgspec.Struct):
-    new_user: _User
-    old_user: _User | None = None
+    new_user: msgspec.Raw
+    old_user: msgspec.Raw = NULL
 
 
 class _Elsewhere(msgspec.Struct):
     url: Annotated[str, msgspec.Meta(min_length=1, max_length=8192)]
-    expires_in: float | None = None
+    expires_in: Any = None
 
 
 class _Large(msgspec.Struct):
-    user: _User
-    reference: Identifier | None = None
-    expected_payloads: float | None = None
+    reference: Any = None
+    expected_payloads: Any = None
 
 
 class _Report(msgspec.Struct):
     data: msgspec.Raw
-    event_id: str | None = None
-    occurred_at: str | None = None
-    upload_id: str | None = None
-
-
-class _ReportError(msgspec.Struct):
-    code: str | None = None
+    event_id: Any = None
+    occurred_at: Any = None
+    upload_id: Any = None
 
 
 class _ReportData(msgspec.Struct):
-    session_id: Identifier
-    reference_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
-    report_date: DateText | None = None
-    report_locale: str | None = None
-    results_count: float | None = None
-    error: _ReportError | None = None
+    session_id: Any = None
+    reference_id: Any = None
+    report_date: Any = None
+    report_locale: Any = None
+    results_count: Any = None
+    error: Any = None
 
 
 @dataclass(frozen=True)
 class _Event:
     name: str
-    user: bytes  # JSON
+    raw_user: bytes  # JSON
     body: bytes
     version: datetime
     delivery: Delivery
     settings: Settings
+    is_unique: bool  # no object in an array repeats a name
+    notes: tuple[str, ...] = ()
+
+    @property
+    def user(self) -> _User:
+        """The user of the event. Raises Unprocessable without a user_id or a provider."""
+        return _user(self.raw_user, self.name)
 
     def read(self, kind: type[Kind]) -> Kind:
         """The body decoded as `kind`. Raises Unprocessable."""
@@ -116,7 +135,25 @@ class _Event:
         """The actions that the operator wants, of an event about this user."""
         kept, left_out = wanted(actions, self.settings)
         user_id, reference = (user.user_id, user.reference_id) if user else (None, None)
-        return Parsed(self.name, user_id, reference or None, kept, ignored or left_out, self.version)
+        return Parsed(
+            event_type=self.name,
+            user_id=user_id,
+            client_user_id=reference,
+            actions=kept,
+            ignored=ignored or left_out,
+            occurred_at=self.version,
+            notes=self.notes,
+            is_undated=self.delivery.ordering_ms is None,
+        )
+
+
+def _user(raw: bytes, what: str) -> _User:
+    named = decode(raw, _Named, f"{what}: user")
+    user_id, provider = optional_text(named.user_id), optional_text(named.provider)
+    for name, value in (("user_id", user_id), ("provider", provider)):
+        if not value or len(value) > MAX_NAME:
+            raise Unprocessable(f"{what}: user.{name}: expected a text of 1 to {MAX_NAME} characters")
+    return _User(canonical_id(user_id or ""), provider or "", optional_text(named.reference_id))
 
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
@@ -125,13 +162,16 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     The version is Terra's ordering timestamp, a header that retries repeat. The header is not signed, so the version is
     at most five minutes ahead of the receipt, and no deletion depends on it.
     """
-    reject_duplicate_keys(body, "not a Terra event")
+    body, is_replaced = storable(body)
+    is_unique = reject_duplicate_keys(body, "not a Terra event", in_arrays=False)
     envelope = decode(body, _Envelope, "not a Terra event")
     name, created_at = envelope.type, None
     if delivery.ordering_ms is not None:  # a time beyond the calendar counts as a day ahead
         milliseconds = min(delivery.ordering_ms, int(delivery.received_at * 1000) + 86_400_000)
         created_at = UNIX_EPOCH + timedelta(milliseconds=milliseconds)
-    event = _Event(name, bytes(envelope.user), body, version_of(created_at, delivery), delivery, settings)
+    notes = (REPLACED,) if is_replaced else ()
+    version = version_of(created_at, delivery)
+    event = _Event(name, bytes(envelope.user), body, version, delivery, settings, is_unique, notes)
     if name in TYPES:
         return _data(event)
     if name in HANDLERS:
@@ -139,59 +179,83 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     return _ignored(event, IGNORED.get(name, "an unknown event type"))
 
 
+def identify(body: bytes) -> Parsed:
+    """The type and the user of an event that `parse` refuses, as far as they can be read."""
+    found = Parsed("")
+    with contextlib.suppress(Unprocessable):
+        envelope = decode(storable(body)[0], _Envelope, "")
+        found = Parsed(envelope.type[:MAX_NAME])
+        user = _user(envelope.user, "")
+        found = replace(found, user_id=user.user_id, client_user_id=user.reference_id)
+    return found
+
+
 def _ignored(event: _Event, reason: str) -> Parsed:
     """An event without actions. Its type is recorded if it has the form of one, its user if it has one."""
     user = None
     with contextlib.suppress(Unprocessable):
-        user = decode(event.user, _User, event.name)
+        user = event.user
     name = event.name if NAME.fullmatch(event.name) else "unknown"
     return replace(event, name=name).parsed(user, ignored=reason)
 
 
 def _data(event: _Event) -> Parsed:
-    """Objects of one of Terra's types. They imply a connection, in case its own event was lost."""
-    known = event.read(_Data)
-    batch = Batch(known.user.owner, event.version)
+    """Objects of one of Terra's types. They imply a connection, in case its own event was lost.
+
+    Raises Unprocessable if there is no user, or if every object was refused.
+    """
+    known, user = event.read(_Data), event.user
+    batch = Batch(user.owner, event.version, event.delivery.received + MAX_AHEAD)
     for raw in (known.athlete,) if event.name == "athlete" else known.data or ():
         if raw != NULL:
-            batch.add(event.name, bytes(raw))
-    parsed = event.parsed(known.user, *batch.actions())
-    implied = () if parsed.ignored else (Connection(*known.user.owner, "connected", None, INFERRED),)
+            batch.add(event.name, bytes(raw), is_unique=event.is_unique)
+    if batch.refused and not batch.records:
+        raise first_reason(batch.refused, event.name)
+    parsed = event.parsed(user, *batch.actions())
+    implied = () if parsed.ignored else (Connection(*user.owner, "connected", None, INFERRED),)
     return replace(
         parsed,
         actions=(*parsed.actions, *implied),
         duplicate_samples=batch.duplicate_samples,
         samples_without_timestamp=batch.samples_without_timestamp,
+        refused=() if parsed.ignored else tuple(batch.refused),
+        notes=(*unreadable_note(tuple(sorted(batch.unreadable))), *_without_time(batch), *parsed.notes),
     )
+
+
+def _without_time(batch: Batch) -> list[str]:
+    count = batch.samples_without_timestamp
+    return [f"{count} values have no time and are in the payload only"] if count else []
 
 
 def _auth(event: _Event) -> Parsed:
     """A connection. Terra does not announce its history, so the backfill of every type begins here."""
-    known = event.read(_Lifecycle)
-    if known.status != "success":
+    if event.read(_Lifecycle).status != "success":
         return _ignored(event, NOT_CONNECTED)
+    user = event.user
     window = (event.version - timedelta(days=event.settings.history_days), event.version)
     names = [resource.name for resource in catalogue().values() if resource.terra]
-    notices = (Notice(*known.user.owner, name, *window, is_final=True) for name in names)
-    return event.parsed(known.user, Connection(*known.user.owner, "connected", None, event.version), *notices)
+    notices = (Notice(*user.owner, name, *window, is_final=True) for name in names)
+    return event.parsed(user, Connection(*user.owner, "connected", None, event.version), *notices)
 
 
 def _ended(event: _Event) -> Parsed:
     """The person or the provider ended the connection. Stored data stays; late data does not reconnect it."""
-    user = event.read(_Lifecycle).user
+    user = event.user
     return event.parsed(user, Connection(*user.owner, "disconnected", None, event.version))
 
 
 def _broken(event: _Event) -> Parsed:
-    known = event.read(_Lifecycle)
-    error = (known.message or event.name)[:MAX_TEXT]
-    return event.parsed(known.user, Connection(*known.user.owner, "error", error, event.version))
+    user, message = event.user, event.read(_Lifecycle).message
+    error = (optional_text(message) or event.name)[:MAX_TEXT]
+    return event.parsed(user, Connection(*user.owner, "error", error, event.version))
 
 
 def _reconnected(event: _Event) -> Parsed:
     """A person has a new user id. The `auth` event of the new user starts the backfill."""
     known = event.read(_Reconnected)
-    new, old = known.new_user, known.old_user
+    new = _user(known.new_user, event.name)
+    old = None if known.old_user == NULL else _user(known.old_user, event.name)
     changes = [UserIdChange(old.user_id, new.user_id)] if old and old.user_id != new.user_id else []
     return event.parsed(new, *changes, Connection(*new.owner, "connected", None, event.version))
 
@@ -199,49 +263,61 @@ def _reconnected(event: _Event) -> Parsed:
 def _elsewhere(event: _Event) -> Parsed:
     """The event must be downloaded from a URL. Only the download names its user."""
     known = event.read(_Elsewhere)
-    expires_in = EXPIRES_SECONDS if known.expires_in is None else known.expires_in
+    given = _or_none(number, known.expires_in)
+    expires_in = EXPIRES_SECONDS if given is None else given
     return event.parsed(None, Download(known.url, min(max(expires_in, 0.0), MAX_EXPIRY_SECONDS)))
 
 
 def _large(event: _Event) -> Parsed:
-    known = event.read(_Large)
-    reference = known.reference or (event.delivery.reference or "").partition(":chunk:")[0]
+    known, user = event.read(_Large), event.user
+    reference = optional_text(known.reference) or (event.delivery.reference or "").partition(":chunk:")[0]
     if not reference:
         return _ignored(event, "it does not name the request that it belongs to")
-    count = known.expected_payloads
-    expected = None if count is None or not 0 <= count <= 1_000_000 else int(count)
-    return event.parsed(known.user, LargeRequest(reference, *known.user.owner, expected))
+    count = _or_none(integer, known.expected_payloads)
+    expected = None if count is None or not 0 <= count <= 1_000_000 else count
+    return event.parsed(user, LargeRequest(reference[:MAX_NAME], *user.owner, expected))
+
+
+def _or_none(read: Callable[[Any], Kind], value: Any) -> Kind | None:
+    try:
+        return None if value is None else read(value)
+    except ValueError:
+        return None
 
 
 def _report(event: _Event) -> Parsed:
     """A laboratory report, or the failure to read one. It belongs to a person, not to one of their connections."""
     known = event.read(_Report)
     data = decode(bytes(known.data), _ReportData, event.name)
-    occurred = Clock().read(known.occurred_at, f"{event.name}: occurred_at")
+    session_id, reference_id = optional_text(data.session_id), optional_text(data.reference_id)
+    if not session_id or len(session_id) > MAX_NAME or len(reference_id or "") > MAX_NAME:
+        raise Unprocessable(
+            f"{event.name}: session_id and reference_id: expected texts of at most {MAX_NAME} characters"
+        )
+    occurred, resource = _or_none(moment, known.occurred_at), catalogue().of_terra("lab_report")
     if occurred:
-        event = replace(event, version=version_of(occurred.at, event.delivery))
-    columns = {
-        "status": event.name.rpartition(".")[2],
-        "event_id": known.event_id,
-        "upload_id": known.upload_id,
-        "occurred_at": occurred.at.isoformat() if occurred else None,
-        "report_date": data.report_date and data.report_date[:10],
-        "report_locale": data.report_locale,
-        "results_count": data.results_count,
-        "error_code": data.error and data.error.code,
-    }
-    user = _User(f"reference:{data.reference_id or ''}", "terra", data.reference_id)
+        event = replace(event, version=version_of(occurred, event.delivery))
+    fields: dict[str, Any] = {"status": event.name.rpartition(".")[2]}
+    fields |= {name: getattr(known, name) for name in ("event_id", "upload_id", "occurred_at")}
+    fields |= {name: getattr(data, name) for name in ("report_date", "report_locale", "results_count")}
+    fields["error_code"] = data.error.get("code") if isinstance(data.error, dict) else data.error
+    columns, unreadable = columns_of(resource, {name: encoded(value) for name, value in fields.items()})
+    user = _User(f"reference:{reference_id or ''}", "terra", reference_id)
     record = Record(
-        resource=catalogue().of_terra("lab_report").name,
+        resource=resource.name,
         user_id=user.user_id,
-        id=data.session_id,
+        id=session_id,
         provider=user.provider,
         source_type="lab_report",
         payload=bytes(known.data),
         version=event.version,
-        columns=msgspec.json.encode(columns),
+        columns=columns,
     )
-    return event.parsed(user, record)
+    return replace(event, notes=(*unreadable_note(unreadable), *event.notes)).parsed(user, record)
+
+
+def encoded(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 HANDLERS: Mapping[str, Callable[[_Event], Parsed]] = {

@@ -1,18 +1,21 @@
 """Terra's objects as records and samples: each is decoded once, and read by the tables of `mapping`."""
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from app.catalogue import FieldType, catalogue
 from app.errors import Unprocessable
-from workers.actions import Action, Record, Sample, Samples
+from workers.actions import Action, Record, Refused, Sample, Samples
 from workers.aggregators.common import NULL, DateText, decode
+from workers.aggregators.json import reject_duplicate_keys
+from workers.aggregators.scalars import day, integer
 from workers.aggregators.terra.mapping import (
     TYPES,
     Column,
@@ -23,12 +26,22 @@ from workers.aggregators.terra.mapping import (
     Values,
     Whole,
 )
-from workers.aggregators.terra.series import FORMS, UTC_TIMES, Clock, Instant, Span
+from workers.aggregators.terra.repair import KeyText, Repair, TimeText
+from workers.aggregators.terra.series import (
+    FORMS,
+    UTC_TIMES,
+    Clock,
+    Instant,
+    SeriesValues,
+    Span,
+    last_time,
+    ranges_of,
+    until,
+)
 
 LOCALIZATION = "metadata.timestamp_localization"
 SCORES = "data_enrichment"
 DIGITS = b"-0123456789"
-SeriesValues = tuple[str, str, list[Sample]]  # resource, subtype, and the samples of that series
 
 
 class Owner(NamedTuple):
@@ -38,59 +51,120 @@ class Owner(NamedTuple):
     provider: str
 
 
+@dataclass(frozen=True)
+class _Object:
+    """One object: its record, its samples by series, and what of it cannot be used."""
+
+    record: Record
+    series: list[SeriesValues]
+    refused: tuple[str, ...]  # the reason of each refused value
+    unreadable: tuple[str, ...]  # columns that are stored as NULL
+
+
 @dataclass
 class Batch:
     """The records and samples of the objects of one delivery or page. Of several with one key, the last one wins."""
 
     owner: Owner
     version: datetime
+    latest: datetime  # the last time that a sample may have
     duplicate_samples: int = 0
     samples_without_timestamp: int = 0
-    _records: dict[tuple[str, str], Record] = field(default_factory=dict)
-    _samples: dict[tuple[str, str, str], dict[datetime, Sample]] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    unreadable: set[str] = field(default_factory=set)
+    _objects: dict[tuple[str, str], _Object] = field(default_factory=dict)
 
-    def add(self, name: str, raw: bytes) -> None:
-        """Adds an object of one of Terra's types. Raises Unprocessable, and adds nothing, if it cannot be read."""
-        item = Item(name, raw)
+    def add(self, name: str, raw: bytes, *, is_unique: bool = True) -> None:
+        """Adds an object of one of Terra's types. An object without a key, or any refused value, is in `refused`."""
+        try:
+            found = self._read(name, raw, is_unique=is_unique)
+        except Unprocessable as reason:
+            self.refused.append(Refused(str(reason), as_event(name, self.owner, raw)))
+            return
+        self._objects[found.record.resource, found.record.id] = found
+        self.unreadable.update(found.unreadable)
+        if found.refused:
+            self.refused.append(Refused(found.refused[0], as_event(name, self.owner, raw), len(found.refused)))
+
+    def _read(self, name: str, raw: bytes, *, is_unique: bool) -> _Object:
+        """Without `is_unique`, an object of an array may repeat a name."""
+        if is_unique or reject_duplicate_keys(raw, name, in_arrays=False):
+            with contextlib.suppress(Unprocessable):
+                return self._object(Item(name, raw), raw)
+        return self._object(Item(name, raw, is_lenient=True), raw)
+
+    def _object(self, item: "Item", raw: bytes) -> _Object:
+        key = item.key(self.owner)
+        series = [] if item.is_retracted else [*item.samples(), *item.scores(key)]
+        late: list[str] = []
+        ranges = tuple(ranges_of(series))
+        if last_time(series, ranges) > self.latest:
+            series, late = until(self.latest, series)
+            ranges = tuple(ranges_of(series))
         record = Record(
             resource=item.resource.name,
             user_id=self.owner.user_id,
-            id=item.key(self.owner),
+            id=key,
             provider=self.owner.provider,
-            source_type=name,
+            source_type=item.name,
             payload=raw,
             version=self.version,
             columns=item.columns(),
             is_deleted=item.is_retracted,
+            sample_ranges=ranges,
         )
-        found = [] if item.is_retracted else [*item.samples(), *item.scores(record.id)]
-        self._records[record.resource, record.id] = record
         self.samples_without_timestamp += item.samples_without_timestamp
-        for resource, subtype, samples in found:
-            rows = self._samples.setdefault((resource, name, subtype), {})
-            for sample in samples:
-                if (other := rows.get(sample.ts)) is not None and other != sample:
-                    self.duplicate_samples += 1
-                rows[sample.ts] = sample
+        return _Object(record, series, (*item.refused, *late), tuple(item.unreadable))
+
+    @property
+    def records(self) -> int:
+        """The number of objects with a key."""
+        return len(self._objects)
 
     def actions(self) -> tuple[Action, ...]:
-        """The records, and the samples by series. An empty series is left out: stored samples stay."""
+        """The records, and the samples by series."""
+        merged: dict[tuple[str, str, str], dict[datetime, Sample]] = {}
+        for one in self._objects.values():
+            for resource, subtype, samples in one.series:
+                rows = merged.setdefault((resource, one.record.source_type, subtype), {})
+                for sample in samples:
+                    if (other := rows.get(sample.ts)) is not None and other != sample:
+                        self.duplicate_samples += 1
+                    rows[sample.ts] = sample
         user_id, provider = self.owner
         series = (
-            Samples(resource, user_id, provider, name, subtype, list(rows.values()), self.version)
-            for (resource, name, subtype), rows in self._samples.items()
+            Samples(resource, user_id, provider, name, subtype, list(rows.values()), self.version, is_of_record=True)
+            for (resource, name, subtype), rows in merged.items()
             if rows
         )
-        return (*self._records.values(), *series)
+        return (*(one.record for one in self._objects.values()), *series)
+
+
+def as_event(name: str, owner: Owner, raw: bytes) -> bytes:
+    """JSON of an event with one object."""
+    user = {"user_id": owner.user_id, "provider": owner.provider}
+    content = {"athlete": msgspec.Raw(raw)} if name == "athlete" else {"data": [msgspec.Raw(raw)]}
+    return msgspec.json.encode({"type": name, "user": user} | content)
 
 
 class Item:
-    """One object of one of Terra's types, decoded. Raises Unprocessable if a field of the tables has a wrong type."""
+    """One object of one of Terra's types, decoded.
 
-    def __init__(self, name: str, raw: bytes) -> None:
-        self._name, self._kind = name, TYPES[name]
+    Raises Unprocessable if a field of the tables has a wrong type. With `is_lenient`, such a field is read in another
+    way or left out, see `Repair`.
+    """
+
+    def __init__(self, name: str, raw: bytes, *, is_lenient: bool = False) -> None:
+        self.name, self._kind = name, TYPES[name]
         self.resource = catalogue().of_terra(name)
         self.samples_without_timestamp = 0
+        self.refused: list[str] = []
+        self.unreadable: set[str] = set()
+        self._is_lenient = is_lenient
+        if is_lenient:
+            repair = Repair(name, _leaves_of(name))
+            raw = repair.repaired(raw)
+            self.refused, self.unreadable = repair.refused, repair.unreadable
         self._decoded = decode(raw, _structure(name), name)
         self._clock = Clock(self._at(LOCALIZATION) == UTC_TIMES)
         self._span = Span(self._moment(self._kind.start), self._moment(self._kind.end))
@@ -108,7 +182,7 @@ class Item:
         return [one for one in self._at(path) or () if one is not None]
 
     def _moment(self, path: str | None) -> Instant | None:
-        return self._clock.read(self._at(path), f"{self._name}: {path}") if path else None
+        return self._clock.read(self._at(path), f"{self.name}: {path}") if path else None
 
     @property
     def is_retracted(self) -> bool:
@@ -125,16 +199,22 @@ class Item:
             return owner.user_id
         if self._span.start is None or kind.start is None or kind.otherwise == "nothing":
             missing = kind.start if kind.otherwise != "nothing" else " or ".join(kind.key)
-            raise Unprocessable(f"{self._name}: without {missing} the object has no key")
+            raise Unprocessable(f"{self.name}: without {missing} the object has no key")
         start, end = self._at(kind.start), self._at(kind.end or kind.start)
-        return _day(start, f"{self._name}: {kind.start}") if kind.otherwise == "day" else f"{start}|{end or ''}"
+        return day(start).isoformat() if kind.otherwise == "day" else f"{start}|{end or ''}"
 
     def columns(self) -> bytes:
         """JSON of the typed columns that the object has."""
         found: dict[str, Any] = {}
-        for name, (source, kind) in _columns(self._name).items():
-            if (value := self._value(source)) is not None:
-                found[name] = kind.convert(value, f"{self._name}: {name}") if kind.convert else value
+        for name, (source, kind) in _columns(self.name).items():
+            if (value := self._value(source)) is None:
+                continue
+            try:
+                found[name] = kind.convert(value) if kind.convert else value
+            except ValueError as expected:
+                if not self._is_lenient:
+                    raise Unprocessable(f"{self.name}: {name}: expected {expected}") from None
+                self.unreadable.add(name)
         return msgspec.json.encode(found)
 
     def _value(self, source: Column) -> Any:
@@ -147,7 +227,7 @@ class Item:
                 return value if value is None else value * factor
             case Newest(array, time, name, factor):
                 given = map(operator.attrgetter(time, name), self._array(array))
-                found, _ = self._clock.points(given, factor, f"{self._name}: {array}.{time}")
+                found, _ = self._clock.points(given, factor, f"{self.name}: {array}.{time}")
                 # Of several at one time the last one, as for samples.
                 return max(reversed(found), key=lambda point: point.moment.at).value if found else None
             case Derived.OFFSET:
@@ -173,7 +253,7 @@ class Item:
             for one in items:
                 by_subtype.setdefault(getattr(one, series.subtype) or "", []).append(one)
         read = operator.attrgetter(series.time, *series.names)
-        what = f"{self._name}: {series.array}.{series.time}"
+        what = f"{self.name}: {series.array}.{series.time}"
         for subtype, of_subtype in by_subtype.items():
             given: Iterator[Any] = map(read, of_subtype)
             if len(series.names) > 1:
@@ -205,22 +285,14 @@ class Item:
                 continue
             content = bytes(raw)
             is_number = content[0] in DIGITS
-            value = decode(content, float, f"{self._name}: {SCORES}") if is_number else None
-            about: dict[str, Any] = {"type": self._name, "summary_id": key} | start.flags
+            value = decode(content, float, f"{self.name}: {SCORES}") if is_number else None
+            about: dict[str, Any] = {"type": self.name, "summary_id": key} | start.flags
             extra = msgspec.json.encode(about if is_number else about | {"content": raw})
             yield "terra_scores", name, [Sample(start.at, None, value, "", start.offset, extra)]
 
 
-def _day(text: str, what: str) -> str:
-    """The day of a time as received."""
-    try:
-        return date.fromisoformat(text[:10]).isoformat()
-    except ValueError:
-        raise Unprocessable(f"{what}: expected a date") from None
-
-
-def _instant(text: str, what: str) -> str | None:
-    moment = Clock().read(text, what)
+def _instant(text: str) -> str | None:
+    moment = Clock().read(text, "")
     return moment.at.isoformat() if moment else None
 
 
@@ -228,15 +300,15 @@ class ColumnType(NamedTuple):
     """The type that Terra's value must have, and its conversion to the column's if they differ."""
 
     decoded: Any
-    convert: Callable[[Any, str], Any] | None = None
+    convert: Callable[[Any], Any] | None = None  # raises ValueError
 
 
 COLUMN_TYPES: Mapping[FieldType, ColumnType] = {
     "text": ColumnType(str),
     "number": ColumnType(float),
     "boolean": ColumnType(bool),
-    "integer": ColumnType(float, lambda value, _: float(round(value))),  # 146.3 beats a minute are rounded
-    "date": ColumnType(DateText, _day),
+    "integer": ColumnType(float, integer),
+    "date": ColumnType(DateText, lambda text: day(text).isoformat()),
     "datetime": ColumnType(DateText, _instant),
 }
 
@@ -256,16 +328,22 @@ def _steps(path: str) -> tuple[str, ...]:
 @cache
 def _structure(name: str) -> Any:
     """A type that checks, during decoding, every field that the tables read and skips all others."""
+    return _struct(name, _leaves_of(name))
+
+
+@cache
+def _leaves_of(name: str) -> Mapping[str, Any]:
+    """The fields that the tables read, with their types."""
     kind = TYPES[name]
     leaves: dict[str, Any] = {LOCALIZATION: float, SCORES: dict[str, msgspec.Raw]}
-    leaves |= dict.fromkeys(kind.key, Annotated[str, msgspec.Meta(max_length=256)])
+    leaves |= dict.fromkeys(kind.key, KeyText)
     for source, column in _columns(name).values():
         leaves |= _leaves(source, column.decoded)
     for series in kind.series:
         leaves |= _leaves(series)
     leaves |= {path: DateText for path in (kind.start, kind.end) if path}
     leaves |= {kind.retracted[0]: float} if kind.retracted else {}
-    return _struct(name, leaves)
+    return leaves
 
 
 def _leaves(source: Column | Series, of_text: Any = None) -> dict[str, Any]:
@@ -278,9 +356,9 @@ def _leaves(source: Column | Series, of_text: Any = None) -> dict[str, Any]:
         case Scaled() | Whole():
             return {source.path: float}
         case Newest():
-            names: dict[str, Any] = {source.time: str, source.value: float}
+            names: dict[str, Any] = {source.time: TimeText, source.value: float}
         case Values():
-            names = {source.time: str} | dict.fromkeys(source.names, float)
+            names = {source.time: TimeText} | dict.fromkeys(source.names, float)
             names |= {source.unless[0]: float} if source.unless else {}
             names |= {source.subtype: str} if source.subtype else {}
     return {f"{source.array}[].{name}": kind for name, kind in names.items()}

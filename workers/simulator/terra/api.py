@@ -1,4 +1,4 @@
-"""The simulated Terra API and its widget sessions, for the same users as the simulated Junction API.
+"""The simulated Terra API, for the same users as the simulated Junction API.
 
 In addition to Terra's own routes there are, without a key:
 
@@ -8,8 +8,7 @@ In addition to Terra's own routes there are, without a key:
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http import HTTPStatus
-from typing import Any, Literal, Never
+from typing import Literal
 from uuid import uuid4
 
 import msgspec
@@ -20,14 +19,17 @@ from workers.simulator.answers import DAY, answer
 from workers.simulator.budget import Budget
 from workers.simulator.faults import Fault
 from workers.simulator.faults import Kind as FaultKind
-from workers.simulator.guards import OWN, SIMULATED, Dialect
-from workers.simulator.links import Link, Links
+from workers.simulator.guards import OWN, Dialect, reason
+from workers.simulator.links import Links
 from workers.simulator.query import Record
+from workers.simulator.routes import Route, add_routes
 from workers.simulator.terra import events
+from workers.simulator.terra.answers import body_of, problem, refuse
 from workers.simulator.terra.data import TerraWorld
 from workers.simulator.terra.events import PAYLOADS, Message, described, envelope, large_request
 from workers.simulator.terra.objects import KINDS, Kind
-from workers.simulator.terra.people import PROVIDERS, TerraUser
+from workers.simulator.terra.people import TerraUser
+from workers.simulator.terra.users import routes_of
 
 NAME = "terra"
 DEV_ID, API_KEY = "simulated-dev", "simulated-terra-key"
@@ -36,17 +38,13 @@ MAX_DAYS_AT_ONCE, MAX_DAYS, WITHIN_SECONDS = 1825, 6000, 3600.0  # r1 and r2 (Te
 MAX_RESPONSE = timedelta(days=31)  # a longer window is refused with 413
 MAX_EVENT = timedelta(days=31)  # a longer window is sent as webhooks in chunks
 PROCESSING_SECONDS = 1.0
-SESSION_SECONDS = 900
 UNAUTHORIZED = "dev-id or x-api-key headers are missing or wrong"
 ACCEPTED = "Large request submitted. The data is being processed and will be sent to your destination in chunks"
-# Python 3.13 has another phrase for this status (RFC 9110).
-TITLES = {413: "request entity too large"}
-
-
-class _Session(msgspec.Struct):
-    reference_id: str = ""
-    providers: str = ""
-    auth_success_redirect_url: str = ""
+PLANNED = KINDS["planned_workout"]
+# The fields of a planned workout that is read by its id, where they have a value.
+PLAN_SUMMARY = (
+    "planned_workout_id", "planned_date", "is_external", "workout_id", "provider_workout_id", "coercion_warnings"
+)  # fmt: skip
 
 
 class Incident(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,13 +69,17 @@ class TerraApi:
         return Dialect(keys, _refusal, _possible_faults, self._failed, _served)
 
     def add_to(self, app: Flask) -> None:
-        routes = Blueprint(NAME, __name__, url_prefix=PREFIX)
-        for kind in KINDS.values():
-            read = self._planned if kind.path else self._read
-            routes.add_url_rule(f"/{kind.path or kind.name}", kind.name, partial(read, kind))
-        routes.add_url_rule("/athlete", "athlete", self._athlete)
-        routes.add_url_rule("/auth/generateWidgetSession", "session", self._session, methods=["POST"])
-        app.register_blueprint(routes)
+        blueprint = Blueprint(NAME, __name__, url_prefix=PREFIX)
+        routes: tuple[Route, ...] = (
+            *(("GET", f"/{kind.name}", partial(self._read, kind)) for kind in KINDS.values() if kind != PLANNED),
+            ("GET", "/athlete", self._athlete),
+            ("GET", f"/{PLANNED.path}", self._plans),
+            ("GET", f"/{PLANNED.path}/<planned_workout_id>", self._plan),
+            ("GET", "/plannedWorkout", self._plans_in_envelope),
+            *routes_of(self._terra, self._links),
+        )
+        add_routes(blueprint, routes)
+        app.register_blueprint(blueprint)
         app.add_url_rule(f"{OWN}terra", "incident", self._incident, methods=["POST"])
         app.add_url_rule(f"{PAYLOADS}/<trace_id>", "payload", self._payload)
 
@@ -103,12 +105,25 @@ class TerraApi:
         objects = self._terra.objects(account, kind, start, end, with_samples=with_samples)
         return answer(envelope(self._terra, account, kind.name, objects))
 
-    def _planned(self, kind: Kind) -> Response:
+    def _plans(self) -> Response:
         """Responds with a bare array, filtered by planned day, both ends included."""
+        return answer(self._planned(self._account()))
+
+    def _plans_in_envelope(self) -> Response:
+        """The route and form of an earlier version of the API, which Terra's SDKs still use."""
         account = self._account()
+        return answer(envelope(self._terra, account, PLANNED.name, self._planned(account)))
+
+    def _planned(self, account: TerraUser) -> list[Record]:
         first, last = request.args.get("start_date", ""), request.args.get("end_date", "9999")
-        objects = self._terra.objects(account, kind, self._terra.world.start, self._terra.world.until)
-        return answer([one for one in objects if first <= one["planned_date"] <= last])
+        objects = self._terra.objects(account, PLANNED, self._terra.world.start, self._terra.world.until)
+        return [one for one in objects if first <= one["planned_date"] <= last]
+
+    def _plan(self, planned_workout_id: str) -> Response:
+        plans = (plan for account in self._terra.accounts() for plan in self._planned(account))
+        found = next((plan for plan in plans if plan["planned_workout_id"] == planned_workout_id), None)
+        plan = found or refuse(404, "planned workout not found")
+        return answer({name: plan[name] for name in PLAN_SUMMARY if plan[name] is not None})
 
     def _athlete(self) -> Response:
         account = self._account()
@@ -150,22 +165,8 @@ class TerraApi:
         left = str(self._budget.left(account.user_id))
         g.rate = {"X-Terra-RateLimit-Limit": str(MAX_DAYS), "X-Terra-RateLimit-Remaining": left}
 
-    def _session(self) -> Response:
-        """Issues a link to this server: opening it connects a provider."""
-        body = _body(_Session)
-        chosen = tuple(name.strip() for name in body.providers.split(",") if name.strip()) or tuple(PROVIDERS)
-        if unknown := [name for name in chosen if name not in PROVIDERS]:
-            refuse(400, f"unknown provider {unknown[0]}; known are {', '.join(PROVIDERS)}")
-        connect = partial(self._connect, body.reference_id)
-        url, token = self._links.make(Link(chosen, connect, body.auth_success_redirect_url))
-        return answer({"status": "success", "session_id": token, "url": url, "expires_in": SESSION_SECONDS})
-
-    def _connect(self, reference_id: str, slug: str) -> None:
-        account = self._terra.connect(reference_id, slug)
-        self._terra.put(*events.arrival(self._terra, account))
-
     def _incident(self) -> Response:
-        incident = _body(Incident)
+        incident = body_of(Incident)
         account = self._terra.account(incident.user_id) or refuse(404, "user not found")
         if incident.kind == "reauth":
             self._terra.put(*events.reauth(self._terra, account))
@@ -180,11 +181,6 @@ class TerraApi:
         return Response(body, 200, mimetype="application/json") if body else answer({"detail": "expired token"}, 400)
 
 
-def refuse(status: int, detail: str) -> Never:
-    """Ends the request with an error in Terra's form (RFC 9457)."""
-    raise HTTPException(response=_problem(status, detail))
-
-
 def _possible_faults() -> set[FaultKind]:
     return {"processing"} if request.method == "GET" and not _is_for_webhook() else set()
 
@@ -195,14 +191,7 @@ def _served(response: Response) -> None:
 
 
 def _refusal(status: int) -> Response:
-    return _problem(status, UNAUTHORIZED if status == 401 else SIMULATED)
-
-
-def _problem(status: int, detail: str) -> Response:
-    title = TITLES.get(status) or HTTPStatus(status).phrase.lower()
-    path = request.full_path.removesuffix("?")
-    body: Record = {"type": "about:blank", "title": title, "instance": path, "detail": detail}
-    return Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+    return problem(status, UNAUTHORIZED if status == 401 else reason(status))
 
 
 def _is_for_webhook() -> bool:
@@ -220,11 +209,3 @@ def _moment(name: str) -> datetime | None:
         return datetime.fromisoformat(text if DAY.fullmatch(text) else "").replace(tzinfo=UTC)
     except ValueError:
         refuse(400, f"invalid {name}")
-
-
-def _body(kind: Any) -> Any:
-    """The body of the request; ends it with 400 if it has another form."""
-    try:
-        return msgspec.json.decode(request.get_data(), type=kind)
-    except msgspec.DecodeError as error:
-        refuse(400, str(error))

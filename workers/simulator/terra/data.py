@@ -66,13 +66,22 @@ class TerraWorld:
         """The types of which an account has objects."""
         return [kind for kind in KINDS.values() if account.provider.supplies and kind.name in account.provider.supplies]
 
+    def newest(self, account: TerraUser) -> datetime | None:
+        """The end of the account's newest data; None if the account has no type of data."""
+        return max((self._measured[account.key, kind] for kind in self.kinds(account)), default=None)
+
+    def user_id(self, reference_id: str, slug: str) -> str:
+        """The id of a user's account with a provider, whether or not it is open; an unknown user joins the world."""
+        person = self.world.join(reference_id)
+        known = self._of(person, slug)
+        return known.user_id if known else self._id(person, slug)
+
     def connect(self, reference_id: str, slug: str) -> TerraUser:
         """The account of a user with a provider, opened if there is none; an unknown user joins the world."""
         person = self.world.join(reference_id)
         with self._lock:
-            for account in self._accounts.values():
-                if account.key == (person.number, slug):
-                    return account
+            if known := self._of(person, slug):
+                return known
             account = TerraUser(self._id(person, slug), person, PROVIDERS[slug], self.world.until)
             self._open(account)
             return account
@@ -129,6 +138,7 @@ class TerraWorld:
             "until": _local(number, measured),
             "end_time": _local(number, end).isoformat(),
             "summary_id": f"{slug.lower()}-{slot.kind.name}-{slot.day}",  # unique within the account only
+            "object_id": self.world.identity("terra", *slot.seed),  # unique among all accounts
             "with_samples": with_samples,
             "provider": slug,
             "device": provider.device,
@@ -156,6 +166,9 @@ class TerraWorld:
         with self._lock:
             pending, self._pending = self._pending, []
             return pending
+
+    def _of(self, person: User, slug: str) -> TerraUser | None:
+        return next((one for one in self._accounts.values() if one.key == (person.number, slug)), None)
 
     def _open(self, account: TerraUser) -> None:
         self._accounts[account.user_id] = account

@@ -55,6 +55,7 @@ STEP_COUNT = {"steps": between(0, 700), "timer_duration_seconds": 900}
 STEPS = Samples("steps", 900, STEP_COUNT, AWAKE_HOURS, running_total="steps")
 METERS = Samples("meters", 900, {"distance_meters": between(0, 500, 1)}, AWAKE_HOURS, running_total="distance_meters")
 FLOORS = Samples("floors", 7200, {"floors_climbed": between(0, 3)}, AWAKE_HOURS, running_total="floors_climbed")
+CALORIES = Samples("calories", 900, {"calories": between(0, 24, 1)}, AWAKE_HOURS)
 STRESS = Samples("stress", 3600, {"level": between(5, 95)})
 
 DAILY: dict[str, Any] = {
@@ -71,9 +72,9 @@ DAILY: dict[str, Any] = {
     "calories_data": {
         "total_burned_calories": between(1600, 3400, 1),
         "BMR_calories": between(1100, 1900, 1),
-        "net_activity_calories": between(120, 1200, 1),
+        "net_activity_calories": total(CALORIES, "calories"),
         "net_intake_calories": None,
-        "calorie_samples": [],
+        "calorie_samples": CALORIES,
     },
     "active_durations_data": {
         "activity_seconds": between(1800, 9000),
@@ -276,7 +277,7 @@ MENSTRUATION = {
 }
 
 PLANNED_WORKOUT = {
-    "planned_workout_id": variable("summary_id"),
+    "planned_workout_id": variable("object_id"),
     "workout_id": digits(18),
     "planned_date": day(1),
     "provider_workout_id": digits(6),

@@ -9,7 +9,7 @@ from workers.simulator.sender import NO_ANSWER
 from workers.verify.drill.faults import Injected
 from workers.verify.drill.load import Response
 from workers.verify.drill.plan import FAULT_KINDS, GROUPS
-from workers.verify.totals import Totals
+from workers.verify.totals import Totals, Verdict
 
 MAX_RESPONSE_SECONDS = 5.0
 TOLERANCE_SECONDS = 0.5  # within which every worker learns of a pause
@@ -50,8 +50,14 @@ class Report:
     @property
     def holds(self) -> bool:
         """Whether the drill was passed."""
-        in_time = self.max_response <= MAX_RESPONSE_SECONDS and self.settled_after is not None
-        return self.totals.holds and in_time and not self.never_taken
+        return self.verdict == "proven"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the drill was passed, failed ("different"), or could not finish."""
+        if self.max_response > MAX_RESPONSE_SECONDS or self.never_taken:
+            return "different"
+        return self.totals.verdict(finished=self.settled_after is not None)
 
     def faults_by(self) -> dict[str, dict[str, int]]:
         """The number of injected faults by group and kind."""

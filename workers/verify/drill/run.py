@@ -10,6 +10,7 @@ from threading import Event as Flag
 from typing import Literal
 
 from app.errors import TryLater
+from workers.local.patience import Patience
 from workers.local.temporary import Stack
 from workers.simulator import Simulator
 from workers.simulator.events import Event
@@ -23,6 +24,7 @@ from workers.verify.expected import expected, history, wanted
 from workers.verify.totals import Totals, reconcile_totals
 
 LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # the lease of a killed fetch, and time for the remaining work
+MAX_SETTLE_SECONDS = 1200.0  # then the simulated present would move: PROVIDER_SLOWNESS
 
 
 def environment(simulator: Simulator, options: Options) -> dict[str, str]:
@@ -94,17 +96,14 @@ class Drill:
 
     def _settle(self) -> float | None:
         """Waits until every delivery and backfill has ended, and returns the time; None if progress stops too long."""
-        began = moved = time.monotonic()
-        patience = self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS
-        before: tuple[int, Counter[str]] | None = None
-        while (now := time.monotonic()) - moved < patience:
-            ledger, backfills = self._snapshot("settling", now - began, moved + patience - now)
+        patience = Patience(self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS, MAX_SETTLE_SECONDS)
+        while True:
+            ledger, backfills = self._snapshot("settling", patience.waited, patience.left)
             if self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills):
                 return time.time()
-            if (len(ledger), backfills) != before:
-                before, moved = (len(ledger), backfills), now
+            if patience.ends(len(ledger), backfills, len(self._simulator.requests)):
+                return None
             time.sleep(0.5)
-        return None
 
     def _snapshot(
         self, phase: Literal["load", "settling", "counting"], seconds: float, left: float

@@ -11,7 +11,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured, NotYet
 from tests.support.cases import MALFORMED, each, refusal
-from tests.support.terra import METADATA, NAMES, USER, item, of, parsed, recorded
+from tests.support.terra import METADATA, NAMES, USER, dead, item, of, parsed, recorded
 from workers.actions import Record, Samples
 from workers.aggregators.requests import DateRange, Page
 from workers.aggregators.terra import API_LIMITS, connect, read_page, request
@@ -101,15 +101,31 @@ def test_the_owner_of_an_object_if_the_response_has_none(user: Any, provider: st
     assert (found.provider, found.user_id) == (expected, "t1")  # type: ignore[union-attr]
 
 
-def test_an_invalid_object_is_reported_and_skipped() -> None:
-    """Breaks if one bad object costs a page of good ones, is silently lost, or is partly stored."""
-    beats = {"detailed": {"hr_samples": [{"timestamp": "2026-03-14T08:00:00Z", "bpm": 70}]}}
-    bad = item(heart_rate_data=beats, distance_data={"steps": "many"})
+def test_an_invalid_object_is_refused_alone() -> None:
+    """Breaks if one bad object or value costs a page of good ones, is silently lost, or cannot be replayed."""
+    beats = [{"timestamp": "2026-03-14T08:00:00Z", "bpm": bpm} for bpm in (70, "fast", None, [71])]
+    odd = item(heart_rate_data={"detailed": {"hr_samples": beats}}, distance_data={"steps": "many"})
     next_day = {"metadata": METADATA | {"start_time": "2026-03-15T00:00:00Z"}}
-    found = page("daily", {"data": [item(), None, bad, next_day]})
+    data = [odd, None, {"metadata": METADATA | {"start_time": "canary"}}, "canary", next_day]
+    found = page("daily", {"user": USER, "data": data})
     assert [one.id for one in found.actions if isinstance(one, Record)] == ["2026-03-14", "2026-03-15"]
-    assert (len(found.actions), found.records) == (2, 2)
-    assert found.refused == ("daily: Expected `float | null`, got `str` - at `$.distance_data.steps`",)
+    assert [[row.value for row in one.rows] for one in found.actions if isinstance(one, Samples)] == [[70]]
+    assert (len(found.actions), found.records) == (3, 2)
+    assert [(one.reason, one.items) for one in found.refused] == [
+        ("daily: heart_rate_data.detailed.hr_samples: bpm: expected a number", 2),
+        ("daily: without metadata.start_time the object has no key", 1),
+        ("daily: expected an object", 1),
+    ]
+    for refused, raw in zip(found.refused, (odd, *data[2:4]), strict=True):
+        body = msgspec.json.decode(refused.event)
+        assert body == {"type": "daily", "user": {"user_id": "t1", "provider": "garmin"}, "data": [raw]}
+
+
+def test_an_athlete_that_is_no_object_is_refused() -> None:
+    """Breaks if the one object of a page without an array costs the whole answer instead of itself."""
+    found = page("athlete", {"user": USER, "athlete": "canary"})
+    assert (found.actions, [one.reason for one in found.refused]) == ((), ["athlete: expected an object"])
+    assert dead(found.refused[0].event) == "athlete: expected an object"
 
 
 @each(

@@ -1,5 +1,6 @@
 """The actions of Terra's events: connections, notices of history, records, and their versions."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -95,7 +96,7 @@ def test_an_event_without_data_only_supposes_a_connection(content: dict[str, Any
 def test_of_duplicate_records_the_last_wins() -> None:
     """Breaks if which of two wins depends on anything but their order."""
     items = [item(distance_data={"steps": steps}) for steps in (1, 2)]
-    assert record("daily", *items).columns == b'{"calendar_date":"2026-03-14","steps":2.0,"timezone_offset":3600.0}'
+    assert record("daily", *items).columns == b'{"calendar_date":"2026-03-14","steps":2,"timezone_offset":3600}'
     assert record("daily", *reversed(items)).payload.endswith(b'{"steps":1}}')
 
 
@@ -147,9 +148,12 @@ def test_a_reconnection_changes_the_user_id(old: Any, actions: tuple[Action, ...
         assert parsed({"type": "user_reauth", "new_user": NEW}).actions == actions
 
 
-@each((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0))
-def test_an_event_by_reference(expires_in: float | None, seconds: float) -> None:
-    """Breaks if an event at a URL is not fetched, or its URL counts as valid forever."""
+@each(
+    *((600, 600.0), (1.5, 1.5), (None, 300.0), (-5, 0.0), (10**9, 3600.0)),
+    *(("600", 600.0), ("soon", 300.0), ([600], 300.0), (True, 300.0), ("1e999", 300.0)),
+)
+def test_an_event_by_reference(expires_in: Any, seconds: float) -> None:
+    """Breaks if an event at a URL is not fetched, its URL counts as valid forever, or an odd time costs the event."""
     for name in ("s3_payload", "s3_upload"):
         found = parsed({"type": name, "status": "success", "url": "https://x.invalid", "expires_in": expires_in})
         assert (found.actions, found.user_id) == ((Download("https://x.invalid", seconds),), None)
@@ -168,6 +172,8 @@ def test_an_event_without_data_or_url_is_a_dead_letter(body: dict[str, Any]) -> 
     ({"expected_payloads": 3.0}, "r2:chunk:1", "r2", 3),
     ({"reference": "r1", "expected_payloads": -1}, None, "r1", None),
     ({"reference": "r1", "expected_payloads": 1e9}, None, "r1", None),
+    ({"reference": 17, "expected_payloads": "3"}, None, "17", 3),
+    ({"reference": ["r1"], "expected_payloads": "many"}, "r2", "r2", None),
 )
 def test_a_large_request(more: Any, header: str | None, reference: str, expected: int | None) -> None:
     """Breaks if the deliveries of a large request cannot be counted, or an absurd count is awaited."""
@@ -206,16 +212,16 @@ def test_when_a_report_is_from(occurred: str | None, version: datetime) -> None:
 @each("brand_new_event", "route", "Activity", "lab_report.other", "a.b:c-d_1")
 def test_unknown_events_are_ignored_whatever_they_hold(name: str) -> None:
     """Breaks if tomorrow's event types become dead letters, or are not recorded under their name."""
-    for user in (USER, None, "t1", {}, {"user_id": 1}, {"user_id": "t1", "provider": None}):
+    for user in (USER, None, "t1", {}, {"user_id": [1]}, {"user_id": "t1", "provider": None}):
         found = parsed({"type": name, "user": user, "data": "text", "status": 1, "url": []})
         assert (found.event_type, found.ignored, found.actions) == (name, "an unknown event type", ())
         assert found.user_id == ("t1" if user == USER else None)
 
 
-@each("", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>")
+@each("", "x" * 101, "a b", "a\u0000", "\u00e9", "a\n", "<script>", "\ud800")
 def test_a_weird_name_is_not_repeated(name: Any) -> None:
     """Breaks if a name without bounds, or with what PostgreSQL refuses, reaches the ledger."""
-    found = parsed({"type": name})
+    found = parsed(json.dumps({"type": name}).encode())
     assert (found.event_type, found.ignored) == ("unknown", "an unknown event type")
 
 

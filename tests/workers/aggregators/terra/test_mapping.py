@@ -109,12 +109,12 @@ def test_a_workout() -> None:
     assert columns("activity", given) == {
         "title": "Ride",
         "timezone_offset": 3600,
-        "average_hr": 146,
+        "average_hr": 147,
         "max_hr": 172,
         "distance": 15220.4,
         "calendar_date": "2026-03-14",
-        "time_start": "2026-03-14T00:00:00+01:00",
-        "time_end": "2026-03-15T00:00:00+01:00",
+        "time_start": "2026-03-13T23:00:00+00:00",
+        "time_end": "2026-03-14T23:00:00+00:00",
         "calories": 402,
         "moving_time": 1800,
         "total_elevation_gain": 550,
@@ -237,7 +237,7 @@ def test_scores_are_samples_of_their_own() -> None:
     }
     body = event("sleep", item(data_enrichment=scores))
     (score,) = series(body, "terra_scores", "sleep_score")
-    assert (score.value, score.ts.isoformat()) == (80.0, "2026-03-14T00:00:00+01:00")
+    assert (score.value, score.ts.isoformat()) == (80.0, "2026-03-13T23:00:00+00:00")
     assert json.loads(score.extra or b"") == {"type": "sleep", "summary_id": "s1"}
     assert series(body, "terra_scores", "readiness_score") == []
     for name in ("sleep_contributors", "strain_traffic_light"):

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.cases import each
-from tests.support.terra import END, METADATA, START, dead, event, item, of, parsed, series
+from tests.support.cases import each, refusal
+from tests.support.terra import END, METADATA, START, event, item, of, parsed, series
 from workers.actions import Sample, Samples
 from workers.aggregators.terra.mapping import Values
-from workers.aggregators.terra.series import Instant, Point, Span, grown, stages
+from workers.aggregators.terra.series import Clock, Instant, Point, Span, grown, stages
 
 T0 = datetime(2026, 3, 14, 8, tzinfo=UTC)
 MG_PER_DL = "blood_glucose_mg_per_dL"
@@ -326,7 +326,35 @@ def test_an_array_without_values_changes_nothing(array: Any) -> None:
 
 
 @each("soon", "2026-13-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-03-14T25:00:00", "now")
-def test_a_time_that_cannot_be_read_is_a_dead_letter(text: str) -> None:
-    """Breaks if a time is guessed, or its text is in the reason."""
-    reason = dead(beats((text, 70)))
-    assert reason == f"daily: {BEATS}.timestamp: expected an ISO 8601 date and time"
+def test_a_time_that_cannot_be_read_is_refused(text: str) -> None:
+    """Breaks if a time is guessed, costs its neighbours, or its text is in the reason."""
+    found = parsed(beats((NOON, 69), (text, 70)))
+    assert [one.value for one in of(Samples, found)[0].rows] == [69]
+    (refused,) = found.refused
+    assert (refused.reason, refused.items) == (f"daily: {BEATS}: timestamp: expected an ISO 8601 date and time", 1)
+
+
+@each(
+    *(
+        f"2026-03-14T12:00:00{offset}"
+        for offset in ("", "Z", "+00:00", "-00:00", "+01:00", "-05:30", "+14:00", "+23:59")
+    ),
+    *(f"2026-03-14T12:00:00.1234567{offset}" for offset in ("+01:00", "+0100", "+01", "+01:00:30", "-11:00")),
+    *("2026-03-14", "2026-03-14T12", "2026-03-14T12:00+01:00", "20260314T120000+01:00", "2026-03-14-05:00"),
+    *("2026-03-14 12:00+01:00", "1900-01-01T00:00:00+01:00", "9998-12-31T23:59:59-14:00", "9999-06-01T00:00:00+01:00"),
+)
+def test_a_time_is_the_instant_that_python_reads(text: str) -> None:
+    """Breaks if the quick way to read an offset finds another instant or offset than Python does."""
+    given, found = datetime.fromisoformat(text), Clock().read(text, "")
+    assert found is not None
+    assert found.at == (given if given.tzinfo else given.replace(tzinfo=UTC))
+    assert found.at.tzinfo is UTC
+    offset = given.utcoffset()
+    assert found.offset == (None if offset is None else offset.total_seconds())
+    assert (found.extra is None) is (given.tzinfo is not None)
+
+
+@each("9999-12-31T00:00:00Z", "9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59", "9999-12-30T23:00:00-02:00")
+def test_a_time_that_psycopg_cannot_read_is_no_time(text: str) -> None:
+    """Breaks if such a time is stored, or raises an unexpected error at the edge of the calendar."""
+    assert refusal(Clock().read, text, "x") == "x: expected a time before the year 9999"

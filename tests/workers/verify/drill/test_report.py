@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from tests.support.drill import LEDGER, injected, totals
+from tests.support.drill import IDS, LEDGER, ROWS, injected, totals
 from workers.verify.drill.load import Response
 from workers.verify.drill.report import Report, max_response, rate_limit_violations
 
@@ -38,6 +38,22 @@ def test_a_drill_is_passed_or_not() -> None:
     assert not report(max_response=5.1).holds
     assert not report(settled_after=None).holds
     assert not report(never_taken=1).holds
+
+
+def test_an_unfinished_drill_is_not_a_failed_one() -> None:
+    """Breaks if a drill on a busy machine reports a loss, or a real loss is reported as unfinished."""
+    rest = totals(ledger=LEDGER[1:], queued={IDS["a"]}, rows=ROWS[1:])  # one delivery is still in the broker
+    assert report(totals=rest, settled_after=None).verdict == "unfinished"
+    assert report(totals=totals(rows=ROWS[1:]), settled_after=None).verdict == "unfinished"  # of an open backfill
+    assert report(settled_after=None).verdict == "unfinished"
+    lost = totals(ledger=LEDGER[1:], rows=ROWS[1:])  # neither in the ledger nor in the broker
+    for failed in (
+        report(totals=lost, settled_after=None),
+        report(totals=totals(rows=ROWS[1:])),
+        report(never_taken=1),
+    ):
+        assert failed.verdict == "different"
+    assert report(totals=totals(ledger=[*LEDGER, LEDGER[0]]), settled_after=None).verdict == "different"
 
 
 def test_an_endpoint_that_is_frozen_is_not_slow() -> None:

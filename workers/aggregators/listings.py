@@ -1,0 +1,79 @@
+"""Reads an aggregator's listings entry by entry: history pulls, coverage, connections, sent deliveries, users.
+
+An entry with a null, a type or a value that the aggregator does not document is left out and counted, so that it cannot
+stop the comparison of the other entries.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from app.errors import Unprocessable
+from workers.aggregators.common import decode, moment_or_none
+
+T = TypeVar("T")
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # before any wearable; year 1 stands for "unknown"
+NAME = re.compile(r"[^\x00]{1,256}")  # PostgreSQL stores no U+0000
+Name = Annotated[str, msgspec.Meta(pattern=f"^{NAME.pattern}$")]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
+
+
+@dataclass(frozen=True)
+class Listing(Generic[T]):
+    """One page about some users. A cursor means that there are more pages, even if this one is short or empty.
+
+    `unread` is the number of entries that could not be read and are left out, `unread_parts` that of parts of entries
+    that are kept.
+    """
+
+    rows: tuple[T, ...]
+    users: tuple[str, ...] = ()
+    cursor: str | None = None
+    unread: int = 0
+    unread_parts: int = 0
+
+
+@dataclass
+class EntryReader:
+    """Reads the entries of one answer; counts those that cannot be read."""
+
+    unread: int = 0
+
+    def each(self, entries: Iterable[msgspec.Raw], kind: Any, build: Callable[[Any], T]) -> Iterator[T]:
+        """The results of `build`. An entry that does not fit `kind`, or that `build` refuses, is counted."""
+        for entry in entries:
+            try:
+                found = build(decode(bytes(entry), kind, "an entry"))
+            except Unprocessable:
+                self.unread += 1
+                continue
+            yield found
+
+    def named(self, entries: dict[str, msgspec.Raw], kind: Any, build: Callable[[str, Any], T]) -> Iterator[T]:
+        """As `each`, for entries with names, which are checked as well."""
+        for name, raw in entries.items():
+            if not NAME.fullmatch(name):
+                self.unread += 1
+                continue
+            yield from self.each((raw,), kind, partial(build, name))
+
+
+def moment(value: Any) -> datetime | None:
+    """A time, None for null. Raises Unprocessable for a value that is no time.
+
+    It does not rely on `moment_or_none` alone, which refuses year 1 (Junction's "unknown") and the end of year 9999.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        given = datetime.fromisoformat(value)
+        return max(given if given.tzinfo else given.replace(tzinfo=UTC), EARLIEST)
+    except (ValueError, TypeError):
+        if (found := moment_or_none(value, earliest=EARLIEST)) is None:
+            raise Unprocessable("an entry: not a time") from None
+        return found

@@ -1,0 +1,155 @@
+"""Shared by the reconciliations: steps of one request each, time slices, and the backfills that fill gaps."""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine
+
+from app.errors import Unprocessable
+from app.observability import metrics
+from workers.actions import Notice
+from workers.store import jobs
+from workers.store.backfills import BackfillRequest, open_backfill
+from workers.store.coverage import Fetched, ResourceKey
+from workers.store.engine import transaction
+from workers.store.gaps import Gap, keep_gaps
+from workers.store.users import ClientId, upsert_users
+
+P = TypeVar("P", bound=msgspec.Struct)
+TIME_SLICE_SECONDS = 20.0
+MAX_SEEN_CURSORS = 8
+MAX_PAGES = 100_000  # five million users
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step(Generic[P]):
+    """The result of one request. `to` is the next position, None at the end; it may be continued after `seconds`."""
+
+    to: P | None
+    seconds: float = 0.0
+    people: int = 0
+    found: tuple[Gap, ...] = ()
+    opened: tuple[int, ...] = ()
+    reason: str = ""  # of the wait
+    unread: int = 0  # entries of the aggregator's listing that could not be read
+    notes: tuple[str, ...] = ()  # data that is missing and cannot be fetched
+
+
+class Comparison(Protocol[P]):
+    """A reconciliation with one aggregator, one request at a time. It never sleeps."""
+
+    aggregator: str
+    name: str  # the aggregator's name in messages
+    listing: str  # the name of its listings in messages
+    account: str  # the account of its pauses in Redis
+    job: str  # its row in headrace.jobs
+    is_exclusive: bool  # only one process at a time may send requests
+    start: P
+
+    def since(self, done_at: datetime | None) -> datetime:
+        """The start of the compared time, if the last complete run ended at `done_at`."""
+
+    def step(self, at: P, since: datetime, user_id: str | None = None) -> Step[P]:
+        """Sends one request and compares. Raises Unprocessable if a retry cannot succeed, and TryLater."""
+
+
+class Recorder:
+    """Stores gaps and opens their backfills. A dry run keeps them in memory, for the parts that follow."""
+
+    def __init__(self, engine: Engine, aggregator: str, *, dry_run: bool) -> None:
+        self._engine, self._aggregator, self.dry_run = engine, aggregator, dry_run
+        self._would_open: defaultdict[ResourceKey, list[Fetched]] = defaultdict(list)
+        self.pulling: set[ResourceKey] = set()
+
+    def record(
+        self, part: str, users: Sequence[str], found: Sequence[Gap], clients: Mapping[str, ClientId] | None = None
+    ) -> tuple[tuple[Gap, ...], tuple[int, ...]]:
+        """The gaps of users whose data may be written, and the ids of the backfills. Replaces these users' gaps."""
+        if self.dry_run:
+            self._simulate(found)
+            return tuple(found), ()
+        with transaction(self._engine) as connection:
+            given = {gap.key.user_id: (clients or {}).get(gap.key.user_id) for gap in found}
+            known = upsert_users(connection, given)
+            found = [gap for gap in found if not known[gap.key.user_id].is_read_only]
+            opened = [backfill_id for gap in found for backfill_id in self._open(connection, gap)]
+            keep_gaps(connection, part, users, found)
+        return tuple(found), tuple(dict.fromkeys(opened))
+
+    def with_simulated(self, fetched: Mapping[ResourceKey, Sequence[Fetched]]) -> dict[ResourceKey, list[Fetched]]:
+        """Fetched windows, with those that a dry run would have opened."""
+        windows = {key: list(some) for key, some in fetched.items()}
+        for key, some in self._would_open.items():
+            windows.setdefault(key, []).extend(some)
+        return windows
+
+    def _simulate(self, found: Iterable[Gap]) -> None:
+        now = datetime.now(UTC)
+        for gap in found:
+            for start, end in gap.windows:
+                window = Fetched(start, end, "reconcile", "open", created_at=now, finished_at=None)
+                self._would_open[gap.key].append(window)
+            if gap.is_pulling:
+                self.pulling.add(gap.key)
+
+    def _open(self, connection: Connection, gap: Gap) -> Iterator[int]:
+        """Opens a backfill for the gap, with one chunk for each of its windows."""
+        now = datetime.now(UTC)
+        for start, end in gap.windows:
+            request = BackfillRequest(self._aggregator, f"reconcile-{uuid.uuid4()}", "reconcile", now)
+            notice = Notice(**gap.key._asdict(), window_start=start, window_end=end, is_final=True)
+            backfill_id = open_backfill(connection, request, notice)
+            if backfill_id is not None:
+                yield backfill_id
+
+
+def count_unread(aggregator: str, unread: int, listing: str) -> None:
+    """Counts and logs the entries of a page that could not be read."""
+    if unread:
+        metrics.UNREAD_ENTRIES.labels(aggregator).inc(unread)
+        log.warning("%d entries of %s could not be read, and are not compared", unread, listing)
+
+
+def run_slice(engine: Engine, comparison: Comparison[Any], period: float) -> float | None:
+    """Continues the scheduled reconciliation for one time slice. Returns the seconds until the next slice, if any.
+
+    The position is saved after every step: a killed worker costs one request.
+    """
+    if (job := jobs.claim(engine, comparison.job)) is None:
+        return None
+    at, until, seconds = _position(job.position, comparison.start), time.monotonic() + TIME_SLICE_SECONDS, 0.0
+    since = comparison.since(job.done_at)
+    try:
+        while not seconds and time.monotonic() < until:
+            step = comparison.step(at, since)
+            if step.to is None:
+                jobs.save(engine, comparison.job, None, period)
+                return None
+            at, seconds = step.to, step.seconds
+            jobs.save(engine, comparison.job, at, seconds, held=not seconds)
+    except Unprocessable as reason:
+        hours = period / 3600
+        log.warning(
+            "reconciliation with %s stopped: %s; the next one starts in %.0f hours", comparison.name, reason, hours
+        )
+        jobs.save(engine, comparison.job, None, period, completed=False)
+        return None
+    if not seconds:
+        jobs.save(engine, comparison.job, at, 0)
+    return seconds
+
+
+def _position(saved: bytes | None, start: P) -> P:
+    try:
+        return msgspec.json.decode(saved, type=type(start)) if saved else start
+    except msgspec.ValidationError:  # saved by an older version in another form: start again
+        return start

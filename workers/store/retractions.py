@@ -1,0 +1,58 @@
+"""Retractions: records that an operator has hidden. The views of schema `health` leave them out.
+
+A retraction names a record and is not a column of it, so that it also applies to a record that is deleted by retention
+and delivered, replayed or fetched again.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import Resource
+from workers.store.schema import record_table
+
+RETRACT = text("""
+INSERT INTO headrace.retractions (user_id, resource, id) VALUES (:user, :resource, :id)
+ON CONFLICT DO NOTHING RETURNING retracted_at""")
+RESTORE = text("""
+DELETE FROM headrace.retractions WHERE user_id = :user AND resource = :resource AND id = :id RETURNING retracted_at""")
+FIND = text("""
+SELECT resource, retracted_at FROM headrace.retractions
+WHERE user_id = :user AND resource = ANY(:resources) AND id = :id""")
+MAX_IDS = 1000
+
+
+def retract(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
+    """Hides a record. False if it was hidden before."""
+    return connection.scalar(RETRACT, _key(resource, user_id, identifier)) is not None
+
+
+def restore(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
+    """Shows a record again. False if it was not hidden."""
+    return connection.scalar(RESTORE, _key(resource, user_id, identifier)) is not None
+
+
+def find(connection: Connection, resource: Resource, user_id: str, identifier: str) -> Mapping[str, datetime]:
+    """When the record was hidden, by resource: its own, and for a stream that of its record, which has the same id."""
+    names = [name for name in (resource.name, resource.of) if name]
+    found = connection.execute(FIND, {"user": user_id, "resources": names, "id": identifier})
+    return {row.resource: row.retracted_at for row in found}
+
+
+def is_stored(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
+    """Whether there is such a record, hidden or not."""
+    query = text(f"SELECT 1 FROM {record_table(resource)} WHERE user_id = :user AND id = :id")
+    return connection.scalar(query, {"user": user_id, "id": identifier}) is not None
+
+
+def ids(connection: Connection, resource: Resource, user_id: str) -> list[str]:
+    """The ids of a user's records, those that were written last first; at most MAX_IDS."""
+    query = text(f"""
+SELECT id FROM {record_table(resource)} WHERE user_id = :user AND NOT deleted
+ORDER BY stored_at DESC, id LIMIT :limit""")
+    return list(connection.scalars(query, {"user": user_id, "limit": MAX_IDS}))
+
+
+def _key(resource: Resource, user_id: str, identifier: str) -> dict[str, str]:
+    return {"user": user_id, "resource": resource.name, "id": identifier}
