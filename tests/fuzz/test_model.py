@@ -632,23 +632,7 @@ def late(_: pytest.MonkeyPatch) -> None:
     """Defect: the version of a page is the time of its response; see Clocked."""
 
 
-def outliving(patch: pytest.MonkeyPatch) -> None:
-    """Defect: samples outlive the version that they came with."""
-    patch.setattr(replaced, "remove", lambda *_: 0)
-
-
-def brought_back(patch: pytest.MonkeyPatch) -> None:
-    """Defect: an older version that arrives late adds its samples."""
-    patch.setattr(replaced, "current", lambda _connection, samples, _numbers: list(samples))
-
-
-def unclamped(patch: pytest.MonkeyPatch) -> None:
-    """Defect: an `updated_at` in the future wins over all later versions."""
-    patch.setattr(shapes, "CLOCK_SKEW", timedelta(days=100_000))
-
-
 SEEDS: dict[Callable[..., None], int] = {no_guard: 21, kept_always: 5, crashes_never_cleared: 4, forgiven: 14, late: 6}
-SEEDS |= {outliving: 1, brought_back: 1, unclamped: 1}
 
 
 @pytest.mark.parametrize("spoil", SEEDS)
@@ -667,6 +651,56 @@ def test_the_model_notices(
     spoilt = machine(engine, other, reading, is_stale=spoil is late)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(spoilt if full else seed(SEEDS[spoil])(spoilt), settings=found)
+
+
+def outliving(patch: pytest.MonkeyPatch) -> None:
+    """Defect: samples outlive the version that they came with."""
+    patch.setattr(replaced, "remove", lambda *_: 0)
+
+
+def brought_back(patch: pytest.MonkeyPatch) -> None:
+    """Defect: late samples are stored in a range that a newer version of another activity has replaced."""
+    patch.setattr(replaced, "current", lambda _connection, samples, _numbers: list(samples))
+
+
+def unclamped(patch: pytest.MonkeyPatch) -> None:
+    """Defect: an `updated_at` in the future wins over all later versions."""
+    patch.setattr(shapes, "CLOCK_SKEW", timedelta(days=100_000))
+
+
+# Steps after which each of these defects shows. Random runs need a minute to find them.
+EDITED = (("edit_a_workout", "u1", "w1", 1, AHEAD, 1), ("edit_a_workout", "u1", "w1", 2, 0, 2))
+TRIMMED = (
+    ("record_an_activity", "u1", "a1", {0: 1, 1: 1}, False, 1),
+    ("record_an_activity", "u1", "a1", {0: 2}, False, 1),
+)
+OVERLAPPING = (TRIMMED[0], ("record_an_activity", "u1", "a2", {1: 4}, False, 1), TRIMMED[1])
+SHOWS: dict[Callable[..., None], tuple[tuple[tuple[Any, ...], ...], list[int]]] = {
+    outliving: (TRIMMED, [1, 0]),
+    brought_back: (OVERLAPPING, [2, 0, 1]),
+    unclamped: (EDITED, [1]),
+}
+
+
+@pytest.mark.parametrize("spoil", SHOWS)
+def test_the_model_notices_in_known_steps(
+    engine: Engine, other: Engine, reading: Settings, monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., None]
+) -> None:
+    """Breaks if the test above does not detect one of these defects, or finds one where there is none."""
+    steps, picks = SHOWS[spoil]
+    for is_spoilt in (False, True):
+        tested = Machine(engine, other, reading)
+        for name, *values in steps:
+            getattr(tested, name)(*values)
+        if is_spoilt:
+            spoil(monkeypatch)
+        for pick in picks:
+            tested.deliver([pick], redelivered=False)
+        if is_spoilt:
+            with pytest.raises(AssertionError):
+                tested.what_is_stored_is_what_the_model_says()
+        else:
+            tested.what_is_stored_is_what_the_model_says()
 
 
 # Regressions that the machine has found

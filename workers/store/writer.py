@@ -141,8 +141,6 @@ def write(
         written.stale.update(n for (n, one), (_, kept) in pairs if len(kept.rows) < len(one.rows))
         _write_samples(connection, _runs(left, numbers), origin, seen, written)
         _count_kind(written, "sample")
-    # Last, because samples that the newer version has too are only updated.
-    written.rows["sample"] += sum(replaced.remove(connection, one) for one in replaced_ranges)
     connections = [
         ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
         for one in batch
@@ -154,6 +152,8 @@ def write(
     if grants := [one for one in batch if isinstance(one.action, actions.Grants)]:
         _write_grants(connection, grants, origin, written)
         _count_kind(written, "grant")
+    # Last, because samples that the newer version has too are only updated.
+    written.rows["sample"] += sum(replaced.remove(connection, one) for one in replaced_ranges)
     return written
 
 

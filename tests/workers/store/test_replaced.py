@@ -1,6 +1,7 @@
 """Samples of replaced versions: every order of arrival ends in the same rows."""
 
 import itertools
+import logging
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,7 @@ def apply_all(
 ) -> list[Any]:
     applier = Applier(engine, settings)
     for message in [deliveries] if together else [[one] for one in deliveries]:
-        applier.apply(pack(message))
+        assert not applier.apply(pack(message)).outcomes["dead"]
     return stored(engine)
 
 
@@ -202,3 +203,10 @@ def test_an_erasure_and_retention_remove_the_ranges(engine: Engine, settings: Se
     for _ in retention.remove(engine, {"heartrate": FIRST}):
         pass
     assert rows(engine, count) == [{"n": 0}]
+
+
+def test_removed_samples_are_counted(engine: Engine, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Breaks if the count of removed samples makes another count negative, so that the message is applied twice."""
+    caplog.set_level(logging.INFO)
+    apply_all(engine, settings, TRIMMED)
+    assert "one by one" not in caplog.text
