@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy import Engine
@@ -16,15 +16,15 @@ from app.errors import NotFound
 from app.sealing import Sealer
 from workers.cli import options, output
 from workers.cli.options import Moment
-from workers.ingest.apply import Applier
-from workers.ingest.replay import Order, replay_dead_letters
-from workers.ingest.replay import replay as replay_archived
 from workers.store import archive, audit, dead_letters, digests
 from workers.store.archive import ArchiveWindow
 from workers.store.dead_letters import DeadLetter
 from workers.store.engine import make_engine, make_writer
 from workers.store.ledger import Outcome
 from workers.store.migrate import migrate
+
+if TYPE_CHECKING:
+    from workers.ingest.replay import Order
 
 ORDERS = ("oldest", "newest", "random")
 ALL = 1_000_000
@@ -119,6 +119,9 @@ def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | No
     engine = make_writer(settings, "headrace-dead")
     _check_ids(engine, ids)
     found = dead_letters.listed(engine, ids, reason, ALL)
+    from workers.ingest.apply import Applier  # noqa: PLC0415 - 0.1 s of CPU that `dead list` does not need
+    from workers.ingest.replay import replay_dead_letters  # noqa: PLC0415
+
     outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
     audit.record(engine, "dead replay", "dead letters", {"dead_letters": len(found), "outcomes": dict(outcomes)})
     _print_outcomes(outcomes, as_json=as_json)
@@ -163,7 +166,7 @@ def replay(
     since: datetime,
     until: datetime | None,
     event_type: str | None,
-    order: Order,
+    order: "Order",
     other: str | None,
     dry_run: bool,
     digest: bool,
@@ -183,6 +186,9 @@ def replay(
         return
     into = _other(settings, other) if other else settings
     target = make_writer(into, "headrace-replay")
+    from workers.ingest.apply import Applier  # noqa: PLC0415 - as above
+    from workers.ingest.replay import replay as replay_archived  # noqa: PLC0415
+
     before = digests.digests(target) if digest else {}
     with output.progress("applied again", total, quiet=as_json) as update:
         outcomes = replay_archived(source, Applier(target, into), window, order, update)
