@@ -8,11 +8,11 @@ import click
 from sqlalchemy import Engine
 
 from app.errors import NotFound
+from workers.aggregators.common import canonical_id
 from workers.cli import options, output
 from workers.cli.users import resolve_users
 from workers.operate.erase import Eraser, ErasureReceipt
 from workers.store.engine import make_writer
-from workers.store.user_lookup import normalised
 
 TOMBSTONE = "later data of this user, including replays and backfills, is recorded as ignored and not stored"
 NOT_REMOVED = (
@@ -41,7 +41,7 @@ def erase(
     engine = make_writer(settings, "headrace-erase")
     users = _resolve(engine, user, all_users=all_users, unknown=unknown)
     # A script that names a user_id in full has said whom it means; any other name may belong to another user.
-    is_answered = yes or (users == (normalised(user),) and not unknown and not output.can_answer())
+    is_answered = yes or (users == (canonical_id(user),) and not unknown and not output.can_answer())
     if not dry_run:
         output.require_answer(yes=is_answered)
     eraser = Eraser(engine, settings)
@@ -68,7 +68,7 @@ def _resolve(engine: Engine, name: str, *, all_users: bool, unknown: bool) -> tu
         return tuple(one.user_id for one in resolve_users(engine, name, all_users=all_users))
     except NotFound as error:
         if unknown:
-            return (normalised(name),)
+            return (canonical_id(name),)
         raise NotFound(f"{error} (--unknown blocks a user_id in advance)") from None
 
 

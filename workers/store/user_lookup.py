@@ -1,13 +1,13 @@
 """Finds the users that an operator names by a user_id, a client_user_id or a former user_id."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+from workers.aggregators.common import canonical_id
+
 MAX_CANDIDATES = 2000
 BY_NAME = text("""
 SELECT DISTINCT present.user_id, present.client_user_id, present.erased_at, present.user_id = :name AS is_exact
@@ -56,17 +56,12 @@ class UserDetails:
     last_delivery: datetime | None = None  # of the archived ones
 
 
-def normalised(name: str) -> str:
-    """A UUID in lower case, as it is stored; other names are returned unchanged."""
-    return name.lower() if UUID.fullmatch(name) else name
-
-
 def find(connection: Connection, name: str) -> list[FoundUser]:
     """The users with this name, under their present user_id. A user_id wins over a client_user_id.
 
     A user_id is found in any case of letters; a client_user_id, which is the deployment's own, only as it is spelled.
     """
-    values = {"name": name, "names": [name, normalised(name)]}
+    values = {"name": name, "names": [name, canonical_id(name)]}
     found = connection.execute(BY_NAME, values).all() or connection.execute(BY_USER_ID_IN_ANY_CASE, values).all()
     if found and found[0].is_exact:
         found = found[:1]

@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.support.database import run
+from workers.aggregators.common import canonical_id
 from workers.store import user_lookup
 from workers.store.engine import transaction
 
@@ -49,9 +50,9 @@ def test_each_form_of_a_name(engine: Engine, name: str, found: list[str]) -> Non
 
 def test_only_uuids_are_normalised() -> None:
     """Breaks if an id of another form, in which case matters, is changed."""
-    assert user_lookup.normalised(ID.upper()) == ID
+    assert canonical_id(ID.upper()) == ID
     for name in ("Member-1", ID.upper()[:-1], ID.upper() + "0", "8A7F2C045C494A0B9D4E7B7F3F1D2C11", ""):
-        assert user_lookup.normalised(name) == name
+        assert canonical_id(name) == name
 
 
 @pytest.mark.usefixtures("people")
