@@ -41,7 +41,7 @@ def columns_of(resource: Resource, document: Mapping[str, msgspec.Raw]) -> tuple
 
 def unreadable_note(fields: tuple[str, ...]) -> tuple[str, ...]:
     """The note about fields whose column is NULL."""
-    return (f"stored as NULL because their type is not the documented one: {', '.join(fields)}",) if fields else ()
+    return (f"stored as NULL, because they cannot be read: {', '.join(fields)}",) if fields else ()
 
 
 def repaired(record: Record) -> Record:

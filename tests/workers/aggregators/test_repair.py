@@ -70,7 +70,7 @@ def test_every_field_of_the_catalogue_has_a_reader(resource: Any) -> None:
 def test_the_note_names_the_fields() -> None:
     """Breaks if a record without an odd field is noted, or the note lacks a field."""
     assert unreadable_note(()) == ()
-    note = "stored as NULL because their type is not the documented one: title, distance"
+    note = "stored as NULL, because they cannot be read: title, distance"
     assert unreadable_note(("title", "distance")) == (note,)
 
 

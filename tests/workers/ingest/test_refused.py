@@ -63,6 +63,10 @@ STORED: dict[str, tuple[bytes, str | None]] = {
     "a lone surrogate": (replaced(in_workout(title="sesame"), "sesame", "\\ud800"), None),
     "a lone surrogate in a sample": (replaced(in_sample(unit="sesame"), "sesame", "\\udfff"), None),
     "invalid UTF-8": (in_workout(title="sesame").replace(b"sesame", b"\xed\xa0\x80"), None),
+    "a name that is no scalar": (
+        json.dumps(workout("bad", "bad") | {"client_user_id": ["sesame"]}).encode(),
+        "client_user_id",
+    ),
     "a number beyond floats": (replaced(in_workout(), "8000.5", "1e400"), "distance"),
     "an integer beyond bigint": (in_workout(average_hr=2**63), "average_hr"),
     "an integer of 5,000 digits": (replaced(in_workout(), "120", "1" * 5000), "average_hr"),

@@ -276,6 +276,18 @@ def test_odd_data_is_stored_beside_its_neighbours(engine: Engine, settings: Sett
     assert rows(engine, "SELECT count(error) AS n FROM health.deliveries") == [{"n": 1}]
 
 
+@pytest.mark.parametrize(("reference", "stored", "note"), [(99, "99", None), (["x"], None, "reference_id")])
+def test_a_reference_id_never_costs_the_data(
+    engine: Engine, settings: Settings, reference: Any, stored: str | None, note: str | None
+) -> None:
+    """Breaks if an odd reference_id costs the data, or is lost without a note."""
+    assert apply(engine, settings, sent(day(1) | {"user": USER | {"reference_id": reference}})) == {"applied": 1}
+    assert rows(engine, "SELECT steps, client_user_id FROM health.activity") == [{"steps": 1, "client_user_id": stored}]
+    (entry,) = rows(engine, "SELECT error FROM health.deliveries")
+    assert (entry["error"] or "").endswith(note or "")
+    assert bool(entry["error"]) == bool(note)
+
+
 def test_data_excluded_by_a_setting_is_ignored(engine: Engine, settings: Settings) -> None:
     """Breaks if excluded data is stored, or its delivery is not recorded as ignored."""
     narrow = replace(settings, resources=("sleep",))

@@ -40,7 +40,7 @@ def test_every_resource_is_a_row_of_the_view(engine: Engine, settings: Settings)
         for name, granted in (("body", False), ("sleep", True))
     ]
     (entry,) = rows(engine, "SELECT outcome, error FROM health.deliveries")
-    assert entry == {"outcome": "applied", "error": "1 grants could not be read"}
+    assert entry == {"outcome": "applied", "error": "grants that cannot be read: 1"}
 
 
 def test_the_newest_answer_wins_in_all_orders(engine: Engine, settings: Settings) -> None:

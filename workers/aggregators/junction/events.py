@@ -118,6 +118,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     version, data = version_of(sent_at, delivery), bytes(envelope.data)
     event = _Event(event_type, user_id, client_user_id, data, version, delivery, is_unique)
     content = _content(event)
+    unnamed = ("client_user_id",) if envelope.client_user_id and client_user_id is None else ()
     streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
     kept, ignored = wanted([*content.actions, *streams], settings)
     return Parsed(
@@ -129,7 +130,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
         occurred_at=version,
         duplicate_samples=content.duplicates,
         refused=() if ignored else content.refused,
-        notes=(*unreadable_note(content.unreadable), *content.notes, *([REPLACED] if is_replaced else [])),
+        notes=(*unreadable_note((*unnamed, *content.unreadable)), *content.notes, *([REPLACED] if is_replaced else [])),
         is_undated=sent_at is None,
         team_id=team_id,
     )
@@ -250,7 +251,7 @@ def _connection(name: str, user_id: str, data: bytes, version: datetime) -> _Con
         raise Unprocessable("connection: neither provider nor source has a slug")
     granted, unread = read_grants(known.resource_availability)
     grants = [Grants(user_id, provider, granted, version)] if granted else []
-    notes = (f"{unread} grants could not be read",) if unread else ()
+    notes = (f"grants that cannot be read: {unread}",) if unread else ()
     if not name.endswith(".error"):
         return _Content([Connection(user_id, provider, "connected", None, version), *grants], notes=notes)
     parts = (optional_text(part) for part in (known.error_type, known.error_details))

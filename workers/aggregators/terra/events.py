@@ -58,6 +58,7 @@ class _User:
     user_id: str
     provider: str
     reference_id: str | None = None
+    is_unnamed: bool = False  # it has a reference_id that cannot be read
 
     @property
     def owner(self) -> Owner:
@@ -135,6 +136,7 @@ class _Event:
         """The actions that the operator wants, of an event about this user."""
         kept, left_out = wanted(actions, self.settings)
         user_id, reference = (user.user_id, user.reference_id) if user else (None, None)
+        unnamed = ("reference_id",) if user and user.is_unnamed else ()
         return Parsed(
             event_type=self.name,
             user_id=user_id,
@@ -142,7 +144,7 @@ class _Event:
             actions=kept,
             ignored=ignored or left_out,
             occurred_at=self.version,
-            notes=self.notes,
+            notes=(*unreadable_note(unnamed), *self.notes),
             is_undated=self.delivery.ordering_ms is None,
         )
 
@@ -153,7 +155,9 @@ def _user(raw: bytes, what: str) -> _User:
     for name, value in (("user_id", user_id), ("provider", provider)):
         if not value or len(value) > MAX_NAME:
             raise Unprocessable(f"{what}: user.{name}: expected a text of 1 to {MAX_NAME} characters")
-    return _User(canonical_id(user_id or ""), provider or "", optional_text(named.reference_id))
+    reference_id = optional_text(named.reference_id)
+    is_unnamed = reference_id is None and bytes(named.reference_id) not in (b"null", b'""')
+    return _User(canonical_id(user_id or ""), provider or "", reference_id, is_unnamed)
 
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
@@ -225,7 +229,7 @@ def _data(event: _Event) -> Parsed:
 
 def _without_time(batch: Batch) -> list[str]:
     count = batch.samples_without_timestamp
-    return [f"{count} values have no time and are in the payload only"] if count else []
+    return [f"values without a time, which are in the payload only: {count}"] if count else []
 
 
 def _auth(event: _Event) -> Parsed:

@@ -56,13 +56,13 @@ def test_an_odd_grant_costs_itself(odd: dict[str, Any]) -> None:
     """Breaks if one null hides the connection or the other grants, or passes without a note."""
     found = parsed(connected(odd | {"body": BODY}))
     assert found.actions == (CONNECTED, Grants("u1", "fitbit", (("body", True),), START))
-    assert found.notes == ("1 grants could not be read",)
+    assert found.notes == ("grants that cannot be read: 1",)
 
 
 @each("available", 7, [BODY], True)
 def test_odd_grants_cost_no_connection(odd: Any) -> None:
     found = parsed(connected(odd))
-    assert (found.actions, found.notes) == ((CONNECTED,), ("1 grants could not be read",))
+    assert (found.actions, found.notes) == ((CONNECTED,), ("grants that cannot be read: 1",))
 
 
 def test_scopes_are_not_read() -> None:

@@ -85,7 +85,7 @@ def test_an_odd_scalar_is_read_or_stored_as_null(changes: Any, read: dict[str, A
     columns = json.loads(record.columns or b"{}")
     assert {key: value for key, value in columns.items() if key == name} == (read or {})
     assert columns["time_end"] == "2026-03-14T07:15:00+00:00"
-    note = f"stored as NULL because their type is not the documented one: {name}"
+    note = f"stored as NULL, because they cannot be read: {name}"
     assert found.notes == (() if read else (note,))
     assert json.loads(record.payload)[name] == changes[name]
 
@@ -159,7 +159,7 @@ def test_a_part_without_which_a_sample_has_its_meaning_is_null(changes: Any, exp
     (samples,) = found.actions
     assert isinstance(samples, Samples)
     assert expected.items() <= samples.rows[0]._asdict().items()
-    note = f"stored as NULL because their type is not the documented one: {next(iter(changes))}"
+    note = f"stored as NULL, because they cannot be read: {next(iter(changes))}"
     assert (found.refused, found.notes) == ((), (note,))
 
 

@@ -88,7 +88,7 @@ def test_one_odd_unit_of_a_thousand_is_null_in_its_sample() -> None:
     (samples,) = found.actions
     assert isinstance(samples, Samples)
     assert [row.unit for row in samples.rows] == ["bpm"] * 500 + [""] + ["bpm"] * 499
-    assert (found.refused, found.notes) == ((), ("stored as NULL because their type is not the documented one: unit",))
+    assert (found.refused, found.notes) == ((), ("stored as NULL, because they cannot be read: unit",))
 
 
 def test_each_of_several_bad_samples_is_an_item() -> None:

@@ -161,7 +161,7 @@ def test_a_time_that_psycopg_cannot_read_is_stored_nowhere(text: str) -> None:
     found = parsed(event("activity", item(metadata=METADATA | {"end_time": text})))
     (record,) = of(Record, found)
     assert b"time_end" not in (record.columns or b"")
-    assert found.notes == ("stored as NULL because their type is not the documented one: metadata.end_time",)
+    assert found.notes == ("stored as NULL, because they cannot be read: metadata.end_time",)
     found = parsed(event("daily", beats(NOON, text)))
     assert ([len(one.rows) for one in of(Samples, found)], len(found.refused)) == ([1], 1)
 

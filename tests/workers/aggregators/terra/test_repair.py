@@ -17,7 +17,7 @@ from workers.aggregators.terra.shapes import Item, Owner
 OWNER = Owner("t1", "garmin")
 NOON = "2026-03-14T12:00:00+01:00"
 BEATS = "heart_rate_data.detailed.hr_samples"
-NOT_DOCUMENTED = "stored as NULL because their type is not the documented one: "
+NOT_DOCUMENTED = "stored as NULL, because they cannot be read: "
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
