@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from app.config.settings import Settings, load
 from app.delivery import Delivery
 from workers.actions import Parsed
-from workers.aggregators import AGGREGATORS, junction
+from workers.aggregators import junction
+from workers.aggregators.registry import AGGREGATORS
 from workers.celery.app import run_worker
 from workers.ingest import crashes, outcomes
 from workers.ingest.apply import Applier

@@ -17,7 +17,8 @@ from app.errors import TryLater
 from app.observability import tracing
 from app.sealing import Sealer
 from workers.actions import Record, Refused
-from workers.aggregators import AGGREGATORS, junction
+from workers.aggregators import junction
+from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.requests import Page, Request
 from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PageWriter, PendingPages
 from workers.fetch.client import AggregatorClient, FetchResult

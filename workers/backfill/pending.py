@@ -11,7 +11,7 @@ from app.errors import Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import Action, Origin, Record, Refused, Samples, SeriesKey
-from workers.aggregators import AGGREGATORS
+from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.repair import repaired
 from workers.aggregators.requests import Page
 from workers.ingest.refused import count, dead_letters_of, of_page

@@ -29,10 +29,11 @@ def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
         logging.getLogger(__name__).debug(
             "no running stack in the data directory; the checks report each missing setting"
         )
-    found = list(check.findings(settings))
+    found = []
+    for one in check.findings(settings):
+        found.append(one)
+        if not as_json:
+            click.echo(f"{'ok   ' if one.fine else 'FAULT'} {one.what}: {one.text}", err=not one.fine)
     if as_json:
         print_json(found)
-    else:
-        for one in found:
-            click.echo(f"{'ok   ' if one.fine else 'FAULT'} {one.what}: {one.text}", err=not one.fine)
     sys.exit(0 if all(one.fine for one in found) else 1)

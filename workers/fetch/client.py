@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from app.config.settings import Settings
 from app.errors import NotYet, TryLater, Unprocessable
 from app.observability import metrics, tracing
-from workers.aggregators import AGGREGATORS
+from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.requests import Request
 from workers.fetch.backoff import backoff
 from workers.fetch.http import Client, HttpResponse

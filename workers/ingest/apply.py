@@ -19,7 +19,7 @@ from app.errors import TryLater, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import LargeRequest, LostDelivery, Notice, Origin, Parsed, SeriesKey, UserIdChange
-from workers.aggregators import AGGREGATORS
+from workers.aggregators.registry import AGGREGATORS
 from workers.ingest import refused
 from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.outcomes import (

@@ -11,7 +11,7 @@ from app.errors import TryLater, Unprocessable
 from app.observability import tracing
 from app.sealing import Sealer
 from workers.actions import Download
-from workers.aggregators import AGGREGATORS
+from workers.aggregators.registry import AGGREGATORS
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
 from workers.ingest.outcomes import Applied

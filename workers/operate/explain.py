@@ -14,7 +14,7 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from app.sealing import Sealer
 from workers.actions import Action, Record, Samples
-from workers.aggregators import AGGREGATORS
+from workers.aggregators.registry import AGGREGATORS
 from workers.store import audit, provenance, retractions
 from workers.store.engine import transaction
 from workers.store.provenance import Fetch, LedgerEntry, Named, Person, StoredRow

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from workers.aggregators.terra.admin import Token
+from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
 from workers.operate.durations import format_duration
 from workers.store.backfill_admin import Backfill

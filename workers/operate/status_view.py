@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
-from workers.aggregators.terra.admin import Token
+from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
 from workers.fetch.rate_limits import Failures, Pause
 from workers.operate import health

@@ -4,14 +4,16 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from app.catalogue import catalogue
 from workers.aggregators.common import MAX_AHEAD
-from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 from workers.store.backfills import DEFAULT_HISTORY, EARLIEST_HISTORY
 from workers.store.coverage import Fetched, ResourceKey
 from workers.store.gaps import Gap, Window
+
+if TYPE_CHECKING:  # its decoders cost 0.05 s of CPU, which `headrace report` does not need
+    from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 
 Part = Literal["pulls", "supplies"]
 Days = frozenset[int] | set[int]  # ordinals in UTC
@@ -35,14 +37,14 @@ class Stored:
     outages: Sequence[Window] = ()
 
 
-def span_of_pull(pull: Pull, now: datetime) -> Window:
+def span_of_pull(pull: "Pull", now: datetime) -> Window:
     """The window of a pull; Junction's default range if the listing has none."""
     end = max(min(pull.end or now, now), EARLIEST_HISTORY)
     start = max(min(pull.start or end - DEFAULT_HISTORY, end), EARLIEST_HISTORY)
     return start, end
 
 
-def of_pull(pull: Pull, stored: Stored, now: datetime) -> Gap | None:
+def of_pull(pull: "Pull", stored: Stored, now: datetime) -> Gap | None:
     """The gap in the history that was pulled when the user connected."""
     key = ResourceKey(pull.user_id, pull.provider, pull.resource)
     if pull.status == "pulling":
@@ -78,7 +80,9 @@ def _gap_of_days(key: ResourceKey, have: int, expected: int, empty: tuple[Window
     return Gap(key, "aggregator", f"{reason}, and its API returns no more") if expected - have > 1 else None
 
 
-def of_coverage(coverages: Iterable[ResourceCoverage], stored: Stored, since: datetime, now: datetime) -> Iterator[Gap]:
+def of_coverage(
+    coverages: "Iterable[ResourceCoverage]", stored: Stored, since: datetime, now: datetime
+) -> Iterator[Gap]:
     """The gaps in the data that webhooks should have brought over one connection of one user.
 
     A newest date in the future does not say how far the data really reaches. Data until now is assumed then, and the
@@ -118,7 +122,7 @@ def of_coverage(coverages: Iterable[ResourceCoverage], stored: Stored, since: da
             yield Gap(key, "ours", f"{len(found)} {kind}", _windows(found, now))
 
 
-def span_of_coverage(coverage: ResourceCoverage, since: datetime, now: datetime) -> Window | None:
+def span_of_coverage(coverage: "ResourceCoverage", since: datetime, now: datetime) -> Window | None:
     """The window in which data should be stored by now."""
     if coverage.oldest is None or coverage.newest is None:
         return None

@@ -22,10 +22,11 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from app.observability import metrics, tracing
 from workers.actions import INFERRED
+from workers.aggregators.admin_token import Token, TokenFault
 from workers.aggregators.listings import Listing
 from workers.aggregators.requests import Request
 from workers.aggregators.terra import admin
-from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDelivery, Token, TokenFault
+from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDelivery
 from workers.aggregators.terra.events import IGNORED
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle

@@ -13,7 +13,8 @@ from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from workers.actions import Action, Record, Samples
-from workers.aggregators import AGGREGATORS, junction, terra
+from workers.aggregators import junction, terra
+from workers.aggregators.registry import AGGREGATORS
 from workers.simulator.data import World
 from workers.simulator.events import supplied
 from workers.simulator.query import Query

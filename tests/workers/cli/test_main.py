@@ -295,6 +295,11 @@ def test_a_command_loads_no_library_of_another_one(environment: dict[str, str], 
     assert loaded(*words.split(), **environment) & {*SLOW, "flask", "httpx", "kombu"} == set()
 
 
+def test_the_first_line_of_check_needs_no_service(environment: dict[str, str]) -> None:
+    """Breaks if `check` imports the libraries of all checks before it prints the result of the first one."""
+    assert loaded("check", "--explain", **environment) & {*SLOW, "httpx", "kombu", "psycopg", "sqlalchemy"} == set()
+
+
 def test_status_loads_no_celery(environment: dict[str, str]) -> None:
     """Breaks if `status` takes longer, because it asks Redis for the queue depths through Celery."""
     assert loaded("status", **environment) & {"alembic", "celery", "flask", "httpx", "kombu", "limits"} == set()

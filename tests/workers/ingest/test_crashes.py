@@ -12,7 +12,8 @@ from app.errors import TryLater
 from tests.support import delivery, rows, workout
 from tests.support.provider import Killed
 from workers.actions import Parsed
-from workers.aggregators import AGGREGATORS, junction
+from workers.aggregators import junction
+from workers.aggregators.registry import AGGREGATORS
 from workers.ingest.apply import Applier
 from workers.ingest.crashes import MAX_CRASHES
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.observability import metrics
 from tests.support.cases import each
-from workers.aggregators.terra.admin import Token, TokenFault
+from workers.aggregators.admin_token import Token, TokenFault
 from workers.operate import status_view
 from workers.operate.gauges import GaugeCollector
 from workers.operate.health import Status, problems

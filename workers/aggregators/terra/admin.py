@@ -16,6 +16,7 @@ import msgspec
 
 from app.config.settings import Settings
 from app.errors import Unprocessable
+from workers.aggregators.admin_token import Token
 from workers.aggregators.common import canonical_id, decode
 from workers.aggregators.listings import NAME, EntryReader, Listing, Name, moment
 from workers.aggregators.requests import Request
@@ -23,7 +24,6 @@ from workers.aggregators.requests import Request
 T = TypeVar("T")
 SEGMENTS = ("events", "webhook-events")
 RETENTION = timedelta(days=14)  # of events: 14 days (September 2026) or 30 days (November 2026)
-GRANT = timedelta(days=90)  # after this time a person has to approve a new token
 UNKNOWN_ENVIRONMENT = "dev_id_not_found"  # the code of a 404 that is not about the path or the user
 MAX_DETAIL = 200  # characters of a problem that are shown
 TOKENS = re.compile(r"terra_[a-z]{2}_\S+")
@@ -50,26 +50,6 @@ class AdminUser:
     reference_id: str | None = None
     newest: datetime | None = None  # `most_recent_data_at`
     created_at: datetime | None = None
-
-
-class TokenFault(msgspec.Struct, frozen=True):
-    """The error of the last reconciliation with this token."""
-
-    fault: str = ""  # '': none
-    do: str = ""  # the operator's action
-    checked_at: datetime | None = None
-
-
-class Token(TokenFault, frozen=True):
-    """The state of the token, as the last reconciliation stored it for `headrace status`."""
-
-    expires_at: datetime | None = None  # None: never, or unknown
-    approved_at: datetime | None = None  # `grant_anchor_at`: when a person last approved it
-
-    @property
-    def approve_by(self) -> datetime | None:
-        """Until then the token can be rotated; after that, a person has to approve a new one."""
-        return self.approved_at + GRANT if self.approved_at else None
 
 
 class ApiProblem(msgspec.Struct, frozen=True):

@@ -10,10 +10,11 @@ import pytest
 from app.config.settings import load
 from app.errors import Misconfigured
 from tests.support.cases import MALFORMED, each, refusal
+from workers.aggregators.admin_token import Token
 from workers.aggregators.listings import Listing
 from workers.aggregators.requests import Request
 from workers.aggregators.terra import admin
-from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDelivery, Token
+from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDelivery
 
 SENT = datetime(2026, 9, 10, 7, 0, 12, 34000, tzinfo=UTC)
 EVENT = {  # the example of the specification of September 2026
