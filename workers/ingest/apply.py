@@ -149,10 +149,11 @@ class Applier:
         return opened
 
     def _identify(self, delivery: Delivery) -> Parsed | None:
-        """The type and the user of a delivery that cannot be parsed."""
+        """The type and the user of a delivery that cannot be parsed, if they can be read."""
         try:
             return AGGREGATORS[delivery.aggregator].identify(self._sealer.open(delivery.sealed, delivery.key))
-        except Unprocessable:
+        except Exception as error:  # noqa: BLE001 - a body that breaks `parse` may break this too, for every retry
+            log.debug("a delivery names no event: %s", reason_of(error))
             return None
 
     def _with_first_arrival(self, parsed: Sequence[ParsedDelivery]) -> list[ParsedDelivery]:

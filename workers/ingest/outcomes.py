@@ -119,7 +119,7 @@ def with_merged_user(opened: ParsedDelivery, merged: Mapping[str, str]) -> Parse
 def without_erased(opened: Iterable[ParsedDelivery], users: Mapping[str, User]) -> list[ParsedDelivery]:
     """The deliveries. Those of erased users are replaced by empty ones, without user and actions."""
     return [
-        ParsedDelivery(one.delivery, one.attempts, Parsed(one.parsed.event_type, ignored=ERASED), is_erased=True)
+        replace(one, parsed=Parsed(one.parsed.event_type, ignored=ERASED), reason=None, is_erased=True)
         if one.parsed and one.parsed.user_id and users[one.parsed.user_id].is_erased
         else one
         for one in opened

@@ -15,6 +15,7 @@ from workers.actions import Refused
 from workers.ingest.apply import Applier
 from workers.ingest.refused import MAX_ITEMS, dead_letters_of, of_page
 from workers.ingest.replay import replay_dead_letters
+from workers.operate.erase import Eraser
 from workers.store import dead_letters
 from workers.store.dead_letters import add_items
 from workers.store.engine import transaction
@@ -56,6 +57,16 @@ def test_an_item_of_history_is_replayed_with_the_clock_of_its_page(engine: Engin
     assert replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine)) == {"applied": 1}
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 62.0}]
     assert dead_letters.listed(engine) == []
+
+
+def test_an_item_of_an_erased_user_is_not_stored(engine: Engine, settings: Settings) -> None:
+    """Breaks if the replay of an item stores data of an erased user, or adds a delivery to the ledger."""
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    event = json.dumps(heartrate("u1", {0: 60})).encode()
+    sealer = Sealer(settings.encryption_keys)
+    (item,) = dead_letters_of([Refused("why", event)], of_page("junction", datetime.now(UTC)), "fetch.x", "u1", sealer)
+    Applier(engine, settings).replay_item(item.delivery)
+    assert rows(engine, "SELECT 1 FROM health.heartrate") == rows(engine, "SELECT 1 FROM health.deliveries") == []
 
 
 def test_a_page_of_rubbish_makes_a_hundred_dead_letters(engine: Engine, settings: Settings) -> None:

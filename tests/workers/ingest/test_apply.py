@@ -4,6 +4,7 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from tests.support import ROOT, START, apply, delivery, event, heartrate, messag
 from tests.support.cases import Failures
 from tests.support.database import emptied
 from workers.aggregators.junction.events import EXHAUSTED
+from workers.aggregators.registry import AGGREGATORS
 from workers.ingest.apply import Applier
 
 LATER = START + timedelta(minutes=1)
@@ -143,6 +145,26 @@ def test_a_dead_letter_names_its_event_and_its_user(engine: Engine, settings: Se
     query = "SELECT event_type, user_id FROM headrace.{} "
     named = [{"event_type": "daily.data.workouts.created", "user_id": "U"}]
     assert [rows(engine, query.format(table)) for table in ("dead_letters", "deliveries")] == [named, named]
+
+
+class Broken:
+    """An aggregator module with a fault that every body shows."""
+
+    def parse(self, *_: Any) -> Any:
+        raise ZeroDivisionError
+
+    identify = parse
+
+
+def test_a_fault_of_a_parser_stops_no_neighbour(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a body that makes our code fail is retried for ever, together with the deliveries of its message."""
+    monkeypatch.setitem(AGGREGATORS, "broken", Broken())  # type: ignore[arg-type, misc]
+    broken = delivery(b"{}", aggregator="broken")
+    assert apply(engine, settings, broken, delivery(workout("u1"))) == {"dead": 1, "applied": 1}
+    (row,) = rows(engine, "SELECT reason FROM headrace.dead_letters")
+    assert row["reason"].startswith("unexpected ZeroDivisionError")
 
 
 def test_an_invalid_body_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
