@@ -16,6 +16,7 @@ from workers.fetch.retry import NO_ANSWER
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 MAX_AHEAD = timedelta(days=1)  # of a server's clock
+RESOLUTION = timedelta(seconds=1)  # of `Date`
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 
 
@@ -23,8 +24,8 @@ MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 class HttpResponse:
     """A response. `asked_at`, the time before the request, is the version of the data: the data is at least as new.
 
-    It is a time of the server's clock, as the events are: its `Date` (RFC 9110, section 6.6.1), less the duration of
-    the request. Without a usable `Date` it is ours.
+    It is a time of the server's clock, as the events are: ours if it agrees with the server's `Date` (RFC 9110, section
+    6.6.1), whose resolution is a second; otherwise that `Date`, less the duration of the request.
     """
 
     status: int
@@ -119,13 +120,17 @@ class Files:
 
 
 def _began(date: str, asked_at: datetime) -> datetime:
-    """When the request began by the server's clock. A `Date` of the future would win over all later versions."""
+    """When the request began by the server's clock. A `Date` of the future would win over all later versions.
+
+    Where both clocks agree, ours orders two requests of one second; by the `Date` alone, the later one may seem older.
+    """
     now = datetime.now(UTC)
     try:
         answered = parsedate_to_datetime(date).astimezone(UTC)
-        return answered - (now - asked_at) if answered < now + MAX_AHEAD else asked_at
     except (ValueError, OverflowError):
         return asked_at
+    is_same_clock = asked_at - RESOLUTION < answered <= now
+    return asked_at if is_same_clock or answered > now + MAX_AHEAD else answered - (now - asked_at)
 
 
 def _matches(host: str, pattern: str) -> bool:

@@ -1,6 +1,7 @@
 """The HTTP client: it returns a response whatever the network and the API do."""
 
 import gzip
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -195,7 +196,19 @@ def test_a_page_has_the_clock_of_the_server(days: float) -> None:
     """Breaks if our clock, when it is wrong, makes a page newer or older than the events of the same server."""
     now = datetime.now(UTC) + timedelta(days=days)
     answer = client(lambda _: httpx.Response(200, headers={"Date": format_datetime(now, usegmt=True)})).fetch(ASKED)
-    assert now - timedelta(seconds=6) < answer.asked_at <= now
+    assert abs(answer.asked_at - now) < timedelta(seconds=6)
+
+
+def test_two_requests_of_one_second_are_in_order() -> None:
+    """Breaks if the later of two pages seems older, because both have the same `Date` and it took longer."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        time.sleep(0.05 if request.url.path == "/slow" else 0)
+        return httpx.Response(200, headers={"Date": format_datetime(datetime.now(UTC), usegmt=True)})
+
+    api = client(answer)
+    for _ in range(3):
+        assert api.fetch(ASKED).asked_at < api.fetch(Request("/slow")).asked_at
 
 
 @pytest.mark.parametrize("date", ["", "soon", "Sat, 01 Jan 2105 00:00:00 GMT", "Fri, 32 Dec 2025 00:00:00 GMT"])
