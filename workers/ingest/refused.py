@@ -48,7 +48,7 @@ def dead_letters_of(
 
 
 def of_page(aggregator: str, asked_at: datetime) -> Delivery:
-    """The delivery that a refused item of a fetched page pretends to be a part of, with the clock of the page.
+    """The delivery under whose id the refused items of fetched pages are stored, with the clock of the page.
 
     Its id is the same for all pages, so an item that is fetched again adds no second dead letter.
     """

@@ -2,7 +2,7 @@
 
 A newer version of a record with samples in a series replaces all samples of its older versions there, and a deletion
 replaces them in every series. In the range of the older versions, no sample of the series is stored that is older than
-the record. So every order of arrival ends in the same rows. Only Terra's objects are the whole truth about samples.
+the record. So every order of arrival ends in the same rows. Only the objects of Terra replace samples in this way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
