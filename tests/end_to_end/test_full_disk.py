@@ -91,3 +91,21 @@ def test_a_full_disk_is_survived(small_disk: Path) -> None:
     finally:
         if stack.process is not None and stack.process.poll() is None:
             stack.end(signal.SIGTERM)
+
+
+def test_a_start_on_a_full_disk_waits_for_space(small_disk: Path, tmp_path: Path) -> None:
+    """Breaks if `up` ends when the disk is full already, or does not start once there is space."""
+    stack, ballast = Stack(tmp_path), small_disk / "ballast"
+    stack.data = small_disk / "data"
+    fill(ballast)
+    process = stack.launch()
+    try:
+        until(lambda: "is full" in stack.output.read_text())
+        assert process.poll() is None
+        ballast.unlink()
+        until(lambda: stack.file.exists() or process.poll() is not None, 120)
+        assert stack.file.exists(), stack.output.read_text()
+        assert stack.end(signal.SIGTERM) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -43,14 +43,19 @@ class Stack:
 
     def start(self) -> None:
         """Starts the stack, and returns when it is ready."""
+        process = self.launch()
+        until(lambda: self.file.exists() or process.poll() is not None, 120)
+        assert self.file.exists(), self.output.read_text()
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Starts `headrace up`, and does not wait until it is ready."""
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         # A killed worker's message is redelivered after 5 s; one process is enough for the endpoint.
         environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"} | self.more
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-        until(lambda: self.file.exists() or self.process.poll() is not None, 120)
-        assert self.file.exists(), self.output.read_text()
+        return self.process
 
     def end(self, number: signal.Signals) -> int:
         """Sends a signal; returns the exit status."""

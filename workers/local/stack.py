@@ -30,6 +30,7 @@ from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.commands import own
 from workers.local.files import user_name, write_secret
 from workers.local.secrets import GENERATED_SECRETS, load_secrets
+from workers.local.space import wait_for_space
 from workers.local.supervisor import Pids, Program, Supervisor
 
 ONE_PROCESS_LANES = ("download", "maintenance")
@@ -56,6 +57,7 @@ def up(
     The port is reserved before any service starts: starting PostgreSQL and migrating take seconds.
     """
     data_dir = data_dir.absolute()
+    wait_for_space(data_dir)
     _make_data_dir(data_dir)
     # The lock is released last, when no process of this stack is left.
     with (
