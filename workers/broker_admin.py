@@ -2,15 +2,17 @@
 
 # ruff: noqa: PLC0415 - importing redis, Celery and kombu costs 0.2 s of CPU; many commands contact no broker
 import base64
+import contextlib
 import itertools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from app.broker.celery import make_celery
-from app.broker.lanes import LANES, SENT_AT, is_amqp
+from app.broker.lanes import FAILING_SINCE, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, is_amqp
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import Misconfigured, TryLater, Unprocessable
@@ -112,13 +114,35 @@ def need_redis(url: str, name: str) -> None:
         raise TryLater(f"Redis cannot be reached ({type(error).__name__})", setting=name) from None
 
 
+# The ends of the first unacknowledged messages of all lanes: their headers and lane follow the body, which may have
+# many megabytes. The broker does nothing else meanwhile: 0.2 ms for 10 messages, and for 200 messages 8 ms with
+# bodies of 16 kB and 93 ms with bodies of 256 kB (on a busy machine).
+READ_UNACKED = """
+local found = {}
+for _, tag in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)) do
+    local raw = redis.call('HGET', KEYS[2], tag)
+    if raw then table.insert(found, raw:sub(-ARGV[2])) end
+end
+return found"""
+MAX_UNACKED, TAIL_BYTES, MAX_AGE_SECONDS = 200, 16_384, 1e9
+
+
 @dataclass(frozen=True)
 class Lane:
-    """The depth of a lane's queue, including delayed retries."""
+    """The depth of a lane's queue, and the messages that workers have received and not acknowledged.
+
+    On RabbitMQ `messages` includes delayed retries, and only the number of these is known of the rest.
+    """
 
     name: str
     messages: int
     oldest: timedelta | None  # age of the oldest message; None: empty, or not readable (RabbitMQ)
+    unacked: int = 0  # of all lanes together, the first MAX_UNACKED are counted
+    unacked_for: timedelta | None = None  # since the oldest was received; without those that wait for a retry
+    retrying: int = 0  # messages whose last try failed
+    retries: int = 0  # the most retries of such a message
+    retrying_for: timedelta | None = None  # since the first failure of the oldest
+    retry_reason: str = ""  # of the one that failed last
 
 
 def lanes(settings: Settings) -> list[Lane]:
@@ -136,10 +160,67 @@ def _redis_lanes(url: str) -> list[Lane]:
             for name in LANES:
                 pipeline.llen(name)
                 pipeline.lindex(name, -1)  # the next message: kombu pushes on the left and pops on the right
-            found = pipeline.execute()
+                pipeline.llen(name + PROCESSING)
+            pipeline.eval(READ_UNACKED, 2, "unacked_index", "unacked", MAX_UNACKED, TAIL_BYTES)
+            *found, entries = pipeline.execute()
     except redis.RedisError as error:
         raise _unreachable(error) from None
-    return [Lane(name, found[2 * at], _age(found[2 * at + 1])) for at, name in enumerate(LANES)]
+    unacked = [_unacked(tail.decode(errors="replace")) for tail in entries]
+    return [
+        _with_unacked(
+            Lane(name, found[3 * at], _age(found[3 * at + 1]), unacked=found[3 * at + 2]),
+            [one for one in unacked if one.lane == name],
+        )
+        for at, name in enumerate(LANES)
+    ]
+
+
+@dataclass(frozen=True)
+class _Unacked:
+    """A message that a worker has received and not acknowledged. Times are in unix seconds."""
+
+    lane: str
+    received: float
+    is_delayed: bool  # its worker keeps it until its next try
+    retries: int
+    since: float | None
+    reason: str
+
+
+def _unacked(tail: str) -> _Unacked:
+    """The headers may be anything: whoever can write to the broker can set them."""
+    headers: Any = {}
+    with contextlib.suppress(ValueError):
+        headers, _ = json.JSONDecoder().raw_decode(tail, tail.index('"headers": {') + len('"headers": '))
+    numbers = {name: one for name, one in headers.items() if isinstance(one, int | float)}
+    eta, reason = headers.get("eta"), headers.get(RETRY_REASON)
+    return _Unacked(
+        lane=tail.rpartition(", ")[2].strip('"]'),
+        received=numbers.get(RECEIVED_AT, time.time()),
+        is_delayed=isinstance(eta, str) and eta > datetime.now(UTC).isoformat(),  # Celery writes UTC in ISO 8601
+        retries=int(numbers.get("retries", 0)),
+        since=numbers.get(FAILING_SINCE),
+        reason="".join(filter(str.isprintable, reason))[:200] if isinstance(reason, str) else "",
+    )
+
+
+def _with_unacked(lane: Lane, unacked: Sequence[_Unacked]) -> Lane:
+    running = [one.received for one in unacked if not one.is_delayed]
+    failed = sorted((one for one in unacked if one.retries), key=lambda one: one.received)
+    first = min((one.since for one in failed if one.since is not None), default=None)
+    return replace(
+        lane,
+        unacked=lane.unacked + len(unacked),
+        unacked_for=_since(min(running, default=None)),
+        retrying=len(failed),
+        retries=max((one.retries for one in failed), default=0),
+        retrying_for=_since(first),
+        retry_reason=failed[-1].reason if failed else "",
+    )
+
+
+def _since(at: float | None) -> timedelta | None:
+    return None if at is None else timedelta(seconds=min(max(time.time() - at, 0.0), MAX_AGE_SECONDS))
 
 
 def _amqp_lanes(settings: Settings) -> list[Lane]:
@@ -153,11 +234,12 @@ def _amqp_lanes(settings: Settings) -> list[Lane]:
         with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
             channel = connection.default_channel
-            return [
-                Lane(lane.name, sum(one.bind(channel).queue_declare().message_count for one in queues), None)
-                for lane in celery.conf.task_queues
-                for queues in [with_delay_queues(lane, settings.need_broker())]
-            ]
+            found = []
+            for lane in celery.conf.task_queues:
+                queues = with_delay_queues(lane, settings.need_broker())
+                ready, *delayed = (one.bind(channel).queue_declare().message_count for one in queues)
+                found.append(Lane(lane.name, ready + sum(delayed), None, retrying=sum(delayed)))
+            return found
     except (OperationalError, OSError, *connection.channel_errors) as error:
         raise _unreachable(error) from None
 
@@ -189,7 +271,7 @@ def _age(raw: object) -> timedelta | None:
         message = json.loads(raw)
         sent_at = message["headers"].get(SENT_AT)
         since = _received(message) if sent_at is None else datetime.fromtimestamp(sent_at, UTC)
-    except (ValueError, KeyError, TypeError, AttributeError, Unprocessable):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError, RecursionError, Unprocessable):
         return None  # not a message of Headrace, so its age is unknown
     return datetime.now(UTC) - since
 

@@ -7,10 +7,16 @@ from app.config.settings import Settings
 LANES = ("live", "download", "backfill", "maintenance")
 APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
 FETCH = "headrace.fetch"  # runs one backfill for a time slice
-DOWNLOAD = "headrace.download"  # downloads one delivery that contains only a URL, before the URL expires
+DOWNLOAD = "headrace.download"  # applies one delivery that is large, or whose event has to be downloaded from a URL
 RECONCILE = "headrace.reconcile"  # compares for a time slice the aggregator's data with the stored data
 SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
-SENT_AT = "headrace-sent-at"  # header: when the task was sent, in unix seconds
+# Headers of a task: when it was sent (unix seconds), and of a retried one, how many tries PostgreSQL did not execute
+# (RetryAlone), when the first try failed (unix seconds), and why the last one did.
+SENT_AT, FAILURES = "headrace-sent-at", "headrace-failures"
+FAILING_SINCE, RETRY_REASON = "headrace-failing-since", "headrace-retry-reason"
+RECEIVED_AT = "headrace-received-at"  # header, on Redis: when a worker received the message (unix seconds)
+# Suffixes of a lane's lists on Redis: messages between the lane and "unacked", and bytes that are not a message.
+PROCESSING, INVALID = ":processing", ":invalid"
 
 
 def is_amqp(url: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from app.broker.envelope import CONTENT, Callbacks, NoKeywords, checked_headers
 from app.broker.lanes import APPLY
 from app.delivery import pack, unpack
 from app.errors import Unprocessable
@@ -13,16 +14,23 @@ from app.observability.tracing import MERGED_HEADERS
 
 Message = dict[str, Any]  # of kombu's virtual transports
 # A task's arguments, keyword arguments and callbacks, as Celery writes them. The one argument is packed deliveries.
-Body = tuple[tuple[str], msgspec.Raw, msgspec.Raw]
+Body = tuple[tuple[str], NoKeywords, Callbacks]
 _decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
 
 
 def is_first_attempt(message: Message) -> bool:
-    """True for a message of deliveries that no worker has received. Retried or redelivered messages are not merged."""
+    """True for a valid message of deliveries that no worker has received. Retried messages are not merged."""
     headers, properties = message["headers"], message["properties"]
-    is_repeated = headers.get("retries") or headers.get("eta") or properties["delivery_info"].get("redelivered")
-    return headers.get("task") == APPLY and not is_repeated and properties.get("body_encoding") == "base64"
+    came = properties["delivery_info"]
+    if headers.get("task") != APPLY or headers.get("retries") or headers.get("eta") or came.get("redelivered"):
+        return False
+    try:
+        checked_headers(headers, properties, came, "live")
+    except Unprocessable:
+        return False
+    content = (message.get("content-type"), message.get("content-encoding"))
+    return properties.get("body_encoding") == "base64" and content == CONTENT
 
 
 def merge_batches(messages: Sequence[Message]) -> Message:
@@ -43,5 +51,5 @@ def merge_batches(messages: Sequence[Message]) -> Message:
 def _body(message: Message) -> Body:
     try:
         return _decoder.decode(msgspec.convert(message["body"], bytes))
-    except (LookupError, RecursionError, msgspec.DecodeError):
+    except (LookupError, RecursionError, UnicodeError, msgspec.DecodeError):
         raise Unprocessable("not a message of deliveries") from None

@@ -10,17 +10,17 @@ import itertools
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from kombu.transport import redis, virtual
 
+from app.broker.lanes import INVALID, PROCESSING, RECEIVED_AT
 from app.broker.merging import Message, is_first_attempt, merge_batches
 from app.errors import Unprocessable
 
-# Suffixes of a lane's lists: messages between the lane and "unacked", and bytes that are not a message.
-PROCESSING, INVALID = ":processing", ":invalid"
 # The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
 ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
 MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier return would only repeat work
@@ -61,7 +61,9 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Moves a message from the processing list to "unacked" in one transaction."""
-        written = json.dumps([message._raw, "", self.channel.lane])  # noqa: SLF001 - as kombu does
+        raw_message = message._raw  # noqa: SLF001 - as kombu does
+        raw_message["headers"][RECEIVED_AT] = time.time()
+        written = json.dumps([raw_message, "", self.channel.lane])
         with self.pipe_or_acquire() as pipe:
             pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
             pipe.hset(self.unacked_key, delivery_tag, written)
@@ -70,6 +72,12 @@ class QoS(redis.QoS):
             pipe.execute()
         self.channel.processing = ()
         virtual.QoS.append(self, message, delivery_tag)
+
+    def extend(self) -> None:
+        """Starts the visibility timeout of the received messages again. Safe to call from another thread."""
+        if tags := list(self._delivered):
+            with self.channel.conn_or_acquire() as client:  # XX: not of messages that were acknowledged in the meantime
+                client.zadd(self.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
         """Called every second: returns the messages of killed workers from "unacked" and from the processing lists."""
@@ -163,11 +171,23 @@ class Channel(redis.Channel):
     def _parse(self, raw: bytes) -> Message | None:
         try:
             found = json.loads(raw)
+            parts = (found["headers"], found["properties"], found["properties"]["delivery_info"])
+            if not all(isinstance(part, dict) for part in parts):
+                return None
+            # Two messages with one tag would be one in "unacked".
+            found["properties"]["delivery_tag"] = uuid.uuid4().hex
             self.Message(found, channel=self)
-            parts = (found["headers"], found["properties"]["delivery_info"])
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return None
-        return found if all(isinstance(part, dict) for part in parts) else None
+        return found  # type: ignore[no-any-return]
+
+    def _receive_one(self, c: Any) -> Any:
+        """Receives a broadcast. One that is not a message is dropped: kombu's exception would end the worker."""
+        try:
+            return super()._receive_one(c)
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            log.warning("a broadcast that is not a message was dropped: %s", type(error).__name__)
+            raise virtual.base.Empty from None
 
     def _do_restore_message(
         self, payload: dict[str, Any], _exchange: str, lane: str, pipe: Any, leftmost: Any = None

@@ -54,7 +54,7 @@ class Settings:
         "JUNCTION_API_KEY", None, KEY_FROM_DASHBOARD, "key for Junction's API, to fetch history", secret=True
     )
     junction_base_url: str | None = _setting(
-        "JUNCTION_BASE_URL", None, types.HTTP_URL, "Junction's API; derived from the key's prefix if not set"
+        "JUNCTION_BASE_URL", None, types.API_URL, "Junction's API; derived from the key's prefix if not set"
     )
     terra_signing_secrets: tuple[str, ...] = _setting(
         "TERRA_SIGNING_SECRET", (), types.TERRA_SECRETS, "signing secrets, comma-separated", secret=True
@@ -65,7 +65,7 @@ class Settings:
     terra_api_key: str | None = _setting(
         "TERRA_API_KEY", None, KEY_FROM_DASHBOARD, "key for Terra's API, to fetch history", secret=True
     )
-    terra_base_url: str = _setting("TERRA_BASE_URL", "https://access.tryterra.co/api/v2", types.HTTP_URL, "Terra's API")
+    terra_base_url: str = _setting("TERRA_BASE_URL", "https://access.tryterra.co/api/v2", types.API_URL, "Terra's API")
     terra_admin_token: str | None = _setting(
         "TERRA_ADMIN_TOKEN",
         None,
@@ -74,10 +74,10 @@ class Settings:
         secret=True,
     )
     terra_admin_base_url: str = _setting(
-        "TERRA_ADMIN_BASE_URL", "https://access.tryterra.co/api/v3/admin", types.HTTP_URL, "Terra's Admin API"
+        "TERRA_ADMIN_BASE_URL", "https://access.tryterra.co/api/v3/admin", types.API_URL, "Terra's Admin API"
     )
     terra_tolerance_seconds: int = _setting(
-        "TERRA_SIGNATURE_TOLERANCE_SECONDS", 300, types.SECONDS, "maximum age of a Terra signature"
+        "TERRA_SIGNATURE_TOLERANCE_SECONDS", 300, types.TOLERANCE, "maximum age of a Terra signature"
     )
     etl_url: str | None = _setting(
         "HEADRACE_ETL_URL", None, types.AMQP_URL, "RabbitMQ of Junction's ETL pipeline, for `headrace etl`", secret=True
@@ -90,19 +90,35 @@ class Settings:
     )
 
     # Endpoint
-    host: str = _setting(
-        "HEADRACE_HOST", "127.0.0.1", types.text("an address"), "address of the endpoint, Flower and metrics"
-    )
+    host: str = _setting("HEADRACE_HOST", "127.0.0.1", types.text("an address"), "address of the endpoint")
     port: int = _setting("HEADRACE_PORT", 8000, types.PORT, "port of the endpoint")
-    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, types.number("processes"), "processes of the endpoint")
+    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, types.PROCESSES, "processes of the endpoint")
     max_body_bytes: int = _setting(
         "HEADRACE_MAX_BODY_BYTES", 64 * MIB, types.BYTES, "maximum body size; a larger body gets a 413"
+    )
+    body_memory_bytes: int = _setting(
+        "HEADRACE_BODY_MEMORY_BYTES",
+        256 * MIB,
+        types.BYTES,
+        "memory for bodies that arrive or are being published, on the whole machine; each process can hold one body",
+    )
+    max_connections: int = _setting(
+        "HEADRACE_MAX_CONNECTIONS",
+        0,
+        types.number("connections", 0, 1_000_000),
+        "connections of all web processes; 0: 16384, or what the limit of open files allows",
+    )
+    operations_host: str = _setting(
+        "HEADRACE_OPERATIONS_HOST", "127.0.0.1", types.text("an address"), "address of every port with metrics"
+    )
+    operations_port: int = _setting(
+        "HEADRACE_OPERATIONS_PORT", 8001, types.PORT_OR_NONE, "port of /metrics, /readyz and /livez; 0: no port"
     )
     enqueue_deadline_seconds: float = _setting(
         "HEADRACE_ENQUEUE_DEADLINE_SECONDS", 4.0, types.DEADLINE, "maximum wait for the broker; then 503"
     )
     message_deliveries: int = _setting(
-        "HEADRACE_MESSAGE_DELIVERIES", 200, types.number("deliveries"), "maximum number of deliveries in one message"
+        "HEADRACE_MESSAGE_DELIVERIES", 200, types.number("deliveries", 1), "maximum number of deliveries in one message"
     )
     message_bytes: int = _setting(
         "HEADRACE_MESSAGE_BYTES", 4 * MIB, types.BYTES, "maximum size of the sealed bodies in one message"
@@ -137,7 +153,7 @@ class Settings:
         "HEADRACE_FETCH_HISTORY", True, types.BOOLEAN, "false: announcements of history are recorded but not fetched"
     )
     history_days: int = _setting(
-        "HEADRACE_HISTORY_DAYS", 365, types.number("days", 1), "days of history to fetch when nothing announces a range"
+        "HEADRACE_HISTORY_DAYS", 365, types.HISTORY_DAYS, "days of history to fetch when nothing announces a range"
     )
     request_rate: str = _setting(
         "HEADRACE_REQUEST_RATE", "50/second", types.RATE, "maximum request rate of all workers to an aggregator account"
@@ -161,16 +177,17 @@ class Settings:
         "hosts from which announced events (Terra's s3_payload) are downloaded, comma-separated, https only",
     )
     max_download_bytes: int = _setting(
-        "HEADRACE_MAX_DOWNLOAD_BYTES", 256 * MIB, types.BYTES, "larger downloads become dead letters"
+        "HEADRACE_MAX_DOWNLOAD_BYTES", 64 * MIB, types.BYTES, "larger downloads become dead letters"
     )
 
     # Workers, Flower, logs and metrics
     visibility_timeout_seconds: int = _setting(
         "HEADRACE_VISIBILITY_TIMEOUT_SECONDS",
         60,
-        types.SECONDS,
+        types.VISIBILITY,
         "delay before a killed worker's message returns (Redis)",
     )
+    flower_host: str = _setting("HEADRACE_FLOWER_HOST", "127.0.0.1", types.text("an address"), "address of Flower")
     flower_port: int = _setting("HEADRACE_FLOWER_PORT", 5555, types.PORT, "port of Flower")
     flower_auth: str | None = _setting(
         "HEADRACE_FLOWER_AUTH",

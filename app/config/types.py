@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -11,6 +12,9 @@ from app.catalogue import catalogue
 MIN_SECRET_BYTES = 16
 MIN_LEDGER_DAYS = 40
 MAX_DEADLINE_SECONDS = 4.0  # every request is answered within five
+MAX_BYTES = 1024**3
+MAX_DAYS = 36_500  # 100 years: a date of the year 1 cannot be subtracted from
+MAX_TOLERANCE_SECONDS = 3600  # a captured request can be sent again for as long
 
 
 class Type(NamedTuple):
@@ -25,9 +29,11 @@ def text(want: str) -> Type:
 
 
 def number(unit: str, low: int = 0, high: int | None = None) -> Type:
-    """A whole number from `low` to `high`."""
+    """A whole number from `low` to `high`, in ASCII digits: int() would also read 1_000 and digits of other scripts."""
 
     def read(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", value):
+            raise ValueError
         found = int(value)
         if found < low or (high is not None and found > high):
             raise ValueError
@@ -51,6 +57,24 @@ def url(want: str, *schemes: str) -> Type:
         return value
 
     return Type(want, read)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine, which no other machine can observe."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _api_url(value: str) -> str:
+    """The base URL of an API. Every request to it carries a key: http is for a simulator on this machine only."""
+    parts = urlsplit(URL.read(value))
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError
+    if parts.username is not None or parts.query or parts.fragment or {".", ".."} & set(parts.path.split("/")):
+        raise ValueError
+    return value
 
 
 def _names(value: str) -> tuple[str, ...]:
@@ -132,18 +156,25 @@ def _terra_secrets(value: str) -> tuple[str, ...]:
 
 def _encryption_keys(value: str) -> tuple[bytes, ...]:
     keys = tuple(base64.b64decode(part, validate=True) for part in _names(value))
-    if not keys or any(len(key) != 32 for key in keys):
+    if not keys or any(len(key) != 32 or len(set(key)) == 1 for key in keys):  # 32 equal bytes are a placeholder
         raise ValueError
     return keys
 
 
 BOOLEAN = Type("true or false", _boolean)
-BYTES, DAYS, HOURS, SECONDS = map(number, ("bytes", "days", "hours", "seconds"))
+BYTES = number("bytes", 1, MAX_BYTES)
+DAYS = number("days", 0, MAX_DAYS)
+HISTORY_DAYS = number("days", 1, MAX_DAYS)
+HOURS = number("hours", 0, 24 * MAX_DAYS)
+TOLERANCE = number("seconds", 1, MAX_TOLERANCE_SECONDS)
+VISIBILITY = number("seconds", 1, 24 * 3600)
+PROCESSES = number("processes", 1, 1000)
 PORT = number("", 1, 65_535)
 PORT_OR_NONE = number("", 0, 65_535)
 DEADLINE = Type("a number of seconds, more than 0 and at most 4", _deadline)
 RATE = Type("a rate such as 50/second", _rate)
-HTTP_URL = url("a URL, https://host", "http", "https")
+URL = url("a URL, https://host", "http", "https")
+API_URL = Type("a URL, https://host (http:// for this machine only), without user, query and fragment", _api_url)
 REDIS_URL = url("redis://host:6379/0 or rediss://host", "redis", "rediss")
 AMQP_URL = url("amqp://user:password@host/vhost or amqps://...", "amqp", "amqps")
 BROKER_URL = url("redis://host:6379/0, rediss://, amqp:// or amqps://host", "redis", "rediss", "amqp", "amqps")
@@ -151,7 +182,7 @@ DATABASE_URL = Type("postgresql://user:password@host/database", _database_url)
 JUNCTION_SECRETS = Type("the endpoint's signing secret: whsec_ and at least 16 bytes in base64", _junction_secrets)
 TERRA_SECRETS = Type("the signing secret, at least 16 characters", _terra_secrets)
 ENCRYPTION_KEYS = Type(
-    "32 bytes in base64 (python3 -c 'import base64,os; print(base64.b64encode(os.urandom(32)).decode())')",
+    "32 random bytes in base64 (python3 -c 'import base64,os; print(base64.b64encode(os.urandom(32)).decode())')",
     _encryption_keys,
 )
 RESOURCES = Type("names of the catalogue, such as workouts,sleep,heartrate", _resources)

@@ -36,7 +36,17 @@ TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # The endpoint.
-ANSWERS = Counter("headrace_answers_total", "Webhooks answered, by status", ["aggregator", "status"])
+ANSWERS = Counter(
+    "headrace_answers_total",
+    "Webhooks answered, by status; a 413 or 503 only with a valid signature",
+    ["aggregator", "status"],
+)
+# Apart from the answers, because anybody on the internet can cause these: alerts do not look at them.
+UNVERIFIED = Counter(
+    "headrace_unverified_total",
+    "Webhook requests answered before their signature could be checked (400, 408, 413, 503), by status",
+    ["aggregator", "status"],
+)
 REJECTED = Counter("headrace_refused_total", "Webhooks with an invalid signature, by reason", ["aggregator", "reason"])
 ANSWER_SECONDS = Histogram(
     "headrace_answer_seconds",
@@ -68,6 +78,7 @@ TASK_SECONDS = Histogram(
     "headrace_task_seconds", "Run time of a task; of headrace.apply: one message", ["task"], buckets=TASK_BUCKETS
 )
 TASKS = Counter("headrace_tasks_total", "Finished tasks by state: SUCCESS, RETRY ...", ["task", "state"])
+RETRIES = Counter("headrace_retries_total", "Failed tries of tasks that are repeated, by cause", ["task", "reason"])
 PUBLISHED = Counter("headrace_published_total", "Tasks sent by workers and beat", ["task"])
 REDELIVERED = Counter("headrace_redelivered_total", "Messages redelivered after a worker died or lost its connection")
 OUTCOMES = Counter("headrace_outcomes_total", "Deliveries processed by workers, by outcome", ["aggregator", "outcome"])
@@ -112,6 +123,21 @@ LANE_OLDEST = Gauge(
     "Age of the next message of a lane; not available on RabbitMQ",
     ["lane"],
     multiprocess_mode=LIVE_MODE,
+)
+LANE_UNACKED = Gauge(
+    "headrace_lane_unacked",
+    "Messages of a lane that a worker has received and not acknowledged; not available on RabbitMQ",
+    ["lane"],
+    multiprocess_mode=LIVE_MODE,
+)
+LANE_UNACKED_SECONDS = Gauge(
+    "headrace_lane_unacked_seconds",
+    "Time since a worker received the oldest unacknowledged message that is not delayed; not available on RabbitMQ",
+    ["lane"],
+    multiprocess_mode=LIVE_MODE,
+)
+LANE_RETRYING = Gauge(
+    "headrace_lane_retrying", "Messages of a lane whose last try failed", ["lane"], multiprocess_mode=LIVE_MODE
 )
 BACKFILLS = Gauge("headrace_backfills", "Backfills by status", ["status"], multiprocess_mode=LIVE_MODE)
 GAPS = Gauge("headrace_gaps", "Gaps by responsible party", ["whose"], multiprocess_mode=LIVE_MODE)

@@ -1,22 +1,48 @@
-"""Terra's signatures."""
+"""Terra's signatures, and how far its unsigned headers are believed."""
 
-import hashlib
 import hmac
+import logging
 from datetime import datetime
 
 from app.config.settings import Settings
-from app.delivery import Headers, Receipt
+from app.delivery import DIGEST_BYTES, MAX_NAME, Headers, Receipt
 from app.errors import InvalidSignature
+from app.signatures import hashing
+from app.signatures.hashing import HashedBody, HmacInput
 
 SIGNATURE_HEADERS = ("X-Terra-Signature", "Terra-Signature")  # the second is the old name; Terra sends either or both
 MAX_HEADER = 8192
-MAX_ID = 256
+HEX_DIGITS = 64  # of a signature
+# Terra sets the ordering time before it signs. Its machines' clocks may differ by seconds.
+MAX_AHEAD_MS = 5_000
+# A retry repeats the ordering time. Terra retries for 8.5 h according to one page and for 24 h according to another;
+# whether it signs a retry with a new time is unknown.
+MAX_AGE_MS = 24 * 3600 * 1000
+log = logging.getLogger(__name__)
 
 
-def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> Receipt:
+def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacInput]:
+    """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers."""
+    given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
+    if not given or not settings.terra_signing_secrets:
+        raise InvalidSignature("missing")
+    signatures = [_signatures(header) for header in given]
+    times = {timestamp for timestamp, candidates in signatures if any(len(one) == HEX_DIGITS for one in candidates)}
+    if not times:
+        raise InvalidSignature("signature")
+    if all(_is_stale(timestamp, settings, now) for timestamp in times):
+        raise InvalidSignature("stale")
+    return [_hmac_input(secret, timestamp) for secret in settings.terra_signing_secrets for timestamp in times]
+
+
+def verify(
+    headers: Headers, body: bytes, settings: Settings, now: datetime, hashed: HashedBody | None = None
+) -> Receipt:
     """Checks `t=<unix seconds>,v1=<hex HMAC-SHA256 of t.body>` (Terra: reference/signing). Raises InvalidSignature.
 
-    The signature does not cover the trace id, the reference and the ordering time: do not rely on them alone.
+    The signature does not cover the trace id, the reference and the ordering time, so a captured request can be sent
+    again with others. The digest identifies the signed time and body whatever the trace id says. It is a part of the
+    HMAC with the first secret, so it reveals nothing of the body and is no signature.
     """
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
@@ -24,10 +50,15 @@ def verify(headers: Headers, body: bytes, settings: Settings, now: datetime) -> 
     stale = False
     for header in given:
         timestamp, candidates = _signatures(header)
-        if not (timestamp and _matches(timestamp, candidates, body, settings.terra_signing_secrets)):
+        # As in `precheck`, so that every input of a hashed body is known. No other candidate can match.
+        candidates = [one for one in candidates if len(one) == HEX_DIGITS]
+        if not candidates:
             continue
-        if abs(now.timestamp() - int(timestamp)) <= settings.terra_tolerance_seconds:
-            return _receipt(headers)
+        digest = _digest(timestamp, candidates, body, hashed, settings.terra_signing_secrets)
+        if digest is None:
+            continue
+        if not _is_stale(timestamp, settings, now):
+            return _receipt(headers, int(timestamp), digest)
         stale = True
     # "stale" is a reason of its own: if Terra signs retries with the first attempt's time, raise the tolerance.
     raise InvalidSignature("stale" if stale else "signature")
@@ -44,16 +75,54 @@ def _signatures(header: str) -> tuple[str, list[str]]:
     return times[0], [value for name, _, value in pairs if name == "v1"]
 
 
-def _matches(timestamp: str, candidates: list[str], body: bytes, secrets: tuple[str, ...]) -> bool:
+def _is_stale(timestamp: str, settings: Settings, now: datetime) -> bool:
+    return abs(now.timestamp() - int(timestamp)) > settings.terra_tolerance_seconds
+
+
+def _hmac_input(secret: str, timestamp: str) -> HmacInput:
+    return HmacInput(secret.encode(), timestamp.encode() + b".")
+
+
+def _digest(
+    timestamp: str, candidates: list[str], body: bytes, hashed: HashedBody | None, secrets: tuple[str, ...]
+) -> bytes | None:
+    """The digest of the signed time and body, or None if no secret made one of the signatures."""
+    first = b""
     for secret in secrets:
-        expected = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest().encode()
+        mac = hashing.digest(_hmac_input(secret, timestamp), body, hashed)
+        first = first or mac
+        expected = mac.hex().encode()
         if any(hmac.compare_digest(expected, candidate.encode("utf-8", "replace")) for candidate in candidates):
-            return True
-    return False
+            return first[:DIGEST_BYTES]
+    return None
 
 
-def _receipt(headers: Headers) -> Receipt:
-    trace = (headers.get("X-Terra-Trace-Id") or "")[:MAX_ID]
-    ordering = headers.get("X-Terra-Ordering-Timestamp") or ""
-    known = ordering.isascii() and ordering.isdigit() and len(ordering) <= 15
-    return Receipt(trace, int(ordering) if known else None, headers.get("Terra-Reference"))
+def _receipt(headers: Headers, signed_at: int, digest: bytes) -> Receipt:
+    """The unsigned headers, as far as they are believed."""
+    return Receipt(
+        message_id=_name(headers, "X-Terra-Trace-Id") or "",
+        ordering_ms=_ordering_ms(headers.get("X-Terra-Ordering-Timestamp") or "", signed_at * 1000),
+        reference=_name(headers, "Terra-Reference"),
+        digest=digest,
+    )
+
+
+def _name(headers: Headers, header: str) -> str | None:
+    """An id of at most 256 printable ASCII characters; any other is ignored.
+
+    It is not cut, because two long ids could begin with the same characters.
+    """
+    name = headers.get(header)
+    if not name:
+        return None
+    if len(name) <= MAX_NAME and name.isascii() and name.isprintable():
+        return name
+    log.info("%s is ignored: it is longer than %d characters or not printable", header, MAX_NAME)
+    return None
+
+
+def _ordering_ms(text: str, signed_ms: int) -> int | None:
+    """The ordering time, moved into the range that the signed time allows. None if it is absent or not a number."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        return None
+    return max(signed_ms - MAX_AGE_MS, 0, min(int(text), signed_ms + MAX_AHEAD_MS))

@@ -6,11 +6,13 @@ from typing import Any
 from flask import Flask
 
 from app.broker.celery import make_celery
-from app.broker.lanes import messaging_system
+from app.broker.lanes import is_amqp, messaging_system
 from app.broker.publisher import Publisher
 from app.config.settings import Settings, load
 from app.observability import gc, logs, tracing
+from app.web import limits
 from app.web.batcher import Batcher, Publish
+from app.web.readiness import Readiness
 from app.web.rsgi import Server
 from app.web.webhooks import canonical, make_blueprint, on_error
 
@@ -24,7 +26,7 @@ class _Application(Flask):
 
 
 def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Flask:
-    """The Flask application. `ready` raises PublishFailed while the broker accepts no messages."""
+    """The Flask application. `ready` raises PublishFailed while the broker accepts no messages, and must not block."""
     flask = _Application("headrace", static_folder=None)
     # One byte more than the limit: werkzeug silently truncates a chunked body to this length.
     flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
@@ -50,7 +52,10 @@ def from_environment() -> Server:
     logs.configure(settings)
     tracing.start(settings, "web", messaging_system(settings))
     publisher = Publisher(make_celery(settings, "publisher"))
-    batcher = make_batcher(settings, publisher.publish)
-    server = Server(create_app(settings, batcher, publisher.ping), batcher, settings)
+    readiness = Readiness(publisher.ping, is_expensive=is_amqp(settings.need_broker()))
+    readiness.start()
+    batcher = make_batcher(settings, readiness.observed(publisher.publish))
+    server = Server(create_app(settings, batcher, readiness.check), batcher, settings)
+    limits.return_large_buffers()
     gc.freeze()
     return server

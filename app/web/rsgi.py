@@ -6,24 +6,45 @@ than verifying it.
 """
 
 import asyncio
+import functools
 import io
 import logging
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response, request
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined] # not declared as exports
+from werkzeug.datastructures import EnvironHeaders
 
 from app.config.settings import Settings
+from app.delivery import Headers
 from app.errors import PublishFailed
 from app.observability import tracing
+from app.signatures.hashing import HashedBody, HmacInput
 from app.web.batcher import Batcher
-from app.web.webhooks import Accepted, finish, make_receivers, on_error, record_rejection, too_large, unavailable
+from app.web.limits import BodyBudget, BudgetExceeded
+from app.web.webhooks import (
+    Accepted,
+    Receiver,
+    close_connection,
+    finish,
+    incomplete,
+    make_receivers,
+    on_error,
+    too_large,
+    too_slow,
+    unavailable,
+    unverified,
+)
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 15.0  # to receive a whole body; longer than any sender waits (Junction 15 s, Terra 8 s)
-INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to verify and seal, so a thread does it
+SMALL_BODY_SECONDS = 5.0  # to receive a small body, or the first SMALL_BYTES of a larger one
+REFUSED_SECONDS = 1.0  # to receive a small body if its headers cannot be valid
+INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to seal, so a thread does it, and is hashed as it arrives
 SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and outside the budget: thousands of them fit in memory
-BUFFERED_BODIES = 8  # memory budget of the bodies that are arriving, in bodies of the maximum size
+OVERSIZE = 2  # a body up to twice the limit is hashed and not kept: a 413 counts for alerts only if the signature fits
 
 
 class Scope(Protocol):
@@ -39,22 +60,60 @@ class Scope(Protocol):
     headers: Any
 
 
-class _BodyRejected(Exception):
-    """The body exceeds its limit, or the bodies that are arriving exceed their budget."""
+class _Unread(Exception):
+    """The body did not arrive as a whole, so its signature cannot be checked."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__()
         self.answer = answer
 
 
+class _Body:
+    """A body that arrives: its bytes, unless there are too many, and its hash, if it may be large."""
+
+    def __init__(self, inputs: Sequence[HmacInput], max_bytes: int, declared: int) -> None:
+        self.declared, self._max_bytes = declared, max_bytes
+        self.hashed = None if 0 <= declared <= min(INLINE_BYTES, max_bytes) else HashedBody(inputs)
+        # One buffer that grows in place: joining parts would need twice as much memory.
+        self.data = bytearray()
+        self.size = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        return self.size > self._max_bytes
+
+    def add(self, part: bytes, hold: Callable[[int], None]) -> None:
+        """Adds a part, for which `hold` takes memory. Raises _Unread if the body exceeds every limit."""
+        self.size += len(part)
+        if self.size > OVERSIZE * self._max_bytes:
+            raise _Unread(too_large())
+        if self.hashed:
+            self.hashed.update(part)
+        if not self.is_too_large:
+            hold(len(part))
+            self.data += part
+        elif self.data:
+            self.data = bytearray()
+
+
 class Server:
     """The RSGI application."""
 
-    def __init__(self, flask: Flask, batcher: Batcher, settings: Settings, body_seconds: float = BODY_SECONDS) -> None:
-        self._flask, self._batcher, self._body_seconds = flask, batcher, body_seconds
+    def __init__(
+        self,
+        flask: Flask,
+        batcher: Batcher,
+        settings: Settings,
+        body_seconds: float = BODY_SECONDS,
+        small_body_seconds: float = SMALL_BODY_SECONDS,
+    ) -> None:
+        self._flask, self._batcher = flask, batcher
+        self._body_seconds, self._small_body_seconds = body_seconds, small_body_seconds
         self._receivers = make_receivers(settings)
         self._max_bytes = settings.max_body_bytes
-        self._buffered, self._max_buffered = 0, BUFFERED_BODIES * max(self._max_bytes, 1024 * 1024)
+        self.budget = BodyBudget(settings)
+        # Sealing needs several times the size of a body, so a process seals one large body at a time.
+        self._sealing_large = asyncio.Semaphore(1)
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         """Answers one request."""
@@ -62,7 +121,7 @@ class Server:
             answer = await self._answer(scope, protocol)
         except Exception as error:  # noqa: BLE001 - the process edge; a sender that disconnects ends here as well
             log.warning("a request failed: %s", type(error).__name__)
-            answer = record_rejection(scope.path, unavailable())
+            answer = unverified(scope.path, unavailable())
         protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,63 +129,113 @@ class Server:
         tracing.stop()
 
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
+        """Flask routes the request. A webhook goes to its receiver and not to its view, which would hold a thread."""
+        environ = _environ(scope)
+        with self._flask.request_context(environ):
+            rule = request.url_rule
+            receiver = self._receivers.get(rule.rule) if rule and scope.method == "POST" else None
+            if receiver is None:
+                return self._other_route()
+        # Hyper has checked the length, and accepts a repeated one if all are equal. -1: a chunked body.
+        declared = int(environ["CONTENT_LENGTH"].partition(",")[0] or -1)
+        if 0 <= declared <= SMALL_BYTES:
+            return await self._small(receiver, EnvironHeaders(environ), protocol)
+        return await self._large(receiver, EnvironHeaders(environ), protocol, declared)
+
+    def _other_route(self) -> Response:
+        """The answer of a view, which must not block. The body of such a request is not read."""
         try:
-            async with asyncio.timeout(self._body_seconds):
-                body = await self._body(scope, protocol)
-        except _BodyRejected as rejected:
-            return record_rejection(scope.path, rejected.answer)
+            answer = self._flask.full_dispatch_request()
+        except Exception as error:  # noqa: BLE001 - as Flask does around a view
+            answer = self._flask.make_response(on_error(error))
+        return close_connection(answer) if answer.status_code >= 400 else answer
+
+    async def _small(self, receiver: Receiver, headers: Headers, protocol: Any) -> Response:
+        """Answers a webhook with a small body. Only if that is slow, the headers are checked before it has arrived.
+
+        Checking them twice for every webhook would cost 8 % of the route. An answer before the end of the body could be
+        lost, because the connection is reset.
+        """
+        refused: list[Response] = []
+        try:
+            async with asyncio.timeout(self._small_body_seconds) as limit:
+                check = functools.partial(_refuse_slow, receiver, headers, refused, limit)
+                timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, check)
+                try:
+                    body = bytes(await protocol())
+                finally:
+                    timer.cancel()
         except TimeoutError:
-            return record_rejection(scope.path, unavailable())
-        if scope.method != "POST" or len(body) > INLINE_BYTES:
-            accepted = await asyncio.to_thread(self._dispatch, scope, body)
-        else:
-            accepted = self._dispatch(scope, body)
-        if isinstance(accepted, Response):
-            return accepted
+            return refused[0] if refused else receiver.unverified(too_slow())
+        except (ProtocolClosed, ProtocolError):
+            return receiver.unverified(incomplete())
+        accepted = receiver.receive(headers, body, is_too_large=len(body) > self._max_bytes)
+        return accepted if isinstance(accepted, Response) else await self._publish(accepted)
+
+    async def _large(self, receiver: Receiver, headers: Headers, protocol: Any, declared: int) -> Response:
+        """Answers a webhook with a larger body, whose headers are checked first."""
+        inputs = receiver.precheck(headers)
+        if isinstance(inputs, Response):
+            return inputs
+        if declared > OVERSIZE * self._max_bytes:
+            return receiver.unverified(too_large())
+        with self.budget.hold() as holding:
+            body = _Body(inputs, self._max_bytes, declared)
+            try:
+                await self._read(body, protocol, holding.add)
+            except _Unread as reason:
+                return receiver.unverified(reason.answer)
+            accepted = await self._receive(receiver, headers, body)
+            del body  # the delivery holds the sealed body
+            return accepted if isinstance(accepted, Response) else await self._publish(accepted)
+
+    async def _receive(self, receiver: Receiver, headers: Headers, body: _Body) -> Accepted | Response:
+        data, hashed = cast("bytes", body.data), body.hashed  # HMAC, zlib and AES-GCM read any buffer without a copy
+        if len(data) <= INLINE_BYTES:
+            return receiver.receive(headers, bytes(data), hashed, is_too_large=body.is_too_large)
+        async with self._sealing_large:
+            return await asyncio.to_thread(receiver.receive, headers, data, hashed, is_too_large=body.is_too_large)
+
+    async def _publish(self, accepted: Accepted) -> Response:
         try:
             await self._batcher.publish_async(accepted.delivery, accepted.span)
         except PublishFailed:
             return finish(accepted, unavailable())
         return finish(accepted, Response(status=202))
 
-    def _dispatch(self, scope: Scope, body: bytes) -> Accepted | Response:
-        """Flask routes the request. A webhook goes to its receiver and not to its view, which would hold a thread."""
-        with self._flask.request_context(_environ(scope, body)):
-            rule = request.url_rule
-            receive = self._receivers.get(rule.rule) if rule and scope.method == "POST" else None
-            try:
-                return receive(request.headers, body) if receive else self._flask.full_dispatch_request()
-            except Exception as error:  # noqa: BLE001 - as Flask does around a view
-                return self._flask.make_response(on_error(error))
+    async def _read(self, body: _Body, protocol: Any, hold: Callable[[int], None]) -> None:
+        """Reads a body part by part. Raises _Unread as soon as a limit is exceeded.
 
-    async def _body(self, scope: Scope, protocol: Any) -> bytes:
-        """The raw bytes. Raises _BodyRejected as soon as a limit is exceeded."""
-        declared_length = int(scope.headers.get("content-length") or -1)
-        if declared_length > self._max_bytes:
-            raise _BodyRejected(too_large())
-        if 0 <= declared_length <= SMALL_BYTES:
-            body = bytes(await protocol())
-            if len(body) > self._max_bytes:
-                raise _BodyRejected(too_large())
-            return body
-        parts: list[bytes] = []
-        size = 0
+        Granian ends the parts of a cut body as those of a whole one, so only the declared length shows the difference.
+        Without one (chunked), the signature of a cut body does not fit.
+        """
         try:
-            async for part in protocol:
-                size += len(part)
-                self._buffered += len(part)
-                parts.append(part)
-                if size > self._max_bytes:
-                    raise _BodyRejected(too_large())
-                if self._buffered > self._max_buffered:
-                    raise _BodyRejected(unavailable())
-        finally:
-            self._buffered -= size
-        return b"".join(parts)
+            async with asyncio.timeout(self._small_body_seconds) as limit:
+                latest = asyncio.get_running_loop().time() + self._body_seconds
+                async for part in protocol:
+                    body.add(part, hold)
+                    if body.size >= SMALL_BYTES and limit.when() != latest:
+                        limit.reschedule(latest)
+        except TimeoutError:
+            raise _Unread(too_large() if body.is_too_large else too_slow()) from None
+        except BudgetExceeded:
+            raise _Unread(unavailable()) from None
+        except (ProtocolClosed, ProtocolError):
+            raise _Unread(incomplete()) from None
+        if body.declared not in (-1, body.size):
+            raise _Unread(incomplete())
 
 
-def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
-    """The WSGI environ of a request (PEP 3333). A repeated header is joined with commas."""
+def _refuse_slow(receiver: Receiver, headers: Headers, refused: list[Response], limit: asyncio.Timeout) -> None:
+    """Ends the wait for a body that no longer matters, because its headers cannot be valid."""
+    answer = receiver.precheck(headers, is_small=True)
+    if isinstance(answer, Response):
+        refused.append(answer)
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _environ(scope: Scope) -> dict[str, Any]:
+    """The WSGI environ of a request without its body (PEP 3333). A repeated header is joined with commas."""
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -139,7 +248,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "REMOTE_ADDR": scope.client.rpartition(":")[0],
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(),
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
@@ -149,5 +258,5 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     environ.pop("HTTP_TRANSFER_ENCODING", None)
     environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
-    environ["CONTENT_LENGTH"] = str(len(body))
+    environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", "")
     return environ

@@ -1,8 +1,8 @@
-"""The routes. A webhook is verified, sealed and published; contract 1.5 lists every answer."""
+"""The routes. A webhook is verified, sealed and published; contract 1.5 and decision 0058 list every answer."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,8 @@ from app.delivery import Delivery, Headers, seal
 from app.errors import InvalidSignature, PublishFailed
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from app.signatures import VERIFIERS
+from app.signatures import PRECHECKS, VERIFIERS
+from app.signatures.hashing import HashedBody, HmacInput
 from app.web.batcher import Batcher
 
 RETRY_AFTER_SECONDS = "5"
@@ -32,9 +33,6 @@ class Accepted:
     span: "tracing.ServerSpan | None"
 
 
-Receive = Callable[[Headers, bytes], Accepted | Response]
-
-
 def canonical(path: str) -> str:
     """The path of a webhook without repeated and trailing slashes; every other path as it is.
 
@@ -44,31 +42,75 @@ def canonical(path: str) -> str:
     return plain if plain in PATHS else path
 
 
-def make_receivers(settings: Settings) -> dict[str, Receive]:
-    """The functions that verify and seal webhooks, by path. The caller publishes the delivery and calls `finish`."""
-    return {path: _receiver(aggregator, settings) for path, aggregator in PATHS.items()}
+class Receiver:
+    """Verifies and seals the webhooks of one aggregator. The caller publishes the delivery and calls `finish`."""
 
+    def __init__(self, aggregator: str, settings: Settings) -> None:
+        self._aggregator, self._settings = aggregator, settings
+        self._precheck, self._verify = PRECHECKS[aggregator], VERIFIERS[aggregator]
+        self._sealer = Sealer(settings.encryption_keys)
 
-def _receiver(aggregator: str, settings: Settings) -> Receive:
-    verify, sealer = VERIFIERS[aggregator], Sealer(settings.encryption_keys)
+    def precheck(self, headers: Headers, *, is_small: bool = False) -> Sequence[HmacInput] | Response:
+        """What a body is hashed with, or the 401 of a request whose headers no body can fit.
 
-    def receive(headers: Headers, body: bytes) -> Accepted | Response:
-        began, span = time.perf_counter(), tracing.server_span(aggregator)
+        A small body with a time out of tolerance is verified all the same, because only a signature that fits shows
+        that a clock is wrong.
+        """
         try:
-            receipt = verify(headers, body, settings, datetime.now(UTC))
+            return self._precheck(headers, self._settings, datetime.now(UTC))
         except InvalidSignature as error:
-            metrics.REJECTED.labels(aggregator, error.reason).inc()
-            return _record(Response("signature refused\n", 401, mimetype="text/plain"), aggregator, span, began)
-        return Accepted(seal(aggregator, receipt, body, sealer), began, span)
+            if error.reason == "stale" and is_small:
+                return []
+            reason = "signature" if error.reason == "stale" else error.reason
+            return self._refused(reason, tracing.server_span(self._aggregator))
 
-    return receive
+    def receive(
+        self, headers: Headers, body: bytes, hashed: HashedBody | None = None, *, is_too_large: bool = False
+    ) -> Accepted | Response:
+        """Verifies and seals a body. One that `is_too_large` is only verified."""
+        began, span = time.perf_counter(), tracing.server_span(self._aggregator)
+        is_verified = False
+        try:
+            receipt = self._verify(headers, body, self._settings, datetime.now(UTC), hashed)
+            is_verified = True
+            if not is_too_large:
+                return Accepted(seal(self._aggregator, receipt, body, self._sealer), began, span)
+        except InvalidSignature as error:
+            return self._refused(error.reason, span, began)
+        except Exception as error:  # noqa: BLE001 - 503, so that the sender keeps the event
+            # Only the type: the text of an error may quote a body.
+            log.error("unexpected %s on /webhooks/%s", type(error).__name__, self._aggregator)  # noqa: TRY400
+            if not is_verified:
+                return self.unverified(unavailable(), span)
+            return _record(unavailable(), self._aggregator, span, began)
+        return close_connection(_record(too_large(), self._aggregator, span, began))
+
+    def unverified(self, answer: Response, span: "tracing.ServerSpan | None" = None) -> Response:
+        """Counts the answer to a request whose signature was not checked, apart from those that alerts count."""
+        if span := span or tracing.server_span(self._aggregator):
+            span.end(answer.status_code, "")
+        metrics.UNVERIFIED.labels(self._aggregator, str(answer.status_code)).inc()
+        return close_connection(answer)
+
+    def _refused(self, reason: str, span: "tracing.ServerSpan | None", began: float | None = None) -> Response:
+        metrics.REJECTED.labels(self._aggregator, reason).inc()
+        answer = Response("signature refused\n", 401, mimetype="text/plain")
+        return close_connection(_record(answer, self._aggregator, span, began))
+
+
+def make_receivers(settings: Settings) -> dict[str, Receiver]:
+    """The receivers by path."""
+    return {path: Receiver(aggregator, settings) for path, aggregator in PATHS.items()}
 
 
 def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Blueprint:
-    """All routes. `ready` raises PublishFailed while the broker accepts no messages."""
+    """All routes. `ready` raises PublishFailed while the broker accepts no messages, and must not wait for it.
+
+    /metrics is on the operations port only.
+    """
     routes = Blueprint("headrace", __name__)
-    for path, receive in make_receivers(settings).items():
-        view = _webhook(receive, batcher, settings.max_body_bytes)
+    for path, receiver in make_receivers(settings).items():
+        view = _webhook(receiver, batcher, settings.max_body_bytes)
         routes.add_url_rule(path, PATHS[path], view, methods=["POST"])
 
     @routes.get("/livez")
@@ -83,21 +125,17 @@ def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], Non
             return Response(f"{reason}\n", 503, mimetype="text/plain")
         return Response("ready\n", mimetype="text/plain")
 
-    @routes.get("/metrics")
-    def exposition() -> Response:
-        return Response(metrics.exposition(), mimetype="text/plain")
-
     return routes
 
 
-def _webhook(receive: Receive, batcher: Batcher, max_bytes: int) -> Callable[[], Response]:
-    """The view for a WSGI server, whose thread waits for the broker. `rsgi.Server` calls `receive` and awaits."""
+def _webhook(receiver: Receiver, batcher: Batcher, max_bytes: int) -> Callable[[], Response]:
+    """The view for a WSGI server, whose thread waits for the broker. `rsgi.Server` calls the receiver and awaits."""
 
     def webhook() -> Response:
         body = request.get_data(cache=False)
         if len(body) > max_bytes:
             raise RequestEntityTooLarge
-        accepted = receive(request.headers, body)
+        accepted = receiver.receive(request.headers, body)
         if isinstance(accepted, Response):
             return accepted
         try:
@@ -119,12 +157,6 @@ def finish(accepted: Accepted, answer: Response) -> Response:
     return _record(answer, delivery.aggregator, span, accepted.began, delivery.message_id)
 
 
-def record_rejection(path: str, answer: Response) -> Response:
-    """Counts the answer to a request that reached no receiver, if it was a webhook, and returns it."""
-    aggregator = PATHS.get(canonical(path))
-    return _record(answer, aggregator, tracing.server_span(aggregator)) if aggregator else answer
-
-
 def _record(
     answer: Response, aggregator: str, span: "tracing.ServerSpan | None", began: float | None = None, delivery: str = ""
 ) -> Response:
@@ -136,8 +168,24 @@ def _record(
     return answer
 
 
+def close_connection(answer: Response) -> Response:
+    """The connection of a sender that has not authenticated is closed, so that it cannot keep others out."""
+    answer.headers["Connection"] = "close"
+    return answer
+
+
+def incomplete() -> Response:
+    """400: the connection ended before the body did."""
+    return Response("the body is shorter than Content-Length\n", 400, mimetype="text/plain")
+
+
+def too_slow() -> Response:
+    """408: the body did not arrive in time."""
+    return Response("the body did not arrive in time\n", 408, mimetype="text/plain")
+
+
 def too_large() -> Response:
-    """413: besides a wrong signature, the only error of the sender."""
+    """413: the body exceeds the limit."""
     return Response("larger than HEADRACE_MAX_BODY_BYTES\n", 413, mimetype="text/plain")
 
 
@@ -149,9 +197,16 @@ def unavailable() -> Response:
 def on_error(error: Exception) -> Any:
     """Flask's error handler. An unexpected error is 503, so that the sender keeps the event."""
     if isinstance(error, RequestEntityTooLarge):
-        return record_rejection(request.path, too_large())
+        return unverified(request.path, too_large())
     if isinstance(error, HTTPException) and (request.method != "POST" or error.code in (404, 405)):
         return error
     # Only the type: the text of an error may quote a body.
     log.error("unexpected %s on %s", type(error).__name__, request.path)
-    return record_rejection(request.path, unavailable())
+    return unverified(request.path, unavailable())
+
+
+def unverified(path: str, answer: Response) -> Response:
+    """Counts the answer to a request that reached no receiver, if it was a webhook, and returns it."""
+    if aggregator := PATHS.get(canonical(path)):
+        metrics.UNVERIFIED.labels(aggregator, str(answer.status_code)).inc()
+    return close_connection(answer)

@@ -27,7 +27,7 @@ from workers.aggregators import junction
 from workers.ingest.apply import Applier
 from workers.store.engine import make_writer, transaction
 from workers.store.series import SeriesNumbers
-from workers.store.users import upsert_users
+from workers.store.users import claim_user
 from workers.store.writer import BatchItem, write
 
 SIZES = (1, 10, 50)  # deliveries to a message
@@ -160,16 +160,16 @@ def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
     engine = make_writer(load({"DATABASE_URL": database_url}), "headrace-bench-floor")
     numbers, read = SeriesNumbers(engine), [_samples(page(number, PAGES)) for number in range(PAGES)]
     with transaction(engine) as connection:  # so that the first page does not include the connection setup
-        upsert_users(connection, {"floor": None})
+        claim_user(connection, "floor", "junction")
     ready.wait(120)
     go.wait(120)
     for _ in range(people):
         user = str(uuid.uuid4())
         for samples in read:
             action = replace(samples, user_id=user)
-            known = numbers.of([action.series])
+            known = numbers.of("junction", [action.series])
             with transaction(engine) as connection:
-                upsert_users(connection, {user: None})
+                claim_user(connection, user, "junction")
                 write(connection, [BatchItem(0, action)], "backfill", known)
     engine.dispose()
 

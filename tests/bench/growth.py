@@ -51,7 +51,7 @@ def _measured(stack: Stack, plan: Plan, users: Sequence[str], rows: int, steps_b
 
 def _register(engine: Engine, users: Sequence[str]) -> None:
     """Registers the series of the events."""
-    SeriesNumbers(engine).of((user, "heartrate", "garmin", "watch", "") for user in users)
+    SeriesNumbers(engine).of("junction", ((user, "heartrate", "garmin", "watch", "") for user in users))
 
 
 def _fill(stack: Stack, present: int, wanted: int, console: Console) -> int:

@@ -24,7 +24,7 @@ from workers.local.supervisor import Pids, running
 from workers.store.engine import make_engine
 from workers.store.migrate import migrate
 
-START_SECONDS = 120
+START_SECONDS, STOP_SECONDS = 120, 60
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,28 @@ def running_stack(workers: int, environment: Mapping[str, str] | None = None) ->
 
 @contextlib.contextmanager
 def running_up(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """The content of stack.json of a complete stack, which is stopped after the block."""
+    """The content of stack.json of a complete stack and the path of this `file`. The stack stops after the block."""
     with _folder() as folder:
         # A free port: web servers set SO_REUSEPORT, so another stack could respond on the default one.
         command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
-        command += ["--port", str(free_port()), *options]
+        command += ["--port", str(free_port()), "--parent", str(os.getpid()), *options]
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
         try:
-            yield _wait(process, folder / "data" / "stack.json", folder / "output")
+            file = folder / "data" / "stack.json"
+            yield _wait(process, file, folder / "output") | {"file": str(file)}
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            _wait_or_kill(process)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    """Waits for `headrace up`. Under attack it may not end by itself; the kernel then ends its children with it."""
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ SETTINGS = {one.metadata["name"] for one in fields(Settings)}
 
 # Valid values of the settings that a deployment needs to start.
 SAMPLES = {
-    "HEADRACE_ENCRYPTION_KEY": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "HEADRACE_ENCRYPTION_KEY": "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUI=",
     "HEADRACE_FLOWER_AUTH": "operator:not-a-real-one",
     "JUNCTION_WEBHOOK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
     "DATABASE_URL": "postgresql://headrace:p@postgres.example/headrace",

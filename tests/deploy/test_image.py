@@ -88,14 +88,35 @@ def test_the_image_runs_headrace_as_an_unprivileged_user() -> None:
     assert f"--uid {user.partition(':')[0]} " in "\n".join(last)
     assert 'ENTRYPOINT ["headrace"]' in last
     assert "headrace" in PROJECT["scripts"]
-    (environment,) = (line for line in last if line.startswith("ENV "))
-    assert set(re.findall(r"(HEADRACE_\w+)=", environment)) == SETTINGS & {"HEADRACE_HOST"}
+    environment = "\n".join(line for line in last if line.startswith("ENV "))
+    hosts = {"HEADRACE_HOST", "HEADRACE_FLOWER_HOST", "HEADRACE_OPERATIONS_HOST"}
+    assert set(re.findall(r"(HEADRACE_\w+)=", environment)) == SETTINGS & hosts
     (compose,) = documents(DEPLOY / "compose.yaml")
     ports = {line for line in last if line.startswith("EXPOSE ")}
-    assert ports == {"EXPOSE 8000 5555"}
+    assert ports == {"EXPOSE 8000 8001 5555"}
     assert all(
         compose["services"][name]["ports"][0].endswith(f":{port}") for name, port in (("web", 8000), ("flower", 5555))
     )
+
+
+def images() -> set[str]:
+    """Every image that the files of deploy name, with the default values of variables."""
+    found = {re.findall(r"^ARG PYTHON=(\S+)$", DOCKERFILE, re.MULTILINE)[0]}
+    for file in (*DEPLOY.rglob("*.yaml"), *DEPLOY.rglob("*.yml")):
+        text = file.read_text(encoding="utf-8")
+        found |= {image.strip("\"'") for image in re.findall(r"^\s*-?\s*image:\s*(\S+)", text, re.MULTILINE)}
+    return {re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", image) for image in found}
+
+
+def test_every_image_has_an_exact_version() -> None:
+    """Breaks if a deployment runs another image after a restart than the one that was tested."""
+    found = images()
+    assert len(found) >= 7
+    exact = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+(-[\w.]+)?(@sha256:[0-9a-f]{64})?")
+    two_parts = re.compile(r"postgres:\d+\.\d+(-[\w.]+)?(@sha256:[0-9a-f]{64})?")  # as PostgreSQL numbers its versions
+    assert {image for image in found if not (exact.fullmatch(image) or two_parts.fullmatch(image))} == set()
+    assert f"headrace:{PROJECT['version']}" in found
+    assert f"HEADRACE_VERSION={PROJECT['version']}" in (DEPLOY / "env.example").read_text(encoding="utf-8")
 
 
 def test_the_build_context_has_the_copied_files_only() -> None:

@@ -44,8 +44,8 @@ PERSON = "5b7ab2b4-0f6b-4b7e-9c6c-000000000001"
 
 
 def metrics_text(stack: dict[str, Any]) -> str:
-    """The metrics of the endpoint."""
-    return HTTP.get(f"{stack['web']}/metrics").text
+    """The metrics of all processes."""
+    return HTTP.get(f"{stack['operations']}/metrics").text
 
 
 def send_everything(stack: dict[str, Any]) -> None:
@@ -71,6 +71,7 @@ def send_everything(stack: dict[str, Any]) -> None:
     assert answers == [202] * len(good)
     assert post(b"late", at=datetime.now(UTC) - timedelta(minutes=9)) == 401
     assert post(b"x" * 30_000) == 413
+    assert post(b"x" * 50_000) == 413  # more than twice the limit: its signature is not checked
     settings = load(KEY | {"BROKER_URL": stack["broker_url"]})
     Throttle(settings).pause("junction", 300, "status 401: the API key is refused")
     with psycopg.connect(stack["database_url"]) as connection:
@@ -159,7 +160,7 @@ def test_a_real_prometheus_answers_every_query(stack: dict[str, Any], tmp_path: 
     """Breaks if only our parser accepts a query, or an alert is not loaded or cannot be evaluated."""
     rules = ["promtool", "check", "rules", str(ALERTS)]
     assert subprocess.run(rules, capture_output=True, check=False, timeout=60).returncode == 0
-    with prometheus(tmp_path, stack["web"].removeprefix("http://")) as url:
+    with prometheus(tmp_path, stack["operations"].removeprefix("http://")) as url:
         looks = "count_over_time(up[1m]) > 2"  # rate() needs two samples
         until(lambda: (ask(url, "query", query=looks) or {}).get("data", {}).get("result"), 60)
         for query in queries():

@@ -17,6 +17,8 @@ import pytest
 
 from tests.support import HTTP, ROOT, event, heartrate, message_id, until, workout
 from tests.support.stack import Stack, started
+from workers.local.embedded_postgres import WRITER
+from workers.local.secrets import WITHHELD
 
 pytestmark = pytest.mark.stack
 FIELDS = {
@@ -138,6 +140,33 @@ def test_the_web_process_has_no_database_driver(stack: Stack) -> None:
     assert live is not None
     assert "psycopg" in mapped(live)  # shows that `mapped` would find it
     assert not [name for name in ("psycopg", "libpq", "sqlalchemy") if name in mapped(web)]
+
+
+def test_processes_log_in_as_the_writer(stack: Stack) -> None:
+    """Breaks if a compromised worker is the superuser of PostgreSQL, which runs programs, or finds its password."""
+    stack.deliver(workout("written"))
+    until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE user_id = 'written'"))
+    logins = "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'headrace-%%'"
+    assert until(lambda: stack.rows(logins)) == [(WRITER,)]
+    rights = "SELECT rolsuper, rolcreaterole, rolcreatedb, rolbypassrls FROM pg_roles WHERE rolname = %s"
+    assert stack.rows(rights, WRITER) == [(False, False, False, False)]
+    owner = urlsplit(stack.info["database_url"])
+    assert owner.password
+    environments = {one.pid: one.environ() for one in stack.family()}
+    assert [pid for pid, found in environments.items() if owner.password in str(found)] == []
+    url = urlsplit(environments[stack.pid("live")]["DATABASE_URL"])
+    assert (url.username, url.port) == (WRITER, owner.port)
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS & WITHHELD.keys(), "live"}))
+def test_a_process_gets_no_secret_that_it_does_not_need(stack: Stack, group: str) -> None:
+    """Breaks if the endpoint can read the database, or whoever controls Flower or beat can decrypt bodies."""
+    pid = stack.pid(group)
+    assert pid is not None
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    variables = {name for one in family for name in one.environ()}
+    assert variables & set(WITHHELD["worker" if group == "live" else group]) == set()
+    assert "HEADRACE_DATA_DIR" in variables
 
 
 def test_status_finds_the_stack(stack: Stack) -> None:

@@ -43,10 +43,11 @@ from workers.ingest import crashes
 from workers.ingest.apply import Applier
 from workers.ingest.replay import Order, replay
 from workers.operate.erase import Eraser
-from workers.store import ledger, replaced, writer
+from workers.store import ledger, replaced, samples
 from workers.store.archive import ArchiveWindow
 from workers.store.backfills import due
 from workers.store.engine import make_writer
+from workers.store.users import claim_user
 
 RUNS, STEPS = 12, 30
 FULL_RUNS, FULL_STEPS = 300, 50
@@ -61,7 +62,8 @@ TABLES = (
     *("chunks", "backfills", "sample_ranges", "samples", "series", "workouts", "connections", "users"),
     *("deliveries", "archive", "dead_letters", "crash_counts", "audit"),
 )
-MORTAL = "u2"  # the user that `erase` erases
+OF_TERRA = {"u1": "t1", "u2": "t2"}  # users of Terra, in place of these users of Junction
+MORTAL = ("u2", "t2")  # the users that `erase` erases
 ERASED_AFTER = 3  # deliveries, so that there is data to erase
 THAT_NAME = ("workouts", "series", "connections", "backfills", "gaps", "archive", "deliveries")
 Key = tuple[Any, ...]
@@ -216,6 +218,9 @@ class Machine(RuleBasedStateMachine):
         with engine.begin() as connection:
             for table in TABLES:
                 connection.execute(text(f"DELETE FROM headrace.{table}"))
+            owners = [(user, "junction") for user in USERS] + [(user, "terra") for user in OF_TERRA.values()]
+            for user, aggregator in owners:
+                claim_user(connection, user, aggregator)
         self.world, self.model = World(), Model()
         self.made: list[Made] = []
         self.delivered: dict[str, Made] = {}
@@ -267,6 +272,13 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         """Creates, trims, empties or deletes an activity at Terra."""
         self.world.now += step * TICK
+        sealed, version = self._activity(OF_TERRA[user], identifier, beats, is_deleted=is_deleted)
+        self.made.append(Made(sealed, OF_TERRA[user], activity=Activity(identifier, version, beats, is_deleted)))
+
+    def _activity(
+        self, user: str, identifier: str, beats: Mapping[int, int], *, is_deleted: bool
+    ) -> tuple[Delivery, datetime]:
+        """A delivery of Terra about an activity, and its version."""
         samples = [{"timestamp": moment.isoformat(), "bpm": beats[m]} for moment, m in MINUTE_OF.items() if m in beats]
         metadata = {"start_time": BEGINNING.isoformat(), "end_time": BEGINNING.isoformat(), "summary_id": identifier}
         body = {
@@ -283,8 +295,7 @@ class Machine(RuleBasedStateMachine):
         ordering = round(self.world.now.timestamp() * 1000)
         receipt = Receipt(f"terra-{len(self.made)}", ordering)
         sealed = seal("terra", receipt, msgspec.json.encode(body), Sealer(self.settings.encryption_keys))
-        version = datetime.fromtimestamp(ordering / 1000, UTC)
-        self.made.append(Made(sealed, user, activity=Activity(identifier, version, beats, is_deleted)))
+        return sealed, datetime.fromtimestamp(ordering / 1000, UTC)
 
     @rule(user=USER, error=st.sampled_from([None, "a", "b"]), step=STEP)
     def connect(self, user: str, error: str | None, step: int) -> None:
@@ -302,9 +313,13 @@ class Machine(RuleBasedStateMachine):
         body = envelope(f"historical.data.{resource}.created", user, window | {"provider": "garmin", "is_final": True})
         self._make(body, user, ends="applied", is_notice=True)
 
-    @rule(user=USER, what=st.sampled_from(["rubbish", "refused", "ignored"]))
+    @rule(user=USER, what=st.sampled_from(["rubbish", "refused", "ignored", "forged"]))
     def send_nonsense(self, user: str, what: str) -> None:
-        """Creates an invalid or an ignored delivery."""
+        """Creates an invalid or an ignored delivery, or one of Terra about a user of Junction."""
+        if what == "forged":
+            sealed, _ = self._activity(user, "w1", {0: 9}, is_deleted=False)
+            self.made.append(Made(sealed, user, ends="dead"))
+            return
         bodies: dict[str, Any] = {
             "rubbish": b"hello",
             "refused": workout(user, ""),
@@ -358,21 +373,22 @@ class Machine(RuleBasedStateMachine):
                 self._erase(self.engine)
         except (Killed, TryLater):
             self.restart()
-            if rows(self.engine, "SELECT 1 FROM headrace.users WHERE erased_at IS NOT NULL"):
-                self._erased()
+            for row in rows(self.engine, "SELECT user_id FROM headrace.users WHERE erased_at IS NOT NULL"):
+                self._erased(row["user_id"])
             message = self._message(picks)
             apply(self.engine, self.settings, *(one.delivery for one in message))
             self._delivered(message)
             self._erase(self.engine)
 
     def _erase(self, engine: Engine) -> None:
-        Eraser(engine, self.settings).erase(MORTAL, lambda _: None)
-        self._erased()
+        for user in MORTAL:
+            Eraser(engine, self.settings).erase(user, lambda _: None)
+            self._erased(user)
 
-    def _erased(self) -> None:
+    def _erased(self, user: str) -> None:
         """Updates the model after the tombstone was committed."""
-        self.model.erase(MORTAL)
-        theirs = {name for name, one in self.delivered.items() if one.user == MORTAL}
+        self.model.erase(user)
+        theirs = {name for name, one in self.delivered.items() if one.user == user}
         self.kept -= theirs
         self.dead -= theirs
 
@@ -560,7 +576,7 @@ MINUTE_OF = {
 @pytest.fixture(autouse=True)
 def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uses the direct copy even for the few samples of a delivery here, so that both ways of writing are tested."""
-    monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", 1)
+    monkeypatch.setattr(samples, "DIRECT_COPY_MIN_ROWS", 1)
 
 
 @pytest.fixture
@@ -605,10 +621,10 @@ def test_nothing_that_happens_makes_a_difference(
 
 def no_guard(patch: pytest.MonkeyPatch) -> None:
     """Defect: the last delivery overwrites newer versions."""
-    guarded = str(writer.MERGE_SAMPLES)
+    guarded = str(samples.MERGE_SAMPLES)
     for guard in ("WHERE excluded.version", "WHERE NOT EXISTS"):
         guarded = guarded.replace(guard, guard.replace("WHERE", "WHERE true OR"))
-    patch.setattr(writer, "MERGE_SAMPLES", text(guarded))
+    patch.setattr(samples, "MERGE_SAMPLES", text(guarded))
 
 
 def kept_always(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Thousands of mutated requests: each is answered 401.
 
-A hundred thousand with `--full`; by default the first few thousand of them.
+A hundred thousand per seed with `--full`; by default the first few thousand of them.
 """
 
 import asyncio
@@ -18,64 +18,12 @@ from app.delivery import Delivery
 from app.web.app import create_app, make_batcher
 from app.web.rsgi import Server
 from tests.support import signed, workout
+from tests.support.fuzzing_requests import Pairs, mutated
 from tests.support.rsgi import Exchange, Headers, Scope
 from tests.support.terra import terra_signed
 
 FEW, MANY = 2_000, 50_000  # per aggregator
-SEED = 7
 BODY = json.dumps(workout("u1")).encode()
-TEXT = "0123456789abcdefABCDEF+/=_-.,; \t\x7f\xe9\xff\u20acv1ta=\\\"'"
-Pairs = dict[str, str]
-
-
-def mutated_body(dice: random.Random, body: bytes) -> bytes:
-    """A body with bytes changed, truncated, inserted, doubled or removed."""
-    at, kind = dice.randrange(len(body)), dice.randrange(6)
-    if kind == 0:
-        return body[:at] + bytes([body[at] ^ (1 << dice.randrange(8))]) + body[at + 1 :]
-    if kind == 1:
-        return body[:at]
-    if kind == 2:
-        return body[:at] + dice.randbytes(dice.randint(1, 9)) + body[at:]
-    if kind == 3:
-        return body + dice.choice([b" ", b"\n", b"\0", body, b"}"])
-    if kind == 4:
-        return body[:at] + body[at + dice.randint(1, 9) :]
-    return dice.choice([b"", b"{}", b"null", b"[]", b"\xff\xfe", body.swapcase()])
-
-
-def mutated_text(dice: random.Random, text: str) -> str:  # noqa: PLR0911 - a table, a line a case
-    """A mutated header value."""
-    at, kind = dice.randrange(len(text)), dice.randrange(7)
-    if kind == 0:
-        return text[:at] + dice.choice(TEXT) + text[at + 1 :]
-    if kind == 1:
-        return text[:at]
-    if kind == 2:
-        return text[:at] + dice.choice(TEXT) * dice.randint(1, 3) + text[at:]
-    if kind == 3:
-        return text[:at] + text[at + 1 :]
-    if kind == 4:
-        return text.swapcase()
-    if kind == 5:
-        return "".join(dice.choice(TEXT) for _ in range(dice.randint(0, 200)))
-    return dice.choice(["", ",", "v1,", "v1", "v1,=", "v1a," + text, "t=,v1=", text * 30, " , ", "v1,,v1", "0", "-1"])
-
-
-def mutated(dice: random.Random, headers: Pairs, body: bytes) -> tuple[Pairs, bytes]:
-    """The request with one to three of its parts changed, dropped or exchanged."""
-    headers = dict(headers)
-    for _ in range(dice.randint(1, 3)):
-        name, kind = dice.choice(list(headers)), dice.randrange(8)
-        if kind < 3:
-            body = mutated_body(dice, body or b"x")
-        elif kind < 6 and headers[name]:
-            headers[name] = mutated_text(dice, headers[name])
-        elif kind == 6 and len(headers) > 1:
-            del headers[name]
-        else:
-            headers[name] = headers[dice.choice(list(headers))]
-    return headers, body
 
 
 def is_same_junction(headers: Pairs, body: bytes, good: Pairs) -> bool:
@@ -98,13 +46,19 @@ def is_same_terra(headers: Pairs, body: bytes, good: Pairs) -> bool:
 
 
 def statuses(
-    settings: Settings, path: str, sign: Callable[[], Pairs], is_same: Callable[[Pairs, bytes, Pairs], bool], count: int
+    settings: Settings,
+    path: str,
+    sign: Callable[[], Pairs],
+    is_same: Callable[[Pairs, bytes, Pairs], bool],
+    *,
+    count: int,
+    seed: int,
 ) -> Counter[int]:
     """The statuses of `count` mutations, without those that are still valid."""
     accepted: list[Delivery] = []
     batcher = make_batcher(settings, accepted.extend)
     app = Server(create_app(settings, batcher, lambda: None), batcher, settings)
-    dice, found = random.Random(SEED), Counter[int]()
+    dice, found = random.Random(seed), Counter[int]()
 
     async def send_all() -> None:
         good, until = sign(), time.monotonic() + 60
@@ -118,7 +72,7 @@ def statuses(
             pairs = [(name.lower(), value) for name, value in headers.items()]
             await app.__rsgi__(Scope(Headers(pairs), path=path), exchange)
             found[exchange.status] += 1
-            assert exchange.status == 401, (headers, good, body == BODY)
+            assert exchange.status == 401, (seed, headers, good, body == BODY)
 
     asyncio.run(send_all())
     assert not accepted
@@ -131,16 +85,20 @@ def count(*, full: bool) -> int:
     return MANY if full else FEW
 
 
-def test_no_mutation_of_a_junction_request_is_accepted(plain_settings: Settings, count: int) -> None:
+def test_no_mutation_of_a_junction_request_is_accepted(plain_settings: Settings, count: int, fuzz_seed: int) -> None:
     """Breaks if a mutated request is accepted or causes a server error."""
-    found = statuses(plain_settings, "/webhooks/junction", lambda: signed(BODY), is_same_junction, count)
+    found = statuses(
+        plain_settings, "/webhooks/junction", lambda: signed(BODY), is_same_junction, count=count, seed=fuzz_seed
+    )
     assert set(found) == {401}
     assert found[401] > count * 0.9
 
 
-def test_no_mutation_of_a_terra_request_is_accepted(plain_settings: Settings, count: int) -> None:
+def test_no_mutation_of_a_terra_request_is_accepted(plain_settings: Settings, count: int, fuzz_seed: int) -> None:
     """Breaks if a mutated request of Terra is accepted or causes a server error."""
-    found = statuses(plain_settings, "/webhooks/terra", lambda: terra_signed(BODY), is_same_terra, count)
+    found = statuses(
+        plain_settings, "/webhooks/terra", lambda: terra_signed(BODY), is_same_terra, count=count, seed=fuzz_seed
+    )
     assert set(found) == {401}
     assert found[401] > count * 0.5
 

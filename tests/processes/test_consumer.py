@@ -54,6 +54,8 @@ INVALID_MESSAGES = {
     "two arguments": put_task(APPLY, "sesame", "sesame"),
     "keyword arguments": put_task(APPLY, packed="sesame"),
     "another type": put_task(APPLY, {"sesame": 1}),
+    "a task of another lane": put_task("headrace.fetch", "sesame"),
+    "a task of Celery": put_task("celery.chord_unlock", "sesame"),
     "no task": put_bytes({"sesame": 1}),
     "text": put_bytes("sesame", serializer="raw", content_type="text/plain"),
     "pickle": put_bytes(
@@ -81,9 +83,7 @@ def test_a_message_that_is_not_a_known_task_becomes_a_dead_letter(
     assert dead_letter.aggregator == UNKNOWN
     assert "sesame" not in dead_letter.reason + live_worker.output
     stored = dead_letters.delivery(engine, dead_letter)
-    assert (
-        b"sesame" in Sealer([ENCRYPTION_KEY]).open(stored.sealed, stored.key) or put is INVALID_MESSAGES["no argument"]
-    )
+    assert b"sesame" in stored.open(Sealer([ENCRYPTION_KEY])) or put is INVALID_MESSAGES["no argument"]
 
 
 def test_bytes_that_are_not_a_message_become_a_dead_letter(

@@ -7,8 +7,10 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from flower.urls import handlers
 from sqlalchemy import Engine
@@ -17,18 +19,24 @@ from tornado.web import StaticFileHandler
 from app.broker.celery import make_celery
 from app.broker.lanes import APPLY, SWEEP
 from app.config.settings import Settings
+from tests.deploy.support import SAMPLES
 from tests.support import ROOT, program, until
 from tests.support.servers import Servers
 from tests.support.workers import SharedWorker
+from workers.celery.guesses import FORGET_SECONDS, MAX_ADDRESSES, MAX_PAUSE, Guesses
 from workers.celery.heartbeats import INTERVAL_SECONDS
 from workers.local.ports import free_port
+from workers.local.secrets import WITHHELD
 
 pytestmark = pytest.mark.processes
 MAX_TASKS = 5000  # of Flower's history
-LONG_TASK_SECONDS = 3.5 * INTERVAL_SECONDS  # less than the lock_timeout that ends the task; measured with 90 s as well
+LONG_TASK_SECONDS = 3.5 * INTERVAL_SECONDS  # the statement_timeout, 45 s, would end the task
 CREDENTIALS = ("tests", "sesame-open-the-door")
 PAGES = ["/", "/tasks", "/workers", "/broker", "/metrics", "/api/workers", "/api/tasks", "/api/queues/length"]
 PUBLIC_PATHS = ("/healthcheck", "/login", "/logout")
+
+
+METHODS = ("POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND")
 
 
 def paths() -> list[str]:
@@ -71,16 +79,106 @@ def responds(client: httpx.Client) -> bool:
         return False
 
 
+@pytest.fixture(autouse=True)
+def fresh_guesses(request: pytest.FixtureRequest) -> None:
+    """A right password ends the pauses after the wrong ones of the test before."""
+    if "flower" in request.fixturenames:
+        client: httpx.Client = request.getfixturevalue("flower")
+        until(lambda: client.get("/workers", auth=CREDENTIALS).status_code == 200)
+
+
 @pytest.mark.parametrize("path", sorted({*PAGES, *paths()}))
 def test_every_page_rejects_requests_without_the_password(flower: httpx.Client, path: str) -> None:
-    """Breaks if a client can see or stop tasks without a password: Flower leaves some of its pages open."""
+    """Breaks if a client can see tasks without a password: Flower leaves some of its pages open."""
+    for auth in (None, (CREDENTIALS[0], "wrong"), ("", "")):
+        assert flower.get(path, auth=auth).status_code == 401
+
+
+@pytest.mark.parametrize("path", sorted({*PAGES, *paths(), *PUBLIC_PATHS, "/static/js/flower.js", "/no-such-page"}))
+def test_every_page_is_read_only(flower: httpx.Client, path: str) -> None:
+    """Breaks if a user of Flower can shut down a worker, stop its queue, or run, revoke or change a task."""
     token = "00" * 16  # the XSRF token must not be the only protection
-    for auth in (None, (CREDENTIALS[0], "wrong"), ("wrong", CREDENTIALS[1]), ("", "")):
-        seen = flower.get(path, auth=auth).status_code
-        headers = {"X-Xsrftoken": token, "Cookie": f"_xsrf={token}"}
-        done = flower.post(path, auth=auth, headers=headers).status_code
-        assert 401 in (seen, done)
-        assert {seen, done} <= {401, 405}
+    headers = {"X-Xsrftoken": token, "Cookie": f"_xsrf={token}"}
+    for method in METHODS:
+        for auth in (None, CREDENTIALS):
+            assert flower.request(method, path, auth=auth, headers=headers).status_code == 405
+
+
+def test_no_route_changes_something_when_it_is_read() -> None:
+    """Breaks if a route that changes something also accepts GET. Those that accept both only read."""
+    classes = [one.handler_class if hasattr(one, "regex") else one[1] for one in handlers]
+    both = {one.__name__ for one in classes if "get" in vars(one) and "post" in vars(one)}
+    assert both == {"TasksDataTable", "NotFoundErrorHandler"}
+    assert sum("post" in vars(one) for one in classes) > 15
+
+
+def test_the_table_of_tasks_is_read_with_get(flower: httpx.Client) -> None:
+    """Breaks if the page of tasks stays empty, because its script sends POST."""
+    script = flower.get("/static/js/flower.js").text
+    before, found, _ = script.partition("'/tasks/datatable'")
+    assert found
+    assert "type: 'GET'" in before[-100:]
+    assert "POST" not in before[-100:]
+    query = {"draw": "1", "start": "0", "length": "10", "order[0][column]": "0", "columns[0][data]": "name"}
+    assert flower.get("/tasks/datatable", params=query, auth=CREDENTIALS).json()["draw"] == 1
+
+
+def test_guesses_at_the_password_are_slowed(flower: httpx.Client) -> None:
+    """Breaks if many guesses a second can be made."""
+    began = time.monotonic()
+    for number in range(5):
+        assert flower.get("/workers", auth=(CREDENTIALS[0], f"guess {number}")).status_code == 401
+    assert time.monotonic() - began > 0.1 + 0.2 + 0.4 + 0.8
+
+
+def test_parallel_guesses_are_slowed(flower: httpx.Client) -> None:
+    """Breaks if guesses are compared faster when they are sent in parallel, or if other requests wait for them."""
+
+    def guess(number: int) -> tuple[int, float]:
+        status = httpx.get(f"{flower.base_url}/workers", auth=(CREDENTIALS[0], f"{number}"), timeout=60).status_code
+        return status, time.monotonic()
+
+    with ThreadPoolExecutor(30) as pool:
+        found = [pool.submit(guess, number) for number in range(30)]
+        time.sleep(0.3)
+        sent = time.monotonic()
+        assert flower.get("/healthcheck").status_code == 200  # the event loop is not blocked
+        assert flower.get("/workers").status_code == 401  # a request without credentials is not a guess
+        assert time.monotonic() - sent < 1
+        results = [one.result() for one in found]
+    ended = sorted(when for status, when in results if status == 401)
+    assert ended[-1] - ended[0] > 0.09 * (len(ended) - 1)
+    assert {status for status, _ in results} <= {401, 429}
+
+
+@pytest.mark.parametrize(
+    "header", ["Basic", "Basic !", "Basic w6k6w6k=", "Basic é", "Bearer x", "Basic Og==", "x" * 5000]
+)
+def test_malformed_credentials_are_wrong(flower: httpx.Client, header: str) -> None:
+    """Breaks if a header that Flower cannot read ends in a status 500."""
+    assert flower.get("/workers", headers={"Authorization": header.encode()}).status_code == 401
+
+
+def test_pauses_grow_and_are_bounded() -> None:
+    """Breaks if pauses do not grow, grow without a limit, never end, or use memory for every address."""
+    guesses, now = Guesses(), 1000.0
+    assert guesses.wait("a", now) == 0
+    pauses = []
+    for _ in range(8):
+        guesses.record("a", now, is_right=False)
+        pauses.append(guesses.wait("a", now))
+        now += 100
+        guesses.wait("a", now)
+    assert pauses[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert max(pauses) == MAX_PAUSE
+    assert guesses.wait("b", now) == 0
+    assert guesses.wait("a", now + 2 * FORGET_SECONDS) == 0
+    guesses.record("a", now, is_right=False)
+    guesses.record("a", now, is_right=True)
+    assert guesses.wait("a", now) == 0
+    for number in range(2 * MAX_ADDRESSES):
+        guesses.record(f"{number}", now, is_right=False)
+    assert len(guesses._wrong) == MAX_ADDRESSES
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -178,6 +276,32 @@ for os.environ["HEADRACE_FLOWER_AUTH"] in json.loads(sys.argv[1]):
     done.append((one.exit_code, one.output))
 print(json.dumps(done))
 """
+
+
+def test_the_endpoints_address_does_not_open_flower(servers: Servers) -> None:
+    """Breaks if HEADRACE_HOST, which opens the endpoint to the network, opens Flower as well."""
+    port = free_port()
+    variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(CREDENTIALS)}
+    with (
+        program("workers.cli", "flower", **variables, HEADRACE_HOST="0.0.0.0") as process,  # noqa: S104
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: process.poll() is not None or responds(client))
+        listening = [one for one in psutil.Process(process.pid).net_connections() if one.status == psutil.CONN_LISTEN]
+        assert {one.laddr.ip for one in listening} == {"127.0.0.1"}
+
+
+def test_flower_keeps_no_secret_that_it_does_not_need(servers: Servers) -> None:
+    """Breaks if whoever controls Flower can decrypt bodies, although it was started with every setting."""
+    port = free_port()
+    withheld = {name: SAMPLES.get(name, f"a {name} of 16 letters") for name in WITHHELD["flower"]}
+    variables = environment(servers.broker_url, port) | {"HEADRACE_FLOWER_AUTH": ":".join(CREDENTIALS)} | withheld
+    with (
+        program("workers.cli", "flower", **variables) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: process.poll() is not None or responds(client))
+        assert psutil.Process(process.pid).environ().keys() & withheld.keys() == set()
 
 
 def test_flower_does_not_start_without_a_password(servers: Servers) -> None:

@@ -69,7 +69,7 @@ def constants(file: Path) -> set[object]:
 
 
 def test_every_child_starts_without_the_current_directory() -> None:
-    """Breaks if a module other than `workers.local.commands` builds a Python command, which may then lack -P."""
+    """Breaks if a module other than `app.commands` builds a Python command, which may then lack -P."""
     files = [file for package in ("app", "workers") for file in (ROOT / package).rglob("*.py")]
     assert {file.name for file in files if "-m" in constants(file)} == {"commands.py"}
 

@@ -522,6 +522,11 @@ INVALID_MESSAGES: dict[str, Callable[[RabbitMQ, Settings], None]] = {
         content_encoding="binary",
     ),
     "invalid due time": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"eta": "sesame"}, **JSON),
+    "expired": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"expires": "2026-03-14T06:30:00Z"}, **JSON),
+    "odd headers": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"retries": "x", "timelimit": "a"}, **JSON),
+    "callbacks": put(b'[["sesame"], {}, {"chain": [{"task": "headrace.sweep"}]}]', application_headers=TASK, **JSON),
+    "a task of Celery": put(b'[["sesame"], {}, {}]', application_headers=TASK | {"task": "celery.map"}, **JSON),
+    "compressed": put(b"sesame", application_headers=TASK | {"compression": "application/x-gzip"}, **JSON),
 }
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -21,9 +22,11 @@ from app.config.settings import Settings
 from app.errors import Misconfigured, TryLater, Unprocessable
 from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
 from tests.support.broker import arguments, waiting
+from tests.support.poison import BAD, RAISE, fault
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
+from workers.ingest.outcomes import Applied
 from workers.ingest.rabbitmq_pipeline import MessageIdentity, PipelineConsumer, ReceivedMessage, decode_body
 
 pytestmark = pytest.mark.processes
@@ -284,13 +287,13 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     ready_counts: list[int] = []
 
     class FailingApplier(Applier):
-        def apply_deliveries(self, deliveries: Any, *, redelivered: bool = False) -> Any:
+        def apply_deliveries(self, deliveries: Any, *, redelivered: bool = False, failures: int = 0) -> Any:
             if len(ready_counts) < 2:
                 with server.connect() as connection:
                     ready_counts.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
                 raise TryLater("PostgreSQL: unavailable")
             consumer.stop()
-            return super().apply_deliveries(deliveries, redelivered=redelivered)
+            return super().apply_deliveries(deliveries, redelivered=redelivered, failures=failures)
 
     publish(server, workout("u1"))
     consumer = PipelineConsumer(pipeline_settings, FailingApplier(engine, pipeline_settings))
@@ -298,6 +301,41 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     assert len(ready_counts) == 2
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
     assert server.ready_count(QUEUE) == 0
+
+
+LETTERS = "SELECT 1 FROM headrace.dead_letters"
+
+
+@needs_rabbitmq
+@pytest.mark.parametrize("has_broker", [True, False])
+def test_a_poisonous_event_does_not_hold_the_queue(
+    pipeline_settings: Settings,
+    server: RabbitMQ,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_broker: bool,
+) -> None:
+    """Breaks if an event that PostgreSQL does not execute is retried for ever, with all events behind it."""
+    monkeypatch.setattr(rabbitmq_pipeline, "MAX_RETRY_SECONDS", 0.05)
+    handed_over: list[Applied] = []
+
+    def hand_over(applied: Applied) -> None:
+        handed_over.append(applied)
+        consumer.stop()
+
+    applier = Applier(engine, pipeline_settings)
+    consumer = PipelineConsumer(pipeline_settings, applier, hand_over if has_broker else None)
+    publish(server, workout("u1"), workout(BAD), workout("u2"))
+    with fault(engine, RAISE.format("XX001")), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(consumer.run)
+        until(lambda: server.ready_count(QUEUE) == 0 and (handed_over or rows(engine, LETTERS)))
+        consumer.stop()
+        done.result(30)
+    assert server.ready_count(QUEUE) == 0  # all are acknowledged
+    assert rows(engine, "SELECT user_id FROM health.workouts ORDER BY 1") == [{"user_id": "u1"}, {"user_id": "u2"}]
+    assert len(rows(engine, LETTERS)) == (not has_broker)
+    assert sum(len(one.unsettled) for one in handed_over) == has_broker
 
 
 @needs_rabbitmq

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import time
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,7 +12,8 @@ import redis
 from sqlalchemy import Engine
 
 from app.broker.celery import make_celery
-from app.broker.redis_transport import INVALID, MAX_MERGED_MESSAGES, PROCESSING
+from app.broker.lanes import INVALID, PROCESSING
+from app.broker.redis_transport import MAX_MERGED_MESSAGES
 from app.config.settings import Settings
 from tests.support import delivery, rows, until, workout
 from tests.support.workers import BUSY, LIVE, SharedWorker, consume_one, held, ledger, publish
@@ -93,6 +96,23 @@ def test_a_worker_killed_during_a_restore_does_not_block_other_restores(
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts"))
 
 
+def test_the_message_of_a_long_task_is_not_redelivered(
+    engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
+) -> None:
+    """Breaks if a task that takes longer than the visibility timeout runs on two workers at a time."""
+    timeout = 2  # of the worker, see `of_worker`
+    celery = make_celery(replace(settings, visibility_timeout_seconds=timeout), "worker")
+    with live_worker.busy(engine), celery.connection_for_read().channel() as other:
+        until_then = time.monotonic() + timeout + 0.6  # the worker waits 3 s for a lock
+        while time.monotonic() < until_then:
+            other.qos.restore_visible(interval=1)
+            assert (broker.llen(LIVE), broker.zcard("unacked_index")) == (0, 1)
+            time.sleep(0.1)
+    until(lambda: held(broker) == 0)
+    assert [row["attempts"] for row in rows(engine, "SELECT attempts FROM health.deliveries")] == [1]
+    celery.close()
+
+
 # Merged messages
 
 
@@ -142,7 +162,7 @@ def test_a_message_that_cannot_be_merged_blocks_no_other(
         if kind == "retried":
             message["headers"] |= {"retries": 1}
         elif kind == "newer":
-            arguments[0] = [base64.b64encode(msgspec.msgpack.encode([2, []])).decode()]
+            arguments[0] = [base64.b64encode(msgspec.msgpack.encode([3, []])).decode()]
         elif kind == "another task":
             message["headers"] |= {"task": "headrace.unknown"}
         message["body"] = base64.b64encode(json.dumps(arguments).encode()).decode()

@@ -1,18 +1,29 @@
-"""Deliveries with another time of receipt, with another key, or of connection events."""
+"""Bodies of stored deliveries; deliveries with another time of receipt, with another key, or of connection events."""
 
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from sqlalchemy import Engine, text
 
 from app.delivery import Delivery, Receipt, seal
 from app.sealing import Sealer
-from tests.support import START, delivery, event, message_id
+from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id
+from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
+
+SEALER = Sealer([ENCRYPTION_KEY])
 
 
 def received(one: Delivery, at: datetime) -> Delivery:
     """The same delivery with another time of receipt."""
-    return msgspec.structs.replace(one, received_at=at.timestamp())
+    return one.with_fields(SEALER, received_at=at.timestamp())
+
+
+def bodies(engine: Engine, table: str) -> list[bytes]:
+    """The bodies of the deliveries in this table of schema `headrace`, opened."""
+    with engine.connect() as connection:
+        found = connection.execute(text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.{table}"))
+        return [to_delivery(row).open(SEALER) for row in found]
 
 
 def connection_event(user: str, at: datetime, *, error: str | None = None) -> Delivery:

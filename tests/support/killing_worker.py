@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from app.config.settings import Settings, load
 from app.delivery import Delivery
@@ -44,8 +45,8 @@ def prepare(kind: str, crashed_once: Path, max_crashes: int) -> None:
             crash_once()
         return junction.parse(delivery, body, settings)
 
-    def apply_and_crash(self: Applier, packed: str, *, redelivered: bool = False) -> outcomes.Applied:
-        result = apply(self, packed, redelivered=redelivered)
+    def apply_and_crash(self: Applier, packed: str, **history: Any) -> outcomes.Applied:
+        result = apply(self, packed, **history)
         crash_once()
         return result
 

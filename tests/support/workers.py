@@ -12,17 +12,22 @@ import redis
 from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
+from app.broker.lanes import PROCESSING
 from app.broker.publisher import Publisher
-from app.broker.redis_transport import PROCESSING
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import delivery, event, rows, until, worker
+from tests.support.poison import fault
 
 LIVE = "live"
 BUSY = "busy"  # the delivery that keeps a worker busy
-LOCK_WAITS = """
+IS_WAITING = """
 SELECT 1 FROM pg_stat_activity
-WHERE wait_event_type = 'Lock' AND application_name = 'headrace-worker' AND datname = current_database()"""
+WHERE wait_event = 'PgSleep' AND application_name = 'headrace-worker' AND datname = current_database()"""
+# Waits until the advisory lock 7 is free. A worker's wait for a lock would end at its lock_timeout of 3 s.
+WAIT = """
+WHILE NOT pg_try_advisory_lock_shared(7) LOOP PERFORM pg_sleep(0.02); END LOOP;
+PERFORM pg_advisory_unlock_shared(7)"""
 
 
 def publish(settings: Settings, *messages: list[Delivery]) -> None:
@@ -123,11 +128,12 @@ class SharedWorker:
 
     @contextmanager
     def busy(self, engine: Engine) -> Iterator[None]:
-        """Blocks the worker on a database lock in the middle of a message, so that it consumes no other."""
-        with engine.connect() as connection, connection.begin():
-            connection.execute(text("LOCK TABLE headrace.deliveries IN ACCESS EXCLUSIVE MODE"))
+        """Blocks the worker in the middle of a message for up to 45 s, so that it consumes no other."""
+        when = f"NEW.message_id = '{BUSY}'"
+        with fault(engine, WAIT, when, "deliveries"), engine.connect() as connection, connection.begin():
+            connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
             publish(self.settings, [delivery(event("labtest.order.created", BUSY, {}), name=BUSY)])
-            until(lambda: rows(engine, LOCK_WAITS))
+            until(lambda: rows(engine, IS_WAITING))
             yield
 
 

@@ -1,6 +1,7 @@
 """Broker checks and queue depths, against a real broker whose settings are changed and restored."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import redis
 
 from app.broker.celery import make_celery
-from app.broker.lanes import LANES, SENT_AT, SWEEP
+from app.broker.lanes import FAILING_SINCE, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, SWEEP
 from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import Delivery
@@ -171,3 +172,29 @@ def test_a_client_has_short_timeouts() -> None:
     with redis_client(nowhere().need_broker()) as client, pytest.raises(redis.ConnectionError):
         client.ping()
     assert time.monotonic() - started < 20
+
+
+def test_unacknowledged_messages_of_any_content_are_counted(here: Settings, client: Any) -> None:
+    """Breaks if `status` or the sweep fails because of a message that somebody else has put into the broker."""
+    odd = {"retries": "x", RETRY_REASON: ["a"], FAILING_SINCE: -1e300, RECEIVED_AT: {}, "eta": 7}
+    shell = {"retries": 3, RETRY_REASON: "a\x1b[31mb" * 100, FAILING_SINCE: time.time() - 60}
+    found = [json.dumps([{"body": "b", "headers": one, "properties": {}}, "", "live"]) for one in (odd, shell)]
+    for tag, raw in enumerate([*found, "", "[]", "rubbish", '[{"headers": {'], 1):
+        client.hset("unacked", tag, raw)
+        client.zadd("unacked_index", {tag: tag})
+    live = lanes(here)[0]
+    assert (live.unacked, live.retrying, live.retries) == (2, 1, 3)
+    assert live.retry_reason == ("a[31mb" * 100)[:200]
+
+
+def test_a_message_that_waits_for_its_retry_is_not_being_processed(here: Settings, client: Any) -> None:
+    """Breaks if a delayed retry counts as a stuck worker, or a stuck worker is not seen."""
+    for tag, eta in (("running", None), ("waiting", "2999-01-01T00:00:00+00:00")):
+        headers = {"eta": eta, RECEIVED_AT: time.time() - (600 if eta else 400)}
+        client.hset("unacked", tag, json.dumps([{"body": "b", "headers": headers}, "", "download"]))
+        client.zadd("unacked_index", {tag: time.time()})
+    client.lpush("download" + PROCESSING, "popped")
+    download = lanes(here)[1]
+    assert download.unacked == 3
+    assert download.unacked_for is not None
+    assert 399 < download.unacked_for.total_seconds() < 500

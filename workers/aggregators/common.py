@@ -19,7 +19,13 @@ UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NULL = msgspec.Raw(b"null")
 
 DateText = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d")]  # PostgreSQL checks the rest strictly
-Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+# Characters of an id, and of another text in a key. PostgreSQL refuses an index entry of more than 2,704 bytes, and the
+# key of a series has an id and three names, each character of up to four bytes.
+MAX_ID, MAX_NAME = 256, 100
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+ShortText = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+# Items of one delivery or page that are refused one by one, in 12 us each. With more of them it is refused as a whole.
+MAX_REFUSED = 100_000
 UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 REPLACED = "characters that PostgreSQL cannot store were replaced by U+FFFD"
 
@@ -40,8 +46,21 @@ def canonical_id(user_id: str) -> str:
     return lower if lower != user_id and UUID.fullmatch(user_id) else user_id
 
 
-def optional_text(value: Any) -> str | None:
+def key_text(value: Any, name: str, longest: int = MAX_ID) -> str:
+    """As `optional_text`, '' for anything else. Raises Unprocessable for a text that is too long for a key."""
+    found = optional_text(value, None) or ""
+    if len(found) > longest:
+        raise Unprocessable(f"{name} is longer than {longest} characters")
+    return found
+
+
+def optional_text(value: Any, longest: int | None = MAX_ID) -> str | None:
     """A scalar, or the JSON of one, as text; None for anything else: for names that must not cost the data."""
+    found = _scalar_text(value)
+    return None if longest and found and len(found) > longest else found
+
+
+def _scalar_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value or None
     try:

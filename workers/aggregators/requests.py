@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
+from urllib.parse import quote
 
+from app.errors import Unprocessable
 from workers.actions import Action, Refused
 
 
@@ -16,9 +18,19 @@ class DateRange:
     end: datetime
 
 
+def segment(identifier: str) -> str:
+    """An id as one segment of a path, percent-encoded. Raises Unprocessable for an id that would be another path.
+
+    Clients and servers remove the segments "." and ".." (RFC 3986, section 5.2.4), also if their dots are encoded.
+    """
+    if identifier in ("", ".", ".."):
+        raise Unprocessable(f"the id {identifier!r} cannot be a part of a path")
+    return quote(identifier, safe="")
+
+
 @dataclass(frozen=True)
 class Request:
-    """One request to an aggregator's API."""
+    """One request to an aggregator's API. Ids are in `path` by `segment` only."""
 
     path: str
     query: tuple[tuple[str, str], ...] = ()

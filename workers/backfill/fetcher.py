@@ -10,20 +10,23 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
+from app.broker.lanes import FETCH
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, seal
-from app.errors import TryLater
-from app.observability import tracing
+from app.errors import RetryAlone, TryLater, Unprocessable
+from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import Record, Refused
 from workers.aggregators import junction
 from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.requests import Page, Request
 from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PageWriter, PendingPages
+from workers.fetch.backoff import backoff
 from workers.fetch.client import AggregatorClient, FetchResult
 from workers.fetch.http import HttpResponse
 from workers.fetch.retry import FINAL, Decision, FetchAction
+from workers.ingest.outcomes import is_last_try
 from workers.store import backfills
 from workers.store.backfills import ChunkPosition
 from workers.store.dead_letters import add_dead_letter
@@ -35,6 +38,7 @@ MAX_RESTARTS = 5  # of one slice
 MAX_CRASHES = 5  # in a row
 NO_DATA_ATTEMPTS = 3  # a first `no_data` may mean that the aggregator has not asked the provider yet
 MAX_CACHED_LISTS = 64
+MAX_RETRY_SECONDS = 30.0  # after a statement that PostgreSQL did not execute
 SliceKey = tuple[int, datetime, int]
 Read = Callable[[HttpResponse], Page]
 log = logging.getLogger(__name__)
@@ -77,8 +81,11 @@ class Fetcher:
         run = BackfillRun(self, work)
         try:
             is_complete = run.run()
-        except TryLater:
+        except TryLater as error:
             with contextlib.suppress(TryLater):  # without a release, the lease expires
+                if isinstance(error, RetryAlone):
+                    run.retry(error)
+                    return run.follow_ups
                 backfills.release(self.engine, work, 0)
             raise
         if not is_complete:
@@ -120,10 +127,25 @@ class BackfillRun:
             self._release(0)
         return False
 
+    def retry(self, error: RetryAlone) -> None:
+        """Releases the backfill until the next try; fails it after several tries of one page."""
+        metrics.RETRIES.labels(FETCH, error.cause).inc()
+        tries = self._work.attempts + 1
+        if is_last_try(tries, error):
+            reason = f"{error}, in {tries} tries; headrace backfill resume {self._work.backfill_id} continues it"
+            backfills.fail(self._engine, self._work, reason)
+        else:
+            self._release(backoff(self._work.attempts, limit=MAX_RETRY_SECONDS), failed=True, error=str(error))
+
     def _fetch_page(self) -> tuple[Page, ChunkPosition | None] | None:
         """One page of the slice and the position after it."""
         work = self._work
-        request = AGGREGATORS[work.aggregator].request(work.of, work.user_id, work.provider, work.slice, work.cursor)
+        api = AGGREGATORS[work.aggregator]
+        try:
+            request = api.request(work.of, work.user_id, work.provider, work.slice, work.cursor)
+        except Unprocessable as reason:
+            self._suspend(_refusal(reason))
+            return None
         page = self._request(request, self._reader(work.of), optional=work.of.dates == "none")
         if page is None:
             return None
@@ -143,8 +165,12 @@ class BackfillRun:
         if owner is None:
             self._fetcher.owners.pop(_slice_key(work), None)
             return Page((), 0), work.after(None, len(owners))
+        try:
+            request = junction.stream_request(work.of, owner.id)
+        except Unprocessable as reason:  # concerns this record only
+            return self._empty_page(_refusal(reason), None), work.after(owner.id, 0)
         page = self._request(
-            junction.stream_request(work.of, owner.id),
+            request,
             lambda response: junction.read_stream(work.of, owner, response.body, response.asked_at),
             optional=True,
             item=owner.id,
@@ -210,7 +236,7 @@ class BackfillRun:
         """An empty page in place of a refused one, whose response becomes a dead letter."""
         if evidence:
             with transaction(self._engine) as connection:
-                if not is_read_only(connection, self._work.user_id):
+                if not is_read_only(connection, self._work.user_id, self._work.aggregator):
                     name = f"fetch.{self._work.resource}"
                     add_dead_letter(connection, evidence, decision.reason, name, self._work.user_id)
         refused = () if decision.action == FetchAction.NOT_FOUND else (Refused(decision.reason, b""),)
@@ -252,13 +278,18 @@ class BackfillRun:
         """Adds a page to the pending ones and commits them if a limit is reached. False if that ends the run."""
         self._pending = self._pending or PendingPages(self._work)
         self._pending.add(page, then)
-        # After a crash, each page is committed alone: the page that crashed the worker must not cost the ones before.
-        limits = ONE_PAGE if self._work.crashes else self._fetcher.limits
+        # After a crash or an error, each page is committed alone: the one that caused it must not cost the ones before.
+        limits = ONE_PAGE if self._work.crashes or self._work.attempts else self._fetcher.limits
         return not self._pending.should_commit(limits) or self._commit()
 
     def _commit(self) -> bool:
         pending, self._pending = self._pending, None
         return pending is None or self._fetcher.writer.commit(pending)
+
+
+def _refusal(reason: Unprocessable) -> Decision:
+    """The decision about a request that cannot be sent, because an id would change its path."""
+    return Decision(FetchAction.REJECT, reason=str(reason))
 
 
 def _slice_key(work: ChunkPosition) -> SliceKey:

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine
 
-from app.errors import Unprocessable
+from app.errors import RetryAlone, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import Action, Origin, Record, Refused, Samples, SeriesKey
 from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.repair import repaired
 from workers.aggregators.requests import Page
+from workers.ingest.outcomes import is_last_try, reason_of
 from workers.ingest.refused import count, dead_letters_of, of_page
 from workers.store import backfills
 from workers.store.backfills import ChunkPosition
@@ -22,6 +23,8 @@ from workers.store.engine import transaction
 from workers.store.series import SeriesNumbers
 from workers.store.users import is_read_only
 from workers.store.writer import BatchItem, write
+
+MAX_TRIES_TOGETHER = 2  # of pages, before their actions are applied one by one
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,16 @@ class PageWriter:
         self._engine, self._sealer, self._series = engine, sealer, SeriesNumbers(engine)
 
     def commit(self, pending: PendingPages) -> bool:
-        """Commits pages and the position after them in one transaction; if PostgreSQL refuses a row, action by action.
+        """Commits pages and the position after them in one transaction.
 
-        False if the run must end: another worker or an operator has moved the backfill, or the user was erased.
+        If PostgreSQL refuses a row, or did not execute a statement in several tries, action by action. False if the run
+        must end: another worker or an operator has moved the backfill, or the user is read-only. Raises TryLater.
         """
         try:
             return self._commit(pending)
-        except Unprocessable:
+        except (Unprocessable, RetryAlone) as error:
+            if isinstance(error, RetryAlone) and pending.work.attempts < MAX_TRIES_TOGETHER:
+                raise
             refused = self.store(pending.work, pending.actions)
         if refused is None:
             return False
@@ -92,9 +98,9 @@ class PageWriter:
 
     def _commit(self, pending: PendingPages) -> bool:
         work, batch = pending.work, [BatchItem(0, action) for action in pending.actions]
-        numbers, origin = self._numbers(pending.actions), _origin(work)
+        numbers, origin = self._numbers(work, pending.actions), _origin(work)
         with tracing.span("commit", pages=pending.pages, actions=len(batch)), transaction(self._engine) as connection:
-            if is_read_only(connection, work.user_id):
+            if is_read_only(connection, work.user_id, work.aggregator):
                 return False
             with tracing.span("merge", actions=len(batch)):
                 written = write(connection, batch, origin, numbers)
@@ -112,24 +118,36 @@ class PageWriter:
         return dead_letters_of(pending.refused, page, f"fetch.{work.resource}", work.user_id, self._sealer)
 
     def store(self, work: ChunkPosition, actions: Iterable[Action]) -> list[Refused] | None:
-        """Stores each action in its own transaction. Returns those refused; None if the user was erased."""
-        refused = []
+        """Stores each action in its own transaction. Returns those refused; None if the user is read-only.
+
+        A record that PostgreSQL did not store in several tries is refused too; samples would be lost, as their dead
+        letter has no content. Raises RetryAlone after the last action.
+        """
+        refused, failed = [], None
         for action in actions:
             try:
                 is_stored = self._store(work, action)
             except Unprocessable as reason:
                 is_stored = True
                 refused.append(_refused(work, action, str(reason)))
+            except RetryAlone as error:
+                is_stored = True
+                if isinstance(action, Record) and is_last_try(work.attempts + 1, error):
+                    refused.append(_refused(work, action, reason_of(error)))
+                else:
+                    failed = failed or error
             if not is_stored:
                 return None
+        if failed:
+            raise failed
         return refused
 
     def _store(self, work: ChunkPosition, action: Action, *, is_repaired: bool = False) -> bool:
-        """False if the user was erased. Raises Unprocessable if PostgreSQL refuses the action, and its repair too."""
-        numbers = self._numbers([action])
+        """False if the user is read-only. Raises Unprocessable if PostgreSQL refuses the action, and its repair too."""
+        numbers = self._numbers(work, [action])
         try:
             with transaction(self._engine) as connection:
-                if is_read_only(connection, work.user_id):
+                if is_read_only(connection, work.user_id, work.aggregator):
                     return False
                 write(connection, [BatchItem(0, action)], _origin(work), numbers)
         except Unprocessable:
@@ -138,8 +156,9 @@ class PageWriter:
             return self._store(work, repaired(action), is_repaired=True)
         return True
 
-    def _numbers(self, actions: Iterable[Action]) -> dict[SeriesKey, int]:
-        return self._series.of(key for one in actions if isinstance(one, Record | Samples) for key in one.series)
+    def _numbers(self, work: ChunkPosition, actions: Iterable[Action]) -> dict[SeriesKey, int]:
+        keys = (key for one in actions if isinstance(one, Record | Samples) for key in one.series)
+        return self._series.of(work.aggregator, keys)
 
 
 def _refused(work: ChunkPosition, action: Action, reason: str) -> Refused:

@@ -1,19 +1,100 @@
-"""Flower with a password on every page, /metrics included, and a bounded history."""
+"""Flower, read-only, with a password on every page, /metrics included, and a bounded history."""
 
+import asyncio
+import base64
+import functools
+import hmac
 import os
+import time
+from pathlib import Path
+from typing import Any
 
-from flower.views.monitor import Metrics
-from tornado.web import authenticated
+import flower
+from flower import urls
+from flower.api import BaseApiHandler
+from flower.views import BaseHandler
+from flower.views.auth import LoginHandler, LogoutHandler
+from flower.views.error import NotFoundErrorHandler
+from flower.views.monitor import Healthcheck
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from app.config.settings import load, process_environment
 from app.errors import Misconfigured
 from workers.celery.app import make_app
+from workers.celery.guesses import Guesses
 
 settings = load()
 celery = make_app(settings)
 # Named, because without --app Celery's command line would load the module in the variable APP.
 APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
+READ_ONLY = ("GET", "HEAD", "OPTIONS")
+SCRIPT = "js/flower.js"
+guesses = Guesses()
+
+
+async def check_password(handler: BaseHandler) -> None:
+    """Raises HTTPError 401 without the password, for every handler that is not public.
+
+    Compares in constant time, once per request. A request without credentials is not a guess. Flower's own comparison
+    answers 500 to a password that is not ASCII.
+    """
+    handler.current_user = None
+    if isinstance(handler, PUBLIC):
+        return
+    header = handler.request.headers.get("Authorization", "")
+    if not header:
+        raise HTTPError(401)
+    address = handler.request.remote_ip or ""
+    seconds = guesses.wait(address, time.monotonic())
+    if seconds is None:
+        raise HTTPError(429)
+    if seconds:  # without `await`, because another guess must not be compared between the turn and `record`
+        await asyncio.sleep(seconds)
+    scheme, _, encoded = header.partition(" ")
+    try:
+        credentials = base64.b64decode(encoded, validate=True) if scheme.lower() == "basic" else b""
+    except ValueError:  # also for text that is not ASCII
+        credentials = b""
+    is_right = hmac.compare_digest(credentials, settings.need_flower_auth().encode())
+    guesses.record(address, time.monotonic(), is_right=is_right)
+    if not is_right:
+        raise HTTPError(401)
+    handler.current_user = True
+
+
+class Static(StaticFileHandler):
+    """Flower's static files. In its script, the table of tasks sends GET instead of POST."""
+
+    @classmethod
+    def get_content(cls, abspath: str, start: int | None = None, end: int | None = None) -> Any:
+        content = super().get_content(abspath, start, end)
+        return _script()[start:end] if abspath.endswith(SCRIPT) else content
+
+
+@functools.cache
+def _script() -> bytes:
+    """Of the length of the original. Raises Misconfigured for a version whose table of tasks would stay empty."""
+    text = (Path(flower.__file__).parent / "static" / SCRIPT).read_bytes()
+    head, table, rest = text.partition(b"url: url_prefix() + '/tasks/datatable'")
+    before, post, between = head.rpartition(b"type: 'POST',")
+    if not table or not post or between.strip():
+        raise Misconfigured("this version of Flower has another script; install the version in the lock file")
+    return before + b"type: 'GET',".ljust(len(post)) + between + table + rest
+
+
+PUBLIC = (Healthcheck, LoginHandler, LogoutHandler, NotFoundErrorHandler)
+
+
+def protect() -> None:
+    """Makes Flower read-only, and puts every page behind the password: /metrics as well, which Flower 2.2 leaves open.
+
+    Raises Misconfigured for a version of Flower with another script.
+    """
+    RequestHandler.SUPPORTED_METHODS = READ_ONLY  # Tornado answers 405 to every other method, before the handler runs
+    BaseHandler.prepare = BaseApiHandler.prepare = check_password
+    _script()
+    urls.settings["static_handler_class"] = Static
 
 
 def main() -> None:
@@ -22,9 +103,8 @@ def main() -> None:
     if not process_environment().get("FLOWER_BASIC_AUTH"):
         raise Misconfigured("not set; start Flower with `headrace flower`, which sets it", setting="FLOWER_BASIC_AUTH")
     celery.conf.broker_transport = None  # Flower selects its broker API by the transport, and does not know ours
-    # Flower 2.2 serves /metrics, with the names of workers and tasks, without authentication.
-    Metrics.get = authenticated(Metrics.get)
-    where = [f"--address={settings.host}", f"--port={settings.flower_port}"]
+    protect()
+    where = [f"--address={settings.flower_host}", f"--port={settings.flower_port}"]
     # Without --conf, Flower would execute a `flowerconfig.py` in the current directory.
     where.append(f"--conf={process_environment().get('FLOWER_CONF', os.devnull)}")
     celery.start(["--app", APP, "flower", *where, *OPTIONS, "--logging=warning"])

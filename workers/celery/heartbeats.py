@@ -1,8 +1,11 @@
-"""Heartbeat events of a worker during a task. Without them Flower shows a worker as offline while it works.
+"""Signs of life of a worker during a task: heartbeat events, and the visibility timeout of its message on Redis.
 
-Celery sends heartbeats from its event loop, which the pool `solo` blocks during a task.
+Celery sends heartbeats from its event loop, which the pool `solo` blocks during a task. Without them Flower shows a
+worker as offline while it works. Without the second, a task that takes longer than HEADRACE_VISIBILITY_TIMEOUT_SECONDS
+would be redelivered and run on two workers at a time.
 """
 
+import logging
 import time
 from threading import Lock, Thread
 from typing import Any
@@ -12,21 +15,31 @@ from celery.utils.sysinfo import load_average
 from celery.worker import state
 from celery.worker.consumer import Consumer
 
+from app.broker.redis_transport import QoS
+
 INTERVAL_SECONDS = 4.0  # between two heartbeats of the event loop; Flower shows a worker as offline after 8 s
 TICK_SECONDS = INTERVAL_SECONDS / 2  # of the thread: a task may begin right before the event loop's next heartbeat
+# After this a task counts as stuck, and its message is redelivered after the visibility timeout. The longest statement
+# may take 45 s, and an event of 60 MB has about 30 of them.
+MAX_TASK_SECONDS = 1800.0
+log = logging.getLogger(__name__)
 
 
 class TaskHeartbeats:
-    """A thread that sends the worker's heartbeats while a task runs, on the connection of its other events.
+    """A thread that works while a task runs: it sends the worker's heartbeats and extends the visibility timeout.
 
-    It sends only during a task, because the connection must not be used by two threads at a time and the event loop is
-    blocked then. A longer interval instead would show a killed worker as online for minutes; a connection of its own
-    would double the broker's connections.
+    Heartbeats use the connection of the worker's other events. The thread sends them only during a task, because the
+    connection must not be used by two threads at a time and the event loop is blocked then. A longer interval instead
+    would show a killed worker as online for minutes; a connection of its own would double the broker's connections. A
+    longer visibility timeout instead would delay the message of a killed worker.
     """
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._is_in_task, self._lock = False, Lock()
+        self._began: float | None = None
+        self._lock = Lock()
+        qos = getattr(consumer.task_consumer.channel, "qos", None)  # AMQP channels have none
+        self._tick = min(TICK_SECONDS, qos.visibility_timeout / 4) if isinstance(qos, QoS) else TICK_SECONDS
 
     def start(self) -> None:
         """Starts the thread, which ends with the process. It costs one wake-up every two seconds."""
@@ -35,18 +48,20 @@ class TaskHeartbeats:
         Thread(target=self._run, name="heartbeats", daemon=True).start()
 
     def _begin(self, **_: Any) -> None:
-        self._is_in_task = True
+        self._began = time.monotonic()
 
     def _end(self, **_: Any) -> None:
         with self._lock:  # waits for a heartbeat that is being sent
-            self._is_in_task = False
+            self._began = None
 
     def _run(self) -> None:
         while True:
-            time.sleep(TICK_SECONDS)
+            time.sleep(self._tick)
             with self._lock:
-                if self._is_in_task:
+                if self._began is not None:
                     self._send()
+                    if time.monotonic() - self._began < MAX_TASK_SECONDS:
+                        self._extend()
 
     def _send(self) -> None:
         """Sends the fields of Celery's own heartbeats. Celery keeps the event if the broker is down."""
@@ -59,6 +74,16 @@ class TaskHeartbeats:
             loadavg=load_average(),
             **state.SOFTWARE_INFO,
         )
+
+    def _extend(self) -> None:
+        """On Redis only: RabbitMQ knows from the connection that a worker lives."""
+        qos = getattr(self._consumer.task_consumer.channel, "qos", None)
+        if not isinstance(qos, QoS):
+            return
+        try:
+            qos.extend()
+        except self._consumer.connection_errors as error:
+            log.warning("cannot extend the visibility timeout of a message: %s", type(error).__name__)
 
 
 def start_heartbeats(sender: Consumer, **_: Any) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from celery import Celery, Task
 from celery.exceptions import Reject
@@ -12,18 +12,18 @@ from celery.exceptions import Reject
 from app.broker.delays import delay_options
 from app.broker.lanes import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP
 from app.config.settings import Settings
-from app.errors import TryLater
+from app.errors import RetryAlone, TryLater
 from app.observability import metrics, tracing
 from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
-from workers.fetch.backoff import backoff
+from workers.celery.retries import failures_of, retry_headers, seconds_before
+from workers.ingest.outcomes import cause_of, retry_reason
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 log = logging.getLogger(__name__)
-MAX_RETRY_SECONDS = 30.0  # a task that waits in the broker counts against its visibility timeout
 
 
 def register(celery: Celery, settings: Settings) -> None:
@@ -48,15 +48,15 @@ def register(celery: Celery, settings: Settings) -> None:
         """Applies one message of deliveries and enqueues the backfills that they announce."""
         # A message with other arguments is not ours. As JSON it is stored with the dead letters.
         packed = args[0] if len(args) == 1 and not kwargs else json.dumps([args, kwargs])
-        redelivered = _is_redelivered(task)
-        applied = retry_later(task, lambda: context().apply(str(packed), redelivered=redelivered))
+        history = _history(task)
+        applied = retry_later(task, lambda: context().apply(str(packed), **history))
         context().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
     @task(name=DOWNLOAD, max_retries=None)
     def download(task: Task, packed: str) -> None:
-        """Downloads and applies one delivery that only contains a URL."""
-        redelivered = _is_redelivered(task)
-        applied = retry_later(task, lambda: context().downloader.run(packed, redelivered=redelivered))
+        """Applies one delivery that is large or contains only a URL."""
+        history = _history(task)
+        applied = retry_later(task, lambda: context().downloader.run(packed, **history))
         context().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
     @task(name=FETCH, max_retries=None)
@@ -84,12 +84,18 @@ def _sweep(jobs: Jobs) -> None:
         log.warning("the sweep stopped (%s); the next sweep continues", reason)
 
 
-def _is_redelivered(task: Task) -> bool:
-    """Whether an earlier worker may have crashed while processing this message."""
+class _History(TypedDict):
+    """What earlier workers have seen of a message."""
+
+    redelivered: bool  # one may have crashed while processing it
+    failures: int  # its tries that PostgreSQL did not execute
+
+
+def _history(task: Task) -> _History:
     redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
     if redelivered:
         metrics.REDELIVERED.inc()
-    return redelivered
+    return {"redelivered": redelivered, "failures": failures_of(task.request.headers)}
 
 
 def retry_later(task: Task, work: Callable[[], T]) -> T:
@@ -102,11 +108,14 @@ def retry_later(task: Task, work: Callable[[], T]) -> T:
         return work()
     except Exception as error:  # noqa: BLE001 - the edge of a task
         tracing.record_error(error)
-        seconds = backoff(task.request.retries, limit=MAX_RETRY_SECONDS)
-        reason = str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
+        metrics.RETRIES.labels(task.name, cause_of(error)).inc()
+        request, reason = task.request, retry_reason(error)
+        seconds = seconds_before(request.retries)
         log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
+        failures = failures_of(request.headers) + isinstance(error, RetryAlone)
         try:
-            options = delay_options(task.app, task.request.delivery_info["routing_key"], seconds)
-            raise task.retry(**options, exc=TryLater(reason), argsrepr=task.request.argsrepr, kwargsrepr="{}")
+            options = delay_options(task.app, request.delivery_info["routing_key"], seconds)
+            options |= {"headers": retry_headers(request.headers, failures, error)}
+            raise task.retry(**options, exc=TryLater(reason), argsrepr=request.argsrepr, kwargsrepr="{}")
         except Reject as rejected:
             raise Reject(rejected.reason, requeue=True) from None

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from app.config.settings import Settings, load
 from app.errors import NotFound
 from app.sealing import Sealer
 from workers.cli import options, output
-from workers.cli.options import Moment
+from workers.cli.options import Moment, Seconds
 from workers.store import archive, audit, dead_letters, digests
 from workers.store.archive import ArchiveWindow
 from workers.store.dead_letters import DeadLetter
@@ -99,7 +99,7 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
     if body:
         audit.record(engine, "dead show", found[0].user_id or "unknown", {"dead_letter": number})
         delivery = dead_letters.delivery(engine, found[0])
-        sys.stdout.buffer.write(Sealer(settings.encryption_keys).open(delivery.sealed, delivery.key) + b"\n")
+        sys.stdout.buffer.write(delivery.open(Sealer(settings.encryption_keys)) + b"\n")
     elif as_json:
         output.print_json(found[0])
     else:
@@ -109,14 +109,18 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
 
 @dead.command("replay")
 @_selection
+@click.option("--timeout", type=Seconds(), help="of each database statement, e.g. 10m (default: 45s)")
 @options.json_option
-def replay_dead(*, ids: tuple[int, ...], reason: str | None, data_dir: Path | None, as_json: bool) -> None:
+def replay_dead(
+    *, ids: tuple[int, ...], reason: str | None, timeout: int | None, data_dir: Path | None, as_json: bool
+) -> None:
     """Apply dead letters again: all, or those selected by ID or reason.
 
     Those that are applied leave the list. For a rejected request to Junction, its backfill is resumed.
     """
     settings = options.attached(data_dir, broker=False)
-    engine = make_writer(settings, "headrace-dead")
+    session = {"statement_timeout": f"{timeout}s"} if timeout else {}
+    engine = make_writer(settings, "headrace-dead", session)
     _check_ids(engine, ids)
     found = dead_letters.listed(engine, ids, reason, ALL)
     from workers.ingest.apply import Applier  # noqa: PLC0415 - 0.1 s of CPU that `dead list` does not need
@@ -156,7 +160,12 @@ def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, da
 @click.option("--until", type=Moment(), help="received before this day or time (default: now)")
 @click.option("--event-type", help="only event types that match this pattern, e.g. 'daily.data.sleep.*'")
 @click.option("--order", type=click.Choice(ORDERS), default="oldest", show_default=True, help="order within each hour")
-@click.option("--into", "other", metavar="DATABASE_URL", help="apply to another database, e.g. an empty one for a test")
+@click.option(
+    "--into",
+    "other",
+    metavar="DATABASE_URL",
+    help="apply to another database, e.g. an empty one for a test; its password is in PGPASSWORD or ~/.pgpass",
+)
 @click.option("--dry-run", is_flag=True, help="only count the deliveries")
 @click.option("--digest", is_flag=True, help="compare the tables before and after, and list those that changed")
 @options.data_dir_option
@@ -175,6 +184,7 @@ def replay(
 ) -> None:
     """Apply archived deliveries again. Rows that are already correct do not change."""
     settings = options.attached(data_dir, broker=False)
+    into = _with_database(settings, other) if other else settings
     source = make_engine(settings, "headrace-replay")
     window = ArchiveWindow(since, until or datetime.now(UTC), event_type)
     total = archive.count(source, window)
@@ -184,7 +194,8 @@ def replay(
         else:
             click.echo(f"{total} archived deliveries match")
         return
-    into = _other(settings, other) if other else settings
+    if other:
+        migrate(make_engine(into, "headrace-replay"))
     target = make_writer(into, "headrace-replay")
     from workers.ingest.apply import Applier  # noqa: PLC0415 - as above
     from workers.ingest.replay import replay as replay_archived  # noqa: PLC0415
@@ -199,10 +210,15 @@ def replay(
     _print_outcomes(outcomes, changed, as_json=as_json)
 
 
-def _other(settings: Settings, url: str) -> Settings:
-    """The settings with another database, after migrating it."""
+def _with_database(settings: Settings, url: str) -> Settings:
+    """The settings with another database. Its password is read by libpq from PGPASSWORD or the password file."""
     other = replace(settings, database_url=load({"DATABASE_URL": url}).database_url)
-    migrate(make_engine(other, "headrace-replay"))
+    parsed = make_url(other.need_database())
+    if parsed.password is not None or "password" in parsed.query:
+        raise click.ClickException(
+            "--into must not contain a password, because every user of this machine can read a command line; "
+            "set PGPASSWORD, or add the password to ~/.pgpass"
+        )
     return other
 
 

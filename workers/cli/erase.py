@@ -12,13 +12,17 @@ from workers.aggregators.common import canonical_id
 from workers.cli import options, output
 from workers.cli.users import resolve_users
 from workers.operate.erase import Eraser, ErasureReceipt
+from workers.store import erase as store
 from workers.store.engine import make_writer
 
 TOMBSTONE = "later data of this user, including replays and backfills, is recorded as ignored and not stored"
+UNVACUUMED = "deleted rows in PostgreSQL's files, until VACUUM: `headrace erase --user ... --vacuum` runs it now"
 NOT_REMOVED = (
     "the aggregator's copy: also call DELETE /v2/user/... at Junction, or /auth/deauthenticateUser at Terra",
     "backups, lagging replicas and exports: apply your own rules; after restoring a backup, erase the user again",
-    "encrypted bodies in the broker's log until it is rewritten, and deleted rows until PostgreSQL vacuums them",
+    "PostgreSQL's write-ahead log (WAL), until its files are reused after checkpoints; copies in a WAL archive",
+    "the free space of PostgreSQL's pages, until new rows overwrite it: only VACUUM FULL rewrites a whole table",
+    "encrypted bodies in the broker's log, until it is rewritten",
 )
 
 
@@ -26,12 +30,21 @@ NOT_REMOVED = (
 @options.user_option("the user to erase")
 @options.all_option
 @click.option("--unknown", is_flag=True, help="block a user_id of which nothing is stored yet")
+@click.option("--vacuum", is_flag=True, help="also run VACUUM, which removes the deleted rows from PostgreSQL's files")
 @click.option("--dry-run", is_flag=True, help="only count the user's rows")
 @options.yes_option
 @options.data_dir_option
 @options.json_option
 def erase(
-    *, user: str, all_users: bool, unknown: bool, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool
+    *,
+    user: str,
+    all_users: bool,
+    unknown: bool,
+    vacuum: bool,
+    dry_run: bool,
+    yes: bool,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Delete all data of a user permanently. Data that arrives later is blocked. Safe to run again if interrupted.
 
@@ -57,9 +70,18 @@ def erase(
             receipts.append(eraser.erase(one, update))
         if not as_json:
             click.echo("\n".join(_printed(receipts[-1])))
+    done, skipped = store.vacuum(engine) if vacuum else ([], [])
+    left = _not_removed(is_vacuumed=vacuum and not skipped)
     if as_json:
-        plain = [asdict(one) | {"tombstone": TOMBSTONE, "not_removed": NOT_REMOVED} for one in receipts]
+        more = {"vacuumed": done, "not_vacuumed": skipped, "tombstone": TOMBSTONE, "not_removed": left}
+        plain = [asdict(one) | more for one in receipts]
         output.print_json(plain if all_users else plain[0])
+        return
+    if done:
+        click.echo(f"vacuumed {len(done)} tables")
+    if skipped:
+        click.echo(f"not vacuumed, which needs the owner's login or MAINTAIN: {', '.join(skipped)}")
+    click.echo("\n  ".join(["not removed:", *left]))
 
 
 def _resolve(engine: Engine, name: str, *, all_users: bool, unknown: bool) -> tuple[str, ...]:
@@ -90,8 +112,11 @@ def _printed(receipt: ErasureReceipt) -> Iterator[str]:
         yield f"{receipt.unread} dead letters cannot be decrypted and may hold data of this user: headrace dead list"
     if receipt.others:
         yield f"other users with the same client_user_id, not erased: {', '.join(receipt.others)}"
-    yield "not removed, because Headrace cannot reach them:"
-    yield from (f"  {one}" for one in NOT_REMOVED)
+
+
+def _not_removed(*, is_vacuumed: bool) -> tuple[str, ...]:
+    """The copies that still exist after the erasure."""
+    return NOT_REMOVED if is_vacuumed else (*NOT_REMOVED, UNVACUUMED)
 
 
 def _lines(found: Mapping[str, int]) -> Iterator[str]:

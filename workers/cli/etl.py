@@ -9,7 +9,8 @@ from workers.backfill.fetcher import FollowUp
 from workers.celery.context import WorkerContext
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
-from workers.store.engine import make_writer
+from workers.ingest.outcomes import Applied
+from workers.store.engine import WORKER_SESSION, make_writer
 
 
 @click.command("etl")
@@ -26,8 +27,11 @@ def command(*, optional: bool) -> None:
     name = "headrace-etl"
     if settings.broker_url or settings.redis_url:
         work = WorkerContext(make_celery(settings, "publisher"), settings, name)
-        rabbitmq_pipeline.run(
-            settings, work.applier, lambda announced: work.enqueue(FollowUp(one, 0) for one in announced)
-        )
+
+        def hand_over(applied: Applied) -> None:
+            work.hand_over(applied)
+            work.enqueue(FollowUp(one, 0) for one in applied.backfills)
+
+        rabbitmq_pipeline.run(settings, work.applier, hand_over)
     else:  # without a broker of our own, the sweep starts announced backfills
-        rabbitmq_pipeline.run(settings, Applier(make_writer(settings, name), settings))
+        rabbitmq_pipeline.run(settings, Applier(make_writer(settings, name, WORKER_SESSION), settings))

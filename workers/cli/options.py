@@ -1,5 +1,6 @@
 """Options, argument types and error handling that commands share."""
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -68,6 +69,19 @@ class Moment(click.ParamType[datetime]):
         except ValueError:
             self.fail(f"{value!r} is neither a day (2026-03-14) nor a time (2026-03-14T06:30:00Z)", param, context)
         return given if given.tzinfo else given.replace(tzinfo=UTC)
+
+
+class Seconds(click.ParamType[int]):
+    """A duration in whole seconds, minutes or hours: 90s, 10m, 2h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        """Raises click.BadParameter."""
+        found = re.fullmatch(r"([1-9]\d{0,5})([smh])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no duration such as 90s, 10m or 2h", param, context)
+        return int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 class ResourceName(click.ParamType[str]):

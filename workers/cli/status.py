@@ -25,12 +25,12 @@ from workers.store.engine import make_engine
     show_default=True,
     help="minimum seconds between refreshes",
 )
-@click.option("--web", help="URL of the endpoint, e.g. http://web:8000 (default: that of --data-dir)")
+@click.option("--web", help="URL of the operations port, e.g. http://web:8001 (default: that of --data-dir)")
 def command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
     """Show problems, queue depths, outcomes and backfills."""
     settings = attached(data_dir)
     engine = make_engine(settings, "headrace-status")
-    watcher = Watcher(engine, settings, web or attach.endpoint_of(load(), data_dir or Path(settings.data_dir)))
+    watcher = Watcher(engine, settings, web or attach.operations_of(load(), data_dir or Path(settings.data_dir)))
     if as_json:
         print_json(watcher.poll().plain())
     elif watch:

@@ -2,11 +2,13 @@
 
 import click
 
+from app.commands import become, own
 from app.config.settings import load, process_environment
 from app.observability.metrics import METRICS_FOLDER
 from app.web.__main__ import make_folder
+from app.web.limits import connections_per_process
 from workers.broker_admin import need_durable
-from workers.local.commands import become, own
+from workers.local.secrets import WITHHELD
 
 
 @click.command()
@@ -15,10 +17,11 @@ def web() -> None:
     settings = load()
     settings.need_broker()
     settings.need_webhook_secret()
+    connections_per_process(settings)  # raises Misconfigured
     need_durable(settings)
     # The endpoint's processes share their metrics through files in this folder.
     folder = {} if process_environment().get(METRICS_FOLDER) else {METRICS_FOLDER: make_folder()}
-    become(own("app.web", "headrace", "web"), folder)  # the arguments only show up in `ps`
+    become(own("app.web", "headrace", "web"), folder, without=WITHHELD["web"])  # the arguments only show up in `ps`
 
 
 @click.command()
@@ -27,4 +30,4 @@ def flower() -> None:
     settings = load()
     settings.need_broker()
     # In the environment, because every local user can read a command line.
-    become(own("workers.celery.flower"), {"FLOWER_BASIC_AUTH": settings.need_flower_auth()})
+    become(own("workers.celery.flower"), {"FLOWER_BASIC_AUTH": settings.need_flower_auth()}, without=WITHHELD["flower"])

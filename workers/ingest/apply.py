@@ -10,23 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace as replace_struct
 from sqlalchemy import Connection, Engine
 
 from app.config.settings import Settings
-from app.delivery import Delivery, Receipt, seal, unpack
-from app.errors import TryLater, Unprocessable
+from app.delivery import Delivery, Receipt, pack, seal, sealed_again, unpack, unpack_stored
+from app.errors import NotAuthentic, RetryAlone, TryLater, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import LargeRequest, LostDelivery, Notice, Origin, Parsed, SeriesKey, UserIdChange
 from workers.aggregators.registry import AGGREGATORS
 from workers.ingest import refused
+from workers.ingest.attempts import as_attempts
 from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.outcomes import (
     Applied,
     ParsedDelivery,
-    client_ids,
+    Unsettled,
     combine,
+    is_large,
+    is_last_try,
     once_each,
     outcome_of,
     reason_of,
@@ -35,18 +37,24 @@ from workers.ingest.outcomes import (
     with_repaired_records,
     without_erased,
 )
+from workers.ingest.ownership import claims, merged_ids, without_other_owners
 from workers.store import lost_deliveries
 from workers.store.backfills import BackfillRequest, open_backfill
 from workers.store.dead_letters import add_dead_letter, add_items, replace_items
-from workers.store.engine import transaction
+from workers.store.engine import WAIT_LITTLE, transaction
 from workers.store.large_requests import expect
-from workers.store.ledger import first_arrivals, settle, settled_already
+from workers.store.ledger import settle, settled_already
 from workers.store.series import SeriesNumbers
 from workers.store.user_merges import merge_user
 from workers.store.users import upsert_users
-from workers.store.writer import BatchItem, Written, write
+from workers.store.writer import BatchItem, write
+from workers.store.written import Written
 
 UNKNOWN = "unknown"  # the aggregator of dead letters that are raw messages
+# Deliveries that are not tried within this time become messages of their own at once: with one more statement of 45 s,
+# the message is still acknowledged before the visibility timeout of 60 s.
+MAX_ALONE_SECONDS = 10.0
+NO_MORE = 1 << 30  # tries: the delivery becomes a dead letter if this try fails
 log = logging.getLogger(__name__)
 
 
@@ -59,85 +67,174 @@ class Applier:
         self._series = SeriesNumbers(engine)
         self._crashes = CrashCounter(engine)
 
-    def apply(self, packed: str, *, redelivered: bool = False) -> Applied:
-        """Applies a message. Raises TryLater if it must be retried; a retry never applies data twice.
+    def apply(self, packed: str, *, redelivered: bool = False, failures: int = 0) -> Applied:
+        """Applies a message. A retry never applies data twice.
 
-        One transaction applies all deliveries. If PostgreSQL rejects it, each delivery gets its own transaction, so
-        that only the rejected one becomes a dead letter. The deliveries of a redelivered message are applied one by one
-        too, because one of them may have crashed the previous worker.
+        One transaction applies all deliveries. Each delivery gets its own transaction
+        - if PostgreSQL rejects the message, so that only the rejected delivery becomes a dead letter;
+        - if the message is redelivered, because one of its deliveries may have crashed the previous worker;
+        - if PostgreSQL does not execute a statement. Deliveries that fail alone too are returned in `unsettled`, and
+          become dead letters after several tries, of which there were `failures`.
+
+        Raises TryLater if the whole message must be retried; RetryAlone counts as one of `failures`.
         """
         try:
             deliveries = unpack(packed)
         except Unprocessable as reason:  # invalid, or of a newer version: stored raw, to be replayed after an upgrade
             return self.dead_letter_raw(packed.encode(), str(reason))
-        return self.apply_deliveries(deliveries, redelivered=redelivered)
+        large = tuple(one for one in deliveries if is_large(one))
+        if not large:
+            return self.apply_deliveries(deliveries, redelivered=redelivered, failures=failures)
+        others = [one for one in deliveries if not is_large(one)]
+        applied = Applied([], [])
+        if others:
+            applied = self.apply_deliveries(others, redelivered=redelivered, failures=failures)
+        return replace(applied, for_download=(*applied.for_download, *large))
 
-    def apply_deliveries(self, deliveries: Sequence[Delivery], *, redelivered: bool = False) -> Applied:
+    def apply_deliveries(
+        self, deliveries: Sequence[Delivery], *, redelivered: bool = False, failures: int = 0
+    ) -> Applied:
         """As `apply`, for unpacked deliveries."""
-        once = once_each(deliveries)
+        batch = once_each(deliveries)
+        if len(batch) < len(deliveries):
+            batch = self._genuine_first(deliveries)
         tracing.set_batch_size(len(deliveries))
-        return _record_metrics(self._apply_one_by_one(once) if redelivered else self._apply_batch(once, "webhook"))
+        if not redelivered and len(batch) > 1:
+            applied = self._apply_batch(batch)
+        else:
+            applied = self._apply_one_by_one(batch, failures, redelivered=redelivered)
+        return _record_metrics(applied)
+
+    def _genuine_first(self, deliveries: Sequence[Delivery]) -> list[ParsedDelivery]:
+        """As `once_each`, for a message in which deliveries have the same id: a forged one must not replace another."""
+        genuine, unread, forged = [], [], []
+        for one in deliveries:
+            try:
+                one.open_received(self._sealer)
+            except NotAuthentic as error:
+                forged.append(self._raw_message(pack([one]).encode(), reason_of(error)))
+            except Unprocessable:  # its key is not configured
+                unread.append(one)
+            else:
+                genuine.append(one)
+        return [*once_each([*genuine, *unread]), *forged]
 
     def reject(self, delivery: Delivery, reason: str) -> Applied:
         """Stores a delivery as a dead letter. Raises TryLater."""
-        return _record_metrics(self._commit([ParsedDelivery(delivery, 1, reason=reason)]))
+        return _record_metrics(self._commit(self._as_attempts([ParsedDelivery(delivery, 1, reason=reason)])))
 
     def dead_letter_raw(self, raw: bytes, reason: str) -> Applied:
         """Stores a raw message that is invalid as a dead letter, with its digest as the id. Raises TryLater."""
+        return _record_metrics(self._commit([self._raw_message(raw, reason)]))
+
+    def _raw_message(self, raw: bytes, reason: str) -> ParsedDelivery:
         message = seal(UNKNOWN, Receipt(hashlib.sha256(raw).hexdigest()), raw, self._sealer)
-        return _record_metrics(self._commit([ParsedDelivery(message, 1, reason=reason)]))
+        return ParsedDelivery(message, 1, reason=reason)
 
     def replay_raw_message(self, message: Delivery) -> Applied:
         """Applies a raw message that became a dead letter. Raises Unprocessable if it is still invalid."""
-        raw = self._sealer.open(message.sealed, message.key)
-        return _record_metrics(self._apply_batch(once_each(extract_deliveries(raw)), "webhook"))
+        deliveries = extract_deliveries(message.open(self._sealer))
+        genuine = [sealed_again(one, self._sealer) for one in deliveries]
+        return _record_metrics(self._apply_now(once_each(genuine), "webhook"))
 
     def replay(self, deliveries: Sequence[Delivery]) -> Applied:
         """Applies archived or dead deliveries. Raises TryLater."""
-        return self._apply_batch(once_each(deliveries), "replay")
+        return self._apply_now(once_each(deliveries), "replay")
 
     def replay_item(self, item: Delivery) -> str | None:
         """Applies a refused item of a delivery. Returns the reason if it is refused again. Raises TryLater."""
         opened = self._parse(ParsedDelivery(item, 1, is_item=True), "replay")
-        applied = self._commit_alone(opened, "replay")
+        try:
+            applied = self._commit_alone(opened, "replay")
+        except RetryAlone as error:
+            return reason_of(error)
         reasons = [one.error for one in applied.settled if one.outcome == "dead"]
         reasons += [one.reason for one in (opened.parsed.refused if opened.parsed else ())]
         return reasons[0] if reasons else None
 
-    def _apply_batch(self, batch: Sequence[ParsedDelivery], origin: Origin) -> Applied:
-        parsed = self._with_first_arrival([self._parse(one, origin) for one in batch])
-        try:
-            return self._commit(parsed, origin)
-        except TryLater:
-            raise
-        except Exception as error:  # noqa: BLE001 - applied one by one, the failing delivery is found
-            log.info("applying the %d deliveries of a message one by one: %s", len(parsed), reason_of(error))
-            return combine([self._commit_alone(one, origin) for one in parsed])
-
-    def _apply_one_by_one(self, batch: Sequence[ParsedDelivery]) -> Applied:
-        """Applies a redelivered message. A crash is counted before each delivery, and cleared when it is committed."""
-        parts = []
-        for one in self._crashes.safest_first(batch):
-            reason = f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery"
-            is_poison = self._crashes.is_poison(one)
+    def _apply_now(self, batch: Sequence[ParsedDelivery], origin: Origin) -> Applied:
+        """For commands, which have no retries: a delivery that fails alone is dead."""
+        opened = [self._parse(one, origin) for one in batch]
+        if len(opened) > 1:
             try:
-                (parsed,) = self._with_first_arrival([replace(one, reason=reason) if is_poison else self._parse(one)])
-                parts.append(self._commit_alone(parsed, "webhook"))
-            except TryLater:
-                self._crashes.release()
+                return self._commit(self._as_attempts(opened, origin), origin)
+            except Exception as error:
+                if _is_outage(error):
+                    raise
+                log.info("applying %d deliveries one by one: %s", len(opened), reason_of(error))
+        return combine([self._apply_alone(one, origin, NO_MORE) for one in opened])
+
+    def _apply_batch(self, batch: Sequence[ParsedDelivery]) -> Applied:
+        opened = self._as_attempts([self._parse(one) for one in batch])
+        try:
+            return self._commit(opened)
+        except Exception as error:
+            if _is_outage(error):
                 raise
-        return combine(parts)
+            log.info("applying the %d deliveries of a message one by one: %s", len(opened), reason_of(error))
+            return self._apply_one_by_one(opened, 0)
+
+    def _apply_one_by_one(
+        self, batch: Sequence[ParsedDelivery], failures: int, *, redelivered: bool = False
+    ) -> Applied:
+        """Applies each delivery in its own transaction. Raises TryLater, and the error of a message's only delivery.
+
+        Deliveries that crashed a worker come last. An outage keeps the whole message in the queue.
+        """
+        tries = 1 + failures
+        is_retry = tries > 1 or len(batch) > 1
+        until = time.monotonic() + MAX_ALONE_SECONDS
+        parts, unsettled = [], []
+        for one in self._crashes.safest_first(batch) if redelivered else batch:
+            if time.monotonic() > until:
+                unsettled.append(Unsettled(one.delivery))
+                continue
+            try:
+                opened = self._parse_counted(one) if redelivered else self._parse(one)
+                parts.append(self._apply_alone(opened, "webhook", tries, is_retry=is_retry))
+            except Exception as error:
+                self._crashes.release()
+                if len(batch) == 1 or _is_outage(error):
+                    raise
+                unsettled.append(Unsettled(one.delivery, tries, error))
+        return replace(combine(parts), unsettled=tuple(unsettled))
+
+    def _parse_counted(self, one: ParsedDelivery) -> ParsedDelivery:
+        """Counts a crash before the delivery is opened; the count is cleared when it is committed."""
+        if self._crashes.is_poison(one):
+            return replace(one, reason=f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery")
+        return self._parse(one)
+
+    def _apply_alone(self, opened: ParsedDelivery, origin: Origin, tries: int, *, is_retry: bool = False) -> Applied:
+        """Raises RetryAlone. If the last try fails, the delivery becomes a dead letter instead."""
+        try:
+            (opened,) = self._as_attempts([opened], origin)
+            return self._commit_alone(opened, origin, is_retry=is_retry)
+        except RetryAlone as error:
+            if not is_last_try(tries, error):
+                raise
+            dead = replace(opened, reason=reason_of(error))
+            try:
+                return self._commit_alone(dead, origin)
+            except RetryAlone:  # the row of its user may be the one that is locked or damaged
+                return self._commit_alone(replace(dead, parsed=None), origin)
 
     def _parse(self, one: ParsedDelivery, origin: Origin = "webhook") -> ParsedDelivery:
+        if one.parsed or one.reason:
+            return one
         delivery = one.delivery
         aggregator = AGGREGATORS.get(delivery.aggregator)
         if aggregator is None:
             return replace(one, reason="unknown aggregator")
+        is_stored = origin == "replay"
         try:
             with tracing.span("open", aggregator=delivery.aggregator, delivery=delivery.message_id):
-                body = self._sealer.open(delivery.sealed, delivery.key)
+                body = delivery.open(self._sealer) if is_stored else delivery.open_received(self._sealer)
                 parsed = aggregator.parse(delivery, body, self._settings)
         except Exception as error:  # noqa: BLE001 - whatever the error, the delivery becomes a dead letter
+            if isinstance(error, NotAuthentic) and not is_stored:
+                # Its id may be that of another delivery, so the ledger must not record it under that id.
+                return self._raw_message(pack([delivery]).encode(), reason_of(error))
             return replace(one, reason=reason_of(error), parsed=self._identify(delivery))
         if parsed.duplicate_samples:
             metrics.DUPLICATE_SAMPLES.inc(parsed.duplicate_samples)
@@ -151,62 +248,58 @@ class Applier:
     def _identify(self, delivery: Delivery) -> Parsed | None:
         """The type and the user of a delivery that cannot be parsed, if they can be read."""
         try:
-            return AGGREGATORS[delivery.aggregator].identify(self._sealer.open(delivery.sealed, delivery.key))
+            return AGGREGATORS[delivery.aggregator].identify(delivery.open(self._sealer))
         except Exception as error:  # noqa: BLE001 - a body that breaks `parse` may break this too, for every retry
             log.debug("a delivery names no event: %s", reason_of(error))
             return None
 
-    def _with_first_arrival(self, parsed: Sequence[ParsedDelivery]) -> list[ParsedDelivery]:
-        """The deliveries. One without a clock of its sender that has arrived before keeps the time of that arrival.
+    def _as_attempts(self, parsed: Sequence[ParsedDelivery], origin: Origin = "webhook") -> list[ParsedDelivery]:
+        return [self._parse(one, origin) for one in as_attempts(self._engine, self._sealer, parsed, origin)]
 
-        Otherwise its repetition would be newer than an update that arrived in between. Raises TryLater.
-        """
-        undated = [one.delivery for one in parsed if one.parsed and one.parsed.is_undated and not one.is_claim_check]
-        if not undated:
-            return list(parsed)
-        with transaction(self._engine) as connection:
-            known = first_arrivals(connection, [(one.aggregator, one.message_id) for one in undated])
-        found = []
-        for one in parsed:
-            first = known.get((one.delivery.aggregator, one.delivery.message_id))
-            if one.parsed and one.parsed.is_undated and first is not None and first < one.delivery.received_at:
-                found.append(self._parse(replace(one, delivery=replace_struct(one.delivery, received_at=first))))
-            else:
-                found.append(one)
-        return found
-
-    def _commit_alone(self, one: ParsedDelivery, origin: Origin) -> Applied:
+    def _commit_alone(self, one: ParsedDelivery, origin: Origin, *, is_retry: bool = False) -> Applied:
         try:
-            return self._commit([one], origin)
+            return self._commit([one], origin, is_retry=is_retry)
         except TryLater:
             raise
         except Exception as error:
             if isinstance(error, Unprocessable) and one.reason is None and not one.is_repaired:
                 with contextlib.suppress(Unprocessable):
-                    return self._commit_alone(with_repaired_records(one), origin)
+                    return self._commit_alone(with_repaired_records(one), origin, is_retry=is_retry)
             if one.reason is None:
                 rejected = replace(one, reason=reason_of(error))
             elif one.parsed is not None:  # PostgreSQL may have rejected the user_id or the event type
                 rejected = replace(one, parsed=None)
             else:
                 raise
-            return self._commit_alone(rejected, origin)
+            return self._commit_alone(rejected, origin, is_retry=is_retry)
 
-    def _commit(self, batch: Sequence[ParsedDelivery], origin: Origin = "webhook") -> Applied:
-        by_reference = tuple(one.delivery for one in batch if one.is_claim_check)
+    def _commit(
+        self, batch: Sequence[ParsedDelivery], origin: Origin = "webhook", *, is_retry: bool = False
+    ) -> Applied:
+        claim_checks = tuple(one.delivery for one in batch if one.is_claim_check)
         here = [one for one in batch if not one.is_claim_check]
-        numbers = self._series.of(key for one in here for key in one.series)
+        numbers = self._numbers(here)
         applied = Applied([], [])
         with tracing.span("commit", deliveries=len(here)), transaction(self._engine) as connection:
-            users = upsert_users(connection, client_ids(here))
-            merged = {name: user.merged_into for name, user in users.items() if user.merged_into}
+            if is_retry:
+                connection.execute(WAIT_LITTLE)
+            users = upsert_users(connection, claims(here))
+            here = without_other_owners(here, users)
+            merged = merged_ids(here, users)
             if not merged:
                 applied = self._write(connection, without_erased(here, users), numbers, origin)
         if merged:  # in a new transaction: the rows of the new user_id may have series that are not registered yet
-            return self._commit([with_merged_user(one, merged) for one in batch], origin)
+            return self._commit([with_merged_user(one, merged) for one in batch], origin, is_retry=is_retry)
         self._crashes.committed()
         metrics.count_rows(applied.rows, origin)
-        return replace(applied, by_reference=by_reference)
+        return replace(applied, for_download=claim_checks)
+
+    def _numbers(self, here: Sequence[ParsedDelivery]) -> dict[SeriesKey, int]:
+        numbers: dict[SeriesKey, int] = {}
+        for aggregator in dict.fromkeys(one.delivery.aggregator for one in here):
+            own = (one for one in here if one.delivery.aggregator == aggregator)
+            numbers |= self._series.of(aggregator, (key for one in own for key in one.series))
+        return numbers
 
     def _write(
         self, connection: Connection, parsed: Sequence[ParsedDelivery], numbers: Mapping[SeriesKey, int], origin: Origin
@@ -241,11 +334,16 @@ class Applier:
             add_items(connection, items)
 
 
+def _is_outage(error: Exception) -> bool:
+    """Whether no delivery can be applied now."""
+    return isinstance(error, TryLater) and not isinstance(error, RetryAlone)
+
+
 def extract_deliveries(raw: bytes) -> list[Delivery]:
     """The deliveries of a raw message, or of the first argument of a Celery task. Raises Unprocessable."""
-    with contextlib.suppress(msgspec.DecodeError, LookupError):
+    with contextlib.suppress(msgspec.DecodeError, LookupError, TypeError, RecursionError, UnicodeError):
         raw = str(msgspec.json.decode(raw, type=list[list[str] | Any])[0][0]).encode()
-    return unpack(raw.decode(errors="replace"))
+    return unpack_stored(raw.decode(errors="replace"))
 
 
 def _record_metrics(applied: Applied) -> Applied:

@@ -41,6 +41,7 @@ class CrashCounter:
         self._to_clear.clear()
 
     def release(self) -> None:
-        """Clears the counts in a transaction of its own: an unavailable database is not a crash."""
-        with contextlib.suppress(TryLater), transaction(self._engine) as connection:
-            self.clear(connection)
+        """Clears the counts in a transaction of its own: an error is not a crash."""
+        if self._to_clear:
+            with contextlib.suppress(TryLater), transaction(self._engine) as connection:
+                self.clear(connection)

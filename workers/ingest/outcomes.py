@@ -5,15 +5,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.delivery import Delivery
-from app.errors import Unprocessable
+from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable
 from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples, SeriesKey
 from workers.aggregators.repair import repaired
 from workers.ingest.refused import sentence
 from workers.store.ledger import ArchivedDelivery, Outcome, OutcomeRow
-from workers.store.users import ClientId, User
-from workers.store.writer import Written
+from workers.store.users import Claim, User
+from workers.store.written import Written
 
 ERASED = "the user was erased"
+MAX_TRIES = 5  # of a delivery alone, for every cause but those of TRANSIENT
+# A table may be locked for minutes, and memory used by others: a dead letter is made after about ten minutes.
+TRANSIENT, MAX_TRIES_TRANSIENT = frozenset[RetryCause]({"lock_timeout", "conflict", "out_of_memory"}), 25
+# Why a delivery that PostgreSQL did not execute is a dead letter, and what an operator can do about it.
+GIVEN_UP: dict[RetryCause, str] = {
+    "statement_timeout": "a database statement took too long ({}); apply it with headrace dead replay ID --timeout 10m",
+    "lock_timeout": "another transaction held a lock ({}); when it has ended, run headrace dead replay ID",
+    "conflict": "it conflicted with other transactions in every try ({}); run headrace dead replay ID",
+    "damaged_page": "the database has a damaged page ({}); after the repair, run headrace dead replay ID",
+    "out_of_memory": "the database has too little memory ({}); with more memory, run headrace dead replay ID",
+    "other": "the database did not execute a statement ({}); when the cause is removed, run headrace dead replay ID",
+}
+# Sealed. The live lane passes larger deliveries on without opening them: the rows of 1 MiB take more than a second.
+MAX_LIVE_BYTES = 512 * 1024
 KEPT_BY_A_MERGE = Record | Samples | LargeRequest | LostDelivery
 
 
@@ -34,6 +48,12 @@ class ParsedDelivery:
         return self.parsed.actions if self.parsed and not self.reason else ()
 
     @property
+    def claim(self) -> Claim | None:
+        """The user of the delivery as its aggregator names them, if it names one."""
+        user_id = self.parsed.user_id if self.parsed else None
+        return Claim(self.delivery.aggregator, user_id) if user_id else None
+
+    @property
     def series(self) -> list[SeriesKey]:
         """The series of its samples."""
         return [key for one in self.actions if isinstance(one, Record | Samples) for key in one.series]
@@ -45,15 +65,26 @@ class ParsedDelivery:
 
 
 @dataclass(frozen=True)
+class Unsettled:
+    """A delivery without an outcome. Enqueue it as a message of its own, so that no other delivery waits for it."""
+
+    delivery: Delivery
+    failures: int = 0  # its tries alone
+    error: Exception | None = None  # of the last try; None: not tried yet
+
+
+@dataclass(frozen=True)
 class Applied:
     """The result of a message: outcomes of its deliveries, and the ids of backfills to fetch.
 
-    Deliveries in `by_reference` have no outcome yet: download their events and apply them under the same ids.
+    Deliveries in `for_download` have no outcome yet. The lane `download` applies them under the same ids, because they
+    are large or their event has to be downloaded.
     """
 
     settled: list[OutcomeRow]
     backfills: list[int]
-    by_reference: tuple[Delivery, ...] = ()
+    for_download: tuple[Delivery, ...] = ()
+    unsettled: tuple[Unsettled, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)  # written, by kind
 
     @property
@@ -61,16 +92,40 @@ class Applied:
         return Counter(one.outcome for one in self.settled)
 
 
+def is_large(delivery: Delivery) -> bool:
+    """Whether the lane `download` applies the delivery, so that it delays no others of the live lane."""
+    return len(delivery.sealed) > MAX_LIVE_BYTES
+
+
 def combine(parts: Sequence[Applied]) -> Applied:
     return Applied(
         settled=[row for part in parts for row in part.settled],
         backfills=[number for part in parts for number in part.backfills],
-        by_reference=tuple(delivery for part in parts for delivery in part.by_reference),
+        for_download=tuple(delivery for part in parts for delivery in part.for_download),
     )
+
+
+def is_last_try(tries: int, error: RetryAlone) -> bool:
+    """Whether a delivery that failed alone becomes a dead letter."""
+    return tries >= (MAX_TRIES_TRANSIENT if error.cause in TRANSIENT else MAX_TRIES)
+
+
+def retry_reason(error: Exception) -> str:
+    """The reason of a retry. The message of an unexpected error may quote a value: only its class is used."""
+    return str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
+
+
+def cause_of(error: Exception) -> str:
+    """The metric label of a failed try."""
+    if isinstance(error, RetryAlone):
+        return error.cause
+    return "unavailable" if isinstance(error, TryLater) else "unexpected"
 
 
 def reason_of(error: Exception) -> str:
     """The reason of a dead letter. The message of an unexpected error may quote a value: only its class is used."""
+    if isinstance(error, RetryAlone):
+        return GIVEN_UP[error.cause].format(error)
     if isinstance(error, Unprocessable):
         return str(error)
     where = error.__traceback__
@@ -81,24 +136,16 @@ def reason_of(error: Exception) -> str:
 
 
 def once_each(deliveries: Iterable[Delivery]) -> list[ParsedDelivery]:
-    """Removes duplicate delivery ids. The first delivery of an id is kept; `attempts` counts all of them."""
+    """Removes deliveries with the id or the digest of an earlier one, whose `attempts` counts them."""
     found: dict[str, ParsedDelivery] = {}
+    names: dict[tuple[str, bytes], str] = {}  # of the first delivery with this digest
     for delivery in deliveries:
-        known = found.setdefault(delivery.key, ParsedDelivery(delivery, 0))
-        found[delivery.key] = replace(known, attempts=known.attempts + 1)
+        key = delivery.key
+        if delivery.digest is not None and key not in found:
+            key = names.setdefault((delivery.aggregator, delivery.digest), key)
+        known = found.setdefault(key, ParsedDelivery(delivery, 0))
+        found[key] = replace(known, attempts=known.attempts + 1)
     return list(found.values())
-
-
-def client_ids(opened: Sequence[ParsedDelivery]) -> dict[str, ClientId]:
-    """The users of the deliveries, each with the newest client_user_id."""
-    users: dict[str, ClientId] = {}
-    for one in opened:
-        if one.parsed and one.parsed.user_id:
-            known = users.setdefault(one.parsed.user_id, None)
-            name, at = one.parsed.client_user_id, one.parsed.occurred_at or one.delivery.received
-            if name and (known is None or at > known[1]):
-                users[one.parsed.user_id] = (name, at)
-    return users
 
 
 def with_merged_user(opened: ParsedDelivery, merged: Mapping[str, str]) -> ParsedDelivery:
@@ -116,11 +163,11 @@ def with_merged_user(opened: ParsedDelivery, merged: Mapping[str, str]) -> Parse
     return replace(opened, parsed=replace(parsed, user_id=user_id, actions=actions, ignored=ignored))
 
 
-def without_erased(opened: Iterable[ParsedDelivery], users: Mapping[str, User]) -> list[ParsedDelivery]:
+def without_erased(opened: Iterable[ParsedDelivery], users: Mapping[Claim, User]) -> list[ParsedDelivery]:
     """The deliveries. Those of erased users are replaced by empty ones, without user and actions."""
     return [
         replace(one, parsed=Parsed(one.parsed.event_type, ignored=ERASED), reason=None, is_erased=True)
-        if one.parsed and one.parsed.user_id and users[one.parsed.user_id].is_erased
+        if one.parsed and one.claim and users[one.claim].is_erased
         else one
         for one in opened
     ]
@@ -146,6 +193,7 @@ def outcome_of(n: int, opened: ParsedDelivery, written: Written) -> OutcomeRow:
         attempts=opened.attempts,
         error=opened.reason or (parsed.ignored or remarks(parsed) if parsed else None),
         reference=(delivery.reference or "").partition(":chunk:")[0] or None,
+        digest=delivery.digest.hex() if delivery.digest and parsed else None,  # without `parsed` it may be forged
         team_id=parsed.team_id if parsed else None,
     )
 

@@ -15,19 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, seal
-from app.errors import Misconfigured, TryLater, Unprocessable
-from app.observability import tracing
+from app.errors import Misconfigured, RetryAlone, Unprocessable
+from app.observability import metrics, tracing
 from app.observability.ready import mark_ready
 from app.sealing import Sealer
 from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import Applied
+from workers.ingest.outcomes import Applied, cause_of, retry_reason
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
@@ -39,7 +38,8 @@ MAX_RETRY_SECONDS = 5.0  # between attempts to apply a batch
 MICROSECOND = 1e-6
 MAX_TIMESTAMP = 1 << 33  # larger timestamps are in milliseconds, which AMQP does not allow, and are ignored
 PLAIN_ENCODINGS = ("", "identity", "utf-8", "utf8")  # some clients set the charset here
-Announce = Callable[[Sequence[int]], object]  # enqueues fetches of these backfills
+# Enqueues fetches of the backfills, and the deliveries that must be retried alone. Raises TryLater.
+HandOver = Callable[[Applied], object]
 log = logging.getLogger(__name__)
 
 
@@ -118,7 +118,7 @@ class MessageIdentity:
         Both increase strictly from message to message. Timestamps have a resolution of seconds, so the messages of one
         second, which the queue keeps in order, are numbered by milliseconds.
         """
-        self.newest = max(time.time(), self.newest + MICROSECOND)
+        self.newest = max(round(time.time(), 6), round(self.newest + MICROSECOND, 6))
         if received.seconds is None:
             return self.newest, None
         sent_ms = received.seconds * 1000
@@ -133,10 +133,10 @@ class PipelineConsumer:
         self,
         settings: Settings,
         applier: Applier,
-        announce: Announce | None = None,
+        hand_over: HandOver | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._settings, self._applier, self._announce, self._sleep = settings, applier, announce, pause
+        self._settings, self._applier, self._hand_over, self._sleep = settings, applier, hand_over, pause
         self._sealer = Sealer(settings.encryption_keys)
         self._stopping = False
 
@@ -194,31 +194,41 @@ class PipelineConsumer:
             connection.heartbeat_check()
 
     def _commit(self, connection: Any, batch: Sequence[ReceivedMessage], identity: MessageIdentity) -> None:
-        """Applies a batch, then acknowledges it. Retries with backoff while the database is unavailable."""
+        """Applies a batch, then acknowledges it. Retries with backoff while the database is unavailable.
+
+        Deliveries that fail alone go to the live lane. Without a broker of our own, they are retried here.
+        """
         deliveries = [self._delivery(received, identity) for received in batch]
-        attempt = 0
-        while not self._stopping:
+        redelivered = any(received.redelivered for received in batch)
+        attempt = failures = 0
+        while deliveries and not self._stopping:
             try:
                 with tracing.consumer_span(TASK, self._settings.etl_queue or "", "", None):
-                    applied = self._apply(deliveries, redelivered=any(received.redelivered for received in batch))
+                    applied = self._apply(deliveries, redelivered=redelivered, failures=failures)
+                failures += bool(applied.unsettled)
+                if self._hand_over:
+                    self._hand_over(applied)
             except Exception as error:  # noqa: BLE001 - unexpected errors are retried too; their text may quote a body
+                failures += isinstance(error, RetryAlone)
+                metrics.RETRIES.labels(TASK, cause_of(error)).inc()
+                log.warning("%d messages wait: %s", len(batch), retry_reason(error))
+            else:
+                deliveries = [] if self._hand_over else [(one.delivery, None) for one in applied.unsettled]
+            if deliveries:
                 attempt += 1
-                reason = str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
-                log.warning("%d messages wait: %s", len(batch), reason)
                 self._pause_for(backoff(attempt, limit=MAX_RETRY_SECONDS))
                 connection.heartbeat_check()
-            else:
-                connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
-                if self._announce:
-                    self._announce(applied.backfills)
-                return
+        if not deliveries:
+            connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
 
-    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, redelivered: bool) -> Applied:
+    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, redelivered: bool, failures: int) -> Applied:
         valid = [delivery for delivery, reason in deliveries if reason is None]
         for delivery, reason in deliveries:
             if reason is not None:
                 self._applier.reject(delivery, reason)
-        applied = self._applier.apply_deliveries(valid, redelivered=redelivered) if valid else Applied([], [])
+        applied = Applied([], [])
+        if valid:
+            applied = self._applier.apply_deliveries(valid, redelivered=redelivered, failures=failures)
         log.debug("applied %s", dict(applied.outcomes))
         return applied
 
@@ -230,8 +240,8 @@ class PipelineConsumer:
         except Unprocessable as error:
             reason = str(error)
         received_at, ordering_ms = identity.clock(received)
-        sealed = seal(AGGREGATOR, Receipt(identity.name(received), ordering_ms), body, self._sealer)
-        return msgspec.structs.replace(sealed, received_at=received_at), reason
+        receipt = Receipt(identity.name(received), ordering_ms)
+        return seal(AGGREGATOR, receipt, body, self._sealer, received_at=received_at), reason
 
 
 def make_connection(settings: Settings) -> Any:
@@ -278,9 +288,9 @@ def idle() -> None:
     signal.sigwait(signals)
 
 
-def run(settings: Settings, applier: Applier, announce: Announce | None = None) -> None:
+def run(settings: Settings, applier: Applier, hand_over: HandOver | None = None) -> None:
     """Consumes until SIGTERM or Ctrl-C."""
-    consumer = PipelineConsumer(settings, applier, announce)
+    consumer = PipelineConsumer(settings, applier, hand_over)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, consumer.stop)
     mark_ready(settings)

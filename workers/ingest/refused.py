@@ -6,8 +6,6 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 
-from msgspec.structs import replace as replace_struct
-
 from app.delivery import Delivery
 from app.sealing import Sealer
 from workers.actions import Refused
@@ -33,7 +31,7 @@ def dead_letters_of(
     digests = {hashlib.sha256(one.event).hexdigest()[:16]: one for one in refused if one.event}
     letters = [
         RefusedItem(
-            delivery=replace_struct(delivery, sealed=sealer.seal(one.event, delivery.key)),
+            delivery=delivery.with_body(one.event, sealer),
             reason=one.reason,
             event_type=event_type,
             user_id=user_id,

@@ -34,9 +34,9 @@ def attach(settings: Settings, data_dir: Path, *, broker: bool = True) -> Settin
     return replace(settings, **{name: getattr(found, name) for name in COMPLETED if not getattr(settings, name)})
 
 
-def endpoint_of(settings: Settings, data_dir: Path) -> str | None:
-    """The URL of the running stack's endpoint; None if DATABASE_URL selects another deployment."""
-    return None if settings.database_url else str(_running_stack(data_dir.absolute())["web"])
+def operations_of(settings: Settings, data_dir: Path) -> str | None:
+    """The URL of the running stack's operations port; None without one, or if DATABASE_URL selects another stack."""
+    return None if settings.database_url else _running_stack(data_dir.absolute()).get("operations") or None
 
 
 def _running_stack(data_dir: Path) -> dict[str, Any]:

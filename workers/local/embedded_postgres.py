@@ -12,9 +12,11 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from psycopg import sql
 
 from app.errors import Misconfigured
 from workers.local.files import write_secret
@@ -30,8 +32,10 @@ from workers.local.wheels import (
     verify_owner,
     wheel_file,
 )
+from workers.store.roles import transaction_script, writer_statements
 
 NAME = "headrace"  # of the superuser and of the database
+WRITER = "headrace_writer"  # the role of all processes but the migration
 
 POSTGRES_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -85,6 +89,19 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
         before_start=functools.partial(_disown_pid_file, data / "postmaster.pid", account),
     )
     return program, url
+
+
+def grant_writer(owner_url: str, password: str) -> str:
+    """Creates the role of the workers in a migrated database, or renews its password and grants. Returns its URL."""
+    with psycopg.connect(owner_url, autocommit=True) as connection:
+        exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (WRITER,)).fetchone()
+        hashed = connection.pgconn.encrypt_password(password.encode(), WRITER.encode(), b"scram-sha-256").decode()
+        statement = sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD {}")
+        verb = sql.SQL("ALTER" if exists else "CREATE")
+        connection.execute(statement.format(verb, sql.Identifier(WRITER), sql.Literal(hashed)))
+        connection.execute(transaction_script(writer_statements(WRITER)).encode())
+    url = urlsplit(owner_url)
+    return url._replace(netloc=f"{WRITER}:{password}@{url.hostname}:{url.port}").geturl()
 
 
 def _postgres_answers(url: str) -> bool:

@@ -13,12 +13,31 @@ from workers.local.files import read_json, write_secret
 # Generated once unless the operator has set them: the name in secrets.json, the variable, and the generator.
 GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
     ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
+    ("postgres_writer_password", None, lambda: secrets.token_urlsafe(24)),
     ("broker_password", None, lambda: secrets.token_urlsafe(24)),
     ("flower_auth", "HEADRACE_FLOWER_AUTH", lambda: f"headrace:{secrets.token_urlsafe(24)}"),
     ("junction_webhook_secret", "JUNCTION_WEBHOOK_SECRET", lambda: f"whsec_{_random_base64(24)}"),
     ("terra_signing_secret", "TERRA_SIGNING_SECRET", lambda: secrets.token_urlsafe(32)),
     ("encryption_key", "HEADRACE_ENCRYPTION_KEY", lambda: _random_base64(32)),
 )
+
+SIGNING = ("JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET")
+API_KEYS = ("JUNCTION_API_KEY", "TERRA_API_KEY", "TERRA_ADMIN_TOKEN")
+FLOWER, DATABASE, PIPELINE, SEALING = (
+    "HEADRACE_FLOWER_AUTH",
+    "DATABASE_URL",
+    "HEADRACE_ETL_URL",
+    "HEADRACE_ENCRYPTION_KEY",
+)
+# The variables with secrets that a process does not need, by its command. They are removed from its environment.
+WITHHELD = {
+    "web": (DATABASE, *API_KEYS, FLOWER, PIPELINE),
+    "worker": (*SIGNING, FLOWER, PIPELINE),
+    "etl": (*SIGNING, FLOWER),
+    "beat": (DATABASE, *API_KEYS, *SIGNING, FLOWER, PIPELINE, SEALING),
+    "flower": (DATABASE, *API_KEYS, *SIGNING, PIPELINE, SEALING),
+    "migrate": (*API_KEYS, *SIGNING, FLOWER, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
+}
 
 
 def _random_base64(size: int) -> str:

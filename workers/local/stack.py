@@ -21,15 +21,15 @@ from urllib.parse import urlsplit
 import click
 
 from app.broker.lanes import LANES
+from app.commands import own
 from app.config.settings import Settings
 from app.errors import Misconfigured
 from app.observability.metrics import METRICS_FOLDER
 from app.observability.processes import process_alive
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
-from workers.local.commands import own
 from workers.local.files import user_name, write_secret
-from workers.local.secrets import GENERATED_SECRETS, load_secrets
+from workers.local.secrets import GENERATED_SECRETS, WITHHELD, load_secrets
 from workers.local.space import wait_for_space
 from workers.local.supervisor import Pids, Program, Supervisor
 
@@ -166,6 +166,11 @@ def _held_port(settings: Settings, environment: Mapping[str, str], asked: int | 
     return ports.held_port(settings.host, asked or settings.port, strict=asked_by)
 
 
+def _url(host: str, port: int) -> str:
+    """The URL at which this machine reaches a server that listens on `host`."""
+    return f"http://{EVERY_ADDRESS.get(host, host)}:{port}"
+
+
 def _answers(url: str) -> bool:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=2)
@@ -192,7 +197,7 @@ class _Stack:
         self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
         self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
         self.psql = 'psql "$DATABASE_URL"'
-        self.web = self.flower = ""
+        self.web = self.flower = self.operations = ""
         self.is_outdated = False
 
     def start_services(self, lock: int) -> None:
@@ -218,23 +223,31 @@ class _Stack:
         self.supervisor.start([replace(program, pass_fds=(lock,)) for program in services])
 
     def migrate(self) -> None:
+        """Migrates as the owner. After that, the processes log in to the embedded PostgreSQL as a writer.
+
+        A DATABASE_URL of the operator is used as it is. stack.json has the owner's URL, for the operator's commands.
+        """
         self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
+        if self.settings.database_url is None:
+            password = self.secrets["postgres_writer_password"]
+            self.environment["DATABASE_URL"] = embedded_postgres.grant_writer(self.database_url, password)
 
     def start_programs(self, web: int, workers: int) -> None:
         """Starts the endpoint, the workers of every lane, beat, Flower and, if configured, the pipeline consumer."""
-        host = self.settings.host
-        flower = ports.free_port(host, self.settings.flower_port if self.settings.flower_port != web else None)
-        self.web, self.flower = (f"http://{EVERY_ADDRESS.get(host, host)}:{number}" for number in (web, flower))
+        host, flower_host, wish = self.settings.host, self.settings.flower_host, self.settings.flower_port
+        flower = ports.free_port(flower_host, wish if wish != web else None)
+        self.web, self.flower = _url(host, web), _url(flower_host, flower)
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
+        self._choose_operations_port({web, flower})
         counts = {lane: 1 if lane in ONE_PROCESS_LANES else workers for lane in LANES}
         lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
         # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
         # hang. Its metrics have worker names as labels, so they stay on its own page.
-        environment = {name: value for name, value in self.environment.items() if name != METRICS_FOLDER}
         flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
+        environment = {name: value for name, value in flower_program.environment.items() if name != METRICS_FOLDER}
         self.supervisor.start(
             [
-                self._http_program("web", f"{self.web}/readyz"),
+                self._http_program("web", f"{self.web}/readyz", *self._operations_probe()),
                 *(self._file_program(lane, f"{lane}-{number}", "worker", "--lane", lane) for lane, number in lanes),
                 *([self._file_program("etl", "etl", "etl")] if self.settings.etl_url else []),
                 self._file_program("beat", "beat", "beat"),
@@ -242,10 +255,22 @@ class _Stack:
             ]
         )
 
+    def _choose_operations_port(self, taken: set[int]) -> None:
+        """A free port for /metrics and /readyz, unless the setting is 0."""
+        host, wish = self.settings.operations_host, self.settings.operations_port
+        if wish:
+            port = ports.free_port(host, None if wish in taken else wish)
+            self.operations = _url(host, port)
+            self.environment |= {"HEADRACE_OPERATIONS_HOST": host, "HEADRACE_OPERATIONS_PORT": str(port)}
+
+    def _operations_probe(self) -> tuple[str, ...]:
+        return (f"{self.operations}/readyz",) if self.operations else ()
+
     def write(self, pids: Pids) -> None:
         """Writes stack.json, which other commands read."""
         stack = {
             "web": self.web,
+            "operations": self.operations,
             "flower": self.flower,
             "flower_auth": self.secrets["flower_auth"],
             "database_url": self.database_url,
@@ -285,18 +310,19 @@ class _Stack:
         return self.data_dir / "log" / f"{name}.log"
 
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
-        command = own("workers.cli", *arguments)
-        return Program(group, name, command, self.environment, self._log_of(name), ready)
+        command, withheld = own("workers.cli", *arguments), WITHHELD[arguments[0]]
+        environment = {name: value for name, value in self.environment.items() if name not in withheld}
+        return Program(group, name, command, environment, self._log_of(name), ready)
 
-    def _http_program(self, name: str, url: str) -> Program:
-        """Ready when the URL answers 200."""
-        return self._program(name, name, (name,), functools.partial(_answers, url))
+    def _http_program(self, name: str, *urls: str) -> Program:
+        """Ready when every URL answers 200."""
+        return self._program(name, name, (name,), lambda: all(map(_answers, urls)))
 
     def _file_program(self, group: str, name: str, *arguments: str) -> Program:
         """Ready when it has created its HEADRACE_READY_FILE."""
         file = self.data_dir / "run" / f"{name}.ready"
         program = self._program(group, name, arguments, file.exists)
-        environment = {**self.environment, "HEADRACE_READY_FILE": str(file)}
+        environment = {**program.environment, "HEADRACE_READY_FILE": str(file)}
         return replace(program, environment=environment, before_start=functools.partial(file.unlink, missing_ok=True))
 
     def _write_pgpass(self, database_url: str, psql: Path) -> None:

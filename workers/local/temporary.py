@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.commands import own
 from app.config.settings import process_environment
-from workers.local.commands import own
 from workers.local.supervisor import NotStarted
 
 MAX_START_SECONDS = 1800.0  # `headrace up` ends by itself if a program makes no progress

@@ -98,7 +98,7 @@ class Eraser:
     def _mentions(self, delivery: Delivery, names: re.Pattern[bytes]) -> bool | None:
         """Whether an unparsable delivery, or any delivery inside a quarantined message, contains one of the names."""
         try:
-            body = self._sealer.open(delivery.sealed, delivery.key)
+            body = delivery.open(self._sealer)
         except Unprocessable:
             return None
         if names.search(body) or names.search(_unescaped(body)):

@@ -148,7 +148,7 @@ def _read(
     found, unread = [], 0
     for n, (entry, delivery) in enumerate(provenance.opened(engine, users, entries), 1):
         try:
-            body = sealer.open(delivery.sealed, delivery.key)
+            body = delivery.open(sealer)
             actions = AGGREGATORS[delivery.aggregator].parse(delivery, body, everything).actions
         except (Unprocessable, KeyError):
             unread += 1

@@ -41,7 +41,12 @@ class GaugeCollector:
         """Called after each sweep with its queue depths; samples the database when due. Raises TryLater."""
         metrics.LAST_SWEEP.set_to_current_time()
         metrics.show(metrics.LANE_MESSAGES, {lane.name: lane.messages for lane in lanes})
+        metrics.show(metrics.LANE_UNACKED, {lane.name: lane.unacked for lane in lanes})
+        metrics.show(metrics.LANE_RETRYING, {lane.name: lane.retrying for lane in lanes})
         for lane in lanes:
+            metrics.LANE_UNACKED_SECONDS.labels(lane.name).set(
+                lane.unacked_for.total_seconds() if lane.unacked_for else 0
+            )
             if lane.oldest is not None or not lane.messages:
                 metrics.LANE_OLDEST.labels(lane.name).set(lane.oldest.total_seconds() if lane.oldest else 0)
         began = time.monotonic()

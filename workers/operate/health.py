@@ -14,6 +14,8 @@ from workers.operate.durations import format_duration
 from workers.store.backfill_admin import Backfill
 
 LATE = timedelta(seconds=60)  # a live event that is queued longer is late
+BUSY = timedelta(minutes=5)  # a message that a worker works on for longer; a statement may take 45 s
+MANY_RETRIES = 5  # of one message; fewer end by themselves, for example when PostgreSQL is restarted
 MISSED = timedelta(seconds=60)  # the sweep runs every five seconds
 # How long a sender retries one event, from its first attempt. Junction's eight attempts (Svix) end after 27 h
 # 35 min. Terra has two statements: at most 10 retries, the first after 30 s, each delay twice the last (its page on
@@ -90,7 +92,7 @@ class Status:
     def plain(self) -> dict[str, Any]:
         """JSON values: durations in seconds, times in ISO 8601."""
         return {
-            "lanes": [{**asdict(lane), "oldest": _seconds(lane.oldest)} for lane in self.lanes],
+            "lanes": [{name: _plain_value(value) for name, value in asdict(lane).items()} for lane in self.lanes],
             "deliveries": self.deliveries,
             "backfills": self.backfills,
             "open_backfills": [plain(one) for one in self.open_backfills],
@@ -160,6 +162,7 @@ def _stuck(now: Status) -> Iterator[Problem]:
                 f"headrace worker --lane {lane.name}",
                 lane.name,
             )
+    yield from _retried(now)
     if now.swept is not None and now.swept > MISSED:
         yield Problem(
             f"the sweep has not run for {format_duration(now.swept)}",
@@ -176,6 +179,18 @@ def _stuck(now: Status) -> Iterator[Problem]:
             f"workers crashed while processing {now.crashed_deliveries} deliveries that are not applied yet",
             "read the workers' logs",
         )
+
+
+def _retried(now: Status) -> Iterator[Problem]:
+    for lane in now.lanes:
+        if lane.unacked_for and lane.unacked_for > BUSY:
+            busy = format_duration(lane.unacked_for)
+            what = f"a message of lane {lane.name} has not been acknowledged for {busy}"
+            yield Problem(what, "read the workers' logs", lane.name)
+        if lane.retries >= MANY_RETRIES:
+            what = f"{lane.retrying} messages of lane {lane.name} are retried"
+            since = f" for {format_duration(lane.retrying_for)}" if lane.retrying_for else ""
+            yield Problem(f"{what}{since}: {lane.retry_reason}", "headrace check", lane.name, lane.retry_reason)
 
 
 def _unanswered(now: Status) -> Iterator[Problem]:
@@ -264,6 +279,10 @@ def plain(one: Backfill) -> dict[str, Any]:
     """A backfill as JSON values, with its rate and the time left."""
     values = asdict(one) | {"rate": one.rate, "left": _seconds(one.left)}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    return _seconds(value) if isinstance(value, timedelta) else value
 
 
 def _seconds(age: timedelta | None) -> float | None:

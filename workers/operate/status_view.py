@@ -42,8 +42,25 @@ BELOW_COUNTS = 3  # the table of open backfills follows those of lanes, deliveri
 
 def render(status: Status) -> Group:
     lanes = [
-        {"lane": one.name, "messages queued": one.messages, "oldest": format_short(one.oldest) if one.oldest else "-"}
+        {
+            "lane": one.name,
+            "messages queued": one.messages,
+            "oldest": _age(one.oldest),
+            "unacknowledged": one.unacked,
+            "longest": _age(one.unacked_for),
+        }
         for one in status.lanes
+    ]
+    retried = [
+        {
+            "lane": one.name,
+            "messages": one.retrying,
+            "since": _age(one.retrying_for),
+            "most retries": one.retries or "-",
+            "last error": one.retry_reason or "-",
+        }
+        for one in status.lanes
+        if one.retrying
     ]
     backfills = [{name: value for name, value in row.items() if name != "last_day"} for row in status.backfills]
     paused = [
@@ -51,13 +68,17 @@ def render(status: Status) -> Group:
         for row in status.pauses
     ]
     parts = [("Lanes", lanes), ("Deliveries", status.deliveries), ("Backfills", backfills)]
-    parts += [("Paused accounts", paused), ("Gaps, by responsible party", status.gaps)]
+    parts += [("Retried messages", retried), ("Paused accounts", paused), ("Gaps, by responsible party", status.gaps)]
     parts += [("Connections in error", status.connections_in_error), ("Dead letters", status.dead_letters)]
     parts += [("Refused items", status.refused_items), ("Token of Terra's Admin API", _token(status.terra_token))]
     tables: list[RenderableType] = [_table(title, rows) for title, rows in parts if rows]
     if status.open_backfills:
         tables.insert(BELOW_COUNTS, progress(status.open_backfills, "Backfills in progress"))
     return Group(verdict(status), *(line for line, _ in problems(status)), *tables)
+
+
+def _age(age: timedelta | None) -> str:
+    return "-" if age is None else format_short(age)
 
 
 def verdict(status: Status, before: Status | None = None) -> Text:

@@ -94,7 +94,7 @@ class Watcher:
 
 
 def scrape(url: str) -> Endpoint:
-    """Reads /metrics and /readyz. Never raises on network errors."""
+    """Reads /metrics and /readyz of the operations port. Never raises on network errors."""
     try:
         with urlopen(f"{url}/metrics", timeout=ENDPOINT_SECONDS) as answer:  # noqa: S310 - the operator's own URL
             text = answer.read().decode()
@@ -172,12 +172,14 @@ class Dashboard:
         return found
 
     def _counts(self, width: int) -> RenderableType:
-        lanes = _columns("lane", "queued", "oldest", "+- per s")
+        more = ("unacked", "retried") if width >= WIDE else ()
+        lanes = _columns("lane", "queued", "oldest", "+- per s", *more)
         for lane in self.now.lanes:
             grows = self.rate(lambda seen, name=lane.name: _depth(seen, name))  # type: ignore[misc]
             style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
             oldest = "-" if lane.oldest is None else durations.format_short(lane.oldest)
-            lanes.add_row(lane.name, f"{lane.messages:,}", oldest, _signed(grows), style=style)
+            values = (f"{lane.messages:,}", oldest, _signed(grows), f"{lane.unacked:,}", f"{lane.retrying:,}")
+            lanes.add_row(lane.name, *values[: len(lanes.columns) - 1], style=style)
         deliveries = _columns("deliveries", "per s", "last hour", "total")
         for row in self.now.deliveries:
             came = self.rate(lambda seen, name=row["outcome"]: _outcome(seen, name))  # type: ignore[misc]

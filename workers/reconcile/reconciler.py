@@ -149,8 +149,8 @@ class Reconciler:
         """Compares the connections of one user: no other listing contains broken or restored connections."""
         user_id, *others = at.people
         to = msgspec.structs.replace(at, people=tuple(others), attempts=0)
-        request = junction.connections_request(user_id)
         try:
+            request = junction.connections_request(user_id)
             listing = self._request(at, request, partial(_read_connections, user_id))
         except Unprocessable:  # concerns this user only
             return Step(to)
@@ -168,7 +168,7 @@ class Reconciler:
             now += [actions.Connection(user_id, name, "error", "deregistered", asked_at) for name in gone]
             changed = [one for one in now if known.get(one.provider) != one.status]
             if (changed or grants) and not self._recorder.dry_run:
-                if is_read_only(connection, user_id):
+                if is_read_only(connection, user_id, AGGREGATOR):
                     return Step(to, unread=unread)
                 written: list[actions.Action] = [*changed, *grants]
                 write(connection, [BatchItem(0, one) for one in written], "reconcile", {})

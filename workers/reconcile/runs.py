@@ -20,7 +20,7 @@ from workers.store.backfills import BackfillRequest, open_backfill
 from workers.store.coverage import Fetched, ResourceKey
 from workers.store.engine import transaction
 from workers.store.gaps import Gap, keep_gaps
-from workers.store.users import ClientId, upsert_users
+from workers.store.users import Claim, ClientId, upsert_users
 
 P = TypeVar("P", bound=msgspec.Struct)
 TIME_SLICE_SECONDS = 20.0
@@ -78,8 +78,9 @@ class Recorder:
             self._simulate(found)
             return tuple(found), ()
         with transaction(self._engine) as connection:
-            given = {gap.key.user_id: (clients or {}).get(gap.key.user_id) for gap in found}
-            known = upsert_users(connection, given)
+            claims = {Claim(self._aggregator, gap.key.user_id) for gap in found}
+            given = {claim: (clients or {}).get(claim.user_id) for claim in claims}
+            known = {claim.user_id: user for claim, user in upsert_users(connection, given).items()}
             found = [gap for gap in found if not known[gap.key.user_id].is_read_only]
             opened = [backfill_id for gap in found for backfill_id in self._open(connection, gap)]
             keep_gaps(connection, part, users, found)

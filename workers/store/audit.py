@@ -1,4 +1,8 @@
-"""The audit log: the operators' actions. Append-only."""
+"""The audit log: the operators' actions. Append-only.
+
+`operator` is the login of the database session, a default of the column that the writer cannot override. `os_user` is
+the user of the operating system, as the command reports it: another program with the writer's login can insert any.
+"""
 
 import os
 import pwd
@@ -12,17 +16,17 @@ from sqlalchemy import Connection, Engine, text
 from workers.store.engine import transaction
 
 NOTE = text("""
-INSERT INTO headrace.audit (operator, action, subject, detail)
-VALUES (:operator, :action, :subject, CAST(:detail AS jsonb))""")
+INSERT INTO headrace.audit (os_user, action, subject, detail)
+VALUES (:os_user, :action, :subject, CAST(:detail AS jsonb))""")
 LIST = text("""
-SELECT at, operator, action, subject, detail FROM headrace.audit
+SELECT at, operator, os_user, action, subject, detail FROM headrace.audit
 WHERE at >= :since AND (CAST(:subject AS text) IS NULL OR subject = :subject) ORDER BY id""")
 
 
 def note(connection: Connection, action: str, subject: str, detail: Mapping[str, Any]) -> None:
     """Records an action in the transaction that performs it. `detail` holds counts and ids, never health values."""
     values = {"action": action, "subject": subject, "detail": msgspec.json.encode(detail).decode()}
-    connection.execute(NOTE, values | {"operator": _operator()})
+    connection.execute(NOTE, values | {"os_user": _os_user()})
 
 
 def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any]) -> None:
@@ -36,8 +40,8 @@ def listed(connection: Connection, since: datetime, subject: str | None = None) 
     return [dict(row) for row in connection.execute(LIST, {"since": since, "subject": subject}).mappings()]
 
 
-def _operator() -> str:
-    """The operating system's user, which cannot be faked by an environment variable. It may have no name."""
+def _os_user() -> str:
+    """The operating system's user, which no environment variable can change. It may have no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -18,7 +18,7 @@ from workers.store.engine import transaction
 from workers.store.estimates import RequestEstimate, measured_costs
 from workers.store.schema import record_table
 from workers.store.sql import quoted
-from workers.store.users import is_read_only
+from workers.store.users import claim_user, is_read_only
 
 BackfillState = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
 OPEN = ("pending", "running", "paused")
@@ -56,15 +56,14 @@ RESUME = text("""
 UPDATE headrace.backfills b SET status = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, attempts = 0,
        crashes = 0, due_at = now(), finished_at = NULL, error = NULL
 WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
+  AND NOT EXISTS (SELECT 1 FROM headrace.users u WHERE u.user_id = b.user_id AND u.aggregator <> b.aggregator)
   AND (status = 'paused' OR NOT EXISTS (
       SELECT 1 FROM headrace.backfills o WHERE o.status IN ('pending', 'running', 'paused')
       AND (o.user_id, o.provider, o.resource, o.item, o.requested_by)
         = (b.user_id, b.provider, b.resource, b.item, b.requested_by)))
 RETURNING id""")
 RESET_RESTARTS = text("UPDATE headrace.chunks SET restarts = 0 WHERE backfill_id = ANY(:ids) AND status = 'pending'")
-AGGREGATOR_OF_USER = text("""
-SELECT aggregator FROM headrace.backfills WHERE user_id = :user_id
-UNION ALL SELECT aggregator FROM headrace.archive WHERE user_id = :user_id LIMIT 1""")
+AGGREGATOR_OF_USER = text("SELECT aggregator FROM headrace.users WHERE user_id = :user_id")
 PROVIDERS_OF_USER = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
 PROVIDERS = text("""
 SELECT provider FROM headrace.connections UNION SELECT provider FROM headrace.backfills
@@ -242,7 +241,7 @@ def plan(connection: Connection, settings: Settings, wanted: HistoryWanted) -> l
 
 
 def aggregator_of(connection: Connection, settings: Settings, user_id: str) -> str:
-    """The aggregator of a user's backfills or deliveries; for an unknown user, the first one with an API key."""
+    """The aggregator that owns the user; without an owner, the first one with an API key."""
     known: str | None = connection.scalar(AGGREGATOR_OF_USER, {"user_id": user_id})
     return known or next(iter(settings.readable), "junction")
 
@@ -275,8 +274,14 @@ SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :prov
 
 
 def start(connection: Connection, planned: BackfillPlan) -> int:
-    """Opens a backfill, or extends the open one of the same history. Returns its id. Raises UserErased."""
-    if is_read_only(connection, planned.user_id):
+    """Opens a backfill, or extends the open one of the same history. Returns its id.
+
+    Raises UserErased, and NotFound if the user belongs to another aggregator.
+    """
+    user = claim_user(connection, planned.user_id, planned.aggregator)
+    if user.other_owner:
+        raise NotFound(f"{planned.user_id} belongs to {user.other_owner}; {planned.aggregator} has no such user")
+    if user.is_read_only:
         raise UserErased(f"{planned.user_id} was erased, and is not fetched again")
     notice = Notice(
         user_id=planned.user_id,
@@ -292,11 +297,11 @@ def start(connection: Connection, planned: BackfillPlan) -> int:
 def reopen(engine: Engine, number: int, item: str = "") -> bool:
     """Opens a backfill that requests the window of a completed one again, or the stream of one record (`item`).
 
-    False if there is no such backfill, or its user was erased.
+    False if there is no such backfill, or its user was erased or belongs to another aggregator.
     """
     with transaction(engine) as connection:
         row = connection.execute(REQUESTED, {"id": number}).mappings().first()
-        if row is None or is_read_only(connection, row["user_id"]):
+        if row is None or is_read_only(connection, row["user_id"], row["aggregator"]):
             return False
         requested = dict(row)
         aggregator = requested.pop("aggregator")

@@ -14,7 +14,7 @@ from workers.aggregators.requests import DateRange
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import transaction
 from workers.store.schema import record_table
-from workers.store.users import is_read_only
+from workers.store.users import claim_user
 
 RequestedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
@@ -292,7 +292,8 @@ def move(engine: Engine, work: ChunkPosition, to: ChunkPosition) -> None:
 def fail(engine: Engine, work: ChunkPosition, error: str, evidence: Delivery | None = None) -> None:
     """Ends a backfill that retries cannot help. `evidence`, the response that ended it, becomes a dead letter."""
     with transaction(engine) as connection:
-        if is_read_only(connection, work.user_id):
+        user = claim_user(connection, work.user_id, work.aggregator)
+        if user.is_erased or user.merged_into:
             return
         failed = connection.execute(FAIL, {"id": work.backfill_id, "chunk_id": work.chunk_id, "error": error})
         if failed.rowcount and evidence:

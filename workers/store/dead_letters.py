@@ -28,7 +28,8 @@ GET = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE id = :id
 READ = text("""
 SELECT dead_letter.id, coalesce(dead_letter.user_id, entry.user_id) AS user_id,
        dead_letter.aggregator, dead_letter.message_id,
-       extract(epoch FROM dead_letter.received_at)::float8 AS received_at, sealed, ordering_ms, dead_letter.reference
+       extract(epoch FROM dead_letter.received_at)::float8 AS received_at, sealed, ordering_ms, dead_letter.reference,
+       dead_letter.digest
 FROM headrace.dead_letters dead_letter LEFT JOIN headrace.deliveries entry USING (aggregator, message_id)
 WHERE dead_letter.id > :after ORDER BY dead_letter.id LIMIT 10""")
 UPDATE_REASON = text("""
@@ -55,9 +56,10 @@ WHERE aggregator = :aggregator AND message_id = :message_id AND outcome <> 'dead
     WHERE (other.aggregator, other.message_id) = (entry.aggregator, entry.message_id))""")
 ADD = text("""
 INSERT INTO headrace.dead_letters
-    (aggregator, message_id, event_type, user_id, received_at, reason, ordering_ms, reference, sealed, item, items)
-VALUES (:aggregator, :message_id, :event_type, :user_id, :received_at, :reason, :ordering_ms, :reference, :sealed,
-        :item, :items)
+    (aggregator, message_id, event_type, user_id, received_at, reason, ordering_ms, reference, digest, sealed, item,
+     items)
+VALUES (:aggregator, :message_id, :event_type, :user_id, :received_at, :reason, :ordering_ms, :reference, :digest,
+        :sealed, :item, :items)
 ON CONFLICT (aggregator, message_id, item) DO NOTHING""")
 HISTORY = "history"  # the message id of items of fetched pages, which belong to no delivery
 FETCH_ID = re.compile(r"fetch-(\d+)-[0-9a-f]+")

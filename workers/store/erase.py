@@ -9,7 +9,9 @@ from sqlalchemy import Connection, Engine, text
 
 from workers.store import audit
 from workers.store.engine import delete_in_batches, transaction
+from workers.store.sql import quoted
 
+MAINTAIN_SINCE = 170000  # PostgreSQL 17
 BATCH = 10_000  # rows per transaction; 30 ms for samples
 PERSON = text("""
 SELECT client_user_id, erased_at,
@@ -44,6 +46,10 @@ CONDITIONS = {
     "archive": PRESENT_OR_FORMER_ID,
     "dead_letters": PRESENT_OR_FORMER_ID,
 }
+# Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. PostgreSQL itself only warns.
+MAY_VACUUM = """
+SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE') OR {maintain}), false)
+FROM pg_class c WHERE c.oid = CAST(:table AS regclass) OR c.oid IN (SELECT relid FROM pg_partition_tree(:table))"""
 SERIES = text("SELECT id FROM headrace.series WHERE user_id = :user ORDER BY id")
 # Each batch starts where the last one ended: from the start of the index it would read all entries deleted before.
 SAMPLES = text("""
@@ -129,6 +135,32 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     for table in ("crash_counts", "chunks", "sample_ranges", *tables):
         yield from ((table, number) for number in _remove(engine, table, user_id))
     yield from _remove_from_ledger(engine, user_id)
+
+
+def vacuum(engine: Engine) -> tuple[list[str], list[str]]:
+    """Vacuums every table that an erasure changes. Returns the tables, and those that this login may not vacuum.
+
+    All of them, not only those of which rows were just deleted, because an earlier erasure may have been interrupted.
+    PostgreSQL skips the pages without deleted rows.
+    """
+    done: list[str] = []
+    skipped: list[str] = []
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")  # VACUUM cannot run in a transaction
+    with transaction(autocommit) as connection:
+        version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+        maintain = "has_table_privilege(c.oid, 'MAINTAIN')" if version >= MAINTAIN_SINCE else "false"
+        connection.execute(text("SET statement_timeout = 0"))
+        try:
+            for table in dict.fromkeys(["users", *connection.scalars(TABLES), *CONDITIONS]):
+                name = f"headrace.{quoted(table)}"
+                if connection.scalar(text(MAY_VACUUM.format(maintain=maintain)), {"table": name}):
+                    connection.execute(text(f"VACUUM {name}"))
+                    done.append(table)
+                else:
+                    skipped.append(table)
+        finally:
+            connection.execute(text("RESET statement_timeout"))
+    return done, skipped
 
 
 def _rows_of(table: str) -> str:

@@ -18,7 +18,8 @@ REPORT = text(f"""
 INSERT INTO headrace.lost_deliveries AS stored (aggregator, message_id, user_id, reported_at)
 SELECT lost.aggregator, lost.message_id, coalesce(:user_id, (
     SELECT min(user_id) FROM headrace.users
-    WHERE client_user_id = :client_user_id AND erased_at IS NULL AND merged_into IS NULL HAVING count(*) = 1)),
+    WHERE client_user_id = :client_user_id AND erased_at IS NULL AND merged_into IS NULL
+      AND coalesce(aggregator, lost.aggregator) = lost.aggregator HAVING count(*) = 1)),
     :reported_at
 FROM (SELECT CAST(:aggregator AS text) AS aggregator, CAST(:message_id AS text) AS message_id) AS lost
 WHERE NOT {ARRIVED} AND CAST(:reported_at AS timestamptz) > now() - interval '30 days'
@@ -47,7 +48,7 @@ FORGET = text("DELETE FROM headrace.lost_deliveries WHERE reconciled_at < now() 
 def report(connection: Connection, reported_by: Delivery, lost: LostDelivery) -> bool:
     """Records a lost delivery, once if it is reported repeatedly. False if the ledger has the delivery.
 
-    The user of a client_user_id is recorded only if there is exactly one.
+    The user of a client_user_id is recorded only if the reporting aggregator has exactly one.
     """
     about = {"aggregator": reported_by.aggregator, "reported_at": reported_by.received}
     return connection.execute(REPORT, asdict(lost) | about).rowcount > 0

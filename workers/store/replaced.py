@@ -7,7 +7,7 @@ the record. So every order of arrival ends in the same rows. Only the objects of
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -46,6 +46,11 @@ JOIN headrace.sample_ranges stored USING (series_id)
 WHERE replaced_last >= given.first AND replaced_first <= given.last""")
 REMOVE = text("""
 DELETE FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last AND version < :version""")
+NEXT_PART = text("""
+SELECT ts FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last
+ORDER BY ts OFFSET :rows LIMIT 1""")
+RESOLUTION = timedelta(microseconds=1)  # of timestamptz
+MAX_ROWS = 50_000  # of one statement, which has to end before its timeout
 MOVE = text(f"""
 INSERT INTO headrace.sample_ranges AS stored ({COLUMNS})
 SELECT n.id, r.id, version, first, last, replaced_first, replaced_last
@@ -158,8 +163,12 @@ def _without(samples: Samples, number: int, ranges: Sequence[ReplacedRange]) -> 
 
 
 def remove(connection: Connection, one: ReplacedRange) -> int:
-    """Deletes the stored samples of a range that were replaced. Returns their number."""
-    return connection.execute(REMOVE, asdict(one)).rowcount
+    """Deletes the stored samples of a range that were replaced, in parts. Returns their number."""
+    left, deleted = asdict(one), 0
+    while edge := connection.scalar(NEXT_PART, left | {"rows": MAX_ROWS}):
+        deleted += connection.execute(REMOVE, left | {"last": edge - RESOLUTION}).rowcount
+        left["first"] = edge
+    return deleted + connection.execute(REMOVE, left).rowcount
 
 
 def merge_ranges(connection: Connection, ids: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import Engine, text
 
 from workers.actions import SeriesKey
 from workers.store.engine import transaction
-from workers.store.users import upsert_users
+from workers.store.users import Claim, claims_of, upsert_users
 
 COLUMNS = "user_id, resource, provider, source_type, subtype"
 GIVEN = "unnest(CAST(:u AS text[]), CAST(:r AS text[]), CAST(:p AS text[]), CAST(:s AS text[]), CAST(:d AS text[]))"
@@ -25,8 +25,8 @@ class SeriesNumbers:
         self._engine = engine
         self._known: dict[SeriesKey, int] = {}
 
-    def of(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
-        """The number of each key. Series of erased users have none.
+    def of(self, aggregator: str, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
+        """The number of each key. New series of users who were erased, or belong to another aggregator, have none.
 
         New numbers are committed in a transaction of their own: a cached number must never be rolled back.
         """
@@ -34,15 +34,15 @@ class SeriesNumbers:
         if missing := wanted - self._known.keys():
             if len(self._known) + len(missing) > MAX_CACHED:
                 self._known.clear()
-            self._register(sorted(wanted - self._known.keys()))
+            self._register(aggregator, sorted(wanted - self._known.keys()))
         return {key: self._known[key] for key in wanted if key in self._known}
 
-    def _register(self, keys: list[SeriesKey]) -> None:
+    def _register(self, aggregator: str, keys: list[SeriesKey]) -> None:
         with transaction(self._engine) as connection:
             rows = connection.execute(LOOK_UP, _columns(keys)).all()
             if len(rows) < len(keys):
-                users = upsert_users(connection, dict.fromkeys(user_id for user_id, *_ in keys))
-                if writable := [key for key in keys if not users[key[0]].is_read_only]:
+                users = upsert_users(connection, claims_of(aggregator, (user_id for user_id, *_ in keys)))
+                if writable := [key for key in keys if not users[Claim(aggregator, key[0])].is_read_only]:
                     connection.execute(REGISTER, _columns(writable))
                 rows = connection.execute(LOOK_UP, _columns(keys)).all()
         self._known |= {

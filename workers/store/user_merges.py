@@ -54,9 +54,10 @@ DROP_REST = tuple(
 def merge_user(connection: Connection, old: str, new: str) -> bool:
     """Moves all data of the old id to the new one, by the guarded upsert where both have a row.
 
-    Later deliveries for the old id are written under the new one (workers/store/users.py). False if the users were
-    merged before, or one of them was erased. One transaction moves all rows, so that readers see the user either before
-    or after the merge; it may be long, but reconnections are rare.
+    Both ids must belong to one aggregator, which `upsert_users` has checked in this transaction. Later deliveries for
+    the old id are written under the new one. False if the users were merged before, or one of them was erased. One
+    transaction moves all rows, so that readers see the user either before or after the merge; it may be long, but
+    reconnections are rare.
     """
     if old == new:
         return False

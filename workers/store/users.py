@@ -1,75 +1,126 @@
-"""Users: their client_user_id, the user that each was merged into, and tombstones of erased users."""
+"""Users: the aggregator that owns each, their client_user_id, the user that each was merged into, and tombstones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
-GIVEN = """unnest(CAST(:users AS text[]), CAST(:clients AS text[]), CAST(:times AS timestamptz[]))
-     AS given(user_id, client_user_id, named_at)"""
+GIVEN = """unnest(CAST(:users AS text[]), CAST(:aggregators AS text[]), CAST(:clients AS text[]),
+            CAST(:times AS timestamptz[])) AS given(user_id, aggregator, client_user_id, named_at)"""
 # The lock makes an erasure wait for transactions that write data of the user (workers/store/erase.py). FOR KEY SHARE is
 # the weakest lock: workers that write for one user, or update the client_user_id, do not wait for each other. With FOR
 # SHARE, two workers that update the same user's client_user_id deadlock.
 KNOWN_USERS = text(f"""
-SELECT user_id, known.merged_into,
-       given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at AS is_changed
+SELECT given.aggregator, user_id, known.merged_into,
+       CASE WHEN known.aggregator <> given.aggregator THEN known.aggregator END AS other_owner,
+       known.aggregator IS NULL AND given.aggregator IS NOT NULL
+       OR given.client_user_id <> coalesce(known.client_user_id, '') AND given.named_at > known.named_at AS is_changed
 FROM {GIVEN} JOIN headrace.users AS known USING (user_id)
 WHERE known.erased_at IS NULL ORDER BY user_id FOR KEY SHARE OF known""")
+# A concurrent transaction may insert the user between the two statements. The conditions after ON CONFLICT are
+# evaluated on its committed row, so the first aggregator to commit owns the user, and only that one names the client.
 INSERT_USERS = text(f"""
-INSERT INTO headrace.users AS stored (user_id, client_user_id, named_at)
-SELECT user_id, given.client_user_id, coalesce(given.named_at, '-infinity')
+INSERT INTO headrace.users AS stored (user_id, aggregator, client_user_id, named_at)
+SELECT user_id, given.aggregator, given.client_user_id, coalesce(given.named_at, '-infinity')
 FROM {GIVEN} LEFT JOIN headrace.users AS known USING (user_id)
 WHERE known.erased_at IS NULL
 ORDER BY user_id
-ON CONFLICT (user_id) DO UPDATE SET client_user_id = excluded.client_user_id, named_at = excluded.named_at
-WHERE excluded.client_user_id IS NOT NULL AND excluded.named_at > stored.named_at AND stored.erased_at IS NULL""")
+ON CONFLICT (user_id) DO UPDATE SET aggregator = excluded.aggregator,
+    client_user_id = CASE WHEN excluded.named_at > stored.named_at THEN excluded.client_user_id
+                     ELSE stored.client_user_id END,
+    named_at = greatest(excluded.named_at, stored.named_at)
+WHERE coalesce(stored.aggregator, excluded.aggregator) = excluded.aggregator
+  AND (stored.aggregator IS NULL OR excluded.named_at > stored.named_at) AND stored.erased_at IS NULL""")
 ClientId = tuple[str, datetime] | None  # a client_user_id, and the time of the event that named it
+
+
+class Claim(NamedTuple):
+    """A user, and the aggregator that names them; None for an operator, who may name every user."""
+
+    aggregator: str | None
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user's state, as a writer needs it."""
+    """A user's state, as the writer of a claim needs it."""
 
     is_erased: bool = False
     merged_into: str | None = None  # the user_id since the last reconnection
+    other_owner: str | None = None  # the aggregator that owns the user, if it is not the one of the claim
 
     @property
     def is_read_only(self) -> bool:
-        """Whether no more data may be written under this id."""
-        return self.is_erased or self.merged_into is not None
+        """Whether the claim may not write data under this id."""
+        return self.is_erased or self.merged_into is not None or self.other_owner is not None
 
 
 ERASED = User(is_erased=True)
 
 
-def upsert_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, User]:
-    """Inserts unknown users, updates each client_user_id to the newest, and returns every user's state.
+class _Known(NamedTuple):
+    user: User
+    is_changed: bool  # the claim makes the aggregator the owner, or has a newer client_user_id
+
+
+def upsert_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> dict[Claim, User]:
+    """Inserts unknown users, updates each client_user_id to the newest, and returns every claim's user.
+
+    An unknown user belongs to the aggregator of the first claim. Other aggregators change nothing of the user, and find
+    `other_owner` in their result.
 
     Must be the first write of a transaction that writes data of users: an erasure of one of them then waits for the
     transaction's end. One query if nothing is new. A user that is still missing after the insert was erased.
     """
-    known = _known_users(connection, users)
-    if news := {name: client for name, client in users.items() if name not in known or known[name].is_changed}:
-        connection.execute(INSERT_USERS, _columns(news))
-        known |= _known_users(connection, news)
-    return {name: User(merged_into=known[name].merged_into) if name in known else ERASED for name in users}
+    known = _known_users(connection, claims)
+    news: dict[str, Claim] = {}
+    for claim in claims:
+        if (found := known.get(claim)) is None or (found.is_changed and not found.user.other_owner):
+            news.setdefault(claim.user_id, claim)
+    if news:
+        connection.execute(INSERT_USERS, _columns({claim: claims[claim] for claim in news.values()}))
+        known |= _known_users(connection, {claim: claims[claim] for claim in claims if claim.user_id in news})
+    return {claim: known[claim].user if claim in known else ERASED for claim in claims}
 
 
-def is_read_only(connection: Connection, user_id: str) -> bool:
-    """Whether no data may be written under this id.
+def claim_user(connection: Connection, user_id: str, aggregator: str | None = None) -> User:
+    """The user, whom this inserts if unknown. `aggregator` is the source of the data; None for an operator's command.
 
-    If False, an erasure or a merge of the user waits for the transaction's end, and includes the rows it writes.
+    An erasure or a merge of the user waits for the transaction's end, and includes the rows it writes.
     """
-    return upsert_users(connection, {user_id: None})[user_id].is_read_only
+    claim = Claim(aggregator, user_id)
+    return upsert_users(connection, {claim: None})[claim]
 
 
-def _known_users(connection: Connection, users: Mapping[str, ClientId]) -> dict[str, Row[Any]]:
-    """The rows of users that exist and are not erased. `is_changed`: the given client_user_id is newer."""
-    return {row.user_id: row for row in connection.execute(KNOWN_USERS, _columns(users))} if users else {}
+def is_read_only(connection: Connection, user_id: str, aggregator: str | None = None) -> bool:
+    """Whether no data of this aggregator may be written under this id. See `claim_user`."""
+    return claim_user(connection, user_id, aggregator).is_read_only
 
 
-def _columns(users: Mapping[str, ClientId]) -> dict[str, list[str | datetime | None]]:
-    given = [client or (None, None) for client in users.values()]
-    return {"users": list(users), "clients": [name for name, _ in given], "times": [at for _, at in given]}
+def claims_of(aggregator: str, users: Iterable[str]) -> dict[Claim, ClientId]:
+    """Claims of one aggregator without client_user_ids."""
+    return {Claim(aggregator, user_id): None for user_id in users}
+
+
+def _known_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> dict[Claim, _Known]:
+    """The users of the claims that exist and are not erased."""
+    if not claims:
+        return {}
+    return {
+        Claim(aggregator, user_id): _Known(User(merged_into=merged_into, other_owner=other_owner), is_changed)
+        for aggregator, user_id, merged_into, other_owner, is_changed in connection.execute(
+            KNOWN_USERS, _columns(claims)
+        )
+    }
+
+
+def _columns(claims: Mapping[Claim, ClientId]) -> dict[str, Sequence[str | datetime | None]]:
+    given = [client or (None, None) for client in claims.values()]
+    return {
+        "users": [claim.user_id for claim in claims],
+        "aggregators": [claim.aggregator for claim in claims],
+        "clients": [name for name, _ in given],
+        "times": [at for _, at in given],
+    }

@@ -6,7 +6,7 @@ from app.broker.celery import make_celery
 from app.broker.delays import DELAYS, delay_options, delay_queue
 from app.config.settings import Settings
 from workers.celery.context import MAX_COUNTDOWN_SECONDS
-from workers.celery.tasks import MAX_RETRY_SECONDS
+from workers.celery.retries import MAX_RETRY_SECONDS
 
 
 @pytest.mark.parametrize(

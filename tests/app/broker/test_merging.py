@@ -23,7 +23,13 @@ def message(*deliveries: Delivery, arguments: Any = None, **headers: Any) -> dic
         "body": base64.b64encode(body.encode()).decode(),
         "headers": {"task": "headrace.apply", "id": "1", "retries": 0, "eta": None, "argsrepr": "(1 deliveries)"}
         | headers,
-        "properties": {"delivery_tag": "t1", "delivery_info": {"routing_key": "live"}, "body_encoding": "base64"},
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "properties": {
+            "delivery_tag": "t1",
+            "delivery_info": {"exchange": "live", "routing_key": "live"},
+            "body_encoding": "base64",
+        },
     }
 
 
@@ -52,7 +58,11 @@ def test_every_delivery_is_in_it_once_and_in_order() -> None:
         ({"task": "headrace.fetch"}, {}),
         ({"retries": 1}, {}),
         ({"eta": "2026-03-14T06:30:00+00:00"}, {}),
-        ({}, {"delivery_info": {"routing_key": "live", "redelivered": True}}),
+        ({}, {"delivery_info": {"exchange": "live", "routing_key": "live", "redelivered": True}}),
+        ({"expires": "2026-03-14T06:30:00+00:00"}, {}),
+        ({"headrace-sent-at": 1e300}, {}),
+        ({"compression": "headrace"}, {}),
+        ({}, {"delivery_info": {"exchange": "live", "routing_key": "elsewhere"}}),
         ({}, {"body_encoding": "utf-8"}),
     ],
 )
@@ -67,7 +77,9 @@ def test_a_redelivered_message_is_not_a_first_attempt(headers: dict[str, Any], p
 def test_an_unreadable_message_is_rejected() -> None:
     """Breaks if a foreign message is merged."""
     failures = Failures()
-    for arguments in ([], {}, [[]], [["x"], {}, {}], [[1], {}, {}], [["a", "b"], {}, {}], [None, {}, {}]):
+    one = pack([delivery(workout("u2"))])
+    odd = ([[one], {"x": None}, {}], [[one], {}, {"chain": []}])  # the others would be lost or refused with it
+    for arguments in (*odd, [], {}, [[]], [["x"], {}, {}], [[1], {}, {}], [["a", "b"], {}, {}], [None, {}, {}]):
         with failures.of(arguments):
             with pytest.raises(Unprocessable):
                 merge_batches([message(delivery(workout("u1"))), message(arguments=arguments)])

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from celery.worker import consumer
+from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from celery.worker.pidbox import Pidbox
 from flower.views.monitor import Metrics
 from kombu.transport import redis, virtual
 from packaging.requirements import Requirement
@@ -31,9 +33,8 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.Channel._brpop_read: "c42518699709",
     redis.Channel._do_restore_message: "8b430df94e45",
     virtual.base.Base64.decode: "e3f834a13358",
-    consumer.Consumer.on_unknown_message: "213bd3ee55cb",
-    consumer.Consumer.on_unknown_task: "35e6cbe56494",
-    consumer.Consumer.on_invalid_task: "9893e7a4eee3",
+    redis.Channel._receive_one: "d59b8751d897",
+    consumer.Consumer.create_task_handler: "292c5a681f10",
     consumer.Consumer.on_decode_error: "e3538c586a7f",
     Metrics.get: "e596713f31f1",
 }
@@ -49,6 +50,9 @@ RELIED_ON: dict[Callable[..., Any], str] = {
     redis.MultiChannelPoller._register_BRPOP: "85724582464a",
     redis.MultiChannelPoller.on_readable: "c0d99f241607",
     DelayedDelivery.start: "28f53fd4146f",
+    Control.__init__: "35676395acaf",
+    Pidbox.__init__: "a7c5b7b005e4",
+    Pidbox.on_message: "a7fc59f96634",
 }
 
 

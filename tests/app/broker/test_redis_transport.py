@@ -11,8 +11,9 @@ from kombu.transport import virtual
 
 from app.broker import redis_transport
 from app.broker.celery import make_celery
+from app.broker.lanes import PROCESSING
 from app.broker.publisher import Publisher
-from app.broker.redis_transport import MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, PROCESSING
+from app.broker.redis_transport import MAX_MERGED_BYTES, MAX_MERGED_MESSAGES
 from app.config.settings import Settings
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, consume_one, consuming, held, publish

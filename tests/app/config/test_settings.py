@@ -12,7 +12,7 @@ from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
 from tests.support.cases import Failures
 
 KEY = base64.b64encode(ENCRYPTION_KEY).decode()
-OTHER_KEY = base64.b64encode(bytes(32)).decode()
+OTHER_KEY = base64.b64encode(bytes(range(1, 33))).decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"another-secret-of-tests").decode()
 
 
@@ -60,6 +60,13 @@ def test_variables_are_read() -> None:
         ("BROKER_URL", " amqps://h ", "broker_url", "amqps://h"),
         ("REDIS_URL", "redis://h", "redis_url", "redis://h"),
         ("JUNCTION_BASE_URL", "http://127.0.0.1:9", "junction_base_url", "http://127.0.0.1:9"),
+        ("JUNCTION_BASE_URL", "http://[::1]:9/x", "junction_base_url", "http://[::1]:9/x"),
+        ("TERRA_BASE_URL", "http://localhost:9", "terra_base_url", "http://localhost:9"),
+        ("TERRA_ADMIN_BASE_URL", "https://proxy.example/a", "terra_admin_base_url", "https://proxy.example/a"),
+        ("TERRA_SIGNATURE_TOLERANCE_SECONDS", "3600", "terra_tolerance_seconds", 3600),
+        ("HEADRACE_WEB_PROCESSES", "1", "web_processes", 1),
+        ("HEADRACE_KEEP_DAYS", "0", "keep_days", 0),
+        ("HEADRACE_FLOWER_HOST", "10.0.0.1", "flower_host", "10.0.0.1"),
         ("JUNCTION_WEBHOOK_SECRET", JUNCTION_SECRET, "junction_webhook_secrets", (JUNCTION_SECRET,)),
         (
             "JUNCTION_WEBHOOK_SECRET",
@@ -68,7 +75,7 @@ def test_variables_are_read() -> None:
             (OTHER_SECRET, JUNCTION_SECRET),
         ),
         ("TERRA_SIGNING_SECRET", f"{TERRA_SECRET},{'x' * 16}", "terra_signing_secrets", (TERRA_SECRET, "x" * 16)),
-        ("HEADRACE_ENCRYPTION_KEY", f"{KEY}, {OTHER_KEY}", "encryption_keys", (ENCRYPTION_KEY, bytes(32))),
+        ("HEADRACE_ENCRYPTION_KEY", f"{KEY}, {OTHER_KEY}", "encryption_keys", (ENCRYPTION_KEY, bytes(range(1, 33)))),
         ("HEADRACE_RESOURCES", "workouts, sleep", "resources", ("workouts", "sleep")),
         ("HEADRACE_MAX_BODY_BYTES", "100", "max_body_bytes", 100),
         ("HEADRACE_ENQUEUE_DEADLINE_SECONDS", "0.5", "enqueue_deadline_seconds", 0.5),
@@ -153,6 +160,39 @@ UNUSABLE = [
     ("HEADRACE_RECONCILE_HOURS", "daily"),
     ("HEADRACE_FETCH_HISTORY", "maybe"),
     ("HEADRACE_RESOURCES", "workouts,canary"),
+    # Every request to an API carries its key, so http is for this machine only.
+    ("JUNCTION_BASE_URL", "http://api.canary.example"),
+    ("JUNCTION_BASE_URL", "http://127.0.0.1.canary.example"),
+    ("JUNCTION_BASE_URL", "http://10.0.0.1/canary"),
+    ("TERRA_BASE_URL", "http://access.canary.example/api/v2"),
+    ("TERRA_ADMIN_BASE_URL", "http://0.0.0.0/canary"),
+    ("TERRA_BASE_URL", "https://user:canary@h/"),
+    ("TERRA_BASE_URL", "https://h/a?canary=1"),
+    ("TERRA_BASE_URL", "https://h/a#canary"),
+    ("TERRA_BASE_URL", "https://h/canary/../x"),
+    # A key of equal bytes is a placeholder.
+    ("HEADRACE_ENCRYPTION_KEY", base64.b64encode(bytes(32)).decode()),
+    ("HEADRACE_ENCRYPTION_KEY", base64.b64encode(b"k" * 32).decode()),
+    ("HEADRACE_ENCRYPTION_KEY", f"{KEY},{base64.b64encode(bytes(32)).decode()}"),
+    ("HEADRACE_WEB_PROCESSES", "0"),
+    ("HEADRACE_WEB_PROCESSES", "1001"),
+    ("HEADRACE_MAX_BODY_BYTES", "0"),
+    ("HEADRACE_MAX_BODY_BYTES", "1073741825"),
+    ("HEADRACE_MAX_BODY_BYTES", "1_000"),
+    ("HEADRACE_MAX_BODY_BYTES", "\u0661\u0662"),
+    ("HEADRACE_MAX_DOWNLOAD_BYTES", "0"),
+    ("HEADRACE_MESSAGE_BYTES", "0"),
+    ("HEADRACE_MESSAGE_DELIVERIES", "0"),
+    ("HEADRACE_VISIBILITY_TIMEOUT_SECONDS", "0"),
+    ("HEADRACE_VISIBILITY_TIMEOUT_SECONDS", "86401"),
+    ("TERRA_SIGNATURE_TOLERANCE_SECONDS", "0"),
+    ("TERRA_SIGNATURE_TOLERANCE_SECONDS", "86400"),
+    ("HEADRACE_HISTORY_DAYS", "0"),
+    ("HEADRACE_HISTORY_DAYS", "1000000"),
+    ("HEADRACE_KEEP_DAYS", "1000000"),
+    ("HEADRACE_LEDGER_DAYS", "39"),
+    ("HEADRACE_RETENTION", "workouts=1000000"),
+    ("HEADRACE_RETENTION", "workouts=-1"),
     # HEADRACE_FETCH_HISTORY turns backfills off, not a limit of 0.
     ("HEADRACE_BACKFILLS_PER_USER", "0"),
     ("HEADRACE_BACKFILLS_PER_ACCOUNT", "0"),

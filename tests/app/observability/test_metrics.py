@@ -103,7 +103,8 @@ def test_an_endpoint_leaves_no_folder_behind(
     port = free_port()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BROKER_URL": broker_url, "TMPDIR": str(tmp_path)}
-    known |= {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "HEADRACE_PORT": str(port), "HEADRACE_WEB_PROCESSES": "1"}
+    known |= {"JUNCTION_WEBHOOK_SECRET": JUNCTION_SECRET, "HEADRACE_PORT": str(free_port())}
+    known |= {"HEADRACE_WEB_PROCESSES": "1", "HEADRACE_OPERATIONS_PORT": str(port)}
     process = subprocess.Popen((sys.executable, "-m", "workers.cli", "web"), env=known, start_new_session=True)
 
     def answers() -> bool:

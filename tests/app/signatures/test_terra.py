@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config.settings import Settings
+from app.delivery import DIGEST_BYTES
 from app.errors import InvalidSignature
-from app.signatures.terra import verify
+from app.signatures.terra import MAX_AGE_MS, MAX_AHEAD_MS, verify
 from tests.support import ROOT
 from tests.support.cases import Failures
 
@@ -134,11 +136,23 @@ def test_without_a_secret_nothing_is_accepted() -> None:
     assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "missing"
 
 
+SIGNED_MS = 1_773_512_405_000
+
+
 def test_the_content_of_the_receipt() -> None:
-    """Breaks if Terra's ids or its time are lost, or an invalid time is accepted."""
+    """Breaks if Terra's ids or its time are lost, or a time is believed that the signed time contradicts.
+
+    With a time of its choice, a captured body could be newer than all that Terra sends later.
+    """
     failures = Failures()
     for ordering, expected in (
         ("1773512405123", 1773512405123),
+        ("1773512345123", 1773512345123),  # a retry, a minute later
+        (str(SIGNED_MS + MAX_AHEAD_MS), SIGNED_MS + MAX_AHEAD_MS),
+        (str(SIGNED_MS + MAX_AHEAD_MS + 1), SIGNED_MS + MAX_AHEAD_MS),
+        ("9" * 15, SIGNED_MS + MAX_AHEAD_MS),
+        (str(SIGNED_MS - MAX_AGE_MS), SIGNED_MS - MAX_AGE_MS),
+        ("0", SIGNED_MS - MAX_AGE_MS),
         ("", None),
         ("soon", None),
         ("-1", None),
@@ -148,7 +162,7 @@ def test_the_content_of_the_receipt() -> None:
         with failures.of(ordering, expected):
             headers = {
                 "Terra-Signature": header(),
-                "X-Terra-Trace-Id": "t" * 300,
+                "X-Terra-Trace-Id": "t" * 256,
                 "X-Terra-Ordering-Timestamp": ordering,
                 "Terra-Reference": "r1",
             }
@@ -157,6 +171,27 @@ def test_the_content_of_the_receipt() -> None:
     assert failures == {}
 
 
-def test_without_a_trace_id_there_is_no_message_id() -> None:
-    """Breaks if deliveries without a trace id share one."""
-    assert verify({"Terra-Signature": header()}, BODY, SETTINGS, NOW).message_id == ""
+@pytest.mark.parametrize("name", ["", "t" * 257, "t" * 8000, "a\0b", "caf\u00e9", "\x7f"])
+def test_an_odd_id_counts_as_none(name: str) -> None:
+    """Breaks if an unsigned header of 8 kB is queued and exceeds an index of PostgreSQL, or two long ids become one."""
+    headers = {"Terra-Signature": header(), "X-Terra-Trace-Id": name, "Terra-Reference": name}
+    receipt = verify(headers, BODY, SETTINGS, NOW)
+    assert (receipt.message_id, receipt.reference) == ("", None)
+
+
+def test_the_digest_identifies_what_was_signed() -> None:
+    """Breaks if a captured request gets another digest with other unsigned headers, or if another body gets the same.
+
+    With two secrets, Terra signs with both, and a replay can leave one signature out.
+    """
+    settings = replace(SETTINGS, terra_signing_secrets=("another-secret-of-terra", SECRET))
+
+    def digest(body: bytes = BODY, settings: Settings = settings, **given: str) -> bytes | None:
+        headers = {"Terra-Signature": header(body=body, **given), "X-Terra-Trace-Id": str(uuid.uuid4())}
+        return verify(headers, body, settings, NOW).digest
+
+    first = digest()
+    assert first == digest() == digest(secret="another-secret-of-terra")
+    assert len(first or b"") == DIGEST_BYTES
+    assert len({first, digest(body=b"{}"), digest(t="1773512406"), digest(settings=SETTINGS)}) == 4
+    assert (first or b"").hex() not in header()

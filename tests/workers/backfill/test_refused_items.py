@@ -35,7 +35,7 @@ def test_a_refused_item_of_history_is_a_dead_letter(engine: Engine, settings: Se
     assert entry.reason == "heartrate: value: expected a number"
     assert replay_dead_letters(engine, Applier(engine, settings), [entry]) == {"dead": 1}
     sealed = dead_letters.delivery(engine, entry)
-    event = json.loads(Sealer(settings.encryption_keys).open(sealed.sealed, sealed.key))
+    event = json.loads(sealed.open(Sealer(settings.encryption_keys)))
     assert event["data"] == {"source": GARMIN, "data": [data[1]]}
 
 

@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.delivery import Delivery
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id, rows
+from tests.support import START, delivery, event, message_id, rows
 from tests.support.backfills import announce, fetch_history, forget_pauses, make_due, notice, settle
+from tests.support.deliveries import bodies
 from tests.support.provider import Provider, workouts
 from workers.backfill.fetcher import FollowUp
 from workers.operate import status_view
@@ -95,6 +95,19 @@ def test_each_workout_has_a_fetch_of_its_own(engine: Engine, settings: Settings)
     assert [row["payload"]["of"] for row in stored(engine)] == ["w0", "w1", "w2"]
 
 
+def test_an_id_that_would_change_the_path_is_not_fetched(engine: Engine, settings: Settings) -> None:
+    """Breaks if `..` as the id of a workout or a user is sent to the API, or is retried without an end."""
+    announce(engine, settings, live(workout_id=".."), live(workout_id="w1", name="later"), notice("..", "sleep"))
+    provider = streams()
+    settle(engine, provider.fetcher(engine, settings))
+    assert [request.url.path for request in provider.requests] == ["/v2/timeseries/workouts/w1/stream"]
+    found = {(one.resource, one.item): (one.status, one.error) for one in items(engine)}
+    reason = "the id '..' cannot be a part of a path"
+    assert found["sleep", ""] == ("failed", reason)
+    assert found["workout_stream", ".."][0] == "complete"
+    assert found["workout_stream", "w1"] == ("complete", None)
+
+
 def test_a_notice_that_comes_again_does_nothing(engine: Engine, settings: Settings) -> None:
     """Breaks if a repeated delivery, before or after the fetch, causes a request or overwrites the stream."""
     given = live()
@@ -165,8 +178,7 @@ def test_a_stream_that_is_refused_is_a_dead_letter(engine: Engine, settings: Set
     (letter,) = dead_letters(engine)
     assert (letter["event_type"], letter["reason"]) == ("fetch.workout_stream", "status 422")
     assert b"canary" not in letter["sealed"]
-    about = f"{letter['aggregator']}:{letter['message_id']}"
-    assert Sealer([ENCRYPTION_KEY]).open(letter["sealed"], about) == body
+    assert bodies(engine, "dead_letters") == [body]
     assert [row["payload"] for row in stored(engine)] == [NOTICE]
     assert [one.status for one in items(engine)] == ["complete"]
     fetch_history(engine, settings, provider, live("updated"))

@@ -6,7 +6,7 @@ from celery import Celery
 from app.broker.lanes import APPLY, LANES, SWEEP
 from app.config.settings import Settings
 from workers.celery.app import make_app
-from workers.celery.tasks import MAX_RETRY_SECONDS
+from workers.celery.retries import MAX_RETRY_SECONDS
 
 SAFE = {
     "task_acks_late": True,

@@ -11,9 +11,14 @@ import redis
 from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
-from app.broker.lanes import FETCH, RECONCILE
+from app.broker.lanes import FAILURES, FETCH, RECONCILE
+from app.broker.merging import is_first_attempt
 from app.config.settings import Settings
+from app.delivery import pack, unpack
+from app.errors import RetryAlone, TryLater
 from tests.support import apply, delivery, event, rows
+from tests.support.broker import arguments, waiting
+from tests.support.poison import RAISE, eleven, fault
 from workers.backfill.fetcher import FollowUp
 from workers.celery import jobs as scheduled
 from workers.celery.context import WorkerContext
@@ -34,6 +39,32 @@ def working(settings: Settings, broker_url: str, **changes: Any) -> Iterator[Job
     finally:
         work.engine.dispose()
         celery.close()
+
+
+def test_a_delivery_that_cannot_be_enqueued_keeps_its_message(engine: Engine, settings: Settings) -> None:
+    """Breaks if a delivery is lost when it must be retried alone and the broker is down."""
+    celery = make_celery(replace(settings, broker_url="redis://127.0.0.1:1/0"), "publisher")
+    work = WorkerContext(celery, settings)
+    with fault(engine, RAISE.format("XX001")), pytest.raises(TryLater, match="BROKER_URL: cannot enqueue") as caught:
+        work.apply(pack(eleven()), redelivered=False)
+    assert not isinstance(caught.value, RetryAlone)
+    assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 10
+    work.engine.dispose()
+    celery.close()
+
+
+def test_a_delivery_alone_is_a_message_of_its_own(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if its tries are not counted, or its message is merged with others again."""
+    celery = make_celery(replace(settings, broker_url=broker_url), "publisher")
+    work = WorkerContext(celery, settings)
+    sent = eleven()
+    with fault(engine, RAISE.format("XX001")):
+        work.apply(pack(sent), redelivered=False)
+    (message,) = waiting(broker_url)
+    assert unpack(arguments(message)[0]) == [sent[5]]
+    assert (message["headers"][FAILURES], is_first_attempt(message)) == (1, False)
+    work.engine.dispose()
+    celery.close()
 
 
 def announced(engine: Engine, settings: Settings, count: int) -> list[int]:

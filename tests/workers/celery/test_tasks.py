@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 import redis
@@ -9,11 +10,13 @@ from celery import Task
 from celery.exceptions import Reject, Retry
 
 from app.broker.celery import make_celery
+from app.broker.lanes import FAILING_SINCE, FAILURES, RETRY_REASON
 from app.config.settings import Settings
-from app.errors import TryLater
+from app.errors import RetryAlone, TryLater
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, publish
-from workers.celery.tasks import MAX_RETRY_SECONDS, retry_later
+from workers.celery.retries import MAX_RETRY_SECONDS
+from workers.celery.tasks import retry_later
 
 _numbers = itertools.count()
 
@@ -76,4 +79,28 @@ def test_a_failing_task_is_retried(broker: "redis.Redis", broker_url: str) -> No
     assert b"canary" not in raw
     headers = json.loads(raw)["headers"]
     assert (headers["retries"], headers["argsrepr"], headers["kwargsrepr"]) == (4, "(1 deliveries)", "{}")
+    assert (headers[FAILURES], headers[RETRY_REASON]) == (0, "unexpected ValueError")
+    assert time.time() - headers[FAILING_SINCE] < 60
+    task.app.close()
+
+
+@pytest.mark.parametrize("error", [RetryAlone("PostgreSQL: slow", "statement_timeout"), TryLater("PostgreSQL: away")])
+def test_only_statements_that_were_not_executed_are_counted(
+    broker: "redis.Redis", broker_url: str, error: TryLater
+) -> None:
+    """Breaks if an outage separates the deliveries of a message, or a poisonous one is retried together for ever."""
+    publish(Settings(broker_url=broker_url), [delivery(workout("u1"))])
+    broker.delete(LIVE)
+    task = failing_task(broker_url)
+    task.request.headers = {FAILURES: 1, FAILING_SINCE: 7.0}
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(Retry):
+        retry_later(task, fail)
+    (raw,) = broker.lrange(LIVE, 0, -1)
+    headers = json.loads(raw)["headers"]
+    assert (headers[FAILURES], headers[FAILING_SINCE]) == (1 + isinstance(error, RetryAlone), 7.0)
+    assert headers[RETRY_REASON] == str(error)
     task.app.close()

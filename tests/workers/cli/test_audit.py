@@ -1,6 +1,8 @@
 """`headrace audit`: actions and their subjects are recorded, without health data."""
 
 import json
+import os
+import pwd
 from typing import Any
 
 import pytest
@@ -40,7 +42,8 @@ def test_actions_are_recorded(
     assert headrace(*words).exit_code in (0, 1)
     (found, *_) = recorded(headrace, "--subject", subject)
     assert found["action"] in (" ".join(words[:2]), words[0])
-    assert found["operator"]
+    assert found["operator"] == "headrace"  # the login in the database of the tests
+    assert found["os_user"] == pwd.getpwuid(os.getuid()).pw_name
     assert CANARY not in headrace(*SINCE).stdout
 
 

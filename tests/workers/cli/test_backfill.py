@@ -20,6 +20,7 @@ from tests.support.cli import error_line, invoke
 from tests.support.provider import Provider, daily, heartrates
 from workers.cli import backfill as commands
 from workers.cli import options, output
+from workers.store import backfill_admin
 from workers.store.backfill_admin import Backfill, BackfillPlan, Chunk, Filter, listed
 
 SINCE = ("--since", "2026-01-01", "--until", "2026-02-24")  # 54 days
@@ -133,6 +134,20 @@ def test_a_terra_user_is_fetched_from_terra(run: Run, engine: Engine, settings: 
     assert {one["aggregator"] for one in found} == {"terra"}
     assert {one["resource"] for one in found} == {one.name for one in catalogue().values() if one.terra}
     assert "glucose" in run("start", "--user", "t1", "--resource", "glucose", *SINCE).output
+
+
+def test_a_user_of_another_aggregator_is_not_fetched(
+    run: Run, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if history is requested from an aggregator that does not know the user."""
+    body = {"type": "auth", "status": "success", "user": {"user_id": "t1", "provider": "OURA", "reference_id": "m1"}}
+    apply(engine, settings, delivery(body, aggregator="terra"))
+    before = rows(engine, "SELECT count(*) AS n FROM headrace.backfills")
+    # As if the user got an owner between the two queries.
+    monkeypatch.setattr(backfill_admin, "aggregator_of", lambda *_: "junction")
+    done = run("start", "--user", "t1", "--resource", "sleep", *SINCE)
+    assert error_line(done, 4).endswith("t1 belongs to terra; junction has no such user")
+    assert rows(engine, "SELECT count(*) AS n FROM headrace.backfills") == before
 
 
 def test_the_estimate_is_measured_or_a_minimum(run: Run, engine: Engine, settings: Settings) -> None:

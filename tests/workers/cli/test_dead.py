@@ -17,11 +17,12 @@ from app.delivery import Delivery
 from tests.support import ENCRYPTION_KEY, apply, delivery, heartrate, rows, workout
 from tests.support.cli import Headrace, error_line
 from tests.support.deliveries import OTHER_KEY, connection_event, received, sealed_with_another_key
+from tests.support.poison import eleven, fault, run_tries
 from tests.support.servers import Servers
 from workers.cli import output
 from workers.ingest.apply import Applier
 from workers.store import dead_letters, digests
-from workers.store.engine import make_engine
+from workers.store.engine import make_engine, make_writer
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -157,6 +158,27 @@ def test_only_selected_dead_letters_are_applied(headrace: Headrace, engine: Engi
     assert left(engine) == {ids["rubbish"], ids["refused"]}
 
 
+def test_a_replay_has_the_time_that_is_asked_for(headrace: Headrace, engine: Engine, settings: Settings) -> None:
+    """Breaks if a delivery whose statements take longer than the workers' limit can never be applied."""
+    with fault(engine, "PERFORM pg_sleep(1.5)"):
+        own = make_writer(settings, session={"statement_timeout": "100ms"})
+        run_tries(Applier(own, settings), eleven())
+        own.dispose()
+        (number,) = left(engine)
+        failed = headrace("dead", "replay", str(number), "--timeout", "1s")
+        assert (failed.exit_code, left(engine)) == (1, {number})
+        assert "after 1s" in dead_letters.listed(engine)[0].reason
+        assert headrace("dead", "replay", str(number), "--timeout", "1m").exit_code == 0
+    assert left(engine) == set()
+
+
+@pytest.mark.parametrize("value", ["0s", "10", "-1m", "1.5h", "10min", "soon"])
+def test_a_timeout_is_a_duration(headrace: Headrace, value: str) -> None:
+    done = headrace("dead", "replay", f"--timeout={value}")
+    assert done.exit_code == 2
+    assert "is no duration such as 90s, 10m or 2h" in done.stderr
+
+
 # dead drop
 
 
@@ -274,7 +296,7 @@ def test_invalid_options_are_refused(headrace: Headrace, words: tuple[str, ...])
 
 @pytest.fixture
 def other(servers: Servers) -> Iterator[str]:
-    """The URL of an empty database without a schema."""
+    """The URL of an empty database without a schema, with its password."""
     where = urlsplit(servers.database_url)
     with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
         connection.execute("CREATE DATABASE drilled TEMPLATE template0")
@@ -287,7 +309,9 @@ def test_a_replay_into_another_database_stores_the_same_rows(
 ) -> None:
     before = digests.digests(engine)
     for order, outcome in (("random", "5 applied"), ("newest", "5 duplicate")):
-        done = headrace("replay", *SINCE, *UNTIL, "--order", order, "--into", other)
+        password = str(urlsplit(other).password)
+        into = other.replace(f":{password}@", "@")
+        done = headrace("replay", *SINCE, *UNTIL, "--order", order, "--into", into, PGPASSWORD=password)
         assert (done.exit_code, done.stdout) == (0, f"5 applied again: {outcome}\n")
     there = make_engine(Settings(database_url=other.replace("postgresql", "postgresql+psycopg", 1)))
     try:
@@ -298,9 +322,21 @@ def test_a_replay_into_another_database_stores_the_same_rows(
     assert "tests" not in done.output
 
 
+def test_a_password_on_the_command_line_is_refused(headrace: Headrace, kept: list[Delivery], other: str) -> None:
+    """Breaks if the password of a database is readable in the list of processes, or is repeated in the message."""
+    password = str(urlsplit(other).password)
+    nothing = other.replace(f":{password}@", "@")
+    for address in (other, f"{nothing}?password={password}", f"{nothing}?sslmode=disable&password={password}"):
+        done = headrace("replay", *SINCE, *UNTIL, "--into", address, PGPASSWORD=password)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "--into must not contain a password" in done.stderr
+        assert "set PGPASSWORD" in done.stderr
+        assert f"{password}@" not in done.stderr
+
+
 def test_an_invalid_database_url_is_one_line(headrace: Headrace, kept: list[Delivery]) -> None:
-    for address in ("mysql://a/b", "postgresql://user:sesame@127.0.0.1:1/nowhere"):
-        done = headrace("replay", *SINCE, *UNTIL, "--into", address)
+    for address in ("mysql://a/b", "postgresql://user@127.0.0.1:1/nowhere"):
+        done = headrace("replay", *SINCE, *UNTIL, "--into", address, PGPASSWORD=SESAME)
         assert (done.exit_code, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
         assert SESAME not in line

@@ -2,17 +2,19 @@
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
-from tests.support import apply, delivery, heartrate, rows, workout
+from tests.support import apply, delivery, heartrate, rows, until, workout
 from tests.support.backfills import announce, notice
 from tests.support.cli import Headrace, error_line
 from tests.support.database import run
 from tests.support.reconnections import EVENTS
 from workers.cli import output
+from workers.store.roles import writer_statements
 
 
 @pytest.fixture
@@ -40,10 +42,53 @@ def test_the_receipt_lists_removed_and_remaining_data(headrace: Headrace, engine
     assert lines[0].startswith("erased u1, 20")
     for table, count in COUNTS.items():
         assert any(line.split()[:2] == [table, str(count)] for line in lines), table
-    for words in ("tombstone of 20", "recorded as ignored", "DELETE /v2/user/", "backups", "not erased: u2"):
+    for words in (
+        *("tombstone of 20", "recorded as ignored", "DELETE /v2/user/", "backups", "replicas", "not erased: u2"),
+        *("write-ahead log (WAL)", "free space", "VACUUM: `headrace erase --user ... --vacuum` runs it now"),
+    ):
         assert words in done.stdout
     assert "member-1" not in done.stdout
     assert rows(engine, "SELECT user_id FROM health.workouts") == [{"user_id": "u2"}]
+
+
+DELETED_ROWS = """
+SELECT sum(pg_stat_get_dead_tuples(oid)) AS n FROM pg_class
+WHERE relname = ANY(ARRAY['workouts', 'series']) OR relname LIKE 'samples%'"""
+
+
+@pytest.mark.usefixtures("people")
+def test_vacuum_removes_the_deleted_rows(headrace: Headrace, engine: Engine) -> None:
+    """Breaks if `--vacuum` leaves deleted rows in PostgreSQL's files, or a timeout would end it in a large table."""
+    done = headrace("erase", "--user", "u1", "--yes")
+    assert done.exit_code == 0
+    until(lambda: rows(engine, DELETED_ROWS)[0]["n"] > 0)
+    done = headrace("erase", "--user", "u1", "--yes", "--vacuum")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "vacuumed 3" in done.stdout
+    assert "runs it now" not in done.stdout
+    assert "write-ahead log (WAL)" in done.stdout
+    until(lambda: rows(engine, DELETED_ROWS)[0]["n"] == 0)
+    assert rows(engine, "SHOW statement_timeout") == [{"statement_timeout": "45s"}]
+
+
+@pytest.mark.usefixtures("people")
+def test_vacuum_without_the_right_says_so(headrace: Headrace, engine: Engine, settings: Settings) -> None:
+    """Breaks if the receipt reports a VACUUM that PostgreSQL skipped: it only warns a login that is not the owner."""
+    login = "erase_without_maintain"
+    run(engine, f"CREATE ROLE {login} LOGIN PASSWORD 'tests'", *writer_statements(login))
+    try:
+        url = urlsplit(settings.need_database())
+        url = url._replace(netloc=f"{login}:tests@{url.hostname}:{url.port}")
+        done = headrace("erase", "--user", "u1", "--yes", "--vacuum", "--json", DATABASE_URL=url.geturl())
+        receipt = json.loads(done.stdout)
+        assert receipt["vacuumed"] == []
+        assert {"users", "workouts", "samples", "archive"} <= set(receipt["not_vacuumed"])
+        assert any("--vacuum" in one for one in receipt["not_removed"])
+        run(engine, f"GRANT MAINTAIN ON ALL TABLES IN SCHEMA headrace TO {login}")
+        done = headrace("erase", "--user", "u1", "--yes", "--vacuum", "--json", DATABASE_URL=url.geturl())
+        assert json.loads(done.stdout)["not_vacuumed"] == []
+    finally:
+        run(engine, f"DROP OWNED BY {login}", f"DROP ROLE {login}")
 
 
 @pytest.mark.usefixtures("people")
@@ -53,7 +98,7 @@ def test_the_receipt_as_json_is_complete(headrace: Headrace) -> None:
     assert (receipt["unread"], receipt["others"]) == (0, ["u2"])
     assert receipt["erased_at"] <= receipt["finished_at"]
     assert "ignored" in receipt["tombstone"]
-    assert len(receipt["not_removed"]) == 3
+    assert (len(receipt["not_removed"]), receipt["vacuumed"], receipt["not_vacuumed"]) == (6, [], [])
     again = json.loads(headrace("erase", "--user", "u1", "--yes", "--json").stdout)
     assert (again["before"], again["removed"], again["erased_at"]) == ("erased", {}, receipt["erased_at"])
 

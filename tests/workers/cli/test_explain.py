@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
 from click.testing import Result
 from sqlalchemy import Engine
@@ -17,8 +16,9 @@ from tests.support import START, apply, delivery, event, heartrate, rows, workou
 from tests.support.backfills import announce, notice, settle
 from tests.support.cli import Headrace
 from tests.support.database import run
+from tests.support.deliveries import received
 from tests.support.provider import FIRST, Provider, heartrates
-from tests.support.reconnections import EVENTS
+from tests.support.reconnections import EVENTS, ride, terra
 
 MINUTE = timedelta(minutes=1)
 WORKOUT = ("--user", "u1", "--resource", "workouts", "--id", "w1")
@@ -104,6 +104,17 @@ def test_ignored_and_dead_deliveries_are_shown(headrace: Headrace, settings: Set
     assert verdicts(answer) == {"msg_1": "ignored", "msg_2": "dead"}
     assert answer["stored"] == []
     assert "nothing is stored" in answer["why"][0]
+
+
+def test_a_rejected_delivery_of_another_aggregator_is_shown(
+    headrace: Headrace, settings: Settings, engine: Engine
+) -> None:
+    """Breaks if an operator cannot see that another aggregator tried to change a value."""
+    apply(engine, settings, ran(1))
+    assert apply(engine, settings, terra(2, ride("u1", "w1", "forged"))) == {"dead": 1}
+    answer = asked(headrace, WORKOUT)
+    assert verdicts(answer) == {"msg_1": "won", "trace-2": "dead"}
+    assert answer["stored"][0]["provider"] == "garmin"
 
 
 def test_expired_deliveries_are_reported(headrace: Headrace, settings: Settings, engine: Engine) -> None:
@@ -249,6 +260,6 @@ def test_an_erased_user_is_reported(headrace: Headrace, settings: Settings, engi
 def test_archived_deliveries_of_several_days_are_read(headrace: Headrace, settings: Settings, engine: Engine) -> None:
     now = datetime.now(UTC)
     for days in (0, 1, 5):
-        one = msgspec.structs.replace(ran(10 - days), received_at=(now - timedelta(days=days)).timestamp())
+        one = received(ran(10 - days), now - timedelta(days=days))
         apply(engine, settings, one)
     assert set(verdicts(asked(headrace, WORKOUT))) == {"msg_10", "msg_9", "msg_5"}

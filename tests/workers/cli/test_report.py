@@ -4,7 +4,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
@@ -16,6 +15,7 @@ from tests.support import START, apply, delivery, heartrate, workout
 from tests.support.backfills import announce, notice
 from tests.support.cli import Headrace
 from tests.support.database import run
+from tests.support.deliveries import received
 from tests.support.reconnections import EVENTS
 from tests.support.refused import Refused, add_refused
 
@@ -25,7 +25,7 @@ SINCE = ("--since", "2026-03-01", "--until", "2026-03-20")
 
 def came(one: Delivery, at: datetime) -> Delivery:
     """The delivery, received at that time."""
-    return msgspec.structs.replace(one, received_at=at.timestamp())
+    return received(one, at)
 
 
 def report(headrace: Headrace, *more: str, status: int) -> dict[str, Any]:

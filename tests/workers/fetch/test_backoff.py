@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.celery.tasks import MAX_RETRY_SECONDS
+from workers.celery.retries import MAX_RETRY_SECONDS
 from workers.fetch.backoff import backoff
 from workers.fetch.retry import FIRST_PAUSE, MAX_PAUSE
 

@@ -1,7 +1,10 @@
 """Downloads from announced URLs: listed hosts only, and no address of our own network."""
 
+import contextlib
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,11 +19,21 @@ from cryptography.x509.oid import NameOID
 
 from app.errors import Unprocessable
 from tests.support.cases import Failures
-from workers.fetch.http import Files, addresses, is_public
+from workers.fetch.http import Files, addresses, download_client, is_public
 from workers.fetch.retry import NO_ANSWER
 
 HOSTS = ("*.amazonaws.com", "files.test")
-PRIVATE = "127.0.0.1 10.1.2.3 172.16.0.9 192.168.1.1 169.254.169.254 0.0.0.0 100.64.0.1 224.0.0.1 255.255.255.255"
+PRIVATE = (
+    "127.0.0.1 127.9.9.9 10.1.2.3 172.16.0.9 192.168.1.1 169.254.169.254 0.0.0.0 0.1.2.3 100.64.0.1 100.127.255.255 "
+    "192.0.0.8 192.0.2.1 192.88.99.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255"
+)
+# An IPv4 address inside an IPv6 address, which a translator or tunnel may deliver to it; also a public one.
+MAPPED = (
+    "::ffff:10.0.0.1 ::ffff:127.0.0.1 ::ffff:93.184.215.14 ::ffff:0:10.0.0.1 ::10.0.0.1 ::93.184.215.14 "
+    "64:ff9b::10.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b::93.184.215.14 64:ff9b:1::a00:1 64:ff9b:1:fffe::93.184.215.14 "
+    "2002:a00:1:: 2002:7f00:1::1 2002:5db8:d70e:: 2001:0:5ef5:79fb::1 2001:0:4136:e378:8000:63bf:f5ff:fffe "
+    "2001:db8::1 2001:10::1 fec0::1 ff0e::1 100::1 5f00::1 fe80::1%1"
+)
 PUBLIC = "93.184.215.14"
 
 
@@ -56,6 +69,10 @@ def test_a_url_that_leads_elsewhere_is_not_followed() -> None:
         "",
         "https://",
         "https://files.test:99999999/a",
+        "https://files.test:8443/a",
+        "https://files.test:22/a",
+        "https://files.test:80/a",
+        "https://files.test:0/a",
         "https://files\x00.test/a",
     ):
         with failures.of(url):
@@ -75,8 +92,7 @@ def test_an_address_of_our_own_network_is_not_reached() -> None:
         "fe80::1",
         "fd00::1",
         "ff02::1",
-        "::ffff:10.0.0.1",
-        "::ffff:127.0.0.1",
+        *MAPPED.split(),
         *PRIVATE.split(),
     ):
         for beside in ([], [PUBLIC]):
@@ -124,6 +140,60 @@ def test_a_body_that_is_too_large_is_refused() -> None:
     assert (answer.status, answer.body) == (413, b"")
 
 
+def test_a_name_is_resolved_once_and_that_address_is_reached() -> None:
+    """Breaks if a resolver that returns a private address at its second answer can move a request (DNS rebinding)."""
+    answers = [[PUBLIC], ["169.254.169.254"]]
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(200)
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    ours = Files(HOSTS, 1000, resolve=lambda _: answers.pop(0), client=client)
+    assert ours.fetch("https://files.test/a").status == 200
+    assert asked == [PUBLIC]
+    with pytest.raises(Unprocessable, match="not public"):
+        ours.fetch("https://files.test/a")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("drips", ["headers", "body"])
+def test_a_response_that_arrives_byte_by_byte_ends(drips: str) -> None:
+    """Breaks if a server that sends a byte at a time occupies the download worker for longer than the limit."""
+    ended = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            if drips == "body":
+                connection.sendall(b"Content-Length: 1000000\r\n\r\n")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        ended.set()
+
+    class Plain(httpx.HTTPTransport):
+        """Sends the https request in plain text to the server of this test."""
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            request.url = request.url.copy_with(scheme="http", host="127.0.0.1", port=port)
+            return super().handle_request(request)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, httpx.Client(transport=Plain()) as client:
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        began = time.monotonic()
+        ours = Files(HOSTS, 10**7, resolve=lambda _: [PUBLIC], client=client, max_seconds=0.5)
+        assert ours.fetch("https://files.test/a").status == 504
+        assert time.monotonic() - began < 5
+        assert ended.wait(5)  # the connection is closed
+        thread.join()
+
+
 def test_a_name_that_leads_nowhere_is_no_answer() -> None:
     """Breaks if a failing resolver makes a dead letter of a delivery that could be downloaded a moment later."""
     assert files(httpx.MockTransport(never), found=[]).fetch("https://files.test/a").status == NO_ANSWER
@@ -150,10 +220,14 @@ def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
     whole.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
 
     class Server(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # keeps connections
+
         def do_GET(self) -> None:
+            body = f"{self.headers['Host']} {self.path}".encode()
             self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(f"{self.headers['Host']} {self.path}".encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -171,12 +245,19 @@ def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
 
 
 def test_the_certificate_is_checked_against_the_name(tls: tuple[int, ssl.SSLContext]) -> None:
-    """Breaks if a connection by address accepts another name's certificate, or refuses the right one."""
+    """Breaks if a connection by address accepts another name's certificate, or refuses the right one.
+
+    A connection that is kept for a second name at the same address would also accept it.
+    """
     port, trusting = tls
-    with httpx.Client(verify=trusting, trust_env=False) as client:
-        ours = Files(HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, client=client)
+    with download_client(trusting) as client:
+        ours = Files(
+            HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, ports=(port,), client=client
+        )
         assert ours.fetch(f"https://files.test:{port}/a?b").body == f"files.test:{port} /a?b".encode()
         assert ours.fetch(f"https://bucket.amazonaws.com:{port}/a").status == NO_ANSWER
     with httpx.Client(trust_env=False) as client:
-        strangers = Files(HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, client=client)
+        strangers = Files(
+            HOSTS, 1000, resolve=lambda _: ["127.0.0.1"], may_reach=lambda _: True, ports=(port,), client=client
+        )
         assert strangers.fetch(f"https://files.test:{port}/a").status == NO_ANSWER

@@ -16,6 +16,7 @@ from app.delivery import Delivery, pack
 from tests.support import ROOT, START, apply, delivery, event, heartrate, message_id, rows, workout
 from tests.support.cases import Failures
 from tests.support.database import emptied
+from tests.support.poison import RAISE, fault
 from workers.aggregators.junction.events import EXHAUSTED
 from workers.aggregators.registry import AGGREGATORS
 from workers.ingest.apply import Applier
@@ -119,10 +120,9 @@ def test_concurrent_workers_agree_and_do_not_deadlock(engine: Engine, settings: 
 
 def test_one_rejected_delivery_of_many_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
     """Breaks if data that PostgreSQL rejects affects the other deliveries, is lost, or is retried for ever."""
-    bad = heartrate("u2", {0: 1})
-    bad["data"]["source"] = {"provider": token_hex(5000)}  # beyond the index of the series
-    sent = [delivery(workout("u1")), delivery(bad), delivery(heartrate("u3", {0: 1}))]
-    assert apply(engine, settings, *sent) == {"applied": 2, "dead": 1}
+    sent = [delivery(workout("u1")), delivery(heartrate("u2", {0: 1})), delivery(heartrate("u3", {0: 1}))]
+    with fault(engine, RAISE.format("54000"), "NEW.user_id = 'u2'", "series"):  # an index row that is too large
+        assert apply(engine, settings, *sent) == {"applied": 2, "dead": 1}
     (dead,) = rows(engine, "SELECT reason, sealed FROM headrace.dead_letters")
     assert dead["reason"].startswith("PostgreSQL refuses it")
     stored = rows(engine, "SELECT user_id FROM health.workouts UNION ALL SELECT user_id FROM health.heartrate")
@@ -133,7 +133,7 @@ def test_one_rejected_delivery_of_many_becomes_a_dead_letter(engine: Engine, set
 
 def test_an_invalid_user_id_becomes_a_dead_letter(engine: Engine, settings: Settings) -> None:
     """Breaks if a delivery whose user_id PostgreSQL rejects is retried for ever, together with its neighbours."""
-    bad = workout("u2") | {"user_id": token_hex(5000)}
+    bad = workout(token_hex(5000))
     assert apply(engine, settings, delivery(workout("u1")), delivery(bad)) == {"applied": 1, "dead": 1}
     assert rows(engine, "SELECT user_id FROM headrace.deliveries WHERE outcome = 'dead'") == [{"user_id": None}]
 

@@ -1,29 +1,37 @@
 """Downloads of announced events: retried in time, applied like other deliveries, never lost silently."""
 
 import base64
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from msgspec.structs import replace
+import redis
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Engine
 
+from app.broker.celery import make_celery
+from app.broker.lanes import DOWNLOAD
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal
 from app.errors import TryLater
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
+from tests.support.broker import arguments, waiting
 from tests.support.cases import Failures
 from tests.support.collector import attributes, named
 from tests.support.database import emptied
+from tests.support.deliveries import bodies
+from workers.aggregators.registry import AGGREGATORS
+from workers.celery.context import WorkerContext
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
 from workers.ingest.download import GRACE, Downloader
-from workers.ingest.outcomes import Applied
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
 
 URL = "https://payloads.s3.eu-west-2.amazonaws.com/5f0f/activity.json?X-Amz-Signature=0123456789abcdef"
 USER = {"user_id": "terra-1", "provider": "PELOTON", "reference_id": "member-1"}
@@ -36,8 +44,8 @@ DELIVERIES = "SELECT message_id, event_type, outcome, error FROM health.deliveri
 def announcement(url: Any = URL, expires_in: float = 300, age: float = 0) -> Delivery:
     """A delivery of Terra's that contains only a URL."""
     body = msgspec.json.encode({"type": "s3_payload", "status": "success", "url": url, "expires_in": expires_in})
-    found = seal("terra", Receipt("trace-1", 1_773_512_405_000, "reference-1"), body, SEALER)
-    return replace(found, received_at=datetime.now(UTC).timestamp() - age)
+    receipt = Receipt("trace-1", 1_773_512_405_000, "reference-1")
+    return seal("terra", receipt, body, SEALER, received_at=datetime.now(UTC).timestamp() - age)
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def test_an_announcement_has_no_outcome_yet(engine: Engine, settings: Settings) 
     beside = seal("terra", Receipt("trace-2"), msgspec.json.encode(EVENT), SEALER)
     announced = announcement()
     applied = Applier(engine, settings).apply(pack([announced, beside]))
-    assert applied.by_reference == (announced,)
+    assert applied.for_download == (announced,)
     assert [row["message_id"] for row in rows(engine, DELIVERIES)] == ["trace-2"]
 
 
@@ -76,8 +84,8 @@ def test_the_downloaded_event_is_the_delivery(engine: Engine, download: Callable
     (ride,) = rows(engine, "SELECT id, user_id, provider, version FROM health.workouts")
     assert (ride["id"], ride["user_id"], ride["provider"]) == ("ride-1", "terra-1", "peloton")
     assert ride["version"] == datetime.fromtimestamp(1_773_512_405, UTC)
-    (kept,) = rows(engine, "SELECT sealed, reference FROM headrace.archive")
-    assert b"amazonaws" not in SEALER.open(bytes(kept["sealed"]), "terra:trace-1")
+    (body,) = bodies(engine, "archive")
+    assert b"amazonaws" not in body
 
 
 def test_a_repeated_download_is_applied_once(engine: Engine, download: Callable[..., Applied]) -> None:
@@ -119,8 +127,8 @@ def test_a_lost_event_becomes_a_dead_letter(engine: Engine, download: Callable[.
         (given(b"", 302), {}, "could not be downloaded: HTTP 302"),
         (given(b"", 503), {"age": 1000}, "could not be downloaded: HTTP 503"),
         (given(bytes(10_001)), {}, "larger than HEADRACE_MAX_DOWNLOAD_BYTES"),
-        (given(EVENT), {"url": "http://payloads.s3.amazonaws.com/a"}, "not https, or not of a host"),
-        (given(EVENT), {"url": "https://metadata.internal/a"}, "not https, or not of a host"),
+        (given(EVENT), {"url": "http://payloads.s3.amazonaws.com/a"}, "not https on port 443, or not of a host"),
+        (given(EVENT), {"url": "https://metadata.internal/a"}, "not https on port 443, or not of a host"),
         (given({"type": "s3_payload", "url": URL}), {}, "only another URL"),
     ):
         with failures.of(answer, announced, reason), emptied(engine):
@@ -137,17 +145,15 @@ def test_an_invalid_download_becomes_a_dead_letter_with_its_body(
 ) -> None:
     """Breaks if a downloaded body is lost because it could not be parsed."""
     assert download(given(b"{")).outcomes == {"dead": 1}
-    (dead_letter,) = rows(engine, "SELECT sealed FROM headrace.dead_letters")
-    assert SEALER.open(bytes(dead_letter["sealed"]), "terra:trace-1") == b"{"
+    assert bodies(engine, "dead_letters") == [b"{"]
 
 
 def test_a_replay_needs_no_url(engine: Engine, settings: Settings, download: Callable[..., Applied]) -> None:
     """Breaks if a replay of archived deliveries requests expired URLs."""
     download(given(EVENT))
-    (kept,) = rows(engine, "SELECT sealed, ordering_ms FROM headrace.archive")
-    again = replace(announcement(), sealed=bytes(kept["sealed"]))
+    again = announcement().with_body(bodies(engine, "archive")[0], SEALER)
     assert Applier(engine, settings).replay([again]).outcomes == {"duplicate": 1}
-    assert Applier(engine, settings).replay([announcement()]).by_reference == ()
+    assert Applier(engine, settings).replay([announcement()]).for_download == ()
 
 
 @pytest.mark.parametrize("packed", ["", "nonsense", base64.b64encode(b"{}").decode(), pack([])])
@@ -163,3 +169,49 @@ def test_a_download_is_traced_without_its_url(download: Callable[..., Applied], 
     assert attributes(asked)["http.response.status_code"] == 403
     assert attributes(asked)["headrace.delivery"] == "trace-1"
     assert not any(word in asked.to_json() for word in ("amazonaws", "Signature", "Expired"))
+
+
+# Large deliveries
+
+
+def large() -> Delivery:
+    """A delivery whose sealed body is larger than the live lane applies."""
+    one = EVENT["data"][0] | {"noise": os.urandom(MAX_LIVE_BYTES).hex()}  # type: ignore[index]
+    return seal(
+        "terra", Receipt("trace-large", 1_773_512_405_000), msgspec.json.encode(EVENT | {"data": [one]}), SEALER
+    )
+
+
+def test_a_large_delivery_is_passed_on_unopened(
+    engine: Engine, settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if the live lane waits while an event of 60 MB is applied, or if that event is lost."""
+    one, beside = large(), seal("terra", Receipt("trace-2", 1_773_512_405_000), msgspec.json.encode(EVENT), SEALER)
+    opened: list[str] = []
+    parse = AGGREGATORS["terra"].parse
+
+    def note(given: Delivery, *rest: Any) -> Any:
+        opened.append(given.message_id)
+        return parse(given, *rest)
+
+    monkeypatch.setitem(AGGREGATORS, "terra", SimpleNamespace(parse=note))  # type: ignore[arg-type]
+    celery = make_celery(settings, "publisher")
+    context = WorkerContext(celery, settings)
+    context.apply(pack([one, beside]), redelivered=False)
+    assert opened == ["trace-2"]
+    assert [row["message_id"] for row in rows(engine, DELIVERIES)] == ["trace-2"]
+    (message,) = waiting(settings.need_broker(), "download")
+    assert (message["headers"]["task"], message["headers"]["argsrepr"]) == (DOWNLOAD, "(1 deliveries)")
+    context.downloader.run(*arguments(message))
+    outcomes = {row["message_id"]: row["outcome"] for row in rows(engine, DELIVERIES)}
+    assert outcomes == {"trace-2": "applied", "trace-large": "applied"}
+    context.engine.dispose()
+    celery.close()
+
+
+def test_a_large_delivery_may_contain_only_a_url(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if the size of an announcement makes it a dead letter."""
+    noise = os.urandom(MAX_LIVE_BYTES).hex()
+    body = msgspec.json.encode({"type": "s3_payload", "url": URL, "expires_in": 300, "noise": noise})
+    announced = seal("terra", Receipt("trace-1", 1_773_512_405_000), body, SEALER)
+    assert download(given(EVENT), announced).outcomes == {"applied": 1}

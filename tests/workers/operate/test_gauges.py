@@ -34,7 +34,11 @@ def test_queue_depths_are_exported(observer: GaugeCollector) -> None:
     assert 'headrace_lane_oldest_seconds{lane="live"} 61.5' in lines()
     assert 'headrace_lane_oldest_seconds{lane="backfill"} 0.0' in lines()
     assert not any(line.startswith('headrace_lane_oldest_seconds{lane="unseen"}') for line in lines())
+    observer.poll([Lane("live", 0, None, unacked=3, unacked_for=timedelta(seconds=9), retrying=2)])
+    for line in ('unacked{lane="live"} 3.0', 'unacked_seconds{lane="live"} 9.0', 'retrying{lane="live"} 2.0'):
+        assert f"headrace_lane_{line}" in lines()
     observer.poll([Lane("live", 0, None)])
+    assert 'headrace_lane_unacked_seconds{lane="live"} 0.0' in lines()
     assert {'headrace_lane_messages{lane="live"} 0.0', 'headrace_lane_oldest_seconds{lane="live"} 0.0'} <= lines()
     (swept,) = [line for line in lines() if line.startswith("headrace_last_sweep_timestamp_seconds ")]
     assert float(swept.split()[1]) > 1.7e9

@@ -41,6 +41,18 @@ def test_every_problem_names_a_command() -> None:
             {"lanes": [Lane("live", 3, timedelta(minutes=3))]},
             ["3 messages queued", "live", "3 min", "worker --lane live"],
         ),
+        (
+            {"lanes": [Lane("live", 0, None, unacked=1, unacked_for=timedelta(minutes=7))]},
+            ["a message of lane live has not been acknowledged for 7 min -> read the workers' logs"],
+        ),
+        (
+            {
+                "lanes": [
+                    Lane("live", 0, None, retrying=2, retries=5, retrying_for=timedelta(minutes=2), retry_reason="why")
+                ]
+            },
+            ["2 messages of lane live are retried for 2 min: why -> headrace check"],
+        ),
         ({"swept": timedelta(minutes=5)}, ["the sweep has not run for 5 min", "headrace beat"]),
         ({"idle": 138}, ["138 backfills are due", "no API key", "worker --lane backfill"]),
         ({"lost_deliveries": 3}, ["3 deliveries lost: Junction gave up", "headrace reconcile"]),
@@ -76,6 +88,7 @@ def test_normal_conditions_are_no_problem() -> None:
     for what in (
         {},
         {"lanes": [Lane("live", 500, timedelta(seconds=20)), Lane("backfill", 400, HOUR)]},  # history may wait
+        {"lanes": [Lane("live", 0, None, unacked=9, unacked_for=timedelta(minutes=4), retrying=3, retries=4)]},
         {"swept": timedelta(seconds=9), "endpoint": WEB},
         {"pauses": [paused("status 429", 20)]},
         {"pauses": [paused("status 429", 20)], "idle": 138},  # which is why

@@ -31,6 +31,23 @@ IDLE = [Lane("live", 0, None), Lane("backfill", 0, None)]
 BUSY = [Lane("live", 3, timedelta(seconds=61.25)), Lane("backfill", 1, None)]
 
 
+NOT_RETRIED = {"unacked": 0, "unacked_for": None} | {
+    "retrying": 0,
+    "retries": 0,
+    "retrying_for": None,
+    "retry_reason": "",
+}
+RETRIED = Lane(
+    *("live", 0, None),
+    unacked=2,
+    unacked_for=timedelta(seconds=4),
+    retrying=1,
+    retries=3,
+    retrying_for=timedelta(seconds=75),
+    retry_reason="PostgreSQL: QueryCanceled (57014) after 45s",
+)
+
+
 @pytest.fixture
 def full(engine: Engine, settings: Settings) -> Engine:
     """A database with rows in every table of the status."""
@@ -66,8 +83,8 @@ def test_due_backfills_without_a_worker_are_counted(full: Engine) -> None:
 def test_the_snapshot_counts_every_table(full: Engine) -> None:
     plain = status_view.read(full, BUSY, []).plain()
     assert plain["lanes"] == [
-        {"name": "live", "messages": 3, "oldest": 61.2},
-        {"name": "backfill", "messages": 1, "oldest": None},
+        NOT_RETRIED | {"name": "live", "messages": 3, "oldest": 61.2},
+        NOT_RETRIED | {"name": "backfill", "messages": 1, "oldest": None},
     ]
     assert {row["outcome"]: (row["total"], row["last_hour"]) for row in plain["deliveries"]} == {
         "applied": (5, 5),
@@ -98,7 +115,7 @@ def test_the_snapshot_is_json(full: Engine) -> None:
 def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
     picture = status_view.read(engine, IDLE, [])
     assert picture.plain() == {
-        "lanes": [{"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
+        "lanes": [NOT_RETRIED | {"name": name, "messages": 0, "oldest": None} for name in ("live", "backfill")],
         "deliveries": [],
         "backfills": [],
         "open_backfills": [],
@@ -135,6 +152,17 @@ def test_everything_is_shown(full: Engine) -> None:
         "Dead",
     ):
         assert part in text_shown
+
+
+def test_retried_messages_are_shown(engine: Engine) -> None:
+    """Breaks if an empty lane hides that messages are retried, since when and why."""
+    picture = status_view.read(engine, [RETRIED], [])
+    text_shown = " ".join(shown(picture).split())
+    for part in ("unacknowledged", "4.0 s", "Retried messages", "1 min 15 s", "QueryCanceled (57014) after 45s"):
+        assert part in text_shown
+    (lane,) = picture.plain()["lanes"]
+    assert (lane["unacked"], lane["unacked_for"], lane["retrying"], lane["retrying_for"]) == (2, 4.0, 1, 75.0)
+    assert "Retried messages" not in shown(status_view.read(engine, IDLE, []))
 
 
 def test_nothing_of_a_body_is_shown(full: Engine) -> None:

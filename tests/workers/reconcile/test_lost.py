@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from msgspec.structs import replace as replace_struct
 from sqlalchemy import Engine
 
 from app.broker.celery import make_celery
@@ -17,6 +16,7 @@ from app.delivery import Delivery
 from tests.support import apply, delivery, message_id, rows, workout
 from tests.support.broker import waiting
 from tests.support.database import run
+from tests.support.deliveries import received
 from tests.support.provider import mock_client
 from workers.aggregators.junction.events import EXHAUSTED
 from workers.celery.context import WorkerContext
@@ -154,6 +154,17 @@ def test_reports_of_a_user_are_found_by_client_user_id(engine: Engine, settings:
     assert due(engine) == {lost.JOB, reconciler.JOB}
 
 
+def test_reports_do_not_find_users_of_another_aggregator(engine: Engine, settings: Settings) -> None:
+    """Breaks if a client_user_id that is also Terra's hides the user of Junction, or is taken for Terra's user."""
+    for user, owner in (("u1", "'junction'"), ("t1", "'terra'"), ("t2", "'terra'")):
+        client = "other" if user == "t2" else "member-1"
+        values = f"'{user}', '{client}', {owner}"
+        run(engine, f"INSERT INTO headrace.users (user_id, client_user_id, aggregator) VALUES ({values})")
+    apply(engine, settings, report("m1", client_user_id="member-1"), report("m2", client_user_id="other"))
+    found = rows(engine, "SELECT user_id FROM headrace.lost_deliveries ORDER BY message_id")
+    assert [row["user_id"] for row in found] == ["u1", None]
+
+
 def test_reports_repeat(engine: Engine, settings: Settings) -> None:
     """Breaks if a report counts twice: when it is delivered again, replayed, or sent by another endpoint."""
     first = report()
@@ -239,7 +250,7 @@ def test_old_reports_are_forgotten(engine: Engine, settings: Settings) -> None:
     ensure_job(engine, reconciler.JOB, 0)
     assert Api(engine, settings).run() == [None, None]
     assert rows(engine, "SELECT 1 FROM headrace.lost_deliveries") == []
-    apply(engine, settings, replace_struct(old, received_at=old.received_at - timedelta(days=31).total_seconds()))
+    apply(engine, settings, received(old, old.received - timedelta(days=31)))
     assert faults(engine) == []
 
 

@@ -652,6 +652,22 @@ def test_an_erased_user_is_not_fetched_again(
         assert rows(engine, f"SELECT 1 FROM headrace.{table} WHERE user_id = 'u1'") == []
 
 
+def test_a_user_of_terra_is_not_compared_with_junction(engine: Engine, settings: Settings) -> None:
+    """Breaks if a listing of Junction that names a user of Terra writes connections or opens backfills."""
+    execute(engine, "INSERT INTO headrace.users (user_id, aggregator) VALUES ('u1', 'terra')")
+    api = ScriptedApi(
+        pulls=[[of("u1", heartrate=pulled()), of("u2", heartrate=pulled())]],
+        supplies=[[of("u1", sleep=supplied(-9, -3))]],
+        connections={name: [{"slug": "garmin", "status": "connected"}] for name in ("u1", "u2")},
+    )
+    steps = run_steps(api.reconciler(engine, settings), settings)
+    assert {gap.key.user_id for gap in found(steps)} == {"u2"}
+    for table in ("connections", "backfills", "gaps"):
+        assert {row["user_id"] for row in rows(engine, f"SELECT user_id FROM headrace.{table}")} == {"u2"}
+    owners = rows(engine, "SELECT user_id, aggregator FROM headrace.users ORDER BY 1")
+    assert [tuple(row.values()) for row in owners] == [("u1", "terra"), ("u2", "junction")]
+
+
 HISTORY: dict[str, Any] = {name: pulled() for name in ("sleep", "steps", "hypnogram", "brain_waves", "device")}
 LATER: dict[str, Any] = {name: supplied(-9, -3) for name in ("sleep", "steps", "sleep_stream", "new_one")}
 EVERYTHING = ScriptedApi(pulls=[[of("u1", "garmin", **HISTORY)]], supplies=[[of("u1", "oura", **LATER)]])

@@ -413,6 +413,19 @@ def test_an_erased_user_is_not_fetched_again(engine: Engine, settings: Settings)
     assert opened(engine) == []
 
 
+def test_a_user_of_junction_is_not_compared_with_terra(engine: Engine, settings: Settings) -> None:
+    """Breaks if a listing of Terra that names a user of Junction opens backfills or names their client_user_id."""
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO headrace.users (user_id, aggregator) VALUES ('t1', 'junction')"))
+    recent = (datetime.now(UTC) - DAY).isoformat()
+    api = ScriptedAdmin({"t1": [event_row()]}, [user_row(most_recent_data_at=recent, reference_id="another")])
+    assert found_by(api, engine, settings) == []
+    assert opened(engine) == []
+    assert rows(engine, "SELECT aggregator, client_user_id FROM headrace.users") == [
+        {"aggregator": "junction", "client_user_id": None}
+    ]
+
+
 # What Terra refuses
 
 

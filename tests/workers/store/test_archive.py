@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from app.config.settings import Settings
-from app.delivery import Delivery, pack
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, delivery, event, message_id, rows, until, workout
+from app.delivery import Delivery, Receipt, pack, seal
+from tests.support import delivery, event, message_id, rows, until, workout
+from tests.support.deliveries import SEALER, bodies, received
 from workers.ingest.apply import Applier
 from workers.store import archive, dead_letters
 from workers.store.archive import DAYS_AHEAD, ArchiveWindow, count, maintain_partitions, read
@@ -49,7 +49,7 @@ def keep(connection: Connection, *kept: ArchivedDelivery) -> None:
 
 def put(engine: Engine, *moments: datetime, event_type: str = "daily.data.sleep.created") -> list[str]:
     """Archives a delivery at each of these moments; returns their ids."""
-    found = [msgspec.structs.replace(delivery(b"{}"), received_at=at.timestamp()) for at in moments]
+    found = [received(delivery(b"{}"), at) for at in moments]
     with transaction(engine) as connection:
         keep(connection, *(ArchivedDelivery(one, event_type, "u1") for one in found))
     return [one.message_id for one in found]
@@ -107,12 +107,13 @@ def test_parsed_deliveries_are_archived_as_received(shared: Engine, shared_setti
     """Breaks if a delivery without an effect cannot be replayed later, or a column of the archive is wrong."""
     stale = [delivery(workout("u1", updated_at=f"2026-03-0{n}T00:00:00Z")) for n in (2, 1)]
     body = event("raw.garmin.dailies", "u2", {"value": 7})
-    ignored = msgspec.structs.replace(delivery(body), ordering_ms=12, reference="r", received_at=NOON.timestamp())
+    receipt = Receipt("msg_ignored", 12, "r")
+    ignored = seal("junction", receipt, msgspec.json.encode(body), SEALER, received_at=NOON.timestamp())
     for one in (*stale, ignored):
         applied(shared, shared_settings, one)
     (window,) = read(shared, ArchiveWindow(NOON, NOON + HOUR))
     assert window == [ignored]
-    assert Sealer([ENCRYPTION_KEY]).open(window[0].sealed, window[0].key) == msgspec.json.encode(body)
+    assert window[0].open(SEALER) == msgspec.json.encode(body)
     found = rows(shared, "SELECT event_type, user_id, sealed FROM headrace.archive ORDER BY 1, 2")
     assert [(row["event_type"], row["user_id"]) for row in found] == [
         *[("daily.data.workouts.created", "u1")] * 2,
@@ -135,8 +136,7 @@ def test_a_resolved_delivery_is_archived(shared: Engine, shared_settings: Settin
     for _ in range(2):
         applied(shared, shared_settings, delivery(workout("u1"), name=name))
     assert kept_ids(shared) == [name]
-    (row,) = rows(shared, "SELECT sealed FROM headrace.archive")
-    assert b"workouts" in Sealer([ENCRYPTION_KEY]).open(row["sealed"], f"junction:{name}")
+    assert b"workouts" in bodies(shared, "archive")[0]
 
 
 def test_a_delivery_resolved_after_a_drop_is_archived(shared: Engine, shared_settings: Settings) -> None:

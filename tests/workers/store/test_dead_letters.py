@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
-import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
 from app.delivery import Delivery
 from app.errors import TryLater
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, delivery, rows
+from tests.support import delivery, rows
+from tests.support.deliveries import SEALER, received
 from workers.store.dead_letters import DeadLetter, RefusedItem, add_dead_letter, add_items, drop, listed, replace_items
 from workers.store.dead_letters import delivery as held
 from workers.store.engine import transaction
@@ -32,7 +31,7 @@ def add(
 ) -> Delivery:
     """Stores a dead letter, and returns its delivery."""
     one = delivery(f'"{name}"'.encode(), name=name, aggregator=aggregator)
-    one = msgspec.structs.replace(one, received_at=AT.timestamp())
+    one = received(one, AT)
     with transaction(engine) as connection:
         add_dead_letter(connection, one, reason, event_type)
     return one
@@ -99,7 +98,7 @@ def test_a_dead_letter_holds_its_delivery(shared: Engine) -> None:
     sent = add(shared, "m1", "why", aggregator="terra")
     (entry,) = listed(shared)
     assert held(shared, entry) == sent
-    assert Sealer([ENCRYPTION_KEY]).open(held(shared, entry).sealed, sent.key) == b'"m1"'
+    assert held(shared, entry).open(SEALER) == b'"m1"'
     assert (entry.received_at, entry.reason, entry.sealed_bytes) == (sent.received, "why", len(sent.sealed))
     assert entry.died_at >= entry.received_at
     assert not {field.name for field in fields(DeadLetter)} & {"sealed", "body", "payload"}

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config.settings import Settings
-from app.errors import Misconfigured, TryLater, Unprocessable
+from app.errors import HeadraceError, Misconfigured, RetryAlone, TryLater, Unprocessable
 from tests.support import apply, delivery, event, heartrate, rows
 from tests.support.cases import Failures
 from tests.support.database import run
@@ -72,26 +72,69 @@ def test_data_rejected_by_copy_is_unprocessable(shared: Engine, row: tuple[objec
     assert str(row[0]) not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("queries", "message"),
-    [
-        (("SET LOCAL statement_timeout = '50ms'", "SELECT pg_sleep(20)"), "QueryCanceled (57014)"),
-        (("SELECT pg_terminate_backend(pg_backend_pid())",), "AdminShutdown (57P01)"),
-        (("SELECT 1 FROM headrace.no_such_table",), "UndefinedTable (42P01)"),
-    ],
-)
-def test_every_other_error_is_retried(shared: Engine, queries: tuple[str, ...], message: str) -> None:
-    """Breaks if a delivery is lost because the server restarts, is slow or is not migrated yet."""
-    assert retried(shared, *queries) == f"PostgreSQL: {message}"
-    assert rows(shared, "SELECT 1 AS alive") == [{"alive": 1}]
+def raised(state: str) -> str:
+    """A statement that fails with this SQLSTATE."""
+    return f"DO $$ BEGIN RAISE EXCEPTION 'a secret value' USING ERRCODE = '{state}'; END $$"
 
 
-def test_a_lock_timeout_is_retried(shared: Engine) -> None:
-    """Breaks if a long lock makes dead letters."""
+def test_an_sqlstate_decides_what_happens_next(shared: Engine) -> None:
+    """Breaks if a full disk makes dead letters, a poisonous delivery holds its neighbours, or bad data is retried."""
+    failures = Failures()
+    expected = {
+        Unprocessable: "22001 22P02 23505 23514 54000 54001 XX000",
+        RetryAlone: "57014 55P03 40001 40P01 XX001 XX002 53200 21000 25P03 P0001 UX123",
+        TryLater: "08006 08P01 0A000 25006 28P01 3D000 42P01 42501 53100 53300 57P01 57P03 58030 F0000",
+    }
+    for error, states in expected.items():
+        for state in states.split():
+            with failures.of(error, state):
+                with pytest.raises(HeadraceError) as caught:
+                    run(shared, raised(state))
+                assert type(caught.value) is error
+                assert state in str(caught.value)
+                assert "secret" not in str(caught.value)
+    assert failures == {}
+
+
+def test_an_unusable_server_is_not_the_fault_of_a_delivery(shared: Engine) -> None:
+    """Breaks if a delivery is lost because the server restarts or is not migrated yet."""
+    for query, message in (
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "PostgreSQL: AdminShutdown (57P01)"),
+        ("SELECT 1 FROM headrace.no_such_table", "PostgreSQL: UndefinedTable (42P01)"),
+    ):
+        assert retried(shared, query) == message
+        assert rows(shared, "SELECT 1 AS alive") == [{"alive": 1}]
+
+
+def test_a_timeout_names_its_limit(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if an operator cannot see which limit a statement or a lock has exceeded."""
+    engine = make_engine(shared_settings, session={"statement_timeout": "60ms", "lock_timeout": "50ms"})
+    with pytest.raises(RetryAlone, match=r"^PostgreSQL: QueryCanceled \(57014\) after 60ms$") as slow:
+        run(engine, "SELECT pg_sleep(20)")
     with shared.begin() as holder:
         holder.execute(text("LOCK TABLE headrace.users"))
-        message = retried(shared, "SET LOCAL lock_timeout = '50ms'", "SELECT 1 FROM headrace.users")
-    assert message == "PostgreSQL: LockNotAvailable (55P03)"
+        with pytest.raises(RetryAlone, match=r"\(55P03\)$") as locked:
+            run(engine, "SELECT 1 FROM headrace.users")
+    assert (slow.value.cause, locked.value.cause) == ("statement_timeout", "lock_timeout")
+    engine.dispose()
+
+
+def copy_slowly(engine: Engine) -> None:
+    """A COPY that takes 20 s."""
+    with transaction(engine) as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        with driver.cursor() as cursor, cursor.copy("COPY (SELECT pg_sleep(20)) TO STDOUT") as copied:
+            copied.read()
+
+
+def test_an_error_of_copy_has_the_same_meaning(shared: Engine, shared_settings: Settings) -> None:
+    """Breaks if an error of COPY, which SQLAlchemy does not wrap, counts as an outage."""
+    engine = make_writer(shared_settings, session={"statement_timeout": "60ms"})
+    with pytest.raises(RetryAlone) as caught:
+        copy_slowly(engine)
+    assert caught.value.cause == "statement_timeout"
+    engine.dispose()
 
 
 def test_an_unreachable_server_is_retried_without_its_password(shared_settings: Settings) -> None:

@@ -20,6 +20,7 @@ from tests.support import ENCRYPTION_KEY, START, apply, delivery, heartrate, mes
 from tests.support import event as envelope
 from tests.support.backfills import announce, notice
 from tests.support.commits import interrupted_commit
+from tests.support.deliveries import bodies
 from tests.support.provider import Killed, Provider
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.operate.erase import Eraser
@@ -29,7 +30,7 @@ from workers.store.crashes import record_crash
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import make_writer, transaction
 from workers.store.gaps import Gap, keep_gaps
-from workers.store.users import upsert_users
+from workers.store.users import Claim, upsert_users
 
 USER, OTHER = "0c7a1a9e-person", "11111111-other"
 CANARY = "canary-5f0f5c0e"
@@ -98,12 +99,9 @@ def holding(engine: Engine, value: str) -> set[str]:
         for row in rows(engine, TABLES)
         if rows(engine, f"SELECT 1 FROM {row['name']} t WHERE t::text LIKE :value LIMIT 1", value=f"%{value}%")
     }
-    sealer = Sealer([ENCRYPTION_KEY])
-    for table in ("headrace.archive", "headrace.dead_letters"):
-        for row in rows(engine, f"SELECT aggregator || ':' || message_id AS about, sealed FROM {table}"):
-            body = sealer.open(bytes(row["sealed"]), row["about"])
-            if value.encode() in body:
-                found.add(f"{table}, sealed")
+    for table in ("archive", "dead_letters"):
+        if any(value.encode() in body for body in bodies(engine, table)):
+            found.add(f"headrace.{table}, sealed")
     return found
 
 
@@ -480,7 +478,7 @@ def test_overlapping_transactions_do_not_delay_it(engine: Engine, settings: Sett
         own, count = make_writer(settings), 0
         while not stop.is_set():
             with transaction(own) as connection:  # overlaps with a transaction of another
-                upsert_users(connection, {USER: None})
+                upsert_users(connection, {Claim("junction", USER): None})
                 time.sleep(0.05 + number * 0.017)
             count += 1
         own.dispose()
@@ -507,7 +505,8 @@ def test_concurrent_client_user_ids_do_not_deadlock(engine: Engine, settings: Se
         for turn in range(20):
             together.wait(20)
             with transaction(own) as connection:
-                upsert_users(connection, {USER: (f"{number}-{turn}", START.replace(year=2027 + turn))})
+                client = (f"{number}-{turn}", START.replace(year=2027 + turn))
+                upsert_users(connection, {Claim("junction", USER): client})
         own.dispose()
 
     with ThreadPoolExecutor(4) as pool:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 import pytest
 from sqlalchemy import Engine
 
@@ -11,6 +10,7 @@ from app.broker.celery import make_celery
 from app.config.settings import Settings, load
 from app.errors import Misconfigured
 from tests.support import START, apply, delivery, event, heartrate, rows, workout
+from tests.support.deliveries import received
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.store import retention
@@ -92,10 +92,11 @@ def test_a_late_event_is_deleted_by_the_next_run(engine: Engine, settings: Setti
 def test_ledger_entries_of_dead_letters_are_kept(engine: Engine, settings: Settings) -> None:
     """Breaks if the ledger grows for ever, or a dead letter loses its user."""
     sent = [delivery(workout("u1")), delivery(workout("u2", "")), delivery(workout("u3"))]
-    moments = (START, START, NOW)
-    old = [msgspec.structs.replace(one, received_at=at.timestamp()) for one, at in zip(sent, moments, strict=True)]
+    now = datetime.now(UTC)  # a message from the future would be refused
+    moments = (now - 100 * DAY, now - 100 * DAY, now)
+    old = [received(one, at) for one, at in zip(sent, moments, strict=True)]
     apply(engine, settings, *old)
-    assert run(engine, keeping(settings, ledger=40)) == {"deliveries": 1}
+    assert run(engine, keeping(settings, ledger=40), now) == {"deliveries": 1}
     left = rows(engine, "SELECT outcome FROM health.deliveries ORDER BY outcome")
     assert [row["outcome"] for row in left] == ["applied", "dead"]
 

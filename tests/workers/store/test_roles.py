@@ -1,5 +1,7 @@
 """Roles: the writer has the rights that workers need, the reader sees only the views."""
 
+import os
+import pwd
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,13 +14,15 @@ from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, heartrate, rows, workout
+from tests.support.database import run
 from tests.support.servers import Servers
 from workers.operate.erase import Eraser
-from workers.store import archive, retention
+from workers.store import archive, audit, retention
 from workers.store.archive import maintain_partitions
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 from workers.store.roles import script
+from workers.store.sql import quoted
 
 OWNER, WRITER, READER = "roles owner", 'the "writer"', "reader's"
 NOW = datetime.now(UTC)
@@ -95,6 +99,14 @@ def test_the_writer_deletes_all_old_rows(
     [
         "DELETE FROM headrace.audit",
         "UPDATE headrace.audit SET operator = 'nobody'",
+        "INSERT INTO headrace.audit (operator, os_user, action, subject, detail) VALUES ('root', 'x', 'x', 'x', '{}')",
+        "INSERT INTO headrace.audit (at, os_user, action, subject, detail) VALUES ('2020-01-01', 'x', 'x', 'x', '{}')",
+        "INSERT INTO headrace.audit (id, action, subject, detail) OVERRIDING SYSTEM VALUE VALUES (1, 'x', 'x', '{}')",
+        "COPY headrace.audit FROM '/dev/null'",
+        "SET SESSION AUTHORIZATION headrace",
+        "SELECT pg_read_file('postgresql.conf')",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "CREATE ROLE another SUPERUSER",
         "DROP TABLE headrace.workouts",
         "ALTER TABLE headrace.users ADD COLUMN x int",
         "CREATE TABLE headrace.x (y int)",
@@ -106,6 +118,41 @@ def test_the_writer_can_do_no_more(writer: Engine, query: str) -> None:
     """Breaks if a compromised worker can cover its tracks in the audit log, or change the schema."""
     with pytest.raises(Exception, match="InsufficientPrivilege"), writer.begin() as connection:
         connection.execute(text(query))
+
+
+def test_the_audit_log_records_the_login(writer: Engine) -> None:
+    """Breaks if the writer can act in the name of another operator, or an operator cannot act at all."""
+    claim = "INSERT INTO headrace.audit (os_user, action, subject, detail) VALUES ('root', '', 'the login', '{}')"
+    with writer.begin() as connection:
+        audit.note(connection, "test", "the login", {})
+        connection.execute(text(claim))
+    found = rows(writer, "SELECT operator, os_user FROM headrace.audit WHERE subject = 'the login' ORDER BY id")
+    assert [one["operator"] for one in found] == [WRITER, WRITER]
+    assert found[0]["os_user"] == pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_a_migration_takes_the_right_to_name_the_operator(urls: dict[str, str], writer: Engine) -> None:
+    """Breaks if a writer of an earlier version can still insert rows in other names until `headrace roles` runs."""
+    downgrade = [
+        "ALTER TABLE headrace.audit DROP COLUMN operator",
+        "ALTER TABLE headrace.audit RENAME COLUMN os_user TO operator",
+        "GRANT INSERT ON headrace.audit TO " + quoted(WRITER),
+        "INSERT INTO headrace.audit (operator, action, subject, detail) VALUES ('earlier', 'test', 'before', '{}')",
+        "UPDATE headrace.schema_version SET version_num = '0005'",
+    ]
+    owner = make_engine(Settings(database_url=urls[OWNER]))
+    try:
+        run(owner, *downgrade)
+        migrate(owner)
+    finally:
+        owner.dispose()
+    found = rows(writer, "SELECT operator, os_user FROM headrace.audit WHERE subject = 'before'")
+    assert found == [{"operator": None, "os_user": "earlier"}]
+    forged = "INSERT INTO headrace.audit (operator, action, subject, detail) VALUES ('root', 'x', 'x', '{}')"
+    test_the_writer_can_do_no_more(writer, forged)
+    with writer.begin() as connection:
+        audit.note(connection, "test", "after", {})
+    assert rows(writer, "SELECT operator FROM headrace.audit WHERE subject = 'after'") == [{"operator": WRITER}]
 
 
 def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, settings: Settings) -> None:

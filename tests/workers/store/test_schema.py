@@ -23,7 +23,7 @@ from workers.store import schema
 from workers.store.engine import make_engine, transaction
 from workers.store.migrate import migrate
 from workers.store.series import SeriesNumbers
-from workers.store.users import upsert_users
+from workers.store.users import Claim, upsert_users
 from workers.store.writer import BatchItem, write
 
 # Part of the contract, and therefore not taken from the code.
@@ -74,9 +74,9 @@ def columns(engine: Engine, view: str) -> list[tuple[str, str]]:
 
 
 def store(engine: Engine, action: Record | Samples) -> None:
-    numbers = SeriesNumbers(engine).of(action.series)
+    numbers = SeriesNumbers(engine).of("junction", action.series)
     with transaction(engine) as connection:
-        upsert_users(connection, {action.user_id: ("member-1", datetime.now(UTC))})
+        upsert_users(connection, {Claim("junction", action.user_id): ("member-1", datetime.now(UTC))})
         write(connection, [BatchItem(0, action)], "backfill", numbers)
 
 

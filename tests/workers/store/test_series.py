@@ -17,37 +17,37 @@ def keys(user: str, count: int = 3) -> list[SeriesKey]:
 def test_a_series_keeps_its_number(shared: Engine) -> None:
     """Breaks if another process, or the same one later, assigns a new number: samples would be duplicated."""
     numbers = SeriesNumbers(shared)
-    first = numbers.of(keys("keeps"))
+    first = numbers.of("junction", keys("keeps"))
     assert len(set(first.values())) == 3
-    assert numbers.of(keys("keeps")) == first
-    assert SeriesNumbers(shared).of(reversed(keys("keeps"))) == first
+    assert numbers.of("junction", keys("keeps")) == first
+    assert SeriesNumbers(shared).of("junction", reversed(keys("keeps"))) == first
 
 
 def test_each_part_of_the_key_makes_another_series(shared: Engine) -> None:
     """Breaks if two users' or two devices' samples share a series."""
     base = ("parts", "heartrate", "oura", "ring", "")
     others = [(*base[:place], f"{base[place]}2", *base[place + 1 :]) for place in range(5)]
-    assert len(set(SeriesNumbers(shared).of([base, *others]).values())) == 6
+    assert len(set(SeriesNumbers(shared).of("junction", [base, *others]).values())) == 6
 
 
 def test_known_and_new_series_together(shared: Engine) -> None:
     """Breaks if a new series among known ones is not registered, or a repeated key fails."""
     numbers = SeriesNumbers(shared)
-    known = numbers.of(keys("mixed", 2))
-    found = numbers.of(keys("mixed", 4) * 2)
+    known = numbers.of("junction", keys("mixed", 2))
+    found = numbers.of("junction", keys("mixed", 4) * 2)
     assert len(found) == 4
     assert found.items() >= known.items()
 
 
 def test_an_empty_request_returns_nothing(shared: Engine) -> None:
     """Breaks if a message without samples fails."""
-    assert SeriesNumbers(shared).of([]) == {}
+    assert SeriesNumbers(shared).of("junction", []) == {}
 
 
 def test_any_text_is_a_valid_name(shared: Engine) -> None:
     """Breaks if a quote, a comma or an empty text in a name is read as array syntax."""
     strange: SeriesKey = ("a,b", 'quo"te', "{NULL}", "back\\slash", "")
-    number = SeriesNumbers(shared).of([strange])[strange]
+    number = SeriesNumbers(shared).of("junction", [strange])[strange]
     query = "SELECT user_id, resource, provider, source_type, subtype FROM headrace.series WHERE id = :id"
     assert tuple(rows(shared, query, id=number)[0].values()) == strange
 
@@ -59,7 +59,7 @@ def test_concurrent_workers_assign_one_number(shared: Engine) -> None:
     def ask(number: int) -> dict[SeriesKey, int]:
         wanted = keys("together", 200)
         together.wait(20)
-        return SeriesNumbers(shared).of(wanted[::-1] if number % 2 else wanted)
+        return SeriesNumbers(shared).of("junction", wanted[::-1] if number % 2 else wanted)
 
     with ThreadPoolExecutor(3) as pool:
         one, two, three = pool.map(ask, range(3))
@@ -70,9 +70,9 @@ def test_concurrent_workers_assign_one_number(shared: Engine) -> None:
 def test_the_cache_is_bounded(shared: Engine) -> None:
     """Breaks if a worker's memory grows with every user, or the cache drops a key of the current request."""
     numbers = SeriesNumbers(shared)
-    first = numbers.of(keys("bounded", 2))
+    first = numbers.of("junction", keys("bounded", 2))
     numbers._known |= {("filler", str(number), "", "", ""): -number for number in range(MAX_CACHED - 2)}
-    found = numbers.of(keys("bounded", 3))
+    found = numbers.of("junction", keys("bounded", 3))
     assert len(found) == 3
     assert found.items() >= first.items()
     assert len(numbers._known) == 3

@@ -12,11 +12,12 @@ from sqlalchemy import Engine, event, text
 
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
-from tests.support import START, delivery, heartrate, rows, until
+from tests.support import START, delivery, heartrate, rows, until, workout
 from tests.support.cases import Failures
 from tests.support.database import emptied
 from workers.ingest.apply import Applier
-from workers.store import writer
+from workers.store import replaced, samples, writer
+from workers.store.replaced import ReplacedRange
 
 MINUTE = timedelta(minutes=1)
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -120,7 +121,7 @@ def test_both_paths_have_the_same_result(
             plan = [[part(chance) for _ in range(chance.randint(1, 5))] for _ in range(4)]
             found = {}
             for way, threshold in (("filled", 1), ("merged", 10**9)):
-                monkeypatch.setattr(writer, "DIRECT_COPY_MIN_ROWS", threshold)
+                monkeypatch.setattr(samples, "DIRECT_COPY_MIN_ROWS", threshold)
                 applier, outcomes = Applier(engine, settings), []
                 for message in plan:
                     deliveries = [
@@ -131,3 +132,60 @@ def test_both_paths_have_the_same_result(
                 found[way] = (outcomes, [stored(engine, f"{way}-{user}") for user in "ab"])
             assert found["filled"] == found["merged"]
     assert failures == {}
+
+
+def test_a_large_merge_is_split(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if one statement merges all samples of a delivery: 700,000 reached the statement timeout of 45 s.
+
+    Deliveries that overlap in time are cut at the same samples, so that the newest of them wins.
+    """
+    monkeypatch.setattr(samples, "MAX_ROWS", 100)
+    applier = Applier(engine, settings)
+    applier.apply(pack([sent("u1", range(700))]))
+    with merges(engine) as made:
+        later = [sent("u1", range(700), 80, START + MINUTE), sent("u1", range(300, 900), 90, START + 2 * MINUTE)]
+        assert applier.apply(pack(later)).outcomes == {"applied": 2}
+    assert len(made) == 13  # of 1,300 rows
+    expected = [80 + minute % 7 for minute in range(300)] + [90 + minute % 7 for minute in range(300, 900)]
+    assert [row["value"] for row in stored(engine, "u1")] == expected
+    assert applier.apply(pack(later)).outcomes == {"duplicate": 1, "stale": 1}
+
+
+def test_a_large_copy_is_split(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if parts of new samples are lost, or copied twice."""
+    monkeypatch.setattr(samples, "MAX_ROWS", 100)
+    with merges(engine) as made:
+        assert Applier(engine, settings).apply(pack([sent("u1", range(950))])).outcomes == {"applied": 1}
+    assert made == []
+    assert [row["value"] for row in stored(engine, "u1")] == [60 + minute % 7 for minute in range(950)]
+
+
+def test_large_records_are_merged_in_parts(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if one statement passes more payload than jsonb holds, or a part of the records is lost."""
+    monkeypatch.setattr(writer, "MAX_PAYLOAD_BYTES", 2000)
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    message = [delivery(workout("u1", f"w{number}", note="x" * 500)) for number in range(9)]
+    assert Applier(engine, settings).apply(pack(message)).outcomes == {"applied": 9}
+    event.remove(engine, "before_cursor_execute", note)
+    assert len([one for one in seen if 'INSERT INTO headrace."workouts"' in one]) == 5
+    assert len(rows(engine, "SELECT id FROM health.workouts")) == 9
+
+
+def test_replaced_samples_are_deleted_in_parts(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a sample of a replaced range stays, or one of a newer version is deleted."""
+    monkeypatch.setattr(replaced, "MAX_ROWS", 7)
+    Applier(engine, settings).apply(pack([sent("u1", range(100))]))
+    Applier(engine, settings).apply(pack([sent("u1", range(40, 50), 90, START + 2 * MINUTE)]))
+    (row,) = rows(engine, "SELECT id FROM headrace.series")
+    last = START + timedelta(minutes=89)
+    with engine.begin() as connection:
+        found = replaced.remove(connection, ReplacedRange(row["id"], START + MINUTE, START, last))
+    assert found == 80
+    assert len(stored(engine, "u1")) == 20

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -15,16 +14,10 @@ from app.errors import Unprocessable
 from workers.actions import Record, Refused
 from workers.aggregators.common import MAX_AHEAD, decode
 from workers.aggregators.json import reject_duplicate_keys, storable
-from workers.aggregators.junction.shapes import (
-    UNDECODABLE,
-    GroupContent,
-    GroupReader,
-    SampleGroup,
-    as_event,
-    plain,
-    record,
-)
-from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
+from workers.aggregators.junction.samples import GroupContent, GroupReader, SampleGroup, plain
+from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record
+from workers.aggregators.parts import LARGE_BYTES
+from workers.aggregators.requests import ApiLimits, DateRange, Page, Request, segment
 
 API_LIMITS = ApiLimits()  # one rate for the whole account, reported with 429 (Junction: rate limits)
 
@@ -61,7 +54,7 @@ def request(resource: Resource, user_id: str, provider: str, part: DateRange, cu
         query |= {"start_date": part.start.isoformat(), "end_date": part.end.isoformat()}
     if cursor:
         query["next_cursor"] = cursor
-    return Request(resource.path.format(user_id=quote(user_id, safe="")), tuple(query.items()), bool(cursor))
+    return Request(resource.path.format(user_id=segment(user_id)), tuple(query.items()), bool(cursor))
 
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:  # noqa: ARG001 - every aggregator has this signature
@@ -102,7 +95,7 @@ def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
 
 def _read_groups(reader: GroupReader, body: bytes, *, is_unique: bool) -> Page:
     """Reads the page as a whole if that is possible, otherwise group by group."""
-    if is_unique:
+    if is_unique and len(body) <= LARGE_BYTES:
         with contextlib.suppress(Unprocessable, *UNDECODABLE):
             page = msgspec.json.decode(body, type=_groups(reader.resource))
             return _page(reader, page, [reader.decoded(group) for groups in page.groups.values() for group in groups])
@@ -154,7 +147,7 @@ def event_of(record: Record) -> bytes:
 
 def stream_request(resource: Resource, identifier: str) -> Request:
     """The request for the stream of one workout or night."""
-    return Request(resource.path.format(**{resource.identifier: quote(identifier, safe="")}))
+    return Request(resource.path.format(**{resource.identifier: segment(identifier)}))
 
 
 def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: datetime) -> Page:

@@ -1,5 +1,6 @@
 """The meaning of Junction's events (Junction: event catalogue)."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,18 +23,21 @@ from workers.aggregators.common import (
     canonical_id,
     decode,
     first_reason,
+    key_text,
     moment_or_none,
     optional_text,
     version_of,
     wanted,
 )
-from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, storable
 from workers.aggregators.junction.grants import read_grants
-from workers.aggregators.junction.shapes import UNDECODABLE, GroupReader, as_event, record, source_of
+from workers.aggregators.junction.samples import GroupReader
+from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record, source_of
 from workers.aggregators.repair import unreadable_note
 from workers.aggregators.scalars import boolean
 
 MAX_NAME = 200  # of an event type that is not known
+MAX_ERROR = 1000  # characters of a connection's error
 EXHAUSTED = "message.attempt.exhausted"  # an operational event of Svix, which is not in Junction's catalogue
 NO_WEARABLE_DATA = "no wearable data"
 IGNORED = {"unknown": "an unknown event type"} | dict.fromkeys(("query", "lab", "order"), NO_WEARABLE_DATA)
@@ -101,13 +105,13 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     body, is_replaced = storable(body)
     is_unique = reject_duplicate_keys(body, "not a Junction event", in_arrays=False)
     envelope = _envelope(body)
-    name = optional_text(envelope.event_type) or optional_text(envelope.type)
+    name = key_text(envelope.event_type, "event_type") or key_text(envelope.type, "type")
     if not name:
         raise Unprocessable("not a Junction event: it has no event_type")
     if name == EXHAUSTED:
         return _exhausted(delivery, envelope)
     event_type, client_user_id = catalogue().event(name), optional_text(envelope.client_user_id)
-    user_id = canonical_id(optional_text(envelope.user_id) or "")
+    user_id = canonical_id(key_text(envelope.user_id, "user_id"))
     team_id = optional_text(envelope.team_id)
     if event_type.does in IGNORED:
         return Parsed(name, user_id or None, client_user_id, ignored=IGNORED[event_type.does], team_id=team_id)
@@ -148,19 +152,27 @@ def _envelope(body: bytes) -> _Envelope:
 
 
 def identify(body: bytes) -> Parsed:
-    """The type and the user of an event that `parse` refuses, as far as they can be read."""
+    """The type and the user of an event that `parse` refuses, as far as they can be read.
+
+    An event that repeats a name has no user: it may name two.
+    """
+    body, _ = storable(body)
     try:
-        envelope = msgspec.json.decode(storable(body)[0], type=_Envelope)
+        envelope = msgspec.json.decode(body, type=_Envelope)
     except UNDECODABLE:
         return Parsed("")
-    name = optional_text(envelope.event_type) or optional_text(envelope.type) or ""
-    user_id = canonical_id(optional_text(envelope.user_id) or "") or _owner(envelope.data)
+    name = optional_text(envelope.event_type, None) or optional_text(envelope.type, None) or ""
+    if not is_unambiguous(body):
+        return Parsed(name[:MAX_NAME])
+    user_id = canonical_id(optional_text(envelope.user_id) or "")
+    with contextlib.suppress(Unprocessable):
+        user_id = user_id or _owner(envelope.data)
     return Parsed(name[:MAX_NAME], user_id or None, optional_text(envelope.client_user_id))
 
 
 def _owner(data: msgspec.Raw) -> str:
     try:
-        return canonical_id(optional_text(msgspec.json.decode(data, type=_Owner).user_id) or "")
+        return canonical_id(key_text(msgspec.json.decode(data, type=_Owner).user_id, "user_id"))
     except (msgspec.ValidationError, UnicodeDecodeError):
         return ""
 
@@ -233,10 +245,10 @@ def _exhausted(delivery: Delivery, envelope: _Envelope) -> Parsed:
         known = msgspec.json.decode(envelope.data, type=_Exhausted)
     except UNDECODABLE:
         known = _Exhausted()
-    message_id = optional_text(known.message_id) or optional_text(known.event_id) or f"report:{delivery.message_id}"
+    named = optional_text(known.message_id, None) or optional_text(known.event_id, None)
     user_id = canonical_id(optional_text(envelope.user_id) or optional_text(known.user_id) or "") or None
     client_user_id = optional_text(envelope.client_user_id) or optional_text(known.client_user_id)
-    lost = LostDelivery(message_id[:MAX_NAME], user_id, client_user_id)
+    lost = LostDelivery((named or f"report:{delivery.message_id}")[:MAX_NAME], user_id, client_user_id)
     return Parsed(EXHAUSTED, user_id, client_user_id, (lost,), team_id=optional_text(envelope.team_id))
 
 
@@ -254,8 +266,8 @@ def _connection(name: str, user_id: str, data: bytes, version: datetime) -> _Con
     notes = (f"grants that cannot be read: {unread}",) if unread else ()
     if not name.endswith(".error"):
         return _Content([Connection(user_id, provider, "connected", None, version), *grants], notes=notes)
-    parts = (optional_text(part) for part in (known.error_type, known.error_details))
-    error = ": ".join(part for part in parts if part) or "unknown"
+    parts = (optional_text(part, None) for part in (known.error_type, known.error_details))
+    error = ": ".join(part for part in parts if part)[:MAX_ERROR] or "unknown"
     return _Content([Connection(user_id, provider, "error", error, version), *grants], notes=notes)
 
 

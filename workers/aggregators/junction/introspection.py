@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -17,7 +16,7 @@ from workers.actions import Connection, Grants
 from workers.aggregators.common import NULL, canonical_id, decode
 from workers.aggregators.junction.grants import read_grants
 from workers.aggregators.listings import EntryReader, Listing, Name, Text, moment
-from workers.aggregators.requests import Request
+from workers.aggregators.requests import Request, segment
 
 T = TypeVar("T")
 USERS_A_PAGE = "50"
@@ -166,7 +165,7 @@ def read_coverage(body: bytes) -> Listing[ResourceCoverage]:
 
 def connections_request(user_id: str) -> Request:
     """The connections of one user."""
-    return Request(f"/v2/user/providers/{quote(user_id, safe='')}")
+    return Request(f"/v2/user/providers/{segment(user_id)}")
 
 
 def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[Connection | Grants]:
@@ -184,7 +183,7 @@ def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[C
 
 def refresh_request(user_id: str) -> Request:
     """Fetches new data from the user's providers immediately; Junction allows eight refreshes per hour and user."""
-    return Request(f"/v2/user/refresh/{quote(user_id, safe='')}", method="POST")
+    return Request(f"/v2/user/refresh/{segment(user_id)}", method="POST")
 
 
 def read_refresh(body: bytes) -> Refreshed:

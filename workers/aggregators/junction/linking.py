@@ -1,13 +1,11 @@
 """Junction's users and links (Junction: API reference, tags `user` and `link`)."""
 
-from urllib.parse import quote
-
 import msgspec
 
 from app.errors import Unprocessable
 from workers.aggregators.common import decode
 from workers.aggregators.linking import Link, one_line, post
-from workers.aggregators.requests import Request
+from workers.aggregators.requests import Request, segment
 
 LINK_SECONDS = 600  # a link also works only once (Junction: POST /v2/link/token)
 PRODUCTION = "pk_"  # the prefix of production keys; only the sandbox has demo users
@@ -47,7 +45,7 @@ def user_request(client_user_id: str) -> Request:
 
 def resolve_request(client_user_id: str) -> Request:
     """Finds the user with this name."""
-    return Request(f"/v2/user/resolve/{quote(client_user_id, safe='')}")
+    return Request(f"/v2/user/resolve/{segment(client_user_id)}")
 
 
 def read_user(body: bytes) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -19,7 +18,7 @@ from app.errors import Unprocessable
 from workers.aggregators.admin_token import Token
 from workers.aggregators.common import canonical_id, decode
 from workers.aggregators.listings import NAME, EntryReader, Listing, Name, moment
-from workers.aggregators.requests import Request
+from workers.aggregators.requests import Request, segment
 
 T = TypeVar("T")
 SEGMENTS = ("events", "webhook-events")
@@ -153,7 +152,7 @@ def read_problem(body: bytes) -> ApiProblem:
 
 def _page(dev_id: str, path: str, given: Mapping[str, str | None], cursor: str | None) -> Request:
     query = {**given, "cursor": cursor}  # no limit: Terra does not document its maximum
-    path = f"/environments/{quote(dev_id, safe='')}/{path}"
+    path = f"/environments/{segment(dev_id)}/{path}"
     return Request(path, tuple((name, value) for name, value in query.items() if value), bool(cursor))
 
 

@@ -16,6 +16,8 @@ from app.errors import Unprocessable
 from workers.actions import INFERRED, Action, Connection, Download, LargeRequest, Notice, Parsed, Record, UserIdChange
 from workers.aggregators.common import (
     MAX_AHEAD,
+    MAX_ID,
+    MAX_NAME,
     NULL,
     REPLACED,
     UNIX_EPOCH,
@@ -26,15 +28,15 @@ from workers.aggregators.common import (
     version_of,
     wanted,
 )
-from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, storable
 from workers.aggregators.repair import columns_of, unreadable_note
 from workers.aggregators.scalars import integer, moment, number
 from workers.aggregators.terra.mapping import TYPES
-from workers.aggregators.terra.shapes import Batch, Owner
+from workers.aggregators.terra.shapes import Batch, Owner, items
 
 Kind = TypeVar("Kind")
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-MAX_NAME, MAX_TEXT = 256, 500
+MAX_TEXT = 500
 EXPIRES_SECONDS = 300.0  # from Terra's examples; another page says about ten minutes
 MAX_EXPIRY_SECONDS = 3600.0
 NOT_CONNECTED = "no connection was made"
@@ -72,7 +74,7 @@ class _Named(msgspec.Struct):
 
 
 class _Data(msgspec.Struct):
-    data: list[msgspec.Raw] | None = None
+    data: msgspec.Raw = NULL  # an array
     athlete: msgspec.Raw = NULL  # in place of the array, in events of that type
 
 
@@ -152,9 +154,9 @@ class _Event:
 def _user(raw: bytes, what: str) -> _User:
     named = decode(raw, _Named, f"{what}: user")
     user_id, provider = optional_text(named.user_id), optional_text(named.provider)
-    for name, value in (("user_id", user_id), ("provider", provider)):
-        if not value or len(value) > MAX_NAME:
-            raise Unprocessable(f"{what}: user.{name}: expected a text of 1 to {MAX_NAME} characters")
+    for name, value, longest in (("user_id", user_id, MAX_ID), ("provider", provider, MAX_NAME)):
+        if not value or len(value) > longest:
+            raise Unprocessable(f"{what}: user.{name}: expected a text of 1 to {longest} characters")
     reference_id = optional_text(named.reference_id)
     is_unnamed = reference_id is None and bytes(named.reference_id) not in (b"null", b'""')
     return _User(canonical_id(user_id or ""), provider or "", reference_id, is_unnamed)
@@ -184,11 +186,17 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
 
 
 def identify(body: bytes) -> Parsed:
-    """The type and the user of an event that `parse` refuses, as far as they can be read."""
+    """The type and the user of an event that `parse` refuses, as far as they can be read.
+
+    An event that repeats a name has no user: it may name two.
+    """
     found = Parsed("")
+    body, _ = storable(body)
     with contextlib.suppress(Unprocessable):
-        envelope = decode(storable(body)[0], _Envelope, "")
-        found = Parsed(envelope.type[:MAX_NAME])
+        envelope = decode(body, _Envelope, "")
+        found = Parsed(envelope.type[:MAX_ID])
+        if not is_unambiguous(body):
+            return found
         user = _user(envelope.user, "")
         found = replace(found, user_id=user.user_id, client_user_id=user.reference_id)
     return found
@@ -210,7 +218,7 @@ def _data(event: _Event) -> Parsed:
     """
     known, user = event.read(_Data), event.user
     batch = Batch(user.owner, event.version, event.delivery.received + MAX_AHEAD)
-    for raw in (known.athlete,) if event.name == "athlete" else known.data or ():
+    for raw in (known.athlete,) if event.name == "athlete" else items(bytes(known.data), event.name):
         if raw != NULL:
             batch.add(event.name, bytes(raw), is_unique=event.is_unique)
     if batch.refused and not batch.records:
@@ -251,7 +259,7 @@ def _ended(event: _Event) -> Parsed:
 
 def _broken(event: _Event) -> Parsed:
     user, message = event.user, event.read(_Lifecycle).message
-    error = (optional_text(message) or event.name)[:MAX_TEXT]
+    error = (optional_text(message, None) or event.name)[:MAX_TEXT]
     return event.parsed(user, Connection(*user.owner, "error", error, event.version))
 
 
@@ -279,7 +287,7 @@ def _large(event: _Event) -> Parsed:
         return _ignored(event, "it does not name the request that it belongs to")
     count = _or_none(integer, known.expected_payloads)
     expected = None if count is None or not 0 <= count <= 1_000_000 else count
-    return event.parsed(user, LargeRequest(reference[:MAX_NAME], *user.owner, expected))
+    return event.parsed(user, LargeRequest(reference[:MAX_ID], *user.owner, expected))
 
 
 def _or_none(read: Callable[[Any], Kind], value: Any) -> Kind | None:
@@ -293,11 +301,9 @@ def _report(event: _Event) -> Parsed:
     """A laboratory report, or the failure to read one. It belongs to a person, not to one of their connections."""
     known = event.read(_Report)
     data = decode(bytes(known.data), _ReportData, event.name)
-    session_id, reference_id = optional_text(data.session_id), optional_text(data.reference_id)
-    if not session_id or len(session_id) > MAX_NAME or len(reference_id or "") > MAX_NAME:
-        raise Unprocessable(
-            f"{event.name}: session_id and reference_id: expected texts of at most {MAX_NAME} characters"
-        )
+    session_id, reference_id = (optional_text(one, None) for one in (data.session_id, data.reference_id))
+    if not session_id or len(session_id) > MAX_ID or len(reference_id or "") > MAX_ID:
+        raise Unprocessable(f"{event.name}: session_id and reference_id: expected texts of at most {MAX_ID} characters")
     occurred, resource = _or_none(moment, known.occurred_at), catalogue().of_terra("lab_report")
     if occurred:
         event = replace(event, version=version_of(occurred, event.delivery))

@@ -117,7 +117,8 @@ class Repair:
         if not isinstance(given, list):
             raise Unreadable("an array")
         found = []
-        for item in given:
+        for place, item in enumerate(given):
+            given[place] = None  # frees the item: an array of 60 MB would take 300 MB twice
             if item is None:
                 continue
             try:

@@ -2,31 +2,31 @@
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
 
-from app.catalogue import FieldType, catalogue
+from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.actions import Action, Record, Refused, Sample, Samples
-from workers.aggregators.common import NULL, DateText, decode
+from workers.aggregators.common import MAX_NAME, MAX_REFUSED, NULL, decode, key_text
 from workers.aggregators.json import reject_duplicate_keys
-from workers.aggregators.scalars import day, integer
+from workers.aggregators.parts import LARGE_BYTES, parts
+from workers.aggregators.scalars import day
 from workers.aggregators.terra.mapping import (
     TYPES,
     Column,
     Derived,
     Newest,
     Scaled,
-    Series,
     Values,
     Whole,
 )
-from workers.aggregators.terra.repair import KeyText, Repair, TimeText
+from workers.aggregators.terra.repair import Repair
 from workers.aggregators.terra.series import (
     FORMS,
     UTC_TIMES,
@@ -38,9 +38,16 @@ from workers.aggregators.terra.series import (
     ranges_of,
     until,
 )
+from workers.aggregators.terra.structures import (
+    LOCALIZATION,
+    SCORES,
+    columns_of_type,
+    item_type,
+    leaves_of,
+    steps,
+    structure,
+)
 
-LOCALIZATION = "metadata.timestamp_localization"
-SCORES = "data_enrichment"
 DIGITS = b"-0123456789"
 
 
@@ -80,6 +87,9 @@ class Batch:
             found = self._read(name, raw, is_unique=is_unique)
         except Unprocessable as reason:
             self.refused.append(Refused(str(reason), as_event(name, self.owner, raw)))
+            if len(self.refused) > MAX_REFUSED:
+                first = self.refused[0].reason
+                raise Unprocessable(f"{name}: more than {MAX_REFUSED:,} refused, first: {first}") from None
             return
         self._objects[found.record.resource, found.record.id] = found
         self.unreadable.update(found.unreadable)
@@ -140,6 +150,12 @@ class Batch:
         return (*(one.record for one in self._objects.values()), *series)
 
 
+def items(array: bytes, what: str, kind: Any = msgspec.Raw) -> Iterator[Any]:
+    """The items of an array, decoded part by part as `kind`. The array may be null. Raises Unprocessable."""
+    for part in parts(array):
+        yield from decode(part, list[kind] | None, what) or ()
+
+
 def as_event(name: str, owner: Owner, raw: bytes) -> bytes:
     """JSON of an event with one object."""
     user = {"user_id": owner.user_id, "provider": owner.provider}
@@ -162,24 +178,27 @@ class Item:
         self.unreadable: set[str] = set()
         self._is_lenient = is_lenient
         if is_lenient:
-            repair = Repair(name, _leaves_of(name))
+            repair = Repair(name, leaves_of(name))
             raw = repair.repaired(raw)
             self.refused, self.unreadable = repair.refused, repair.unreadable
-        self._decoded = decode(raw, _structure(name), name)
+        self._decoded = decode(raw, structure(name, in_parts=len(raw) > LARGE_BYTES), name)
         self._clock = Clock(self._at(LOCALIZATION) == UTC_TIMES)
         self._span = Span(self._moment(self._kind.start), self._moment(self._kind.end))
 
     def _at(self, path: str) -> Any:
         """The value at a path; None if a part of the path is absent."""
         value = self._decoded
-        for name in _steps(path):
+        for name in steps(path):
             if value is None:
                 return None
             value = getattr(value, name)
         return value
 
-    def _array(self, path: str) -> list[Any]:
-        return [one for one in self._at(path) or () if one is not None]
+    def _array(self, path: str) -> Iterator[Any]:
+        found = self._at(path)
+        if isinstance(found, msgspec.Raw):
+            found = items(bytes(found), self.name, item_type(self.name, path))
+        return (one for one in found or () if one is not None)
 
     def _moment(self, path: str | None) -> Instant | None:
         return self._clock.read(self._at(path), f"{self.name}: {path}") if path else None
@@ -191,6 +210,9 @@ class Item:
 
     def key(self, owner: Owner) -> str:
         """The id of the object among those of its owner. Times stay as received: in UTC a day could be another."""
+        return key_text(self._key(owner), f"{self.name}: the key")
+
+    def _key(self, owner: Owner) -> str:
         kind = self._kind
         for path in kind.key:
             if given := self._at(path):
@@ -206,7 +228,7 @@ class Item:
     def columns(self) -> bytes:
         """JSON of the typed columns that the object has."""
         found: dict[str, Any] = {}
-        for name, (source, kind) in _columns(self.name).items():
+        for name, (source, kind) in columns_of_type(self.name).items():
             if (value := self._value(source)) is None:
                 continue
             try:
@@ -247,11 +269,14 @@ class Item:
         items = self._array(series.array)
         if series.unless:
             name, number = series.unless
-            items = [one for one in items if getattr(one, name) != number]
-        by_subtype: dict[str, list[Any]] = {} if series.subtype else {"": items}
+            items = (one for one in items if getattr(one, name) != number)
+        by_subtype: dict[str, Iterable[Any]] = {"": items}
         if series.subtype:
-            for one in items:
-                by_subtype.setdefault(getattr(one, series.subtype) or "", []).append(one)
+            read_subtype = operator.attrgetter(series.subtype)
+            ordered = sorted(items, key=lambda one: read_subtype(one) or "")
+            by_subtype = {
+                subtype: list(given) for subtype, given in groupby(ordered, lambda one: read_subtype(one) or "")
+            }
         read = operator.attrgetter(series.time, *series.names)
         what = f"{self.name}: {series.array}.{series.time}"
         for subtype, of_subtype in by_subtype.items():
@@ -283,98 +308,12 @@ class Item:
         for name, raw in (self._at(SCORES) or {}).items():
             if raw == NULL:
                 continue
+            if len(name) > MAX_NAME:  # the subtype of the score's series
+                self.refused.append(f"{self.name}: {SCORES}: a name is longer than {MAX_NAME} characters")
+                continue
             content = bytes(raw)
             is_number = content[0] in DIGITS
             value = decode(content, float, f"{self.name}: {SCORES}") if is_number else None
             about: dict[str, Any] = {"type": self.name, "summary_id": key} | start.flags
             extra = msgspec.json.encode(about if is_number else about | {"content": raw})
             yield "terra_scores", name, [Sample(start.at, None, value, "", start.offset, extra)]
-
-
-def _instant(text: str) -> str | None:
-    moment = Clock().read(text, "")
-    return moment.at.isoformat() if moment else None
-
-
-class ColumnType(NamedTuple):
-    """The type that Terra's value must have, and its conversion to the column's if they differ."""
-
-    decoded: Any
-    convert: Callable[[Any], Any] | None = None  # raises ValueError
-
-
-COLUMN_TYPES: Mapping[FieldType, ColumnType] = {
-    "text": ColumnType(str),
-    "number": ColumnType(float),
-    "boolean": ColumnType(bool),
-    "integer": ColumnType(float, integer),
-    "date": ColumnType(DateText, lambda text: day(text).isoformat()),
-    "datetime": ColumnType(DateText, _instant),
-}
-
-
-@cache
-def _columns(name: str) -> Mapping[str, tuple[Column, ColumnType]]:
-    """The columns of a type of Terra's, with the types that the catalogue gives them."""
-    types = {column.name: COLUMN_TYPES[column.type] for column in catalogue().of_terra(name).fields}
-    return {column: (source, types[column]) for column, source in TYPES[name].columns.items()}
-
-
-@cache
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(path.split("."))
-
-
-@cache
-def _structure(name: str) -> Any:
-    """A type that checks, during decoding, every field that the tables read and skips all others."""
-    return _struct(name, _leaves_of(name))
-
-
-@cache
-def _leaves_of(name: str) -> Mapping[str, Any]:
-    """The fields that the tables read, with their types."""
-    kind = TYPES[name]
-    leaves: dict[str, Any] = {LOCALIZATION: float, SCORES: dict[str, msgspec.Raw]}
-    leaves |= dict.fromkeys(kind.key, KeyText)
-    for source, column in _columns(name).values():
-        leaves |= _leaves(source, column.decoded)
-    for series in kind.series:
-        leaves |= _leaves(series)
-    leaves |= {path: DateText for path in (kind.start, kind.end) if path}
-    leaves |= {kind.retracted[0]: float} if kind.retracted else {}
-    return leaves
-
-
-def _leaves(source: Column | Series, of_text: Any = None) -> dict[str, Any]:
-    """The paths that a row of the tables reads, with their types; `of_text` for a row that is just a path."""
-    match source:
-        case str():
-            return {source: of_text}
-        case Derived():
-            return {}
-        case Scaled() | Whole():
-            return {source.path: float}
-        case Newest():
-            names: dict[str, Any] = {source.time: TimeText, source.value: float}
-        case Values():
-            names = {source.time: TimeText} | dict.fromkeys(source.names, float)
-            names |= {source.unless[0]: float} if source.unless else {}
-            names |= {source.subtype: str} if source.subtype else {}
-    return {f"{source.array}[].{name}": kind for name, kind in names.items()}
-
-
-def _struct(name: str, leaves: Mapping[str, Any]) -> Any:
-    """A struct of structs from paths, in which `[]` marks an array. Every field may be absent or null."""
-    fields: dict[str, Any] = {}
-    below: dict[str, dict[str, Any]] = {}
-    for path, kind in leaves.items():
-        head, _, rest = path.partition(".")
-        if rest:
-            below.setdefault(head, {})[rest] = kind
-        else:
-            fields[head] = kind
-    for head, inner in below.items():
-        plain = head.removesuffix("[]")
-        fields[plain] = _struct(plain, inner) if plain == head else list[_struct(plain, inner) | None]  # type: ignore[misc]
-    return msgspec.defstruct(name, [(one, kind | None, None) for one, kind in fields.items()])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import msgspec
@@ -29,9 +30,12 @@ class Message:
 
 
 def message(terra: TerraWorld, event: Record, reference: str = "") -> Message:
-    """A delivery of an event that is made now."""
-    trace = str(uuid4())
-    return Message(event, ordering_ms=terra.stamp(), reference=reference or trace, trace_id=trace)
+    """A delivery of an event that is made now. As at Terra, its user object has the time of this event."""
+    trace, ordering_ms = str(uuid4()), terra.stamp()
+    if (user := event.get("user")) and user.get("last_webhook_update"):
+        moment = datetime.fromtimestamp(ordering_ms / 1000, UTC).isoformat(timespec="microseconds")
+        event = event | {"user": user | {"last_webhook_update": moment}}
+    return Message(event, ordering_ms=ordering_ms, reference=reference or trace, trace_id=trace)
 
 
 def described(terra: TerraWorld, account: TerraUser, *, is_new: bool = False) -> Record:

@@ -15,7 +15,7 @@ from tests.support import START, event, heartrate, workout
 from tests.support.cases import each
 from tests.support.junction import MOMENT, RECORDED, dead, only, parsed, sample, series, survives
 from workers.actions import Sample, Samples
-from workers.aggregators.junction.shapes import GroupReader, SampleGroup, plain
+from workers.aggregators.junction.samples import GroupReader, SampleGroup, plain
 
 
 @each(

@@ -30,6 +30,12 @@ def packed(objects):
     return [msgspec.json.encode(one) for one in objects]
 
 
+def test_no_user_has_the_id_of_a_junction_user(terra):
+    """Breaks if a demo or a drill with both aggregators sends deliveries that name each other's users."""
+    both = {one.user_id for one in terra.accounts()} & {one.user_id for one in terra.world.members}
+    assert (len(terra.accounts()) > len(terra.world.members), both) == (True, set())
+
+
 def all_of(terra, account, kind, **options):
     return terra.objects(account, kind, terra.world.start, terra.world.until, **options)
 

@@ -1,0 +1,94 @@
+"""Limits of a web process: its connections, and the memory of the bodies that it holds."""
+
+import contextlib
+import ctypes
+import resource
+from collections.abc import Iterator
+
+from app.config.settings import Settings
+from app.errors import Misconfigured
+
+DEFAULT_CONNECTIONS = 16_384
+RESERVED_FILES = 128  # of a process, for libraries, logs, metrics and the broker
+# From this size on glibc maps a buffer of its own, which goes back to the system when it is freed. By default glibc
+# raises the threshold to 32 MiB as soon as one such buffer was freed, and keeps what it holds.
+MMAP_THRESHOLD = 128 * 1024
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+
+
+def connections_per_process(settings: Settings) -> int:
+    """The connections that one web process accepts. Raises Misconfigured if they exceed the limit of open files.
+
+    A connection costs one open file.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = DEFAULT_CONNECTIONS + RESERVED_FILES if hard == resource.RLIM_INFINITY else hard
+    available = max(files - RESERVED_FILES, 1)
+    if not settings.max_connections:
+        return min(max(DEFAULT_CONNECTIONS // settings.web_processes, 1), available)
+    wanted = -(-settings.max_connections // settings.web_processes)
+    if wanted > available and hard != resource.RLIM_INFINITY:
+        raise Misconfigured(
+            f"{wanted} connections per process need a limit of {wanted + RESERVED_FILES} open files, and it is {hard}; "
+            "raise it (ulimit -Hn, LimitNOFILE=) or lower the setting",
+            setting="HEADRACE_MAX_CONNECTIONS",
+        )
+    return wanted
+
+
+def raise_file_limit(connections: int) -> None:
+    """Raises the soft limit of open files of this process and its children, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+
+
+def return_large_buffers() -> None:
+    """Makes glibc give the memory of large bodies back to the system. Other C libraries have no such setting."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+
+
+class BudgetExceeded(Exception):
+    """The bodies in memory have used up their budget."""
+
+
+class _Holding:
+    """The share of one request."""
+
+    def __init__(self, budget: "BodyBudget") -> None:
+        self._budget, self.size = budget, 0
+
+    def add(self, size: int) -> None:
+        """Takes memory for a part of the body. Raises BudgetExceeded."""
+        if self._budget.used + size > self._budget.limit:
+            raise BudgetExceeded
+        self._budget.used += size
+        self.size += size
+
+    def release(self) -> None:
+        """Returns the share."""
+        self._budget.used -= self.size
+        self.size = 0
+
+
+class BodyBudget:
+    """The memory of the bodies that a process holds, from their first byte until their answer, in bytes.
+
+    Each process has its share of the machine's budget, and at least room for one body of maximum size.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.limit = max(settings.body_memory_bytes // settings.web_processes, settings.max_body_bytes)
+        self.used = 0
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[_Holding]:
+        """The share of a request, which is returned at the end of the block."""
+        holding = _Holding(self)
+        try:
+            yield holding
+        finally:
+            holding.release()

@@ -1,0 +1,85 @@
+"""Readiness: whether the broker accepts messages, known from memory, so that probes cost the broker nothing."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from app.delivery import Delivery
+from app.errors import PublishFailed
+from app.web.batcher import Publish
+
+FRESH_SECONDS = 1.0  # between two checks of the broker while probes arrive
+IDLE_SECONDS = 10.0  # the same without probes, if a check is expensive
+SLOW_SECONDS = 2.0  # a check that takes longer means that the broker is frozen
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """The result of the last publish or of the last check, which a thread repeats. A probe only reads it."""
+
+    def __init__(self, ping: Callable[[], None], *, is_expensive: bool) -> None:
+        """`ping` raises PublishFailed if the broker accepts no messages.
+
+        A check of RabbitMQ is expensive: it opens a connection, which RabbitMQ logs. Without probes it is repeated only
+        every 10 s, and the first probe reads a state that is as old.
+        """
+        self._ping, self._idle_seconds = ping, IDLE_SECONDS if is_expensive else FRESH_SECONDS
+        self._error: PublishFailed | None = PublishFailed("the broker has not been checked yet")
+        self._known_at = self._asked_at = float("-inf")
+        self._check_began: float | None = None
+        self._asked = threading.Event()
+
+    def start(self) -> None:
+        """Starts the thread. Not done by the constructor, because threads do not survive a fork."""
+        threading.Thread(target=self._run, name="readiness", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises PublishFailed if the broker accepted no messages when it was last used or checked."""
+        now = time.monotonic()
+        if now - self._asked_at > IDLE_SECONDS:
+            self._asked.set()
+        self._asked_at = now
+        began = self._check_began
+        if began is not None and now - began > SLOW_SECONDS:
+            raise PublishFailed(f"the broker has not answered for {now - began:.0f} s")
+        if self._error is not None:
+            raise PublishFailed(str(self._error))
+
+    def observed(self, publish: Publish) -> Publish:
+        """The publish function, whose result counts as a check."""
+
+        def observe(deliveries: Sequence[Delivery]) -> None:
+            try:
+                publish(deliveries)
+            except PublishFailed as error:
+                self._learn(error)
+                raise
+            self._learn(None)
+
+        return observe
+
+    def _run(self) -> None:
+        while True:
+            if time.monotonic() - self._known_at >= FRESH_SECONDS:
+                self._refresh()
+            is_idle = time.monotonic() - self._asked_at > IDLE_SECONDS
+            self._asked.wait(self._idle_seconds if is_idle else FRESH_SECONDS)
+            self._asked.clear()
+
+    def _refresh(self) -> None:
+        self._check_began = time.monotonic()
+        try:
+            self._ping()
+        except PublishFailed as error:
+            self._learn(error)
+        except Exception as unexpected:  # noqa: BLE001 - the edge of the thread, which must keep running
+            log.error("unexpected %s while checking the broker", type(unexpected).__name__)  # noqa: TRY400
+            self._learn(PublishFailed("the broker could not be checked"))
+        else:
+            self._learn(None)
+        finally:
+            self._check_began = None
+
+    def _learn(self, error: PublishFailed | None) -> None:
+        self._error, self._known_at = error, time.monotonic()

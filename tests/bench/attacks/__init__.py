@@ -1,0 +1,1 @@
+"""Attacks on a complete stack while good deliveries arrive: `python -m tests.bench.attacks`."""
