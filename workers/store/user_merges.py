@@ -38,13 +38,18 @@ RENAME_SERIES = text("""
 UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
     SELECT 1 FROM headrace.series n WHERE n.user_id = :new AND (n.resource, n.provider, n.source_type, n.subtype)
                                           = (o.resource, o.provider, o.source_type, o.subtype))""")
-SAMPLES_OF_BOTH = """(
-    SELECT n.id AS series_id, s.ts, s.ts_end, s.value, s.unit, s.timezone_offset, s.extra, s.version, s.origin
-    FROM headrace.series o JOIN headrace.series n USING (resource, provider, source_type, subtype)
-    JOIN headrace.samples s ON s.series_id = o.id WHERE o.user_id = :old AND n.user_id = :new) AS incoming"""
-MERGE_SAMPLES = text(upsert_sql(SAMPLES, SAMPLES_OF_BOTH))
-DROP_SAMPLES = text("""
-DELETE FROM headrace.samples WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
+SERIES_OF_BOTH = text("""
+SELECT o.id AS old, n.id AS new
+FROM headrace.series o JOIN headrace.series n USING (resource, provider, source_type, subtype)
+WHERE o.user_id = :old AND n.user_id = :new ORDER BY n.id""")
+# The time of the last sample of a part. Samples leave the old series, so that the next part begins behind it.
+END_OF_PART = text("""
+SELECT max(ts) FROM (SELECT ts FROM headrace.samples WHERE series_id = :old ORDER BY ts LIMIT :rows) AS part""")
+PART = """(
+    SELECT :new AS series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin
+    FROM headrace.samples WHERE series_id = :old AND ts <= :last) AS incoming"""
+MERGE_PART = text(upsert_sql(SAMPLES, PART))
+DROP_PART = text("DELETE FROM headrace.samples WHERE series_id = :old AND ts <= :last")
 # Also the old connection and what was granted with it: they say nothing about the new one, which is stored by now.
 DROP_REST = tuple(
     text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections", "grants")
@@ -73,12 +78,20 @@ def merge_user(connection: Connection, old: str, new: str) -> bool:
         if not resource.is_series:
             _move(connection, record_target(resource), ids)
     connection.execute(RENAME_SERIES, ids)
-    connection.execute(MERGE_SAMPLES, ids)
-    connection.execute(DROP_SAMPLES, ids)
+    for pair in connection.execute(SERIES_OF_BOTH, ids).all():
+        _move_samples(connection, pair.old, pair.new)
     replaced.merge_ranges(connection, ids)
     for statement in (*HAND_OVER, MOVE_RETRACTIONS, *DROP_REST, NAME):
         connection.execute(statement, ids)
     return True
+
+
+def _move_samples(connection: Connection, old: int, new: int) -> None:
+    """Merges the samples of one series into another, in parts that no statement timeout can reach."""
+    while last := connection.scalar(END_OF_PART, {"old": old, "rows": replaced.MAX_ROWS}):
+        part = {"old": old, "new": new, "last": last}
+        connection.execute(MERGE_PART, part)
+        connection.execute(DROP_PART, part)
 
 
 def _move(connection: Connection, target: Target, ids: dict[str, str]) -> None:

@@ -4,12 +4,13 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy import event as events
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
 from tests.support.database import run
-from workers.store import retractions
+from workers.store import replaced, retractions
 from workers.store.engine import transaction
 from workers.store.user_merges import merge_user
 
@@ -87,6 +88,19 @@ def test_where_both_have_a_row_the_newest_wins(engine: Engine, settings: Setting
     samples = rows(engine, "SELECT user_id, value FROM health.heartrate ORDER BY ts")
     assert [(row["user_id"], row["value"]) for row in samples] == [("new", 90), ("new", 55)]
     assert owners(engine) == {"new"}
+
+
+def test_many_samples_are_moved_in_parts(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if one statement moves all samples of a series, or a sample between two parts is lost."""
+    monkeypatch.setattr(replaced, "MAX_ROWS", 2)
+    apply(engine, settings, delivery(heartrate("new", {3: 33}), START))
+    apply(engine, settings, delivery(heartrate("old", {minute: minute + 40 for minute in range(7)}), START + DAY))
+    statements = list[str]()
+    events.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert reconnect(engine)
+    samples = rows(engine, "SELECT user_id, value FROM health.heartrate ORDER BY ts")
+    assert [(row["user_id"], row["value"]) for row in samples] == [("new", minute + 40) for minute in range(7)]
+    assert sum("INSERT INTO headrace.samples" in one for one in statements) == 4
 
 
 def test_a_repeated_merge_changes_nothing(engine: Engine, settings: Settings) -> None:
