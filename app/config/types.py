@@ -14,7 +14,7 @@ MIN_LEDGER_DAYS = 40
 MAX_DEADLINE_SECONDS = 4.0  # every request is answered within five
 MAX_BYTES = 1024**3
 MAX_DAYS = 36_500  # 100 years: a date of the year 1 cannot be subtracted from
-MAX_TOLERANCE_SECONDS = 3600  # a captured request can be sent again for as long
+MAX_TOLERANCE_SECONDS = 24 * 3600  # Terra retries for as long; a captured request can be sent again meanwhile
 
 
 class Type(NamedTuple):
