@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from app.broker.celery import make_celery
 from app.broker.lanes import APPLY
 from app.config.settings import Settings
+from app.delivery import MESSAGE_VERSION
 from tests.support import delivery, rows, until, worker, workout
 from tests.support.collector import Collector, ReceivedSpan, collector
 from tests.support.workers import SharedWorker, messages, publish
@@ -126,7 +127,7 @@ def test_a_message_of_a_newer_version_is_not_lost(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
     """Breaks if an older worker loses deliveries of a newer version during an update."""
-    newer = msgspec.msgpack.encode((2, [delivery(workout("u1"))]))
+    newer = msgspec.msgpack.encode((MESSAGE_VERSION + 1, [delivery(workout("u1"))]))
     send(settings, base64.b64encode(newer).decode())
     publish(settings, [delivery(workout("u2"))])
     until(lambda: stored(engine))

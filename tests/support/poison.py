@@ -11,7 +11,7 @@ from app.errors import RetryAlone
 from tests.support import delivery, workout
 from workers.ingest.apply import Applier
 
-BAD = "bad"  # the user whose rows make the fault
+BAD = "u-bad"  # the user whose rows make the fault
 RAISE = "RAISE EXCEPTION 'a secret value' USING ERRCODE = '{}'"
 SLEEP = "PERFORM pg_sleep(60)"
 
