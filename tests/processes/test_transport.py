@@ -103,7 +103,7 @@ def test_the_message_of_a_long_task_is_not_redelivered(
     timeout = 2  # of the worker, see `of_worker`
     celery = make_celery(replace(settings, visibility_timeout_seconds=timeout), "worker")
     with live_worker.busy(engine), celery.connection_for_read().channel() as other:
-        until_then = time.monotonic() + timeout + 0.6  # the worker waits 3 s for a lock
+        until_then = time.monotonic() + timeout + 0.6
         while time.monotonic() < until_then:
             other.qos.restore_visible(interval=1)
             assert (broker.llen(LIVE), broker.zcard("unacked_index")) == (0, 1)

@@ -21,9 +21,9 @@ SESSION = {
 # Lane workers wait less for a lock, because everything behind them waits too, and a retry costs milliseconds. Measured
 # with four workers on two cores and 240 messages of 20 deliveries, all of the same users: with a limit of 100 ms 49
 # messages had to be retried, with 300 ms none.
-WORKER_SESSION = {"lock_timeout": "1s"}
+WORKER_SESSION = {"lock_timeout": "500ms"}
 # For a delivery that is applied alone after it or its message has failed: a lock that is held for minutes would
-# otherwise cost a worker a second in every retry.
+# otherwise cost a worker half a second in every retry.
 WAIT_LITTLE = text("SET LOCAL lock_timeout = '100ms'")
 # The meaning of an SQLSTATE, by its first characters. Any other SQLSTATE concerns the statement: RetryAlone.
 REFUSED = ("22", "23", "54", "XX000")  # invalid data, constraints, limits of PostgreSQL, internal errors such as 1 GB
