@@ -5,7 +5,7 @@ HeadraceError
 ├── InvalidSignature     401: the sender did not sign the request
 ├── PublishFailed        503: the broker did not confirm; the sender retries
 ├── Unprocessable        dead letter: a retry cannot succeed
-│   └── NotAuthentic     dead letter of the raw message: none of its fields is believed
+│   └── NotAuthentic     dead letter of the raw message: each of its fields may be forged
 ├── NotFound             report: the object that a command names does not exist
 ├── UserErased           report: data of this user is neither fetched nor stored again
 ├── NotYet               ask again: the aggregator answered without the data

@@ -125,6 +125,7 @@ for _, tag in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)) do
 end
 return found"""
 MAX_UNACKED, TAIL_BYTES, MAX_AGE_SECONDS = 200, 16_384, 1e9
+MAX_NUMBER = 1e15  # of a header; NaN and infinity are not below it
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,11 @@ class _Unacked:
 
 
 def _unacked(tail: str) -> _Unacked:
-    """The headers may be anything: whoever can write to the broker can set them."""
+    """The headers may be anything, because every client of the broker can set them."""
     headers: Any = {}
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         headers, _ = json.JSONDecoder().raw_decode(tail, tail.index('"headers": {') + len('"headers": '))
-    numbers = {name: one for name, one in headers.items() if isinstance(one, int | float)}
+    numbers = {name: one for name, one in headers.items() if isinstance(one, int | float) and abs(one) < MAX_NUMBER}
     eta, reason = headers.get("eta"), headers.get(RETRY_REASON)
     return _Unacked(
         lane=tail.rpartition(", ")[2].strip('"]'),

@@ -1,6 +1,6 @@
 """Checks the envelope of a task: the headers, properties and arguments that a message in a lane may have.
 
-Whoever can write to the broker could otherwise let a worker drop a delivery (`expires`), hold it for years (`eta`), run
+A client of the broker could otherwise let a worker drop a delivery (`expires`), hold it for years (`eta`), run
 another task (`callbacks`, `chain`, `task`) or end with an exception (a header of another type).
 """
 
@@ -94,12 +94,12 @@ def checked_headers(headers: Mapping[str, Any], properties: Any, delivery_info: 
     try:
         found = msgspec.convert(headers, _Headers)
         msgspec.convert(properties, _Properties)
-        came = msgspec.convert(delivery_info, _DeliveryInfo)
+        info = msgspec.convert(delivery_info, _DeliveryInfo)
     except (msgspec.ValidationError, RecursionError, UnicodeError):  # a lone surrogate is a UnicodeError
         raise Unprocessable("not a valid task: a header or property has another type or is out of range") from None
     if found.task not in TASKS[lane]:
         raise Unprocessable("a task unknown to this worker")
-    if came.routing_key != lane or came.exchange not in ("", lane):  # "": the default exchange
+    if info.routing_key != lane or info.exchange not in ("", lane):  # "": the default exchange
         raise Unprocessable("not a valid task: it names another lane, to which a retry would be sent")
     if found.expires is not None and found.task != SWEEP:
         raise Unprocessable("not a valid task: it would expire")

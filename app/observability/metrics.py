@@ -41,7 +41,7 @@ ANSWERS = Counter(
     "Webhooks answered, by status; a 413 or 503 only with a valid signature",
     ["aggregator", "status"],
 )
-# Apart from the answers, because anybody on the internet can cause these: alerts do not look at them.
+# Counted apart from the answers, because no secret is needed to cause them: no alert uses these.
 UNVERIFIED = Counter(
     "headrace_unverified_total",
     "Webhook requests answered before their signature could be checked (400, 408, 413, 503), by status",

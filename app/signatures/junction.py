@@ -82,7 +82,7 @@ def verify(
 
 
 def _signed_headers(headers: Headers) -> dict[str, str]:
-    """The three headers, with the well-formed signatures only. Raises InvalidSignature if one is missing or junk."""
+    """The headers with well-formed signatures only. Raises InvalidSignature if one is missing or malformed."""
     given = {name: headers.get(f"Svix-{name}") or headers.get(f"Webhook-{name}") or "" for name in _HEADERS}
     if not all(given.values()):
         raise InvalidSignature("missing")

@@ -1,4 +1,4 @@
-"""Terra's signatures, and how far its unsigned headers are believed."""
+"""Terra's signatures, and the limits of its unsigned headers."""
 
 import hmac
 import logging
@@ -98,7 +98,7 @@ def _digest(
 
 
 def _receipt(headers: Headers, signed_at: int, digest: bytes) -> Receipt:
-    """The unsigned headers, as far as they are believed."""
+    """The receipt, with the unsigned headers that are within their limits."""
     return Receipt(
         message_id=_name(headers, "X-Terra-Trace-Id") or "",
         ordering_ms=_ordering_ms(headers.get("X-Terra-Ordering-Timestamp") or "", signed_at * 1000),

@@ -22,7 +22,7 @@ from app.web.readiness import Readiness
 CONCURRENT = 16  # more requests at once are closed without an answer
 REQUEST_SECONDS = 5.0
 BIND_SECONDS = 5.0  # between two attempts to bind a port that is in use
-PARENT_SECONDS = 1.0  # between two looks whether the parent, which was perhaps killed, still runs
+PARENT_SECONDS = 1.0  # between two checks that the parent, which may have been killed, still runs
 log = logging.getLogger(__name__)
 
 

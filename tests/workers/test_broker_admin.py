@@ -198,3 +198,13 @@ def test_a_message_that_waits_for_its_retry_is_not_being_processed(here: Setting
     assert download.unacked == 3
     assert download.unacked_for is not None
     assert 399 < download.unacked_for.total_seconds() < 500
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "1" * 400, "true", "[" * 5000])
+def test_odd_headers_of_an_unacknowledged_message_do_not_end_status(here: Settings, client: Any, number: str) -> None:
+    """Breaks if a client of the broker can end `headrace status` with a number that is no time and no count."""
+    headers = ", ".join(f'"{name}": {number}' for name in ("retries", RECEIVED_AT, FAILING_SINCE))
+    client.hset("unacked", "odd", f'[{{"body": "b", "headers": {{{headers}}}}}, "", "live"]')
+    client.zadd("unacked_index", {"odd": 1})
+    live = lanes(here)[0]
+    assert (live.unacked, live.retries <= 1) == (1, True)

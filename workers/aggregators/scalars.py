@@ -32,6 +32,14 @@ def text(value: Any) -> str:
     raise Unreadable("text")
 
 
+def short_text(value: Any, max_length: int) -> str:
+    """As `text`, of at most this number of characters."""
+    found = text(value)
+    if len(found) > max_length:
+        raise Unreadable(f"at most {max_length} characters")
+    return found
+
+
 def number(value: Any) -> float:
     """A number, or text that is one."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):

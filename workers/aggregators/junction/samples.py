@@ -19,7 +19,7 @@ from workers.aggregators.common import MAX_NAME, MAX_REFUSED, NULL, ShortText, d
 from workers.aggregators.json import reject_duplicate_keys
 from workers.aggregators.junction.shapes import FIRST_DAY, UNDECODABLE, Source, source_of
 from workers.aggregators.parts import LARGE_BYTES, parts
-from workers.aggregators.scalars import Unreadable, integer, moment, number, text
+from workers.aggregators.scalars import Unreadable, integer, moment, number, short_text, text
 
 # These providers send local time marked as UTC (Junction: "floating time"). It is stored as received and flagged.
 FLOATING_TIME = frozenset({"freestyle_libre", "abbott_libreview"})
@@ -271,10 +271,7 @@ class _SampleReader:
 
 def _name(value: Any) -> str:
     """A text of a key, or a unit."""
-    found = text(value)
-    if len(found) > MAX_NAME:
-        raise Unreadable(f"at most {MAX_NAME} characters")
-    return found
+    return short_text(value, MAX_NAME)
 
 
 def _offset(value: Any) -> int:

@@ -13,7 +13,7 @@ import msgspec
 from app.errors import Unprocessable
 from workers.aggregators.common import DateText
 from workers.aggregators.json import unless_repeated
-from workers.aggregators.scalars import NUMBER, Unreadable, boolean, moment, number, text
+from workers.aggregators.scalars import NUMBER, Unreadable, boolean, moment, number, short_text, text
 from workers.aggregators.terra.series import Clock
 
 MAX_KEY = 256
@@ -25,10 +25,7 @@ Tree = Mapping[str, Any]  # a reader, or a tree below the name; `[]` after a nam
 
 
 def _key(value: Any) -> str:
-    found = text(value)
-    if len(found) > MAX_KEY:
-        raise Unreadable(f"at most {MAX_KEY} characters")
-    return found
+    return short_text(value, MAX_KEY)
 
 
 def _time(value: Any) -> str:
