@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The processes of a run inherit the new seed from the first one.
     """
-    os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
+    os.environ[SEED_VARIABLE] = os.environ.get(SEED_VARIABLE) or str(secrets.randbelow(2**32))
     hypothesis.settings.register_profile("small", derandomize=True)
     hypothesis.settings.register_profile("full", max_examples=1500)
     hypothesis.settings.load_profile("full" if config.getoption("full") else "small")
