@@ -17,6 +17,7 @@ Message = dict[str, Any]  # of kombu's virtual transports
 Body = tuple[tuple[str], NoKeywords, Callbacks]
 _decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
+TRACE_CONTEXT = ("traceparent", "tracestate")
 
 
 def is_first_attempt(message: Message) -> bool:
@@ -41,11 +42,16 @@ def merge_batches(messages: Sequence[Message]) -> Message:
     """
     bodies = [_body(message) for message in messages]
     deliveries = [delivery for (packed,), *_ in bodies for delivery in unpack(packed)]
-    others = [{key: value for key, value in one["headers"].items() if key.startswith("trace")} for one in messages[1:]]
+    others = [_trace_context(one["headers"]) for one in messages[1:]]
     headers = {"argsrepr": f"({len(deliveries)} deliveries)", MERGED_HEADERS: [one for one in others if one]}
     body = _encoder.encode(((pack(deliveries),), *bodies[0][1:]))
     first = messages[0]
     return first | {"headers": first["headers"] | headers, "body": base64.b64encode(body).decode()}
+
+
+def _trace_context(headers: Message) -> dict[str, str]:
+    """W3C's headers. One of another type would make the merged message, and so its other deliveries, invalid."""
+    return {name: value for name in TRACE_CONTEXT if isinstance(value := headers.get(name), str)}
 
 
 def _body(message: Message) -> Body:

@@ -52,6 +52,16 @@ def test_every_delivery_is_in_it_once_and_in_order() -> None:
     assert is_first_attempt(joined)
 
 
+@pytest.mark.parametrize("odd", [{"traceparent": None}, {"tracestate": None}, {"tracer": {"a": 1}}])
+def test_a_valid_message_stays_valid_with_others(odd: dict[str, Any]) -> None:
+    """Breaks if a trace header of one message makes the merged one, with the deliveries of others, a dead letter."""
+    parts = [message(delivery(workout("u1"))), message(delivery(workout("u2")), id="2", **odd)]
+    assert all(map(is_first_attempt, parts))
+    joined = merge_batches(parts)
+    assert joined["headers"][MERGED_HEADERS] == []
+    assert is_first_attempt(joined)
+
+
 @pytest.mark.parametrize(
     ("headers", "properties"),
     [
