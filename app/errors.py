@@ -10,7 +10,8 @@ HeadraceError
 ├── UserErased           report: data of this user is neither fetched nor stored again
 ├── NotYet               ask again: the aggregator answered without the data
 └── TryLater             retry: a service is unavailable
-    └── RetryAlone       retry this delivery in a transaction of its own: PostgreSQL did not execute its statement
+    ├── RetryAlone       retry this delivery in a transaction of its own: PostgreSQL did not execute its statement
+    └── CommitUnknown    retry: the connection broke during COMMIT, so the transaction may be committed
 """
 
 from typing import Literal
@@ -89,3 +90,10 @@ class RetryAlone(TryLater):
     def __init__(self, text: str, cause: RetryCause = "other") -> None:
         super().__init__(text)
         self.cause = cause
+
+
+class CommitUnknown(TryLater):
+    """The connection broke after COMMIT was sent and before its answer: the transaction is committed or rolled back.
+
+    Only repeatable work may be retried: work whose second execution finds the effect of the first and changes nothing.
+    """

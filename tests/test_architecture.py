@@ -22,6 +22,7 @@ AREAS = (
     "app.web",
     "workers",
     "workers.aggregators",
+    "workers.rabbitmq_admin",
     "workers.broker_admin",
     "workers.store",
     "workers.migrations",
@@ -37,7 +38,7 @@ AREAS = (
     "workers.cli",
 )
 WEB = "app.web workers.simulator"
-CELERY = "app.broker workers.celery workers.broker_admin"
+CELERY = "app.broker workers.celery workers.rabbitmq_admin"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "sqlalchemy": "workers.store workers.migrations workers.ingest workers.backfill workers.reconcile workers.operate "
     "workers.celery.context workers.verify workers.cli",
     "alembic": "workers.store.migrate workers.migrations",
-    "psycopg": "workers.store.engine workers.store.samples workers.local.embedded_postgres",
+    "psycopg": "workers.store.engine workers.store.watched workers.store.samples workers.local.embedded_postgres",
     "httpx": "workers.simulator workers.fetch.http",
     "requests": "",
     "aiohttp": "",

@@ -1,4 +1,7 @@
-"""Checks of the broker's durability, queue depths, and the lists of invalid messages."""
+"""Checks of the broker's durability, queue depths, and the lists of invalid messages.
+
+The parts for one kind of broker are in rabbitmq_admin and redis_durability.
+"""
 
 # ruff: noqa: PLC0415 - importing redis, Celery and kombu costs 0.2 s of CPU; many commands contact no broker
 import base64
@@ -9,98 +12,39 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from app.broker.celery import make_celery
 from app.broker.lanes import FAILING_SINCE, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, is_amqp
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import Misconfigured, TryLater, Unprocessable
-
-if TYPE_CHECKING:
-    import redis
-
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-WHY = {
-    "appendonly": "without it, a restart loses every event that was answered 202",
-    "appendfsync": "with any other value, a power cut loses the last second of events that were answered 202",
-    "maxmemory-policy": "any other policy deletes events when memory runs out",
-}
+from workers.rabbitmq_admin import need_quorum_queues, queue_depths, unreachable
+from workers.redis_durability import need_durable_redis, redis_client
 
 
-def redis_client(url: str) -> "redis.Redis":
-    """A client with short timeouts."""
-    import redis
+def need_durable(settings: Settings) -> Sequence[str]:
+    """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached.
 
-    return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2)
-
-
-def _unreachable(error: Exception) -> TryLater:
-    return TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL")
-
-
-def need_durable(settings: Settings) -> None:
-    """Raises Misconfigured if a confirmed event could be lost, and TryLater if the broker cannot be reached."""
+    Returns remarks for the operator.
+    """
     import redis
 
     url = settings.need_broker()
+    if is_amqp(url) and settings.broker_replicas:
+        raise Misconfigured(
+            "for Redis and Valkey only, and BROKER_URL is RabbitMQ: its quorum queues replicate each message before "
+            "they confirm it. Remove the setting",
+            setting="HEADRACE_BROKER_REPLICAS",
+        )
     if settings.broker_durability_asserted:
-        return
+        return []
     if is_amqp(url):
-        _need_quorum_queues(settings)
-        return
+        need_quorum_queues(settings)
+        return []
     try:
-        with redis_client(url) as client:
-            found = {name: str(client.config_get(name).get(name)) for name in DURABLE}
-    except redis.ResponseError:
-        raise Misconfigured(
-            "the broker forbids CONFIG GET, so its durability cannot be checked; if it is configured with "
-            "appendfsync always and noeviction, set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
-            setting="BROKER_URL",
-        ) from None
+        return need_durable_redis(settings)
     except redis.RedisError as error:
-        raise _unreachable(error) from None
-    for name, wanted in DURABLE.items():
-        if found[name] != wanted:
-            raise Misconfigured(
-                f"the broker has {name} {found[name]} but needs {wanted}: {WHY[name]}. "
-                f"Fix it with CONFIG SET {name} {wanted}, or set HEADRACE_BROKER_DURABILITY_ASSERTED=true",
-                setting="BROKER_URL",
-            )
-
-
-def _need_quorum_queues(settings: Settings) -> None:
-    """Declares the lanes, as every publish does: RabbitMQ rejects a declaration that differs from the existing queue.
-
-    Also declares their delay queues early. An older RabbitMQ that dies in the first half second after a queue was
-    created makes it unusable permanently, and delayed retries are published just when processes fail.
-    """
-    from kombu.exceptions import OperationalError
-
-    from app.broker.delays import with_delay_queues
-
-    celery = make_celery(settings, "publisher")
-    connection = celery.connection_for_write()
-    name = ""
-    try:
-        with connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            lanes = celery.conf.task_queues
-            for queue in (one for lane in lanes for one in with_delay_queues(lane, settings.need_broker())):
-                name = queue.name
-                queue.bind(connection.default_channel).declare()
-    except connection.channel_errors as error:
-        if not name:
-            text = f"the broker rejects user, password or vhost ({type(error).__name__})"
-            raise Misconfigured(text, setting="BROKER_URL") from None
-        raise Misconfigured(
-            f"queue {name} is not a durable quorum queue ({type(error).__name__}): a crash of the broker would lose "
-            f"events that were answered 202. Let the workers empty it, then delete it "
-            f"(rabbitmqctl delete_queue {name}), or use another vhost",
-            setting="BROKER_URL",
-        ) from None
-    except (OperationalError, *connection.connection_errors) as error:
-        raise _unreachable(error) from None
+        raise unreachable(error) from None
 
 
 def need_redis(url: str, name: str) -> None:
@@ -149,7 +93,9 @@ class Lane:
 def lanes(settings: Settings) -> list[Lane]:
     """The depth of every lane. Raises TryLater if the broker cannot be reached."""
     url = settings.need_broker()
-    return _amqp_lanes(settings) if is_amqp(url) else _redis_lanes(url)
+    if not is_amqp(url):
+        return _redis_lanes(url)
+    return [Lane(one.lane, one.ready + one.delayed, None, retrying=one.delayed) for one in queue_depths(settings)]
 
 
 def _redis_lanes(url: str) -> list[Lane]:
@@ -165,7 +111,7 @@ def _redis_lanes(url: str) -> list[Lane]:
             pipeline.eval(READ_UNACKED, 2, "unacked_index", "unacked", MAX_UNACKED, TAIL_BYTES)
             *found, entries = pipeline.execute()
     except redis.RedisError as error:
-        raise _unreachable(error) from None
+        raise unreachable(error) from None
     unacked = [_unacked(tail.decode(errors="replace")) for tail in entries]
     return [
         _with_unacked(
@@ -224,27 +170,6 @@ def _since(at: float | None) -> timedelta | None:
     return None if at is None else timedelta(seconds=min(max(time.time() - at, 0.0), MAX_AGE_SECONDS))
 
 
-def _amqp_lanes(settings: Settings) -> list[Lane]:
-    from kombu.exceptions import OperationalError
-
-    from app.broker.delays import with_delay_queues
-
-    celery = make_celery(settings, "publisher")
-    connection = celery.connection_for_read()
-    try:
-        with connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            channel = connection.default_channel
-            found = []
-            for lane in celery.conf.task_queues:
-                queues = with_delay_queues(lane, settings.need_broker())
-                ready, *delayed = (one.bind(channel).queue_declare().message_count for one in queues)
-                found.append(Lane(lane.name, ready + sum(delayed), None, retrying=sum(delayed)))
-            return found
-    except (OperationalError, OSError, *connection.channel_errors) as error:
-        raise _unreachable(error) from None
-
-
 def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> None:
     """Passes invalid messages, which the Redis transport moved to `:invalid` lists, to `keep`, then deletes them."""
     import redis
@@ -261,7 +186,7 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
                     keep(raw, "bytes that are not a message")
                     client.lrem(name, 1, raw)
     except redis.RedisError as error:
-        raise _unreachable(error) from None
+        raise unreachable(error) from None
 
 
 def _age(raw: object) -> timedelta | None:

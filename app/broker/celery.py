@@ -11,19 +11,27 @@ if TYPE_CHECKING:
     from kombu.entity import Queue
 
 Role = Literal["publisher", "worker"]
+# RabbitMQ and a worker close a connection that is silent for twice this time. RabbitMQ recommends 5 to 20 s. Publishers
+# need no heartbeats: a publish that is not confirmed within 2 s goes to the next broker.
+HEARTBEAT_SECONDS = 6
+# A worker waits so long for a reply. Without a limit, a frozen broker would block its event loop, which then sends and
+# checks no heartbeats. With 12 s, a worker took more than 40 s to continue on the next broker.
+WORKER_SECONDS = 5
+CYCLE_SECONDS = 60  # for attempts to connect to all brokers of BROKER_URL
 
 
 def make_celery(settings: Settings, role: Role) -> "Celery":
     """The Celery application of one process. Publishers fail fast; workers wait for the broker."""
-    from celery import Celery
-
     url = settings.need_broker()
+    if is_amqp(url):
+        from app.broker.failover import FailoverCelery as Celery
+    else:
+        from app.broker.redis_celery import RedisCelery as Celery
     celery = Celery("headrace", broker=url, set_as_current=role == "worker")
-    if not is_amqp(url):
-        celery.conf.broker_transport = "app.broker.redis_transport:Transport"
     celery.conf.update(
         task_queues=[_queue(lane, url) for lane in LANES],
         task_default_queue="maintenance",
+        task_default_exchange="",  # otherwise Celery binds each lane to an exchange with the default queue's name
         task_create_missing_queues=False,
         task_serializer="json",
         accept_content=["json"],
@@ -38,12 +46,13 @@ def make_celery(settings: Settings, role: Role) -> "Celery":
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=_transport_options(settings, role),
+        broker_heartbeat=HEARTBEAT_SECONDS,
         broker_pool_limit=10,
         event_queue_ttl=60,
         event_queue_expires=60,
         timezone="UTC",
         enable_utc=True,
+        **_broker_options(settings, role),
     )
     return celery
 
@@ -51,31 +60,28 @@ def make_celery(settings: Settings, role: Role) -> "Celery":
 def _queue(lane: str, url: str) -> "Queue":
     from kombu.entity import Exchange, Queue
 
+    # Without an exchange of its own: RabbitMQ 3 creates a binding, even one that exists, only after every node has
+    # answered, and a node that has vanished counts for as long as net_ticktime (60 s by default). Redis would read the
+    # bindings with every publish, and a full Redis refuses to write one, so that no worker could start.
     arguments = {"x-queue-type": "quorum"} if is_amqp(url) else None
-    return Queue(lane, Exchange(lane, type="direct", durable=True), lane, durable=True, queue_arguments=arguments)
+    return Queue(lane, Exchange(""), lane, durable=True, queue_arguments=arguments)
 
 
-def _transport_options(settings: Settings, role: Role) -> dict[str, Any]:
-    url = settings.need_broker()
-    if is_amqp(url):
-        options: dict[str, Any] = {"confirm_publish": True}
-        if role == "publisher":
-            options |= {"read_timeout": 2, "write_timeout": 2}
-            options |= {"max_retries": 1, "interval_start": 0, "interval_step": 0, "on_blocked": _refuse}
-        return options
-    options = {
-        "visibility_timeout": settings.visibility_timeout_seconds,
-        # Without these two a killed worker's message is redelivered up to 100 s after the visibility timeout.
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-        # The worker that restores messages holds this lock. If it is killed, kombu's default blocks it for 5 min.
-        "unacked_mutex_expire": 5,
-        "socket_keepalive": True,
-    }
+def _broker_options(settings: Settings, role: Role) -> dict[str, Any]:
+    if not is_amqp(settings.need_broker()):
+        from app.broker.redis_celery import redis_options
+
+        return redis_options(settings, role)
+    seconds = 2 if role == "publisher" else WORKER_SECONDS
+    options: dict[str, Any] = {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
+    # Kombu limits all attempts together to the time of one: with a silent first broker, it never tried the second.
+    options["connect_retries_timeout"] = CYCLE_SECONDS
     if role == "publisher":
-        # A frozen broker costs the socket timeout twice (measured: 4.0 s with 2 s); an answer is due within 5 s.
-        options |= {"socket_timeout": 1.5, "socket_connect_timeout": 1, "max_retries": 1, "interval_start": 0}
-    return options
+        retries = max(settings.need_broker().count(";"), 1)
+        options |= {"max_retries": retries, "interval_start": 0, "interval_step": 0, "on_blocked": _refuse}
+    # The next broker of BROKER_URL is tried after so many seconds.
+    timeout = 1 if role == "publisher" else 2
+    return {"broker_transport_options": options, "broker_connection_timeout": timeout}
 
 
 def _refuse(reason: str) -> None:

@@ -1,5 +1,7 @@
-"""Delayed messages: a countdown on Redis, TTL queues with dead-letter routing on RabbitMQ."""
+"""Delayed messages: a countdown on Redis; on RabbitMQ a queue per lane, from which the lane's workers return them."""
 
+import math
+import time
 from typing import Any
 
 from celery import Celery
@@ -7,39 +9,31 @@ from kombu.entity import Exchange, Queue
 
 from app.broker.lanes import is_amqp
 
-# Seconds, each with a queue per lane on RabbitMQ: deploy/docs/decisions/0010-rabbitmq-delay-queues.md
-DELAYS = (1, 2, 4, 8, 16, 32, 64)
+MAX_DELAY_SECONDS = 64.0  # workers hold no message longer, whatever it says
 
 
-class _DelayQueue(Queue):  # type: ignore[misc]
-    """Declared before every publish: RabbitMQ silently drops messages for a deleted queue."""
-
-    can_cache_declaration = False
-
-
-def delay_queue(lane: str, seconds: float) -> Queue:
-    """The queue from which RabbitMQ returns a message to its lane, so that no worker has to hold it meanwhile."""
-    wait = next((one for one in DELAYS if one >= seconds), DELAYS[-1])
-    name = f"{lane}.{wait}s"
-    arguments = {
-        "x-queue-type": "quorum",
-        "x-message-ttl": wait * 1000,
-        "x-dead-letter-exchange": lane,
-        "x-dead-letter-routing-key": lane,
-        "x-dead-letter-strategy": "at-least-once",  # the message is removed once the lane has confirmed it
-        "x-overflow": "reject-publish",  # required by at-least-once
-    }
-    return _DelayQueue(name, Exchange(""), name, durable=True, queue_arguments=arguments)
+def delay_queue(lane: str) -> Queue:
+    """The queue on RabbitMQ in which messages of this lane wait: deploy/docs/decisions/0064-rabbitmq-failover.md."""
+    name = f"{lane}.delayed"
+    return Queue(name, Exchange(""), name, durable=True, queue_arguments={"x-queue-type": "quorum"})
 
 
-def with_delay_queues(lane: Queue, url: str) -> list[Queue]:
-    """A lane and its delay queues on this broker."""
-    return [lane, *(delay_queue(lane.name, wait) for wait in DELAYS if is_amqp(url))]
+def with_delay_queue(lane: Queue, url: str) -> list[Queue]:
+    """A lane, and its delay queue if the broker needs one."""
+    return [lane, delay_queue(lane.name)] if is_amqp(url) else [lane]
 
 
 def delay_options(celery: Celery, lane: str, seconds: float) -> dict[str, Any]:
     """The options of `send_task` or `retry` that delay a task of this lane by `seconds`."""
     if seconds <= 0 or not is_amqp(celery.conf.broker_url):
         return {"countdown": max(seconds, 0)}
-    queue = delay_queue(lane, seconds)
-    return {"countdown": 0, "queue": queue, "exchange": "", "routing_key": queue.name, "mandatory": True}
+    queue = delay_queue(lane)
+    # AMQP's timestamp of a delayed message is the time when it is due, in whole unix seconds.
+    due = {"timestamp": math.ceil(time.time() + seconds)}
+    return {"countdown": 0, "queue": queue, "exchange": "", "routing_key": queue.name, **due}
+
+
+def seconds_until_due(timestamp: Any) -> float:
+    """How long a delayed message still waits. 0 without a timestamp, because any client may publish to the queue."""
+    left = timestamp - time.time() if isinstance(timestamp, int) else 0.0
+    return min(max(left, 0.0), MAX_DELAY_SECONDS)

@@ -10,6 +10,7 @@ FETCH = "headrace.fetch"  # runs one backfill for a time slice
 DOWNLOAD = "headrace.download"  # applies one delivery that is large, or whose event has to be downloaded from a URL
 RECONCILE = "headrace.reconcile"  # compares for a time slice the aggregator's data with the stored data
 SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
+PROBE = "headrace.probe"  # on RabbitMQ: shows that the lane accepts messages; workers ignore it
 # Headers of a task: when it was sent (unix seconds), and of a retried one, how many tries PostgreSQL did not execute
 # (RetryAlone), when the first try failed (unix seconds), and why the last one did.
 SENT_AT, FAILURES = "headrace-sent-at", "headrace-failures"

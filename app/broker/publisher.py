@@ -1,74 +1,150 @@
 """Publishes messages of deliveries to the live lane."""
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
-from app.broker.lanes import APPLY, is_amqp
+from app.broker.brokers import in_order, mark_failed
+from app.broker.lanes import APPLY, PROBE, is_amqp
 from app.delivery import Delivery, pack
 from app.errors import PublishFailed
 from app.observability import tracing
 
-UNROUTABLE = "headrace.nowhere"  # a queue that does not exist
+# Another broker is tried only this soon after the first attempt began. The batcher answers its senders in time anyway.
+FAILOVER_SECONDS = 2.5
+# A broker that has just accepted a connection works, so a late confirm is due to the lane. When the leader of a quorum
+# queue has vanished without closing its connections, RabbitMQ sends a message of a new connection to the old leader,
+# and to the new one after 10 s. Another connection would begin to wait again.
+NEW_CONNECTION_SECONDS = 12.0
 
 
 class Publisher:
-    """Publishes over one connection; for use by one thread."""
+    """Publishes over one connection, to the first broker that confirms; for use by one thread."""
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
+        self._url = str(celery.conf.broker_url)
         self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "live")
+        self._broker = ""
         self._connection: Any = None
         self._producer: Any = None
+        self._confirm_seconds: float | None = None  # None: the read timeout of the connection
+        self._probing: Publisher | None = None
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns once the broker has confirmed the message. Raises PublishFailed if it is not certain that it has."""
+        """Returns once a broker has confirmed the message. Raises PublishFailed if it is not certain that one has.
+
+        If a broker stored the message but did not confirm it in time, the next broker gets it as well. Applying it
+        twice changes nothing.
+        """
+        packed = pack(deliveries)
         try:
-            if self._producer is None:
-                self._connection = self._celery.connection_for_write()
-                self._producer = self._celery.amqp.Producer(self._connection)
-            self._celery.send_task(
-                APPLY,
-                args=(pack(deliveries),),
-                queue=self._lane,  # declared before the first publish: a message for an unbound key is dropped
-                producer=self._producer,
-                headers=tracing.inject(),
-                retry=False,
-                mandatory=True,  # otherwise RabbitMQ also confirms a message that it cannot route
-                argsrepr=f"({len(deliveries)} deliveries)",  # shown by Flower and in logs instead of the deliveries
-                kwargsrepr="{}",
+            self.try_brokers(lambda: self._send(packed, len(deliveries)))
+        except self._errors() as error:
+            raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
+
+    def publish_raw(self, lane: str, message: Any) -> None:
+        """Publishes a message of the AMQP library to a lane, as it is. Raises PublishFailed."""
+        try:
+            self.try_brokers(
+                lambda: self._producer.channel.basic_publish(
+                    message, exchange="", routing_key=lane, mandatory=True, confirm_timeout=self._confirm_seconds
+                )
             )
         except self._errors() as error:
-            self.close(graceful=False)
             raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
 
     def ping(self) -> None:
-        """Raises PublishFailed if the broker is unreachable or accepts no messages."""
-        connection = self._celery.connection_for_write()
+        """Raises PublishFailed if no broker accepts messages for the live lane.
+
+        It uses a connection of its own, so that another thread may publish at the same time.
+        """
+        self._probing = self._probing or Publisher(self._celery)
         try:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
-            if is_amqp(self._celery.conf.broker_url):  # RabbitMQ reports an alarm only to a connection that publishes
-                connection.Producer().publish("", exchange="", routing_key=UNROUTABLE)
+            self._probing.try_brokers(self._probing.probe)
         except self._errors() as error:
-            self._release(connection, graceful=False)
             raise PublishFailed(
                 f"the broker cannot be reached or accepts no messages ({type(error).__name__})"
             ) from error
-        self._release(connection)
+        if not is_amqp(self._url):  # an open connection of kombu does not show that Redis can be reached
+            self._probing.close()
 
     def close(self, *, graceful: bool = True) -> None:
-        """Closes the connection; the next publish opens another."""
+        """Closes the connections; the next publish opens another."""
+        if self._probing is not None:
+            self._probing.close(graceful=graceful)
+        self._disconnect(graceful=graceful)
+
+    def _disconnect(self, *, graceful: bool = False) -> None:
+        """Leaves the connection for checks open, because another thread uses it."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            self._release(connection, graceful=graceful)
+            # A graceful close waits for the broker's reply, and a frozen or blocked RabbitMQ sends none.
+            with contextlib.suppress(*self._errors()):  # raised if the connection is lost already
+                (connection.release if graceful else connection.collect)()
 
-    def _release(self, connection: Any, *, graceful: bool = True) -> None:
-        """A graceful close waits for the broker's reply, and a frozen or blocked RabbitMQ sends none."""
-        with contextlib.suppress(*self._errors()):  # raised if the connection is lost already
-            (connection.release if graceful else connection.collect)()
+    def try_brokers(self, send: Callable[[], object]) -> None:
+        """Sends over the open connection; if that fails, to each other broker in order. Raises the last error."""
+        began = time.monotonic()
+        left = in_order(self._url)
+        while True:
+            if self._producer is None:
+                self._broker = left[0]
+            left.remove(self._broker)
+            try:
+                if self._producer is None:
+                    self._connect()
+                send()
+            except self._errors():
+                self._disconnect()
+                mark_failed(self._broker)
+                if not left or time.monotonic() - began > FAILOVER_SECONDS:
+                    raise
+            else:
+                self._confirm_seconds = None
+                return
+
+    def _connect(self) -> None:
+        self._connection = self._celery.connection_for_write(self._broker)
+        if is_amqp(self._url):  # kombu would try a silent broker again
+            self._connection.ensure_connection(max_retries=0)
+            self._confirm_seconds = NEW_CONNECTION_SECONDS
+        self._producer = self._celery.amqp.Producer(self._connection)
+
+    def _send(self, packed: str, count: int) -> None:
+        self._celery.send_task(
+            APPLY,
+            args=(packed,),
+            queue=self._lane,
+            producer=self._producer,
+            headers=tracing.inject(),
+            retry=False,
+            confirm_timeout=self._confirm_seconds,
+            argsrepr=f"({count} deliveries)",  # shown by Flower and in logs instead of the deliveries
+            kwargsrepr="{}",
+        )
+
+    def probe(self) -> None:
+        """On RabbitMQ, publishes a message that expires at once. A worker that is free receives and ignores it.
+
+        Only a message for the lane shows whether a majority of its members can store one: RabbitMQ answers a passive
+        declaration without asking the members, and confirms an unroutable message without storing it.
+        """
+        if is_amqp(self._url):
+            self._celery.send_task(
+                PROBE,
+                queue=self._lane,
+                producer=self._producer,
+                retry=False,
+                confirm_timeout=self._confirm_seconds,
+                expiration=0,
+            )
+        else:
+            self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """The exceptions of a broker that is unreachable, full or broken; they differ by transport."""

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,17 @@ from typing import Any
 
 import msgspec
 from kombu.transport import redis, virtual
+from kombu.utils.json import dumps
+from kombu.utils.objects import cached_property
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.sentinel import SentinelConnectionPool
 
-from app.broker.lanes import INVALID, PROCESSING, RECEIVED_AT
+from app.broker.lanes import INVALID, LANES, PROCESSING, RECEIVED_AT
 from app.broker.merging import Message, is_first_attempt, merge_batches
+from app.broker.redis_celery import WAIT_FOR_REPLICAS_SECONDS
+from app.broker.sentinel import finder_named, has_waitaof
 from app.errors import Unprocessable
 
 # The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
@@ -30,16 +39,67 @@ MAX_INSPECTED = 50
 MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 32, 512 * 1024
 LINGER_SECONDS = 0.010
 log = logging.getLogger(__name__)
+# A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun
+# with a write that frees some, as these do. Otherwise workers could not empty a full broker.
 MOVE_BATCH = """
 local taken, bytes = {}, tonumber(ARGV[2])
 while #taken < tonumber(ARGV[1]) do
     local raw = redis.call('LINDEX', KEYS[1], -1)
     if not raw or #raw > bytes then break end
     bytes = bytes - #raw
-    table.insert(taken, redis.call('LMOVE', KEYS[1], KEYS[2], 'RIGHT', 'LEFT'))
+    redis.call('RPOP', KEYS[1])
+    redis.call('LPUSH', KEYS[2], raw)
+    table.insert(taken, raw)
 end
 return taken"""
 MOVE_BACK = "if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end"
+MOVE_TO_UNACKED = """
+for place = 4, #ARGV do redis.call('LREM', KEYS[1], 1, ARGV[place]) end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])"""
+FULL_PAUSE_SECONDS = 0.1  # a full broker refuses to wait for a message
+# Codes of replies with which a node refuses to work for now: it is a replica, has lost its replicas, or cannot write to
+# its disk. The first word of an error reply is its code (RESP specification, "Simple errors").
+REFUSALS = ("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "UNBLOCKED")
+PROBE = "headrace:replicated"  # a key that is written to test whether the replicas confirm
+SENTINEL_POLL_SECONDS = 0.5  # the age of an answer that all channels of a process share in one second
+
+
+class NotReplicated(RedisConnectionError):
+    """Fewer replicas than HEADRACE_BROKER_REPLICAS have confirmed. A connection error: the next try connects anew."""
+
+
+class _LeavesRefusingNodes:
+    """Reports a refusal as a lost connection. Kombu would end the worker: it expects no such error.
+
+    Behind a proxy, the next connection may be to a new primary.
+    """
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except ResponseError as error:
+            code = error.status_code or str(error).partition(" ")[0]
+            if code not in REFUSALS:
+                raise
+            self.disconnect()  # type: ignore[attr-defined]
+            raise RedisConnectionError(f"the node refuses commands: {code}") from None
+
+
+class _Connection(_LeavesRefusingNodes, Connection):
+    pass
+
+
+class _TlsConnection(_LeavesRefusingNodes, SSLConnection):
+    pass
+
+
+class _SentinelConnection(_LeavesRefusingNodes, redis.SentinelChannel.connection_class):
+    pass
+
+
+class _SentinelTlsConnection(_LeavesRefusingNodes, redis.SentinelChannel.connection_class_ssl):
+    pass
 
 
 class Base64(virtual.base.Base64):
@@ -60,16 +120,14 @@ class QoS(redis.QoS):
         self._seen: dict[bytes, float] = {}
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Moves a message from the processing list to "unacked" in one transaction."""
+        """Moves a message from the processing list to "unacked" in one script."""
         raw_message = message._raw  # noqa: SLF001 - as kombu does
         raw_message["headers"][RECEIVED_AT] = time.time()
         written = json.dumps([raw_message, "", self.channel.lane])
-        with self.pipe_or_acquire() as pipe:
-            pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
-            pipe.hset(self.unacked_key, delivery_tag, written)
-            for raw in self.channel.processing:
-                pipe.lrem(self.channel.lane + PROCESSING, 1, raw)
-            pipe.execute()
+        keys = (self.channel.lane + PROCESSING, self.unacked_index_key, self.unacked_key)
+        values = (delivery_tag, time.time(), written, *self.channel.processing)
+        with self.channel.conn_or_acquire() as client:
+            client.eval(MOVE_TO_UNACKED, len(keys), *keys, *values)
         self.channel.processing = ()
         virtual.QoS.append(self, message, delivery_tag)
 
@@ -81,7 +139,10 @@ class QoS(redis.QoS):
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
         """Called every second: returns the messages of killed workers from "unacked" and from the processing lists."""
-        super().restore_visible(*args, **options)
+        try:
+            super().restore_visible(*args, **options)
+        except OutOfMemoryError:
+            log.warning("the memory of the broker is full: messages of killed workers wait until the lanes are emptied")
         with self.channel.conn_or_acquire() as client:
             present = {}
             for lane, suffix in itertools.product(self.channel.active_queues, ALL_PROCESSING):
@@ -96,11 +157,29 @@ class Channel(redis.Channel):
     """Receives messages by BLMOVE. A worker consumes one lane, and messages have no priorities."""
 
     QoS = QoS
+    connection_class, connection_class_ssl = _Connection, _TlsConnection
+    from_transport_options = (*redis.Channel.from_transport_options, "replicas", "needs_replicas")
+    replicas = 0  # that must have a published message on disk
+    needs_replicas = False  # whether this channel only publishes
     codecs = {"base64": Base64()}  # noqa: RUF012 - kombu's
     _own_client: Any = None
     lane = ""  # the lane that was read last
     processing: Sequence[bytes] = ()  # its messages that are not yet in "unacked"
     last_batch_was_shared = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Raises NotReplicated if this channel only publishes, and the replicas do not confirm.
+
+        Otherwise each repeated webhook would put another copy of its message into the lane before it is refused.
+        """
+        super().__init__(*args, **options)
+        if self.needs_replicas and self.replicas:
+            try:
+                self._write_to_replicas("SET", PROBE, 1, "PX", 60_000)
+            except Exception:
+                self.connection.cycle.discard(self)
+                self._disconnect_pools()
+                raise
 
     @contextlib.contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -110,6 +189,38 @@ class Channel(redis.Channel):
                 self._own_client = self._create_client()
             client = self._own_client
         yield client
+
+    def _put(self, queue: str, message: Message, **options: Any) -> None:
+        """Returns once the broker and the replicas have the message on disk. Raises NotReplicated."""
+        if self.replicas and queue in LANES:
+            self._write_to_replicas("LPUSH", queue, dumps(message))
+        else:
+            super()._put(queue, message, **options)
+
+    def _write_to_replicas(self, *command: Any) -> None:
+        """In one round trip and on one connection: WAIT and WAITAOF wait for the writes of their connection only."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for one in (command, *self._waits):
+                pipe.execute_command(*one)
+            answer = pipe.execute()[-1]
+        confirmed = answer[1] if isinstance(answer, list) else answer
+        if confirmed < self.replicas:
+            raise NotReplicated(f"{confirmed} of {self.replicas} replicas have confirmed")
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _waits(self) -> tuple[tuple[Any, ...], ...]:
+        """WAIT until the replicas have executed the write, then WAITAOF until it is on their disks.
+
+        WAITAOF alone took 600 ms (median), and 1 to 3 ms after WAIT: a replica that is asked in the same round in which
+        it executes a write reports what was on disk before, and reports the rest a second later by itself. Before
+        Redis 7.2 there is no WAITAOF: `need_durable` then requires replicas with `appendfsync always`, which answer
+        WAIT after their fsync.
+        """
+        milliseconds = int(WAIT_FOR_REPLICAS_SECONDS * 1000)
+        with self.conn_or_acquire() as client:
+            version = client.info("server")["redis_version"]
+        wait = ("WAIT", self.replicas, milliseconds)
+        return (wait, ("WAITAOF", 1, self.replicas, milliseconds)) if has_waitaof(version) else (wait,)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         lanes = self._queue_cycle.consume(len(self.active_queues))
@@ -126,6 +237,8 @@ class Channel(redis.Channel):
         try:
             try:
                 raw = self.client.parse_response(self.client.connection, "BLMOVE", **options)
+            except OutOfMemoryError:
+                raw = self._move_without_waiting()
             except self.connection_errors:
                 self.client.connection.disconnect()  # the next round connects again
                 raise
@@ -143,6 +256,14 @@ class Channel(redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _move_without_waiting(self) -> bytes | None:
+        with self.conn_or_acquire() as client:
+            found = client.eval(MOVE_BATCH, 2, self.lane, self.lane + PROCESSING, 1, sys.maxsize)
+        if not found:
+            time.sleep(FULL_PAUSE_SECONDS)
+            return None
+        return found[0]  # type: ignore[no-any-return]
 
     def _merge_queued(self, message: Message, raw: bytes) -> Message:
         """The message merged with those queued behind it. Until `append` all of them stay in the processing list."""
@@ -165,7 +286,7 @@ class Channel(redis.Channel):
         """Moves bytes that are not a message out of the lane, where they would crash one worker after another."""
         log.error("lane %s contained bytes that are not a message, now in %s%s", self.lane, self.lane, INVALID)
         with self.conn_or_acquire() as client:
-            client.pipeline().lrem(self.lane + PROCESSING, 1, raw).lpush(self.lane + INVALID, raw).execute()
+            client.eval(MOVE_BACK, 2, self.lane + PROCESSING, self.lane + INVALID, raw)
         self.processing = ()
 
     def _parse(self, raw: bytes) -> Message | None:
@@ -206,3 +327,29 @@ class Transport(redis.Transport):
     """For consumers and for the publisher: one Redis client per channel saves a third of the CPU cost of a publish."""
 
     Channel = Channel
+
+
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """Finds the primary through Sentinel, and follows it when another node becomes the primary."""
+
+    connection_class, connection_class_ssl = _SentinelConnection, _SentinelTlsConnection
+    from_transport_options = (*Channel.from_transport_options, "sentinels", "master_name")
+    sentinels = ""  # the name of a finder
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> SentinelConnectionPool:  # noqa: FBT001, FBT002
+        """Kombu's asks the sentinels in the URL, without TLS and without the precautions of PrimaryFinder."""
+        options = self._connparams(asynchronous)
+        for name in ("host", "port"):
+            del options[name]
+        return finder_named(self.sentinels).pool(**options)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Kombu calls this every second, also for consumers of broadcasts only. Follows the primary."""
+        finder_named(self.sentinels).primary(SENTINEL_POLL_SECONDS)
+        super().maybe_refresh_binding_expiry()
+
+
+class SentinelTransport(Transport):
+    """The transport of sentinel:// URLs."""
+
+    Channel = SentinelChannel

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
-from app.config import types
+from app.config import sentinel_url, types
 from app.errors import Misconfigured
 
 MIB = 1024 * 1024
@@ -35,6 +35,19 @@ class Settings:
     )
     redis_url: str | None = _setting(
         "REDIS_URL", None, types.REDIS_URL, "shared rate limits; required with an AMQP broker", secret=True
+    )
+    broker_replicas: int = _setting(
+        "HEADRACE_BROKER_REPLICAS",
+        0,
+        types.number("replicas", 0, 9),
+        "replicas of Redis or Valkey that must have an event on disk before the 202; required if the broker has any",
+    )
+    broker_management_url: str | None = _setting(
+        "HEADRACE_BROKER_MANAGEMENT_URL",
+        None,
+        types.URL,
+        "RabbitMQ's management API, for `headrace check`; by default port 15672 (amqps: 15671) of the brokers",
+        secret=True,
     )
     broker_durability_asserted: bool = _setting(
         "HEADRACE_BROKER_DURABILITY_ASSERTED",
@@ -266,7 +279,7 @@ class Settings:
     @property
     def has_redis(self) -> bool:
         """Whether Redis is configured for shared rate limits and pauses."""
-        return (self.redis_url or self.broker_url or "").startswith("redis")
+        return (self.redis_url or self.broker_url or "").startswith(("redis", sentinel_url.SCHEME))
 
     # Each of these returns a required setting, and raises Misconfigured if it is missing.
 

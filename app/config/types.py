@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from app.catalogue import catalogue
+from app.config import database_url, sentinel_url
 
 MIN_SECRET_BYTES = 16
 MIN_LEDGER_DAYS = 40
@@ -57,6 +58,19 @@ def url(want: str, *schemes: str) -> Type:
         return value
 
     return Type(want, read)
+
+
+def _redis_url(value: str) -> str:
+    if sentinel_url.is_sentinel(value):
+        sentinel_url.read(value)
+        return value
+    if ";" in value:  # kombu's form of several brokers, which would replace the transport that loses no message
+        raise ValueError
+    return str(url("", "redis", "rediss").read(value))
+
+
+def _broker_url(value: str) -> str:
+    return _redis_url(value) if value.startswith(("redis", sentinel_url.SCHEME)) else str(AMQP_URL.read(value))
 
 
 def is_loopback(host: str) -> bool:
@@ -130,15 +144,6 @@ def _boolean(value: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
 
 
-def _database_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("postgresql", "postgres", "postgresql+psycopg") or parts.port == 0:
-        raise ValueError
-    if not parts.hostname and "host=" not in parts.query:  # the query may name the directory of a Unix socket
-        raise ValueError
-    return "postgresql+psycopg://" + value.partition("://")[2]
-
-
 def _junction_secrets(value: str) -> tuple[str, ...]:
     """Svix signing secrets: `whsec_` and base64, decoded strictly, because a lenient decoder accepts typing errors."""
     for secret in _names(value):
@@ -175,10 +180,14 @@ DEADLINE = Type("a number of seconds, more than 0 and at most 4", _deadline)
 RATE = Type("a rate such as 50/second", _rate)
 URL = url("a URL, https://host", "http", "https")
 API_URL = Type("a URL, https://host (http:// for this machine only), without user, query and fragment", _api_url)
-REDIS_URL = url("redis://host:6379/0 or rediss://host", "redis", "rediss")
+REDIS_URL = Type(f"redis://host:6379/0, rediss://host or {sentinel_url.WANT}", _redis_url)
 AMQP_URL = url("amqp://user:password@host/vhost or amqps://...", "amqp", "amqps")
-BROKER_URL = url("redis://host:6379/0, rediss://, amqp:// or amqps://host", "redis", "rediss", "amqp", "amqps")
-DATABASE_URL = Type("postgresql://user:password@host/database", _database_url)
+BROKER_URL = Type(f"redis://host:6379/0, rediss://, amqp:// or amqps://host, or {sentinel_url.WANT}", _broker_url)
+DATABASE_URL = Type(
+    "postgresql://user:password@host/database, or several hosts (h1:5432,h2:5432), "
+    "with target_session_attrs=read-write or another of libpq's values",
+    database_url.read,
+)
 JUNCTION_SECRETS = Type("the endpoint's signing secret: whsec_ and at least 16 bytes in base64", _junction_secrets)
 TERRA_SECRETS = Type("the signing secret, at least 16 characters", _terra_secrets)
 ENCRYPTION_KEYS = Type(

@@ -21,7 +21,7 @@ class Readiness:
     def __init__(self, ping: Callable[[], None], *, is_expensive: bool) -> None:
         """`ping` raises PublishFailed if the broker accepts no messages.
 
-        A check of RabbitMQ is expensive: it opens a connection, which RabbitMQ logs. Without probes it is repeated only
+        A check of RabbitMQ is expensive: the members of the lane store a message. Without probes it is repeated only
         every 10 s, and the first probe reads a state that is as old.
         """
         self._ping, self._idle_seconds = ping, IDLE_SECONDS if is_expensive else FRESH_SECONDS
@@ -41,7 +41,7 @@ class Readiness:
             self._asked.set()
         self._asked_at = now
         began = self._check_began
-        if began is not None and now - began > SLOW_SECONDS:
+        if began is not None and now - began > SLOW_SECONDS and self._known_at < began:
             raise PublishFailed(f"the broker has not answered for {now - began:.0f} s")
         if self._error is not None:
             raise PublishFailed(str(self._error))
@@ -68,11 +68,12 @@ class Readiness:
             self._asked.clear()
 
     def _refresh(self) -> None:
-        self._check_began = time.monotonic()
+        self._check_began = began = time.monotonic()
         try:
             self._ping()
         except PublishFailed as error:
-            self._learn(error)
+            if self._known_at < began:  # else a publish has shown meanwhile what the broker accepts
+                self._learn(error)
         except Exception as unexpected:  # noqa: BLE001 - the edge of the thread, which must keep running
             log.error("unexpected %s while checking the broker", type(unexpected).__name__)  # noqa: TRY400
             self._learn(PublishFailed("the broker could not be checked"))

@@ -65,12 +65,12 @@ class Cpu:
     def _now(stack: Stack) -> dict[str, float]:
         found: defaultdict[str, float] = defaultdict(float)
         for stage, first in _main(stack):
-            found[stage] += _seconds(first)
+            found[stage] += cpu_seconds(first)
         found[GENERATOR] += time.process_time()  # this process, which polls for rows
         return found
 
 
-def _seconds(first: psutil.Process) -> float:
+def cpu_seconds(first: psutil.Process) -> float:
     """CPU seconds of a process and its descendants. Ended children count for their parents."""
     total = 0.0
     for process in _process_tree(first):

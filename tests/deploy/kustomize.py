@@ -106,4 +106,10 @@ def _labels(one: Resource, *, selectors: bool) -> Iterator[dict[str, str]]:
 
 FOLDER = DEPLOY / "kubernetes"
 BASE, OVERLAY, ETL = FOLDER / "base", FOLDER / "overlays" / "example", FOLDER / "etl"
-RENDERED = {"base": render(BASE), "example": render(OVERLAY), "etl": with_component(render(BASE), ETL)}
+HIGH_AVAILABILITY = FOLDER / "overlays" / "high-availability"
+RENDERED = {
+    "base": render(BASE),
+    "example": render(OVERLAY),
+    "etl": with_component(render(BASE), ETL),
+    "high-availability": render(HIGH_AVAILABILITY),
+}

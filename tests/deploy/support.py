@@ -1,5 +1,6 @@
 """Shared helpers of the deployment tests: strict YAML, and a parser for `headrace` command lines."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -48,3 +49,18 @@ def parse(arguments: Iterable[str]) -> list[str]:
         if found is None:
             raise click.UsageError(f"no command {name}")
         command, parent, names = found, context, [*names, str(name)]
+
+
+def interpolate(text: str, values: dict[str, str]) -> str:
+    """Interpolates variables as Compose does: ${A}, ${A:-default} and ${A:?message}, also nested; $$ is a dollar."""
+    inner = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^{}]*))?\}")
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, other = found.groups()
+        if not values.get(name) and kind == ":?":
+            raise KeyError(name)
+        return values.get(name) or (other if kind == ":-" else "")
+
+    while (text_after := inner.sub(value, text)) != text:
+        text = text_after
+    return text.replace("$$", "$")

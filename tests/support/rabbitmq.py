@@ -18,7 +18,7 @@ from typing import Any, Self
 import amqp  # type: ignore[import-untyped]
 import psutil
 
-from app.broker.delays import DELAYS, delay_queue
+from app.broker.delays import delay_queue
 from app.broker.lanes import LANES
 from tests.support import until
 from workers.local.ports import free_port
@@ -152,19 +152,12 @@ class RabbitMQ:
         return True
 
     def empty(self) -> None:
-        """Deletes the lanes and all messages, also delayed ones.
-
-        Delay queues are purged, not deleted: deleting one while it elects its leader after a start permanently ends
-        the process that returns dead letters (RabbitMQ 3.10).
-        """
+        """Deletes the lanes and all messages, also delayed ones."""
         with self.connect() as connection:
-            for queue in (delay_queue(lane, wait).name for lane in LANES for wait in DELAYS):
-                with contextlib.suppress(amqp.NotFound), connection.channel() as channel:
-                    channel.queue_purge(queue)
             channel = connection.channel()
             for lane in LANES:
                 channel.queue_delete(lane)
-                channel.exchange_delete(lane)
+                channel.queue_delete(delay_queue(lane).name)
 
     def _environment(self) -> dict[str, str]:
         return {

@@ -18,8 +18,9 @@ from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Misconfigured, TryLater
-from workers.broker_admin import lanes, need_durable, redis_client
+from workers.broker_admin import lanes, need_durable
 from workers.local.ports import free_port
+from workers.redis_durability import redis_client
 
 PASSWORD = "a-password-that-is-secret"
 

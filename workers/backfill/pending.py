@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from app.errors import RetryAlone, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from workers.actions import Action, Origin, Record, Refused, Samples, SeriesKey
+from workers.actions import Action, Origin, Record, Refused, Samples
 from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.repair import repaired
 from workers.aggregators.requests import Page
@@ -98,7 +98,7 @@ class PageWriter:
 
     def _commit(self, pending: PendingPages) -> bool:
         work, batch = pending.work, [BatchItem(0, action) for action in pending.actions]
-        numbers, origin = self._numbers(work, pending.actions), _origin(work)
+        numbers, origin = self._series.prepare(work.aggregator, pending.actions), _origin(work)
         with tracing.span("commit", pages=pending.pages, actions=len(batch)), transaction(self._engine) as connection:
             if is_read_only(connection, work.user_id, work.aggregator):
                 return False
@@ -144,7 +144,7 @@ class PageWriter:
 
     def _store(self, work: ChunkPosition, action: Action, *, is_repaired: bool = False) -> bool:
         """False if the user is read-only. Raises Unprocessable if PostgreSQL refuses the action, and its repair too."""
-        numbers = self._numbers(work, [action])
+        numbers = self._series.prepare(work.aggregator, [action])
         try:
             with transaction(self._engine) as connection:
                 if is_read_only(connection, work.user_id, work.aggregator):
@@ -155,10 +155,6 @@ class PageWriter:
                 raise
             return self._store(work, repaired(action), is_repaired=True)
         return True
-
-    def _numbers(self, work: ChunkPosition, actions: Iterable[Action]) -> dict[SeriesKey, int]:
-        keys = (key for one in actions if isinstance(one, Record | Samples) for key in one.series)
-        return self._series.of(work.aggregator, keys)
 
 
 def _refused(work: ChunkPosition, action: Action, reason: str) -> Refused:

@@ -13,6 +13,7 @@ from app.broker.lanes import SENT_AT, SWEEP, messaging_system
 from app.config.settings import Settings
 from app.observability import gc, logs, metrics, tracing
 from app.observability.ready import mark_ready
+from workers.celery.delayed import start_delayed_messages
 from workers.celery.heartbeats import INTERVAL_SECONDS, start_heartbeats
 from workers.celery.tasks import register
 
@@ -74,6 +75,7 @@ def _connect_signals(settings: Settings) -> None:
         (signals.worker_shutdown, lambda **_: tracing.stop()),
         (signals.worker_ready, mark_process_ready),
         (signals.worker_ready, start_heartbeats),
+        (signals.worker_ready, start_delayed_messages),
         (signals.beat_init, mark_process_ready),
         (signals.before_task_publish, _add_headers),
         (signals.task_prerun, _begin),

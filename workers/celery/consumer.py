@@ -1,7 +1,6 @@
 """The worker's consumer: it accepts tasks of its lane, stores every other message, and restricts remote control."""
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,13 @@ from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
 
 from app.broker.envelope import check_arguments, checked_headers
+from app.broker.lanes import PROBE
 from app.errors import TryLater, Unprocessable
 
 Keep = Callable[[bytes, str], object]
 log = logging.getLogger(__name__)
-REQUEUE_PAUSE_SECONDS = 1.0  # the broker redelivers a requeued message at once
+CONTROL_SECONDS = 20.0  # between two attempts to start remote control
+HOLD_SECONDS = 5.0  # between two attempts to store a message that cannot become a dead letter
 # The commands that Flower sends; they change nothing but whether events are sent. Celery's others include `shutdown`,
 # and `revoke` and `hello`, after which a worker drops a task.
 COMMANDS = frozenset({"ping", "stats", "active", "reserved", "scheduled", "registered", "revoked", "active_queues"})
@@ -31,6 +32,21 @@ class ReadOnlyControl(Control):  # type: ignore[misc]
         super().__init__(worker, **options)
         node = self.box.node
         node.handlers = {name: command for name, command in node.handlers.items() if name in COMMANDS}
+        self.start = self._start
+
+    def _start(self, worker: consumer.Consumer, connection: Any = None) -> None:
+        """Starts remote control, or tries again later; tasks do not wait for it.
+
+        After a RabbitMQ node has vanished, the exclusive queue of the lost connection stays locked for up to
+        `net_ticktime`, and a new queue is declared only after that. Celery would end the worker, or never start it.
+        """
+        if connection not in (None, worker.connection):
+            return  # the worker has reconnected, which has started remote control again
+        try:
+            self.box.start(worker)
+        except (TimeoutError, *worker.connection.channel_errors) as error:
+            log.warning("remote control starts in %.0f s at the earliest: %s", CONTROL_SECONDS, type(error).__name__)
+            worker.timer.call_after(CONTROL_SECONDS, self._start, (worker, worker.connection))
 
 
 def _steps() -> tuple[Any, ...]:
@@ -55,11 +71,14 @@ def make_consumer(keep: Keep) -> type[consumer.Consumer]:
             (lane,) = self.app.amqp.queues.consume_from
 
             def on_message(message: Message) -> None:
+                if message.headers.get("task") == PROBE:
+                    message.ack()
+                    return
                 try:
                     found = checked_headers(message.headers, message.properties, message.delivery_info, lane)
                     check_arguments(found["task"], message.body, message.content_type, message.content_encoding)
                 except Unprocessable as reason:
-                    _dead_letter(message, str(reason), keep)
+                    _dead_letter(self, message, str(reason), keep)
                 else:
                     message.headers = found
                     handle(message)
@@ -67,7 +86,7 @@ def make_consumer(keep: Keep) -> type[consumer.Consumer]:
             return on_message
 
         def on_decode_error(self, message: Message, _error: Exception) -> None:
-            _dead_letter(message, "a message that cannot be decoded", keep)
+            _dead_letter(self, message, "a message that cannot be decoded", keep)
 
     return Consumer
 
@@ -82,19 +101,26 @@ def _no_compression(_body: Any) -> bytes:
     raise Unprocessable("a compressed message")
 
 
-def _dead_letter(message: Message, reason: str, keep: Keep) -> None:
-    log.error("message moved to the dead letters: %s", reason)
-    body = message.body
+def _raw(body: Any) -> bytes:
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    return str(body).encode(errors="backslashreplace")
+
+
+def _dead_letter(worker: consumer.Consumer, message: Message, reason: str, keep: Keep) -> None:
+    """Stores the message and acknowledges it.
+
+    While PostgreSQL is down, the worker keeps the message and tries again. It receives no other message meanwhile, and
+    could apply none. A requeued message would be redelivered at once, and RabbitMQ 4 drops a message that was requeued
+    20 times.
+    """
+    if message.channel.connection is None or getattr(message.channel, "closed", False):
+        return  # the connection is lost, so the broker redelivers the message
     try:
-        keep(
-            bytes(body)
-            if isinstance(body, bytes | bytearray | memoryview)
-            else str(body).encode(errors="backslashreplace"),
-            reason,
-        )
+        keep(_raw(message.body), reason)
     except TryLater as error:
-        log.warning("cannot store the dead letter, the message is requeued: %s", error)
-        time.sleep(REQUEUE_PAUSE_SECONDS)
-        message.reject(requeue=True)
+        log.warning("cannot store a dead letter, the next attempt is in %.0f s: %s", HOLD_SECONDS, error)
+        worker.timer.call_after(HOLD_SECONDS, _dead_letter, (worker, message, reason, keep))
     else:
+        log.error("message moved to the dead letters: %s", reason)
         message.ack()

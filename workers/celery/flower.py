@@ -12,12 +12,14 @@ from typing import Any
 import flower
 from flower import urls
 from flower.api import BaseApiHandler
+from flower.app import Flower
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler, LogoutHandler
 from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
+from app.config import sentinel_url
 from app.config.settings import load, process_environment
 from app.errors import Misconfigured
 from workers.celery.app import make_app
@@ -102,12 +104,17 @@ def main() -> None:
     settings.need_flower_auth()
     if not process_environment().get("FLOWER_BASIC_AUTH"):
         raise Misconfigured("not set; start Flower with `headrace flower`, which sets it", setting="FLOWER_BASIC_AUTH")
-    celery.conf.broker_transport = None  # Flower selects its broker API by the transport, and does not know ours
+    if sentinel_url.is_sentinel(settings.need_broker()):
+        # Flower keeps the first result, which is the address of an old primary after a failover.
+        Flower.broker_uri_with_password = property(lambda app: app.capp.connection().as_uri(include_password=True))
+    else:
+        celery.conf.broker_transport = None  # Flower selects its broker API by the transport, and does not know ours
     protect()
     where = [f"--address={settings.flower_host}", f"--port={settings.flower_port}"]
     # Without --conf, Flower would execute a `flowerconfig.py` in the current directory.
     where.append(f"--conf={process_environment().get('FLOWER_CONF', os.devnull)}")
-    celery.start(["--app", APP, "flower", *where, *OPTIONS, "--logging=warning"])
+    # Without --broker, Celery's command line would replace the URL by BROKER_URL of the environment.
+    celery.start(["--app", APP, "--broker", celery.conf.broker_url, "flower", *where, *OPTIONS, "--logging=warning"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Signs of life of a worker during a task: heartbeat events, and the visibility timeout of its message on Redis.
+"""Signs of life of a worker during a task: heartbeat events, heartbeats of AMQP, and the visibility timeout on Redis.
 
-Celery sends heartbeats from its event loop, which the pool `solo` blocks during a task. Without them Flower shows a
-worker as offline while it works. Without the second, a task that takes longer than HEADRACE_VISIBILITY_TIMEOUT_SECONDS
-would be redelivered and run on two workers at a time.
+Celery sends heartbeats from its event loop, which the pool `solo` blocks during a task. Without the events, Flower
+shows a worker as offline while it works. Without the others, a task that takes longer than two heartbeats of AMQP or
+than HEADRACE_VISIBILITY_TIMEOUT_SECONDS would be redelivered and run on two workers at a time.
 """
 
 import logging
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class TaskHeartbeats:
-    """A thread that works while a task runs: it sends the worker's heartbeats and extends the visibility timeout.
+    """A thread that works while a task runs: it sends heartbeats and extends the visibility timeout.
 
-    Heartbeats use the connection of the worker's other events. The thread sends them only during a task, because the
-    connection must not be used by two threads at a time and the event loop is blocked then. A longer interval instead
+    Heartbeats use the connections of the event loop. The thread sends them only during a task, because the
+    connections must not be used by two threads at a time and the event loop is blocked then. A longer interval instead
     would show a killed worker as online for minutes; a connection of its own would double the broker's connections. A
     longer visibility timeout instead would delay the message of a killed worker.
     """
@@ -37,6 +37,7 @@ class TaskHeartbeats:
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._began: float | None = None
+        self._lost: Any = None  # the channel of an AMQP connection that was lost during a task
         self._lock = Lock()
         qos = getattr(consumer.task_consumer.channel, "qos", None)  # AMQP channels have none
         self._tick = min(TICK_SECONDS, qos.visibility_timeout / 4) if isinstance(qos, QoS) else TICK_SECONDS
@@ -76,14 +77,20 @@ class TaskHeartbeats:
         )
 
     def _extend(self) -> None:
-        """On Redis only: RabbitMQ knows from the connection that a worker lives."""
-        qos = getattr(self._consumer.task_consumer.channel, "qos", None)
-        if not isinstance(qos, QoS):
-            return
+        """Keeps the message of the task: RabbitMQ and Redis redeliver it if the worker is silent for too long."""
+        channel = self._consumer.task_consumer.channel
+        qos = getattr(channel, "qos", None)
         try:
-            qos.extend()
-        except self._consumer.connection_errors as error:
-            log.warning("cannot extend the visibility timeout of a message: %s", type(error).__name__)
+            if isinstance(qos, QoS):
+                qos.extend()
+            elif channel.connection is not None and channel is not self._lost:
+                channel.connection.send_heartbeat()
+                # Nothing is read during a task. The event loop would take the silence for that of the broker and close
+                # the connection after each long task.
+                channel.connection.prev_recv = None
+        except (*self._consumer.connection_errors, *self._consumer.channel_errors) as error:
+            self._lost = channel  # the event loop opens another connection after the task
+            log.warning("cannot keep the message of a running task: %s", type(error).__name__)
 
 
 def start_heartbeats(sender: Consumer, **_: Any) -> None:

@@ -2,9 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from app.broker.lanes import RECONCILE
+from app.errors import RetryAlone
 from workers.backfill.fetcher import FollowUp
 from workers.broker_admin import drain_invalid, lanes
 from workers.celery.context import MAX_COUNTDOWN_SECONDS, WorkerContext
@@ -12,13 +15,15 @@ from workers.operate.gauges import GaugeCollector
 from workers.reconcile.comparisons import JOBS, start_after_losses
 from workers.reconcile.runs import run_slice
 from workers.store import retention
-from workers.store.archive import maintain_partitions
 from workers.store.backfills import due
-from workers.store.jobs import SWEPT, claim, ensure_job, save, touch
+from workers.store.jobs import SWEPT, claim, ensure_job, report, save, touch
+from workers.store.partitions import maintain_partitions
 
 log = logging.getLogger(__name__)
 PARTITIONS, PARTITIONS_SECONDS = "partitions", 6 * 3600.0
 RETENTION, RETENTION_SECONDS, RETENTION_SLICE_SECONDS = "retention", 6 * 3600.0, 20.0
+GAUGES = "gauges"
+REPORTED_SECONDS = 150.0  # longer than the time until the next try
 MAX_QUEUED_FETCHES = 500  # messages on the backfill lane up to which a sweep fills it
 
 
@@ -42,10 +47,25 @@ class Jobs:
             if self._context.period and self._is_reconciliation_due():
                 self._context.send(RECONCILE, (), 0)
         drain_invalid(self._settings, self._context.applier.dead_letter_raw)
-        self._maintain_partitions()
-        self._retain()
+        with self._reported(PARTITIONS):
+            self._maintain_partitions()
+        with self._reported(RETENTION):
+            self._retain()
         touch(self._engine, SWEPT)
-        self._gauges.poll(found)
+        with self._reported(GAUGES):
+            self._gauges.poll(found)
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Shows in `headrace status` that PostgreSQL did not execute a statement of this job. The sweep continues.
+
+        The job is due again when its lease ends, after 60 s.
+        """
+        try:
+            yield
+        except RetryAlone as error:
+            log.warning("job %s stopped: %s", name, error)
+            report(self._engine, name, str(error), REPORTED_SECONDS)
 
     def reconcile(self) -> None:
         """Runs each aggregator's reconciliation for a time slice and enqueues the next slice."""
@@ -61,7 +81,7 @@ class Jobs:
         return any(due)
 
     def _maintain_partitions(self) -> None:
-        """Creates and drops partitions of the archive, four times a day."""
+        """Creates partitions, and drops those of the archive by age, four times a day."""
         if ensure_job(self._engine, PARTITIONS, PARTITIONS_SECONDS) and claim(self._engine, PARTITIONS):
             for name in maintain_partitions(self._engine, self._settings.keep_days):
                 log.info("dropped partition %s: older than HEADRACE_KEEP_DAYS", name)
@@ -73,6 +93,8 @@ class Jobs:
         if not edges or not ensure_job(self._engine, RETENTION, 0) or not claim(self._engine, RETENTION):
             return
         until, pause = time.monotonic() + RETENTION_SLICE_SECONDS, RETENTION_SECONDS
+        for name in retention.drop_partitions(self._engine, edges):
+            log.info("dropped partition %s: older than HEADRACE_RETENTION", name)
         for name, count in retention.remove(self._engine, edges):
             log.info("deleted %d rows of %s: older than HEADRACE_RETENTION", count, name)
             if time.monotonic() > until:

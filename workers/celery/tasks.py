@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, TypedDict, TypeVar
 
 from celery import Celery, Task
 from celery.exceptions import Reject
+from celery.worker import state
 
 from app.broker.delays import delay_options
 from app.broker.lanes import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP
@@ -23,6 +25,7 @@ from workers.ingest.outcomes import cause_of, retry_reason
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+STOP_CHECK_SECONDS = 0.5  # a worker that gets SIGTERM must end within 10 s
 log = logging.getLogger(__name__)
 
 
@@ -101,21 +104,40 @@ def _history(task: Task) -> _History:
 def retry_later(task: Task, work: Callable[[], T]) -> T:
     """Runs the work; on any error, enqueues the task again with a delay. There is no retry limit.
 
-    Celery acknowledges a task that fails, so its message would be lost. If the retry cannot be published because the
-    broker is down too, Celery would drop the message with a Reject; `requeue` keeps it in the broker.
+    Celery acknowledges a task that fails, so its message would be lost. While the retry cannot be enqueued because the
+    broker accepts no messages, the work is repeated here. Returning the message to the broker instead would have it
+    redelivered at once, and RabbitMQ 4 drops a message that was returned 20 times.
     """
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001 - the edge of a task
-        tracing.record_error(error)
-        metrics.RETRIES.labels(task.name, cause_of(error)).inc()
-        request, reason = task.request, retry_reason(error)
-        seconds = seconds_before(request.retries)
-        log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
-        failures = failures_of(request.headers) + isinstance(error, RetryAlone)
+    while True:
         try:
-            options = delay_options(task.app, request.delivery_info["routing_key"], seconds)
-            options |= {"headers": retry_headers(request.headers, failures, error)}
-            raise task.retry(**options, exc=TryLater(reason), argsrepr=request.argsrepr, kwargsrepr="{}")
-        except Reject as rejected:
-            raise Reject(rejected.reason, requeue=True) from None
+            return work()
+        except Exception as error:  # noqa: BLE001 - the edge of a task
+            seconds = _enqueue_retry(task, error)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if _is_stopping():
+                raise Reject("the worker stops", requeue=True)
+            time.sleep(min(left, STOP_CHECK_SECONDS))
+
+
+def _is_stopping() -> bool:
+    """Whether the worker got a signal to stop. Celery sets an exit code, which may be 0."""
+    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+
+
+def _enqueue_retry(task: Task, error: Exception) -> float:
+    """Raises Retry, which ends the task. Returns the delay in seconds if the broker does not accept the retry."""
+    tracing.record_error(error)
+    metrics.RETRIES.labels(task.name, cause_of(error)).inc()
+    request, reason = task.request, retry_reason(error)
+    seconds = seconds_before(request.retries)
+    log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
+    failures = failures_of(request.headers) + isinstance(error, RetryAlone)
+    options = delay_options(task.app, request.delivery_info["routing_key"], seconds)
+    options |= {"headers": retry_headers(request.headers, failures, error)}
+    try:
+        raise task.retry(**options, exc=TryLater(reason), argsrepr=request.argsrepr, kwargsrepr="{}")
+    except Reject as rejected:
+        what = type(rejected.reason).__name__
+        log.warning("%s cannot be enqueued and is repeated by this worker (%s)", task.name, what)
+    return seconds

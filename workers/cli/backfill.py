@@ -99,7 +99,7 @@ def start(
     users = resolve_users(engine, user, all_users=all_users)
     if erased := [one.user_id for one in users if one.is_erased]:
         raise click.ClickException(f"{', '.join(erased)} was erased, and is not fetched again")
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=not dry_run) as connection:
         names = options.check_providers(
             providers, backfill_admin.known_providers(connection, providers), new=new_provider
         )

@@ -33,7 +33,8 @@ def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
     for one in check.findings(settings):
         found.append(one)
         if not as_json:
-            click.echo(f"{'ok   ' if one.fine else 'FAULT'} {one.what}: {one.text}", err=not one.fine)
+            label = "WARN " if one.is_warning else "ok   " if one.fine else "FAULT"
+            click.echo(f"{label} {one.what}: {one.text}", err=not one.fine)
     if as_json:
         print_json(found)
     sys.exit(0 if all(one.fine for one in found) else 1)

@@ -3,18 +3,75 @@
 from pathlib import Path
 
 import click
+from sqlalchemy import Engine, text
 
+from workers.cli import output
 from workers.cli.options import attached, data_dir_option
-from workers.store.archive import maintain_partitions
-from workers.store.engine import make_engine
+from workers.local.space import free_bytes
+from workers.store.conversion import ConversionSource, convert, unconverted
+from workers.store.engine import make_engine, transaction
 from workers.store.migrate import migrate
+
+LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")
+# Only for logins that may read it: superusers and members of pg_read_all_settings.
+DATA_DIRECTORY = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
 
 
 @click.command("migrate")
+@click.option("--convert", "is_converting", is_flag=True, help="replace yearly partitions of samples by monthly ones")
 @data_dir_option
-def command(data_dir: Path | None) -> None:
-    """Upgrade the database to the newest schema. Safe to run twice, and concurrently."""
+def command(*, is_converting: bool, data_dir: Path | None) -> None:
+    """Upgrade the database to the newest schema. Safe to run twice, and concurrently.
+
+    With --convert, the yearly partitions of earlier versions are then replaced by monthly ones while everything runs.
+    This takes about as much free disk as the largest year, can be interrupted, and continues when it is run again.
+    """
     settings = attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-migrate")
-    click.echo(f"the schema is at version {migrate(engine)}")
-    maintain_partitions(engine, None)  # None: drops none, because HEADRACE_KEEP_DAYS may not be set here
+    try:
+        click.echo(f"the schema is at version {migrate(engine)}")
+        sources = unconverted(engine)
+        if sources and not is_converting:
+            names = ", ".join(one.name for one in sources)
+            click.echo(f"not split into months yet: {names}; run `headrace migrate --convert` while everything runs")
+            return
+        for one in sources:
+            _convert(engine, one)
+    finally:
+        engine.dispose()
+
+
+def _convert(engine: Engine, source: ConversionSource) -> None:
+    click.echo(f"{source.name}: about {source.rows:,} rows; needs {_gigabytes(source.bytes)} of free disk for a while")
+    free = _free(engine)
+    if free is not None and free < source.bytes:
+        raise click.ClickException(
+            f"only {_gigabytes(free)} are free on the disk of the database; add space and repeat"
+        )
+    copied = 0
+    with output.progress(f"rows of {source.name} copied", source.rows, quiet=False) as update:
+
+        def count(rows: int) -> None:
+            nonlocal copied
+            copied += rows
+            update(copied)
+
+        convert(engine, source, count)
+    click.echo(f"{source.name}: {copied:,} rows are in monthly partitions")
+
+
+def _free(engine: Engine) -> int | None:
+    """The free space of the server's disk; None if the server runs on another machine, or hides its directory."""
+    host = engine.url.host
+    if host not in LOCAL_HOSTS and not str(host).startswith("/"):
+        return None
+    with transaction(engine) as connection:
+        directory = connection.scalar(DATA_DIRECTORY)
+    try:
+        return free_bytes(Path(directory)) if directory else None
+    except OSError:
+        return None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

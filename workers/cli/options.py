@@ -11,7 +11,7 @@ import click
 
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
-from app.errors import HeadraceError, NotFound
+from app.errors import CommitUnknown, HeadraceError, NotFound
 from workers.local import attach
 
 Command = Callable[..., Any]
@@ -27,7 +27,8 @@ class Group(click.Group):
         except HeadraceError as error:
             if context.find_root().params.get("debug"):
                 raise
-            click.echo(f"headrace: {error}", err=True)
+            hint = "; check its effect before you run the command again" if isinstance(error, CommitUnknown) else ""
+            click.echo(f"headrace: {error}{hint}", err=True)
             context.exit(NOT_FOUND if isinstance(error, NotFound) else 1)
 
 

@@ -24,7 +24,7 @@ from workers.fetch import client
 from workers.fetch.rate_limits import pauses
 from workers.reconcile.comparisons import make_comparisons
 from workers.reconcile.reconciler import AGGREGATOR, CONNECTION
-from workers.reconcile.runs import Comparison, Step
+from workers.reconcile.runs import Comparison, Step, next_step
 from workers.store import audit, estimates, jobs
 from workers.store.backfill_admin import aggregator_of
 from workers.store.engine import make_engine, transaction
@@ -132,7 +132,7 @@ def _steps(
         for user in users:
             at = comparison.start
             while at is not None:
-                step = comparison.step(at, since, user)
+                step = next_step(comparison, at, since, user)
                 at = step.to
                 yield step
                 if step.seconds > MAX_WAIT_SECONDS:

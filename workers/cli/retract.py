@@ -66,7 +66,7 @@ def _check(connection: Connection, resource: Resource, user_id: str, identifier:
 
 def _change(engine: Engine, resource: Resource, user_id: str, identifier: str, *, undo: bool) -> bool:
     """Hides or shows the record, and records it. False if that was the record's state before."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         if is_read_only(connection, user_id):
             raise UserErased(f"{user_id} was erased or has reconnected under a new id; nothing was changed")
         change = retractions.restore if undo else retractions.retract

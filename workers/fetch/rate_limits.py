@@ -12,7 +12,7 @@ import msgspec
 
 from app.config.settings import Settings
 from app.errors import TryLater
-from workers.broker_admin import redis_client
+from workers.redis_durability import redis_client
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
@@ -77,12 +77,14 @@ class Throttle:
         from limits.storage import RedisStorage
         from limits.strategies import MovingWindowRateLimiter
 
-        url = settings.need_redis()
-        self._redis = redis_client(url)
+        self._redis = redis_client(settings.need_redis())
         self._parse = parse
         self._account_rate = parse(settings.request_rate)
         self._provider_rate = parse(settings.provider_rate) if settings.provider_rate else None
-        self._limiter = MovingWindowRateLimiter(RedisStorage(url, key_prefix="headrace:rate"))
+        pool = self._redis.connection_pool  # has short timeouts, and follows Sentinel
+        self._limiter = MovingWindowRateLimiter(
+            RedisStorage("redis://", connection_pool=pool, key_prefix="headrace:rate")
+        )
         self._keys = key_ids(settings)
         self._clear_due: dict[str, float] = {}
 

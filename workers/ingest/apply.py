@@ -17,11 +17,12 @@ from app.delivery import Delivery, Receipt, pack, seal, sealed_again, unpack, un
 from app.errors import NotAuthentic, RetryAlone, TryLater, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from workers.actions import LargeRequest, LostDelivery, Notice, Origin, Parsed, SeriesKey, UserIdChange
+from workers.actions import Origin, Parsed, SeriesKey
 from workers.aggregators.registry import AGGREGATORS
 from workers.ingest import refused
 from workers.ingest.attempts import as_attempts
 from workers.ingest.crashes import MAX_CRASHES, CrashCounter
+from workers.ingest.events import apply_events
 from workers.ingest.outcomes import (
     Applied,
     ParsedDelivery,
@@ -38,17 +39,12 @@ from workers.ingest.outcomes import (
     without_erased,
 )
 from workers.ingest.ownership import claims, merged_ids, without_other_owners
-from workers.store import lost_deliveries
-from workers.store.backfills import BackfillRequest, open_backfill
 from workers.store.dead_letters import add_dead_letter, add_items, replace_items
 from workers.store.engine import WAIT_LITTLE, transaction
-from workers.store.large_requests import expect
 from workers.store.ledger import settle, settled_already
 from workers.store.series import SeriesNumbers
-from workers.store.user_merges import merge_user
 from workers.store.users import upsert_users
 from workers.store.writer import BatchItem, write
-from workers.store.written import Written
 
 UNKNOWN = "unknown"  # the aggregator of dead letters that are raw messages
 # Deliveries that are not tried within this time become messages of their own at once: with one more statement of 45 s,
@@ -125,7 +121,7 @@ class Applier:
 
     def dead_letter_raw(self, raw: bytes, reason: str) -> Applied:
         """Stores a raw message that is invalid as a dead letter, with its digest as the id. Raises TryLater."""
-        return _record_metrics(self._commit([self._raw_message(raw, reason)]))
+        return _record_metrics(self._commit(self._as_attempts([self._raw_message(raw, reason)])))
 
     def _raw_message(self, raw: bytes, reason: str) -> ParsedDelivery:
         message = seal(UNKNOWN, Receipt(hashlib.sha256(raw).hexdigest()), raw, self._sealer)
@@ -280,7 +276,11 @@ class Applier:
         here = [one for one in batch if not one.is_claim_check]
         numbers = self._numbers(here)
         applied = Applied([], [])
-        with tracing.span("commit", deliveries=len(here)), transaction(self._engine) as connection:
+        is_command = origin == "replay"
+        with (
+            tracing.span("commit", deliveries=len(here)),
+            transaction(self._engine, confirm=is_command) as connection,
+        ):
             if is_retry:
                 connection.execute(WAIT_LITTLE)
             users = upsert_users(connection, claims(here))
@@ -298,7 +298,7 @@ class Applier:
         numbers: dict[SeriesKey, int] = {}
         for aggregator in dict.fromkeys(one.delivery.aggregator for one in here):
             own = (one for one in here if one.delivery.aggregator == aggregator)
-            numbers |= self._series.of(aggregator, (key for one in own for key in one.series))
+            numbers |= self._series.prepare(aggregator, [action for one in own for action in one.actions])
         return numbers
 
     def _write(
@@ -308,7 +308,7 @@ class Applier:
         seen = _already_settled(connection, parsed) if origin == "replay" else ()
         with tracing.span("merge", actions=len(batch)):
             written = write(connection, batch, origin, numbers, seen)
-        backfills = _apply_events(connection, parsed, batch, written)
+        backfills = apply_events(connection, parsed, batch, written)
         settled = [outcome_of(n, one, written) for n, one in enumerate(parsed)]
         unseen = [n for n, one in enumerate(parsed) if n not in seen and not one.is_item]
         archived = to_archive([parsed[n] for n in unseen]) if self._settings.keep_days else ()
@@ -360,31 +360,6 @@ def _record_metrics(applied: Applied) -> Applied:
         metrics.OUTCOMES.labels(aggregator, outcome).inc(count)
     tracing.set_attributes(**{str(outcome): count for outcome, count in applied.outcomes.items()})
     return applied
-
-
-def _apply_events(
-    connection: Connection, parsed: Sequence[ParsedDelivery], batch: Sequence[BatchItem], written: Written
-) -> list[int]:
-    """Applies notices, large requests, lost deliveries and user id changes. Returns the ids of the backfills to fetch.
-
-    User id changes are applied last, so that they also move the data that this message wrote under the old id.
-    """
-    backfills = []
-    for item in sorted(batch, key=lambda item: isinstance(item.action, UserIdChange)):
-        delivery = parsed[item.n].delivery
-        match item.action:
-            case Notice() as notice:
-                asked = BackfillRequest(delivery.aggregator, delivery.message_id, "notice", delivery.received)
-                backfill_id = open_backfill(connection, asked, notice)
-                backfills += [backfill_id] if backfill_id is not None else []
-                written.changed[item.n] += backfill_id is not None
-            case LargeRequest() as large:
-                written.changed[item.n] += expect(connection, delivery.aggregator, large)
-            case LostDelivery() as lost:
-                written.changed[item.n] += lost_deliveries.report(connection, delivery, lost)
-            case UserIdChange() as change:
-                written.changed[item.n] += merge_user(connection, change.old_user_id, change.user_id)
-    return backfills
 
 
 def _already_settled(connection: Connection, parsed: Sequence[ParsedDelivery]) -> set[int]:

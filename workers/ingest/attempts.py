@@ -10,7 +10,7 @@ from app.sealing import Sealer
 from workers.actions import Origin, Parsed
 from workers.ingest.outcomes import ParsedDelivery
 from workers.store.engine import transaction
-from workers.store.ledger import FirstArrival, first_arrivals
+from workers.store.ledger_lookup import Attempt, FirstArrival, first_arrivals
 
 
 def as_attempts(
@@ -20,19 +20,27 @@ def as_attempts(
 
     - A delivery whose digest is known gets the id of the first one. It is applied only if that one is dead, or by a
       replay: its unsigned ordering time may be another.
+    - A delivery keeps the month of its entry, so that its attempts are counted there.
     - A delivery without a time of its sender keeps the time of its first arrival. Otherwise its repetition would be
       newer than an update that arrived in between.
 
     Raises TryLater.
     """
-    asked = [one.delivery for one in batch if one.delivery.digest or _is_undated(one)]
+    attempts = [
+        Attempt(one.delivery.aggregator, one.delivery.message_id, one.delivery.received, one.delivery.digest)
+        for one in batch
+    ]
+    asked = [
+        attempt
+        for one, attempt in zip(batch, attempts, strict=True)
+        if attempt.digest or _is_undated(one) or attempt.may_be_of_earlier_month()
+    ]
     if not asked:
         return list(batch)
     with transaction(engine) as connection:
         known = first_arrivals(connection, asked)
-    return [
-        _as_attempt(one, known[one.delivery.key], sealer, origin) if one.delivery.key in known else one for one in batch
-    ]
+    firsts = (known.get((one.aggregator, one.message_id)) for one in attempts)
+    return [_as_attempt(one, first, sealer, origin) if first else one for one, first in zip(batch, firsts, strict=True)]
 
 
 def _is_undated(one: ParsedDelivery) -> bool:
@@ -40,7 +48,7 @@ def _is_undated(one: ParsedDelivery) -> bool:
 
 
 def _as_attempt(one: ParsedDelivery, first: FirstArrival, sealer: Sealer, origin: Origin) -> ParsedDelivery:
-    delivery = one.delivery
+    delivery, one = one.delivery, replace(one, month=first.month)
     if first.has_digest and not first.is_dead and origin == "webhook":
         parsed = Parsed(one.parsed.event_type if one.parsed else "")
         return replace(one, delivery=replace_struct(delivery, message_id=first.message_id), parsed=parsed, reason=None)

@@ -27,9 +27,8 @@ class CrashCounter:
 
     def is_poison(self, one: ParsedDelivery) -> bool:
         """Counts a crash in advance, before the delivery is processed. True if the count exceeds the limit."""
-        crashes = record_crash(self._engine, one.delivery.key)
-        self._to_clear.append(one.delivery.key)
-        return crashes > MAX_CRASHES
+        self._to_clear.append(one.delivery.key)  # first: the count may be committed although its answer is lost
+        return record_crash(self._engine, one.delivery.key) > MAX_CRASHES
 
     def clear(self, connection: Connection) -> None:
         """Clears the counts of processed deliveries, in the transaction that applies them."""

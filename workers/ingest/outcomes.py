@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 
 from app.delivery import Delivery
 from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable
-from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples, SeriesKey
+from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples
 from workers.aggregators.repair import repaired
 from workers.ingest.refused import sentence
 from workers.store.ledger import ArchivedDelivery, Outcome, OutcomeRow
@@ -41,6 +42,7 @@ class ParsedDelivery:
     reason: str | None = None
     is_erased: bool = False  # the user was erased
     is_item: bool = False  # a refused item of another delivery, which has no outcome of its own
+    month: date | None = None  # of its entry in the ledger, if it has one
     is_repaired: bool = False  # its records were rewritten, because PostgreSQL refused one of them
 
     @property
@@ -52,11 +54,6 @@ class ParsedDelivery:
         """The user of the delivery as its aggregator names them, if it names one."""
         user_id = self.parsed.user_id if self.parsed else None
         return Claim(self.delivery.aggregator, user_id) if user_id else None
-
-    @property
-    def series(self) -> list[SeriesKey]:
-        """The series of its samples."""
-        return [key for one in self.actions if isinstance(one, Record | Samples) for key in one.series]
 
     @property
     def is_claim_check(self) -> bool:
@@ -195,6 +192,7 @@ def outcome_of(n: int, opened: ParsedDelivery, written: Written) -> OutcomeRow:
         reference=(delivery.reference or "").partition(":chunk:")[0] or None,
         digest=delivery.digest.hex() if delivery.digest and parsed else None,  # without `parsed` it may be forged
         team_id=parsed.team_id if parsed else None,
+        month=opened.month,
     )
 
 

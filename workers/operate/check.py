@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from app.broker.lanes import is_amqp
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import HeadraceError, Misconfigured, TryLater
@@ -30,6 +31,7 @@ class Finding:
     what: str
     fine: bool
     text: str
+    is_warning: bool = False  # something to correct, although Headrace works
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
@@ -54,6 +56,34 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield Finding(what, fine=True, text=check(settings))
         except HeadraceError as error:
             yield Finding(what, fine=False, text=str(error))
+    if is_amqp(settings.broker_url or ""):
+        yield from _cluster(settings)
+    if settings.database_url:
+        from workers.operate import postgres_replication
+
+        for text in postgres_replication.warnings(settings):
+            yield Finding("PostgreSQL replication", fine=True, text=text, is_warning=True)
+
+
+def _cluster(settings: Settings) -> Iterator[Finding]:
+    """Warnings about RabbitMQ's cluster. None about a single broker whose management API cannot be used."""
+    from workers.operate import rabbitmq_cluster
+
+    what, is_cluster = "RabbitMQ cluster", ";" in settings.need_broker()
+    try:
+        found = rabbitmq_cluster.warnings(settings)
+    except rabbitmq_cluster.Unavailable as error:
+        text = (
+            f"members of queues, net_ticktime and delivery limits are not checked ({error}); enable the plugin "
+            "rabbitmq_management, or set HEADRACE_BROKER_MANAGEMENT_URL"
+        )
+        found = [text] if is_cluster else []
+    else:
+        if not found and is_cluster:
+            text = "every queue has a member on every node; RabbitMQ does not show whether "
+            yield Finding(what, fine=True, text=f"{text}cluster_partition_handling is pause_minority, as it must be")
+    for text in found:
+        yield Finding(what, fine=True, text=text, is_warning=True)
 
 
 def explain() -> list[dict[str, str]]:
@@ -158,8 +188,10 @@ def _need_accepted_keys(name: str, settings: Settings) -> None:
 
 
 def _broker(settings: Settings) -> str:
-    need_durable(settings)
-    return "durability asserted by the operator" if settings.broker_durability_asserted else "durable"
+    remarks = need_durable(settings)
+    if settings.broker_durability_asserted:
+        return "durability asserted by the operator"
+    return "; ".join(["durable", *remarks])
 
 
 def _limits(settings: Settings) -> str:
@@ -172,6 +204,7 @@ def _database(settings: Settings) -> str:
 
     from workers.store.engine import make_engine, transaction
     from workers.store.migrate import need_utf8
+    from workers.store.partitions import yearly
 
     engine = make_engine(settings, "headrace-check")
     try:
@@ -179,6 +212,7 @@ def _database(settings: Settings) -> str:
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             need_utf8(connection)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
+            years = yearly(connection)
     except TryLater as error:
         raise Misconfigured(
             f"cannot connect to the database ({error}). "
@@ -191,7 +225,8 @@ def _database(settings: Settings) -> str:
         raise Misconfigured(f"PostgreSQL {number // 10000} is too old; 14 or newer is needed", setting="DATABASE_URL")
     if migrated is None:
         raise Misconfigured("the schema is missing; run `headrace migrate`", setting="DATABASE_URL")
-    return f"PostgreSQL {number // 10000}, migrated"
+    unsplit = f"; run `headrace migrate --convert` to split {', '.join(years)} into months" if years else ""
+    return f"PostgreSQL {number // 10000}, migrated{unsplit}"
 
 
 def _flower(settings: Settings) -> str:

@@ -78,6 +78,7 @@ class Status:
     crashed_deliveries: int = 0  # deliveries that were being processed when a worker crashed
     lost_deliveries: int = 0  # that the sender gave up, and no reconciliation has followed yet
     idle: int = 0  # due backfills while no worker fetches
+    failed_jobs: Mapping[str, str] = field(default_factory=dict)  # the error of a scheduled job, by its name
     terra_token: Token | None = None  # of Terra's Admin API; None: no reconciliation has used one yet
     since_last_delivery: Mapping[str, timedelta] = field(default_factory=dict)  # by aggregator; only in an outage
     endpoint: Endpoint | None = None  # None: its address is unknown
@@ -251,6 +252,8 @@ def key_note(row: Mapping[str, Any]) -> str:
 
 
 def _left_over(now: Status) -> Iterator[Problem]:
+    for job, error in now.failed_jobs.items():
+        yield Problem(f"job {job}: {error}", "read the workers' logs", reason=error)
     if now.lost_deliveries:
         what = f"{now.lost_deliveries} deliveries lost: Junction gave up after its last attempt"
         yield Problem(what, "headrace reconcile")

@@ -21,7 +21,7 @@ from workers.operate.durations import format_duration, format_short
 from workers.operate.health import Delay, Problem, Status
 from workers.store.backfill_admin import OPEN, Filter, listed
 from workers.store.engine import transaction
-from workers.store.jobs import SWEPT, TERRA_TOKEN, noted
+from workers.store.jobs import SWEPT, TERRA_TOKEN, errors, noted
 from workers.store.status import (
     BACKFILLS,
     BROKEN,
@@ -142,6 +142,7 @@ def read(
         lost = connection.scalar(LOST) or 0
         idle = connection.scalar(IDLE) or 0
         token = noted(connection, TERRA_TOKEN)
+        failed_jobs = errors(connection)
     return Status(
         lanes=lanes,
         deliveries=deliveries,
@@ -158,6 +159,7 @@ def read(
         crashed_deliveries=crashed_deliveries,
         lost_deliveries=lost,
         idle=idle,
+        failed_jobs=failed_jobs,
         terra_token=msgspec.json.decode(token, type=Token) if token else None,
     )
 

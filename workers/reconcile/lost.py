@@ -3,7 +3,6 @@
 import logging
 from datetime import UTC, datetime
 
-import msgspec
 from sqlalchemy import Engine
 
 from app.errors import Unprocessable
@@ -16,7 +15,7 @@ JOB = "reconcile-lost"
 log = logging.getLogger(__name__)
 
 
-class LostPosition(msgspec.Struct, frozen=True):
+class LostPosition(runs.Position, frozen=True):
     """The position of a run: users are compared in the order of their ids."""
 
     user_id: str = ""
@@ -52,3 +51,8 @@ class LostDeliveryReconciler:
             log.warning("a user with a lost delivery could not be compared: %s", reason)
             return runs.Step(LostPosition(user))
         return runs.Step(LostPosition(user, step.to), step.seconds, reason=step.reason)
+
+    def skip(self, at: LostPosition) -> LostPosition:
+        """The position after the current user."""
+        user = at.user_id if at.at else lost_deliveries.next_user(self._engine, AGGREGATOR, at.user_id)
+        return LostPosition(user or at.user_id, skipped=at.skipped + 1)

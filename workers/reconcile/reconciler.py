@@ -46,7 +46,7 @@ CONNECTION = "connection"  # the resource of a gap that is about a connection
 log = logging.getLogger(__name__)
 
 
-class ReconcilePosition(msgspec.Struct, frozen=True):
+class ReconcilePosition(runs.Position, frozen=True):
     """The position of a reconciliation, saved as JSON after each step."""
 
     part: Part = "pulls"
@@ -86,6 +86,14 @@ class Reconciler:
             lost_deliveries.reconciled(self._engine, AGGREGATOR, user_id, at.began)
         return step
 
+    def skip(self, at: ReconcilePosition) -> ReconcilePosition:
+        """The position after a user who cannot be compared. A page is compared user by user first."""
+        if at.people:
+            return msgspec.structs.replace(at, people=at.people[1:], skipped=at.skipped + 1)
+        if at.alone is None:
+            return msgspec.structs.replace(at, alone=0)
+        return msgspec.structs.replace(at, alone=at.alone + 1, skipped=at.skipped + 1)
+
     def _pulls(self, at: ReconcilePosition, user_id: str | None) -> Step:
         """Compares the history that Junction pulled when users connected."""
         request = junction.pulls_request(at.cursor, user_id)
@@ -93,16 +101,17 @@ class Reconciler:
         if isinstance(listing, runs.Step):
             return listing
         now = datetime.now(UTC)
+        page, _ = runs.of_one(listing, at.alone)
         with transaction(self._engine) as connection:
             erased = coverage.erased(connection, listing.users)
-            pulls = [one for one in listing.rows if one.user_id not in erased and self._is_wanted(one)]
+            pulls = [one for one in page.rows if one.user_id not in erased and self._is_wanted(one)]
             spans = {
                 _key(one): gaps.span_of_pull(one, now)
                 for one in pulls
                 if one.days_with_data and catalogue()[one.resource].has_days
             }
             days = coverage.days_stored(connection, spans)
-            stored = Stored(coverage.fetched(connection, listing.users), days)
+            stored = Stored(coverage.fetched(connection, page.users), days)
         found = [gap for pull in pulls if (gap := gaps.of_pull(pull, stored, now))]
         return self._finish(at, listing, found, tuple(user for user in listing.users if user not in erased))
 
@@ -113,11 +122,12 @@ class Reconciler:
         if isinstance(listing, runs.Step):
             return listing
         now = datetime.now(UTC)
+        page, _ = runs.of_one(listing, at.alone)
         by_connection: defaultdict[tuple[str, str], list[ResourceCoverage]] = defaultdict(list)
         with transaction(self._engine) as connection:
-            pulling = self._recorder.pulling if self._recorder.dry_run else still_pulling(connection, listing.users)
-            erased = coverage.erased(connection, listing.users)
-            for one in listing.rows:
+            pulling = self._recorder.pulling if self._recorder.dry_run else still_pulling(connection, page.users)
+            erased = coverage.erased(connection, page.users)
+            for one in page.rows:
                 if one.user_id not in erased and self._is_wanted(one) and _key(one) not in pulling:
                     by_connection[one.user_id, one.provider].append(one)
             spans = {
@@ -126,7 +136,7 @@ class Reconciler:
                 for one in some
                 if (span := gaps.span_of_coverage(one, since, now))
             }
-            stored = self._stored(connection, spans, listing.users, since, now)
+            stored = self._stored(connection, spans, page.users, since, now)
         found = [gap for some in by_connection.values() for gap in gaps.of_coverage(some, stored, since, now)]
         return self._finish(at, listing, found)
 
@@ -185,8 +195,13 @@ class Reconciler:
         self, at: ReconcilePosition, listing: Listing[T], found: Sequence[Gap], people: tuple[str, ...] = ()
     ) -> Step:
         """Opens backfills for the gaps, stores the gaps and returns the next position."""
+        page, is_end = runs.of_one(listing, at.alone)
+        kept, opened = self._recorder.record(at.part, page.users, found)
+        compared = len(page.users) if at.part == "pulls" else 0
+        if not is_end:
+            to_next = msgspec.structs.replace(at, alone=(at.alone or 0) + 1, attempts=0)
+            return Step(to_next, people=compared, found=kept, opened=opened)
         runs.count_unread(AGGREGATOR, listing.unread, LISTING)
-        kept, opened = self._recorder.record(at.part, listing.users, found)
         if at.pages > MAX_PAGES:
             raise Unprocessable(f"Junction's listing has more than {MAX_PAGES} pages: its cursors form a loop")
         seen, began = (*at.seen, at.cursor or "")[-MAX_SEEN_CURSORS:], at.began or datetime.now(UTC)
@@ -197,7 +212,6 @@ class Reconciler:
             log.warning("Junction returned a cursor again; users on later pages are not compared")
         if listing.cursor is None or listing.cursor in seen:
             to = ReconcilePosition("supplies", None, people, began=began) if at.part == "pulls" else None
-        compared = len(listing.users) if at.part == "pulls" else 0
         return Step(to, people=compared, found=kept, opened=opened, unread=listing.unread)
 
     def _request(self, at: ReconcilePosition, request: Request, read: Callable[[HttpResponse], R]) -> R | Step:

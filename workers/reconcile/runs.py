@@ -5,16 +5,19 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine
 
-from app.errors import Unprocessable
+from app.errors import RetryAlone, Unprocessable
 from app.observability import metrics
 from workers.actions import Notice
+from workers.aggregators.listings import Listing
+from workers.fetch.backoff import backoff
+from workers.ingest.outcomes import is_last_try
 from workers.store import jobs
 from workers.store.backfills import BackfillRequest, open_backfill
 from workers.store.coverage import Fetched, ResourceKey
@@ -22,10 +25,23 @@ from workers.store.engine import transaction
 from workers.store.gaps import Gap, keep_gaps
 from workers.store.users import Claim, ClientId, upsert_users
 
-P = TypeVar("P", bound=msgspec.Struct)
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a position that counts the steps which PostgreSQL did not execute."""
+
+    alone: int | None = None  # the page's users are compared one by one; this one is next
+    failures: int = 0  # tries of this step
+    skipped: int = 0  # users who are left out of this run
+    error: str = ""  # of the last one
+
+
+P = TypeVar("P", bound=Position)
+T = TypeVar("T")
 TIME_SLICE_SECONDS = 20.0
 MAX_SEEN_CURSORS = 8
 MAX_PAGES = 100_000  # five million users
+MAX_RETRY_SECONDS = 60.0
+MAX_SKIPPED = 20  # users; with more, the fault is that of the database, and the run ends
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +76,9 @@ class Comparison(Protocol[P]):
 
     def step(self, at: P, since: datetime, user_id: str | None = None) -> Step[P]:
         """Sends one request and compares. Raises Unprocessable if a retry cannot succeed, and TryLater."""
+
+    def skip(self, at: P) -> P:
+        """The position after a user who cannot be compared, or the same page user by user. Raises Unprocessable."""
 
 
 class Recorder:
@@ -120,6 +139,46 @@ def count_unread(aggregator: str, unread: int, listing: str) -> None:
         log.warning("%d entries of %s could not be read, and are not compared", unread, listing)
 
 
+def of_one(listing: Listing[Any], number: int | None) -> tuple[Listing[Any], bool]:
+    """The page, or only its user with this number; and whether the page ends with it."""
+    if number is None:
+        return listing, True
+    users = listing.users or tuple(dict.fromkeys(row.user_id for row in listing.rows))
+    chosen = users[number : number + 1]
+    rows = tuple(row for row in listing.rows if row.user_id in chosen)
+    return replace(listing, rows=rows, users=chosen), number + 1 >= len(users)
+
+
+def next_step(comparison: Comparison[P], at: P, since: datetime, user_id: str | None = None) -> Step[P]:
+    """Runs one step. After several tries that PostgreSQL did not execute, one user is left out and the others follow.
+
+    Raises Unprocessable if a retry cannot succeed, and TryLater in an outage.
+    """
+    try:
+        step = comparison.step(at, since, user_id)
+    except RetryAlone as error:
+        return _retry_or_skip(comparison, at, error)
+    if step.to is None:
+        return step
+    failures = at.failures if step.seconds else 0  # a step that waits for its request has not been executed yet
+    return replace(step, to=msgspec.structs.replace(step.to, failures=failures, skipped=at.skipped, error=at.error))
+
+
+def _retry_or_skip(comparison: Comparison[P], at: P, error: RetryAlone) -> Step[P]:
+    tries = at.failures + 1
+    if not is_last_try(tries, error):
+        seconds = backoff(at.failures, limit=MAX_RETRY_SECONDS)
+        return Step(msgspec.structs.replace(at, failures=tries), seconds, reason=str(error))
+    if at.skipped >= MAX_SKIPPED:
+        raise Unprocessable(f"more than {MAX_SKIPPED} users could not be compared: {error}")
+    to = msgspec.structs.replace(comparison.skip(at), failures=0, error=str(error))
+    if to.skipped == at.skipped:
+        return Step(to)
+    note = f"a user could not be compared with {comparison.name} in {tries} tries: {error}"
+    log.warning("%s", note)
+    return Step(to, notes=(note,))
+
+
 def run_slice(engine: Engine, comparison: Comparison[Any], period: float) -> float | None:
     """Continues the scheduled reconciliation for one time slice. Returns the seconds until the next slice, if any.
 
@@ -131,8 +190,9 @@ def run_slice(engine: Engine, comparison: Comparison[Any], period: float) -> flo
     since = comparison.since(job.done_at)
     try:
         while not seconds and time.monotonic() < until:
-            step = comparison.step(at, since)
+            step = next_step(comparison, at, since)
             if step.to is None:
+                _report(engine, comparison, at, period)
                 jobs.save(engine, comparison.job, None, period)
                 return None
             at, seconds = step.to, step.seconds
@@ -142,11 +202,18 @@ def run_slice(engine: Engine, comparison: Comparison[Any], period: float) -> flo
         log.warning(
             "reconciliation with %s stopped: %s; the next one starts in %.0f hours", comparison.name, reason, hours
         )
+        jobs.report(engine, comparison.job, str(reason), 2 * period)
         jobs.save(engine, comparison.job, None, period, completed=False)
         return None
     if not seconds:
         jobs.save(engine, comparison.job, at, 0)
     return seconds
+
+
+def _report(engine: Engine, comparison: Comparison[P], at: P, period: float) -> None:
+    """Reports the users whom a run has left out, until the next run ends."""
+    error = f"{at.skipped} users could not be compared: {at.error}" if at.skipped else ""
+    jobs.report(engine, comparison.job, error, 2 * period)
 
 
 def _position(saved: bytes | None, start: P) -> P:

@@ -60,7 +60,7 @@ OVERLAP = timedelta(hours=24)
 log = logging.getLogger(__name__)
 
 
-class TerraPosition(msgspec.Struct, frozen=True):
+class TerraPosition(runs.Position, frozen=True):
     """The position of a reconciliation, saved as JSON after each step."""
 
     part: Literal["token", "events", "users", "end"] = "token"
@@ -68,7 +68,7 @@ class TerraPosition(msgspec.Struct, frozen=True):
     since: datetime | None = None  # of the deliveries
     until: datetime | None = None
     segment: int = 0  # of admin.SEGMENTS
-    failed: dict[str, int] = {}  # deliveries that are not matched with a user yet, by provider ('': not stated)
+    failed: dict[str, int] = msgspec.field(default_factory=dict)  # deliveries without a user yet, by provider or ''
     people: tuple[tuple[str, str], ...] = ()  # users, with their providers, whose deliveries are listed next
     person_cursor: str | None = None
     asked: int = 0  # users whose deliveries were listed
@@ -120,6 +120,16 @@ class TerraReconciler:
         except _Refused as refusal:
             return self._refused(at, refusal, user_id)
 
+    def skip(self, at: TerraPosition) -> TerraPosition:
+        """The position after a user who cannot be compared. A page is compared user by user first."""
+        if at.people:
+            return self._after_person(msgspec.structs.replace(at, person_cursor=None, skipped=at.skipped + 1))
+        if at.part != "users":
+            raise Unprocessable("PostgreSQL did not execute a step that concerns no user")
+        if at.alone is None:
+            return msgspec.structs.replace(at, alone=0)
+        return msgspec.structs.replace(at, alone=at.alone + 1, skipped=at.skipped + 1)
+
     def _token(self, at: TerraPosition, since: datetime, user_id: str | None) -> Step[TerraPosition]:
         token = self._ask(at, admin.token_request(), admin.read_token)
         if isinstance(token, Step):
@@ -147,7 +157,8 @@ class TerraReconciler:
         listing = self._ask(at, admin.users_request(self._dev_id, at.cursor, user_id), admin.read_users)
         if isinstance(listing, Step):
             return listing
-        active = [one for one in listing.rows if one.is_active]
+        page, is_end = runs.of_one(listing, at.alone)
+        active = [one for one in page.rows if one.is_active]
         keys = {one.user_id: self._keys(one) for one in active}
         erased, stored = self._stored(list(keys), [key for some in keys.values() for key in some])
         users = [one for one in active if one.user_id not in erased]
@@ -155,12 +166,15 @@ class TerraReconciler:
         first = now - timedelta(days=self._settings.history_days)
         found = [gap for one in users for gap in gaps.of_newest(keys[one.user_id], one.newest, stored, first, now)]
         clients = {one.user_id: (one.reference_id, one.created_at or INFERRED) for one in users if one.reference_id}
-        kept, opened = self._recorder.record(NEWEST, [one.user_id for one in listing.rows], found, clients)
+        kept, opened = self._recorder.record(NEWEST, [one.user_id for one in page.rows], found, clients)
         people = tuple((one.user_id, one.provider) for one in users if {"", one.provider} & at.failed.keys())
         people = people[: MAX_ASKED - at.asked]
         to = msgspec.structs.replace(at, people=people, asked=at.asked + len(people))
-        to = self._after_page(to, listing.cursor, "end")
-        return Step(to, people=len(listing.rows), found=kept, opened=opened, unread=_counted(listing))
+        if is_end:
+            to = self._after_page(msgspec.structs.replace(to, alone=None), listing.cursor, "end")
+        else:
+            to = msgspec.structs.replace(_turned(to), alone=(at.alone or 0) + 1)
+        return Step(to, people=len(page.rows), found=kept, opened=opened, unread=_counted(listing))
 
     def _failed_of_user(self, at: TerraPosition) -> Step[TerraPosition]:
         """Opens backfills for the failed deliveries of one user."""

@@ -1,4 +1,4 @@
-"""The simulated aggregators as a server on the loopback interface."""
+"""The simulated aggregators as a server, by default on the loopback interface."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ class Simulator:
         seed: int = 1,
         *,
         until: datetime | None = None,
+        host: str = HOST,
         port: int = 0,
         api_key: str = API_KEY,
         page_size: int = PAGE_SIZE,
@@ -56,7 +57,7 @@ class Simulator:
         self.terra = TerraWorld(self.world, at_terra)
         self.terra_admin = AdminApi(self.terra)
         self._app = create_api(self.world, api_key, self.faults, page_size, self.terra, terra_admin=self.terra_admin)
-        self._port = port
+        self._host, self._port = host, port
         self._server: BaseWSGIServer | None = None
 
     @property
@@ -64,7 +65,7 @@ class Simulator:
         """The base URL of the Junction API. Raises RuntimeError if the simulator is not serving."""
         if self._server is None:
             raise RuntimeError("the simulator is not serving; use it in a `with`")
-        return f"http://{HOST}:{self._server.port}"
+        return f"http://{self._host}:{self._server.port}"
 
     @property
     def terra_url(self) -> str:
@@ -92,7 +93,7 @@ class Simulator:
         return changes(self.world)
 
     def __enter__(self) -> Self:
-        self._server = make_server(HOST, self._port, self._app, threaded=True, request_handler=_SilentHandler)
+        self._server = make_server(self._host, self._port, self._app, threaded=True, request_handler=_SilentHandler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), name="simulator", daemon=True)
         self._thread.start()
         return self

@@ -31,7 +31,7 @@ def note(connection: Connection, action: str, subject: str, detail: Mapping[str,
 
 def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any]) -> None:
     """Records an action that spans several transactions, in a transaction of its own."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         note(connection, action, subject, detail)
 
 

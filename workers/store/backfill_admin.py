@@ -155,19 +155,19 @@ def chunks_of(engine: Engine, backfill_id: int) -> list[Chunk]:
 
 def pause(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Pauses backfills after the current page. Returns the ids; the others were paused or had ended before."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         return list(connection.scalars(PAUSE, {"ids": list(ids)}))
 
 
 def cancel(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Cancels backfills after the current page; fetched data stays. Returns the ids."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         return list(connection.scalars(CANCEL, {"ids": list(ids)}))
 
 
 def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Resumes paused, cancelled and failed backfills at their position. Returns the ids."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         # One by one: of two backfills of the same history, the second must see that the first is open.
         resumed = [found for number in ids for found in connection.scalars(RESUME, {"ids": [number]})]
         connection.execute(RESET_RESTARTS, {"ids": resumed})
@@ -299,7 +299,7 @@ def reopen(engine: Engine, number: int, item: str = "") -> bool:
 
     False if there is no such backfill, or its user was erased or belongs to another aggregator.
     """
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         row = connection.execute(REQUESTED, {"id": number}).mappings().first()
         if row is None or is_read_only(connection, row["user_id"], row["aggregator"]):
             return False

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Engine, text
 
 from app.delivery import Delivery
 from workers.store.engine import transaction
-from workers.store.ledger import DELIVERY_COLUMNS, DeliveryKey, to_delivery
+from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
+from workers.store.ledger_lookup import DeliveryKey
 
 LIST = text("""
 SELECT dead_letter.id, dead_letter.aggregator, dead_letter.message_id,
@@ -133,7 +134,7 @@ def read(engine: Engine) -> Iterator[SealedDeadLetter]:
 def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None:
     """Records the reason of the last failed replay of a dead letter."""
     values = {"id": entry.id, "aggregator": entry.aggregator, "message_id": entry.message_id, "reason": reason}
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         connection.execute(UPDATE_REASON, values)
         if not entry.item:
             connection.execute(UPDATE_REASON_IN_LEDGER, values)
@@ -142,14 +143,14 @@ def update_reason(engine: Engine, entry: DeadLetter, reason: str | None) -> None
 def mark_resolved(engine: Engine, entry: DeadLetter) -> None:
     """Deletes the dead letter of an item or a raw message that was replayed, and corrects its ledger entry."""
     key = {"aggregator": entry.aggregator, "message_id": entry.message_id}
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         connection.execute(DELETE, {"ids": [entry.id]})
         connection.execute(MARK_ITEMS_RESOLVED if entry.item else MARK_RESOLVED, key)
 
 
 def drop(engine: Engine, entries: Sequence[DeadLetter]) -> int:
     """Deletes dead letters; the ledger keeps their entries. Returns the number deleted."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         return connection.execute(DELETE, {"ids": [entry.id for entry in entries]}).rowcount
 
 

@@ -1,15 +1,19 @@
 """PostgreSQL: engines, session settings, transactions, and the translation of database errors into ours."""
 
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
-from app.errors import HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
+from app.errors import CommitUnknown, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
+from workers.store.watched import WatchedConnection
 
 SESSION = {
     "datestyle": "ISO",  # the only style that psycopg can parse
@@ -18,6 +22,18 @@ SESSION = {
     "lock_timeout": "20s",
     "idle_in_transaction_session_timeout": "60s",
 }
+# libpq's parameters, unless DATABASE_URL sets them. Without them, workers waited 106 s for a primary whose machine had
+# lost its power: the kernel repeats unacknowledged data for 15 min, and keepalives start after 2 h. With them, a worker
+# that waits for an answer notices after 11 s (probes after 5, 7, 9 and 11 s), and one that has sent data after 10 s.
+NETWORK = {
+    "connect_timeout": 5,  # seconds per address
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 2,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # ms
+}
+# With several hosts: two of three machines may be silent, and the third must be reached within the same 12 s.
+CONNECT_TIMEOUT_OF_EACH = 3
 # Lane workers wait less for a lock, because everything behind them waits too, and a retry costs milliseconds. Measured
 # with four workers on two cores and 240 messages of 20 deliveries, all of the same users: with a limit of 100 ms 49
 # messages had to be retried, with 300 ms none.
@@ -31,6 +47,8 @@ UNAVAILABLE = (
     *("08", "28", "53", "57P", "58", "F0"),  # connections, logins, resources, shutdown, I/O, configuration
     *("0A", "25006", "3D", "3F", "42"),  # not migrated yet, no rights, or a standby
 )
+# The connection is of no more use: its server shuts down, or has become a standby, or it is broken.
+DISCONNECTED = ("08", "25006", "57P")
 CAUSES: dict[str, RetryCause] = {
     "57014": "statement_timeout",
     "55P03": "lock_timeout",
@@ -40,6 +58,10 @@ CAUSES: dict[str, RetryCause] = {
     "XX002": "damaged_page",
     "53200": "out_of_memory",  # of one backend, usually because of the statement's size; a full disk is 53100
 }
+# The id of this transaction, once it has written, and later what became of it. See record 0065.
+TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+TRANSACTION_STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
+CONFIRM_SECONDS = 30.0  # a failover takes 10 to 25 s
 STAGING = """
 CREATE TEMPORARY TABLE staged_samples (
     n int, series_id int, ts timestamptz, ts_end timestamptz, value double precision, unit text,
@@ -53,8 +75,10 @@ def make_engine(settings: Settings, name: str = "headrace", session: Mapping[str
     Error messages omit parameters, which could hold health values.
     """
     session = {**SESSION, **session}
+    url = make_url(settings.need_database())
+    network = NETWORK | ({"connect_timeout": CONNECT_TIMEOUT_OF_EACH} if "," in str(url.query.get("host", "")) else {})
     engine = create_engine(
-        settings.need_database(),
+        url,
         pool_size=1,
         max_overflow=2,
         pool_timeout=10,
@@ -63,15 +87,25 @@ def make_engine(settings: Settings, name: str = "headrace", session: Mapping[str
         connect_args={
             "options": " ".join(f"-c {key}={value}" for key, value in session.items()),
             "application_name": name,
-            "connect_timeout": 5,
             "client_encoding": "UTF8",  # psycopg would otherwise return every text of an SQL_ASCII database as bytes
+            **{name: value for name, value in network.items() if name not in url.query},
         },
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: object, _record: object, args: tuple[str, ...], named: dict[str, Any]) -> WatchedConnection:
+        return WatchedConnection.connect(*args, **named)
 
     @event.listens_for(engine, "connect")
     def lists_in_binary(connection: psycopg.Connection, _record: object) -> None:
         """Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work."""
         connection.adapters.register_dumper(list, ListBinaryDumper)
+
+    @event.listens_for(engine, "handle_error")
+    def reconnect(context: ExceptionContext) -> None:
+        """Discards the connections of the pool: SQLAlchemy itself does so only for a connection that is closed."""
+        if _is_disconnected(context.original_exception):
+            context.is_disconnect = True
 
     return engine
 
@@ -89,30 +123,79 @@ def make_writer(settings: Settings, name: str = "headrace-worker", session: Mapp
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine, *, confirm: bool = False) -> Iterator[Connection]:
     """Runs one transaction.
 
-    Raises Unprocessable for data that PostgreSQL rejects, RetryAlone if it did not execute a statement, and TryLater if
-    it is unavailable.
+    Raises Unprocessable for data that PostgreSQL rejects, RetryAlone if it did not execute a statement, TryLater if it
+    is unavailable, and CommitUnknown if the connection broke during COMMIT.
+
+    Work that is retried must be repeatable: its second execution finds the effect of the first. For all other work, use
+    `confirm`: if the connection breaks during COMMIT, the outcome is looked up over another connection. The block ends
+    normally if the transaction is committed, and with TryLater if it is rolled back. This costs one round trip.
     """
+    is_committing, transaction_id = False, None
+    unknown: CommitUnknown | None = None
     try:
         with engine.begin() as connection:
-            yield connection
-    except (SQLAlchemyError, psycopg.Error) as error:  # COPY raises psycopg's errors, which SQLAlchemy does not wrap
-        raise _translated(error, engine.get_execution_options()) from None
+            try:
+                yield connection
+            except psycopg.Error as error:  # of COPY, which SQLAlchemy does not handle
+                if _is_disconnected(error):
+                    connection.invalidate(error)
+                raise
+            if confirm:
+                transaction_id = connection.scalar(TRANSACTION_ID)
+            is_committing = True
+    except (SQLAlchemyError, psycopg.Error) as error:
+        failure = _translated(error, engine.get_execution_options(), is_committing=is_committing)
+        if not isinstance(failure, CommitUnknown) or transaction_id is None:
+            raise failure from None
+        unknown = failure
+    if unknown and transaction_id:
+        _confirm(engine, transaction_id, unknown)
 
 
-def _translated(error: Exception, timeouts: Mapping[str, object]) -> HeadraceError:
+def _confirm(engine: Engine, transaction_id: str, failure: CommitUnknown) -> None:
+    """Looks up the outcome of a transaction. Raises TryLater if it is rolled back, and `failure` if it is not known."""
+    until, status = time.monotonic() + CONFIRM_SECONDS, None
+    while time.monotonic() < until:
+        with suppress(TryLater):
+            status = _status(engine, transaction_id)
+        if status in ("committed", "aborted"):
+            break
+        time.sleep(0.5)
+    if status == "aborted":
+        raise TryLater("PostgreSQL: the connection broke during COMMIT, and the transaction was rolled back")
+    if status != "committed":
+        raise failure
+
+
+def _status(engine: Engine, transaction_id: str) -> str | None:
+    try:
+        with transaction(engine) as connection:
+            status: str | None = connection.scalar(TRANSACTION_STATUS, {"id": transaction_id})
+            return status
+    except Unprocessable:  # "in the future": the new primary has not received this transaction
+        return "aborted"
+
+
+def _translated(error: Exception, timeouts: Mapping[str, object], *, is_committing: bool) -> HeadraceError:
     """The error with its SQLSTATE and without its message, which would quote the value. `timeouts` are by SQLSTATE."""
     driver_error = getattr(error, "orig", None) or error
     state = getattr(driver_error, "sqlstate", None)
     name = f"{type(driver_error).__name__} ({state})" if state else type(driver_error).__name__
+    if is_committing and (not state or state.startswith(DISCONNECTED)):
+        return CommitUnknown(f"PostgreSQL: {name} during COMMIT, so the transaction may be committed")
     if isinstance(driver_error, psycopg.DataError | psycopg.IntegrityError) or (state and state.startswith(REFUSED)):
         return Unprocessable(f"PostgreSQL refuses it: {name}")
     if state and (state in CAUSES or not state.startswith(UNAVAILABLE)):
         after = f" after {timeouts[state]}" if state in timeouts else ""
         return RetryAlone(f"PostgreSQL: {name}{after}", CAUSES.get(state, "other"))
     return TryLater(f"PostgreSQL: {name}")
+
+
+def _is_disconnected(error: BaseException) -> bool:
+    return (getattr(error, "sqlstate", None) or "").startswith(DISCONNECTED)
 
 
 def delete_in_batches(engine: Engine, query: TextClause, values: Mapping[str, object], size: int) -> Iterator[int]:

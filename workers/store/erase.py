@@ -58,19 +58,19 @@ WITH batch AS (SELECT ts FROM headrace.samples WHERE series_id = :series AND ts 
 gone AS (DELETE FROM headrace.samples WHERE series_id = :series AND ts > CAST(:after AS timestamptz)
          AND ts <= (SELECT max(ts) FROM batch) RETURNING ts)
 SELECT CAST(max(ts) AS text) AS last, count(*) AS removed FROM gone""")
-# Walks the primary key: an index by user would make every delivery 10 % more expensive, and erasures are rare. Rows are
-# locked in the same order as by the workers that apply deliveries.
+# Walks the unique index: an index by user would make every delivery 10 % more expensive, and erasures are rare. Workers
+# that apply deliveries lock rows in the same order.
 LEDGER = text("""
 WITH batch AS MATERIALIZED (
-    SELECT aggregator, message_id, user_id FROM headrace.deliveries
+    SELECT aggregator, message_id, month, user_id FROM headrace.deliveries
     WHERE (aggregator, message_id) > (:aggregator, :message_id) ORDER BY aggregator, message_id LIMIT :limit),
 theirs AS MATERIALIZED (
-    SELECT aggregator, message_id FROM headrace.deliveries d JOIN batch USING (aggregator, message_id)
+    SELECT aggregator, message_id, month FROM headrace.deliveries d JOIN batch USING (aggregator, message_id, month)
     WHERE batch.user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)
     ORDER BY aggregator, message_id FOR NO KEY UPDATE OF d),
 done AS (
     UPDATE headrace.deliveries d SET user_id = NULL FROM theirs
-    WHERE (d.aggregator, d.message_id) = (theirs.aggregator, theirs.message_id) RETURNING 1)
+    WHERE (d.aggregator, d.message_id, d.month) = (theirs.aggregator, theirs.message_id, theirs.month) RETURNING 1)
 SELECT aggregator, message_id, (SELECT count(*) FROM done) AS removed
 FROM batch ORDER BY aggregator DESC, message_id DESC LIMIT 1""")
 
@@ -100,7 +100,7 @@ def create_tombstone(engine: Engine, user_id: str) -> datetime:
     commit; this waits 5 min for them, as long as a hung worker's transaction may last. The tombstone is committed
     before that wait: otherwise overlapping transactions of workers could delay it forever.
     """
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         erased_at: datetime = connection.execute(CREATE_TOMBSTONE, {"user": user_id}).scalar_one()
         audit.note(connection, "erase", user_id, {})
     with transaction(engine) as connection:
@@ -202,6 +202,6 @@ def _remove_from_ledger(engine: Engine, user_id: str) -> Iterator[tuple[str, int
 
 def finish(engine: Engine, user_id: str, detail: Mapping[str, int]) -> None:
     """Clears the client_user_id of the tombstone, and records the deleted rows in the audit log."""
-    with transaction(engine) as connection:
+    with transaction(engine, confirm=True) as connection:
         connection.execute(CLEAR_CLIENT_ID, {"user": user_id})
         audit.note(connection, "erased", user_id, detail)

@@ -1,7 +1,7 @@
 """Scheduled jobs: when each is due, which process holds it, and its saved position."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -34,6 +34,13 @@ NOTE = text("""
 INSERT INTO headrace.jobs AS stored (name, due_at, position) VALUES (:name, now(), CAST(:values AS jsonb))
 ON CONFLICT (name) DO UPDATE SET position = coalesce(stored.position, '{}') || excluded.position""")
 NOTED = text("SELECT CAST(position AS text) FROM headrace.jobs WHERE name = :name")
+# An error is such a row too: it is shown until the time that it names.
+ERRORS = text("""
+SELECT left(name, -length(:suffix)) AS name, position ->> 'error' AS error FROM headrace.jobs
+WHERE right(name, length(:suffix)) = :suffix AND position ->> 'error' <> ''
+  AND CAST(position ->> 'until' AS timestamptz) > now() ORDER BY 1""")
+CLEAR_ERROR = text("UPDATE headrace.jobs SET position = NULL WHERE name = :name")
+ERROR_SUFFIX = "-error"
 TOUCH = text("""
 INSERT INTO headrace.jobs (name, due_at, done_at) VALUES (:name, now(), now())
 ON CONFLICT (name) DO UPDATE SET done_at = now()""")
@@ -96,6 +103,20 @@ def noted(connection: Connection, name: str) -> bytes | None:
     """The values as JSON; None if there are none."""
     found = connection.scalar(NOTED, {"name": name})
     return found.encode() if found else None
+
+
+def report(engine: Engine, name: str, error: str, seconds: float) -> None:
+    """Shows the error of a job in `headrace status` for this time, in place of the last one; '' shows none."""
+    if error:
+        note(engine, name + ERROR_SUFFIX, {"error": error, "until": datetime.now(UTC) + timedelta(seconds=seconds)})
+        return
+    with transaction(engine) as connection:
+        connection.execute(CLEAR_ERROR, {"name": name + ERROR_SUFFIX})
+
+
+def errors(connection: Connection) -> dict[str, str]:
+    """The errors that are shown now, by job."""
+    return {row.name: row.error for row in connection.execute(ERRORS, {"suffix": ERROR_SUFFIX})}
 
 
 def touch(engine: Engine, name: str) -> None:

@@ -1,7 +1,7 @@
 """The delivery ledger: one row per delivery id with its outcome, written in the transaction that applies it."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -10,23 +10,26 @@ from sqlalchemy.exc import IntegrityError
 
 from app.delivery import Delivery
 from app.errors import TryLater
+from workers.store.ledger_lookup import Attempt, DeliveryKey, first_arrivals
 
-DIGEST_INDEX = "deliveries_digest"
+JUST_APPLIED = "another worker has just applied the same delivery"
 Outcome = Literal["applied", "duplicate", "stale", "ignored", "dead"]
 
-# One statement: for a message of few deliveries a round trip costs more than the rows.
+# One statement: for a message of few deliveries a round trip costs more than the rows. The month of an entry is that of
+# the transaction that inserted it. An attempt gets the month of its entry, because the unique index of a partitioned
+# table has to contain the month: without it, ON CONFLICT would find only entries of the present month.
 SETTLED = """
 WITH settled AS (
     INSERT INTO headrace.deliveries AS stored
-        (aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error, reference,
-         team_id, digest)
-    SELECT aggregator, message_id, event_type, user_id, received_at, now(), outcome, attempts, error, reference,
-           team_id, decode(digest, 'hex')
+        (month, aggregator, message_id, event_type, user_id, received_at, applied_at, outcome, attempts, error,
+         reference, team_id, digest)
+    SELECT coalesce(month, headrace.ledger_month()), aggregator, message_id, event_type, user_id, received_at, now(),
+           outcome, attempts, error, reference, team_id, decode(digest, 'hex')
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given(aggregator text, message_id text, event_type text,
          user_id text, received_at timestamptz, outcome text, attempts int, error text, reference text, team_id text,
-         digest text)
+         digest text, month date)
     ORDER BY aggregator, message_id
-    ON CONFLICT (aggregator, message_id) DO UPDATE SET {change}
+    ON CONFLICT (aggregator, message_id, month) DO UPDATE SET {change}
     RETURNING aggregator, message_id, outcome, applied_at = now() AND outcome <> 'dead' AS is_changed
 ), resolved AS (
     DELETE FROM headrace.dead_letters AS dead_letter USING settled
@@ -66,6 +69,17 @@ FROM unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggrega
 JOIN headrace.deliveries USING (aggregator, message_id) WHERE outcome NOT IN ('dead', 'ignored')""")
 
 
+UNIQUE_VIOLATION = "23505"
+# Near a change of month, two transactions that apply attempts of one delivery at once would insert it into two months:
+# neither sees the other's entry, and no unique index covers both months. Here the second waits for the first, and sees
+# its entry. The locks are ordered against deadlocks. There are 4096, fewer than the lock table has entries by default.
+LOCK = text("""
+SELECT pg_advisory_xact_lock(hashtext('headrace.deliveries'), key) FROM (
+    SELECT DISTINCT hashtext(name) & 4095 AS key FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS keys""")
+# Longer than a transaction of a worker lasts, and than the clocks of the hosts differ.
+NEAR_CHANGE_OF_MONTH = timedelta(minutes=10)
+
+
 class OutcomeRow(msgspec.Struct):
     """The outcome of a delivery."""
 
@@ -80,23 +94,9 @@ class OutcomeRow(msgspec.Struct):
     reference: str | None = None  # the large request that the delivery belongs to
     team_id: str | None = None  # the Junction team that sent it
     digest: str | None = None  # in hexadecimal
+    month: date | None = None  # of its entry (`FirstArrival`); None: it has no entry, or one of the present month
 
 
-# Two index scans per delivery: PostgreSQL executes the same condition with OR as a scan of the table.
-FIRST_ARRIVALS = text("""
-SELECT given.aggregator || ':' || given.message_id AS key, first.message_id,
-       extract(epoch FROM first.received_at)::float8 AS received_at, first.outcome = 'dead' AS is_dead, has_digest
-FROM unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[]), CAST(:digests AS bytea[]))
-     AS given(aggregator, message_id, digest)
-CROSS JOIN LATERAL (
-    SELECT true AS has_digest, entry.* FROM headrace.deliveries entry
-    WHERE (entry.aggregator, entry.digest) = (given.aggregator, given.digest)
-    UNION ALL
-    SELECT false, entry.* FROM headrace.deliveries entry
-    WHERE (entry.aggregator, entry.message_id) = (given.aggregator, given.message_id)
-    ORDER BY has_digest DESC LIMIT 1
-) first""")
-DeliveryKey = tuple[str, str]  # aggregator, message id
 # The columns of `headrace.archive` and `headrace.dead_letters` for `to_delivery`, in its order.
 DELIVERY_COLUMNS = """aggregator, message_id, extract(epoch FROM received_at)::float8 AS received_at, sealed,
     ordering_ms, reference, digest"""
@@ -122,16 +122,20 @@ def settle(
     archived: Sequence[ArchivedDelivery] = (),
     *,
     replayed: bool = False,
+    now: datetime | None = None,
 ) -> set[DeliveryKey]:
     """Records outcomes, and returns which deliveries are now dead. The first outcome stands, unless it was `dead`.
 
     If a later attempt resolves a dead delivery, its dead letter is deleted. A replay changes only dead and ignored
     deliveries. Of `archived`, new deliveries that are not dead and deliveries resolved just now are stored.
 
-    Raises TryLater if another transaction has just stored the digest of one under another id.
+    `now` is the time of a test. Raises TryLater if another transaction has just stored the digest of one under another
+    id.
     """
     if not settled:
         return set()
+    if is_near_change_of_month(now or datetime.now(UTC)):
+        _lock(connection, settled)
     deliveries = [one.delivery for one in archived]
     values: dict[str, Any] = {
         name: [getattr(delivery, name) for delivery in deliveries]
@@ -143,10 +147,37 @@ def settle(
     try:
         rows = connection.execute(SETTLE_AGAIN if replayed else SETTLE, values)
     except IntegrityError as error:
-        if getattr(getattr(error.orig, "diag", None), "constraint_name", None) == DIGEST_INDEX:
-            raise TryLater("another worker has just applied the same delivery") from None
+        if getattr(error.orig, "sqlstate", None) == UNIQUE_VIOLATION:  # of the digest: ON CONFLICT handles the id
+            raise TryLater(JUST_APPLIED) from None
         raise
     return {(row.aggregator, row.message_id) for row in rows}
+
+
+def is_near_change_of_month(now: datetime) -> bool:
+    """Whether transactions that overlap now may have different months."""
+    earlier, later = now - NEAR_CHANGE_OF_MONTH, now + NEAR_CHANGE_OF_MONTH
+    return earlier.month != later.month
+
+
+def _lock(connection: Connection, settled: Sequence[OutcomeRow]) -> None:
+    """Waits for transactions that settle the same deliveries, then sets the months of entries that have been committed.
+
+    Raises TryLater if one has stored a digest of these.
+    """
+    names = [f"{one.aggregator}:{one.message_id}" for one in settled] + [one.digest for one in settled if one.digest]
+    connection.execute(LOCK, {"names": names})
+    known = first_arrivals(
+        connection,
+        [
+            Attempt(one.aggregator, one.message_id, one.received_at, bytes.fromhex(one.digest) if one.digest else None)
+            for one in settled
+        ],
+    )
+    for one in settled:
+        if first := known.get((one.aggregator, one.message_id)):
+            if first.message_id != one.message_id:
+                raise TryLater(JUST_APPLIED)
+            one.month = first.month
 
 
 def settled_already(connection: Connection, keys: Sequence[DeliveryKey]) -> set[DeliveryKey]:
@@ -160,25 +191,3 @@ def select_deliveries(connection: Connection, statement: TextClause, keys: Seque
         return set()
     values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
     return {(row.aggregator, row.message_id) for row in connection.execute(statement, values)}
-
-
-class FirstArrival(NamedTuple):
-    """The ledger's entry of a delivery that has arrived before."""
-
-    message_id: str  # of the first delivery with the same digest
-    received_at: float  # unix seconds
-    is_dead: bool
-    has_digest: bool  # it was found by the digest: the signed time and body are the same
-
-
-def first_arrivals(connection: Connection, deliveries: Sequence[Delivery]) -> dict[str, FirstArrival]:
-    """The entries of deliveries that are in the ledger under their digest or their id, by `Delivery.key`."""
-    values = {
-        "aggregators": [one.aggregator for one in deliveries],
-        "ids": [one.message_id for one in deliveries],
-        "digests": [one.digest for one in deliveries],
-    }
-    return {
-        row.key: FirstArrival(row.message_id, row.received_at, row.is_dead, row.has_digest)
-        for row in connection.execute(FIRST_ARRIVALS, values)
-    }

@@ -28,7 +28,26 @@ class Target:
         return (*self.key, *self.content, "version", *(["event_at"] if self.is_record else []))
 
 
-def upsert_sql(target: Target, source: str) -> str:
+def staged_sql(target: Target, table: str, within: str) -> str:
+    """The WITH clause for the statements below, with `incoming` as their source and `staged=True`.
+
+    `incoming` are the rows of a temporary table, `existing` the stored rows with the same keys. `within` is a condition
+    on `stored` that all these rows meet. From it PostgreSQL knows at plan time which partitions it can skip: with 120
+    monthly ones, the merge of one row takes a fifth of the time, and 12 locks instead of 252.
+
+    Citus rejects a join of a distributed table with a temporary one, a correlated subquery on a distributed table for
+    rows of a CTE, and now() in RETURNING. It can plan this form, because the only join with the table is an inner one
+    with a materialized CTE, and now() is read once, with the temporary table.
+    """
+    key, ranks = ", ".join(target.key), ", ".join(name for name, _ in target.rank)
+    return f"""
+WITH incoming AS MATERIALIZED (SELECT *, now() AS stored_at FROM {table}),
+existing AS MATERIALIZED (
+    SELECT {key}, {ranks}, version, stored_at FROM {target.table} AS stored
+    WHERE ({key}) IN (SELECT {key} FROM incoming) AND {within})"""
+
+
+def upsert_sql(target: Target, source: str, *, staged: bool = False) -> str:
     """SQL that merges the rows of `source` (a FROM item called `incoming`) and returns a row for each that it wrote.
 
     Of several rows with one key only the newest is merged, because ON CONFLICT may not touch a row twice (SQLSTATE
@@ -36,7 +55,7 @@ def upsert_sql(target: Target, source: str) -> str:
 
     A newer row with equal content updates only the version: otherwise a version between the two that arrives late would
     count as the newest. `changed` is then false, and origin, stored_at and since are kept. A row of equal version is
-    written only if its content ranks higher.
+    written only if its content ranks higher. With `staged`, the statement returns stored_at instead of `changed`.
 
     Rows that would change nothing are filtered out first: ON CONFLICT locks the rows that it skips, and PostgreSQL
     writes a lock to disk like a change. The guard is still needed because of concurrent writers.
@@ -46,21 +65,22 @@ def upsert_sql(target: Target, source: str) -> str:
     best = ", ".join([*target.key, *clock, *(f"{rank} DESC" for rank in _ranks("incoming", target))])
     taken = ", ".join(f"{name} = excluded.{name}" for name in target.columns if name not in target.key)
     differs = _differs(target, "stored", "excluded")
-    kept = {"origin": "origin", "stored_at": "now()"} | ({"since": "version"} if target.has_since else {})
+    now, changed = ("incoming.stored_at", "stored_at") if staged else ("now()", "stored_at = now() AS changed")
+    kept = {"origin": "origin", "stored_at": now} | ({"since": "version"} if target.has_since else {})
     changes = (f"{name} = CASE WHEN {differs} THEN excluded.{name} ELSE stored.{name} END" for name in kept)
     return f"""
 INSERT INTO {target.table} AS stored ({columns}, {", ".join(kept)})
 SELECT DISTINCT ON ({key}) {columns}, {", ".join(kept.values())} FROM {source}
-WHERE NOT EXISTS (SELECT 1 FROM {target.table} AS stored
+WHERE NOT EXISTS (SELECT 1 FROM {_stored(target, staged=staged)}
                   WHERE {_same_key(target)} AND NOT ({_is_newer("incoming", target)}))
 ORDER BY {best}
 ON CONFLICT ({key}) DO UPDATE SET {taken},
     {", ".join(changes)}
 WHERE {_is_newer("excluded", target)}
-RETURNING {key}, version, stored_at = now() AS changed"""
+RETURNING {key}, version, {changed}"""
 
 
-def comparison_sql(target: Target, source: str) -> str:
+def comparison_sql(target: Target, source: str, *, staged: bool = False) -> str:
     """SQL that compares the rows of each delivery (column `n`) of `source` with the stored rows.
 
     `is_newer`: at least one row would be written now. `is_stale`: at least one row differs from the stored row and
@@ -70,20 +90,21 @@ def comparison_sql(target: Target, source: str) -> str:
     stale = f"{_differs(target, 'stored', 'incoming')} AND NOT ({newer})"
     return f"""
 SELECT incoming.n, bool_or({newer}) AS is_newer, bool_or({stale}) AS is_stale
-FROM {source} LEFT JOIN {target.table} AS stored ON {_same_key(target)} GROUP BY incoming.n"""
+FROM {source} LEFT JOIN {_stored(target, staged=staged)} ON {_same_key(target)} GROUP BY incoming.n"""
 
 
-def changed_rows_by_delivery_sql(target: Target, source: str) -> str:
+def changed_rows_by_delivery_sql(target: Target, source: str, *, staged: bool = False) -> str:
     """SQL that counts, for each delivery (column `n`), its rows among those that this transaction changed.
 
     For a source in which two deliveries share a key and version, which the result of `upsert_sql` cannot tell apart.
     """
     key = ", ".join(f"incoming.{name}" for name in target.key)
     same_row = f"{_same_key(target)} AND incoming.version = stored.version"
+    now = "incoming.stored_at" if staged else "now()"
     return f"""
 SELECT n, count(*) AS rows FROM (
-    SELECT DISTINCT ON ({key}) incoming.n FROM {source} JOIN {target.table} AS stored ON {same_row}
-    WHERE stored.stored_at = now() AND NOT ({_differs(target, "stored", "incoming")}) ORDER BY {key}, incoming.n
+    SELECT DISTINCT ON ({key}) incoming.n FROM {source} JOIN {_stored(target, staged=staged)} ON {same_row}
+    WHERE stored.stored_at = {now} AND NOT ({_differs(target, "stored", "incoming")}) ORDER BY {key}, incoming.n
 ) AS winners GROUP BY n"""
 
 
@@ -102,6 +123,10 @@ def _is_newer(owner: str, target: Target) -> str:
     by_event = f"({', '.join([*reversed(mine), *ranks])}) > ({', '.join([*reversed(its), *stored])})"
     either = " OR ".join(CLAMPED.format(owner=one) for one in (owner, "stored"))
     return f"CASE WHEN {either} THEN {by_event} ELSE {by_version} END"
+
+
+def _stored(target: Target, *, staged: bool) -> str:
+    return f"{'existing' if staged else target.table} AS stored"
 
 
 def _same_key(target: Target) -> str:

@@ -8,6 +8,8 @@ from app.catalogue import catalogue
 from app.errors import Misconfigured
 from workers.store import schema
 from workers.store.engine import transaction
+from workers.store.ledger_partitioning import partition_ledger
+from workers.store.partitions import maintain_partitions
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 MIGRATION_LOCK = 0x48454144  # the advisory lock that every `headrace migrate` takes; the number is arbitrary
@@ -15,6 +17,8 @@ MIGRATION_LOCK = 0x48454144  # the advisory lock that every `headrace migrate` t
 
 def migrate(engine: Engine) -> str:
     """Upgrades the schema to the newest version and returns that version. Safe to run repeatedly and concurrently.
+
+    Also creates the partitions of the next days and months.
 
     Raises Misconfigured if the schema is newer than this program, or if the database is not in UTF-8.
     """
@@ -40,7 +44,12 @@ def migrate(engine: Engine) -> str:
                 setting="DATABASE_URL",
             ) from None
         schema.sync(connection, catalogue())
-        return str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
+        version = str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
+    partition_ledger(engine)
+    maintain_partitions(
+        engine, None
+    )  # None: drops no archived delivery, because HEADRACE_KEEP_DAYS may not be set here
+    return version
 
 
 def need_utf8(connection: Connection) -> None:

@@ -7,7 +7,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
+from workers.store import ledger_retention
 from workers.store.engine import delete_in_batches, transaction
+from workers.store.partitions import drop_older
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
@@ -23,14 +25,6 @@ DELETE FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before AND
     SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :limit)""")
 REMOVE_RANGES = text("""
 DELETE FROM headrace.sample_ranges WHERE series_id = ANY(:series) AND greatest(last, replaced_last) < :before""")
-# A dead letter needs its ledger entry, the only record of its user.
-OLD_ENTRIES = """received_at < :before AND NOT EXISTS (SELECT 1 FROM headrace.dead_letters dead_letter
-    WHERE (dead_letter.aggregator, dead_letter.message_id) = (d.aggregator, d.message_id))"""
-COUNT_LEDGER = text(f"SELECT count(*) FROM headrace.deliveries d WHERE {OLD_ENTRIES}")
-REMOVE_LEDGER = text(f"""
-DELETE FROM headrace.deliveries WHERE (aggregator, message_id) IN (
-    SELECT aggregator, message_id FROM headrace.deliveries d WHERE {OLD_ENTRIES}
-    ORDER BY aggregator, message_id LIMIT :limit)""")
 
 
 def limits(settings: Settings, now: datetime) -> dict[str, datetime]:
@@ -52,7 +46,7 @@ def count(engine: Engine, edges: Mapping[str, datetime]) -> dict[str, int]:
 
 def _count(connection: Connection, name: str, before: datetime) -> int:
     if name == LEDGER:
-        query = COUNT_LEDGER
+        query = ledger_retention.COUNT
     elif catalogue()[name].is_series:
         query = COUNT_SAMPLES
     else:
@@ -61,11 +55,25 @@ def _count(connection: Connection, name: str, before: datetime) -> int:
     return int(connection.scalar(query, {"before": before, "resource": name}) or 0)
 
 
+def drop_partitions(engine: Engine, edges: Mapping[str, datetime]) -> list[str]:
+    """Drops partitions of samples that are wholly older than the limit of every resource. Returns their names.
+
+    A partition has the samples of all resources, so that one resource without a limit keeps it. Also drops partitions
+    that `remove` has emptied.
+    """
+    series = [name for name, resource in catalogue().items() if resource.is_series]
+    befores = [edges[name] for name in series if name in edges]
+    if not befores:
+        return []
+    dropped = drop_older(engine, "samples", min(befores)) if len(befores) == len(series) else []
+    return dropped + drop_older(engine, "samples", max(befores), only_empty=True)
+
+
 def remove(engine: Engine, edges: Mapping[str, datetime]) -> Iterator[tuple[str, int]]:
     """Deletes older rows, one transaction per batch, and yields each batch's resource and count. Can be interrupted."""
     for name, before in edges.items():
         if name == LEDGER:
-            batches = delete_in_batches(engine, REMOVE_LEDGER, {"before": before}, BATCH)
+            batches = ledger_retention.remove(engine, before, BATCH)
         elif catalogue()[name].is_series:
             batches = _remove_samples(engine, name, before)
         else:

@@ -24,6 +24,8 @@ def writer_statements(writer: str) -> list[str]:
         f"REVOKE INSERT, UPDATE, DELETE ON headrace.audit FROM {w}",
         f"GRANT INSERT ({AUDIT_COLUMNS}) ON headrace.audit TO {w}",
         f"REVOKE INSERT, UPDATE, DELETE ON headrace.schema_version FROM {w}",
+        "-- only these functions create and drop partitions",
+        f"GRANT EXECUTE ON FUNCTION headrace.create_partition, headrace.drop_partition TO {w}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA headrace GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {w}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA health GRANT SELECT ON TABLES TO {w}",
     ]

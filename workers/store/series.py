@@ -1,11 +1,12 @@
 """Series numbers: the integer that identifies (user, resource, provider, source type, subtype) in a sample row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Engine, text
 
-from workers.actions import SeriesKey
+from workers.actions import Action, Record, Samples, SeriesKey
 from workers.store.engine import transaction
+from workers.store.partitions import SampleMonths
 from workers.store.users import Claim, claims_of, upsert_users
 
 COLUMNS = "user_id, resource, provider, source_type, subtype"
@@ -24,6 +25,15 @@ class SeriesNumbers:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[SeriesKey, int] = {}
+        self._months = SampleMonths(engine)
+
+    def prepare(self, aggregator: str, given: Sequence[Action]) -> dict[SeriesKey, int]:
+        """As `of`, for the series of actions. Also creates the partitions of the months of their samples.
+
+        Call it before the transaction that writes the actions.
+        """
+        self._months.ensure(one for one in given if isinstance(one, Samples))
+        return self.of(aggregator, (key for one in given if isinstance(one, Record | Samples) for key in one.series))
 
     def of(self, aggregator: str, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
         """The number of each key. New series of users who were erased, or belong to another aggregator, have none.

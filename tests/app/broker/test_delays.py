@@ -1,39 +1,32 @@
-"""Delayed messages: queues, delays and dead-letter routing."""
+"""Delayed messages: their queues, and when they are due."""
+
+import time
 
 import pytest
 
 from app.broker.celery import make_celery
-from app.broker.delays import DELAYS, delay_options, delay_queue
+from app.broker.delays import MAX_DELAY_SECONDS, delay_options, delay_queue, seconds_until_due
 from app.config.settings import Settings
 from workers.celery.context import MAX_COUNTDOWN_SECONDS
 from workers.celery.retries import MAX_RETRY_SECONDS
 
 
-@pytest.mark.parametrize(
-    ("seconds", "name"), [(0.1, "live.1s"), (1, "live.1s"), (1.1, "live.2s"), (33, "live.64s"), (1000, "live.64s")]
-)
-def test_a_message_waits_in_the_shortest_queue_that_is_long_enough(seconds: float, name: str) -> None:
-    """Breaks if a message returns before it is due, or much later."""
-    assert delay_queue("live", seconds).name == name
+def test_a_delayed_message_is_stored() -> None:
+    """Breaks if RabbitMQ can lose a delayed message, or moves it on its own."""
+    queue = delay_queue("backfill")
+    assert queue.durable
+    assert queue.queue_arguments == {"x-queue-type": "quorum"}
 
 
-def test_a_delayed_message_is_stored_and_returns() -> None:
-    """Breaks if RabbitMQ can lose a delayed message or returns it to another lane."""
-    room = delay_queue("backfill", 4)
-    assert room.durable
-    assert room.queue_arguments == {
-        "x-queue-type": "quorum",
-        "x-message-ttl": 4000,
-        "x-dead-letter-exchange": "backfill",
-        "x-dead-letter-routing-key": "backfill",
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-
-
-def test_there_is_a_queue_for_the_longest_wait() -> None:
+def test_the_longest_delay_is_not_cut_off() -> None:
     """Breaks if a delay that workers use is shortened."""
-    assert max(DELAYS) >= max(MAX_RETRY_SECONDS, MAX_COUNTDOWN_SECONDS)
+    assert max(MAX_RETRY_SECONDS, MAX_COUNTDOWN_SECONDS) < MAX_DELAY_SECONDS
+
+
+@pytest.mark.parametrize("timestamp", [None, "soon", 1.5, -1, 0, 10**30, float("nan")])
+def test_an_odd_due_time_does_not_hold_a_message(timestamp: object) -> None:
+    """Breaks if a client of the broker can end the thread that returns messages, or let it hold one for years."""
+    assert 0 <= seconds_until_due(timestamp) <= MAX_DELAY_SECONDS
 
 
 @pytest.mark.parametrize("url", ["redis://h", "amqp://h"])
@@ -48,5 +41,7 @@ def test_where_a_message_waits_depends_on_the_broker() -> None:
     redis_celery, amqp_celery = (make_celery(Settings(broker_url=url), "worker") for url in ("redis://h", "amqp://h"))
     assert delay_options(redis_celery, "live", 2.5) == {"countdown": 2.5}
     options = delay_options(amqp_celery, "live", 2.5)
-    assert options.pop("queue").name == "live.4s"
-    assert options == {"countdown": 0, "exchange": "", "routing_key": "live.4s", "mandatory": True}
+    assert options.pop("queue").name == "live.delayed"
+    assert 1.5 < options["timestamp"] - time.time() <= 3.5
+    assert 1.4 < seconds_until_due(options.pop("timestamp")) <= 3.5
+    assert options == {"countdown": 0, "exchange": "", "routing_key": "live.delayed"}

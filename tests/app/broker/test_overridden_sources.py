@@ -8,21 +8,27 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from amqp import Connection as AMQPConnection  # type: ignore[import-untyped]
+from celery import Celery
+from celery.app.amqp import AMQP
 from celery.worker import consumer
 from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from celery.worker.pidbox import Pidbox
 from flower.views.monitor import Metrics
+from kombu.connection import Connection
 from kombu.transport import redis, virtual
 from packaging.requirements import Requirement
+from redis.sentinel import SentinelConnectionPoolProxy, SentinelManagedConnection
 
-from app.broker import redis_transport
+from app.broker import failover, redis_transport
+from app.broker.redis_celery import QuickConnection
 from tests.support import ROOT
 from workers.celery.consumer import make_consumer
 
 WHAT_TO_DO = """{name} of {package} has changed.
-Read the change, adapt what overrides or calls it (app/broker/redis_transport.py, workers/celery/consumer.py,
-workers/celery/flower.py), then update its digest here to {digest!r}."""
+Read the change, adapt what overrides or calls it (app/broker/redis_transport.py, redis_celery.py, sentinel.py and
+failover.py, workers/celery/consumer.py, heartbeats.py and flower.py), then update its digest here to {digest!r}."""
 # The first twelve hexadecimal digits of the SHA-256 of each source.
 OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.QoS.__init__: "77545b203b86",
@@ -32,6 +38,17 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.Channel._brpop_start: "06723d707ddf",
     redis.Channel._brpop_read: "c42518699709",
     redis.Channel._do_restore_message: "8b430df94e45",
+    redis.Channel.__init__: "f189bdebe243",
+    redis.Channel._put: "1c0cf9749576",
+    redis.Channel.maybe_refresh_binding_expiry: "6a24d076d222",
+    redis.SentinelChannel._sentinel_managed_pool: "bde54a2d6e93",
+    Connection._ensure_connection: "9928a72370fd",
+    Connection.as_uri: "84a4b582d143",
+    Connection.__init__: "e9c58f881d0a",
+    Connection._connection_factory: "b96326e2cccc",
+    Connection.maybe_switch_next: "4224624771e9",
+    AMQP._create_task_sender: "f648c9fd2959",
+    Celery._connection: "8c73001d4137",
     virtual.base.Base64.decode: "e3f834a13358",
     redis.Channel._receive_one: "d59b8751d897",
     consumer.Consumer.create_task_handler: "292c5a681f10",
@@ -48,10 +65,18 @@ RELIED_ON: dict[Callable[..., Any], str] = {
     redis.Channel._flush_brpop_reauth: "bb4930b4fd3c",
     redis.Channel._restore: "92e63e38835b",
     redis.MultiChannelPoller._register_BRPOP: "85724582464a",
+    redis.MultiChannelPoller.maybe_refresh_binding_expiry: "8564166a6431",
+    redis.MultiChannelPoller.get: "e0f960e0c328",
+    redis.Channel._connparams: "e9a4295085a8",
+    redis.Channel._disconnect_pools: "db50da048a22",
+    SentinelConnectionPoolProxy.reset: "65e4e110b4ff",
+    SentinelManagedConnection._connect_retry: "3c68be804dbb",
     redis.MultiChannelPoller.on_readable: "c0d99f241607",
     DelayedDelivery.start: "28f53fd4146f",
     Control.__init__: "35676395acaf",
     Pidbox.__init__: "a7c5b7b005e4",
+    Pidbox.start: "94ac3a69cb47",
+    AMQPConnection.heartbeat_tick: "6e0e042ed248",
     Pidbox.on_message: "a7fc59f96634",
 }
 
@@ -83,6 +108,12 @@ def test_every_override_is_in_the_table() -> None:
         (redis_transport.QoS, redis.QoS),
         (redis_transport.Channel, redis.Channel),
         (redis_transport.Transport, redis.Transport),
+        (redis_transport.SentinelChannel, redis.SentinelChannel),
+        (redis_transport.SentinelTransport, redis.SentinelTransport),
+        (QuickConnection, Connection),
+        (failover.FailoverConnection, Connection),
+        (failover.ReturnAwareAMQP, AMQP),
+        (failover.FailoverCelery, Celery),
         (redis_transport.Base64, virtual.base.Base64),
         (kept, consumer.Consumer),
         (kept.Blueprint, consumer.Consumer.Blueprint),

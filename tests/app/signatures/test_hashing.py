@@ -20,7 +20,6 @@ SETTINGS = Settings(
 )
 BODY = b'{"event_type": "x", "title": "\xc3\xbc"}'
 HOUR = timedelta(hours=1)
-OLD = datetime.now(UTC) - HOUR
 SignedBody = tuple[dict[str, str], bytes]
 
 
@@ -35,7 +34,7 @@ def not_text() -> dict[str, str]:
 def junction_cases() -> dict[str, SignedBody]:
     """Signed now: Svix's library has a clock of its own."""
     now = signed(BODY)
-    old = signed(BODY, at=OLD)
+    old = signed(BODY, at=datetime.now(UTC) - HOUR)
     return {
         "valid": (now, BODY),
         "of the first secret": (signed(BODY, secret=OTHER), BODY),
@@ -54,7 +53,7 @@ def terra_cases() -> dict[str, SignedBody]:
     return {
         "valid": (terra_signed(BODY), BODY),
         "another body": (terra_signed(BODY), BODY + b" "),
-        "old": (terra_signed(BODY, at=OLD), BODY),
+        "old": (terra_signed(BODY, at=datetime.now(UTC) - HOUR), BODY),
     }
 
 
@@ -99,11 +98,11 @@ def test_a_hashed_body_is_verified_as_a_whole_one(aggregator: str, name: str) ->
         ("junction", signed(BODY) | {"svix-timestamp": "soon"}, "signature"),
         ("junction", signed(BODY) | {"svix-timestamp": "9" * 19}, "stale"),
         ("junction", signed(BODY) | {"svix-id": "x" * 257}, "signature"),
-        ("junction", signed(BODY, at=OLD), "stale"),
+        ("junction", signed(BODY, at=datetime.now(UTC) - HOUR), "stale"),
         ("terra", {}, "missing"),
         ("terra", {"Terra-Signature": "t=1,v1=" + "0" * 63}, "signature"),
         ("terra", {"Terra-Signature": "v1=" + "0" * 64}, "signature"),
-        ("terra", terra_signed(BODY, at=OLD), "stale"),
+        ("terra", terra_signed(BODY, at=datetime.now(UTC) - HOUR), "stale"),
     ],
 )
 def test_headers_that_fit_no_body_are_refused(aggregator: str, headers: dict[str, str], reason: str) -> None:

@@ -81,6 +81,20 @@ def test_a_frozen_broker_is_not_ready(broker: Broker) -> None:
     until(lambda: is_ready(found), 10)
 
 
+def test_a_publish_outweighs_a_slow_check(broker: Broker) -> None:
+    """Breaks if an endpoint that enqueues is taken out of service because its check has to replace a connection."""
+    found = started(broker)
+    publish = found.observed(lambda _: None)
+    until(lambda: is_ready(found), 10)
+    broker.running.clear()
+    until(lambda: not is_ready(found), 10)
+    publish([])
+    assert is_ready(found)
+    broker.error = "too slow"
+    broker.running.set()
+    until(lambda: not is_ready(found), 10)  # the next check counts again
+
+
 def test_a_flood_of_probes_does_not_reach_the_broker(broker: Broker) -> None:
     """Breaks if each probe checks the broker: a flood of them would open as many connections to it."""
     found = started(broker)

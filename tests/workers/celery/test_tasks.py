@@ -3,11 +3,13 @@
 import itertools
 import json
 import time
+from typing import Any
 
 import pytest
 import redis
 from celery import Task
 from celery.exceptions import Reject, Retry
+from celery.worker import state
 
 from app.broker.celery import make_celery
 from app.broker.lanes import FAILING_SINCE, FAILURES, RETRY_REASON
@@ -15,6 +17,7 @@ from app.config.settings import Settings
 from app.errors import RetryAlone, TryLater
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, publish
+from workers.celery import tasks
 from workers.celery.retries import MAX_RETRY_SECONDS
 from workers.celery.tasks import retry_later
 
@@ -50,16 +53,41 @@ def failing_task(broker_url: str) -> Task:
 
 
 @pytest.mark.parametrize("error", [TryLater("PostgreSQL: away"), ValueError("canary")])
-def test_a_task_that_cannot_be_retried_is_not_dropped(error: Exception) -> None:
-    """Breaks if a message is lost when the database and the broker are down at the same time."""
+def test_a_task_that_cannot_be_enqueued_again_is_repeated(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a message is lost, or returned to the broker again and again, while PostgreSQL and the broker are down.
+
+    RabbitMQ 4 drops a message that was returned 20 times. Here it is returned once, because the worker stops.
+    """
+    tries = []
+    monkeypatch.setattr(tasks, "seconds_before", lambda _: 0.01)
 
     def fail() -> None:
+        tries.append(error)
+        if len(tries) == 25:
+            monkeypatch.setattr(state, "should_stop", 0)
         raise error
 
     task = failing_task("redis://127.0.0.1:1/0")
     with pytest.raises(Reject) as rejected:
         retry_later(task, fail)
     assert rejected.value.requeue is True
+    assert len(tries) == 25
+    task.app.close()
+
+
+def test_a_repeated_task_succeeds_when_its_cause_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a worker stops working for as long as the broker accepts no message."""
+    monkeypatch.setattr(tasks, "seconds_before", lambda _: 0.01)
+    results: list[Any] = [TryLater("PostgreSQL: away"), TryLater("PostgreSQL: away"), "applied"]
+
+    def work() -> str:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return str(result)
+
+    task = failing_task("redis://127.0.0.1:1/0")
+    assert retry_later(task, work) == "applied"
     task.app.close()
 
 

@@ -15,8 +15,9 @@ from sqlalchemy import Engine, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import ROOT, apply, delivery, event, rows, workout
-from tests.support.backfills import announce, notice, settle
-from tests.support.cli import error_line, invoke
+from tests.support.backfills import announce, notice, settle, status
+from tests.support.cli import Headrace, error_line, invoke
+from tests.support.commit_proxy import commit_proxy
 from tests.support.provider import Provider, daily, heartrates
 from workers.cli import backfill as commands
 from workers.cli import options, output
@@ -591,3 +592,17 @@ def test_list_resolves_a_client_user_id(run: Run, engine: Engine, settings: Sett
     run("start", "--user", "u1", "--resource", "sleep", *SINCE)
     assert [one["user_id"] for one in json.loads(run("list", "--user", "member-7", "--json").stdout)] == ["u1"]
     assert run("pause", "--user", "member-7").stdout == "paused 1 of 1\n"
+
+
+def test_a_backfill_whose_commit_was_interrupted_is_started_once(
+    engine: Engine, settings: Settings, headrace: Headrace, database_url: str
+) -> None:
+    """Breaks if `backfill start` fails although the backfill is started, or starts it twice."""
+    apply(engine, settings, delivery(workout("u1")))
+    words = ("backfill", "start", "--user", "u1", "--resource", "sleep", "--since", "2026-01-01")
+    with commit_proxy(database_url) as proxy:
+        proxy.cut(2, "after")  # the first commit ends the lookup of the user
+        done = headrace(*words, DATABASE_URL=proxy.url)
+    assert (proxy.cuts, done.exit_code) == (1, 0), done.output
+    assert status(engine, "u1") == [("pending", 0, 1)]
+    assert [row["action"] for row in rows(engine, "SELECT action FROM headrace.audit")] == ["backfill start"]

@@ -1,6 +1,6 @@
 """The migration 0002, from a database that Headrace 0.1 made and filled: nothing is lost, and it can still be used."""
 
-from datetime import date
+from datetime import UTC, datetime
 
 from sqlalchemy import Engine, text
 
@@ -9,9 +9,10 @@ from tests.support import apply, delivery, heartrate, rows, workout
 from tests.support.database import settings_of
 from workers.ingest.apply import Applier
 from workers.store import archive, digests
-from workers.store.archive import ArchiveWindow, maintain_partitions
+from workers.store.archive import ArchiveWindow
 from workers.store.engine import make_writer
 from workers.store.migrate import migrate
+from workers.store.partitions import maintain_partitions
 
 VIEWS = ("users", "connections", "deliveries", "backfills", "workouts", "heartrate")
 OLD_NAMES = "SELECT relname FROM pg_class WHERE relname ~ '^(kept|suspects|chores)'"
@@ -36,7 +37,7 @@ def test_names_change_and_nothing_else(old: Engine) -> None:
     jobs = rows(old, "SELECT due_at FROM headrace.chores ORDER BY due_at, name")
     assert all(before.values())
     assert len(archived) == 6
-    assert migrate(old) == "0006"
+    assert migrate(old) == "0008"
     assert read(old) == before
     archived = [row | {"digest": None} for row in archived]
     assert rows(old, "SELECT * FROM headrace.archive ORDER BY message_id") == archived
@@ -59,7 +60,7 @@ def test_a_migrated_database_can_be_used(old: Engine, settings: Settings) -> Non
     outcomes = [applier.replay(some).outcomes for some in archive.read(writer, window)]
     assert sum(outcome.total() for outcome in outcomes) == 6
     assert digests.digests(writer) == before
-    dropped = maintain_partitions(writer, 30, date(2027, 1, 1))
+    dropped = maintain_partitions(writer, 30, datetime(2027, 1, 1, tzinfo=UTC))
     assert dropped[0] == "archive_20261120"
     assert apply(writer, here, delivery(workout("u1", "w3")), delivery(heartrate("u3", {0: 70}))) == {"applied": 2}
     assert len(rows(writer, "SELECT id FROM health.workouts WHERE user_id = 'u1'")) == 3

@@ -1,9 +1,8 @@
 """The archive: its deliveries, its partitions, and reading a window."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -14,13 +13,15 @@ from app.delivery import Delivery, Receipt, pack, seal
 from tests.support import delivery, event, message_id, rows, until, workout
 from tests.support.deliveries import SEALER, bodies, received
 from workers.ingest.apply import Applier
-from workers.store import archive, dead_letters
-from workers.store.archive import DAYS_AHEAD, ArchiveWindow, count, maintain_partitions, read
+from workers.store import dead_letters
+from workers.store.archive import ArchiveWindow, count, read
 from workers.store.engine import transaction
 from workers.store.ledger import ArchivedDelivery, OutcomeRow, settle
+from workers.store.partitions import maintain_partitions
 
-TODAY = date(2026, 3, 14)
+TODAY = datetime(2026, 3, 14, tzinfo=UTC)
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+DAYS_AHEAD = 7
 HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
 KEPT = "SELECT message_id FROM headrace.archive ORDER BY 1"
 CLEAR = text("""
@@ -33,9 +34,8 @@ END $$""")
 
 
 @pytest.fixture(autouse=True)
-def empty(shared: Engine) -> Iterator[None]:
-    """Leaves an empty archive with only the default partition."""
-    yield
+def empty(shared: Engine) -> None:
+    """Begins with an empty archive that has only the default partition."""
     with shared.begin() as connection:
         connection.execute(CLEAR)
 
@@ -214,21 +214,26 @@ def test_maintenance_resumes_after_a_pause(shared: Engine) -> None:
     assert partitions(shared) == days(-20, -20 + DAYS_AHEAD) | days(0, DAYS_AHEAD)
 
 
-def test_rows_of_the_default_partition_expire_too(shared: Engine) -> None:
-    """Breaks if rows in the default partition prevent a partition for ever, or are never deleted."""
+def test_rows_of_the_default_partition_move_to_their_day(shared: Engine) -> None:
+    """Breaks if rows that came before their partition prevent it, are lost, or are never deleted."""
     late, tomorrow = put(shared, NOON, NOON + DAY)
+    assert set(where(shared).values()) == {"archive_other"}
     maintain_partitions(shared, 3, TODAY)
-    assert partitions(shared) == days(2, DAYS_AHEAD) | {"archive_other"}
-    assert where(shared) == {late: "archive_other", tomorrow: "archive_other"}
+    assert where(shared) == {late: "archive_20260314", tomorrow: "archive_20260315"}
     assert [one.message_id for hour in read(shared, ArchiveWindow(NOON, NOON + 2 * DAY)) for one in hour] == [
         late,
         tomorrow,
     ]
-    maintain_partitions(shared, 3, TODAY + 3 * DAY)
-    assert kept_ids(shared) == sorted([late, tomorrow])
-    maintain_partitions(shared, 3, TODAY + 4 * DAY)
-    assert kept_ids(shared) == [tomorrow]
     maintain_partitions(shared, 3, TODAY + 5 * DAY)
+    assert kept_ids(shared) == []
+
+
+def test_rows_of_the_default_partition_expire_too(shared: Engine) -> None:
+    """Breaks if a row for which no partition can be created, because its time is wrong, is never deleted."""
+    put(shared, datetime(1999, 12, 31, tzinfo=UTC))
+    maintain_partitions(shared, None, TODAY)
+    assert set(where(shared).values()) == {"archive_other"}
+    maintain_partitions(shared, 3, TODAY)
     assert kept_ids(shared) == []
 
 
@@ -374,11 +379,10 @@ def test_a_message_without_archived_deliveries(shared: Engine) -> None:
     assert kept_ids(shared) == []
 
 
-def test_the_default_partition_always_exists(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_partition_always_exists(shared: Engine) -> None:
     """Breaks if a worker that starts before the first maintenance, or with a wrong clock, cannot archive a delivery."""
     names = put(shared, datetime(1999, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC))
     assert where(shared) == dict.fromkeys(names, "archive_other")
-    seen: list[date] = []
-    monkeypatch.setattr(archive, "_create_ahead", lambda _, today: seen.append(today))
-    maintain_partitions(shared, 30)
-    assert seen == [datetime.now(UTC).date()]
+    maintain_partitions(shared, None)
+    assert where(shared) == dict.fromkeys(names, "archive_other")
+    assert f"archive_{datetime.now(UTC):%Y%m%d}" in partitions(shared)

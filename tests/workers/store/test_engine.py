@@ -1,20 +1,25 @@
 """Engines: sessions, partitions, and the translation of errors."""
 
+import contextlib
+import os
+import socket
+import time
+import uuid
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from app.config.settings import Settings
+from app.config.settings import Settings, load
 from app.errors import HeadraceError, Misconfigured, RetryAlone, TryLater, Unprocessable
 from tests.support import apply, delivery, event, heartrate, rows
 from tests.support.cases import Failures
 from tests.support.database import run
 from workers.local.ports import free_port
-from workers.store.engine import SESSION, make_engine, make_writer, transaction
+from workers.store.engine import CONNECT_TIMEOUT_OF_EACH, NETWORK, SESSION, make_engine, make_writer, transaction
 
 
 def refused(engine: Engine, query: str, **parameters: object) -> str:
@@ -137,6 +142,98 @@ def test_an_error_of_copy_has_the_same_meaning(shared: Engine, shared_settings: 
     engine.dispose()
 
 
+# The network
+
+
+def on(settings: Settings, *ports: int, query: str = "") -> Settings:
+    """The settings with these ports of this machine in front of the server's own, as several hosts."""
+    url = make_url(settings.need_database())
+    hosts = ",".join(f"127.0.0.1:{port}" for port in (*ports, url.port))
+    return load({"DATABASE_URL": f"postgresql://{url.username}:{url.password}@{hosts}/{url.database}{query}"})
+
+
+def options_of(engine: Engine) -> dict[str, str]:
+    """The parameters of a connection that differ from libpq's defaults."""
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        return driver.info.get_parameters()
+
+
+def test_a_vanished_server_is_noticed_by_the_kernel(shared: Engine) -> None:
+    """Breaks if a worker waits 15 min for the answer of a machine that has lost its power."""
+    with shared.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        with socket.socket(fileno=os.dup(driver.fileno())) as one:
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            idle, interval, count, user_timeout = (one.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+    assert idle + interval * count <= 12
+    assert 5_000 <= user_timeout <= 12_000
+
+
+def test_parameters_of_the_url_replace_the_defaults(shared_settings: Settings) -> None:
+    """Breaks if an operator cannot change keepalives or the time to connect."""
+    url = f"{shared_settings.need_database()}?keepalives_idle=77&tcp_user_timeout=99000&connect_timeout=9"
+    engine = make_engine(replace(shared_settings, database_url=url))
+    found = options_of(engine)
+    assert (found["keepalives_idle"], found["tcp_user_timeout"], found["connect_timeout"]) == ("77", "99000", "9")
+    assert found["keepalives_count"] == str(NETWORK["keepalives_count"])
+    engine.dispose()
+
+
+def test_a_silent_host_is_passed_over(shared_settings: Settings) -> None:
+    """Breaks if a machine that accepts connections but never answers blocks workers, `check` and `status`."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = make_engine(on(shared_settings, silent.getsockname()[1], free_port()))
+        began = time.monotonic()
+        found = options_of(engine)
+        assert time.monotonic() - began < CONNECT_TIMEOUT_OF_EACH + 2
+    assert found["target_session_attrs"] == "read-write"
+    engine.dispose()
+
+
+def test_a_standby_is_passed_over(empty: Engine, empty_settings: Settings) -> None:
+    """Breaks if a worker stays on a server that accepts connections but no writes."""
+    database = rows(empty, "SELECT current_database() AS name")[0]["name"]
+    run(empty, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    port = make_url(empty_settings.need_database()).port or 0
+    for query, is_refused in (("", True), ("?target_session_attrs=any", False)):
+        engine = make_engine(on(empty_settings, port, query=query))
+        if is_refused:
+            assert retried(engine, "SELECT 1") == "PostgreSQL: OperationalError"
+        else:
+            assert rows(engine, "SHOW transaction_read_only") == [{"transaction_read_only": "on"}]
+        engine.dispose()
+
+
+@pytest.mark.parametrize("how", ["statement", "copy"])
+def test_a_server_that_became_a_standby_is_left(shared_settings: Settings, how: str) -> None:
+    """Breaks if a worker keeps its connections to a demoted primary, and retries there without end."""
+    engine = make_writer(shared_settings)
+    read_only = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    before = set()
+    with engine.connect() as one, engine.connect() as other:
+        for connection in (one, other):
+            before.add(connection.scalar(text("SELECT pg_backend_pid()")))
+            connection.execute(read_only)
+            connection.commit()
+    for _ in range(len(before)):
+        with contextlib.suppress(TryLater), transaction(engine) as connection:
+            if how == "copy":
+                driver = connection.connection.driver_connection
+                assert isinstance(driver, psycopg.Connection)
+                with driver.cursor() as cursor, cursor.copy("COPY headrace.users (user_id) FROM STDIN") as copied:
+                    copied.write_row((f"{how}-{uuid.uuid4()}",))
+            else:
+                connection.execute(text("INSERT INTO headrace.users (user_id) VALUES (:user)"), {"user": how})
+    with engine.connect() as one, engine.connect() as other:
+        after = {connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, other)}
+    assert not before & after
+    engine.dispose()
+
+
 def test_an_unreachable_server_is_retried_without_its_password(shared_settings: Settings) -> None:
     """Breaks if a delivery is lost because the database is down, or its URL is logged."""
     url = f"postgresql+psycopg://headrace:sesame@127.0.0.1:{free_port()}/headrace"
@@ -214,32 +311,25 @@ def test_every_connection_of_a_writer_can_stage(shared_settings: Settings) -> No
 @pytest.mark.parametrize(
     ("moment", "partition"),
     [
-        ("2026-01-01T00:00:00+00:00", "samples_2026"),
-        ("2025-12-31T23:59:59.999999+00:00", "samples_2025"),
-        ("2026-01-01T00:30:00+01:00", "samples_2025"),
-        ("2010-01-01T00:00:00Z", "samples_2010"),
-        ("2009-12-31T23:59:59Z", "samples_other"),
+        ("2026-01-01T00:00:00+00:00", "samples_202601"),
+        ("2025-12-31T23:59:59.999999+00:00", "samples_202512"),
+        ("2026-01-01T00:30:00+01:00", "samples_202512"),
+        ("2000-01-01T00:00:00Z", "samples_200001"),
+        ("1999-12-31T23:59:59Z", "samples_other"),
         ("1970-01-01T00:00:00Z", "samples_other"),
         ("0001-01-02T00:00:00Z", "samples_other"),
     ],
 )
-def test_a_sample_lands_in_the_partition_of_its_year(
+def test_a_sample_lands_in_the_partition_of_its_month(
     shared: Engine, shared_settings: Settings, moment: str, partition: str
 ) -> None:
-    """Breaks if a wrong device clock makes a dead letter, or a year's samples are in several partitions."""
+    """Breaks if a wrong device clock makes a dead letter, or a month's samples are in several partitions."""
     body = event("daily.data.steps.created", moment, {"data": [{"timestamp": moment, "value": 1, "unit": "count"}]})
     assert apply(shared, shared_settings, delivery(body)) == {"applied": 1}
     query = """SELECT c.relname AS found FROM headrace.samples s JOIN pg_class c ON c.oid = s.tableoid
         JOIN headrace.series n ON n.id = s.series_id WHERE n.user_id = :user"""
     assert rows(shared, query, user=moment) == [{"found": partition}]
     assert rows(shared, "SELECT value FROM health.steps WHERE user_id = :user", user=moment) == [{"value": 1.0}]
-
-
-def test_there_are_partitions_for_past_and_future_years(shared: Engine) -> None:
-    """Breaks if today's samples land in the default partition, which is never dropped by age."""
-    found = rows(shared, "SELECT relname AS name FROM pg_class WHERE relname LIKE 'samples_2%'")
-    names, now = {row["name"] for row in found}, datetime.now(UTC)
-    assert names >= {f"samples_{(now + timedelta(days=days)).year}" for days in (-3650, 0, 365)}
 
 
 def test_one_event_may_span_partitions(shared: Engine, shared_settings: Settings) -> None:

@@ -518,6 +518,7 @@ class Crowd:
 
     def __init__(self, settings: Settings, pause: float) -> None:
         self.settings = settings
+        self.step_seconds = 0.02 + pause / 2  # a message of a new user takes several commits
         self.engines = [make_writer(settings) for _ in range(5)]
         for engine in self.engines[:4]:
             event.listen(engine, "commit", lambda _: time.sleep(pause))
@@ -526,7 +527,8 @@ class Crowd:
         for engine in self.engines:
             engine.dispose()
 
-    def erase(self, user: str, after: float) -> None:
+    def erase(self, user: str, step: int) -> None:
+        """Begins the erasure a few steps after the others, so that ten of them cover the time of a first message."""
         numbers = announce(self.engines[0], self.settings, notice(user), notice(user, "sleep"))
         data = heartrate(user, dict.fromkeys(range(200), 60))["data"]["data"]
         page = {"groups": {"garmin": [{"source": {"provider": "garmin", "type": "watch"}, "data": data}]}}
@@ -548,7 +550,7 @@ class Crowd:
                 fetcher.run(number)
 
         def erase_then() -> None:
-            time.sleep(after)
+            time.sleep(step * self.step_seconds)
             erased(self.engines[4], self.settings, user)
 
         with ThreadPoolExecutor(10) as pool:
@@ -567,7 +569,7 @@ def test_concurrent_work_leaves_nothing(engine: Engine, reading: Settings, full:
             ends.callback(crowd.dispose)
         for turn in range(0, 25, 1 if full else 7):
             user = f"crowd-{turn:03}"
-            crowds[turn % 2].erase(user, turn % 10 * 0.02)
+            crowds[turn % 2].erase(user, turn % 10)
             assert erase.count(engine, user) == {}, turn
             found = {row["user_id"] for row in rows(engine, "SELECT DISTINCT user_id FROM health.workouts")}
             assert {one for one in found if one.startswith(user)} == {f"{user}-neighbour-{n}" for n in range(8)}
@@ -583,7 +585,7 @@ def test_without_the_lock_rows_are_left(engine: Engine, reading: Settings, monke
         ends.callback(crowd.dispose)
         for turn in range(100):
             with suppress(TryLater):  # may be a deadlock: without the lock there is no order
-                crowd.erase(f"crowd-{turn:03}", turn % 10 * 0.02)
+                crowd.erase(f"crowd-{turn:03}", turn % 10)
             if erase.count(engine, f"crowd-{turn:03}"):
                 return
     raise AssertionError("without the lock nothing was left either")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
 from app.config.settings import Settings, load
@@ -13,6 +13,7 @@ from tests.support import START, apply, delivery, event, heartrate, rows, workou
 from tests.support.deliveries import received
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
+from workers.operate import status_view
 from workers.store import retention
 
 DAY = timedelta(days=1)
@@ -112,6 +113,30 @@ def test_the_sweep_deletes_a_few_times_a_day(engine: Engine, settings: Settings,
     apply(engine, settings, delivery(heartrate("u1", {0: 60})))
     jobs.sweep()
     assert rows(engine, BEATS) == [{"rows": 1}]
+    work.engine.dispose()
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_job_that_postgresql_does_not_execute_is_shown(
+    engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if retention fails for ever without a word in `headrace status`, or stops the rest of the sweep."""
+    here = keeping(settings, rest=1)
+    work = WorkerContext(make_celery(here, "worker"), here)
+    scheduled = Jobs(work)
+    with engine.begin() as holder:
+        holder.execute(text("LOCK TABLE headrace.workouts"))
+        scheduled.sweep()
+    status = status_view.read(engine, [], ())
+    assert status.failed_jobs == {"retention": "PostgreSQL: LockNotAvailable (55P03)"}
+    assert status.swept is not None
+    monkeypatch.setattr("workers.celery.jobs.REPORTED_SECONDS", 0.0)
+    with engine.begin() as holder:
+        holder.execute(text("UPDATE headrace.jobs SET lease_until = '-infinity'"))
+    with engine.begin() as holder:
+        holder.execute(text("LOCK TABLE headrace.workouts"))
+        scheduled.sweep()
+    assert status_view.read(engine, [], ()).failed_jobs == {}  # the time to show it has ended
     work.engine.dispose()
 
 

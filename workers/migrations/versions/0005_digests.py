@@ -9,10 +9,10 @@ depends_on = None
 
 CHANGES = """
 -- Null: the signature covers the id. The bodies of the archive and of dead letters are bound to it.
+-- workers/store/ledger_partitioning.py creates the unique index of the ledger, without a lock.
 ALTER TABLE headrace.deliveries ADD COLUMN digest bytea;
 ALTER TABLE headrace.archive ADD COLUMN digest bytea;
 ALTER TABLE headrace.dead_letters ADD COLUMN digest bytea;
-CREATE UNIQUE INDEX deliveries_digest ON headrace.deliveries (aggregator, digest) WHERE digest IS NOT NULL;
 """
 
 

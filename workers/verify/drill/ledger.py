@@ -14,7 +14,7 @@ from app.broker.lanes import is_amqp
 from app.config.settings import load
 from app.delivery import unpack
 from app.errors import Misconfigured, Unprocessable
-from workers.broker_admin import redis_client
+from workers.redis_durability import redis_client
 from workers.store.engine import make_engine, transaction
 from workers.verify.expected import RowKey, stored
 

@@ -47,11 +47,12 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
             yield special
         else:
             user, connection, resource = rng.choice(sources)
-            yield _live(world, rng, user, connection, resource)
+            yield live_event(world, rng, user, connection, resource)
     yield from once
 
 
-def _live(world: World, rng: Random, user: User, connection: Connection, resource: Resource) -> Event:
+def live_event(world: World, rng: Random, user: User, connection: Connection, resource: Resource) -> Event:
+    """An event about a random day of a resource, in some cases a new version, an unknown type or an unusable event."""
     share = rng.random()
     if share < BROKEN:
         return cast("Event", rng.choice(UNUSABLE))

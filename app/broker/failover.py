@@ -1,0 +1,107 @@
+"""Celery for RabbitMQ: connections to the first broker that responds, and publishing without declarations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from amqp.exceptions import ChannelError  # type: ignore[import-untyped]
+from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
+
+from app.broker.brokers import in_order, mark_failed
+
+NO_ROUTE = 312  # reply code of basic.return: no queue is bound to the routing key (AMQP 0-9-1)
+
+
+class FailoverConnection(Connection):  # type: ignore[misc]
+    """Takes the next broker from the order of the process. Kombu's own order starts anew with each connection."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._broker = self.alt[0] if self.alt else ""
+
+    def _connection_factory(self) -> Any:
+        """Opens a connection, and closes the channels of the one that it replaces.
+
+        Kombu leaves them open. A publish with retries on such a channel then opens connection after connection without
+        a pause, for ever: a worker whose machine had been frozen for 40 s did so in its heartbeat.
+        """
+        if self._connection is not None:
+            self._connection.collect()
+        return super()._connection_factory()
+
+    def maybe_switch_next(self) -> None:
+        """Called by kombu after each error of a connection."""
+        if self.alt:
+            mark_failed(self._broker)
+            self._broker = in_order(";".join(self.alt))[0]
+            self.switch(self._broker)
+
+
+class ReturnAwareAMQP(AMQP):  # type: ignore[misc]
+    """Declares a queue only after RabbitMQ has returned a message for it.
+
+    A declaration with a new connection, which is Celery's default, waits for a node that has vanished: up to
+    `net_ticktime`, 60 s by default.
+    """
+
+    Connection = FailoverConnection
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        send = super()._create_task_sender()
+
+        def send_and_declare(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            # Without mandatory, RabbitMQ also confirms a message that it cannot route.
+            options = {"declare": [], "mandatory": True} | options
+            try:
+                return send(producer, name, message, **options)
+            except ChannelError as error:
+                if error.reply_code != NO_ROUTE:
+                    raise
+            # RabbitMQ confirms a message that it has returned. The next publish on this channel would read that
+            # confirm as its own, so the channel cannot be used again.
+            connection = producer.connection
+            connection.collect()
+            producer.revive(connection)
+            queue = options["queue"]
+            return send(
+                producer,
+                name,
+                message,
+                **options | {"declare": [self.queues[queue] if isinstance(queue, str) else queue]},
+            )
+
+        return send_and_declare
+
+
+class FailoverCelery(Celery):  # type: ignore[misc]
+    """A Celery application whose connections use the order of the process."""
+
+    amqp_cls = ReturnAwareAMQP
+
+    def _connection(self, url: str, **options: Any) -> Any:
+        return super()._connection(";".join(in_order(url)), **options)
+
+
+@contextmanager
+def connected(celery: Celery, heartbeat: float = 0) -> Iterator[Any]:
+    """A connection to the first broker that can be reached. Raises the last broker's error if none can."""
+    connection = _connect(celery, heartbeat)
+    try:
+        yield connection
+    except BaseException:
+        connection.collect()  # a graceful close waits for the reply, and a frozen broker sends none
+        raise
+    connection.release()
+
+
+def _connect(celery: Celery, heartbeat: float) -> Any:
+    *others, last = in_order(celery.conf.broker_url)
+    for broker in others:
+        try:
+            return celery.connection_for_write(broker, heartbeat=heartbeat).ensure_connection(max_retries=0)
+        except (OperationalError, OSError):
+            mark_failed(broker)
+    return celery.connection_for_write(last, heartbeat=heartbeat).ensure_connection(max_retries=0)

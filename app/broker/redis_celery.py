@@ -1,0 +1,109 @@
+"""The Celery application for a broker of Redis or Valkey, and its options."""
+
+# ruff: noqa: PLC0415 - importing redis costs 0.1 s of CPU and loads OpenTelemetry where that is installed
+
+import socket
+from typing import Any, Literal
+from urllib.parse import quote
+
+from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
+
+from app.config import sentinel_url
+from app.config.settings import Settings
+
+TRANSPORTS = "app.broker.redis_transport"
+# With a frozen broker a publish takes the socket timeout twice (measured: 4.0 s with 2 s), and it must end within 4 s.
+PUBLISH_SECONDS, CONNECT_SECONDS = 1.5, 1.0
+WAIT_FOR_REPLICAS_SECONDS = 0.6  # twice per publish, together less than PUBLISH_SECONDS; usually a few ms
+# A worker notices within this time that a broker is frozen or its machine is lost. A slower command is repeated.
+WORKER_SECONDS = 3.0
+# The kernel closes a connection 14 s after the broker's machine is lost, also one that waits for broadcasts only.
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+
+
+class QuickConnection(Connection):  # type: ignore[misc]
+    """A worker tries to connect once per second. Celery's pauses of 2, 4, 6 ... 30 s would delay a failover."""
+
+    def _ensure_connection(
+        self,
+        errback: Any = None,
+        max_retries: int | None = None,
+        interval_start: float = 1,
+        interval_step: float = 0,
+        interval_max: float = 1,
+        **options: Any,
+    ) -> Any:
+        return super()._ensure_connection(errback, max_retries, interval_start, interval_step, interval_max, **options)
+
+    def as_uri(self, include_password: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002
+        """With the password, for which only Flower asks, to count messages: the present primary's URL."""
+        name = self.transport_options.get("sentinels")
+        if not include_password or name is None:
+            return str(super().as_uri(include_password, **options))
+        from app.broker.sentinel import finder_named
+
+        found = finder_named(name)
+        host, port = found.discover_master(found.url.master)
+        login = f"{quote(self.userid or '', safe='')}:{quote(self.password or '', safe='')}"
+        return f"{'rediss' if self.ssl else 'redis'}://{login}@{host}:{port}/{self.virtual_host}"
+
+
+class QuickAMQP(AMQP):  # type: ignore[misc]
+    """Makes connections of this class for `RedisCelery`."""
+
+    Connection = QuickConnection
+
+
+class RedisCelery(Celery):  # type: ignore[misc]
+    """A Celery application that finds a restarted or promoted broker within a second."""
+
+    amqp_cls = QuickAMQP
+
+
+def redis_options(settings: Settings, role: Literal["publisher", "worker"]) -> dict[str, Any]:
+    """The settings of Celery that depend on the broker's URL."""
+    url, options = settings.need_broker(), _transport_options(settings, role)
+    if not sentinel_url.is_sentinel(url):
+        # Kombu connects without TLS otherwise: it reads rediss:// only with a transport of its own.
+        tls = {"ssl_cert_reqs": "required"} if url.startswith("rediss:") else None
+        return {
+            "broker_transport": f"{TRANSPORTS}:Transport",
+            "broker_transport_options": options,
+            "broker_use_ssl": tls,
+        }
+    from app.broker.sentinel import finder
+
+    parts = sentinel_url.read(url)
+    return {
+        "broker_url": parts.first,
+        "broker_transport": f"{TRANSPORTS}:SentinelTransport",
+        "broker_transport_options": options | {"sentinels": finder(parts).url.name, "master_name": parts.master},
+        "broker_use_ssl": None if parts.tls is None else dict(parts.tls),
+    }
+
+
+def _transport_options(settings: Settings, role: Literal["publisher", "worker"]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "visibility_timeout": settings.visibility_timeout_seconds,
+        # Without these two a killed worker's message is redelivered up to 100 s after the visibility timeout.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        # The worker that restores messages holds this lock. If it is killed, kombu's default blocks it for 5 min.
+        "unacked_mutex_expire": 5,
+        "socket_keepalive": True,
+        "socket_keepalive_options": {
+            getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
+        },
+        "replicas": settings.broker_replicas,
+    }
+    if role == "publisher":
+        options |= {"socket_timeout": PUBLISH_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
+        return options | {"max_retries": 1, "interval_start": 0, "needs_replicas": True}
+    # Kombu drops a connection whose reply is late by the second interval; its default of 25 s takes up to 51 s.
+    return options | {
+        "socket_timeout": WORKER_SECONDS,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "health_check_interval": WORKER_SECONDS,
+    }

@@ -1,0 +1,59 @@
+"""DATABASE_URL: reads libpq's and SQLAlchemy's forms, with one host or several, and returns a URL for SQLAlchemy."""
+
+import re
+from urllib.parse import parse_qsl, quote, urlencode
+
+SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+SESSION_KINDS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+TARGET = "target_session_attrs"
+# A name, an IPv4 address, an IPv6 address in brackets or the directory of a socket, and a port.
+SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|/[^,]*|[^\[\]:,/]+)(:(?P<port>[0-9]+))?")
+
+
+def read(value: str) -> str:
+    """The URL with SQLAlchemy's scheme. Raises ValueError.
+
+    Several hosts become `?host=h1,h2&port=5432,5433`, which SQLAlchemy, psycopg and libpq all read: SQLAlchemy cannot
+    read libpq's `h1:5432,h2:5433`, nor IPv6 addresses in its own `?host=h1:5432&host=h2:5433`. With several hosts,
+    `target_session_attrs` defaults to read-write, because a standby accepts connections but no writes.
+    """
+    scheme, separator, rest = value.partition("://")
+    place, _, query = rest.partition("#")[0].partition("?")
+    login, at, hosts = place.partition("/")[0].rpartition("@")
+    options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    if scheme not in SCHEMES or not separator or any(kind not in SESSION_KINDS for kind in _of(options, TARGET)):
+        raise ValueError
+    servers = _servers(hosts, options)
+    if len(servers) == 1:
+        return f"postgresql+psycopg://{rest}"
+    kept = [(name, text) for name, text in options if name not in ("host", "port")]
+    kept += [] if _of(options, TARGET) else [(TARGET, "read-write")]
+    listed = [("host", ",".join(host for host, _ in servers)), ("port", ",".join(port for _, port in servers))]
+    database = place.partition("/")[2]
+    return f"postgresql+psycopg://{login}{at}/{database}?{urlencode(listed + kept, safe=',:/', quote_via=quote)}"
+
+
+def _servers(hosts: str, options: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Hosts and ports; those of the query replace those before the path, as in libpq. Raises ValueError."""
+    listed = [_bracketed(part) for text in _of(options, "host") for part in text.split(",")] or hosts.split(",")
+    found = [SERVER.fullmatch(part) for part in listed]
+    ports = [part for text in _of(options, "port") for part in text.split(",")] or [""]
+    if len(ports) == 1:
+        ports *= len(listed)
+    servers = [
+        (match["host"].strip("[]"), match["port"] or port or "5432")
+        for match, port in zip(found, ports, strict=True)
+        if match
+    ]
+    if len(servers) < len(listed) or not all(port.isascii() and 0 < int(port) < 2**16 for _, port in servers):
+        raise ValueError
+    return servers
+
+
+def _bracketed(host: str) -> str:
+    """In a query, libpq reads an IPv6 address without brackets."""
+    return f"[{host}]" if host.count(":") > 1 and "[" not in host else host
+
+
+def _of(options: list[tuple[str, str]], name: str) -> list[str]:
+    return [text for option, text in options if option == name]

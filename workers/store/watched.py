@@ -1,0 +1,45 @@
+"""A connection that is given up when its server is frozen: stopped, although its kernel still acknowledges packets."""
+
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+
+T = TypeVar("T")
+SILENT_SECONDS = 10.0  # without data from the server, until it is asked whether it still accepts connections
+PING_SECONDS = 3
+
+
+class WatchedConnection(psycopg.Connection):
+    """Raises OperationalError if its server neither sends data nor accepts connections. Keepalives cannot show this."""
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+        return super().wait(self._watched(gen), interval, timeout)
+
+    def _watched(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Passes on what `gen` waits for. psycopg sends a value that is false after each interval without data."""
+        heard_at = time.monotonic()
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if ready:
+                    heard_at = time.monotonic()
+                elif time.monotonic() > heard_at + SILENT_SECONDS:
+                    self._need_answer()
+                    heard_at = time.monotonic()
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _need_answer(self) -> None:
+        """Connects again. Not with PQping, which holds the interpreter's lock while it waits."""
+        try:
+            psycopg.connect(self.info.dsn, password=self.info.password, connect_timeout=PING_SECONDS).close()
+        except psycopg.errors.ConnectionTimeout:
+            self.pgconn.finish()
+            raise
+        except psycopg.OperationalError:  # an answer: the server ends this connection itself, if it has to
+            return
