@@ -2,6 +2,7 @@
 
 import operator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 KSUID_EPOCH = datetime(2014, 5, 13, 16, 53, 20, tzinfo=UTC)  # 1,400,000,000 s after 1970 (segmentio/ksuid)
@@ -10,6 +11,7 @@ _weights = [62**place for place in reversed(range(LENGTH))]
 _digits = {letter: digit for digit, letter in enumerate(ALPHABET)}
 
 
+@lru_cache  # parsing and the ledger read the id of a delivery: 5 us each
 def created_at(message_id: str) -> datetime | None:
     """When the message was created, to 4 ms; None if the id has another form.
 
