@@ -57,7 +57,7 @@ SLOW = (
 )
 # These tests need all cores, because they measure times. They run only if their path is given, and then alone.
 MACHINES = "tests/machines"
-MACHINES_SKIPPED = f"runs alone, for seven minutes, if its path is given: ./deploy/test {MACHINES}"
+MACHINES_SKIPPED = f"runs alone, for four minutes, if its path is given: ./deploy/test {MACHINES}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from amqp.exceptions import MessageNacked  # type: ignore[import-untyped]
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
@@ -147,6 +148,11 @@ class Publisher:
             self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
 
     def _errors(self) -> tuple[type[Exception], ...]:
-        """The exceptions of a broker that is unreachable, full or broken; they differ by transport."""
+        """The exceptions of a broker that is unreachable, full or broken; they differ by transport.
+
+        RabbitMQ rejects a message while the leader of a quorum queue moves to another node. That error is in neither
+        list of kombu.
+        """
         transport = self._celery.connection_for_write()
-        return (KombuError, OperationalError, OSError, *transport.connection_errors, *transport.channel_errors)
+        errors = (*transport.connection_errors, *transport.channel_errors)
+        return (KombuError, OperationalError, OSError, MessageNacked, *errors)

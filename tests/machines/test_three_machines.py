@@ -1,7 +1,7 @@
 """Three machines with RabbitMQ, PostgreSQL and Headrace lose each machine in turn, under load and with history running.
 
 This runs alone on its computer, because it measures times: `./deploy/test tests/machines`, as root on Linux, with the
-Debian packages that the skip names. 7 minutes; with --full every machine is lost in every way.
+Debian packages that the skip names. 4 minutes; with --full every machine is lost in every way.
 """
 
 import time
@@ -281,7 +281,7 @@ def test_losing_any_machine_loses_nothing(record_property: Any, *, full: bool) -
 def test_losing_any_machine_with_valkey_loses_nothing(record_property: Any, *, full: bool) -> None:
     """Breaks if the same happens with Valkey and Sentinel as the broker, one replica of which confirms every event."""
     if not full:
-        pytest.skip("seven minutes more: ./deploy/test --full tests/machines")
+        pytest.skip("four minutes more: ./deploy/test --full tests/machines")
     with running(ValkeyCluster, len(SHORT)) as run:
         for loss in SHORT:
             run.lose(loss)

@@ -337,6 +337,34 @@ def test_a_publish_to_a_deleted_lane_is_not_confirmed(server: RabbitMQ, deleted:
     assert [name for name in names(server) if name != "before"] == confirmed
 
 
+def rejected(publish: Callable[[], None]) -> str:
+    """Publishes until RabbitMQ rejects a message, and returns the text of the error. A new policy takes effect late."""
+    for _ in range(1000):
+        try:
+            publish()
+        except PublishFailed as error:
+            return str(error)
+    return "RabbitMQ accepted all messages"
+
+
+def test_a_message_that_rabbitmq_rejects_is_not_confirmed(server: RabbitMQ) -> None:
+    """Breaks if a rejected message counts as published, raises another error, or makes the publisher unusable.
+
+    The second way to publish is that of returned delayed messages, which stopped at such an error.
+    """
+    with publishing(server.url) as publisher:
+        publisher.publish(one("before"))
+        server.control("set_policy", "full", "^live$", '{"max-length": 1, "overflow": "reject-publish"}')
+        try:
+            assert "OperationalError" in rejected(lambda: publisher.publish(one("more")))
+            assert "MessageNacked" in rejected(lambda: publisher.publish_raw("live", Message("more")))
+        finally:
+            server.control("clear_policy", "full")
+        consume_all(server)
+        publisher.publish(one("after"))
+    assert names(server) == ["after"]
+
+
 def test_a_deleted_delay_queue_is_declared_again(server: RabbitMQ) -> None:
     """Breaks if a delayed message is lost because its delay queue was deleted."""
     celery = make_celery(Settings(broker_url=server.url), "worker")
@@ -616,9 +644,13 @@ def test_a_retried_message_returns_to_its_lane_and_blocks_no_other(
 def test_a_worker_reconnects_to_its_lane(
     engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
-    """Breaks if a worker stays idle after its queue was deleted, or the broker was killed or frozen."""
-    with worker(rabbitmq_settings, tmp_path / "log") as process:
-        until(lambda: is_ready(tmp_path / "log"))
+    """Breaks if a worker stays idle after its queue was deleted, or the broker was down or frozen.
+
+    Also breaks if it returns no delayed messages afterwards.
+    """
+    log = tmp_path / "log"
+    with worker(rabbitmq_settings, log) as process:
+        until(lambda: is_ready(log))
         publish(rabbitmq_settings.need_broker(), "w1")
         until(lambda: stored(engine) == ["w1"])
         with server.connect() as connection:
@@ -627,14 +659,16 @@ def test_a_worker_reconnects_to_its_lane(
         until(lambda: server.has("live"))
         publish(rabbitmq_settings.need_broker(), "w2")
         until(lambda: "w2" in stored(engine))
-        server.kill()
-        server.start()
+        with stopped(server):
+            until(lambda: log.read_text().count("delayed messages wait") > 2)
         publish(rabbitmq_settings.need_broker(), "w3")
         until(lambda: "w3" in stored(engine))
         with server.frozen():
             time.sleep(1)
         publish(rabbitmq_settings.need_broker(), "w4")
         until(lambda: "w4" in stored(engine))
+        send(rabbitmq_settings, APPLY, ["w5"], 1)
+        until(lambda: "w5" in stored(engine))
         assert process.poll() is None
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import redis
 
+from app.broker.delays import delay_queue
 from tests.support import rabbitmq
 from tests.support.machines import MACHINES, RECIPE, Machines, ip
 from workers.local import wheels
@@ -93,7 +94,8 @@ class RabbitMQCluster:
     def is_consumed(self) -> bool:
         queues = self.queues()
         members = {one.online for one in queues.values()}
-        return members == {len(MACHINES)} and {queues[lane].consumers for lane in LANES} == {len(MACHINES)}
+        consumers = {queues[name].consumers for lane in LANES for name in (lane, delay_queue(lane).name)}
+        return members == consumers == {len(MACHINES)}
 
     def repair(self, machine: int) -> None:
         """Restarts a node that reports a partition.

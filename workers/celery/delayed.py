@@ -41,8 +41,6 @@ class DelayedMessages:
     def __init__(self, celery: Celery, lane: str) -> None:
         self._celery, self._lane = celery, lane
         self._publisher = Publisher(celery)
-        connection = celery.connection_for_read()
-        self._errors = (OSError, *connection.connection_errors, *connection.channel_errors)
 
     def start(self) -> None:
         """Starts the thread, which ends with the process."""
@@ -52,8 +50,8 @@ class DelayedMessages:
         while True:
             try:
                 self._consume()
-            except self._errors as error:
-                log.warning("delayed messages wait: the connection to the broker is lost (%s)", type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - the edge of the thread, which must keep running
+                log.warning("delayed messages wait, the next attempt is in a second (%s)", type(error).__name__)
                 time.sleep(PAUSE_SECONDS)
 
     def _consume(self) -> None:
