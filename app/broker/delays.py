@@ -24,9 +24,13 @@ def with_delay_queue(lane: Queue, url: str) -> list[Queue]:
 
 
 def delay_options(celery: Celery, lane: str, seconds: float) -> dict[str, Any]:
-    """The options of `send_task` or `retry` that delay a task of this lane by `seconds`."""
+    """The options of `send_task` or `retry` that delay a task of this lane by `seconds`.
+
+    They name the queue, because `retry` would take exchange and routing key of the message: 0.2 used exchanges, and
+    without an exchange Celery would choose the default queue.
+    """
     if seconds <= 0 or not is_amqp(celery.conf.broker_url):
-        return {"countdown": max(seconds, 0)}
+        return {"countdown": max(seconds, 0), "queue": lane, "exchange": "", "routing_key": lane}
     queue = delay_queue(lane)
     # AMQP's timestamp of a delayed message is the time when it is due, in whole unix seconds.
     due = {"timestamp": math.ceil(time.time() + seconds)}

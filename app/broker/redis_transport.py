@@ -21,7 +21,7 @@ from kombu.utils.json import dumps
 from kombu.utils.objects import cached_property
 from redis.connection import Connection, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.sentinel import SentinelConnectionPool
 
 from app.broker.lanes import INVALID, LANES, PROCESSING, RECEIVED_AT
@@ -130,6 +130,17 @@ class QoS(redis.QoS):
             client.eval(MOVE_TO_UNACKED, len(keys), *keys, *values)
         self.channel.processing = ()
         virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """If the broker refuses, it redelivers the message after the visibility timeout.
+
+        A message that stayed here would fill the prefetch count, and the worker would never ask for another one.
+        """
+        try:
+            super().ack(delivery_tag)
+        except RedisError:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
 
     def extend(self) -> None:
         """Starts the visibility timeout of the received messages again. Safe to call from another thread."""

@@ -3,7 +3,9 @@
 import base64
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from app.broker.celery import make_celery
 from app.broker.lanes import INVALID, PROCESSING
 from app.broker.redis_transport import MAX_MERGED_MESSAGES
 from app.config.settings import Settings
-from tests.support import delivery, rows, until, workout
+from tests.support import delivery, rows, until, worker, workout
 from tests.support.workers import BUSY, LIVE, SharedWorker, consume_one, held, ledger, publish
 
 pytestmark = pytest.mark.processes
@@ -171,3 +173,46 @@ def test_a_message_that_cannot_be_merged_blocks_no_other(
     until(lambda: held(broker) == 0)
     stored = len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) + broker.llen(LIVE + INVALID)
     assert stored == (0 if kind == "retried" else 1)
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["running", "started meanwhile"])
+def test_a_worker_empties_a_full_broker(
+    engine: Engine,
+    settings: Settings,
+    broker: "redis.Redis",
+    live_worker: SharedWorker,
+    tmp_path: Path,
+    *,
+    is_new: bool,
+) -> None:
+    """Breaks if a worker ends, or cannot start, while the broker's memory is full: nobody could empty it then."""
+    with ExitStack() as until_end:
+        until_end.callback(broker.config_set, "maxmemory", "0")
+        busy = until_end.enter_context(ExitStack())
+        busy.enter_context(live_worker.busy(engine))
+        publish(settings, *([delivery(workout(f"u{number}"))] for number in range(3)))
+        broker.set("filler", b"x" * 2_000_000)
+        broker.config_set("maxmemory", "1mb")
+        if is_new:
+            until_end.enter_context(worker(settings, tmp_path / "log"))
+        else:
+            busy.close()
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 3)
+        busy.close()
+        until(lambda: held(broker) == 0)
+    assert live_worker.is_alive
+
+
+def test_a_worker_outlives_a_broker_without_replicas(
+    engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
+) -> None:
+    """Breaks if a worker ends because the broker refuses commands: NOREPLICAS, READONLY, MISCONF."""
+    with live_worker.busy(engine):
+        publish(settings, [delivery(workout("u1"))])
+        broker.config_set("min-replicas-to-write", 1)
+    try:
+        until(lambda: "NOREPLICAS" in live_worker.output)
+    finally:
+        broker.config_set("min-replicas-to-write", 0)
+    until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 1)
+    assert live_worker.is_alive

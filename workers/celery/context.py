@@ -91,7 +91,7 @@ class WorkerContext:
             headers=retry_headers({}, one.failures, one.error),
             argsrepr="(1 deliveries)",
             kwargsrepr="{}",
-            **{"queue": "live"} | delay_options(self.celery, "live", seconds),
+            **delay_options(self.celery, "live", seconds),
         )
 
     def enqueue(self, follow_ups: Iterable[FollowUp]) -> None:
@@ -104,8 +104,7 @@ class WorkerContext:
     def send(self, task: str, arguments: tuple[int, ...], seconds: float) -> bool:
         """Enqueues a task on the backfill lane. False if the broker does not accept it."""
         try:
-            options = {"queue": self._lane} | delay_options(self.celery, self._lane.name, seconds)
-            self.celery.send_task(task, args=arguments, **options)
+            self.celery.send_task(task, args=arguments, **delay_options(self.celery, "backfill", seconds))
         except OperationalError as error:
             log.warning("cannot enqueue %s (%s); the next sweep enqueues it", task, type(error).__name__)
             return False

@@ -33,6 +33,7 @@ failover.py, workers/celery/consumer.py, heartbeats.py and flower.py), then upda
 OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.QoS.__init__: "77545b203b86",
     redis.QoS.append: "35c655f6ecc6",
+    redis.QoS.ack: "1bc15a4ddf54",
     redis.QoS.restore_visible: "d4a4a40a3eaf",
     redis.Channel.conn_or_acquire: "25883caca6c4",
     redis.Channel._brpop_start: "06723d707ddf",
@@ -59,7 +60,7 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
 RELIED_ON: dict[Callable[..., Any], str] = {
     virtual.QoS.append: "b388f0cd6485",
     virtual.Transport._deliver: "799e242f3ec5",
-    redis.QoS.pipe_or_acquire: "ad7f549d96c8",
+    virtual.QoS.ack: "0714292b916f",
     redis.QoS.restore_by_tag: "58e161d81b6f",
     redis.Channel._create_client: "dae92bc4075d",
     redis.Channel._flush_brpop_reauth: "bb4930b4fd3c",
