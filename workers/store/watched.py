@@ -1,4 +1,4 @@
-"""A connection that is given up when its server is frozen: stopped, although its kernel still acknowledges packets."""
+"""A connection that is given up when its server is frozen or cannot end: keepalives show neither."""
 
 import time
 from collections.abc import Generator
@@ -12,7 +12,11 @@ PING_SECONDS = 3
 
 
 class WatchedConnection(psycopg.Connection):
-    """Raises OperationalError if its server neither sends data nor accepts connections. Keepalives cannot show this."""
+    """Raises OperationalError if its server neither sends data nor accepts connections.
+
+    The kernel of a frozen server still acknowledges packets. A primary that was cut off from its replicas and replaced
+    shuts down, but waits without end for its transactions, which wait for a replica. Then it refuses connections.
+    """
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
         return super().wait(self._watched(gen), interval, timeout)
@@ -35,11 +39,21 @@ class WatchedConnection(psycopg.Connection):
             return result
 
     def _need_answer(self) -> None:
-        """Connects again. Not with PQping, which holds the interpreter's lock while it waits."""
+        """Connects again, to this server only: with several hosts in DATABASE_URL, another one would answer.
+
+        A server that has no connection left refuses one too. Then this transaction is repeated, which is harmless.
+        Not with PQping, which holds the interpreter's lock while it waits.
+        """
         try:
-            psycopg.connect(self.info.dsn, password=self.info.password, connect_timeout=PING_SECONDS).close()
-        except psycopg.errors.ConnectionTimeout:
+            psycopg.connect(
+                self.info.dsn,
+                host=self.info.host,
+                hostaddr=self.info.hostaddr,
+                port=self.info.port,
+                password=self.info.password,
+                target_session_attrs="any",
+                connect_timeout=PING_SECONDS,
+            ).close()
+        except psycopg.OperationalError:
             self.pgconn.finish()
             raise
-        except psycopg.OperationalError:  # an answer: the server ends this connection itself, if it has to
-            return

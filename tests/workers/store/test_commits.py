@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, make_url, text
 
 from app.config.settings import Settings
 from app.delivery import Receipt, pack, seal
@@ -119,6 +119,35 @@ def test_a_frozen_server_is_left(cut: Engine, proxy: CommitProxy, monkeypatch: p
         insert(cut, "frozen", confirm=False)
     proxy.is_frozen.clear()
     insert(cut, "thawed", confirm=False)
+
+
+def test_a_server_that_cannot_end_is_left(cut: Engine, proxy: CommitProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a worker waits for ever for a replaced primary, which refuses connections and waits for a replica."""
+    monkeypatch.setattr(watched, "SILENT_SECONDS", 0.5)
+    proxy.is_frozen.set()
+    proxy.close()
+    with pytest.raises(TryLater):
+        insert(cut, "refused", confirm=False)
+
+
+def test_another_server_does_not_answer_for_a_frozen_one(
+    proxied: Settings, proxy: CommitProxy, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a worker waits without end for a frozen primary because the new primary accepts connections."""
+    monkeypatch.setattr(watched, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(watched, "PING_SECONDS", 2)
+    first = make_url(proxied.need_database())
+    hosts = [f"{one.host}:{one.port}" for one in (first, make_url(database_url))]
+    url = URL.create(
+        first.drivername, first.username, first.password, database=first.database, query={"host": hosts}
+    ).render_as_string(hide_password=False)
+    several = make_writer(replace(proxied, database_url=url))
+    insert(several, "first host", confirm=False)
+    proxy.is_frozen.set()
+    with pytest.raises(TryLater, match="ConnectionTimeout"):
+        insert(several, "frozen", confirm=False)
+    insert(several, "second host", confirm=False)
+    several.dispose()
 
 
 def test_a_rejected_commit_is_not_unknown(cut: Engine) -> None:
