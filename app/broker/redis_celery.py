@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415 - importing redis costs 0.1 s of CPU and loads OpenTelemetry where that is installed
 
-import socket
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -14,13 +13,9 @@ from app.config import sentinel_url
 from app.config.settings import Settings
 
 TRANSPORTS = "app.broker.redis_transport"
-# With a frozen broker a publish takes the socket timeout twice (measured: 4.0 s with 2 s), and it must end within 4 s.
-PUBLISH_SECONDS, CONNECT_SECONDS = 1.5, 1.0
-WAIT_FOR_REPLICAS_SECONDS = 0.6  # twice per publish, together less than PUBLISH_SECONDS; usually a few ms
 # A worker notices within this time that a broker is frozen or its machine is lost. A slower command is repeated.
 WORKER_SECONDS = 3.0
-# The kernel closes a connection 14 s after the broker's machine is lost, also one that waits for broadcasts only.
-KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+MAX_RESTORE_SECONDS = 5.0
 
 
 class QuickConnection(Connection):  # type: ignore[misc]
@@ -84,18 +79,27 @@ def redis_options(settings: Settings, role: Literal["publisher", "worker"]) -> d
     }
 
 
+def _restore_seconds(visibility_timeout: float) -> float:
+    """Between two searches for messages of killed workers: a twelfth of the visibility timeout, and 1 to 5 s.
+
+    A search is five commands, two of which the broker syncs to disk. Once a second in each of six workers was a third
+    of the CPU time of an idle stack.
+    """
+    return min(max(visibility_timeout / 12, 1.0), MAX_RESTORE_SECONDS)
+
+
 def _transport_options(settings: Settings, role: Literal["publisher", "worker"]) -> dict[str, Any]:
+    from app.broker.sentinel import CONNECT_SECONDS, KEEPALIVE, PUBLISH_SECONDS
+
     options: dict[str, Any] = {
         "visibility_timeout": settings.visibility_timeout_seconds,
         # Without these two a killed worker's message is redelivered up to 100 s after the visibility timeout.
-        "unacked_restore_interval": 1,
+        "unacked_restore_interval": _restore_seconds(settings.visibility_timeout_seconds),
         "unacked_restore_throttle": 1,
         # The worker that restores messages holds this lock. If it is killed, kombu's default blocks it for 5 min.
         "unacked_mutex_expire": 5,
         "socket_keepalive": True,
-        "socket_keepalive_options": {
-            getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
-        },
+        "socket_keepalive_options": KEEPALIVE,
         "replicas": settings.broker_replicas,
     }
     if role == "publisher":

@@ -26,8 +26,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from app.broker.lanes import INVALID, LANES, PROCESSING, RECEIVED_AT
 from app.broker.merging import Message, is_first_attempt, merge_batches
-from app.broker.redis_celery import WAIT_FOR_REPLICAS_SECONDS
-from app.broker.sentinel import finder_named, has_waitaof
+from app.broker.sentinel import finder_named, need_replicas, wait_commands
 from app.errors import Unprocessable
 
 # The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
@@ -63,10 +62,6 @@ FULL_PAUSE_SECONDS = 0.1  # a full broker refuses to wait for a message
 REFUSALS = ("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "UNBLOCKED")
 PROBE = "headrace:replicated"  # a key that is written to test whether the replicas confirm
 SENTINEL_POLL_SECONDS = 0.5  # the age of an answer that all channels of a process share in one second
-
-
-class NotReplicated(RedisConnectionError):
-    """Fewer replicas than HEADRACE_BROKER_REPLICAS have confirmed. A connection error: the next try connects anew."""
 
 
 class _LeavesRefusingNodes:
@@ -213,25 +208,12 @@ class Channel(redis.Channel):
         with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
             for one in (command, *self._waits):
                 pipe.execute_command(*one)
-            answer = pipe.execute()[-1]
-        confirmed = answer[1] if isinstance(answer, list) else answer
-        if confirmed < self.replicas:
-            raise NotReplicated(f"{confirmed} of {self.replicas} replicas have confirmed")
+            need_replicas(pipe.execute()[-1], self.replicas)
 
     @cached_property  # type: ignore[untyped-decorator]
     def _waits(self) -> tuple[tuple[Any, ...], ...]:
-        """WAIT until the replicas have executed the write, then WAITAOF until it is on their disks.
-
-        WAITAOF alone took 600 ms (median), and 1 to 3 ms after WAIT: a replica that is asked in the same round in which
-        it executes a write reports what was on disk before, and reports the rest a second later by itself. Before
-        Redis 7.2 there is no WAITAOF: `need_durable` then requires replicas with `appendfsync always`, which answer
-        WAIT after their fsync.
-        """
-        milliseconds = int(WAIT_FOR_REPLICAS_SECONDS * 1000)
         with self.conn_or_acquire() as client:
-            version = client.info("server")["redis_version"]
-        wait = ("WAIT", self.replicas, milliseconds)
-        return (wait, ("WAITAOF", 1, self.replicas, milliseconds)) if has_waitaof(version) else (wait,)
+            return wait_commands(self.replicas, client.info("server")["redis_version"])
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         lanes = self._queue_cycle.consume(len(self.active_queues))

@@ -1,12 +1,16 @@
 """Clients of Redis and Valkey. Behind Sentinel, each new connection is opened to the present primary."""
 
 import logging
+import socket
 import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakSet
 
 import redis
+from redis.asyncio import Connection as AsyncConnection
+from redis.asyncio import ConnectionPool, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
@@ -16,12 +20,22 @@ from app.config.sentinel_url import SentinelUrl
 
 Address = tuple[str, int]
 Answer = tuple[int, Address | None]  # the configuration epoch, and the primary's address, None if it is down
+Command = tuple[str | int | bytes, ...]
 WAITAOF_SINCE = (7, 2)
 log = logging.getLogger(__name__)
+PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 1.0  # a publish may include a new connection
+WAIT_FOR_REPLICAS_SECONDS = 0.6  # twice per publish, together less than PUBLISH_SECONDS; usually a few ms
+# The kernel closes a connection 14 s after the broker's machine is lost, also one that waits for broadcasts only.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+KEEPALIVE = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
 SENTINEL_SECONDS = 0.5  # a sentinel answers from memory, so a slower one is down
 SILENT_SECONDS = 5.0  # for which a silent sentinel is not asked again if another one has answered
 # A connection that the server has closed is opened again. A timeout is not repeated: it would double the wait.
 RECONNECT_ONCE = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+
+
+class NotReplicated(redis.ConnectionError):
+    """Fewer replicas than HEADRACE_BROKER_REPLICAS have confirmed. A connection error: the next try connects anew."""
 
 
 class PrimaryFinder(Sentinel):
@@ -69,6 +83,10 @@ class PrimaryFinder(Sentinel):
         if self._found is None:
             raise MasterNotFoundError("no primary is up")
         return self._found
+
+    def is_replaced(self, primary: Address) -> bool:
+        """Whether another node is the primary by now, as far as this process knows."""
+        return self._last not in (None, primary)
 
     def pool(self, **options: Any) -> SentinelConnectionPool:
         """A pool of connections to the primary, with redis-py's options."""
@@ -150,11 +168,56 @@ def make_client(url: str, node: Address | None = None, *, timeout: float, connec
     return redis.Redis(connection_pool=finder(parts).pool(**options))
 
 
+def make_connection(url: str, node: Address | None = None) -> AbstractConnection:
+    """A connection of an event loop, not yet open, for a publisher; of a sentinel:// URL to `node`.
+
+    It has no timeout of its own for replies.
+    """
+    options: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": CONNECT_SECONDS, "protocol": 2}
+    options |= {"socket_keepalive_options": KEEPALIVE, "driver_info": None}
+    if node is None:
+        pool: Any = ConnectionPool.from_url(url, **options)
+        return cast("AbstractConnection", pool.make_connection())
+    parts = sentinel_url.read(url)
+    options |= {"username": parts.username, "password": parts.password, "db": parts.database}
+    host, port = node
+    if parts.tls is None:
+        return AsyncConnection(host=host, port=port, **options)
+    options |= dict(parts.tls)
+    return SSLConnection(host=host, port=port, **options)
+
+
+def wait_commands(replicas: int, version: str) -> tuple[Command, ...]:
+    """What to send behind a write, in the same round trip, to wait until the replicas have it on disk.
+
+    WAIT until the replicas have executed the write, then WAITAOF until it is on their disks. WAITAOF alone took 600 ms
+    (median), and 1 to 3 ms after WAIT: a replica that is asked in the same round in which it executes a write reports
+    what was on disk before, and reports the rest a second later by itself. Before Redis 7.2 there is no WAITAOF:
+    `need_durable` then requires replicas with `appendfsync always`, which answer WAIT after their fsync.
+    """
+    milliseconds = int(WAIT_FOR_REPLICAS_SECONDS * 1000)
+    wait: Command = ("WAIT", replicas, milliseconds)
+    return (wait, ("WAITAOF", 1, replicas, milliseconds)) if has_waitaof(version) else (wait,)
+
+
+def need_replicas(answer: Any, replicas: int) -> None:
+    """Checks the answer to the last of `wait_commands`. Raises NotReplicated."""
+    confirmed = answer[1] if isinstance(answer, list) else answer
+    if confirmed < replicas:
+        raise NotReplicated(f"{confirmed} of {replicas} replicas have confirmed")
+
+
 def _with_host(url: str, node: Address) -> str:
     host, port = node
     parts = urlsplit(url)
     login = parts.netloc.rpartition("@")[:2]
     return urlunsplit(parts._replace(netloc=f"{''.join(login)}{f'[{host}]' if ':' in host else host}:{port}"))
+
+
+def version_of(info: Any) -> str:
+    """`redis_version` in the reply to INFO, which is bytes."""
+    lines = (line.partition(b":") for line in info.splitlines())
+    return str(next(value.decode() for name, _, value in lines if name == b"redis_version"))
 
 
 def has_waitaof(version: str) -> bool:

@@ -5,13 +5,12 @@ from typing import Any
 
 from flask import Flask
 
-from app.broker.celery import make_celery
 from app.broker.lanes import is_amqp, messaging_system
-from app.broker.publisher import Publisher
 from app.config.settings import Settings, load
 from app.observability import gc, logs, tracing
 from app.web import limits
-from app.web.batcher import Batcher, Publish
+from app.web.batcher import Batcher
+from app.web.publishing import Publish, make_publisher
 from app.web.readiness import Readiness
 from app.web.rsgi import Server
 from app.web.webhooks import canonical, make_blueprint, on_error
@@ -51,10 +50,10 @@ def from_environment() -> Server:
     settings.need_webhook_secret()
     logs.configure(settings)
     tracing.start(settings, "web", messaging_system(settings))
-    publisher = Publisher(make_celery(settings, "publisher"))
-    readiness = Readiness(publisher.ping, is_expensive=is_amqp(settings.need_broker()))
+    publish, ping = make_publisher(settings)
+    readiness = Readiness(ping, is_expensive=is_amqp(settings.need_broker()))
     readiness.start()
-    batcher = make_batcher(settings, readiness.observed(publisher.publish))
+    batcher = make_batcher(settings, readiness.observed(publish))
     server = Server(create_app(settings, batcher, readiness.check), batcher, settings)
     limits.return_large_buffers()
     gc.freeze()

@@ -11,12 +11,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
-from app.broker.celery import make_celery
 from app.broker.lanes import is_amqp
-from app.broker.publisher import Publisher
 from app.config.settings import Settings, load
 from app.errors import PublishFailed
 from app.observability import logs, metrics
+from app.web.publishing import make_publisher
 from app.web.readiness import Readiness
 
 CONCURRENT = 16  # more requests at once are closed without an answer
@@ -95,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
 def serve(settings: Settings, parent: int) -> None:
     """Serves until the parent ends. Waits for the port while it is in use."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    publisher = Publisher(make_celery(settings, "publisher"))
-    readiness = Readiness(publisher.ping, is_expensive=is_amqp(settings.need_broker()))
+    _, ping = make_publisher(settings)
+    readiness = Readiness(ping, is_expensive=is_amqp(settings.need_broker()))
     readiness.start()
     _bound(settings.operations_host, settings.operations_port, readiness).serve_forever()
 

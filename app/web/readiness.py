@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from app.delivery import Delivery
 from app.errors import PublishFailed
-from app.web.batcher import Publish
+from app.web.publishing import Publish
 
 FRESH_SECONDS = 1.0  # between two checks of the broker while probes arrive
 IDLE_SECONDS = 10.0  # the same without probes, if a check is expensive
@@ -49,9 +49,9 @@ class Readiness:
     def observed(self, publish: Publish) -> Publish:
         """The publish function, whose result counts as a check."""
 
-        def observe(deliveries: Sequence[Delivery]) -> None:
+        async def observe(deliveries: Sequence[Delivery]) -> None:
             try:
-                publish(deliveries)
+                await publish(deliveries)
             except PublishFailed as error:
                 self._learn(error)
                 raise

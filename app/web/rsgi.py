@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined] # not declared as exports
-from werkzeug.datastructures import EnvironHeaders
 
 from app.config.settings import Settings
 from app.delivery import Headers
@@ -25,8 +24,10 @@ from app.signatures.hashing import HashedBody, HmacInput
 from app.web.batcher import Batcher
 from app.web.limits import BodyBudget, BudgetExceeded
 from app.web.webhooks import (
+    ACCEPTED,
     Accepted,
     Receiver,
+    canonical,
     close_connection,
     finish,
     incomplete,
@@ -44,6 +45,7 @@ SMALL_BODY_SECONDS = 5.0  # to receive a small body, or the first SMALL_BYTES of
 REFUSED_SECONDS = 1.0  # to receive a small body if its headers cannot be valid
 INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to seal, so a thread does it, and is hashed as it arrives
 SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and outside the budget: thousands of them fit in memory
+ACCEPTED_HEADERS = list(ACCEPTED.headers.items())
 OVERSIZE = 2  # a body up to twice the limit is hashed and not kept: a 413 counts for alerts only if the signature fits
 
 
@@ -122,32 +124,39 @@ class Server:
         except Exception as error:  # noqa: BLE001 - the process edge; a sender that disconnects ends here as well
             log.warning("a request failed: %s", type(error).__name__)
             answer = unverified(scope.path, unavailable())
-        protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
+        if answer is ACCEPTED:
+            protocol.response_empty(202, ACCEPTED_HEADERS)
+        else:
+            protocol.response_bytes(answer.status_code, list(answer.headers.items()), answer.get_data())
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Granian calls this when the process ends."""
         tracing.stop()
 
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
-        """Flask routes the request. A webhook goes to its receiver and not to its view, which would hold a thread."""
-        environ = _environ(scope)
-        with self._flask.request_context(environ):
-            rule = request.url_rule
-            receiver = self._receivers.get(rule.rule) if rule and scope.method == "POST" else None
-            if receiver is None:
-                return self._other_route()
-        # Hyper has checked the length, and accepts a repeated one if all are equal. -1: a chunked body.
-        declared = int(environ["CONTENT_LENGTH"].partition(",")[0] or -1)
-        if 0 <= declared <= SMALL_BYTES:
-            return await self._small(receiver, EnvironHeaders(environ), protocol)
-        return await self._large(receiver, EnvironHeaders(environ), protocol, declared)
+        """A webhook goes to its receiver, whose route is also Flask's; every other request goes through Flask.
 
-    def _other_route(self) -> Response:
+        Flask dispatches a request only within a request context, for which there is no public short cut. A signed
+        webhook needs none of it, and without it costs 38 us less (of 73 us of Python). Flask's view would also hold a
+        thread.
+        """
+        receiver = self._receivers.get(canonical(_path(scope))) if scope.method == "POST" else None
+        if receiver is None:
+            return self._other_route(_environ(scope))
+        headers = _Headers(scope)
+        # Hyper has checked the length, and accepts a repeated one if all are equal. -1: a chunked body.
+        declared = int((headers.get("content-length") or "-1").partition(",")[0])
+        if 0 <= declared <= SMALL_BYTES:
+            return await self._small(receiver, headers, protocol)
+        return await self._large(receiver, headers, protocol, declared)
+
+    def _other_route(self, environ: dict[str, Any]) -> Response:
         """The answer of a view, which must not block. The body of such a request is not read."""
-        try:
-            answer = self._flask.full_dispatch_request()
-        except Exception as error:  # noqa: BLE001 - as Flask does around a view
-            answer = self._flask.make_response(on_error(error))
+        with self._flask.request_context(environ):
+            try:
+                answer = self._flask.full_dispatch_request()
+            except Exception as error:  # noqa: BLE001 - as Flask does around a view
+                answer = self._flask.make_response(on_error(error))
         return close_connection(answer) if answer.status_code >= 400 else answer
 
     async def _small(self, receiver: Receiver, headers: Headers, protocol: Any) -> Response:
@@ -198,10 +207,10 @@ class Server:
 
     async def _publish(self, accepted: Accepted) -> Response:
         try:
-            await self._batcher.publish_async(accepted.delivery, accepted.span)
+            await self._batcher.publish(accepted.delivery, accepted.span)
         except PublishFailed:
             return finish(accepted, unavailable())
-        return finish(accepted, Response(status=202))
+        return finish(accepted, ACCEPTED)
 
     async def _read(self, body: _Body, protocol: Any, hold: Callable[[int], None]) -> None:
         """Reads a body part by part. Raises _Unread as soon as a limit is exceeded.
@@ -234,13 +243,31 @@ def _refuse_slow(receiver: Receiver, headers: Headers, refused: list[Response], 
         limit.reschedule(asyncio.get_running_loop().time())
 
 
+class _Headers(dict[str, str]):
+    """The headers of a request by name in lower case. A repeated header is joined with commas."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__()
+        for name, value in scope.headers.items():
+            self[name] = f"{self[name]},{value}" if name in self else value
+
+    def get(self, name: str, default: Any = None, /) -> Any:
+        return super().get(name.lower(), default)
+
+
+def _path(scope: Scope) -> str:
+    """The decoded path, as in WSGI (PEP 3333): bytes as characters."""
+    path = scope.path
+    return unquote_to_bytes(path).decode("latin-1") if "%" in path or not path.isascii() else path
+
+
 def _environ(scope: Scope) -> dict[str, Any]:
     """The WSGI environ of a request without its body (PEP 3333). A repeated header is joined with commas."""
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
+        "PATH_INFO": _path(scope),
         "QUERY_STRING": scope.query_string,
         "SERVER_NAME": host,
         "SERVER_PORT": port,
@@ -253,9 +280,7 @@ def _environ(scope: Scope) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
-    for name, value in scope.headers.items():
-        key = "HTTP_" + name.upper().replace("-", "_")
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    environ |= {"HTTP_" + name.upper().replace("-", "_"): value for name, value in _Headers(scope).items()}
     environ.pop("HTTP_TRANSFER_ENCODING", None)
     environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
     environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", "")

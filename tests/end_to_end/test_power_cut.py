@@ -19,12 +19,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.broker.celery import make_celery
-from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import PublishFailed
 from tests.support import delivery, until, workout
+from tests.support.broker import BlockingPublisher
 from workers.local import embedded_valkey, wheels
 from workers.local.supervisor import running
 
@@ -105,8 +104,7 @@ class Publishers:
 
     def publish(self) -> None:
         """Publishes one delivery after the other."""
-        celery = make_celery(Settings(broker_url=self.url), "publisher")
-        publisher = Publisher(celery)
+        publisher = BlockingPublisher(Settings(broker_url=self.url))
         try:
             while True:
                 one = delivery(workout("u1"))
@@ -116,7 +114,6 @@ class Publishers:
             return
         finally:
             publisher.close()
-            celery.close()
 
 
 def confirmed_before_a_kill(broker: Broker) -> set[str]:

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
 from app.web.app import create_app, make_batcher
+from app.web.publishing import in_thread
 from app.web.rsgi import Server
 from tests.support import apply, delivery, event, heartrate, message_id, rows, workout
 from tests.support.fuzzing import Mutator, junction_events, junction_headers, odd, terra_events, terra_headers
@@ -43,7 +44,7 @@ class Endpoint:
 
     def __init__(self, settings: Settings) -> None:
         self.published: list[Delivery] = []
-        batcher = make_batcher(settings, self.published.extend)
+        batcher = make_batcher(settings, in_thread(self.published.extend))
         self._server = Server(create_app(settings, batcher, lambda: None), batcher, settings)
         self._loop = asyncio.Runner()
 

@@ -1,12 +1,41 @@
 """Messages of a broker, and a fake broker that runs in a thread."""
 
+import asyncio
 import base64
+import contextvars
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import redis
 from fakeredis import TcpFakeServer
+
+from app.broker.redis_publisher import RedisPublisher
+from app.config.settings import Settings
+from app.delivery import Delivery
+
+
+class BlockingPublisher:
+    """The endpoint's publisher for Redis, for tests without an event loop."""
+
+    def __init__(self, settings: Settings, lane: str = "live") -> None:
+        self.publisher, self._runner = RedisPublisher(settings, lane), asyncio.Runner()
+
+    def publish(self, deliveries: Sequence[Delivery]) -> None:
+        """Raises PublishFailed."""
+        self._runner.run(self.publisher.publish(deliveries), context=contextvars.copy_context())
+
+    def ping(self) -> None:
+        """Raises PublishFailed."""
+        RedisPublisher(self.publisher.settings).ping()
+
+    def close(self) -> None:
+        """The next publish connects anew."""
+        self._runner.run(self.publisher.close())
+        self._runner.run(asyncio.sleep(0.01))  # asyncio closes the socket in one of its next rounds
+        self._runner.close()
+        self._runner = asyncio.Runner()
 
 
 def waiting(url: str, lane: str = "live") -> list[dict[str, Any]]:

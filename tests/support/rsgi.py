@@ -59,5 +59,9 @@ class Exchange:
         if self.then:
             raise self.then
 
+    def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
+        """Records an answer without a body."""
+        self.response_bytes(status, headers, b"")
+
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers, self.answer = status, dict(headers), body

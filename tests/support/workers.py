@@ -13,10 +13,10 @@ from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
 from app.broker.lanes import PROCESSING
-from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import delivery, event, rows, until, worker
+from tests.support.broker import BlockingPublisher
 from tests.support.poison import fault
 
 LIVE = "live"
@@ -32,12 +32,10 @@ PERFORM pg_advisory_unlock_shared(7)"""
 
 def publish(settings: Settings, *messages: list[Delivery]) -> None:
     """Publishes messages to the live lane, as the endpoint does."""
-    celery = make_celery(settings, "publisher")
-    publisher = Publisher(celery)
+    publisher = BlockingPublisher(settings)
     for deliveries in messages:
         publisher.publish(deliveries)
     publisher.close()
-    celery.close()
 
 
 def held(broker: "redis.Redis") -> int:

@@ -14,10 +14,10 @@ import redis
 
 from app.broker.celery import make_celery
 from app.broker.lanes import FAILING_SINCE, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, SWEEP
-from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Misconfigured, TryLater
+from tests.support.broker import BlockingPublisher
 from workers.broker_admin import lanes, need_durable
 from workers.local.ports import free_port
 from workers.redis_durability import redis_client
@@ -130,8 +130,7 @@ def test_empty_lanes_are_seen_as_empty(here: Settings) -> None:
 
 
 def test_lanes_count_messages_and_know_the_oldest(here: Settings) -> None:
-    celery = make_celery(here, "publisher")
-    publisher = Publisher(celery)
+    publisher = BlockingPublisher(here)
     for deliveries in ([old(1000), old(1)], [old(2000)], [old(2)]):
         publisher.publish(deliveries)
     publisher.close()

@@ -12,10 +12,10 @@ from kombu.transport import virtual
 from app.broker import redis_transport
 from app.broker.celery import make_celery
 from app.broker.lanes import PROCESSING
-from app.broker.publisher import Publisher
 from app.broker.redis_transport import MAX_MERGED_BYTES, MAX_MERGED_MESSAGES
 from app.config.settings import Settings
 from tests.support import delivery, workout
+from tests.support.broker import BlockingPublisher
 from tests.support.workers import LIVE, consume_one, consuming, held, publish
 
 
@@ -63,7 +63,7 @@ def test_a_shared_batch_lingers_for_the_next(
 ) -> None:
     """Breaks if workers of a busy lane do not linger, or the worker of a quiet lane does."""
     monkeypatch.setattr(redis_transport, "LINGER_SECONDS", 2.0)
-    publisher, taken = Publisher(make_celery(settings, "publisher")), list[tuple[str, bool]]()
+    publisher, taken = BlockingPublisher(settings), list[tuple[str, bool]]()
     began = time.monotonic()
 
     def note(message: Any) -> None:

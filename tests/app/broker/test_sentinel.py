@@ -14,14 +14,13 @@ import pytest
 import redis
 
 from app.broker.celery import make_celery
-from app.broker.publisher import Publisher
 from app.broker.sentinel import PrimaryFinder, make_client
 from app.config import sentinel_url
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import PublishFailed
 from tests.support import delivery, workout
-from tests.support.broker import arguments
+from tests.support.broker import BlockingPublisher, arguments
 from tests.support.sentinels import (
     MASTER,
     PASSWORD,
@@ -63,7 +62,7 @@ def settings_of(url: str, replicas: int = 1) -> Settings:
 class Sender:
     """Publishes deliveries with names of their own, and remembers those that were confirmed."""
 
-    publisher: Publisher
+    publisher: BlockingPublisher
     sent: int = 0
     confirmed: set[str] = field(default_factory=set)
 
@@ -86,12 +85,12 @@ def make_sender() -> Iterator[Callable[[str], Sender]]:
     made: list[Sender] = []
 
     def make(url: str, replicas: int = 1) -> Sender:
-        made.append(Sender(Publisher(make_celery(settings_of(url, replicas), "publisher"))))
+        made.append(Sender(BlockingPublisher(settings_of(url, replicas))))
         return made[-1]
 
     yield make
     for sender in made:
-        sender.publisher.close(graceful=False)
+        sender.publisher.close()
 
 
 def names_in(message: dict[str, Any]) -> set[str]:

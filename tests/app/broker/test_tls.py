@@ -13,11 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.broker.celery import make_celery
-from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.errors import PublishFailed
 from tests.support import delivery, workout
+from tests.support.broker import BlockingPublisher
 from tests.support.sentinels import DURABLE, MASTER, PASSWORD, SENTINEL_PASSWORD, until
 from workers.broker_admin import need_durable, need_redis
 from workers.local.ports import free_port
@@ -58,13 +57,13 @@ def serve(stack: ExitStack, certificate: Path, port: int, *arguments: str) -> No
 
 
 def publishes(url: str) -> bool:
-    publisher = Publisher(make_celery(Settings(broker_url=url), "publisher"))
+    publisher = BlockingPublisher(Settings(broker_url=url))
     try:
         publisher.publish([delivery(workout("u1"))])
     except PublishFailed:
         return False
     finally:
-        publisher.close(graceful=False)
+        publisher.close()
     return True
 
 

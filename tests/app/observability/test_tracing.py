@@ -20,16 +20,15 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, TraceIdRatioBa
 from opentelemetry.trace import SpanKind
 from sqlalchemy import Engine
 
-from app.broker.celery import make_celery
 from app.broker.lanes import APPLY
-from app.broker.publisher import Publisher
 from app.config.settings import Settings, load
 from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import logs, tracing
 from app.web.app import create_app, make_batcher
+from app.web.publishing import in_thread
 from tests.support import ROOT, TERRA_SECRET, delivery, program, signed, until, workout
-from tests.support.broker import arguments, waiting
+from tests.support.broker import BlockingPublisher, arguments, waiting
 from tests.support.collector import attributes, collector, linked, named, span_ids
 from workers.ingest.apply import Applier
 from workers.local.ports import free_port
@@ -42,7 +41,7 @@ class Endpoint:
     """The endpoint with a given publish function."""
 
     def __init__(self, settings: Settings, publish: Any) -> None:
-        batcher = make_batcher(settings, publish)
+        batcher = make_batcher(settings, in_thread(publish))
         self._client = create_app(settings, batcher, lambda: None).test_client()
 
     def post(self, name: str, *, secret: str | None = None, **headers: str) -> int:
@@ -63,7 +62,7 @@ def test_a_request_its_message_and_its_row_are_linked(
     engine: Engine, settings: Settings, broker_url: str, exported: InMemorySpanExporter
 ) -> None:
     """Breaks if the spans of a delivery's request, message and task are not linked."""
-    publisher = Publisher(make_celery(settings, "publisher"))
+    publisher = BlockingPublisher(settings)
 
     def slowly(some: Sequence[Delivery]) -> None:
         time.sleep(0.2)
@@ -300,7 +299,7 @@ def test_spans_are_exported_before_the_process_stops(broker_url: str, tmp_path: 
 
 def test_headers_reach_the_worker(settings: Settings, broker_url: str, exported: InMemorySpanExporter) -> None:
     """Breaks if the headers of a message, which Flower shows, contain more than the trace id."""
-    publisher = Publisher(make_celery(settings, "publisher"))
+    publisher = BlockingPublisher(settings)
     with tracing.producer_span("live", []):
         wanted = tracing.inject()
         publisher.publish([delivery(workout("u1"))])

@@ -1,5 +1,6 @@
 """Readiness from memory, and the operations port."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.web import operations, readiness
 from app.web.operations import CONCURRENT, OperationsServer
+from app.web.publishing import in_thread
 from app.web.readiness import Readiness
 from tests.support import HTTP, JUNCTION_SECRET, program, until
 from workers.local.ports import free_port
@@ -84,11 +86,11 @@ def test_a_frozen_broker_is_not_ready(broker: Broker) -> None:
 def test_a_publish_outweighs_a_slow_check(broker: Broker) -> None:
     """Breaks if an endpoint that enqueues is taken out of service because its check has to replace a connection."""
     found = started(broker)
-    publish = found.observed(lambda _: None)
+    publish = found.observed(in_thread(lambda _: None))
     until(lambda: is_ready(found), 10)
     broker.running.clear()
     until(lambda: not is_ready(found), 10)
-    publish([])
+    asyncio.run(publish([]))
     assert is_ready(found)
     broker.error = "too slow"
     broker.running.set()
@@ -125,13 +127,13 @@ def test_a_publish_counts_as_a_check(broker: Broker) -> None:
         if wrong:
             raise wrong[0]
 
-    observed = found.observed(publish)
+    observed = found.observed(in_thread(publish))
     deliveries: list[Delivery] = []
-    observed(deliveries)
+    asyncio.run(observed(deliveries))
     assert is_ready(found)
     wrong.append(PublishFailed("full"))
     with pytest.raises(PublishFailed):
-        observed(deliveries)
+        asyncio.run(observed(deliveries))
     assert not is_ready(found)
     assert broker.checks == 0
 

@@ -19,6 +19,7 @@ from app.errors import PublishFailed
 from app.observability import metrics
 from app.signatures import VERIFIERS
 from app.web.app import create_app, make_batcher
+from app.web.publishing import in_thread
 from app.web.rsgi import INLINE_BYTES, SMALL_BYTES, Server
 from tests.support import signed, workout
 from tests.support.rsgi import SLASHED, Exchange, Headers, Scope
@@ -35,7 +36,7 @@ def taken() -> list[Delivery]:
 
 def server(settings: Settings, publish: Any, **options: Any) -> Server:
     """The endpoint with a given publish function."""
-    batcher = make_batcher(settings, publish)
+    batcher = make_batcher(settings, in_thread(publish))
     return Server(create_app(settings, batcher, lambda: None), batcher, settings, **options)
 
 

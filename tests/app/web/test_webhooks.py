@@ -25,7 +25,7 @@ from app.errors import PublishFailed
 from app.observability import metrics
 from app.sealing import Sealer
 from app.web.app import create_app, make_batcher
-from app.web.batcher import Publish
+from app.web.publishing import BlockingPublish, in_thread
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET, signed, workout
 from tests.support.rsgi import SLASHED
 from tests.support.terra import terra_signed
@@ -41,9 +41,9 @@ def nothing_wrong() -> None:
     """A broker that accepts messages."""
 
 
-def endpoint(settings: Settings, publish: Publish, ready: Callable[[], None]) -> Flask:
+def endpoint(settings: Settings, publish: BlockingPublish, ready: Callable[[], None]) -> Flask:
     """The endpoint with a given publish function."""
-    return create_app(settings, make_batcher(settings, publish), ready)
+    return create_app(settings, make_batcher(settings, in_thread(publish)), ready)
 
 
 @pytest.fixture

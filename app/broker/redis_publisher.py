@@ -1,0 +1,127 @@
+"""Publishes messages of deliveries to Redis or Valkey on an event loop: one round trip, without a thread or kombu."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import redis
+from redis.asyncio.connection import AbstractConnection
+
+from app.broker.lanes import APPLY
+from app.broker.sentinel import (
+    PUBLISH_SECONDS,
+    Address,
+    Command,
+    finder,
+    make_connection,
+    need_replicas,
+    version_of,
+    wait_commands,
+)
+from app.broker.task_message import task_message
+from app.config import sentinel_url
+from app.config.settings import Settings
+from app.delivery import Delivery, pack
+from app.errors import PublishFailed
+from app.observability import tracing
+
+PROBE = "headrace:replicated"  # a key that is written to test whether the replicas confirm
+SENTINEL_POLL_SECONDS = 0.5  # the age of the answer that a new connection may use
+
+
+class RedisPublisher:
+    """Publishes over one connection; for one event loop, and one message at a time."""
+
+    def __init__(self, settings: Settings, lane: str = "live") -> None:
+        self.settings, self._url, self._replicas = settings, settings.need_broker(), settings.broker_replicas
+        self._lane = lane
+        self._sentinels = finder(sentinel_url.read(self._url)) if sentinel_url.is_sentinel(self._url) else None
+        self._connection: AbstractConnection | None = None
+        self._primary: Address | None = None  # behind Sentinel: the node of the connection
+        self._waits: Sequence[Command] = ()  # for the replicas
+
+    async def publish(self, deliveries: Sequence[Delivery]) -> None:
+        """Returns once the broker, and the replicas if they are required, have the message on disk.
+
+        Raises PublishFailed if that is not certain. If the broker has closed the connection of earlier messages, the
+        message is published over a new one. Publishing it twice would change nothing.
+        """
+        count = f"({len(deliveries)} deliveries)"  # shown by Flower and in logs
+        message = task_message(APPLY, pack(deliveries), self._lane, count, tracing.inject())
+        async with self._failing("the broker did not confirm"):
+            if self._is_connected():
+                with contextlib.suppress(redis.ConnectionError):
+                    await self._execute("LPUSH", self._lane, message)
+                    return
+            await self._connect()
+            await self._execute("LPUSH", self._lane, message)
+
+    async def check(self) -> None:
+        """Raises PublishFailed if the broker accepts no messages, over a connection that is closed again."""
+        async with self._failing("the broker cannot be reached or accepts no messages"):
+            await self._connect()
+            await self._execute("PING")
+        await self.close()
+
+    def ping(self) -> None:
+        """As `check`, for a thread without an event loop, whose connection no other thread may use."""
+        asyncio.run(self._check_and_settle())
+
+    async def _check_and_settle(self) -> None:
+        try:
+            await self.check()
+        finally:
+            await asyncio.sleep(0)  # asyncio closes the socket in its next round
+
+    async def close(self) -> None:
+        """Closes the connection; the next publish opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    @contextlib.asynccontextmanager
+    async def _failing(self, what: str) -> AsyncIterator[None]:
+        """Limits the time, and reports every error as PublishFailed.
+
+        Any error ends the connection: a reply may still arrive, or the node may have been replaced.
+        """
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                yield
+        except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+            await self.close()
+            raise PublishFailed(f"{what} ({type(error).__name__})") from error
+        except BaseException:
+            await self.close()
+            raise
+
+    def _is_connected(self) -> bool:
+        is_replaced = self._sentinels and self._primary and self._sentinels.is_replaced(self._primary)
+        return self._connection is not None and not is_replaced
+
+    async def _connect(self) -> None:
+        """Raises NotReplicated if the replicas do not confirm a write.
+
+        Otherwise each repeated webhook would put another copy of its message into the lane before it is refused.
+        """
+        await self.close()
+        if self._sentinels:
+            self._primary = await asyncio.to_thread(self._sentinels.primary, SENTINEL_POLL_SECONDS)
+        self._connection = connection = make_connection(self._url, self._primary)
+        self._waits = ()
+        await connection.connect()  # type: ignore[no-untyped-call]
+        if self._replicas:
+            self._waits = wait_commands(self._replicas, version_of(await self._execute("INFO", "server")))
+            await self._execute("SET", PROBE, 1, "PX", 60_000)
+
+    async def _execute(self, *command: str | int | bytes) -> object:
+        """The reply. Raises RedisError, and NotReplicated if replicas are required and have not confirmed in time."""
+        connection = self._connection
+        if connection is None:
+            raise redis.ConnectionError("not connected")
+        await connection.send_packed_command(connection.pack_commands((command, *self._waits)), check_health=False)
+        reply = await connection.read_response()
+        answers = [await connection.read_response() for _ in self._waits]
+        if answers:
+            need_replicas(answers[-1], self._replicas)
+        return reply
