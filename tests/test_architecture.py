@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "sqlalchemy": "workers.store workers.migrations workers.ingest workers.backfill workers.reconcile workers.operate "
     "workers.celery.context workers.verify workers.cli",
     "alembic": "workers.store.migrate workers.migrations",
-    "psycopg": "workers.store.engine workers.store.watched workers.store.samples workers.local.embedded_postgres",
+    "psycopg": "workers.store.engine workers.store.watched workers.store.samples workers.local.writer_role",
     "httpx": "workers.simulator workers.fetch.http",
     "requests": "",
     "aiohttp": "",

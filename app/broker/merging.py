@@ -1,7 +1,8 @@
 """Merges queued messages of deliveries into one, which a worker applies in one transaction."""
 
 import base64
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,30 @@ Message = dict[str, Any]  # of kombu's virtual transports
 Body = tuple[tuple[str], NoKeywords, Callbacks]
 _decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
+_queued: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 TRACE_CONTEXT = ("traceparent", "tracestate")
+
+
+def first_attempts(raws: Iterable[bytes]) -> list[Message]:
+    """The messages of a lane up to the first one that is not merged with others, see `is_first_attempt`.
+
+    msgspec decodes a message of one delivery in a third of the time of `json`, and without kombu's Message object.
+    """
+    return list(itertools.takewhile(_is_readable_first_attempt, map(_decoded, raws)))
+
+
+def _decoded(raw: bytes) -> Message:
+    try:
+        return _queued.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return {}
+
+
+def _is_readable_first_attempt(message: Message) -> bool:
+    try:
+        return is_first_attempt(message)
+    except (AttributeError, LookupError, TypeError):  # not in the form of a message
+        return False
 
 
 def is_first_attempt(message: Message) -> bool:
@@ -37,8 +61,9 @@ def is_first_attempt(message: Message) -> bool:
 def merge_batches(messages: Sequence[Message]) -> Message:
     """The first message with the deliveries of all of them. Raises Unprocessable if one cannot be read.
 
-    A message costs a worker 4 ms, mostly not for its deliveries, and when a lane fills up the endpoint's own messages
-    of ten are too small. Checking every delivery here costs 3 % of merging: most of it is base64, twice a message.
+    A task costs about 9 core-ms besides its deliveries (worker, PostgreSQL and broker), and at few connections the
+    endpoint's messages have one to three. Checking every delivery here costs 3 % of merging: most of it is base64,
+    twice a message.
     """
     bodies = [_body(message) for message in messages]
     deliveries = [delivery for (packed,), *_ in bodies for delivery in unpack(packed)]

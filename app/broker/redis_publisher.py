@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Sequence
 
 import redis
 from redis.asyncio.connection import AbstractConnection
@@ -48,19 +48,11 @@ class RedisPublisher:
         """
         count = f"({len(deliveries)} deliveries)"  # shown by Flower and in logs
         message = task_message(APPLY, pack(deliveries), self._lane, count, tracing.inject())
-        async with self._failing("the broker did not confirm"):
-            if self._is_connected():
-                with contextlib.suppress(redis.ConnectionError):
-                    await self._execute("LPUSH", self._lane, message)
-                    return
-            await self._connect()
-            await self._execute("LPUSH", self._lane, message)
+        await self._within_limits(self._push(message), "the broker did not confirm")
 
     async def check(self) -> None:
         """Raises PublishFailed if the broker accepts no messages, over a connection that is closed again."""
-        async with self._failing("the broker cannot be reached or accepts no messages"):
-            await self._connect()
-            await self._execute("PING")
+        await self._within_limits(self._connect(), "the broker cannot be reached or accepts no messages")
         await self.close()
 
     def ping(self) -> None:
@@ -79,21 +71,28 @@ class RedisPublisher:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    @contextlib.asynccontextmanager
-    async def _failing(self, what: str) -> AsyncIterator[None]:
+    async def _within_limits(self, work: Coroutine[None, None, None], what: str) -> None:
         """Limits the time, and reports every error as PublishFailed.
 
         Any error ends the connection: a reply may still arrive, or the node may have been replaced.
         """
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
-                yield
+                await work
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
             await self.close()
             raise PublishFailed(f"{what} ({type(error).__name__})") from error
         except BaseException:
             await self.close()
             raise
+
+    async def _push(self, message: bytes) -> None:
+        if self._is_connected():
+            with contextlib.suppress(redis.ConnectionError):
+                await self._execute("LPUSH", self._lane, message)
+                return
+        await self._connect()
+        await self._execute("LPUSH", self._lane, message)
 
     def _is_connected(self) -> bool:
         is_replaced = self._sentinels and self._primary and self._sentinels.is_replaced(self._primary)
@@ -110,6 +109,7 @@ class RedisPublisher:
         self._connection = connection = make_connection(self._url, self._primary)
         self._waits = ()
         await connection.connect()  # type: ignore[no-untyped-call]
+        await self._execute("PING")  # a frozen broker accepts connections
         if self._replicas:
             self._waits = wait_commands(self._replicas, version_of(await self._execute("INFO", "server")))
             await self._execute("SET", PROBE, 1, "PX", 60_000)

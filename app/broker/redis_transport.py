@@ -25,7 +25,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.sentinel import SentinelConnectionPool
 
 from app.broker.lanes import INVALID, LANES, PROCESSING, RECEIVED_AT
-from app.broker.merging import Message, is_first_attempt, merge_batches
+from app.broker.merging import Message, first_attempts, is_first_attempt, merge_batches
 from app.broker.sentinel import finder_named, need_replicas, wait_commands
 from app.errors import Unprocessable
 
@@ -34,26 +34,29 @@ ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
 MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier return would only repeat work
 MAX_INSPECTED = 50
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
-# batch it lingers for more: 10 % more events committed a second (measured in turns).
-MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 32, 512 * 1024
-LINGER_SECONDS = 0.010
+# batch that has emptied the lane it lingers for more: record 0072.
+MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 512 * 1024
+LINGER_SECONDS = 0.100
 log = logging.getLogger(__name__)
 # A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun
 # with a write that frees some, as these do. Otherwise workers could not empty a full broker.
 MOVE_BATCH = """
 local taken, bytes = {}, tonumber(ARGV[2])
 while #taken < tonumber(ARGV[1]) do
-    local raw = redis.call('LINDEX', KEYS[1], -1)
+    local raw = redis.call('LINDEX', KEYS[1], -1 - #taken)
     if not raw or #raw > bytes then break end
     bytes = bytes - #raw
-    redis.call('RPOP', KEYS[1])
-    redis.call('LPUSH', KEYS[2], raw)
     table.insert(taken, raw)
 end
-return taken"""
+if #taken > 0 then
+    redis.call('RPOP', KEYS[1], #taken)
+    redis.call('LPUSH', KEYS[2], unpack(taken))
+end
+return {taken, redis.call('LLEN', KEYS[1])}"""
 MOVE_BACK = "if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end"
+# LREM searches from the tail, where the oldest messages are.
 MOVE_TO_UNACKED = """
-for place = 4, #ARGV do redis.call('LREM', KEYS[1], 1, ARGV[place]) end
+for place = 4, #ARGV do redis.call('LREM', KEYS[1], -1, ARGV[place]) end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])"""
 FULL_PAUSE_SECONDS = 0.1  # a full broker refuses to wait for a message
@@ -144,7 +147,7 @@ class QoS(redis.QoS):
                 client.zadd(self.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Called every second: returns the messages of killed workers from "unacked" and from the processing lists."""
+        """Called every 1 to 5 s: returns messages of killed workers from "unacked" and from the processing lists."""
         try:
             super().restore_visible(*args, **options)
         except OutOfMemoryError:
@@ -171,7 +174,7 @@ class Channel(redis.Channel):
     _own_client: Any = None
     lane = ""  # the lane that was read last
     processing: Sequence[bytes] = ()  # its messages that are not yet in "unacked"
-    last_batch_was_shared = False
+    lingers = False  # whether the last batch was shared and has emptied the lane
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Raises NotReplicated if this channel only publishes, and the replicas do not confirm.
@@ -252,7 +255,7 @@ class Channel(redis.Channel):
 
     def _move_without_waiting(self) -> bytes | None:
         with self.conn_or_acquire() as client:
-            found = client.eval(MOVE_BATCH, 2, self.lane, self.lane + PROCESSING, 1, sys.maxsize)
+            found, _ = client.eval(MOVE_BATCH, 2, self.lane, self.lane + PROCESSING, 1, sys.maxsize)
         if not found:
             time.sleep(FULL_PAUSE_SECONDS)
             return None
@@ -261,18 +264,18 @@ class Channel(redis.Channel):
     def _merge_queued(self, message: Message, raw: bytes) -> Message:
         """The message merged with those queued behind it. Until `append` all of them stay in the processing list."""
         lists = (self.lane, self.lane + PROCESSING)
-        if self.last_batch_was_shared:
+        if self.lingers:
             time.sleep(LINGER_SECONDS)
         with self.conn_or_acquire() as client:
-            others = client.eval(MOVE_BATCH, 2, *lists, MAX_MERGED_MESSAGES - 1, MAX_MERGED_BYTES - len(raw))
-            fresh = list(itertools.takewhile(lambda one: one and is_first_attempt(one), map(self._parse, others)))
+            others, left = client.eval(MOVE_BATCH, 2, *lists, MAX_MERGED_MESSAGES - 1, MAX_MERGED_BYTES - len(raw))
+            fresh = first_attempts(others)
             try:
-                merged = merge_batches([message, *filter(None, fresh)]) if fresh else message
+                merged = merge_batches([message, *fresh]) if fresh else message
             except Unprocessable:  # of one of them: each is then delivered alone
                 merged, fresh = message, []
             for other_raw in reversed(others[len(fresh) :]):
                 client.eval(MOVE_BACK, 2, *reversed(lists), other_raw)
-        self.processing, self.last_batch_was_shared = [raw, *others[: len(fresh)]], bool(fresh)
+        self.processing, self.lingers = [raw, *others[: len(fresh)]], bool(fresh) and not left
         return merged
 
     def _quarantine(self, raw: bytes) -> None:

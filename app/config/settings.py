@@ -105,7 +105,7 @@ class Settings:
     # Endpoint
     host: str = _setting("HEADRACE_HOST", "127.0.0.1", types.text("an address"), "address of the endpoint")
     port: int = _setting("HEADRACE_PORT", 8000, types.PORT, "port of the endpoint")
-    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 2, types.PROCESSES, "processes of the endpoint")
+    web_processes: int = _setting("HEADRACE_WEB_PROCESSES", 1, types.PROCESSES, "processes of the endpoint")
     max_body_bytes: int = _setting(
         "HEADRACE_MAX_BODY_BYTES", 64 * MIB, types.BYTES, "maximum body size; a larger body gets a 413"
     )
@@ -328,6 +328,12 @@ def _missing(attribute: str, hint: str = STACK_HINT) -> NoReturn:
 def process_environment() -> dict[str, str]:
     """The whole environment, for a process that starts others."""
     return dict(os.environ)
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Makes this the environment of the process, which was forked from one with another environment."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:

@@ -5,13 +5,13 @@ from typing import Any
 
 from flask import Flask
 
-from app.broker.lanes import is_amqp, messaging_system
+from app.broker.lanes import messaging_system
 from app.config.settings import Settings, load
 from app.observability import gc, logs, tracing
 from app.web import limits
 from app.web.batcher import Batcher
 from app.web.publishing import Publish, make_publisher
-from app.web.readiness import Readiness
+from app.web.readiness import make_readiness
 from app.web.rsgi import Server
 from app.web.webhooks import canonical, make_blueprint, on_error
 
@@ -51,7 +51,7 @@ def from_environment() -> Server:
     logs.configure(settings)
     tracing.start(settings, "web", messaging_system(settings))
     publish, ping = make_publisher(settings)
-    readiness = Readiness(ping, is_expensive=is_amqp(settings.need_broker()))
+    readiness = make_readiness(settings, ping)
     readiness.start()
     batcher = make_batcher(settings, readiness.observed(publish))
     server = Server(create_app(settings, batcher, readiness.check), batcher, settings)

@@ -107,7 +107,7 @@ class Batcher:
             self._count(batch, error, time.monotonic() - began)
 
     def _count(self, batch: Sequence[_Pending], error: PublishFailed | None, seconds: float) -> None:
-        metrics.PUBLISH_SECONDS.labels("failed" if error else "taken").observe(seconds)
+        metrics.publish_seconds("failed" if error else "taken").observe(seconds)
         is_open = self._failures >= FAILURES_TO_OPEN
         if is_open != self._was_open:
             metrics.CIRCUIT_OPEN.set(is_open)
@@ -115,7 +115,7 @@ class Batcher:
         if error is None:
             metrics.MESSAGE_DELIVERIES.observe(len(batch))
             for aggregator in {pending.delivery.aggregator for pending in batch}:
-                metrics.LAST_PUBLISH.labels(aggregator).set_to_current_time()
+                metrics.last_publish(aggregator).set_to_current_time()
 
 
 def _complete(batch: Sequence[_Pending], error: PublishFailed | None) -> None:

@@ -11,12 +11,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
-from app.broker.lanes import is_amqp
 from app.config.settings import Settings, load
 from app.errors import PublishFailed
 from app.observability import logs, metrics
 from app.web.publishing import make_publisher
-from app.web.readiness import Readiness
+from app.web.readiness import Readiness, make_readiness
 
 CONCURRENT = 16  # more requests at once are closed without an answer
 REQUEST_SECONDS = 5.0
@@ -95,7 +94,7 @@ def serve(settings: Settings, parent: int) -> None:
     """Serves until the parent ends. Waits for the port while it is in use."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _, ping = make_publisher(settings)
-    readiness = Readiness(ping, is_expensive=is_amqp(settings.need_broker()))
+    readiness = make_readiness(settings, ping)
     readiness.start()
     _bound(settings.operations_host, settings.operations_port, readiness).serve_forever()
 

@@ -5,26 +5,33 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from app.config import sentinel_url
+from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.web.publishing import Publish
 
 FRESH_SECONDS = 1.0  # between two checks of the broker while probes arrive
-IDLE_SECONDS = 10.0  # the same without probes, if a check is expensive
+IDLE_SECONDS = 10.0  # the same without probes
 SLOW_SECONDS = 2.0  # a check that takes longer means that the broker is frozen
 log = logging.getLogger(__name__)
+
+
+def make_readiness(settings: Settings, ping: Callable[[], None]) -> "Readiness":
+    """The readiness of this process. Behind Sentinel, checks also show a publisher that the primary was replaced."""
+    is_sentinel = sentinel_url.is_sentinel(settings.need_broker())
+    return Readiness(ping, idle_seconds=FRESH_SECONDS if is_sentinel else IDLE_SECONDS)
 
 
 class Readiness:
     """The result of the last publish or of the last check, which a thread repeats. A probe only reads it."""
 
-    def __init__(self, ping: Callable[[], None], *, is_expensive: bool) -> None:
+    def __init__(self, ping: Callable[[], None], *, idle_seconds: float = IDLE_SECONDS) -> None:
         """`ping` raises PublishFailed if the broker accepts no messages.
 
-        A check of RabbitMQ is expensive: the members of the lane store a message. Without probes it is repeated only
-        every 10 s, and the first probe reads a state that is as old.
+        Without probes, the broker is checked every `idle_seconds`, and the first probe reads a state that is as old.
         """
-        self._ping, self._idle_seconds = ping, IDLE_SECONDS if is_expensive else FRESH_SECONDS
+        self._ping, self._idle_seconds = ping, idle_seconds
         self._error: PublishFailed | None = PublishFailed("the broker has not been checked yet")
         self._known_at = self._asked_at = float("-inf")
         self._check_began: float | None = None

@@ -165,9 +165,9 @@ def _record(
 ) -> Response:
     if span is not None:
         span.end(answer.status_code, delivery)
-    metrics.ANSWERS.labels(aggregator, str(answer.status_code)).inc()
+    metrics.answers(aggregator, answer.status_code).inc()
     if began is not None:
-        metrics.ANSWER_SECONDS.labels(aggregator).observe(time.perf_counter() - began)
+        metrics.answer_seconds(aggregator).observe(time.perf_counter() - began)
     return answer
 
 

@@ -143,10 +143,10 @@ def main(url: str, count: int) -> None:
         f"median {sorted(during)[len(during) // 2] * 1000:.0f} ms, longest {max(during) * 1000:.0f} ms "
         f"(before: {max(events.seconds[:quiet]) * 1000:.0f} ms)"
     )
-    for one in at_work:
+    for writer in at_work:
         click.echo(
-            f"writer: {one.written} written, {one.deleted} deleted, longest transaction "
-            f"{max(one.seconds) * 1000:.0f} ms, error {one.error}"
+            f"writer: {writer.written} written, {writer.deleted} deleted, longest transaction "
+            f"{max(writer.seconds) * 1000:.0f} ms, error {writer.error}"
         )
     click.echo(f"longest wait of a writer for a lock: {sampler.longest_wait * 1000:.0f} ms")
     for name, seconds in sorted(sampler.longest_lock.items(), key=lambda item: -item[1])[:8]:

@@ -167,7 +167,7 @@ def _merge_all(database_url: str, people: int, ready: Any, go: Any) -> None:
         user = str(uuid.uuid4())
         for samples in read:
             action = replace(samples, user_id=user)
-            known = numbers.of("junction", [action.series])
+            known = numbers.prepare("junction", [action])
             with transaction(engine) as connection:
                 claim_user(connection, user, "junction")
                 write(connection, [BatchItem(0, action)], "backfill", known)

@@ -1,8 +1,7 @@
-"""Workouts in a closed loop, then at 80 % of the committed rate: responses, rows, CPU and memory."""
+"""Workouts in a closed loop, then at 80 % of the committed rate: responses, rows and CPU."""
 
 from tests.bench.passage import people, run_pipeline
 from tests.bench.probe import Probe
-from tests.bench.processes import memory
 from tests.bench.results import Live, PipelineRun, Plan
 from tests.bench.stack import Stack, running_stack
 
@@ -19,7 +18,7 @@ def measure(plan: Plan) -> Live:
         rate = SHARE * best.committed
         with Probe(stack, plan.probes) as probe:
             paced = run_pipeline(stack, "workouts", connections=best.connections, seconds=plan.seconds, rate=rate)
-        return Live(closed, rate, paced, probe.to_row, memory(stack))
+        return Live(closed, rate, paced, probe.to_row)
 
 
 def samples(plan: Plan) -> PipelineRun:

@@ -1,12 +1,16 @@
-"""A load run_pipeline the whole pipeline: sends events, waits for their rows, and measures rates, latency and CPU."""
+"""A load through the whole pipeline: sends events, waits for their rows, and measures rates, response times and CPU."""
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from urllib.request import urlopen
 
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
+from app.broker.lanes import APPLY
 from tests.bench.load import run
 from tests.bench.processes import Cpu
 from tests.bench.results import SAMPLES_PER_EVENT, PipelineRun, times
@@ -16,13 +20,17 @@ from tests.support import START
 USERS = 200
 STALL_TIMEOUT_SECONDS = 60
 POLL_SECONDS = 0.1
-MAX_EVENTS_PER_SECOND = {"workouts": 8000, "heartrate": 200}  # events prepared per second of load
+MAX_EVENTS_PER_SECOND = {"workouts": 12_000, "heartrate": 200}  # events prepared per second of load
 # Counts ledger rows, one per event: counting samples repeatedly would itself be a considerable load.
 SETTLED = text("SELECT count(*) FROM headrace.deliveries WHERE received_at >= :began AND user_id = ANY(:users)")
 ROWS = {
     "workouts": text("SELECT count(*) FROM health.workouts WHERE user_id = ANY(:users)"),
     "heartrate": text("SELECT count(*) FROM health.heartrate WHERE user_id = ANY(:users) AND ts >= :since"),
 }
+
+# Metrics of which the differences give the sizes of messages and batches.
+PUBLISHED, MESSAGES = "headrace_message_deliveries_sum", "headrace_message_deliveries_count"
+APPLIED, BATCHES = "headrace_outcomes_total", "headrace_task_seconds_count"
 
 
 def people(count: int = USERS) -> list[str]:
@@ -45,6 +53,7 @@ def run_pipeline(
     Events are numbered from `first`: the same numbers for the same users would repeat samples.
     """
     users, snapshots = users or people(), []
+    before = _metrics(stack)
     limit = int(seconds * (rate or MAX_EVENTS_PER_SECOND[kind]))
     load = run(
         stack.url,
@@ -58,7 +67,8 @@ def run_pipeline(
         on_go=lambda: snapshots.append(Cpu(stack)),
     )
     settled_at = _settled(stack, load.began, users, load.accepted)
-    spent = snapshots[0].spent(load.cpu_seconds)
+    spent = snapshots[0].by_stage(load.cpu_seconds)
+    per_message, per_batch = batch_sizes(before, _metrics(stack))
     stored = _stored(stack, kind, users, first)
     return PipelineRun(
         kind,
@@ -70,7 +80,33 @@ def run_pipeline(
         refused=load.statuses.total() - load.accepted,
         answer=times(load.seconds_each),
         cpu_us={stage: used / max(load.accepted, 1) * 1e6 for stage, used in spent.items()},
+        per_message=per_message,
+        per_batch=per_batch,
     )
+
+
+def _metrics(stack: Stack) -> dict[str, float]:
+    with urlopen(stack.metrics_url, timeout=30) as response:
+        return totals(response.read().decode())
+
+
+def totals(exposition: str) -> dict[str, float]:
+    """The sum of each sample over its labels. Of tasks, only the one that applies deliveries counts."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.labels.get("task", APPLY) == APPLY:
+                found[sample.name] += sample.value
+    return dict(found)
+
+
+def batch_sizes(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float]:
+    """Deliveries per published message and per applied batch, between two readings of `totals`."""
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    return grown(PUBLISHED) / max(grown(MESSAGES), 1), grown(APPLIED) / max(grown(BATCHES), 1)
 
 
 def _settled(stack: Stack, began: float, users: Sequence[str], wanted: int) -> float:

@@ -1,4 +1,4 @@
-"""Prints the results of a run as tables; every figure next to its ratio to a floor."""
+"""The results of a run as tables; every rate next to its ratio to a floor."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,6 +7,7 @@ from rich.table import Table
 
 from app.config.settings import Settings
 from tests.bench import verdict
+from tests.bench.processes import STAGES
 from tests.bench.results import SAMPLES_PER_EVENT, Backfill, ConcurrentBackfill, Floors, PipelineRun, Results, Times
 
 
@@ -17,12 +18,12 @@ def show(console: Console, results: Results, part: str) -> None:
             console.print(table)
 
 
-def show_verdict(console: Console, results: Results) -> None:
-    """Prints which targets were reached, in absolute terms and scaled to the speed of this machine."""
-    scale, found = verdict.machine(results), list(verdict.targets(results))
+def targets(results: Results) -> Table:
+    """Which targets were reached, in absolute terms and scaled to the speed of this machine."""
+    scale = verdict.machine(results)
     caption = f"This machine: Flask and verification at {scale:.2f} of the reference, {verdict.REFERENCE_FLOOR:,}/s"
-    table = _table("Targets", "", "target", "result", "share", "reached", "scaled", "", caption=caption)
-    for target in found:
+    table = new_table("Targets", "", "target", "result", "share", "reached", "scaled", "", caption=caption)
+    for target in verdict.targets(results):
         scaled = "" if target.scaled_share is None else f"{_reached(target.scaled_share)} ({target.scaled_share:.0%})"
         table.add_row(
             target.name,
@@ -33,8 +34,7 @@ def show_verdict(console: Console, results: Results) -> None:
             scaled,
             target.remark,
         )
-    if found:
-        console.print(table)
+    return table
 
 
 def _reached(share: float, *, is_whole: bool = True) -> str:
@@ -43,7 +43,7 @@ def _reached(share: float, *, is_whole: bool = True) -> str:
     return "[green]yes[/]" if is_whole else "[yellow]in a short run[/]"
 
 
-def _table(title: str, *columns: str, caption: str = "") -> Table:
+def new_table(title: str, *columns: str, caption: str = "") -> Table:
     table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left", min_width=60)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -61,7 +61,7 @@ def _ratio(value: float, floor: float) -> str:
 def _floors(results: Results) -> Iterable[Table]:
     floors = results.floors
     assert floors
-    table = _table("Floors: each step alone", "", "a second", "response p50 / p99, ms")
+    table = new_table("Floors: each step alone", "", "a second", "response p50 / p99, ms")
     table.add_row("bare Flask route, 32 connections", f"{floors.bare:,.0f}", _times(floors.bare_answer))
     table.add_row("Flask and verification, 32 connections", f"{floors.verified:,.0f}", _times(floors.verified_answer))
     table.add_row("verification alone, 1 process", f"{floors.verifying:,.0f}", "")
@@ -79,25 +79,40 @@ def _merging(floors: Floors) -> dict[str, float]:
     return {f"bulk merge of samples alone, processes: {count}": rate for count, rate in floors.merging.items()}
 
 
+def _idle(results: Results) -> Iterable[Table]:
+    idle = results.idle
+    assert idle
+    title = (
+        f"`headrace up` in a new folder: ready after {idle.ready_seconds:.1f} s, then {idle.seconds:.0f} s without load"
+    )
+    table = new_table(title, "", "processes", "PSS, MB", "CPU, % of a core")
+    for group, has in sorted(idle.pss.items(), key=lambda item: -item[1].mb):
+        percent = idle.cpu_percent.get(group, 0)
+        table.add_row(STAGES.get(group, group), str(has.processes), f"{has.mb:,.0f}", f"{percent:.2f}")
+    table.add_section()
+    count, mb = (sum(values) for values in zip(*((has.processes, has.mb) for has in idle.pss.values()), strict=True))
+    table.add_row("all", f"{count:.0f}", f"{mb:,.0f}", f"{sum(idle.cpu_percent.values()):.2f}")
+    yield table
+
+
 def _live(results: Results) -> Iterable[Table]:
     live, floors = results.live, results.floors
     assert live
     assert floors
-    table = _table(
+    table = new_table(
         f"Workouts through the whole pipeline, {results.plan.workers} live workers",
         *("connections", "accepted/s", "committed/s", "response p50 / p99, ms", "202 to row p50 / p99, ms"),
-        *("ratio to Flask + verification", "ratio to applying 50, all workers", "missing"),
+        *("deliveries per message / batch", "ratio to Flask + verification", "ratio to applying 50, all workers"),
+        "missing",
+        caption="Load generator: tests/bench/load.py, requests signed in advance",
     )
     for one in live.closed:
         table.add_row(*_pipeline_row(one, floors, results.plan.workers, ""))
     paced = _pipeline_row(live.paced, floors, results.plan.workers, _times(live.to_row))
     table.add_row(f"{live.paced.connections}, open loop at 80 %", *paced[1:])
     yield table
-    yield _cpu("CPU per workout, µs", {f"{one.connections} conn.": one for one in live.closed} | {"80 %": live.paced})
-    memory = _table("Memory, MB", "", "processes", "largest (RSS)", "total (PSS)")
-    for stage, has in live.memory.items():
-        memory.add_row(stage, str(has.processes), f"{has.largest_mb:,.0f}", f"{has.together_mb:,.0f}")
-    yield memory
+    runs = {f"{one.connections} conn.": one for one in live.closed} | {"80 %": live.paced}
+    yield _cpu("CPU per workout, core-ms", runs)
 
 
 def _pipeline_row(one: PipelineRun, floors: Floors, workers: int, to_row: str) -> list[str]:
@@ -105,7 +120,8 @@ def _pipeline_row(one: PipelineRun, floors: Floors, workers: int, to_row: str) -
         _ratio(one.committed, floors.verified),
         _ratio(one.committed, floors.applying[50] * workers),
     ]
-    rates = [f"{one.accepted:,.0f}", f"{one.committed:,.0f}", _times(one.answer), to_row]
+    sizes = f"{one.per_message:.1f} / {one.per_batch:.1f}"
+    rates = [f"{one.accepted:,.0f}", f"{one.committed:,.0f}", _times(one.answer), to_row, sizes]
     return [str(one.connections), *rates, *ratios, _lost(one)]
 
 
@@ -115,11 +131,11 @@ def _lost(one: PipelineRun) -> str:
 
 
 def _cpu(title: str, runs: dict[str, PipelineRun]) -> Table:
-    table = _table(title, "", *runs)
+    table = new_table(title, "", *runs)
     for stage in next(iter(runs.values())).cpu_us:
-        table.add_row(stage, *(f"{one.cpu_us.get(stage, 0):,.0f}" for one in runs.values()))
+        table.add_row(stage, *(f"{one.cpu_us.get(stage, 0) / 1000:,.3f}" for one in runs.values()))
     table.add_section()
-    table.add_row("the stack as a whole", *(f"{one.cost_us:,.0f}" for one in runs.values()))
+    table.add_row("the stack as a whole", *(f"{one.cost_us / 1000:,.3f}" for one in runs.values()))
     return table
 
 
@@ -135,7 +151,7 @@ def _samples(results: Results) -> Iterable[Table]:
         "ratio to applying alone",
         "missing",
     ]
-    table = _table("Samples, 1,000 per event, 32 connections", *columns)
+    table = new_table("Samples, 1,000 per event, 32 connections", *columns)
     rates = [rate * SAMPLES_PER_EVENT for rate in (one.accepted, one.committed)]
     ratios = [
         _ratio(rates[1], floors.merging[results.plan.workers]),
@@ -143,13 +159,13 @@ def _samples(results: Results) -> Iterable[Table]:
     ]
     table.add_row(*(f"{rate:,.0f}" for rate in rates), _times(one.answer), *ratios, _lost(one))
     yield table
-    yield _cpu("CPU per event of 1,000 samples, µs", {"32 conn.": one})
+    yield _cpu("CPU per event of 1,000 samples, core-ms", {"32 conn.": one})
 
 
 def _backfill(results: Results) -> Iterable[Table]:
     found = results.backfill
     assert found
-    table = _table("Backfill, in pages of 1,000 samples", "", "samples/s", "ratio", caption=_isolation(results))
+    table = new_table("Backfill, in pages of 1,000 samples", "", "samples/s", "ratio", caption=_isolation(results))
     lost = f", {found.missing:,} MISSING" if found.missing else ""
     table.add_row(f"{found.samples:,} samples{lost}", f"{found.rate:,.0f}", "")
     for name, concurrent in _concurrent_backfills(found).items():
@@ -179,7 +195,7 @@ def _concurrent_backfills(found: Backfill) -> dict[str, ConcurrentBackfill]:
 
 def _replay(results: Results) -> Iterable[Table]:
     columns = ["rows", "storing/s", "replaying/s", "ratio", "MB before", "MB after", "views"]
-    table = _table("Archived deliveries into an empty database, then again, 1 process", "", *columns)
+    table = new_table("Archived deliveries into an empty database, then again, 1 process", "", *columns)
     for one in results.replay or ():
         rates = (f"{one.storing:,.0f}", f"{one.again:,.0f}", f"{one.again / one.storing:.1f}")
         sizes = (f"{size / 2**20:,.1f}" for size in (one.bytes_before, one.bytes_after))
@@ -192,7 +208,7 @@ def _workers(results: Results) -> Iterable[Table]:
     assert found
     assert results.floors
     columns = ["accepted/s", "committed/s", "ratio to one worker", "ratio to Flask + verification", "CPU per event, µs"]
-    table = _table(f"Workouts by live worker processes, 32 connections, {results.cores} cores", "workers", *columns)
+    table = new_table(f"Workouts by live worker processes, 32 connections, {results.cores} cores", "workers", *columns)
     for count, one in found.items():
         ratios = [
             _ratio(one.committed, found[1].committed),
@@ -211,7 +227,7 @@ def _growth(results: Results) -> Iterable[Table]:
         "CPU per 1,000, µs",
         "CPU ratio to the first: workouts / samples",
     ]
-    table = _table("Committed by number of stored samples, 32 connections", "samples stored", *columns)
+    table = new_table("Committed by number of stored samples, 32 connections", "samples stored", *columns)
     found = results.growth or []
     for one in found:
         pairs = ((one.workouts, found[0].workouts), (one.samples, found[0].samples))
@@ -226,7 +242,9 @@ def _soak(results: Results) -> Iterable[Table]:
     soak = results.soak
     assert soak
     minutes = soak.seconds[-1] / 60
-    table = _table(f"Memory of the endpoint over {minutes:.1f} minutes at {soak.rate:,.0f} workouts/s", "", "MB (RSS)")
+    table = new_table(
+        f"Memory of the endpoint over {minutes:.1f} minutes at {soak.rate:,.0f} workouts/s", "", "MB (RSS)"
+    )
     marks: Sequence[int] = [0, len(soak.mb) // 4, len(soak.mb) // 2, 3 * len(soak.mb) // 4, len(soak.mb) - 1]
     for mark in marks:
         table.add_row(f"after {soak.seconds[mark] / 60:.1f} min", f"{soak.mb[mark]:,.1f}")
@@ -236,6 +254,7 @@ def _soak(results: Results) -> Iterable[Table]:
 
 TABLES: dict[str, Callable[[Results], Iterable[Table]]] = {
     "floors": _floors,
+    "idle": _idle,
     "live": _live,
     "samples": _samples,
     "backfill": _backfill,

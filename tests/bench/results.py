@@ -21,6 +21,7 @@ class Plan:
     people: int = 20  # users of the backfill, 50,000 samples each
     rows: int = 50_000_000  # samples stored before the last step of `growth`
     minutes: float = 10.0  # of `soak`
+    idle: float = 60.0  # seconds of `idle`
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class PipelineRun:
     refused: int  # responses other than 202
     answer: Times
     cpu_us: dict[str, float]  # per event, by stage
+    per_message: float  # deliveries per message that the endpoint published
+    per_batch: float  # deliveries per batch that a worker applied
 
     @property
     def cost_us(self) -> float:
@@ -53,12 +56,21 @@ class PipelineRun:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory of the processes of one stage: the largest RSS, and the total PSS, which counts shared pages once."""
+class Pss:
+    """The number of processes of a group, and their PSS, which counts a page that several processes share once."""
 
     processes: int
-    largest_mb: float
-    together_mb: float
+    mb: float
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A stack without load: seconds until it is ready; memory and CPU in percent of a core, by group of processes."""
+
+    ready_seconds: float
+    seconds: float
+    pss: dict[str, Pss]
+    cpu_percent: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,6 @@ class Live:
     rate: float
     paced: PipelineRun
     to_row: Times
-    memory: dict[str, Memory]
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class Results:
     cores: int
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     floors: Floors | None = None
+    idle: Idle | None = None
     live: Live | None = None
     samples: PipelineRun | None = None
     backfill: Backfill | None = None

@@ -29,13 +29,16 @@ START_SECONDS, STOP_SECONDS = 120, 60
 
 @dataclass(frozen=True)
 class Stack:
-    """A complete stack: the URL and secret of its endpoint, its database, and its processes."""
+    """A complete stack: the URL and secret of its endpoint, its database, metrics and processes."""
 
     url: str
     secret: str
     database_url: str
     engine: Engine
-    pids: Pids
+    metrics_url: str
+    up: int  # the pid of `headrace up`
+    pids: Pids  # of the processes that it has started, by group
+    ready_seconds: float  # from the start of `headrace up` in a new folder until stack.json existed
 
 
 @contextlib.contextmanager
@@ -43,23 +46,36 @@ def running_stack(workers: int, environment: Mapping[str, str] | None = None) ->
     """A ready stack, which is stopped after the block."""
     with running_up("--workers", str(workers), environment=environment) as info:
         engine = make_engine(load({"DATABASE_URL": info["database_url"]}), "headrace-bench")
-        url, secret = f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]
-        yield Stack(url, secret, info["database_url"], engine, info["processes"])
+        yield Stack(
+            url=f"{info['web']}/webhooks/junction",
+            secret=info["junction_webhook_secret"],
+            database_url=info["database_url"],
+            engine=engine,
+            metrics_url=f"{info['operations']}/metrics",
+            up=info["up"],
+            pids=info["processes"],
+            ready_seconds=info["ready_seconds"],
+        )
         engine.dispose()
 
 
 @contextlib.contextmanager
 def running_up(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """The content of stack.json of a complete stack and the path of this `file`. The stack stops after the block."""
+    """The content of stack.json of a complete stack, which stops after the block.
+
+    It also has the path of this `file`, the pid of `headrace up` and the `ready_seconds` from its start.
+    """
     with _folder() as folder:
         # A free port: web servers set SO_REUSEPORT, so another stack could respond on the default one.
         command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
         command += ["--port", str(free_port()), "--parent", str(os.getpid()), *options]
+        began = time.monotonic()
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
         try:
             file = folder / "data" / "stack.json"
-            yield _wait(process, file, folder / "output") | {"file": str(file)}
+            info = _wait(process, file, folder / "output")
+            yield info | {"file": str(file), "up": process.pid, "ready_seconds": time.monotonic() - began}
         finally:
             process.send_signal(signal.SIGTERM)
             _wait_or_kill(process)

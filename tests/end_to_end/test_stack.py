@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support import HTTP, ROOT, event, heartrate, message_id, until, workout
+from tests.support.processes import memory_of
 from tests.support.stack import Stack, started
 from workers.local.embedded_postgres import WRITER
 from workers.local.secrets import WITHHELD
@@ -151,10 +152,11 @@ def test_processes_log_in_as_the_writer(stack: Stack) -> None:
     assert stack.rows(rights, WRITER) == [(False, False, False, False)]
     owner = urlsplit(stack.info["database_url"])
     assert owner.password
-    environments = {one.pid: one.environ() for one in stack.family()}
-    assert [pid for pid, found in environments.items() if owner.password in str(found)] == []
-    url = urlsplit(environments[stack.pid("live")]["DATABASE_URL"])
-    assert (url.username, url.port) == (WRITER, owner.port)
+    assert [one.pid for one in stack.family() if owner.password in str(one.environ())] == []
+    live = stack.pid("live")
+    assert live is not None
+    assert owner.password.encode() not in memory_of(live)  # a forked worker shows the environment of its fork server
+    assert f"{WRITER}:".encode() in memory_of(live)
 
 
 @pytest.mark.parametrize("group", sorted({*GROUPS & WITHHELD.keys(), "live"}))
@@ -166,6 +168,15 @@ def test_a_process_gets_no_secret_that_it_does_not_need(stack: Stack, group: str
     variables = {name for one in family for name in one.environ()}
     assert variables & set(WITHHELD["worker" if group == "live" else group]) == set()
     assert "HEADRACE_DATA_DIR" in variables
+
+
+def test_flower_and_beat_cannot_decrypt_bodies(stack: Stack) -> None:
+    """Breaks if a process inherits the encryption key or a signing secret in its memory, however it was started."""
+    secrets = json.loads((stack.data / "secrets.json").read_text())
+    key, signing = secrets["encryption_key"].encode(), secrets["terra_signing_secret"].encode()
+    found = {group: memory_of(stack.pid(group) or 0) for group in ("live", "beat", "flower", "forkserver")}
+    assert [group for group, memory in found.items() if key in memory] == ["live"]
+    assert [group for group, memory in found.items() if signing in memory] == []
 
 
 def test_status_finds_the_stack(stack: Stack) -> None:
@@ -240,6 +251,9 @@ def test_data_survives_and_a_killed_supervisor_leaves_no_process(stack: Stack) -
         until(lambda: stack.rows(RESTARTED_USER))
         stack.end(signal.SIGTERM)
     stack.start()
+    live = stack.pid("live")
+    assert live is not None
+    assert "DATABASE_URL" not in psutil.Process(live).environ(), "the worker was not forked"
     assert stack.rows(RESTARTED_USER)
     stack.deliver(workout("second"))
     until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE user_id = 'second'"))

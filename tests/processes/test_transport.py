@@ -122,7 +122,7 @@ def test_queued_messages_are_merged_and_applied_together(
     engine: Engine, settings: Settings, broker: "redis.Redis", live_worker: SharedWorker
 ) -> None:
     """Breaks if a worker consumes a long queue one message at a time, or a message is lost."""
-    count = 200
+    count = 400
     with live_worker.busy(engine):
         publish(settings, *([delivery(workout(f"u{number}"))] for number in range(count)))
     until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == count and held(broker) == 0)

@@ -12,7 +12,8 @@ import redis
 from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
-from app.broker.lanes import PROCESSING
+from app.broker.lanes import PROCESSING, is_amqp
+from app.broker.publisher import Publisher
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import delivery, event, rows, until, worker
@@ -32,7 +33,8 @@ PERFORM pg_advisory_unlock_shared(7)"""
 
 def publish(settings: Settings, *messages: list[Delivery]) -> None:
     """Publishes messages to the live lane, as the endpoint does."""
-    publisher = BlockingPublisher(settings)
+    is_rabbitmq = is_amqp(settings.need_broker())
+    publisher = Publisher(make_celery(settings, "publisher")) if is_rabbitmq else BlockingPublisher(settings)
     for deliveries in messages:
         publisher.publish(deliveries)
     publisher.close()

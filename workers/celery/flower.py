@@ -19,14 +19,14 @@ from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
+from app.broker.celery import make_celery
 from app.config import sentinel_url
 from app.config.settings import load, process_environment
 from app.errors import Misconfigured
-from workers.celery.app import make_app
 from workers.celery.guesses import Guesses
 
 settings = load()
-celery = make_app(settings)
+celery = make_celery(settings, "worker")  # without the tasks, whose libraries take 25 MB: their names are in the events
 # Named, because without --app Celery's command line would load the module in the variable APP.
 APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]

@@ -140,8 +140,8 @@ def once_each(deliveries: Iterable[Delivery]) -> list[ParsedDelivery]:
         key = delivery.key
         if delivery.digest is not None and key not in found:
             key = names.setdefault((delivery.aggregator, delivery.digest), key)
-        known = found.setdefault(key, ParsedDelivery(delivery, 0))
-        found[key] = replace(known, attempts=known.attempts + 1)
+        known = found.get(key)
+        found[key] = replace(known, attempts=known.attempts + 1) if known else ParsedDelivery(delivery, 1)
     return list(found.values())
 
 

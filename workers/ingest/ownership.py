@@ -23,7 +23,9 @@ def claims(opened: Iterable[ParsedDelivery]) -> dict[Claim, ClientId]:
 
 def without_other_owners(opened: Sequence[ParsedDelivery], users: Mapping[Claim, User]) -> list[ParsedDelivery]:
     """The deliveries. Those that name a user of another aggregator become dead letters: they write nothing."""
-    return [one if one.reason else replace(one, reason=_rejection(one, users)) for one in opened]
+    return [
+        replace(one, reason=reason) if not one.reason and (reason := _rejection(one, users)) else one for one in opened
+    ]
 
 
 def merged_ids(opened: Iterable[ParsedDelivery], users: Mapping[Claim, User]) -> dict[str, str]:

@@ -8,15 +8,15 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-import psycopg
-from psycopg import sql
 
 from app.errors import Misconfigured
 from workers.local.files import write_secret
@@ -32,10 +32,10 @@ from workers.local.wheels import (
     verify_owner,
     wheel_file,
 )
-from workers.store.roles import transaction_script, writer_statements
 
 NAME = "headrace"  # of the superuser and of the database
 WRITER = "headrace_writer"  # the role of all processes but the migration
+PROTOCOL = 3 << 16  # the version of a start-up message
 
 POSTGRES_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -81,7 +81,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
         command=(str(binaries / "postgres"), "-D", str(data), *options),
         environment=ENVIRONMENT,
         log=log,
-        ready=lambda: _postgres_answers(url),
+        ready=lambda: _postgres_answers(port),
         user=account.pw_uid if account else None,
         stop_signal=signal.SIGINT,  # "fast" shutdown: ends sessions and writes a checkpoint
         stop_seconds=30,
@@ -91,24 +91,23 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
     return program, url
 
 
-def grant_writer(owner_url: str, password: str) -> str:
-    """Creates the role of the workers in a migrated database, or renews its password and grants. Returns its URL."""
-    with psycopg.connect(owner_url, autocommit=True) as connection:
-        exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (WRITER,)).fetchone()
-        hashed = connection.pgconn.encrypt_password(password.encode(), WRITER.encode(), b"scram-sha-256").decode()
-        statement = sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD {}")
-        verb = sql.SQL("ALTER" if exists else "CREATE")
-        connection.execute(statement.format(verb, sql.Identifier(WRITER), sql.Literal(hashed)))
-        connection.execute(transaction_script(writer_statements(WRITER)).encode())
+def writer_url(owner_url: str, password: str) -> str:
+    """The owner's URL with the writer's login."""
     url = urlsplit(owner_url)
     return url._replace(netloc=f"{WRITER}:{password}@{url.hostname}:{url.port}").geturl()
 
 
-def _postgres_answers(url: str) -> bool:
+def _postgres_answers(port: int) -> bool:
+    """Whether it asks for a password. Until then it answers a start-up message with an error, or not at all.
+
+    Without the client library, which would cost the supervisor 15 MB.
+    """
+    parameters = f"user\0{NAME}\0database\0{NAME}\0\0".encode()
     try:
-        with psycopg.connect(url, connect_timeout=2):
-            return True
-    except psycopg.OperationalError:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(struct.pack("!ii", 8 + len(parameters), PROTOCOL) + parameters)
+            return connection.recv(1) == b"R"
+    except OSError:
         return False
 
 

@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 
+from app.config.settings import Settings
 from app.errors import Misconfigured
 from workers.local.files import read_json, write_secret
 
@@ -38,6 +40,8 @@ WITHHELD = {
     "flower": (DATABASE, *API_KEYS, *SIGNING, PIPELINE, SEALING),
     "migrate": (*API_KEYS, *SIGNING, FLOWER, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
 }
+# No process needs all of them; the fork server gets none.
+SECRET_VARIABLES = frozenset(one.metadata["name"] for one in fields(Settings) if one.metadata["secret"])
 
 
 def _random_base64(size: int) -> str:

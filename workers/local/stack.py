@@ -11,9 +11,10 @@ import shlex
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,16 +30,21 @@ from app.observability.processes import process_alive
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.files import user_name, write_secret
-from workers.local.secrets import GENERATED_SECRETS, WITHHELD, load_secrets
+from workers.local.forkserver import ForkServer
+from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, WITHHELD, load_secrets
 from workers.local.space import wait_for_space
-from workers.local.supervisor import Pids, Program, Supervisor
+from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
 
+SERVICES, PROGRAMS = range(2)  # stages; the last one is stopped first
+FORKED = ("migrate", "worker", "beat", "etl")  # their libraries are those of the fork server
 ONE_PROCESS_LANES = ("download", "maintenance")
 PGPASS = "pgpass"
 METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a random name and mode 0700
 LOCK_SECONDS = 40.0  # longest shutdown of the servers of a killed stack
 EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the address to connect to
+
+WRITER_PASSWORD = "HEADRACE_WRITER_PASSWORD"  # noqa: S105 - the name of a variable, for `writer_role`
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +77,11 @@ def up(
         try:
             (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
             stack = _Stack(settings, environment, data_dir, supervisor)
-            stack.start_services(lock)
+            stack.start_broker(lock)
+            stack.start_endpoint(held.getsockname()[1])
+            stack.start_database(lock)
             stack.migrate()
-            stack.start_programs(held.getsockname()[1], workers or os.cpu_count() or 1)
+            stack.start_workers(workers or os.cpu_count() or 1)
             stack.write(supervisor.pids())
             stack.greet()
             supervisor.run(stack.update)
@@ -199,61 +207,90 @@ class _Stack:
         self.psql = 'psql "$DATABASE_URL"'
         self.web = self.flower = self.operations = ""
         self.is_outdated = False
+        self.fork: Fork = no_fork
+        self.forkserver: Sequence[Slot] = ()
+        self.launched: list[Slot] = []
 
-    def start_services(self, lock: int) -> None:
-        """Starts the services that are not configured, each on a free port. They inherit the lock on the data."""
-        services: list[Program] = []
-        database, broker = self.settings.database_url, self.settings.broker_url or self.settings.redis_url
-        if database is None:
-            program, database = embedded_postgres.postgres(
-                self.data_dir / "postgres", self.secrets["postgres_password"], self._log_of("postgres")
-            )
-            services.append(program)
-            self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
+    def start_broker(self, lock: int) -> None:
+        """Starts the broker if none is configured, and the fork server, which imports its libraries meanwhile.
+
+        A service gets a free port and inherits the lock on the data.
+        """
+        self._start_forkserver()
+        broker = self.settings.broker_url or self.settings.redis_url
         if broker is None or not self.settings.has_redis:
             name = "broker" if broker is None else "redis"  # next to RabbitMQ, for the shared rate limits
             program, redis_url = embedded_valkey.valkey(
                 self.data_dir / name, self.secrets["broker_password"], self._log_of(name)
             )
-            services.append(replace(program, group=name, name=name))
             broker = broker or redis_url
             self.environment["REDIS_URL"] = redis_url
-        self.database_url, self.broker_url = database, broker
-        self.environment |= {"DATABASE_URL": database, "BROKER_URL": broker}
-        self.supervisor.start([replace(program, pass_fds=(lock,)) for program in services])
+            program = replace(program, group=name, name=name, pass_fds=(lock,))
+            self.supervisor.wait(self.supervisor.launch([program], stage=SERVICES))
+        self.broker_url = self.environment["BROKER_URL"] = broker
+
+    def _start_forkserver(self) -> None:
+        if sys.platform != "linux":
+            return
+        environment = {name: value for name, value in self.environment.items() if name not in SECRET_VARIABLES}
+        server = ForkServer(environment, self._log_of("forkserver"), self.data_dir / "run" / "forkserver.ready")
+        self.fork = server.fork
+        self.forkserver = self.supervisor.launch([server.program], stage=SERVICES)
+
+    def start_endpoint(self, web: int) -> None:
+        """Launches the endpoint and Flower, which need no database. They import their libraries meanwhile."""
+        host, flower_host, wish = self.settings.host, self.settings.flower_host, self.settings.flower_port
+        flower = ports.free_port(flower_host, wish if wish != web else None)
+        self.web, self.flower = _url(host, web), _url(flower_host, flower)
+        self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
+        self._choose_operations_port({web, flower})
+        # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
+        # hang. Its metrics have worker names as labels, so they stay on its own page.
+        flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
+        environment = {name: value for name, value in flower_program.environment.items() if name != METRICS_FOLDER}
+        programs = [
+            self._http_program("web", f"{self.web}/readyz", *self._operations_probe()),
+            replace(flower_program, environment=environment, stop_signal=signal.SIGKILL),
+        ]
+        self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
+
+    def start_database(self, lock: int) -> None:
+        """Starts PostgreSQL if none is configured; it inherits the lock."""
+        database = self.settings.database_url
+        if database is None:
+            program, database = embedded_postgres.postgres(
+                self.data_dir / "postgres", self.secrets["postgres_password"], self._log_of("postgres")
+            )
+            self._write_pgpass(database, Path(program.command[0]).with_name("psql"))
+            self.supervisor.wait(self.supervisor.launch([replace(program, pass_fds=(lock,))], stage=SERVICES))
+        self.database_url = self.environment["DATABASE_URL"] = database
 
     def migrate(self) -> None:
         """Migrates as the owner. After that, the processes log in to the embedded PostgreSQL as a writer.
 
         A DATABASE_URL of the operator is used as it is. stack.json has the owner's URL, for the operator's commands.
         """
-        self.supervisor.complete(self._program("migrate", "migrate", ("migrate",), lambda: True))
+        self.supervisor.wait(self.forkserver)  # in an existing folder PostgreSQL is ready first
+        migration = self._program("migrate", "migrate", ("migrate",), lambda: True)
+        self.supervisor.complete(migration)
         if self.settings.database_url is None:
             password = self.secrets["postgres_writer_password"]
-            self.environment["DATABASE_URL"] = embedded_postgres.grant_writer(self.database_url, password)
+            environment = {**migration.environment, WRITER_PASSWORD: password}
+            command = own("workers.local.writer_role")
+            self.supervisor.complete(replace(migration, name="writer role", command=command, environment=environment))
+            self.environment["DATABASE_URL"] = embedded_postgres.writer_url(self.database_url, password)
 
-    def start_programs(self, web: int, workers: int) -> None:
-        """Starts the endpoint, the workers of every lane, beat, Flower and, if configured, the pipeline consumer."""
-        host, flower_host, wish = self.settings.host, self.settings.flower_host, self.settings.flower_port
-        flower = ports.free_port(flower_host, wish if wish != web else None)
-        self.web, self.flower = _url(host, web), _url(flower_host, flower)
-        self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
-        self._choose_operations_port({web, flower})
+    def start_workers(self, workers: int) -> None:
+        """Starts the workers of every lane, beat and, if configured, the pipeline consumer; waits for all programs."""
         counts = {lane: 1 if lane in ONE_PROCESS_LANES else workers for lane in LANES}
         lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
-        # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
-        # hang. Its metrics have worker names as labels, so they stay on its own page.
-        flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
-        environment = {name: value for name, value in flower_program.environment.items() if name != METRICS_FOLDER}
-        self.supervisor.start(
-            [
-                self._http_program("web", f"{self.web}/readyz", *self._operations_probe()),
-                *(self._file_program(lane, f"{lane}-{number}", "worker", "--lane", lane) for lane, number in lanes),
-                *([self._file_program("etl", "etl", "etl")] if self.settings.etl_url else []),
-                self._file_program("beat", "beat", "beat"),
-                replace(flower_program, environment=environment, stop_signal=signal.SIGKILL),
-            ]
-        )
+        programs = [
+            *(self._file_program(lane, f"{lane}-{number}", "worker", "--lane", lane) for lane, number in lanes),
+            *([self._file_program("etl", "etl", "etl")] if self.settings.etl_url else []),
+            self._file_program("beat", "beat", "beat"),
+        ]
+        self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
+        self.supervisor.wait(self.launched)
 
     def _choose_operations_port(self, taken: set[int]) -> None:
         """A free port for /metrics and /readyz, unless the setting is 0."""
@@ -312,7 +349,8 @@ class _Stack:
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
         command, withheld = own("workers.cli", *arguments), WITHHELD[arguments[0]]
         environment = {name: value for name, value in self.environment.items() if name not in withheld}
-        return Program(group, name, command, environment, self._log_of(name), ready)
+        fork = self.fork if arguments[0] in FORKED else no_fork
+        return Program(group, name, command, environment, self._log_of(name), ready, fork=fork)
 
     def _http_program(self, name: str, *urls: str) -> Program:
         """Ready when every URL answers 200."""

@@ -16,7 +16,7 @@ from app.commands import own
 from app.config.settings import process_environment
 from workers.local.supervisor import NotStarted
 
-MAX_START_SECONDS = 1800.0  # `headrace up` ends by itself if a program makes no progress
+MAX_START_SECONDS = 1800.0  # `headrace up` itself waits as long as its programs run
 
 
 @dataclass

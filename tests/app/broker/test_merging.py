@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.broker.merging import is_first_attempt, merge_batches
+from app.broker.merging import first_attempts, is_first_attempt, merge_batches
 from app.delivery import Delivery, pack, unpack
 from app.errors import Unprocessable
 from app.observability.tracing import MERGED_HEADERS
@@ -98,3 +98,11 @@ def test_an_unreadable_message_is_rejected() -> None:
             with pytest.raises(Unprocessable):
                 merge_batches([message() | {"body": base64.b64encode(b"[" * 100_000).decode()}])
     assert failures == {}
+
+
+@pytest.mark.parametrize("odd", [b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, json.dumps(message(retries=1)).encode()])
+def test_messages_up_to_one_that_is_not_merged(odd: bytes) -> None:
+    """Breaks if bytes that are not a message are merged, end the worker, or change the order of the others."""
+    sent = [message(delivery(workout(f"u{number}")), id=str(number)) for number in range(3)]
+    first, second, third = (json.dumps(one).encode() for one in sent)
+    assert first_attempts([first, second, odd, third]) == sent[:2]

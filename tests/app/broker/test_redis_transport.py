@@ -86,6 +86,20 @@ def test_a_shared_batch_lingers_for_the_next(
     assert not taken[0][1]
 
 
+def test_a_worker_does_not_linger_while_messages_are_queued(
+    settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a worker waits although the lane holds the next batch, which would slow down emptying a long lane."""
+    monkeypatch.setattr(redis_transport, "LINGER_SECONDS", 5.0)
+    monkeypatch.setattr(redis_transport, "MAX_MERGED_MESSAGES", 2)
+    publish(settings, *([delivery(workout(f"u{number}"))] for number in range(6)))
+    began = time.monotonic()
+    with consuming(settings, lambda message: message.ack()) as consume_next:
+        for _ in range(3):
+            consume_next()
+    assert (held(broker), time.monotonic() - began < 5.0) == (0, True)
+
+
 def test_a_merged_message_stays_within_its_limits(settings: Settings, broker: "redis.Redis") -> None:
     """Breaks if a merged message exceeds its limits on size or number."""
     noise = os.urandom(MAX_MERGED_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large

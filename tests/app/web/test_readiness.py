@@ -16,7 +16,7 @@ from app.errors import PublishFailed
 from app.web import operations, readiness
 from app.web.operations import CONCURRENT, OperationsServer
 from app.web.publishing import in_thread
-from app.web.readiness import Readiness
+from app.web.readiness import FRESH_SECONDS, Readiness
 from tests.support import HTTP, JUNCTION_SECRET, program, until
 from workers.local.ports import free_port
 
@@ -44,8 +44,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     return Broker()
 
 
-def started(broker: Broker, *, is_expensive: bool = False) -> Readiness:
-    found = Readiness(broker.ping, is_expensive=is_expensive)
+def started(broker: Broker, *, idle_seconds: float = FRESH_SECONDS) -> Readiness:
+    found = Readiness(broker.ping, idle_seconds=idle_seconds)
     found.start()
     return found
 
@@ -60,7 +60,7 @@ def is_ready(found: Readiness) -> bool:
 
 def test_the_state_follows_the_broker(broker: Broker) -> None:
     """Breaks if a probe reports a broker that has gone, or never one that came back."""
-    found = Readiness(broker.ping, is_expensive=False)
+    found = Readiness(broker.ping, idle_seconds=FRESH_SECONDS)
     with pytest.raises(PublishFailed, match="not been checked yet"):
         found.check()
     found.start()
@@ -110,7 +110,7 @@ def test_a_flood_of_probes_does_not_reach_the_broker(broker: Broker) -> None:
 def test_an_expensive_check_is_rare_without_probes(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if RabbitMQ logs a connection a second for nothing, or a probe after a pause does not start a check."""
     monkeypatch.setattr(readiness, "IDLE_SECONDS", 0.3)
-    found = started(broker, is_expensive=True)
+    found = started(broker, idle_seconds=0.3)
     until(lambda: broker.checks >= 1, 10)
     time.sleep(0.2)
     assert broker.checks == 1
@@ -120,7 +120,7 @@ def test_an_expensive_check_is_rare_without_probes(broker: Broker, monkeypatch: 
 
 def test_a_publish_counts_as_a_check(broker: Broker) -> None:
     """Breaks if a publish that failed leaves the endpoint ready until the next check."""
-    found = Readiness(broker.ping, is_expensive=False)
+    found = Readiness(broker.ping, idle_seconds=FRESH_SECONDS)
     wrong: list[Exception] = []
 
     def publish(_: object) -> None:
@@ -144,7 +144,7 @@ def test_an_unexpected_error_is_logged_and_the_checks_go_on(broker: Broker, capl
     def fail() -> None:
         raise ZeroDivisionError("canary")
 
-    found = Readiness(fail, is_expensive=False)
+    found = Readiness(fail, idle_seconds=FRESH_SECONDS)
     found.start()
     until(lambda: "unexpected ZeroDivisionError" in caplog.text, 10)
     assert not is_ready(found)
@@ -156,7 +156,7 @@ def test_an_unexpected_error_is_logged_and_the_checks_go_on(broker: Broker, capl
 @contextmanager
 def serving(check: Callable[[], None]) -> Iterator[str]:
     """The operations port, with a readiness of its own."""
-    state = Readiness(check, is_expensive=False)
+    state = Readiness(check, idle_seconds=FRESH_SECONDS)
     state.start()
     with OperationsServer("127.0.0.1", 0, state) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -4,6 +4,7 @@ import pytest
 from celery import Celery
 
 from app.broker.lanes import APPLY, LANES, SWEEP
+from app.broker.redis_celery import _restore_seconds
 from app.config.settings import Settings
 from workers.celery.app import make_app
 from workers.celery.retries import MAX_RETRY_SECONDS
@@ -45,7 +46,8 @@ def test_a_killed_workers_message_comes_back_soon(on_redis: Celery) -> None:
     options = on_redis.conf.broker_transport_options
     assert options["visibility_timeout"] == 77
     assert options["visibility_timeout"] > MAX_RETRY_SECONDS
-    assert options["unacked_restore_interval"] == 1
+    assert options["unacked_restore_interval"] == 5
+    assert [_restore_seconds(timeout) for timeout in (5, 24, 3600)] == [1, 2, 5]
 
 
 def test_beat_only_sends_known_tasks_to_known_lanes(on_redis: Celery) -> None:

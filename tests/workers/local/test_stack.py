@@ -223,3 +223,9 @@ def test_the_data_directory_is_closed_except_for_postgres(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match="HEADRACE_DATA_DIR"):
         stack._make_data_dir(tmp_path / "file" / "b")
+
+
+def test_every_withheld_variable_is_a_secret() -> None:
+    """Breaks if a secret that is withheld from some processes is in the fork server, from which they are forked."""
+    withheld = {name for names in secrets.WITHHELD.values() for name in names}
+    assert withheld | {"BROKER_URL", "REDIS_URL", "HEADRACE_BROKER_MANAGEMENT_URL"} <= secrets.SECRET_VARIABLES

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.support import ROOT
+from tests.support.processes import lives
 from workers.local import supervisor
 from workers.local.supervisor import NotStarted, Program, Supervisor, running
 
@@ -59,13 +60,6 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def numbers(file: Path) -> tuple[int, int]:
@@ -180,26 +174,53 @@ def test_a_program_that_keeps_dying_raises_not_started(tmp_path: Path) -> None:
     assert (tmp_path / "one.log").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_program_that_never_becomes_ready_raises_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "START_SECONDS", 0.2)
+def test_a_program_is_waited_for_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks if a start on a busy machine is given up, or nothing says which program is waited for."""
+    monkeypatch.setattr(supervisor, "REPORT_SECONDS", 0.2)
+    slow = "import sys, time\ntime.sleep(1)\nopen(sys.argv[1], 'w').close()\ntime.sleep(60)"
+    quick = python(tmp_path, "import time; time.sleep(60)", name="quick", ready=lambda: True)
     with Supervisor(whole_process=False) as them:
-        with pytest.raises(NotStarted, match="not ready"):
-            them.start([python(tmp_path, "import time; time.sleep(60)")])
-        pid = them.process("one").pid
-    assert not psutil.pid_exists(pid)
+        them.start([quick, python(tmp_path, slow)])
+    lines = [one.getMessage() for one in caplog.records]
+    assert len(lines) >= 3
+    assert set(lines) == {"waiting for one (started 0 s ago, still starting)"} | {
+        one for one in lines if "started 1 s ago" in one
+    }
 
 
-def test_a_program_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a start on a busy machine, where each program needs more CPU time than the deadline, is given up."""
-    monkeypatch.setattr(supervisor, "START_SECONDS", 1.5)
-    monkeypatch.setattr(supervisor, "PROGRESS_SECONDS", 0.05)
-    busy = "import sys, time\nwhile time.process_time() < 2.5: pass\nopen(sys.argv[1], 'w').close()\ntime.sleep(60)"
-    with Supervisor(whole_process=False) as them:
-        them.start([python(tmp_path, busy)])
-    monkeypatch.setattr(supervisor, "MAX_START_SECONDS", 2.0)
-    (tmp_path / "one").unlink()
-    with Supervisor(whole_process=False) as them, pytest.raises(NotStarted, match="one was not ready after 2 s"):
-        them.start([python(tmp_path, busy)])
+def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
+    """Breaks if Ctrl-C does not stop a stack of which a program never becomes ready."""
+    code = """
+import os, sys
+from pathlib import Path
+from workers.local.supervisor import Program, Supervisor
+with Supervisor() as them:
+    them.start([Program("s", "s", (sys.executable, "-c", "import time; print('.', flush=True); time.sleep(60)"), {},
+                        Path(sys.argv[1]), lambda: False)])
+"""
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, "-c", code, str(log)], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        until(lambda: log.exists() and log.read_text())
+        (child,) = psutil.Process(process.pid).children()
+        process.terminate()
+        _, errors = process.communicate(timeout=10)
+    assert errors.decode().strip().endswith("KeyboardInterrupt")
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_an_idle_supervisor_sleeps(supervised, tmp_path: Path) -> None:
+    """Breaks if it polls: ten times a second was a fifth of the CPU time of an idle stack."""
+    process = psutil.Process(supervised().pid)
+    time.sleep(0.5)
+    before = process.num_ctx_switches().voluntary
+    time.sleep(2)
+    assert process.num_ctx_switches().voluntary - before <= 2
+    os.kill(numbers(tmp_path / "family")[0], signal.SIGKILL)
+    began = time.monotonic()
+    until(lambda: not (tmp_path / "family").exists())  # it is started again, at once
+    assert time.monotonic() - began < 1
 
 
 def test_the_death_of_the_parent_stops_everything(tmp_path: Path) -> None:
