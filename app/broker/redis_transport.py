@@ -35,7 +35,7 @@ MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier retu
 MAX_INSPECTED = 50
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
 # batch that has emptied the lane it lingers for more: record 0072.
-MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 512 * 1024
+MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 1024 * 1024
 LINGER_SECONDS = 0.100
 log = logging.getLogger(__name__)
 # A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun

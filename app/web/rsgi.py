@@ -167,8 +167,9 @@ class Server:
         """
         refused: list[Response] = []
         try:
-            async with asyncio.timeout(self._small_body_seconds) as limit:
-                check = functools.partial(_refuse_slow, receiver, headers, refused, limit)
+            async with asyncio.timeout(None) as limit:
+                until = asyncio.get_running_loop().time() + self._small_body_seconds
+                check = functools.partial(_refuse_slow, receiver, headers, refused, limit, until)
                 timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, check)
                 try:
                     body = bytes(await protocol())
@@ -235,12 +236,15 @@ class Server:
             raise _Unread(incomplete())
 
 
-def _refuse_slow(receiver: Receiver, headers: Headers, refused: list[Response], limit: asyncio.Timeout) -> None:
-    """Ends the wait for a body that no longer matters, because its headers cannot be valid."""
+def _refuse_slow(
+    receiver: Receiver, headers: Headers, refused: list[Response], limit: asyncio.Timeout, until: float
+) -> None:
+    """Limits the wait for a body, and ends it at once if its headers cannot be valid."""
     answer = receiver.precheck(headers, is_small=True)
     if isinstance(answer, Response):
         refused.append(answer)
-        limit.reschedule(asyncio.get_running_loop().time())
+        until = 0.0
+    limit.reschedule(until)
 
 
 class _Headers(dict[str, str]):

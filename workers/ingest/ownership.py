@@ -32,9 +32,10 @@ def merged_ids(opened: Iterable[ParsedDelivery], users: Mapping[Claim, User]) ->
     """The present user_id of each former one under which a delivery arrived."""
     found = {}
     for one in opened:
-        user = users[one.claim] if one.claim else None
-        if one.claim and user and user.merged_into and not user.other_owner:
-            found[one.claim.user_id] = user.merged_into
+        if claim := one.claim:
+            user = users[claim]
+            if user.merged_into and not user.other_owner:
+                found[claim.user_id] = user.merged_into
     return found
 
 
