@@ -34,9 +34,9 @@ ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
 MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier return would only repeat work
 MAX_INSPECTED = 50
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
-# batch that has emptied the lane it lingers for more: record 0072.
+# batch that was small and has emptied the lane it lingers for more: record 0072.
 MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 1024 * 1024
-LINGER_SECONDS = 0.100
+LINGER_SECONDS, SMALL_BATCH_BYTES = 0.100, 128 * 1024
 log = logging.getLogger(__name__)
 # A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun
 # with a write that frees some, as these do. Otherwise workers could not empty a full broker.
@@ -174,7 +174,7 @@ class Channel(redis.Channel):
     _own_client: Any = None
     lane = ""  # the lane that was read last
     processing: Sequence[bytes] = ()  # its messages that are not yet in "unacked"
-    lingers = False  # whether the last batch was shared and has emptied the lane
+    lingers = False  # whether the last batch was shared and small, and has emptied the lane
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Raises NotReplicated if this channel only publishes, and the replicas do not confirm.
@@ -275,7 +275,8 @@ class Channel(redis.Channel):
                 merged, fresh = message, []
             for other_raw in reversed(others[len(fresh) :]):
                 client.eval(MOVE_BACK, 2, *reversed(lists), other_raw)
-        self.processing, self.lingers = [raw, *others[: len(fresh)]], bool(fresh) and not left
+        self.processing = [raw, *others[: len(fresh)]]
+        self.lingers = bool(fresh) and not left and sum(map(len, self.processing)) < SMALL_BATCH_BYTES
         return merged
 
     def _quarantine(self, raw: bytes) -> None:

@@ -100,6 +100,20 @@ def test_a_worker_does_not_linger_while_messages_are_queued(
     assert (held(broker), time.monotonic() - began < 5.0) == (0, True)
 
 
+def test_a_worker_does_not_linger_after_a_large_batch(
+    settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if rows come later although a larger batch would save next to nothing."""
+    monkeypatch.setattr(redis_transport, "LINGER_SECONDS", 5.0)
+    monkeypatch.setattr(redis_transport, "SMALL_BATCH_BYTES", 100)
+    began = time.monotonic()
+    with consuming(settings, lambda message: message.ack()) as consume_next:
+        for _ in range(2):
+            publish(settings, [delivery(workout("u1"))], [delivery(workout("u2"))])
+            consume_next()
+    assert (held(broker), time.monotonic() - began < 5.0) == (0, True)
+
+
 def test_a_merged_message_stays_within_its_limits(settings: Settings, broker: "redis.Redis") -> None:
     """Breaks if a merged message exceeds its limits on size or number."""
     noise = os.urandom(MAX_MERGED_BYTES // 6).hex()  # does not shrink; base64 twice makes it 1.8 times as large
