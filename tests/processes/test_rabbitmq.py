@@ -583,7 +583,7 @@ def test_the_message_of_a_killed_worker_is_applied_once(
 ) -> None:
     """Breaks if the message of a killed worker is lost, redelivered late, or applied twice."""
     publish(rabbitmq_settings.need_broker(), "w1", "w2")
-    with worker(rabbitmq_settings, tmp_path / "first") as first, locked(engine):
+    with locked(engine), worker(rabbitmq_settings, tmp_path / "first") as first:
         until(lambda: rows(engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
         first.kill()
         first.wait(30)
