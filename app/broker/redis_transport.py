@@ -32,11 +32,11 @@ from app.errors import Unprocessable
 # The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
 ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
 MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier return would only repeat work
-MAX_INSPECTED = 50
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
 # batch that was small and has emptied the lane it lingers for more: record 0072.
 MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 1024 * 1024
 LINGER_SECONDS, SMALL_BATCH_BYTES = 0.100, 128 * 1024
+MAX_INSPECTED = 2 * MAX_MERGED_MESSAGES  # messages of killed consumers that are returned at once
 log = logging.getLogger(__name__)
 # A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun
 # with a write that frees some, as these do. Otherwise workers could not empty a full broker.
