@@ -104,7 +104,7 @@ def _transport_options(settings: Settings, role: Literal["publisher", "worker"])
     }
     if role == "publisher":
         options |= {"socket_timeout": PUBLISH_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
-        return options | {"max_retries": 1, "interval_start": 0, "needs_replicas": True}
+        return options | {"max_retries": 1, "interval_start": 0}
     # Kombu drops a connection whose reply is late by the second interval; its default of 25 s takes up to 51 s.
     return options | {
         "socket_timeout": WORKER_SECONDS,

@@ -9,6 +9,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from app.broker.lanes import APPLY
 from app.broker.sentinel import (
+    POLL_SECONDS,
     PUBLISH_SECONDS,
     Address,
     Command,
@@ -27,7 +28,6 @@ from app.observability import tracing
 
 PROBE = "headrace:replicated"  # a key that is written to test whether the replicas confirm
 LARGE_BYTES = 256 * 1024  # a larger message takes milliseconds to build, so a thread does it: 60 MB take 0.6 s
-SENTINEL_POLL_SECONDS = 0.5  # the age of the answer that a new connection may use
 
 
 class RedisPublisher:
@@ -110,7 +110,7 @@ class RedisPublisher:
         """
         await self.close()
         if self._sentinels:
-            self._primary = await asyncio.to_thread(self._sentinels.primary, SENTINEL_POLL_SECONDS)
+            self._primary = await asyncio.to_thread(self._sentinels.primary, POLL_SECONDS)
         self._connection = connection = make_connection(self._url, self._primary)
         self._waits = ()
         await connection.connect()  # type: ignore[no-untyped-call]

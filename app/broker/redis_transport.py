@@ -26,7 +26,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from app.broker.lanes import INVALID, LANES, PROCESSING, RECEIVED_AT
 from app.broker.merging import Message, first_attempts, is_first_attempt, merge_batches
-from app.broker.sentinel import finder_named, need_replicas, wait_commands
+from app.broker.sentinel import POLL_SECONDS, finder_named, need_replicas, wait_commands
 from app.errors import Unprocessable
 
 # The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
@@ -63,8 +63,6 @@ FULL_PAUSE_SECONDS = 0.1  # a full broker refuses to wait for a message
 # Codes of replies with which a node refuses to work for now: it is a replica, has lost its replicas, or cannot write to
 # its disk. The first word of an error reply is its code (RESP specification, "Simple errors").
 REFUSALS = ("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "UNBLOCKED")
-PROBE = "headrace:replicated"  # a key that is written to test whether the replicas confirm
-SENTINEL_POLL_SECONDS = 0.5  # the age of an answer that all channels of a process share in one second
 
 
 class _LeavesRefusingNodes:
@@ -167,28 +165,13 @@ class Channel(redis.Channel):
 
     QoS = QoS
     connection_class, connection_class_ssl = _Connection, _TlsConnection
-    from_transport_options = (*redis.Channel.from_transport_options, "replicas", "needs_replicas")
+    from_transport_options = (*redis.Channel.from_transport_options, "replicas")
     replicas = 0  # that must have a published message on disk
-    needs_replicas = False  # whether this channel only publishes
     codecs = {"base64": Base64()}  # noqa: RUF012 - kombu's
     _own_client: Any = None
     lane = ""  # the lane that was read last
     processing: Sequence[bytes] = ()  # its messages that are not yet in "unacked"
     lingers = False  # whether the last batch was shared and small, and has emptied the lane
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Raises NotReplicated if this channel only publishes, and the replicas do not confirm.
-
-        Otherwise each repeated webhook would put another copy of its message into the lane before it is refused.
-        """
-        super().__init__(*args, **options)
-        if self.needs_replicas and self.replicas:
-            try:
-                self._write_to_replicas("SET", PROBE, 1, "PX", 60_000)
-            except Exception:
-                self.connection.cycle.discard(self)
-                self._disconnect_pools()
-                raise
 
     @contextlib.contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -342,7 +325,7 @@ class SentinelChannel(Channel, redis.SentinelChannel):
 
     def maybe_refresh_binding_expiry(self) -> None:
         """Kombu calls this every second, also for consumers of broadcasts only. Follows the primary."""
-        finder_named(self.sentinels).primary(SENTINEL_POLL_SECONDS)
+        finder_named(self.sentinels).primary(POLL_SECONDS)
         super().maybe_refresh_binding_expiry()
 
 

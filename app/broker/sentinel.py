@@ -28,6 +28,7 @@ WAIT_FOR_REPLICAS_SECONDS = 0.6  # twice per publish, together less than PUBLISH
 # The kernel closes a connection 14 s after the broker's machine is lost, also one that waits for broadcasts only.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 KEEPALIVE = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
+POLL_SECONDS = 0.5  # the age of an answer that all connections of a process share
 SENTINEL_SECONDS = 0.5  # a sentinel answers from memory, so a slower one is down
 SILENT_SECONDS = 5.0  # for which a silent sentinel is not asked again if another one has answered
 # A connection that the server has closed is opened again. A timeout is not repeated: it would double the wait.
