@@ -19,9 +19,9 @@ def make_publisher(settings: Settings) -> tuple[Publish, Ping]:
     """Functions that publish, and that check the broker in a thread of the caller. Both raise PublishFailed."""
     if is_amqp(settings.need_broker()):
         from app.broker.celery import make_celery
-        from app.broker.publisher import Publisher
+        from app.broker.rabbitmq_publisher import RabbitMQPublisher
 
-        publisher = Publisher(make_celery(settings, "publisher"))
+        publisher = RabbitMQPublisher(make_celery(settings, "publisher"))
         return in_thread(publisher.publish), publisher.ping
     from app.broker.redis_publisher import RedisPublisher
 

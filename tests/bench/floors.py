@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import redis
 from flask import Flask, Response, request
 from werkzeug.datastructures import Headers
 
-from app.broker.celery import make_celery
-from app.broker.publisher import Publisher
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
 from app.delivery import Delivery, pack
@@ -22,6 +21,7 @@ from tests.bench.pages import PAGES, SAMPLES_PER_PAGE, page
 from tests.bench.results import SAMPLES_PER_EVENT, Floors, Plan, Times, times
 from tests.bench.stack import running_floor, running_servers
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, delivery, signed
+from tests.support.broker import BlockingPublisher
 from workers.actions import Samples
 from workers.aggregators import junction
 from workers.ingest.apply import Applier
@@ -102,16 +102,15 @@ def verifying(seconds: float = 1.0) -> float:
 
 def publishing(broker_url: str, size: int, seconds: float = 2.0) -> float:
     """Deliveries a second that one thread publishes, `size` per message, to a broker without consumers."""
-    celery = make_celery(Settings(broker_url=broker_url), "publisher")
-    publisher, message, sent = Publisher(celery), deliveries("workouts", size), 0
+    publisher, message, sent = BlockingPublisher(Settings(broker_url=broker_url)), deliveries("workouts", size), 0
     began = time.perf_counter()
     while time.perf_counter() < began + seconds:
         publisher.publish(message)
         sent += size
     rate = sent / (time.perf_counter() - began)
-    with celery.connection_for_write() as connection:
-        connection.default_channel.queue_purge("live")
     publisher.close()
+    with redis.Redis.from_url(broker_url) as client:
+        client.delete("live")
     return rate
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, text
 from app.broker.celery import make_celery
 from app.broker.delays import delay_options, delay_queue
 from app.broker.lanes import APPLY, LANES
-from app.broker.publisher import Publisher
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
 from app.delivery import Delivery, pack, unpack
 from app.errors import Misconfigured, PublishFailed, TryLater
@@ -82,11 +82,11 @@ def one(name: str) -> list[Delivery]:
 
 
 @contextmanager
-def publishing(url: str, *, confirms: bool = True) -> Iterator[Publisher]:
+def publishing(url: str, *, confirms: bool = True) -> Iterator[RabbitMQPublisher]:
     """A publisher as in each process of the endpoint; `confirms=False` is Celery's default."""
     celery = make_celery(Settings(broker_url=url), "publisher")
     celery.conf.broker_transport_options = celery.conf.broker_transport_options | {"confirm_publish": confirms}
-    publisher = Publisher(celery)
+    publisher = RabbitMQPublisher(celery)
     try:
         yield publisher
     finally:
@@ -117,7 +117,7 @@ def names(server: RabbitMQ) -> list[str]:
     return [each.message_id for text in packed for each in unpack(text)]
 
 
-def seconds_until_failure(publisher: Publisher, name: str = "failed") -> float:
+def seconds_until_failure(publisher: RabbitMQPublisher, name: str = "failed") -> float:
     """Publishes, asserts that this fails, and returns the seconds until the failure."""
     began = time.monotonic()
     with pytest.raises(PublishFailed):

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from app.broker import brokers
 from app.broker.celery import make_celery
 from app.broker.delays import delay_queue
-from app.broker.publisher import Publisher
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
 from app.errors import PublishFailed
 from tests.support import delivery, rows, until, worker, workout
@@ -53,9 +53,9 @@ def rabbits(pair: tuple[RabbitMQ, RabbitMQ]) -> tuple[RabbitMQ, RabbitMQ]:
 
 
 @contextmanager
-def publishing(broker_url: str) -> Iterator[Publisher]:
+def publishing(broker_url: str) -> Iterator[RabbitMQPublisher]:
     celery = make_celery(Settings(broker_url=broker_url), "publisher")
-    publisher = Publisher(celery)
+    publisher = RabbitMQPublisher(celery)
     try:
         yield publisher
     finally:
@@ -63,7 +63,7 @@ def publishing(broker_url: str) -> Iterator[Publisher]:
         celery.close()
 
 
-def put(publisher: Publisher, name: str) -> float:
+def put(publisher: RabbitMQPublisher, name: str) -> float:
     """Publishes one delivery. Returns the seconds that it took."""
     began = time.monotonic()
     publisher.publish([delivery(workout("u1", name), name=name)])

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from app.broker.celery import make_celery
 from app.broker.lanes import PROCESSING, is_amqp
-from app.broker.publisher import Publisher
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import delivery, event, rows, until, worker
@@ -34,7 +34,7 @@ PERFORM pg_advisory_unlock_shared(7)"""
 def publish(settings: Settings, *messages: list[Delivery]) -> None:
     """Publishes messages to the live lane, as the endpoint does."""
     is_rabbitmq = is_amqp(settings.need_broker())
-    publisher = Publisher(make_celery(settings, "publisher")) if is_rabbitmq else BlockingPublisher(settings)
+    publisher = RabbitMQPublisher(make_celery(settings, "publisher")) if is_rabbitmq else BlockingPublisher(settings)
     for deliveries in messages:
         publisher.publish(deliveries)
     publisher.close()

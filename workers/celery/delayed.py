@@ -18,7 +18,7 @@ from app.broker.celery import HEARTBEAT_SECONDS
 from app.broker.delays import delay_queue, seconds_until_due
 from app.broker.failover import connected
 from app.broker.lanes import is_amqp
-from app.broker.publisher import Publisher
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.errors import PublishFailed
 
 # Messages that one worker holds. Those behind them in the queue wait until one of these is due, 50 s at most. A message
@@ -40,7 +40,7 @@ class DelayedMessages:
 
     def __init__(self, celery: Celery, lane: str) -> None:
         self._celery, self._lane = celery, lane
-        self._publisher = Publisher(celery)
+        self._publisher = RabbitMQPublisher(celery)
 
     def start(self) -> None:
         """Starts the thread, which ends with the process."""

@@ -10,7 +10,7 @@ from app.broker import brokers
 from app.broker.brokers import in_order, mark_failed
 from app.broker.celery import make_celery
 from app.broker.failover import connected
-from app.broker.publisher import Publisher
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
 from app.errors import PublishFailed
 from tests.support import delivery, workout
@@ -45,7 +45,7 @@ def test_another_url_is_one_broker() -> None:
 def test_every_broker_is_tried_before_the_deadline(kind: Broken) -> None:
     """Breaks if a broken broker takes the time of the others, or a sender waits longer than 5 s."""
     with kind() as first, kind() as second:
-        publisher = Publisher(make_celery(Settings(broker_url=amqp_url(first, second)), "publisher"))
+        publisher = RabbitMQPublisher(make_celery(Settings(broker_url=amqp_url(first, second)), "publisher"))
         for fails in (lambda: publisher.publish([delivery(workout("u1"))]), publisher.ping):
             brokers._failures.clear()
             began = time.monotonic()

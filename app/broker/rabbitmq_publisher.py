@@ -1,4 +1,4 @@
-"""Publishes messages of deliveries to the live lane."""
+"""Publishes messages of deliveries to the live lane of RabbitMQ."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
 from app.broker.brokers import in_order, mark_failed
-from app.broker.lanes import APPLY, PROBE, is_amqp
+from app.broker.lanes import APPLY, PROBE
 from app.delivery import Delivery, pack
 from app.errors import PublishFailed
 from app.observability import tracing
@@ -23,7 +23,7 @@ FAILOVER_SECONDS = 2.5
 NEW_CONNECTION_SECONDS = 12.0
 
 
-class Publisher:
+class RabbitMQPublisher:
     """Publishes over one connection, to the first broker that confirms; for use by one thread."""
 
     def __init__(self, celery: Celery) -> None:
@@ -34,7 +34,7 @@ class Publisher:
         self._connection: Any = None
         self._producer: Any = None
         self._confirm_seconds: float | None = None  # None: the read timeout of the connection
-        self._probing: Publisher | None = None
+        self._probing: RabbitMQPublisher | None = None
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
         """Returns once a broker has confirmed the message. Raises PublishFailed if it is not certain that one has.
@@ -64,15 +64,13 @@ class Publisher:
 
         It uses a connection of its own, so that another thread may publish at the same time.
         """
-        self._probing = self._probing or Publisher(self._celery)
+        self._probing = self._probing or RabbitMQPublisher(self._celery)
         try:
             self._probing.try_brokers(self._probing.probe)
         except self._errors() as error:
             raise PublishFailed(
                 f"the broker cannot be reached or accepts no messages ({type(error).__name__})"
             ) from error
-        if not is_amqp(self._url):  # an open connection of kombu does not show that Redis can be reached
-            self._probing.close()
 
     def close(self, *, graceful: bool = True) -> None:
         """Closes the connections; the next publish opens another."""
@@ -111,9 +109,8 @@ class Publisher:
 
     def _connect(self) -> None:
         self._connection = self._celery.connection_for_write(self._broker)
-        if is_amqp(self._url):  # kombu would try a silent broker again
-            self._connection.ensure_connection(max_retries=0)
-            self._confirm_seconds = NEW_CONNECTION_SECONDS
+        self._connection.ensure_connection(max_retries=0)  # kombu would try a silent broker again
+        self._confirm_seconds = NEW_CONNECTION_SECONDS
         self._producer = self._celery.amqp.Producer(self._connection)
 
     def _send(self, packed: str, count: int) -> None:
@@ -130,25 +127,22 @@ class Publisher:
         )
 
     def probe(self) -> None:
-        """On RabbitMQ, publishes a message that expires at once. A worker that is free receives and ignores it.
+        """Publishes a message that expires at once. A worker that is free receives and ignores it.
 
         Only a message for the lane shows whether a majority of its members can store one: RabbitMQ answers a passive
         declaration without asking the members, and confirms an unroutable message without storing it.
         """
-        if is_amqp(self._url):
-            self._celery.send_task(
-                PROBE,
-                queue=self._lane,
-                producer=self._producer,
-                retry=False,
-                confirm_timeout=self._confirm_seconds,
-                expiration=0,
-            )
-        else:
-            self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
+        self._celery.send_task(
+            PROBE,
+            queue=self._lane,
+            producer=self._producer,
+            retry=False,
+            confirm_timeout=self._confirm_seconds,
+            expiration=0,
+        )
 
     def _errors(self) -> tuple[type[Exception], ...]:
-        """The exceptions of a broker that is unreachable, full or broken; they differ by transport.
+        """The exceptions of a broker that is unreachable, full or broken.
 
         RabbitMQ rejects a message while the leader of a quorum queue moves to another node. That error is in neither
         list of kombu.
