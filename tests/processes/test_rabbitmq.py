@@ -570,6 +570,9 @@ def test_a_message_that_a_worker_cannot_read_becomes_a_dead_letter(
     assert len(rows(engine, "SELECT 1 FROM headrace.dead_letters")) == 1
 
 
+IS_LOCKED = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
 @contextmanager
 def locked(engine: Engine) -> Iterator[None]:
     """Locks the users table, so that workers block in the middle of a task."""
@@ -582,9 +585,11 @@ def test_the_message_of_a_killed_worker_is_applied_once(
     engine: Engine, rabbitmq_settings: Settings, server: RabbitMQ, tmp_path: Path
 ) -> None:
     """Breaks if the message of a killed worker is lost, redelivered late, or applied twice."""
-    publish(rabbitmq_settings.need_broker(), "w1", "w2")
-    with locked(engine), worker(rabbitmq_settings, tmp_path / "first") as first:
-        until(lambda: rows(engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    need_durable(rabbitmq_settings)
+    with worker(rabbitmq_settings, tmp_path / "first") as first, locked(engine):
+        publish(rabbitmq_settings.need_broker(), "w1", "w2")
+        # The worker waits for the lock for 500 ms, then it would acknowledge the message and publish a retry.
+        until(lambda: rows(engine, IS_LOCKED), every=0.01)
         first.kill()
         first.wait(30)
         until(lambda: server.ready_count() == 2)

@@ -463,7 +463,7 @@ def test_a_lock_after_the_tombstone_rechecks_the_row(
         holder.execute(text("SELECT 1 FROM headrace.users WHERE user_id = '00-first' FOR UPDATE"))
         message = [delivery(workout(user)) for user in (USER, "00-first")]
         applying = pool.submit(apply, other, settings, *message)  # in order of ids: waits for the first
-        query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         deadline = time.monotonic() + 20
         while not rows(engine, query) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -101,7 +101,8 @@ def test_a_transaction_waits_for_the_first_claim(engine: Engine, settings: Setti
         with transaction(engine) as connection:
             assert claim_user(connection, "u1", "junction") == User()
             waiting = pool.submit(upsert, other, ("terra", "u1", ("member-1", START)))
-            until(lambda: rows(other, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), 15)
+            is_locked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            until(lambda: rows(other, is_locked), 15)
             assert not waiting.done()
         assert waiting.result(20) == [User(other_owner="junction")]
     assert stored(engine) == [("u1", "junction", None)]
