@@ -128,13 +128,23 @@ class SharedWorker:
 
     @contextmanager
     def busy(self, engine: Engine) -> Iterator[None]:
-        """Blocks the worker in the middle of a message for up to 45 s, so that it consumes no other."""
-        when = f"NEW.message_id = '{BUSY}'"
-        with fault(engine, WAIT, when, "deliveries"), engine.connect() as connection, connection.begin():
-            connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        """Blocks the worker in the middle of a message, so that it consumes no other."""
+        with blocking(engine, BUSY):
             publish(self.settings, [delivery(event("labtest.order.created", BUSY, {}), name=BUSY)])
             until(lambda: rows(engine, IS_WAITING))
             yield
+
+
+@contextmanager
+def blocking(engine: Engine, name: str) -> Iterator[None]:
+    """Until the block ends, workers wait in the middle of the delivery with this name, for up to 45 s."""
+    with (
+        fault(engine, WAIT, f"NEW.message_id = '{name}'", "deliveries"),
+        engine.connect() as connection,
+        connection.begin(),
+    ):
+        connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        yield
 
 
 def ledger(engine: Engine) -> list[dict[str, object]]:
