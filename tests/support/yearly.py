@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -60,9 +60,13 @@ def fill_both(engine: Engine, series: int, count: int) -> None:
 
 
 class Writer(threading.Thread):
-    """Inserts, revises and deletes samples of both tables until stopped, in transactions that it counts and times."""
+    """Inserts, revises and deletes samples of both tables until stopped, in transactions that it counts and times.
 
-    def __init__(self, url: str, seed: int, series: int, count: int, pause: float) -> None:
+    Each writer has series of its own. If two writers shared one, the tables could differ without a conversion: a row
+    that one of them commits between the two DELETE statements of the other is deleted from the control only.
+    """
+
+    def __init__(self, url: str, seed: int, series: Sequence[int], count: int, pause: float) -> None:
         super().__init__()
         self._url, self._random, self._series, self._count, self._pause = url, random.Random(seed), series, count, pause
         self._ending = threading.Event()
@@ -84,10 +88,10 @@ class Writer(threading.Thread):
 
     def _change(self, connection: psycopg.Connection) -> None:
         each = timedelta(seconds=step(self._count))
-        series, at = self._random.randint(1, self._series), FIRST + self._random.randint(0, self._count - 40) * each
+        series, at = self._random.choice(self._series), FIRST + self._random.randint(0, self._count - 40) * each
         if self._random.random() < 0.5:
             places = range(self._random.randint(1, 30))
-            keys = sorted({(self._random.randint(1, self._series), at + n * each / 2) for n in places})
+            keys = sorted({(self._random.choice(self._series), at + n * each / 2) for n in places})
             values = [[one for _, one in keys], [self._random.random() for _ in keys], [one for one, _ in keys]]
             for table in TABLES:
                 connection.execute(UPSERT.format(table=table), values)
@@ -104,7 +108,7 @@ class Writer(threading.Thread):
 @contextmanager
 def writers(url: str, series: int, count: int, number: int = 3, pause: float = 0.0) -> Iterator[list[Writer]]:
     """Writers of the filled series, until the end of the block."""
-    at_work = [Writer(url, seed, series, count, pause) for seed in range(number)]
+    at_work = [Writer(url, seed, range(seed + 1, series + 1, number), count, pause) for seed in range(number)]
     for one in at_work:
         one.start()
     try:
