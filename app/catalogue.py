@@ -12,9 +12,11 @@ from typing import Any, Literal, get_args
 Kind = Literal["summary", "stream", "device", "timeseries", "terra", "terra_timeseries"]
 FieldType = Literal["text", "integer", "number", "boolean", "date", "datetime"]
 Dates = Literal["moment", "day", "none"]
+Day = Literal["counter", "gauge", "last"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELD_TYPES = frozenset(get_args(FieldType))
+DAYS = frozenset(get_args(Day))
 TERRA_PREFIX = "terra_"  # of the names and kinds of resources that only Terra has
 KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
 RESERVED = {
@@ -55,6 +57,7 @@ class Resource:
     key: tuple[str, ...] = ()
     unit: str | None = None
     interval: bool = False
+    day: Day | None = None  # of timeseries: what health.daily shows of a day
     legacy: bool = False
     of: str | None = None  # of a stream: the resource of its records
     terra: str | None = None  # the Terra type that is stored here; also its name in Terra's API
@@ -70,8 +73,10 @@ class Resource:
             raise ValueError(f"{self.name}: terra is the type of a summary's objects")
         if self.dates not in ("moment", "day", "none"):
             raise ValueError(f"{self.name}: dates cannot be {self.dates!r}")
-        if not self.is_series and (self.key or self.unit or self.interval):
-            raise ValueError(f"{self.name}: key, unit and interval belong to timeseries")
+        if not self.is_series and (self.key or self.unit or self.interval or self.day):
+            raise ValueError(f"{self.name}: key, unit, interval and day belong to timeseries")
+        if self.day is not None and self.day not in DAYS:
+            raise ValueError(f"{self.name}: day cannot be {self.day!r}")
         if unknown := set(self.key) - KEY_PARTS:
             raise ValueError(f"{self.name}: no such key part: {', '.join(sorted(unknown))}")
         if len({field.name for field in self.fields}) != len(self.fields):

@@ -7,6 +7,7 @@ HeadraceError
 ├── Unprocessable        dead letter: a retry cannot succeed
 │   └── NotAuthentic     dead letter of the raw message: each of its fields may be forged
 ├── NotFound             report: the object that a command names does not exist
+├── PositionDropped      report: a consumer must read the tables again, because changes that it has not read are dropped
 ├── UserErased           report: data of this user is neither fetched nor stored again
 ├── NotYet               ask again: the aggregator answered without the data
 └── TryLater             retry: a service is unavailable
@@ -56,6 +57,10 @@ class NotAuthentic(Unprocessable):
 
 class NotFound(HeadraceError):
     """An object that a command names does not exist."""
+
+
+class PositionDropped(HeadraceError):
+    """Retention has dropped changes of the feed that a consumer has not read. Exit status 3."""
 
 
 class UserErased(HeadraceError):

@@ -42,8 +42,9 @@ DO $$ DECLARE one record; BEGIN
         AND (application_name <> 'headrace-worker' OR state <> 'idle');
     FOR one IN SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-          AND c.relname <> 'schema_version'
+          AND c.relname NOT IN ('schema_version', 'feed')
     LOOP EXECUTE format('DELETE FROM headrace.%I', one.relname); END LOOP;
+    UPDATE headrace.feed SET newest = 0, changed_at = '-infinity', dropped = 0;
 END $$"""
 
 

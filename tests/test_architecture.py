@@ -26,34 +26,37 @@ AREAS = (
     "workers.broker_admin",
     "workers.store",
     "workers.migrations",
+    "workers.daily",
     "workers.fetch",
+    "workers.notify",
     "workers.ingest",
     "workers.backfill",
     "workers.reconcile",
     "workers.local",
     "workers.operate",
+    "workers.console",
     "workers.celery",
     "workers.simulator",
     "workers.verify",
     "workers.cli",
 )
-WEB = "app.web workers.simulator"
+WEB = "app.web workers.console workers.simulator"
 CELERY = "app.broker workers.celery workers.rabbitmq_admin"
 MAY_IMPORT = {
     "flask": WEB,
     "werkzeug": WEB,
     "celery": CELERY,
     "kombu": f"{CELERY} workers.ingest.rabbitmq_pipeline",
-    "sqlalchemy": "workers.store workers.migrations workers.ingest workers.backfill workers.reconcile workers.operate "
-    "workers.celery.context workers.verify workers.cli",
+    "sqlalchemy": "workers.store workers.migrations workers.daily workers.notify workers.ingest workers.backfill "
+    "workers.reconcile workers.operate workers.console workers.celery.context workers.verify workers.cli",
     "alembic": "workers.store.migrate workers.migrations",
     "psycopg": "workers.store.engine workers.store.watched workers.store.samples workers.local.writer_role",
-    "httpx": "workers.simulator workers.fetch.http",
+    "httpx": "workers.simulator workers.fetch.http workers.fetch.webhooks",
     "requests": "",
     "aiohttp": "",
     "svix": "workers.simulator",
     "cryptography": "app.sealing",
-    "granian": "app.web.__main__ app.web.rsgi",
+    "granian": "app.web.__main__ app.web.rsgi workers.console.server",
     "opentelemetry": "app.observability.otel",
     "prometheus_client": "app.observability.metrics",
     "pickle": "",

@@ -61,6 +61,8 @@ def test_no_label_identifies_a_user() -> None:
         "origin",
         "lane",
         "whose",
+        "subscription",
+        "consumer",
         "le",
     }
     assert set().union(*declared().values()) == allowed

@@ -11,11 +11,31 @@ from typing import Annotated, Any
 
 import msgspec
 
-from app.broker.lanes import APPLY, DOWNLOAD, FAILING_SINCE, FAILURES, FETCH, RECONCILE, RETRY_REASON, SENT_AT, SWEEP
+from app.broker.lanes import (
+    APPLY,
+    DERIVE,
+    DOWNLOAD,
+    FAILING_SINCE,
+    FAILURES,
+    FETCH,
+    NOTIFY,
+    RECONCILE,
+    RETRY_REASON,
+    SENT_AT,
+    SWEEP,
+)
 from app.errors import Unprocessable
 from app.observability.tracing import MERGED_HEADERS
 
-TASKS = {"live": (APPLY,), "download": (DOWNLOAD,), "backfill": (FETCH, RECONCILE), "maintenance": (SWEEP,)}
+TASKS = {
+    "live": (APPLY,),
+    "download": (DOWNLOAD,),
+    "backfill": (FETCH, RECONCILE),
+    "maintenance": (SWEEP,),
+    "notify": (NOTIFY,),
+    "derive": (DERIVE,),
+}
+REPEATED = (SWEEP, NOTIFY, DERIVE)  # sent again and again while there is work, so that a message may expire
 MAX_DELAY_SECONDS = 3600.0  # a retry waits 30 s at most, a backfill 50 s
 CONTENT = ("application/json", "utf-8")
 
@@ -81,7 +101,7 @@ _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
     DOWNLOAD: msgspec.json.Decoder(tuple[tuple[str], NoKeywords, Callbacks]),
     FETCH: msgspec.json.Decoder(tuple[tuple[BackfillId], NoKeywords, Callbacks]),
     RECONCILE: msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks]),
-    SWEEP: msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks]),
+    **{name: msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks]) for name in REPEATED},
 }
 
 
@@ -101,7 +121,7 @@ def checked_headers(headers: Mapping[str, Any], properties: Any, delivery_info: 
         raise Unprocessable("a task unknown to this worker")
     if info.routing_key != lane or info.exchange not in ("", lane):  # "": the default exchange
         raise Unprocessable("not a valid task: it names another lane, to which a retry would be sent")
-    if found.expires is not None and found.task != SWEEP:
+    if found.expires is not None and found.task not in REPEATED:
         raise Unprocessable("not a valid task: it would expire")
     if found.eta is not None and found.eta.timestamp() > time.time() + MAX_DELAY_SECONDS:
         raise Unprocessable("not a valid task: its eta is more than an hour ahead")

@@ -4,12 +4,14 @@ from urllib.parse import urlsplit
 
 from app.config.settings import Settings
 
-LANES = ("live", "download", "backfill", "maintenance")
+LANES = ("live", "download", "backfill", "maintenance", "notify", "derive")
 APPLY = "headrace.apply"  # applies one message of deliveries; the only task that the endpoint sends
 FETCH = "headrace.fetch"  # runs one backfill for a time slice
 DOWNLOAD = "headrace.download"  # applies one delivery that is large, or whose event has to be downloaded from a URL
 RECONCILE = "headrace.reconcile"  # compares for a time slice the aggregator's data with the stored data
 SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
+NOTIFY = "headrace.notify"  # sends notifications for a time slice
+DERIVE = "headrace.derive"  # computes days that have changed, for a time slice
 PROBE = "headrace.probe"  # on RabbitMQ: shows that the lane accepts messages; workers ignore it
 # Headers of a task: when it was sent (unix seconds), and of a retried one, how many tries PostgreSQL did not execute
 # (RetryAlone), when the first try failed (unix seconds), and why the last one did.

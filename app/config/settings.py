@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
+from app.accounts import Account
 from app.config import sentinel_url, types
 from app.errors import Misconfigured
 
@@ -155,11 +156,12 @@ class Settings:
         "HEADRACE_KEEP_DAYS", 30, types.DAYS, "days that deliveries are archived for `headrace replay`; 0: no archive"
     )
     retention: tuple[tuple[str, int], ...] = _setting(
-        "HEADRACE_RETENTION", (), types.RETENTION, "days that data is stored, by resource; *: all others, 0: no limit"
+        "HEADRACE_RETENTION", (), types.RETENTION, "days to store, by resource or for daily; *: all others, 0: no limit"
     )
     ledger_days: int = _setting(
         "HEADRACE_LEDGER_DAYS", 0, types.LEDGER_DAYS, "days that the ledger keeps outcomes; 0: without limit"
     )
+    feed_days: int = _setting("HEADRACE_FEED_DAYS", 14, types.FEED_DAYS, "days that the change feed keeps changes")
 
     # History and downloads
     fetch_history: bool = _setting(
@@ -207,6 +209,23 @@ class Settings:
         None,
         types.text("user:password with at least 8 characters of password"),
         "user:password for Flower, which does not start without it",
+        secret=True,
+    )
+    console_host: str = _setting(
+        "HEADRACE_CONSOLE_HOST", "127.0.0.1", types.text("an address"), "address of the console"
+    )
+    console_port: int = _setting("HEADRACE_CONSOLE_PORT", 5556, types.PORT, "port of the console")
+    console_url: str | None = _setting(
+        "HEADRACE_CONSOLE_URL",
+        None,
+        types.API_URL,
+        "URL at which operators reach the console through a proxy with TLS; otherwise only localhost is accepted",
+    )
+    console_users: tuple[Account, ...] = _setting(
+        "HEADRACE_CONSOLE_USERS",
+        (),
+        types.CONSOLE_USERS,
+        "accounts of the console, which does not start without one; `headrace console passwd` prints a line",
         secret=True,
     )
     metrics_port: int = _setting(
@@ -318,6 +337,9 @@ class Settings:
         """Flower's user:password. Flower can read and end tasks, so it does not run without one."""
         user, _, password = (self.flower_auth or "").partition(":")
         return f"{user}:{password}" if user and len(password) >= 8 else _missing("flower_auth")
+
+    def need_console_users(self) -> tuple[Account, ...]:
+        return self.console_users or _missing("console_users")
 
 
 def _missing(attribute: str, hint: str = STACK_HINT) -> NoReturn:

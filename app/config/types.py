@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from app.accounts import read_accounts
 from app.catalogue import catalogue
 from app.config import database_url, sentinel_url
 
@@ -121,7 +122,7 @@ def _deadline(value: str) -> float:
 
 def _retention(value: str) -> tuple[tuple[str, int], ...]:
     pairs = [part.partition("=") for part in _lower_names(value)]
-    if any(name.strip() not in catalogue() and name.strip() != "*" for name, _, _ in pairs):
+    if any(name.strip() not in catalogue() and name.strip() not in ("*", "daily") for name, _, _ in pairs):
         raise ValueError
     return tuple((name.strip(), DAYS.read(days)) for name, _, days in pairs)
 
@@ -169,6 +170,7 @@ def _encryption_keys(value: str) -> tuple[bytes, ...]:
 BOOLEAN = Type("true or false", _boolean)
 BYTES = number("bytes", 1, MAX_BYTES)
 DAYS = number("days", 0, MAX_DAYS)
+FEED_DAYS = number("days", 1, MAX_DAYS)
 HISTORY_DAYS = number("days", 1, MAX_DAYS)
 HOURS = number("hours", 0, 24 * MAX_DAYS)
 TOLERANCE = number("seconds", 1, MAX_TOLERANCE_SECONDS)
@@ -199,3 +201,4 @@ PROVIDERS = Type("names of providers, such as garmin,oura", _lower_names)
 HOSTS = Type("host names, such as bucket.s3.eu-west-2.amazonaws.com or *.amazonaws.com", _hosts)
 RETENTION = Type("days by resource, such as heartrate=365,workouts=0,*=3650", _retention)
 LEDGER_DAYS = Type("a number of days, 40 or more, or 0", _ledger_days)
+CONSOLE_USERS = Type("accounts as `headrace console passwd` prints them, comma-separated", read_accounts)

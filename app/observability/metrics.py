@@ -116,6 +116,37 @@ for _aggregator in ("junction", "terra"):
     UNREAD_ENTRIES.labels(_aggregator)  # starts at 0, as above
 THROTTLED = Counter("headrace_throttled_total", "Requests delayed by the rate limit or a pause", ["aggregator"])
 
+# The change feed.
+CHANGES = Counter("headrace_changes_total", "Changes added to the change feed", [])
+
+CONSUMER_LAG = Gauge(
+    "headrace_feed_consumer_lag",
+    "Changes that a consumer of the change feed has not read",
+    ["consumer"],
+    multiprocess_mode=LIVE_MODE,
+)
+CONSUMER_EXPIRES = Gauge(
+    "headrace_feed_consumer_expires_seconds",
+    "Time until a change is dropped that a consumer has not read; HEADRACE_FEED_DAYS if it has read all",
+    ["consumer"],
+    multiprocess_mode=LIVE_MODE,
+)
+UNNUMBERED = Gauge(
+    "headrace_feed_unnumbered", "Changes that are not in the change feed yet", multiprocess_mode=LIVE_MODE
+)
+
+# Notifications.
+NOTIFICATIONS = Counter(
+    "headrace_notifications_total", "Attempts of notifications, by outcome: sent, failed (retried), dead", ["outcome"]
+)
+for _outcome in ("sent", "failed", "dead"):
+    NOTIFICATIONS.labels(_outcome)  # starts at 0, as above
+
+# Values per day.
+DAYS_COMPUTED = Counter(
+    "headrace_days_computed_total", "Days computed by workers of the lane derive, each of one person and resource", []
+)
+
 # Set by the sweep, in the maintenance worker.
 LAST_SWEEP = Gauge("headrace_last_sweep_timestamp_seconds", "When the sweep last ran", multiprocess_mode=LIVE_MODE)
 LANE_MESSAGES = Gauge("headrace_lane_messages", "Messages queued in a lane", ["lane"], multiprocess_mode=LIVE_MODE)
@@ -160,6 +191,29 @@ PAUSED = Gauge(
 TERRA_TOKEN_EXPIRES = Gauge(
     "headrace_terra_admin_token_expires_timestamp_seconds",
     "When the token of Terra's Admin API expires; 0: unknown or never",
+    multiprocess_mode=LIVE_MODE,
+)
+NOTIFICATIONS_PENDING = Gauge(
+    "headrace_notifications_pending",
+    "Notifications that are not sent yet",
+    ["subscription"],
+    multiprocess_mode=LIVE_MODE,
+)
+NOTIFICATIONS_OLDEST = Gauge(
+    "headrace_notifications_oldest_seconds",
+    "Age of the oldest notification of an active subscription that is due or failed",
+    ["subscription"],
+    multiprocess_mode=LIVE_MODE,
+)
+SUBSCRIPTIONS = Gauge("headrace_subscriptions", "Subscriptions by status", ["status"], multiprocess_mode=LIVE_MODE)
+DAYS_PENDING = Gauge(
+    "headrace_days_pending",
+    "Days in the queue to be computed, each of one person and resource",
+    multiprocess_mode=LIVE_MODE,
+)
+DAYS_OLDEST = Gauge(
+    "headrace_days_oldest_seconds",
+    "Time that the oldest dates have been queued since their last turn, or that a change has not been read",
     multiprocess_mode=LIVE_MODE,
 )
 # The names of 0.1, exposed as well until 0.3.

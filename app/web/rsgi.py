@@ -7,11 +7,9 @@ than verifying it.
 
 import asyncio
 import functools
-import io
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
-from urllib.parse import unquote_to_bytes
+from typing import Any, cast
 
 from flask import Flask, Response
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined] # not declared as exports
@@ -22,6 +20,7 @@ from app.errors import PublishFailed
 from app.observability import tracing
 from app.signatures.hashing import HashedBody, HmacInput
 from app.web.batcher import Batcher
+from app.web.environ import RsgiHeaders, Scope, decoded_path, wsgi_environ
 from app.web.limits import BodyBudget, BudgetExceeded
 from app.web.webhooks import (
     ACCEPTED,
@@ -47,19 +46,6 @@ INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to seal, so a thre
 SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and outside the budget: thousands of them fit in memory
 ACCEPTED_HEADERS = list(ACCEPTED.headers.items())
 OVERSIZE = 2  # a body up to twice the limit is hashed and not kept: a 413 counts for alerts only if the signature fits
-
-
-class Scope(Protocol):
-    """Granian's description of a request (RSGI 1.6)."""
-
-    method: str
-    path: str
-    query_string: str
-    http_version: str
-    scheme: str
-    server: str
-    client: str
-    headers: Any
 
 
 class _Unread(Exception):
@@ -140,10 +126,10 @@ class Server:
         webhook needs none of it, and without it costs 38 us less (of 73 us of Python). Flask's view would also hold a
         thread.
         """
-        receiver = self._receivers.get(canonical(_path(scope))) if scope.method == "POST" else None
+        receiver = self._receivers.get(canonical(decoded_path(scope))) if scope.method == "POST" else None
         if receiver is None:
-            return self._other_route(_environ(scope))
-        headers = _Headers(scope)
+            return self._other_route(wsgi_environ(scope))
+        headers = RsgiHeaders(scope)
         # Hyper has checked the length, and accepts a repeated one if all are equal. -1: a chunked body.
         declared = int((headers.get("content-length") or "-1").partition(",")[0])
         if 0 <= declared <= SMALL_BYTES:
@@ -245,47 +231,3 @@ def _refuse_slow(
         refused.append(answer)
         until = 0.0
     limit.reschedule(until)
-
-
-class _Headers(dict[str, str]):
-    """The headers of a request by name in lower case. A repeated header is joined with commas."""
-
-    def __init__(self, scope: Scope) -> None:
-        super().__init__()
-        for name, value in scope.headers.items():
-            self[name] = f"{self[name]},{value}" if name in self else value
-
-    def get(self, name: str, default: Any = None, /) -> Any:
-        return super().get(name.lower(), default)
-
-
-def _path(scope: Scope) -> str:
-    """The decoded path, as in WSGI (PEP 3333): bytes as characters."""
-    path = scope.path
-    return unquote_to_bytes(path).decode("latin-1") if "%" in path or not path.isascii() else path
-
-
-def _environ(scope: Scope) -> dict[str, Any]:
-    """The WSGI environ of a request without its body (PEP 3333). A repeated header is joined with commas."""
-    host, _, port = scope.server.rpartition(":")
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": scope.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": _path(scope),
-        "QUERY_STRING": scope.query_string,
-        "SERVER_NAME": host,
-        "SERVER_PORT": port,
-        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
-        "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(),
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-    }
-    environ |= {"HTTP_" + name.upper().replace("-", "_"): value for name, value in _Headers(scope).items()}
-    environ.pop("HTTP_TRANSFER_ENCODING", None)
-    environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
-    environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", "")
-    return environ

@@ -20,6 +20,8 @@ SETTINGS = {one.metadata["name"] for one in fields(Settings)}
 SAMPLES = {
     "HEADRACE_ENCRYPTION_KEY": "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUI=",
     "HEADRACE_FLOWER_AUTH": "operator:not-a-real-one",
+    "HEADRACE_CONSOLE_USERS": f"ada:scrypt.15.8.1.{'A' * 22}.{'B' * 43}:operator",
+    "HEADRACE_CONSOLE_URL": "https://console.example",
     "JUNCTION_WEBHOOK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
     "DATABASE_URL": "postgresql://headrace:p@postgres.example/headrace",
     "HEADRACE_ETL_URL": "amqps://u:p@rabbitmq.example/vhost",
@@ -43,9 +45,10 @@ def parse(arguments: Iterable[str]) -> list[str]:
             context = command.make_context(names[-1] if names else "headrace", rest, parent=parent)
         except click.exceptions.Exit:  # --help and --version
             return names
-        if not isinstance(command, click.Group):
+        words = [*context._protected_args, *context.args]
+        if not isinstance(command, click.Group) or (command.invoke_without_command and not words):
             return names
-        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        name, found, rest = command.resolve_command(context, words)
         if found is None:
             raise click.UsageError(f"no command {name}")
         command, parent, names = found, context, [*names, str(name)]

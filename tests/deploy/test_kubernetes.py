@@ -17,6 +17,7 @@ from app.web.app import create_app
 from tests.deploy.api_types import faults
 from tests.deploy.kustomize import BASE, ETL, FOLDER, HIGH_AVAILABILITY, OVERLAY, RENDERED, Resource
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, parse
+from workers.local.secrets import WITHHELD_BY_LANE
 
 SECRETS = {one["metadata"]["name"]: one for one in documents(BASE / "secrets.example.yaml")}
 NOT_APPLIED = {BASE / "secrets.example.yaml"}
@@ -129,17 +130,21 @@ def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
     assert variables.keys() <= SETTINGS
     settings = load(variables)
     assert settings.keep_days == Settings().keep_days  # set in the ConfigMap because the migration needs it
-    role = PODS[name]["metadata"]["labels"]["app.kubernetes.io/component"]
+    labels = PODS[name]["metadata"]["labels"]
+    role, not_of_lane = labels["app.kubernetes.io/component"], WITHHELD_BY_LANE.get(labels.get("lane", ""), ())
     if role == "etl":
         settings.need_etl()
     if role != "migrate":
         settings.need_broker()
-    assert bool(settings.encryption_keys) == (role not in ("migrate", "beat", "flower"))
+    assert not variables.keys() & set(not_of_lane)
+    reads_bodies = role not in ("migrate", "beat", "flower") and "HEADRACE_ENCRYPTION_KEY" not in not_of_lane
+    assert bool(settings.encryption_keys) == reads_bodies
     is_operators = name == "headrace-maintenance"  # `headrace check` runs there and needs every setting
     assert bool(settings.flower_auth) == (role == "flower" or is_operators)
     assert bool(settings.junction_webhook_secrets) == (role == "web" or is_operators)
-    assert bool(settings.database_url) == (role in ("worker", "migrate", "etl"))
-    assert bool(settings.junction_api_key) == (role in ("worker", "etl"))
+    assert bool(settings.console_users) == (role == "console" or is_operators)
+    assert bool(settings.database_url) == (role in ("worker", "migrate", "etl", "console"))
+    assert bool(settings.junction_api_key) == (role in ("worker", "etl", "console") and not not_of_lane)
     assert bool(settings.etl_url) == (role == "etl")
 
 
@@ -192,9 +197,11 @@ def test_the_network_policies_allow_only_needed_connections() -> None:
         "headrace-web": {"to-broker"},
         "headrace-beat": {"to-broker"},
         "headrace-flower": {"to-broker"},
+        "headrace-console": worker,
         "headrace-migrate": {"to-database"},
         "headrace-etl": {"to-broker", "to-database", "to-pipeline"},
         **{f"headrace-{lane}": worker for lane in LANES},
+        "headrace-derive": worker - {"to-internet"},
     }
     (internet,) = policies["to-internet"]["spec"]["egress"]
     assert internet["ports"] == [{"port": 443}]
@@ -210,6 +217,7 @@ def test_probes_use_existing_routes_ports_and_files() -> None:
     ports = {
         "headrace-web": [("http", settings.port), ("operations", settings.operations_port)],
         "headrace-flower": [("flower", settings.flower_port)],
+        "headrace-console": [("console", settings.console_port)],
     }
     for name in PODS:
         one = container(name)
@@ -222,7 +230,7 @@ def test_probes_use_existing_routes_ports_and_files() -> None:
             else:
                 assert probe["httpGet"]["port"] == ports[name][-1][0]
                 assert probe["httpGet"]["path"] in (
-                    {"/livez", "/readyz"} if name == "headrace-web" else {"/healthcheck"}
+                    {"/healthcheck"} if name == "headrace-flower" else {"/livez", "/readyz"}
                 )
         assert probes or name == "headrace-migrate"
     web = container("headrace-web")
@@ -258,7 +266,7 @@ def test_lanes_scale_by_their_own_depth_and_age() -> None:
     """Breaks if KEDA would scale a lane by the depth or age of another one, or reject the object."""
     scaled = of("ScaledObject")
     assert {one["spec"]["scaleTargetRef"]["name"] for one in scaled.values()} == {
-        f"headrace-{lane}" for lane in LANES if lane != "maintenance"
+        f"headrace-{lane}" for lane in LANES if lane not in ("maintenance", "notify")
     }
     known = {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "fallback"}
     for name, one in scaled.items():
@@ -268,8 +276,13 @@ def test_lanes_scale_by_their_own_depth_and_age() -> None:
         assert "replicas" not in of("Deployment")[name]["spec"]
         assert 1 <= spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
         depth, age = spec["triggers"]
-        assert depth["metadata"]["query"] == f'max(headrace_lane_messages{{lane="{lane}"}})'
-        assert age["metadata"]["query"] == f'max(headrace_lane_oldest_seconds{{lane="{lane}"}}) or vector(0)'
+        queries = (
+            f'max(headrace_lane_messages{{lane="{lane}"}})',
+            f'max(headrace_lane_oldest_seconds{{lane="{lane}"}}) or vector(0)',
+        )
+        if lane == "derive":  # its work is in PostgreSQL, and a message starts all of it
+            queries = ("max(headrace_days_pending)", "max(headrace_days_oldest_seconds)")
+        assert (depth["metadata"]["query"], age["metadata"]["query"]) == queries
         assert (depth.get("metricType"), age["metricType"]) == (None, "Value")
         for trigger in (depth, age):
             assert trigger["type"] == "prometheus"

@@ -12,7 +12,7 @@ import pytest
 
 from app.broker.lanes import LANES
 from tests.deploy.support import DEPLOY, ROOT, SETTINGS, parse
-from workers.local.secrets import WITHHELD
+from workers.local.secrets import SECRET_VARIABLES, WITHHELD, WITHHELD_BY_LANE, withheld
 
 FOLDER = DEPLOY / "systemd"
 COMMON = FOLDER / "headrace-.service.d" / "common.conf"
@@ -92,6 +92,19 @@ def test_no_service_gets_a_secret_that_it_does_not_need() -> None:
     }
 
 
+@pytest.mark.parametrize("instance", [*LANES, *(f"{lane}-2" for lane in WITHHELD_BY_LANE)])
+def test_a_worker_gets_only_the_secrets_of_its_lane(instance: str) -> None:
+    """Breaks if a worker of `notify` or `derive` gets the API keys, or one of another lane lacks a secret."""
+    unit = FOLDER / "headrace-worker@.service"
+    shell, option, script, _ = command(unit)
+    printing = script.replace("$$", "$").replace("%%", "%").replace(f"exec {EXECUTABLE}", "env; :")
+    (removed,) = directives(unit)["UnsetEnvironment"]
+    given = dict.fromkeys(SECRET_VARIABLES - set(removed.split()), "x")
+    done = subprocess.run([shell, option, printing, instance], env=given, capture_output=True, text=True, check=True)
+    left = {line.partition("=")[0] for line in done.stdout.splitlines()} & SECRET_VARIABLES
+    assert left == SECRET_VARIABLES - withheld(("worker", "--lane", instance.partition("-")[0]))
+
+
 def test_every_service_is_sandboxed() -> None:
     """Breaks if systemd does not find the shared drop-in file by its name, or it lacks a restriction."""
     assert all(file.name.startswith(COMMON.parent.name.partition(".")[0]) for file in SERVICES)
@@ -117,6 +130,6 @@ def test_the_procfile_has_every_process() -> None:
     processes = {name: parse(arguments.split()) for name, arguments in lines}
     assert processes == {
         "release": ["migrate"],
-        **{name: [name] for name in ("web", "beat", "flower", "etl")},
+        **{name: [name] for name in ("web", "beat", "flower", "console", "etl")},
         **{lane: ["worker"] for lane in LANES},
     }

@@ -22,16 +22,21 @@ import psutil
 import psycopg
 import pytest
 
+from app.accounts import Account, hash_password
 from app.delivery import pack
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, HTTP, ROOT, delivery, event, heartrate, message_id, until, workout
 from tests.support.collector import Collector, collector
+from tests.support.console import PASSWORD, log_in
 from tests.support.stack import Stack, started
 
 pytestmark = pytest.mark.stack
 NAME, NUMBER, TOKEN, NOTE = "Canaria Gelbfink", 87.654321, "tok-canary-5d0e7c", "canary: felt dizzy at noon"
 CANARIES = [one.encode() for one in (NAME, str(NUMBER), TOKEN, NOTE)]
 USER = "canary-cage"
+ACCOUNTS = ",".join(Account(role, hash_password(PASSWORD), role).line for role in ("viewer", "operator"))
+LINK = re.compile(r'href="(/[^"]+)"')
+MAX_PAGES = 80  # of the console, by role
 SOURCE = {"provider": "garmin", "type": "watch"}
 BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}")
 FLOWER = (
@@ -107,7 +112,7 @@ def stack(spans_collector: Collector) -> Iterator[Stack]:
     base = f"http://127.0.0.1:{server.server_port}"
     more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": spans_collector.url}
     try:
-        with started(JUNCTION_API_KEY=f"sk_us_{TOKEN}", **more) as one:
+        with started(JUNCTION_API_KEY=f"sk_us_{TOKEN}", HEADRACE_CONSOLE_USERS=ACCOUNTS, **more) as one:
             yield one
     finally:
         server.shutdown()
@@ -188,6 +193,30 @@ def pages(stack: Stack) -> dict[str, bytes]:
     return found | {"/metrics": HTTP.get(f"{info['operations']}/metrics").content}
 
 
+def console_pages(stack: Stack, role: str) -> dict[str, bytes]:
+    """The pages of the console that an account reaches by links, also without the separators of digits."""
+    found: dict[str, bytes] = {}
+    with httpx.Client(base_url=stack.info["console"], timeout=30) as browser:
+        log_in(browser, f"{role}:{PASSWORD}")
+        waiting = [
+            f"/person?user={USER}",
+            f"/deliveries?user={USER}",
+            "/",
+            "/dead",
+            f"/person?user={USER}&until=2026-03-20",
+        ]
+        while waiting and len(found) < MAX_PAGES:
+            path = waiting.pop(0)
+            answer = browser.get(path)
+            assert answer.status_code == 200, (path, answer.text)
+            found[path] = answer.content + re.sub(r"[\s\u00a0]", "", answer.text).encode()
+            links = {link.replace("&amp;", "&") for link in LINK.findall(answer.text)}
+            waiting += sorted(links - found.keys() - set(waiting))
+    assert {"/dead", "/backfills", "/people", "/feed"} <= found.keys()
+    assert any(path.startswith("/explain") for path in found)
+    return {f"console {role} {path}": page for path, page in found.items()}
+
+
 def test_the_search_finds_an_unencrypted_body() -> None:
     """Breaks if the search of this file misses a canary in a base64-encoded message."""
     open_body = delivery(workout(USER, title=NAME))
@@ -217,6 +246,7 @@ def test_canaries_are_stored_and_not_disclosed(stack: Stack, spans_collector: Co
         for body in canary_events(9):
             assert stack.post(body).status_code == 202
         places |= files(stack.data) | pages(stack)
+    places |= console_pages(stack, "viewer") | console_pages(stack, "operator")
     places |= outputs_of_commands(stack)
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 
+from app.broker.lanes import LANES
 from tests.support import HTTP, ROOT, event, heartrate, message_id, until, workout
+from tests.support.console import log_in
 from tests.support.processes import memory_of
 from tests.support.stack import Stack, started
 from workers.local.embedded_postgres import WRITER
-from workers.local.secrets import WITHHELD
+from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE, withheld
 
 pytestmark = pytest.mark.stack
 FIELDS = {
-    *("web", "flower", "flower_auth", "database_url", "broker_url"),
+    *("web", "flower", "flower_auth", "console", "console_auth", "database_url", "broker_url"),
     *("junction_webhook_secret", "terra_signing_secret", "processes"),
 }
-GROUPS = {"postgres", "broker", "web", "live", "backfill", "beat", "flower"}
+GROUPS = {"postgres", "broker", "web", "live", "backfill", "beat", "flower", "console"}
 RESTARTED_USER = "SELECT 1 FROM health.workouts WHERE user_id = 'restarted'"
 SECRET_TITLE = "a title that no log may contain"
 
@@ -49,7 +52,7 @@ def test_stack_json_follows_the_contract(stack: Stack) -> None:
     assert info["database_url"].startswith("postgresql://")
     assert info["broker_url"].startswith("redis://")
     assert info["junction_webhook_secret"].startswith("whsec_")
-    assert all("127.0.0.1" in info[name] for name in ("web", "flower", "database_url", "broker_url"))
+    assert all("127.0.0.1" in info[name] for name in ("web", "flower", "console", "database_url", "broker_url"))
 
 
 @pytest.mark.parametrize(
@@ -119,9 +122,12 @@ def test_an_erased_user_stays_erased(stack: Stack) -> None:
     assert set(stack.rows(settled, names[100:])) == {("ignored", "the user was erased")}
     tables = "SELECT 'headrace.' || quote_ident(tablename) FROM pg_tables WHERE schemaname = 'headrace'"
     for (table,) in stack.rows(tables):
-        may_name = table in ("headrace.users", "headrace.audit") or table.startswith("headrace.deliveries")
+        named = ("headrace.deliveries", "headrace.changes", "headrace.outbox")  # the change feed tells of the erasure
+        may_name = table in ("headrace.users", "headrace.audit") or table.startswith(named)
         about = f"%{canary}%" if may_name else "%erased%"
         assert stack.rows(f"SELECT t::text FROM {table} t WHERE t::text LIKE %s", about) == [], table
+    changes = "SELECT op FROM health.changes WHERE user_id = 'erased'"
+    assert until(lambda: stack.rows(changes)) == [("erase",)]
     assert stack.rows("SELECT erased_at IS NOT NULL, client_user_id FROM health.users WHERE user_id = 'erased'") == [
         (True, None)
     ]
@@ -159,14 +165,14 @@ def test_processes_log_in_as_the_writer(stack: Stack) -> None:
     assert f"{WRITER}:".encode() in memory_of(live)
 
 
-@pytest.mark.parametrize("group", sorted({*GROUPS & WITHHELD.keys(), "live"}))
+@pytest.mark.parametrize("group", sorted({*GROUPS & WITHHELD.keys(), "live", *WITHHELD_BY_LANE}))
 def test_a_process_gets_no_secret_that_it_does_not_need(stack: Stack, group: str) -> None:
     """Breaks if the endpoint can read the database, or whoever controls Flower or beat can decrypt bodies."""
     pid = stack.pid(group)
     assert pid is not None
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     variables = {name for one in family for name in one.environ()}
-    assert variables & set(WITHHELD["worker" if group == "live" else group]) == set()
+    assert variables & withheld(("worker", "--lane", group) if group in LANES else (group,)) == set()
     assert "HEADRACE_DATA_DIR" in variables
 
 
@@ -174,9 +180,20 @@ def test_flower_and_beat_cannot_decrypt_bodies(stack: Stack) -> None:
     """Breaks if a process inherits the encryption key or a signing secret in its memory, however it was started."""
     secrets = json.loads((stack.data / "secrets.json").read_text())
     key, signing = secrets["encryption_key"].encode(), secrets["terra_signing_secret"].encode()
-    found = {group: memory_of(stack.pid(group) or 0) for group in ("live", "beat", "flower", "forkserver")}
-    assert [group for group, memory in found.items() if key in memory] == ["live"]
+    groups = ("live", "notify", "derive", "beat", "flower", "forkserver")
+    found = {group: memory_of(stack.pid(group) or 0) for group in groups}
+    assert [group for group, memory in found.items() if key in memory] == ["live", "notify"]
     assert [group for group, memory in found.items() if signing in memory] == []
+
+
+def test_the_account_of_stack_json_logs_in_to_the_console(stack: Stack) -> None:
+    """Breaks if the console does not start with the stack, or its generated account lacks a role."""
+    with httpx.Client(base_url=stack.info["console"], timeout=20) as browser:
+        log_in(browser, stack.info["console_auth"])
+        page = browser.get("/").text
+        assert ">Overview</h1>" in page
+        assert "(privacy)" in page
+    assert httpx.get(f"{stack.info['console']}/people").headers["Location"] == "/login"
 
 
 def test_status_finds_the_stack(stack: Stack) -> None:
@@ -185,7 +202,7 @@ def test_status_finds_the_stack(stack: Stack) -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     found = json.loads(done.stdout)
-    assert {lane["name"] for lane in found["lanes"]} == {"live", "download", "backfill", "maintenance"}
+    assert {lane["name"] for lane in found["lanes"]} == set(LANES)
     assert sum(row["total"] for row in found["deliveries"]) >= 1
 
 
@@ -226,6 +243,7 @@ def test_no_log_contains_a_body_or_a_secret(stack: Stack) -> None:
     """Breaks if a log contains part of a body, a password or a signing secret."""
     info = stack.info
     secrets = [SECRET_TITLE, info["junction_webhook_secret"], info["terra_signing_secret"], info["flower_auth"]]
+    secrets.append(info["console_auth"].partition(":")[2])
     secrets += [str(urlsplit(info[url]).password) for url in ("database_url", "broker_url")]
     for file in [stack.output, *(stack.data / "log").iterdir()]:
         text = file.read_text(errors="replace")

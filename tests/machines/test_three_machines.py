@@ -29,6 +29,7 @@ from workers.local.patience import Patience
 from workers.simulator.sender import NO_ANSWER
 from workers.simulator.server import Simulator
 from workers.store.engine import make_engine
+from workers.verify.drill.followers import Follower, FollowerTotals
 from workers.verify.expected import history
 from workers.verify.totals import prove
 
@@ -126,6 +127,7 @@ class Run:
     provider: Simulator
     traffic: Traffic
     engine: Engine
+    follower: Follower  # a consumer of the change feed, which is killed every few seconds
     outages: list[Outage] = field(default_factory=list)
 
     @property
@@ -170,7 +172,11 @@ def running(broker: type[RabbitMQCluster | ValkeyCluster], losses: int) -> Itera
             traffic = stack.enter_context(Traffic(provider.world, urls, JUNCTION_SECRET, RATE))
             engine = make_engine(load(cluster.environment(MACHINES[0])))
             stack.callback(engine.dispose)
-            run = Run(cluster, provider, traffic, engine)
+            database_url = cluster.environment(MACHINES[0])["DATABASE_URL"]
+            follower = Follower("follower", machines.folder, database_url, 0, SEED)
+            stack.callback(follower.stop)
+            follower.start()
+            run = Run(cluster, provider, traffic, engine, follower)
             yield run
         except BaseException as error:
             error.add_note(f"evidence: {write_evidence(cluster, *described(run))}")
@@ -228,6 +234,19 @@ def seconds_to_row(run: Run) -> list[float]:
     return sorted(row["at"] - accepted[row["message_id"]] for row in found if row["message_id"] in accepted)
 
 
+def read_changes(run: Run) -> FollowerTotals:
+    """What the consumer of the change feed has read, after it has read everything or makes no more progress."""
+    run.follower.settle()
+    patience = Patience(PATIENCE_SECONDS, 900)
+    while True:
+        (state,) = rows(run.engine, "SELECT newest, (SELECT count(*) FROM headrace.outbox) AS left FROM headrace.feed")
+        last = run.follower.last()
+        if (last >= state["newest"] and not state["left"]) or patience.ends(last, str(state)):
+            found = rows(run.engine, "SELECT position FROM health.changes ORDER BY position")
+            return run.follower.totals([row["position"] for row in found])
+        time.sleep(1)
+
+
 def longest_gap(answers: Sequence[Answer]) -> float:
     """The longest time without a 202 of any endpoint."""
     ended = sorted(one.ended for one in answers if one.status == 202)
@@ -245,6 +264,7 @@ def check(run: Run, statuses: Mapping[int, int]) -> str:
     sender = run.sender
     backfills = wait_for_history(run.engine)
     totals = prove(run.engine, sender.taken, history(run.provider.world), PATIENCE_SECONDS)
+    changes = read_changes(run)
     to_row, gap = seconds_to_row(run), longest_gap(sender.answers)
     to_202 = sorted(sender.accepted[name] - sender.first_sent[name] for name in sender.accepted)
     others = [one for one in sender.answers if not any(outage.explains(one) for outage in run.outages)]
@@ -254,12 +274,14 @@ def check(run: Run, statuses: Mapping[int, int]) -> str:
         f"{totals.accepted} accepted, {totals.lost} lost, {totals.doubled} doubled, {len(totals.pending)} pending; "
         f"longest time without a 202 {gap:.1f} s; to the 202 {summary(to_202)}; from the 202 to the row "
         f"{summary(to_row)} (p50/p99/max); slowest answer {slowest:.1f} s; "
-        f"answers {dict(Counter(one.status for one in sender.answers))}; backfills {backfills}"
+        f"answers {dict(Counter(one.status for one in sender.answers))}; backfills {backfills}; {changes}"
     )
     print("\n".join(map(str, run.outages)), figures, sep="\n")
     assert set(statuses) == {202}, figures
     assert totals.holds, f"{figures}; {totals}"
     assert set(backfills) == {"complete"}, figures
+    assert changes.is_exact, figures
+    assert changes.read >= totals.accepted / 4, figures  # duplicates and stale events change nothing
     assert gap <= MAX_GAP, figures
     assert to_row[-1] <= MAX_ROW, figures
     assert not silent, f"{figures}; without an answer of a machine that worked: {silent[:5]}"

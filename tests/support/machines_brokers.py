@@ -18,7 +18,7 @@ from workers.local import wheels
 COOKIE = "headrace-machines"
 # One scheduler thread without busy waiting per node: three nodes share the cores with everything else.
 ERLANG = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
-LANES = ("live", "backfill", "maintenance")  # that a worker of each machine consumes
+LANES = ("live", "backfill", "maintenance", "notify")  # that a worker of each machine consumes
 QUEUE_COLUMNS = ("name", "leader", "online", "consumers")
 VALKEY_MACHINE = 1  # the first primary; with RabbitMQ, the only machine with a Valkey, for shared rate limits
 VALKEY_SETTINGS = {

@@ -29,6 +29,7 @@ PROGRAMS = {
     "live": ("worker", "--lane", "live"),
     "backfill": ("worker", "--lane", "backfill"),
     "maintenance": ("worker", "--lane", "maintenance"),
+    "notify": ("worker", "--lane", "notify"),
     "beat": ("beat",),
 }
 REPLICATION = """

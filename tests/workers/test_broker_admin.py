@@ -135,7 +135,7 @@ def test_lanes_count_messages_and_know_the_oldest(here: Settings) -> None:
         publisher.publish(deliveries)
     publisher.close()
     live, *others = lanes(here)
-    assert (live.messages, [lane.messages for lane in others]) == (3, [0, 0, 0])
+    assert (live.messages, {lane.messages for lane in others}) == (3, {0})
     assert live.oldest is not None
     assert timedelta(seconds=1000) <= live.oldest < timedelta(seconds=1100)
 

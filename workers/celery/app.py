@@ -7,14 +7,17 @@ from contextlib import ExitStack
 from typing import Any
 
 from celery import Celery, Task, signals
+from celery.worker.consumer import Consumer
 
 from app.broker.celery import make_celery
 from app.broker.lanes import SENT_AT, SWEEP, messaging_system
 from app.config.settings import Settings
 from app.observability import gc, logs, metrics, tracing
 from app.observability.ready import mark_ready
+from workers.celery import sequencing
 from workers.celery.delayed import start_delayed_messages
 from workers.celery.heartbeats import INTERVAL_SECONDS, start_heartbeats
+from workers.celery.sequencing import SequencerThread
 from workers.celery.tasks import register
 
 
@@ -56,7 +59,7 @@ def run_beat(settings: Settings) -> None:
 
 
 def _connect_signals(settings: Settings) -> None:
-    """Connects the handlers for logs, metrics and traces of this process."""
+    """Connects the handlers for logs, metrics and traces of this process, and those that start its threads."""
 
     def configure_logs(**_: Any) -> None:
         # Celery's own log configuration would print task arguments.
@@ -69,6 +72,11 @@ def _connect_signals(settings: Settings) -> None:
         gc.freeze()
         mark_ready(settings)
 
+    def start_sequencer(sender: Consumer, **_: Any) -> None:
+        (lane,) = sender.app.amqp.queues.consume_from
+        if lane == sequencing.LANE:
+            SequencerThread(sender.app, settings, sequencing.readers()).start()
+
     for signal, handler in (
         (signals.setup_logging, configure_logs),
         (signals.worker_init, start_tracing),
@@ -76,6 +84,7 @@ def _connect_signals(settings: Settings) -> None:
         (signals.worker_ready, mark_process_ready),
         (signals.worker_ready, start_heartbeats),
         (signals.worker_ready, start_delayed_messages),
+        (signals.worker_ready, start_sequencer),
         (signals.beat_init, mark_process_ready),
         (signals.before_task_publish, _add_headers),
         (signals.task_prerun, _begin),

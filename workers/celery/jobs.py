@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from app.broker.lanes import RECONCILE
 from app.errors import RetryAlone
@@ -14,7 +14,7 @@ from workers.celery.context import MAX_COUNTDOWN_SECONDS, WorkerContext
 from workers.operate.gauges import GaugeCollector
 from workers.reconcile.comparisons import JOBS, start_after_losses
 from workers.reconcile.runs import run_slice
-from workers.store import retention
+from workers.store import feed, retention
 from workers.store.backfills import due
 from workers.store.jobs import SWEPT, claim, ensure_job, report, save, touch
 from workers.store.partitions import maintain_partitions
@@ -81,10 +81,13 @@ class Jobs:
         return any(due)
 
     def _maintain_partitions(self) -> None:
-        """Creates partitions, and drops those of the archive by age, four times a day."""
+        """Creates partitions, and drops those of the archive and of the change feed by age, four times a day."""
         if ensure_job(self._engine, PARTITIONS, PARTITIONS_SECONDS) and claim(self._engine, PARTITIONS):
             for name in maintain_partitions(self._engine, self._settings.keep_days):
                 log.info("dropped partition %s: older than HEADRACE_KEEP_DAYS", name)
+            today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+            for name in feed.drop_older(self._engine, today - timedelta(days=self._settings.feed_days)):
+                log.info("dropped partition %s: older than HEADRACE_FEED_DAYS", name)
             save(self._engine, PARTITIONS, None, PARTITIONS_SECONDS)
 
     def _retain(self) -> None:

@@ -12,16 +12,18 @@ from celery.exceptions import Reject
 from celery.worker import state
 
 from app.broker.delays import delay_options
-from app.broker.lanes import APPLY, DOWNLOAD, FETCH, RECONCILE, SWEEP
+from app.broker.lanes import APPLY, DERIVE, DOWNLOAD, FETCH, NOTIFY, RECONCILE, SWEEP
 from app.config.settings import Settings
-from app.errors import RetryAlone, TryLater
+from app.errors import RetryAlone, TryLater, Unprocessable
 from app.observability import metrics, tracing
 from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.celery.retries import failures_of, retry_headers, seconds_before
+from workers.daily.derive import Deriver
 from workers.ingest.outcomes import cause_of, retry_reason
+from workers.notify.sender import Notifier
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -78,6 +80,30 @@ def register(celery: Celery, settings: Settings) -> None:
         if context().fetches and context().period:
             retry_later(task, jobs().reconcile)
 
+    _register_readers(task, context)
+
+
+def _register_readers(task: Callable[..., Decorator], context: Callable[[], WorkerContext]) -> None:
+    """Registers the tasks that read the change feed."""
+
+    @cache
+    def notifier() -> Notifier:
+        return Notifier(context().engine, context().settings)
+
+    @cache
+    def deriver() -> Deriver:
+        return Deriver(context().engine, context().settings)
+
+    @task(name=NOTIFY, max_retries=0)
+    def notify(task: Task) -> None:  # noqa: ARG001
+        """Plans and sends notifications for a time slice."""
+        _notify(notifier())
+
+    @task(name=DERIVE, max_retries=0)
+    def derive(task: Task) -> None:  # noqa: ARG001
+        """Computes days that have changed for a time slice."""
+        _derive(deriver())
+
 
 def _sweep(jobs: Jobs) -> None:
     """Runs a sweep. Celery would log an outage as an unexpected error with a traceback, every five seconds."""
@@ -85,6 +111,22 @@ def _sweep(jobs: Jobs) -> None:
         jobs.sweep()
     except TryLater as reason:
         log.warning("the sweep stopped (%s); the next sweep continues", reason)
+
+
+def _notify(notifier: Notifier) -> None:
+    """Sends notifications. The rest is still due, so that the task is sent again."""
+    try:
+        notifier.run(_is_stopping)
+    except (TryLater, Unprocessable) as reason:
+        log.warning("notifications stopped (%s); the next task continues", reason)
+
+
+def _derive(deriver: Deriver) -> None:
+    """Computes days. The rest is still due, so that the task is sent again."""
+    try:
+        deriver.run(_is_stopping)
+    except (TryLater, Unprocessable) as reason:
+        log.warning("the computation of days stopped (%s); the next task continues", reason)
 
 
 class _History(TypedDict):

@@ -50,13 +50,15 @@ def plain(report: Report) -> dict[str, Any]:
         "provider_refused": report.provider_refused,
         "requests_in_a_silence": report.rate_limit_violations,
         "requests_in_a_silence_excused": report.excused,
+        "subscriber": asdict(report.subscriber),
+        "consumers": [asdict(one) for one in report.followers],
         "strikes": [asdict(one) for one in report.faults],
     }
 
 
 def show(console: Console, report: Report) -> None:
     _show_faults(console, report)
-    for line in (*_about_answers(report), *_about_history(report), *_about_end(report)):
+    for line in (*_about_answers(report), *_about_history(report), *_about_feed(report), *_about_end(report)):
         console.print(line, highlight=False, soft_wrap=True)
     _show_totals(console, report.totals)
     for name, found in _evidence(report.totals).items():
@@ -98,6 +100,18 @@ def _about_history(report: Report) -> Iterator[str]:
     )
     excused = f"; {report.excused} more right after a fault, not counted" if report.excused else ""
     yield f"Requests during a pause that the provider had asked for: {report.rate_limit_violations}{excused}"
+
+
+def _about_feed(report: Report) -> Iterator[str]:
+    for one in report.followers:
+        wrong = "" if one.is_exact else f"  [red]missed {one.missed}, read twice {one.repeated}[/]"
+        yield f"Change feed: {one.name} read {one.read:,} changes once each, and was killed {one.kills} times{wrong}"
+    told = report.subscriber
+    wrong = "" if told.is_exact else f"  [red]{told.missing} records without one, {told.forged} forged[/]"
+    yield (
+        f"Notifications: {told.accepted:,} accepted, {told.refused:,} refused and {told.unanswered:,} not answered "
+        f"by the subscriber, and sent again{wrong}"
+    )
 
 
 def _about_end(report: Report) -> Iterator[str]:

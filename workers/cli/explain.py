@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from app.catalogue import catalogue
 from workers.cli import options, output
+from workers.cli.explain_daily import explain_daily
 from workers.cli.options import Moment, ResourceName
 from workers.cli.users import resolve_user
 from workers.operate.explain import SAYS, Explanation, Holding, Question
@@ -21,26 +22,39 @@ from workers.store.provenance import Fetch, StoredRow
 
 @click.command()
 @options.user_option("whose value")
-@click.option("--resource", "name", required=True, type=ResourceName(), help="workouts, sleep, heartrate ...")
+@click.option("--resource", "name", type=ResourceName(), help="workouts, sleep, heartrate ...")
 @click.option("--id", "identifier", help="the id of a record")
 @click.option("--at", type=Moment(), help="the time of a sample, or the day of a record")
+@click.option("--daily", is_flag=True, help="explain a value of health.daily, with --metric and --date")
+@click.option("--metric", help="of health.daily: steps, heartrate_avg, sleep_total ...")
+@click.option("--date", "day", type=Moment(), help="the local date of health.daily")
 @click.option("--values", is_flag=True, help="also print the values, which are health data")
 @options.data_dir_option
 @options.json_option
 def explain(
     *,
     user: str,
-    name: str,
+    name: str | None,
     identifier: str | None,
     at: datetime | None,
+    daily: bool,
+    metric: str | None,
+    day: datetime | None,
     values: bool,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Show where a stored value came from. Lists its deliveries and fetches, and the version that won.
 
-    Every use is recorded in headrace.audit.
+    With --daily: the samples and sources behind one value of a day. Every use is recorded in headrace.audit.
     """
+    if daily:
+        if metric is None or day is None or name or identifier or at:
+            raise click.UsageError("--daily needs --metric and --date, and no --resource, --id or --at")
+        explain_daily(user, metric, day.date(), data_dir, values=values, as_json=as_json)
+        return
+    if name is None or metric or day:
+        raise click.UsageError("give --resource with --id or --at, or --daily with --metric and --date")
     if (identifier is None) == (at is None):
         raise click.UsageError("give either --id for a record or --at for a time")
     settings = options.attached(data_dir, broker=False)

@@ -11,11 +11,12 @@ import click
 
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
-from app.errors import CommitUnknown, HeadraceError, NotFound
+from app.errors import CommitUnknown, HeadraceError, NotFound, PositionDropped
 from workers.local import attach
 
 Command = Callable[..., Any]
-NOT_FOUND = 4  # exit status: what the command names does not exist
+# Exit statuses: the object that the command names does not exist; changes that a consumer has not read are dropped.
+EXIT_STATUS: dict[type[HeadraceError], int] = {NotFound: 4, PositionDropped: 3}
 
 
 class Group(click.Group):
@@ -29,7 +30,7 @@ class Group(click.Group):
                 raise
             hint = "; check its effect before you run the command again" if isinstance(error, CommitUnknown) else ""
             click.echo(f"headrace: {error}{hint}", err=True)
-            context.exit(NOT_FOUND if isinstance(error, NotFound) else 1)
+            context.exit(EXIT_STATUS.get(type(error), 1))
 
 
 def user_option(meaning: str, *, required: bool = True) -> Callable[[Command], Command]:

@@ -16,21 +16,19 @@ from sqlalchemy import Engine
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured, Unprocessable
-from workers.aggregators import junction
 from workers.cli import options, output
 from workers.cli.options import Moment
 from workers.cli.users import resolve_user, selected_ids
-from workers.fetch import client
 from workers.fetch.rate_limits import pauses
 from workers.reconcile.comparisons import make_comparisons
-from workers.reconcile.reconciler import AGGREGATOR, CONNECTION
+from workers.reconcile.reconciler import CONNECTION
+from workers.reconcile.refresh import NotRefreshed, refresh_user
 from workers.reconcile.runs import Comparison, Step, next_step
 from workers.store import audit, estimates, jobs
 from workers.store.backfill_admin import aggregator_of
 from workers.store.engine import make_engine, transaction
 from workers.store.gaps import Gap, Responsible
 
-REFRESHES = "8/hour"  # per user (Junction: POST /v2/user/refresh)
 MAX_WAIT_SECONDS = 120.0  # longer pauses end the command
 EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -194,21 +192,14 @@ RESPONSIBLE: dict[Responsible, str] = {"ours": "ours", "aggregator": "Junction's
 def refresh(*, user: str, data_dir: Path | None, as_json: bool) -> None:
     """Make a user's providers send new data now. It arrives by webhook. At most eight times an hour per user."""
     settings = options.attached(data_dir)
-    account = client.make_client(AGGREGATOR, settings)
+    settings.need_junction_api_key()
     found = resolve_user(make_engine(settings, "headrace-refresh"), user)
     if found.is_erased:
         raise click.ClickException(f"{found.user_id} was erased, and is not refreshed")
-    if (seconds := account.throttle.wait(AGGREGATOR)) > 0:
-        raise click.ClickException(f"Junction is paused for {seconds:.0f} s; headrace status shows why")
-    if (seconds := account.throttle.take(REFRESHES, "refresh", AGGREGATOR, found.user_id)) > 0:
-        times = REFRESHES.replace("/", " times this ")
-        raise click.ClickException(f"{found.user_id} was refreshed {times}; try again in {seconds:.0f} s")
-    answer = account.client.fetch(junction.refresh_request(found.user_id))
-    if not answer.status:
-        raise click.ClickException("Junction cannot be reached; check the network and JUNCTION_BASE_URL")
-    if answer.status not in (200, 202, 400):
-        raise click.ClickException(f"Junction answers with status {answer.status}")
-    refresh = junction.read_refresh(answer.body)
+    try:
+        refresh = refresh_user(settings, found.user_id)
+    except NotRefreshed as reason:
+        raise click.ClickException(str(reason)) from None
     if as_json:
         output.print_json(msgspec.structs.asdict(refresh))
     elif not refresh.error:

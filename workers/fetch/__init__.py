@@ -1,1 +1,1 @@
-"""Requests to aggregators: one HTTP client, retry decisions, shared rate limits."""
+"""HTTP requests to aggregators and subscribers: clients, retry decisions, shared rate limits."""

@@ -1,4 +1,4 @@
-"""The only HTTP clients: one for aggregator APIs, one for downloads from announced URLs."""
+"""The HTTP clients of aggregator APIs and of downloads from announced URLs. `webhooks` has that of notifications."""
 
 import contextlib
 import socket

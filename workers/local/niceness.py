@@ -8,7 +8,7 @@ from pathlib import Path
 # Senders wait for the endpoint, and users for the live lane; history can wait. The endpoint, the broker and PostgreSQL
 # keep 0. With 5 for the live lane, its rows were up to twice as late (p99) when all cores were busy, and the
 # endpoint's responses were no faster.
-NICE = {"live": 2, "download": 2, "maintenance": 10, "backfill": 15}
+NICE = {"live": 2, "download": 2, "notify": 2, "maintenance": 10, "derive": 10, "backfill": 15}
 AUTOGROUP = Path("/proc/self/autogroup")
 ATTEMPTS, PAUSE_SECONDS = 50, 0.1
 

@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +18,7 @@ GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
     ("postgres_writer_password", None, lambda: secrets.token_urlsafe(24)),
     ("broker_password", None, lambda: secrets.token_urlsafe(24)),
     ("flower_auth", "HEADRACE_FLOWER_AUTH", lambda: f"headrace:{secrets.token_urlsafe(24)}"),
+    ("console_auth", None, lambda: f"headrace:{secrets.token_urlsafe(24)}"),
     ("junction_webhook_secret", "JUNCTION_WEBHOOK_SECRET", lambda: f"whsec_{_random_base64(24)}"),
     ("terra_signing_secret", "TERRA_SIGNING_SECRET", lambda: secrets.token_urlsafe(32)),
     ("encryption_key", "HEADRACE_ENCRYPTION_KEY", lambda: _random_base64(32)),
@@ -25,23 +26,32 @@ GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
 
 SIGNING = ("JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET")
 API_KEYS = ("JUNCTION_API_KEY", "TERRA_API_KEY", "TERRA_ADMIN_TOKEN")
-FLOWER, DATABASE, PIPELINE, SEALING = (
+FLOWER, CONSOLE, DATABASE, PIPELINE, SEALING = (
     "HEADRACE_FLOWER_AUTH",
+    "HEADRACE_CONSOLE_USERS",
     "DATABASE_URL",
     "HEADRACE_ETL_URL",
     "HEADRACE_ENCRYPTION_KEY",
 )
 # The variables with secrets that a process does not need, by its command. They are removed from its environment.
 WITHHELD = {
-    "web": (DATABASE, *API_KEYS, FLOWER, PIPELINE),
-    "worker": (*SIGNING, FLOWER, PIPELINE),
-    "etl": (*SIGNING, FLOWER),
-    "beat": (DATABASE, *API_KEYS, *SIGNING, FLOWER, PIPELINE, SEALING),
-    "flower": (DATABASE, *API_KEYS, *SIGNING, PIPELINE, SEALING),
-    "migrate": (*API_KEYS, *SIGNING, FLOWER, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
+    "web": (DATABASE, *API_KEYS, FLOWER, CONSOLE, PIPELINE),
+    "worker": (*SIGNING, FLOWER, CONSOLE, PIPELINE),
+    "etl": (*SIGNING, FLOWER, CONSOLE),
+    "beat": (DATABASE, *API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING),
+    "flower": (DATABASE, *API_KEYS, *SIGNING, CONSOLE, PIPELINE, SEALING),
+    "console": (*SIGNING, FLOWER, PIPELINE),
+    "migrate": (*API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
 }
+# What the workers of a lane do not need in addition: `derive` opens no body, and `notify` only subscriptions' secrets.
+WITHHELD_BY_LANE = {"notify": API_KEYS, "derive": (*API_KEYS, SEALING)}
 # No process needs all of them; the fork server gets none.
 SECRET_VARIABLES = frozenset(one.metadata["name"] for one in fields(Settings) if one.metadata["secret"])
+
+
+def withheld(arguments: Sequence[str]) -> frozenset[str]:
+    """The variables that `headrace ARGUMENTS` does not need. A worker's last argument is its lane."""
+    return frozenset((*WITHHELD[arguments[0]], *WITHHELD_BY_LANE.get(arguments[-1], ())))
 
 
 def _random_base64(size: int) -> str:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from app.accounts import Account, hash_password
 from app.broker.lanes import LANES
 from app.commands import own
 from app.config.settings import Settings
@@ -31,13 +32,13 @@ from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.files import user_name, write_secret
 from workers.local.forkserver import ForkServer
-from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, WITHHELD, load_secrets
+from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, load_secrets, withheld
 from workers.local.space import wait_for_space
 from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
 
 SERVICES, PROGRAMS = range(2)  # stages; the last one is stopped first
 FORKED = ("migrate", "worker", "beat", "etl")  # their libraries are those of the fork server
-ONE_PROCESS_LANES = ("download", "maintenance")
+ONE_PROCESS_LANES = ("download", "maintenance", "notify", "derive")
 PGPASS = "pgpass"
 METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a random name and mode 0700
@@ -205,7 +206,7 @@ class _Stack:
         self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
         self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
         self.psql = 'psql "$DATABASE_URL"'
-        self.web = self.flower = self.operations = ""
+        self.web = self.flower = self.console = self.operations = ""
         self.is_outdated = False
         self.fork: Fork = no_fork
         self.forkserver: Sequence[Slot] = ()
@@ -243,7 +244,11 @@ class _Stack:
         flower = ports.free_port(flower_host, wish if wish != web else None)
         self.web, self.flower = _url(host, web), _url(flower_host, flower)
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
-        self._choose_operations_port({web, flower})
+        console_host, wish = self.settings.console_host, self.settings.console_port
+        console = ports.free_port(console_host, wish if wish not in (web, flower) else None)
+        self.console = _url(console_host, console)
+        self.environment |= {"HEADRACE_CONSOLE_HOST": console_host, "HEADRACE_CONSOLE_PORT": str(console)}
+        self._choose_operations_port({web, flower, console})
         # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
         # hang. Its metrics have worker names as labels, so they stay on its own page.
         flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
@@ -281,13 +286,14 @@ class _Stack:
             self.environment["DATABASE_URL"] = embedded_postgres.writer_url(self.database_url, password)
 
     def start_workers(self, workers: int) -> None:
-        """Starts the workers of every lane, beat and, if configured, the pipeline consumer; waits for all programs."""
+        """Starts the workers, beat, the console and, if configured, the pipeline consumer; waits for all programs."""
         counts = {lane: 1 if lane in ONE_PROCESS_LANES else workers for lane in LANES}
         lanes = [(lane, number) for lane, count in counts.items() for number in range(1, count + 1)]
         programs = [
             *(self._file_program(lane, f"{lane}-{number}", "worker", "--lane", lane) for lane, number in lanes),
             *([self._file_program("etl", "etl", "etl")] if self.settings.etl_url else []),
             self._file_program("beat", "beat", "beat"),
+            self._console_program(),
         ]
         self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
         self.supervisor.wait(self.launched)
@@ -310,6 +316,8 @@ class _Stack:
             "operations": self.operations,
             "flower": self.flower,
             "flower_auth": self.secrets["flower_auth"],
+            "console": self.console,
+            "console_auth": self.secrets["console_auth"],
             "database_url": self.database_url,
             "broker_url": self.broker_url,
             "redis_url": self.environment.get("REDIS_URL", ""),
@@ -338,6 +346,7 @@ class _Stack:
             f"  webhooks  {self.web}/webhooks/junction and {self.web}/webhooks/terra\n"
             f"            (signing secrets: {self.data_dir / STACK})\n"
             f"  Flower    {self.flower} (login: flower_auth in {self.data_dir / STACK})\n"
+            f"  console   {self.console} (login: console_auth in {self.data_dir / STACK})\n"
             f"  database  {self.psql}\n"
             f"  logs      {self.data_dir / 'log'}\n"
             f"Press Ctrl-C to stop."
@@ -347,14 +356,25 @@ class _Stack:
         return self.data_dir / "log" / f"{name}.log"
 
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
-        command, withheld = own("workers.cli", *arguments), WITHHELD[arguments[0]]
-        environment = {name: value for name, value in self.environment.items() if name not in withheld}
+        command, unneeded = own("workers.cli", *arguments), withheld(arguments)
+        environment = {name: value for name, value in self.environment.items() if name not in unneeded}
         fork = self.fork if arguments[0] in FORKED else no_fork
         return Program(group, name, command, environment, self._log_of(name), ready, fork=fork)
 
     def _http_program(self, name: str, *urls: str) -> Program:
         """Ready when every URL answers 200."""
         return self._program(name, name, (name,), lambda: all(map(_answers, urls)))
+
+    def _console_program(self) -> Program:
+        """The console, with the operator's accounts and a generated one, which has every role."""
+        name, _, password = self.secrets["console_auth"].partition(":")
+        others = [one for one in self.settings.console_users if one.name != name]
+        accounts = [*others, Account(name, hash_password(password), "privacy")]
+        arguments = ("console", "--web", self.operations) if self.operations else ("console",)
+        program = self._program("console", "console", arguments, lambda: _answers(f"{self.console}/livez"))
+        environment = {name: value for name, value in program.environment.items() if name != METRICS_FOLDER}
+        users = ",".join(one.line for one in accounts)
+        return replace(program, environment=environment | {"HEADRACE_CONSOLE_USERS": users})
 
     def _file_program(self, group: str, name: str, *arguments: str) -> Program:
         """Ready when it has created its HEADRACE_READY_FILE."""

@@ -1,14 +1,18 @@
-"""Gauges that the sweep samples: queue depth, backfills, gaps, connections, dead letters, pauses."""
+"""Gauges that the sweep samples: queue depth, backfills, gaps, connections, dead letters, pauses, days to compute."""
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from app.config.settings import Settings
 from app.observability import metrics
 from workers.broker_admin import Lane
+from workers.daily import queue
 from workers.fetch.rate_limits import pauses
+from workers.store import notifications
+from workers.store.consumers import UNNUMBERED, consumers
 from workers.store.engine import transaction
 from workers.store.jobs import TERRA_TOKEN
 from workers.store.lost_deliveries import COUNT_OPEN
@@ -22,6 +26,9 @@ COUNTS = {
         "SELECT aggregator, count(*) FROM headrace.dead_letters WHERE item = '' GROUP BY aggregator"
     ),
     metrics.CONNECTIONS: text("SELECT status, count(*) FROM headrace.connections GROUP BY status"),
+    metrics.SUBSCRIPTIONS: notifications.BY_STATUS,
+    metrics.NOTIFICATIONS_PENDING: notifications.PENDING,
+    metrics.NOTIFICATIONS_OLDEST: notifications.OLDEST,
 }
 # A token that no reconciliation has used for two weeks is no longer set.
 TOKEN_EXPIRES = text("""
@@ -36,6 +43,7 @@ class GaugeCollector:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._due = 0.0
+        self._consumers: set[str] = set()
 
     def poll(self, lanes: Sequence[Lane]) -> None:
         """Called after each sweep with its queue depths; samples the database when due. Raises TryLater."""
@@ -59,6 +67,9 @@ class GaugeCollector:
         with transaction(self._engine) as connection:
             for gauge, query in COUNTS.items():
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
+            self._count_consumers(connection)
+            metrics.DAYS_PENDING.set(queue.pending_days(connection))
+            metrics.DAYS_OLDEST.set(queue.behind(connection).total_seconds())
             metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
             metrics.LOST_DELIVERIES.set(connection.scalar(COUNT_OPEN) or 0)
             metrics.TERRA_TOKEN_EXPIRES.set(connection.scalar(TOKEN_EXPIRES, {"name": TERRA_TOKEN}) or 0)
@@ -67,3 +78,14 @@ class GaugeCollector:
             # for example of a wrong one in an operator's shell, does not pause this deployment.
             found = (one for one in pauses(self._settings) if "/" not in one.account and one.is_own is not False)
             metrics.show(metrics.PAUSED, {one.account: one.seconds for one in found})
+
+    def _count_consumers(self, connection: Connection) -> None:
+        metrics.UNNUMBERED.set(connection.scalar(UNNUMBERED) or 0)
+        following, now, days = consumers(connection), datetime.now(UTC), self._settings.feed_days
+        metrics.show(metrics.CONSUMER_LAG, {one.name: one.changes for one in following})
+        left = {one.name: one.expires_in(days, now) for one in following}
+        self._consumers |= left.keys()
+        for name in self._consumers:  # a removed consumer loses nothing
+            expires = left.get(name)
+            seconds = days * 86_400.0 if expires is None else expires.total_seconds()
+            metrics.CONSUMER_EXPIRES.labels(name).set(seconds)

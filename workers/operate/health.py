@@ -10,6 +10,7 @@ import msgspec
 
 from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
+from workers.notify.retries import OPEN_AFTER
 from workers.operate.durations import format_duration
 from workers.store.backfill_admin import Backfill
 
@@ -22,6 +23,9 @@ MISSED = timedelta(seconds=60)  # the sweep runs every five seconds
 # webhooks), which is 8 h 31 min; and "a little over 24 h" (its help centre). The shorter one counts.
 SENDER_RETRY_WINDOW = {"junction": timedelta(hours=27, minutes=35), "terra": timedelta(hours=8, minutes=31)}
 TOKEN_WARNING = timedelta(days=14)  # before the token of Terra's Admin API expires: a person has to act
+DAYS_BEHIND = timedelta(minutes=5)  # a day is computed within 5 s of its change
+CONSUMER_WARNING = timedelta(days=2)  # before the first change is dropped that a consumer has not read
+MANY_UNNUMBERED = 50_000  # changes; a sequencer numbers as many in a second
 MIN_REPORTED_PAUSE = 60  # seconds; shorter pauses are routine after a 429
 MIN_FAILURES = 3  # requests in a row without a usable answer; fewer are routine
 NAMES = {"junction": "Junction", "terra": "Terra"}
@@ -81,6 +85,10 @@ class Status:
     failed_jobs: Mapping[str, str] = field(default_factory=dict)  # the error of a scheduled job, by its name
     terra_token: Token | None = None  # of Terra's Admin API; None: no reconciliation has used one yet
     since_last_delivery: Mapping[str, timedelta] = field(default_factory=dict)  # by aggregator; only in an outage
+    consumers: list[dict[str, Any]] = field(default_factory=list)  # of the change feed
+    unnumbered: int = 0  # changes that no sequencer has numbered yet
+    subscriptions: list[dict[str, Any]] = field(default_factory=list)  # those with a problem
+    days_behind: timedelta = timedelta(0)  # since the oldest change that the lane derive has not processed
     endpoint: Endpoint | None = None  # None: its address is unknown
     away: tuple[Away, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -103,6 +111,10 @@ class Status:
             "dead_letters": self.dead_letters,
             "refused_items": self.refused_items,
             "failures": self.failures,
+            "consumers": self.consumers,
+            "unnumbered_changes": self.unnumbered,
+            "subscriptions": [{name: _plain_value(value) for name, value in row.items()} for row in self.subscriptions],
+            "days_behind": _seconds(self.days_behind),
             "delay": None if self.delay is None else asdict(self.delay),
             "swept": _seconds(self.swept),
             "crashed_deliveries": self.crashed_deliveries,
@@ -126,6 +138,8 @@ def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
     yield from _unanswered(now)
     yield from _paused(now)
     yield from _terra_token(now)
+    yield from _behind(now)
+    yield from _subscriptions(now)
     yield from _left_over(now)
 
 
@@ -238,6 +252,41 @@ def _terra_token(now: Status) -> Iterator[Problem]:
         can_rotate = is_valid and token.approve_by and token.approve_by > token.expires_at
         how = "rotate it" if can_rotate else "a person has to approve a new one"
         yield Problem(f"the token of Terra's Admin API {when}: {how}", "set TERRA_ADMIN_TOKEN")
+
+
+def _behind(now: Status) -> Iterator[Problem]:
+    """A change feed that stands still, days that are late, and consumers that will lose changes soon."""
+    if now.unnumbered >= MANY_UNNUMBERED:
+        what = f"at least {now.unnumbered:,} changes are not in the change feed yet"
+        yield Problem(what, "headrace worker --lane notify", "notify")
+    if now.days_behind > DAYS_BEHIND:
+        what = f"values per day are {format_duration(now.days_behind)} behind the stored rows"
+        yield Problem(what, "headrace worker --lane derive", "derive")
+    for one in now.consumers:
+        left, name = one["expires_in"], one["consumer"]
+        if one["is_dropped"]:
+            what = f"changes were dropped that consumer {name} of the change feed has not read"
+            yield Problem(what, f"headrace feed reset --consumer {name} --to now, then read the tables again")
+        elif left is not None and left < CONSUMER_WARNING.total_seconds():
+            what = f"consumer {name} of the change feed loses changes in {_words(left)}, {one['lag']:,} are unread"
+            yield Problem(what, f"start it, or headrace feed remove --consumer {name}")
+
+
+def _subscriptions(now: Status) -> Iterator[Problem]:
+    for one in now.subscriptions:
+        name, is_open = one["name"], one["failures"] >= OPEN_AFTER
+        if one["status"] == "paused":
+            why = f": {one['reason']}" if one["reason"] else ""
+            yield Problem(f"subscription {name} is paused{why}", f"headrace subscriptions resume {name}")
+        elif one["reason"]:
+            yield Problem(f"subscription {name}: {one['reason']}", f"headrace subscriptions resume {name}")
+        elif is_open:
+            since = f" for {format_duration(one['failing'])}" if one["failing"] else ""
+            what = f"subscription {name} fails{since}: {one['last_error']}"
+            yield Problem(what, f"headrace subscriptions test {name}", reason=one["last_error"])
+        elif not one["failures"]:
+            what = f"notifications of subscription {name} are {format_duration(one['late'])} late"
+            yield Problem(what, "headrace worker --lane notify", "notify")
 
 
 def _words(seconds: float) -> str:

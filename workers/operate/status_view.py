@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -14,14 +14,17 @@ from sqlalchemy import Engine
 
 from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
+from workers.daily import queue
 from workers.fetch.rate_limits import Failures, Pause
 from workers.operate import health
 from workers.operate.backfill_table import progress
 from workers.operate.durations import format_duration, format_short
 from workers.operate.health import Delay, Problem, Status
 from workers.store.backfill_admin import OPEN, Filter, listed
+from workers.store.consumers import UNNUMBERED, Consumer, consumers
 from workers.store.engine import transaction
 from workers.store.jobs import SWEPT, TERRA_TOKEN, errors, noted
+from workers.store.notifications import TROUBLED
 from workers.store.status import (
     BACKFILLS,
     BROKEN,
@@ -70,6 +73,8 @@ def render(status: Status) -> Group:
     parts = [("Lanes", lanes), ("Deliveries", status.deliveries), ("Backfills", backfills)]
     parts += [("Retried messages", retried), ("Paused accounts", paused), ("Gaps, by responsible party", status.gaps)]
     parts += [("Connections in error", status.connections_in_error), ("Dead letters", status.dead_letters)]
+    following = [{name: row[name] for name in ("consumer", "position", "lag")} for row in status.consumers]
+    parts += [("Consumers of the change feed", following)]
     parts += [("Refused items", status.refused_items), ("Token of Terra's Admin API", _token(status.terra_token))]
     tables: list[RenderableType] = [_table(title, rows) for title, rows in parts if rows]
     if status.open_backfills:
@@ -128,6 +133,8 @@ def read(
     pauses: Sequence[Pause],
     failures: Sequence[Failures] = (),
     ledger: OutcomeCounter | None = None,
+    *,
+    feed_days: int = 14,
 ) -> Status:
     """Reads a snapshot from the database. Raises TryLater."""
     with transaction(engine) as connection:
@@ -143,6 +150,10 @@ def read(
         idle = connection.scalar(IDLE) or 0
         token = noted(connection, TERRA_TOKEN)
         failed_jobs = errors(connection)
+        following = consumers(connection)
+        unnumbered = connection.scalar(UNNUMBERED) or 0
+        subscriptions = [dict(row) for row in connection.execute(TROUBLED).mappings()]
+        days_behind = queue.behind(connection)
     return Status(
         lanes=lanes,
         deliveries=deliveries,
@@ -160,6 +171,10 @@ def read(
         lost_deliveries=lost,
         idle=idle,
         failed_jobs=failed_jobs,
+        consumers=[_consumer(one, feed_days) for one in following],
+        unnumbered=unnumbered,
+        subscriptions=subscriptions,
+        days_behind=days_behind,
         terra_token=msgspec.json.decode(token, type=Token) if token else None,
     )
 
@@ -172,6 +187,12 @@ def _token(token: Token | None) -> list[dict[str, Any]]:
 def _pause(one: Pause) -> dict[str, Any]:
     about = {"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds), "kind": one.kind}
     return about | {"key": one.key, "is_own_key": one.is_own}
+
+
+def _consumer(one: Consumer, feed_days: int) -> dict[str, Any]:
+    left = one.expires_in(feed_days, datetime.now(UTC))
+    about = {"consumer": one.name, "position": one.position, "lag": one.changes, "is_dropped": one.is_dropped}
+    return about | {"expires_in": left and round(left.total_seconds())}
 
 
 def _failures(one: Failures) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Watcher:
     def poll(self) -> Status:
         """A snapshot. Raises TryLater if a service cannot be reached."""
         lanes = broker_admin.lanes(self._settings)
-        found = status_view.read(self._engine, lanes, *self._accounts(), self._ledger)
+        found = status_view.read(
+            self._engine, lanes, *self._accounts(), self._ledger, feed_days=self._settings.feed_days
+        )
         return self._complete(replace(found, endpoint=self._endpoint()))
 
     def page(self) -> "Dashboard":
@@ -66,7 +68,7 @@ class Watcher:
         except TryLater as reason:
             away.append(Away(reason.setting, str(reason)))
         try:
-            found = status_view.read(self._engine, lanes, *accounts, self._ledger)
+            found = status_view.read(self._engine, lanes, *accounts, self._ledger, feed_days=self._settings.feed_days)
         except TryLater as reason:
             away.append(Away("DATABASE_URL", str(reason)))
         return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))

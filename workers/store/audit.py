@@ -1,12 +1,15 @@
 """The audit log: the operators' actions. Append-only.
 
 `operator` is the login of the database session, a default of the column that the writer cannot override. `os_user` is
-the user of the operating system, as the command reports it: another program with the writer's login can insert any.
+the user of the operating system, as the command reports it, or `console:NAME` for an account of the console: another
+program with the writer's login can insert any.
 """
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -22,11 +25,23 @@ LIST = text("""
 SELECT at, operator, os_user, action, subject, detail FROM headrace.audit
 WHERE at >= :since AND (CAST(:subject AS text) IS NULL OR subject = :subject) ORDER BY id""")
 
+_account: ContextVar[str] = ContextVar("account", default="")
+
+
+@contextmanager
+def acting_as(account: str) -> Iterator[None]:
+    """Records the actions of the block under an account of the console instead of the operating system's user."""
+    token = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
 
 def note(connection: Connection, action: str, subject: str, detail: Mapping[str, Any]) -> None:
     """Records an action in the transaction that performs it. `detail` holds counts and ids, never health values."""
     values = {"action": action, "subject": subject, "detail": msgspec.json.encode(detail).decode()}
-    connection.execute(NOTE, values | {"os_user": _os_user()})
+    connection.execute(NOTE, values | {"os_user": _actor()})
 
 
 def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any]) -> None:
@@ -38,6 +53,10 @@ def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any])
 def listed(connection: Connection, since: datetime, subject: str | None = None) -> list[dict[str, Any]]:
     """The actions since a moment, oldest first."""
     return [dict(row) for row in connection.execute(LIST, {"since": since, "subject": subject}).mappings()]
+
+
+def _actor() -> str:
+    return f"console:{account}" if (account := _account.get()) else _os_user()
 
 
 def _os_user() -> str:

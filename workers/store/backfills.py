@@ -11,6 +11,7 @@ from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
 from workers.actions import Notice, Record, Refused
 from workers.aggregators.requests import DateRange
+from workers.store import feed
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import transaction
 from workers.store.schema import record_table
@@ -85,10 +86,15 @@ RELEASE = text("""
 UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
        attempts = attempts + :failed, error = coalesce(:error, error) WHERE id = :id""")
 LOCK = text("SELECT 1 FROM headrace.backfills WHERE id = :id FOR UPDATE")
-COMPLETE = text("""
-UPDATE headrace.backfills SET status = 'complete', finished_at = now(), lease_until = '-infinity'
-WHERE id = :id AND is_final_seen AND status = 'running'
-  AND NOT EXISTS (SELECT 1 FROM headrace.chunks WHERE backfill_id = :id AND status <> 'done')""")
+# Announces the completed history in the change feed.
+COMPLETE = text(f"""
+WITH complete AS (
+    UPDATE headrace.backfills SET status = 'complete', finished_at = now(), lease_until = '-infinity'
+    WHERE id = :id AND is_final_seen AND status = 'running'
+      AND NOT EXISTS (SELECT 1 FROM headrace.chunks WHERE backfill_id = :id AND status <> 'done')
+    RETURNING user_id, provider, resource)
+INSERT INTO headrace.outbox ({feed.COLUMNS})
+SELECT 'put', user_id, 'history', provider, NULL, resource, NULL, NULL, 1, 'backfill' FROM complete""")
 FAIL = text("""
 UPDATE headrace.backfills SET status = 'failed', finished_at = now(), lease_until = '-infinity', error = :error
 WHERE id = :id AND status = 'running'

@@ -69,9 +69,12 @@ CREATE TEMPORARY TABLE staged_samples (
 ) ON COMMIT DELETE ROWS"""
 
 
-def make_engine(settings: Settings, name: str = "headrace", session: Mapping[str, str] = SESSION) -> Engine:
+def make_engine(
+    settings: Settings, name: str = "headrace", session: Mapping[str, str] = SESSION, *, pre_ping: bool = False
+) -> Engine:
     """A connection pool for one process. `session` overrides settings of SESSION.
 
+    With `pre_ping`, each use begins with a round trip that replaces a broken connection: for work without retries.
     Error messages omit parameters, which could hold health values.
     """
     session = {**SESSION, **session}
@@ -82,6 +85,7 @@ def make_engine(settings: Settings, name: str = "headrace", session: Mapping[str
         pool_size=1,
         max_overflow=2,
         pool_timeout=10,
+        pool_pre_ping=pre_ping,
         hide_parameters=True,
         execution_options={"57014": session["statement_timeout"]},  # for messages
         connect_args={
@@ -110,9 +114,15 @@ def make_engine(settings: Settings, name: str = "headrace", session: Mapping[str
     return engine
 
 
-def make_writer(settings: Settings, name: str = "headrace-worker", session: Mapping[str, str] = SESSION) -> Engine:
+def make_writer(
+    settings: Settings,
+    name: str = "headrace-worker",
+    session: Mapping[str, str] = SESSION,
+    *,
+    pre_ping: bool = False,
+) -> Engine:
     """As `make_engine`, but each connection has the temporary table in which samples are staged."""
-    engine = make_engine(settings, name, session)
+    engine = make_engine(settings, name, session, pre_ping=pre_ping)
 
     @event.listens_for(engine, "connect")
     def stage(connection: psycopg.Connection, _record: object) -> None:
@@ -198,10 +208,25 @@ def _is_disconnected(error: BaseException) -> bool:
     return (getattr(error, "sqlstate", None) or "").startswith(DISCONNECTED)
 
 
+def wait_for_notification(connection: Connection, seconds: float) -> None:
+    """Waits for a notification of a channel that the connection listens to, at most for these seconds.
+
+    Raises TryLater if the connection breaks.
+    """
+    driver = connection.connection.driver_connection
+    if isinstance(driver, psycopg.Connection):
+        for _ in driver.notifies(timeout=seconds, stop_after=1):
+            pass
+
+
 def delete_in_batches(engine: Engine, query: TextClause, values: Mapping[str, object], size: int) -> Iterator[int]:
-    """Repeats a DELETE that has a `:limit`, one transaction per batch, until a batch is not full. Yields row counts."""
+    """Repeats a DELETE that has a `:limit`, one transaction per batch, until a batch is not full. Yields row counts.
+
+    A statement with a result returns the row count.
+    """
     deleted = size
     while deleted == size:
         with transaction(engine) as connection:
-            deleted = connection.execute(query, {**values, "limit": size}).rowcount
+            result = connection.execute(query, {**values, "limit": size})
+            deleted = result.scalar_one() if result.returns_rows else result.rowcount
         yield deleted

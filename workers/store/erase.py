@@ -7,12 +7,13 @@ from typing import Literal
 
 from sqlalchemy import Connection, Engine, text
 
-from workers.store import audit
+from workers.store import audit, feed
 from workers.store.engine import delete_in_batches, transaction
 from workers.store.sql import quoted
 
 MAINTAIN_SINCE = 170000  # PostgreSQL 17
 BATCH = 10_000  # rows per transaction; 30 ms for samples
+MAX_ROW_COUNT = 2**31 - 1  # of a change
 PERSON = text("""
 SELECT client_user_id, erased_at,
        ARRAY(SELECT user_id FROM headrace.users WHERE merged_into = :user ORDER BY 1) AS former, ARRAY(
@@ -34,6 +35,11 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'user_id'
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
   AND c.relname <> ALL(ARRAY['users', 'deliveries']) ORDER BY c.relname = 'series', c.relname""")
 PRESENT_OR_FORMER_ID = "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)"
+# A person is the client_user_id of users. Its days are computed again for users who stay (REQUEUE).
+IS_SHARED = """SELECT FROM headrace.users other WHERE other.client_user_id = erased.client_user_id
+    AND other.user_id <> erased.user_id AND other.erased_at IS NULL AND other.merged_into IS NULL"""
+OF_PERSON = f"""person IN (SELECT :user UNION ALL SELECT client_user_id FROM headrace.users erased
+    WHERE user_id = :user AND NOT EXISTS ({IS_SHARED}))"""
 # The condition for the user's rows, where it is not `user_id = :user` alone.
 CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
@@ -45,7 +51,35 @@ CONDITIONS = {
     # These keep the id with which they arrived, if they arrived with the message of the reconnection or later.
     "archive": PRESENT_OR_FORMER_ID,
     "dead_letters": PRESENT_OR_FORMER_ID,
+    "days": f"""({PRESENT_OR_FORMER_ID} OR user_id IS NULL
+        AND person = (SELECT client_user_id FROM headrace.users WHERE user_id = :user))""",
+    "kept_sessions": PRESENT_OR_FORMER_ID,
+    "daily_records": PRESENT_OR_FORMER_ID,
+    "daily_people": PRESENT_OR_FORMER_ID,
+    "daily_priorities": OF_PERSON,
+    "daily_zones": OF_PERSON,
+    "daily_queue": OF_PERSON,
+    # The change that announces the erasure stays.
+    "changes": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
+    "outbox": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
+    # So does the notification of it.
+    "notifications": f"{PRESENT_OR_FORMER_ID} AND type <> 'user.erased'",
 }
+# Waits for a sequencer that has not seen the tombstone. Later ones drop the user's changes.
+WAIT_FOR_SEQUENCER = text("SELECT 1 FROM headrace.feed FOR UPDATE")
+# The same for a planner of notifications, which holds these locks until its commit.
+WAIT_FOR_PLANNER = text("SELECT 1 FROM headrace.subscriptions ORDER BY id FOR NO KEY UPDATE")
+ANNOUNCE = text(f"""
+INSERT INTO headrace.outbox ({feed.COLUMNS})
+SELECT 'erase', :user, NULL, NULL, NULL, NULL, NULL, NULL, :rows, 'erase'
+WHERE NOT EXISTS (SELECT FROM headrace.changes WHERE user_id = :user AND op = 'erase')
+  AND NOT EXISTS (SELECT FROM headrace.outbox WHERE user_id = :user AND op = 'erase')""")
+# Resource *: every resource.
+REQUEUE = text(f"""
+INSERT INTO headrace.daily_queue (person, resource, dates, origin)
+SELECT client_user_id, '*', datemultirange(daterange(NULL, NULL)), 'erase' FROM headrace.users erased
+WHERE user_id = :user AND client_user_id IS NOT NULL AND EXISTS ({IS_SHARED}) ON CONFLICT DO NOTHING""")
+
 # Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. PostgreSQL itself only warns.
 MAY_VACUUM = """
 SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE') OR {maintain}), false)
@@ -110,6 +144,8 @@ def create_tombstone(engine: Engine, user_id: str) -> datetime:
         # A transaction that read the row before the tombstone was committed would otherwise lock the old version; an
         # update of the row makes PostgreSQL re-check it.
         connection.execute(RECHECK_ROW, {"user": user_id})
+        connection.execute(WAIT_FOR_SEQUENCER)
+        connection.execute(WAIT_FOR_PLANNER)
     return erased_at
 
 
@@ -132,7 +168,7 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     yield from _remove_samples(engine, user_id)
     with transaction(engine) as connection:
         tables = list(connection.scalars(TABLES))
-    for table in ("crash_counts", "chunks", "sample_ranges", *tables):
+    for table in ("crash_counts", "chunks", "sample_ranges", "daily_priorities", "daily_zones", "daily_queue", *tables):
         yield from ((table, number) for number in _remove(engine, table, user_id))
     yield from _remove_from_ledger(engine, user_id)
 
@@ -201,7 +237,13 @@ def _remove_from_ledger(engine: Engine, user_id: str) -> Iterator[tuple[str, int
 
 
 def finish(engine: Engine, user_id: str, detail: Mapping[str, int]) -> None:
-    """Clears the client_user_id of the tombstone, and records the deleted rows in the audit log."""
+    """Clears the client_user_id of the tombstone. Records the deleted rows in the audit log, and announces the erasure.
+
+    An erasure that is repeated is announced once.
+    """
+    rows = min(sum(detail.values()), MAX_ROW_COUNT)
     with transaction(engine, confirm=True) as connection:
+        connection.execute(REQUEUE, {"user": user_id})
         connection.execute(CLEAR_CLIENT_ID, {"user": user_id})
+        connection.execute(ANNOUNCE, {"user": user_id, "rows": rows})
         audit.note(connection, "erased", user_id, detail)

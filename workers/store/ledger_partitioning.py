@@ -1,17 +1,13 @@
 """Partitions the delivery ledger by month while workers write to it: the last step of `headrace migrate`."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from app.errors import RetryAlone, TryLater
 from workers.store.engine import transaction
+from workers.store.indexes import create_index, one_at_a_time
 
-# Not the lock of the migrations, which belongs to a transaction: an index is built concurrently outside of one.
-LOCK = text("SELECT pg_try_advisory_lock(hashtext('headrace.ledger_partitioning'))")
-UNLOCK = text("SELECT pg_advisory_unlock(hashtext('headrace.ledger_partitioning'))")
 IS_PARTITIONED = text("SELECT relkind = 'p' FROM pg_class WHERE oid = 'headrace.deliveries'::regclass")
 # Statements queue behind one that waits for a lock, and workers wait 500 ms at most.
 LOCK_TIMEOUT, PAUSE_SECONDS, MAX_SECONDS = "100ms", 0.2, 600.0
@@ -29,7 +25,6 @@ INDEXES = {
     "deliveries_before_key": "(aggregator, message_id, month)",
     "deliveries_before_digest": "(aggregator, digest, month) WHERE digest IS NOT NULL",
 }
-IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('headrace.' || :name)")
 # The present table becomes the partition of everything before the next month, or in the last week of a month before the
 # one after that: entries of a month that begins during the conversion would violate the constraint.
 BOUND = text("""
@@ -68,8 +63,6 @@ DO $$ DECLARE views text[]; grants text[]; statement text; BEGIN
     FOREACH statement IN ARRAY views || grants LOOP
         EXECUTE statement;
     END LOOP;
-    CREATE OR REPLACE VIEW headrace.partitioned (parent, key, unit, ahead) AS
-    VALUES ('archive', 'received_at', 'day', 7), ('samples', 'ts', 'month', 2), ('deliveries', 'month', 'month', 2);
 END $$"""
 
 
@@ -82,40 +75,18 @@ def partition_ledger(engine: Engine) -> None:
 
     Raises TryLater if a lock was not available for 10 minutes.
     """
-    with _one_at_a_time(engine) as connection:
+    with one_at_a_time(engine) as connection:
         if connection.scalar(IS_PARTITIONED):
             return
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET lock_timeout = 0"))
         _run_short(engine, ADD_MONTH)
         for name, definition in INDEXES.items():
-            _create_index(engine, connection, name, definition)
+            create_index(connection, name, f"headrace.deliveries {definition}", unique=True)
         bound = connection.scalar(BOUND)
         _run_short(engine, ADD_BOUND.format(bound=bound))
         connection.execute(VALIDATE)
         _run_short(engine, SWAP.format(bound=bound))
-
-
-@contextmanager
-def _one_at_a_time(engine: Engine) -> Iterator[Connection]:
-    """A connection without transactions that holds the lock. It polls: a waiting statement would delay the index."""
-    with transaction(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
-        while not connection.scalar(LOCK):
-            time.sleep(PAUSE_SECONDS)
-        try:
-            yield connection
-        finally:
-            connection.execute(UNLOCK)
-            connection.execute(text("RESET ALL"))
-
-
-def _create_index(engine: Engine, connection: Connection, name: str, definition: str) -> None:
-    is_valid = connection.scalar(IS_VALID, {"name": name})
-    if is_valid:
-        return
-    if is_valid is False:  # an interrupted build
-        _run_short(engine, f"DROP INDEX headrace.{name}")
-    connection.execute(text(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON headrace.deliveries {definition}"))
 
 
 def _run_short(engine: Engine, statement: str) -> None:

@@ -8,6 +8,7 @@ from app.catalogue import catalogue
 from app.errors import Misconfigured
 from workers.store import schema
 from workers.store.engine import transaction
+from workers.store.indexes import index_records
 from workers.store.ledger_partitioning import partition_ledger
 from workers.store.partitions import maintain_partitions
 
@@ -46,6 +47,7 @@ def migrate(engine: Engine) -> str:
         schema.sync(connection, catalogue())
         version = str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
     partition_ledger(engine)
+    index_records(engine, catalogue())
     maintain_partitions(
         engine, None
     )  # None: drops no archived delivery, because HEADRACE_KEEP_DAYS may not be set here

@@ -14,7 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import Resource
-from workers.actions import Record, Samples, SeriesKey
+from workers.actions import Origin, Record, Samples, SeriesKey
+from workers.store import feed
+from workers.store.feed import ChangedSamples
 from workers.store.schema import record_table
 
 
@@ -45,7 +47,10 @@ FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]), CAST(:lasts 
 JOIN headrace.sample_ranges stored USING (series_id)
 WHERE replaced_last >= given.first AND replaced_first <= given.last""")
 REMOVE = text("""
-DELETE FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last AND version < :version""")
+WITH gone AS (
+    DELETE FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last AND version < :version
+    RETURNING ts)
+SELECT min(ts), max(ts), count(*) FROM gone""")
 NEXT_PART = text("""
 SELECT ts FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last
 ORDER BY ts OFFSET :rows LIMIT 1""")
@@ -162,13 +167,15 @@ def _without(samples: Samples, number: int, ranges: Sequence[ReplacedRange]) -> 
     return replace(samples, rows=rows)
 
 
-def remove(connection: Connection, one: ReplacedRange) -> int:
+def remove(connection: Connection, one: ReplacedRange, origin: Origin) -> int:
     """Deletes the stored samples of a range that were replaced, in parts. Returns their number."""
-    left, deleted = asdict(one), 0
+    left, gone = asdict(one), []
     while edge := connection.scalar(NEXT_PART, left | {"rows": MAX_ROWS}):
-        deleted += connection.execute(REMOVE, left | {"last": edge - RESOLUTION}).rowcount
+        gone.append(connection.execute(REMOVE, left | {"last": edge - RESOLUTION}).one())
         left["first"] = edge
-    return deleted + connection.execute(REMOVE, left).rowcount
+    gone.append(connection.execute(REMOVE, left).one())
+    feed.announce_samples(connection, "remove", [ChangedSamples(one.series_id, *part) for part in gone], origin)
+    return sum(rows for _, _, rows in gone)
 
 
 def merge_ranges(connection: Connection, ids: Mapping[str, str]) -> None:
@@ -176,4 +183,4 @@ def merge_ranges(connection: Connection, ids: Mapping[str, str]) -> None:
     connection.execute(MOVE, ids)
     connection.execute(DROP, ids)
     for row in connection.execute(REPLACED_OF_USER, ids).mappings().all():
-        remove(connection, ReplacedRange(**row))
+        remove(connection, ReplacedRange(**row), "webhook")

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
-from workers.store import ledger_retention
+from workers.store import feed, ledger_retention
 from workers.store.engine import delete_in_batches, transaction
 from workers.store.partitions import drop_older
 from workers.store.schema import record_table
@@ -16,21 +16,49 @@ from workers.store.sql import quoted
 BATCH = 10_000  # rows per transaction
 SERIES_PAGE = 500  # series per DELETE
 LEDGER = "deliveries"
+DAILY = "daily"  # the values of days, and the sessions that were kept
 SERIES = text("SELECT id FROM headrace.series WHERE resource = :resource AND id > :after ORDER BY id LIMIT :limit")
 COUNT_SAMPLES = text("""
 SELECT count(*) FROM headrace.series n JOIN headrace.samples s ON s.series_id = n.id
 WHERE n.resource = :resource AND s.ts < :before""")
-REMOVE_SAMPLES = text("""
-DELETE FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before AND (series_id, ts) IN (
-    SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :limit)""")
+REMOVE_SAMPLES = text(f"""
+WITH gone AS (
+    DELETE FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before AND (series_id, ts) IN (
+        SELECT series_id, ts FROM headrace.samples WHERE series_id = ANY(:series) AND ts < :before LIMIT :limit)
+    RETURNING series_id, ts),
+changed AS (
+    SELECT series_id, min(ts) AS ts_min, max(ts) AS ts_max, count(*) AS row_count FROM gone GROUP BY series_id),
+announced AS ({feed.announced("remove", "retention", "changed")})
+SELECT count(*) FROM gone""")
 REMOVE_RANGES = text("""
 DELETE FROM headrace.sample_ranges WHERE series_id = ANY(:series) AND greatest(last, replaced_last) < :before""")
 
+COUNT_DAYS = text("SELECT count(*) FROM headrace.days WHERE local_date < CAST(CAST(:before AS timestamptz) AS date)")
+# Announced for one user of each person.
+REMOVE_DAYS = text(f"""
+WITH gone AS (
+    DELETE FROM headrace.days WHERE (person, metric, local_date) IN (
+        SELECT person, metric, local_date FROM headrace.days
+        WHERE local_date < CAST(CAST(:before AS timestamptz) AS date) LIMIT :limit)
+    RETURNING person, local_date),
+owners AS (
+    SELECT DISTINCT ON (person) person, user_id FROM gone
+    JOIN headrace.users ON coalesce(client_user_id, user_id) = person AND erased_at IS NULL AND merged_into IS NULL
+    ORDER BY person, user_id),
+announced AS (
+    INSERT INTO headrace.outbox ({feed.COLUMNS})
+    SELECT 'remove', user_id, 'daily', NULL, NULL, NULL, min(local_date), max(local_date), count(*), 'retention'
+    FROM gone JOIN owners USING (person) GROUP BY user_id)
+SELECT count(*) FROM gone""")
+REMOVE_SESSIONS = text("""
+DELETE FROM headrace.kept_sessions WHERE local_date < CAST(CAST(:before AS timestamptz) AS date)""")
+
 
 def limits(settings: Settings, now: datetime) -> dict[str, datetime]:
-    """The moment before which data is deleted, by resource and for the ledger. Without a limit there is no entry."""
+    """The moment before which data is deleted, by resource, for days and for the ledger. No entry: no limit."""
     retention = dict(settings.retention)
-    days = {name: retention.get(name, retention.get("*", 0)) for name in catalogue()} | {LEDGER: settings.ledger_days}
+    days = {name: retention.get(name, retention.get("*", 0)) for name in (*catalogue(), DAILY)}
+    days |= {LEDGER: settings.ledger_days}
     return {name: now - timedelta(days=number) for name, number in days.items() if number}
 
 
@@ -47,6 +75,8 @@ def count(engine: Engine, edges: Mapping[str, datetime]) -> dict[str, int]:
 def _count(connection: Connection, name: str, before: datetime) -> int:
     if name == LEDGER:
         query = ledger_retention.COUNT
+    elif name == DAILY:
+        query = COUNT_DAYS
     elif catalogue()[name].is_series:
         query = COUNT_SAMPLES
     else:
@@ -74,11 +104,19 @@ def remove(engine: Engine, edges: Mapping[str, datetime]) -> Iterator[tuple[str,
     for name, before in edges.items():
         if name == LEDGER:
             batches = ledger_retention.remove(engine, before, BATCH)
+        elif name == DAILY:
+            batches = _remove_days(engine, before)
         elif catalogue()[name].is_series:
             batches = _remove_samples(engine, name, before)
         else:
             batches = delete_in_batches(engine, _remove_records(catalogue()[name]), {"before": before}, BATCH)
         yield from ((name, deleted) for deleted in batches if deleted)
+
+
+def _remove_days(engine: Engine, before: datetime) -> Iterator[int]:
+    yield from delete_in_batches(engine, REMOVE_DAYS, {"before": before}, BATCH)
+    with transaction(engine) as connection:
+        connection.execute(REMOVE_SESSIONS, {"before": before})
 
 
 def _age(resource: Resource) -> str:
@@ -91,8 +129,12 @@ def _age(resource: Resource) -> str:
 def _remove_records(resource: Resource) -> TextClause:
     table = record_table(resource)
     return text(f"""
-DELETE FROM {table} WHERE (user_id, id) IN (
-    SELECT user_id, id FROM {table} WHERE {_age(resource)} < :before ORDER BY user_id, id LIMIT :limit)""")
+WITH gone AS (
+    DELETE FROM {table} WHERE (user_id, id) IN (
+        SELECT user_id, id FROM {table} WHERE {_age(resource)} < :before ORDER BY user_id, id LIMIT :limit)
+    RETURNING user_id, provider, source_type, id)
+INSERT INTO headrace.outbox ({feed.COLUMNS})
+SELECT 'remove', user_id, '{resource.name}', provider, source_type, id, NULL, NULL, 1, 'retention' FROM gone""")
 
 
 def _remove_samples(engine: Engine, name: str, before: datetime) -> Iterator[int]:

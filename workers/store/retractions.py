@@ -9,7 +9,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from app.catalogue import Resource
+from app.catalogue import Resource, catalogue
+from workers.store import feed
+from workers.store.feed import Op
 from workers.store.schema import record_table
 
 RETRACT = text("""
@@ -25,12 +27,29 @@ MAX_IDS = 1000
 
 def retract(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
     """Hides a record. False if it was hidden before."""
-    return connection.scalar(RETRACT, _key(resource, user_id, identifier)) is not None
+    is_new = connection.scalar(RETRACT, _key(resource, user_id, identifier)) is not None
+    if is_new:
+        _announce(connection, "remove", resource, user_id, identifier)
+    return is_new
 
 
 def restore(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
     """Shows a record again. False if it was not hidden."""
-    return connection.scalar(RESTORE, _key(resource, user_id, identifier)) is not None
+    was_hidden = connection.scalar(RESTORE, _key(resource, user_id, identifier)) is not None
+    if was_hidden:
+        _announce(connection, "put", resource, user_id, identifier)
+    return was_hidden
+
+
+def _announce(connection: Connection, op: Op, resource: Resource, user_id: str, identifier: str) -> None:
+    """Announces the record, and its stream, which is hidden with it, in the change feed."""
+    for one in catalogue().values():
+        if one is resource or one.of == resource.name:
+            query = text(f"""
+INSERT INTO headrace.outbox ({feed.COLUMNS})
+SELECT :op, user_id, '{one.name}', provider, source_type, id, NULL, NULL, 1, 'reconcile'
+FROM {record_table(one)} WHERE user_id = :user AND id = :id AND NOT deleted""")
+            connection.execute(query, {"op": op, "user": user_id, "id": identifier})
 
 
 def find(connection: Connection, resource: Resource, user_id: str, identifier: str) -> Mapping[str, datetime]:

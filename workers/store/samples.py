@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from workers import actions
 from workers.actions import Origin, Samples, SeriesKey
+from workers.store.feed import ChangedSamples
 from workers.store.merge import changed_rows_by_delivery_sql, comparison_sql, staged_sql, upsert_sql
 from workers.store.schema import SAMPLES
 from workers.store.written import Written
@@ -47,7 +48,8 @@ FROM given LEFT JOIN occupied USING (place)""")
 # One row per series and version instead of one per sample: the version identifies the delivery.
 MERGE_SAMPLES = text(f"""{STAGED},
 merged AS ({upsert_sql(SAMPLES, "incoming", staged=True)})
-SELECT series_id, version, count(*) AS rows FROM merged WHERE stored_at = (SELECT min(stored_at) FROM incoming)
+SELECT series_id, version, count(*) AS rows, min(ts) AS first, max(ts) AS last FROM merged
+WHERE stored_at = (SELECT min(stored_at) FROM incoming)
 GROUP BY series_id, version""")
 COMPARE_SAMPLES = text(STAGED + comparison_sql(SAMPLES, "incoming", staged=True))
 CHANGED_SAMPLES = text(STAGED + changed_rows_by_delivery_sql(SAMPLES, "incoming", staged=True))
@@ -82,6 +84,7 @@ def write_samples(
     copied = set(_copy_directly(connection, runs, origin))
     for run in copied:
         written.changed[run.n] += len(run.rows)
+        written.samples.append(ChangedSamples(run.series_id, run.rows[0].ts, run.rows[-1].ts, len(run.rows)))
     for place, part in enumerate(_parts([run for run in runs if run not in copied])):
         if place > 0:
             connection.execute(CLEAR_STAGE)
@@ -190,8 +193,9 @@ def _merge(
         return
     owners = {(run.series_id, run.version): run.n for run in runs}
     merged = connection.execute(MERGE_SAMPLES, period).all()
+    written.samples += [ChangedSamples(row.series_id, row.first, row.last, row.rows) for row in merged]
     if len(owners) == len(runs):
-        changed = [(owners[series_id, version], rows) for series_id, version, rows in merged]
+        changed = [(owners[row.series_id, row.version], row.rows) for row in merged]
     else:
         changed = [(n, rows) for n, rows in connection.execute(CHANGED_SAMPLES, period)]
     for n, rows in changed:

@@ -3,6 +3,8 @@
 from sqlalchemy import Connection, text
 
 from app.catalogue import Catalogue, Field, Resource
+from workers.aggregators.common import MAX_AHEAD
+from workers.store.comments import comment
 from workers.store.merge import Target
 from workers.store.sql import quoted
 
@@ -88,15 +90,26 @@ GRANTS = Target(
 
 
 def sync(connection: Connection, catalogue: Catalogue) -> None:
-    """Creates missing tables, columns and views of the catalogue. Drops nothing.
+    """Creates missing tables, columns and views of the catalogue, and comments on views. Drops nothing.
 
-    Views are replaced, not dropped, because other views may depend on them. New fields are therefore appended.
+    Views are replaced, not dropped, because other views may depend on them. New fields are therefore appended. A table
+    that has all columns is not locked: another `headrace migrate` may be building its index.
     """
+    present = _columns_of_tables(connection)
     for resource in catalogue.values():
         if not resource.is_series:
-            for statement in _record_ddl(resource):
+            for statement in _record_ddl(resource, present.get(resource.name, frozenset())):
                 connection.execute(text(statement))
         connection.execute(text(_view(resource, _columns_of_view(connection, resource))))
+    connection.execute(text(_connections_view(catalogue)))
+    comment(connection, catalogue)
+
+
+def _columns_of_tables(connection: Connection) -> dict[str, frozenset[str]]:
+    query = text("""
+SELECT table_name, array_agg(CAST(column_name AS text)) AS columns FROM information_schema.columns
+WHERE table_schema = 'headrace' GROUP BY table_name""")
+    return {row.table_name: frozenset(row.columns) for row in connection.execute(query)}
 
 
 def _columns_of_view(connection: Connection, resource: Resource) -> dict[str, str]:
@@ -109,6 +122,8 @@ WHERE table_schema = 'health' AND table_name = :name ORDER BY ordinal_position""
     return {row.column_name: row.type for row in connection.execute(query, {"name": resource.name})}
 
 
+# Columns of views that are read from an object of the payload. Terra's objects have another sport list, of numbers.
+EXTRACTED = {"workouts": {"sport": "r.payload -> 'sport' ->> 'slug'"}}
 # Added after the first version.
 LATER_COLUMNS = {
     "deleted": "boolean NOT NULL DEFAULT false",
@@ -117,7 +132,7 @@ LATER_COLUMNS = {
 }
 
 
-def _record_ddl(resource: Resource) -> list[str]:
+def _record_ddl(resource: Resource, present: frozenset[str]) -> list[str]:
     table = record_table(resource)
     columns = "".join(f"    {quoted(field.name)} {COLUMN_TYPES[field.type]},\n" for field in resource.fields)
     create = f"""
@@ -132,8 +147,9 @@ CREATE TABLE IF NOT EXISTS {table} (
     stored_at timestamptz NOT NULL,
     PRIMARY KEY (user_id, id)
 )"""
-    added = {quoted(field.name): COLUMN_TYPES[field.type] for field in resource.fields} | LATER_COLUMNS
-    return [create, *(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in added.items())]
+    added = {field.name: COLUMN_TYPES[field.type] for field in resource.fields} | LATER_COLUMNS
+    missing = [f"{quoted(name)} {kind}" for name, kind in added.items() if name not in present]
+    return [create, *(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column}" for column in missing)]
 
 
 def _view(resource: Resource, present: dict[str, str]) -> str:
@@ -167,7 +183,7 @@ def _record_columns(resource: Resource) -> dict[str, str]:
     names = ("provider", "source_type", "id", *(field.name for field in resource.fields), "payload", "version")
     columns = {"user_id": "r.user_id", "client_user_id": "u.client_user_id"}
     columns |= {name: f"r.{quoted(name)}" for name in names}
-    return columns | {"origin": "CAST(r.origin AS text)", "stored_at": "r.stored_at"}
+    return columns | {"origin": "CAST(r.origin AS text)", "stored_at": "r.stored_at"} | EXTRACTED.get(resource.name, {})
 
 
 def _sample_columns(resource: Resource) -> dict[str, str]:
@@ -178,3 +194,33 @@ def _sample_columns(resource: Resource) -> dict[str, str]:
     columns |= {"origin": "CAST(s.origin AS text)", "stored_at": "s.stored_at"}
     own = {field.name: f"CAST(s.extra ->> '{field.name}' AS {COLUMN_TYPES[field.type]})" for field in resource.fields}
     return columns | own
+
+
+def _connections_view(catalogue: Catalogue) -> str:
+    """DDL of health.connections. `last_data_at` probes one index per series and table of records.
+
+    With an aggregate over health.heartrate and the other views, every sample would be read. Data that is dated more
+    than two days ahead comes from devices with a wrong clock, and would hide that the last month is missing.
+    """
+    latest = f"now() + interval '{MAX_AHEAD.days} days'"
+    newest = [_newest_record(resource, latest) for resource in catalogue.values() if not resource.is_series]
+    records = "".join(f"\n    UNION ALL {query}" for query in newest if query)
+    return f"""CREATE OR REPLACE VIEW health.connections AS
+SELECT c.user_id, c.provider, c.status, c.stored_at AS since, c.error, u.client_user_id, (
+    SELECT max(newest.at) FROM (
+    SELECT max(sample.ts) AS at FROM headrace.series n CROSS JOIN LATERAL (
+        SELECT s.ts FROM headrace.samples s WHERE s.series_id = n.id AND s.ts <= {latest}
+        ORDER BY s.ts DESC LIMIT 1) AS sample
+    WHERE n.user_id = c.user_id AND n.provider = c.provider{records}) AS newest) AS last_data_at
+FROM headrace.connections c LEFT JOIN headrace.users u USING (user_id)"""
+
+
+def _newest_record(resource: Resource, latest: str) -> str | None:
+    if (name := resource.day_field) is None:
+        return None
+    column = f"r.{quoted(name)}"
+    is_date = any(field.name == name and field.type == "date" for field in resource.fields)
+    at = f"CAST(max({column}) AS timestamp) AT TIME ZONE 'UTC'" if is_date else f"max({column})"
+    limit = f"CAST({latest} AS date)" if is_date else latest
+    return f"""SELECT {at} FROM {record_table(resource)} r
+    WHERE r.user_id = c.user_id AND r.provider = c.provider AND {column} <= {limit}"""

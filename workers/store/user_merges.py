@@ -1,12 +1,17 @@
 """User merges: a user reconnected under a new id, to which all data of the old id moves."""
 
-from sqlalchemy import Connection, text
+from typing import Any
 
-from app.catalogue import catalogue
-from workers.store import replaced
-from workers.store.merge import Target, upsert_sql
+from sqlalchemy import Connection, Row, text
+
+from app.catalogue import Resource, catalogue
+from workers.actions import Origin
+from workers.store import feed, replaced
+from workers.store.feed import Change, ChangedSamples, Op
+from workers.store.merge import upsert_sql
 from workers.store.schema import SAMPLES, record_target
 
+ORIGIN: Origin = "webhook"  # of the changes: aggregators announce a reconnection by a webhook
 PAIR = text("""
 SELECT user_id, erased_at, merged_into FROM headrace.users
 WHERE user_id = ANY(CAST(:ids AS text[])) ORDER BY user_id FOR UPDATE""")
@@ -34,10 +39,11 @@ MOVE_RETRACTIONS = text("""
 WITH old AS (DELETE FROM headrace.retractions WHERE user_id = :old RETURNING resource, id, retracted_at)
 INSERT INTO headrace.retractions (user_id, resource, id, retracted_at) SELECT :new, resource, id, retracted_at FROM old
 ON CONFLICT DO NOTHING""")
+SERIES_OF = text("SELECT id FROM headrace.series WHERE user_id = :old")
 RENAME_SERIES = text("""
 UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
     SELECT 1 FROM headrace.series n WHERE n.user_id = :new AND (n.resource, n.provider, n.source_type, n.subtype)
-                                          = (o.resource, o.provider, o.source_type, o.subtype))""")
+                                          = (o.resource, o.provider, o.source_type, o.subtype)) RETURNING o.id""")
 SERIES_OF_BOTH = text("""
 SELECT o.id AS old, n.id AS new
 FROM headrace.series o JOIN headrace.series n USING (resource, provider, source_type, subtype)
@@ -51,9 +57,11 @@ PART = """(
 MERGE_PART = text(upsert_sql(SAMPLES, PART))
 DROP_PART = text("DELETE FROM headrace.samples WHERE series_id = :old AND ts <= :last")
 # Also the old connection and what was granted with it: they say nothing about the new one, which is stored by now.
-DROP_REST = tuple(
-    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "connections", "grants")
-)
+DROP_REST = tuple(text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "grants"))
+DROP_CONNECTIONS = text(f"""
+WITH gone AS (DELETE FROM headrace.connections WHERE user_id = :old RETURNING user_id, provider)
+INSERT INTO headrace.outbox ({feed.COLUMNS})
+SELECT 'remove', user_id, 'connections', provider, NULL, NULL, NULL, NULL, 1, 'webhook' FROM gone""")
 
 
 def merge_user(connection: Connection, old: str, new: str) -> bool:
@@ -62,7 +70,8 @@ def merge_user(connection: Connection, old: str, new: str) -> bool:
     Both ids must belong to one aggregator, which `upsert_users` has checked in this transaction. Later deliveries for
     the old id are written under the new one. False if the users were merged before, or one of them was erased. One
     transaction moves all rows, so that readers see the user either before or after the merge; it may be long, but
-    reconnections are rare.
+    reconnections are rare. The change feed announces the removal of all rows of the old id, and the rows of the new one
+    that have changed.
     """
     if old == new:
         return False
@@ -76,12 +85,13 @@ def merge_user(connection: Connection, old: str, new: str) -> bool:
     connection.execute(END, ids)
     for resource in catalogue().values():
         if not resource.is_series:
-            _move(connection, record_target(resource), ids)
-    connection.execute(RENAME_SERIES, ids)
+            _move(connection, resource, ids)
+    feed.announce_stored_samples(connection, "remove", list(connection.scalars(SERIES_OF, ids)), ORIGIN)
+    feed.announce_stored_samples(connection, "put", list(connection.scalars(RENAME_SERIES, ids)), ORIGIN)
     for pair in connection.execute(SERIES_OF_BOTH, ids).all():
         _move_samples(connection, pair.old, pair.new)
     replaced.merge_ranges(connection, ids)
-    for statement in (*HAND_OVER, MOVE_RETRACTIONS, *DROP_REST, NAME):
+    for statement in (*HAND_OVER, MOVE_RETRACTIONS, DROP_CONNECTIONS, *DROP_REST, NAME):
         connection.execute(statement, ids)
     return True
 
@@ -90,12 +100,25 @@ def _move_samples(connection: Connection, old: int, new: int) -> None:
     """Merges the samples of one series into another, in parts that no statement timeout can reach."""
     while last := connection.scalar(END_OF_PART, {"old": old, "rows": replaced.MAX_ROWS}):
         part = {"old": old, "new": new, "last": last}
-        connection.execute(MERGE_PART, part)
+        times = [row.ts for row in connection.execute(MERGE_PART, part) if row.changed]
+        if times:
+            changed = ChangedSamples(new, min(times), max(times), len(times))
+            feed.announce_samples(connection, "put", [changed], ORIGIN)
         connection.execute(DROP_PART, part)
 
 
-def _move(connection: Connection, target: Target, ids: dict[str, str]) -> None:
+def _move(connection: Connection, resource: Resource, ids: dict[str, str]) -> None:
+    target = record_target(resource)
     columns = ", ".join(f":new AS {name}" if name == "user_id" else name for name in target.columns)
     source = f"(SELECT {columns}, origin FROM {target.table} WHERE user_id = :old) AS incoming"
-    connection.execute(text(upsert_sql(target, source)), ids)
-    connection.execute(text(f"DELETE FROM {target.table} WHERE user_id = :old"), ids)
+    merged = connection.execute(text(upsert_sql(target, source)), ids)
+    put = {row.id for row in merged if row.changed}
+    query = f"DELETE FROM {target.table} WHERE user_id = :old RETURNING provider, source_type, id, deleted"
+    gone = connection.execute(text(query), ids).all()
+    changes = [_change("remove", ids["old"], resource, row) for row in gone]
+    changes += [_change("remove" if row.deleted else "put", ids["new"], resource, row) for row in gone if row.id in put]
+    feed.announce(connection, changes)
+
+
+def _change(op: Op, user_id: str, resource: Resource, row: Row[Any]) -> Change:
+    return Change(op, user_id, resource.name, row.provider, row.source_type, row.id, None, None, 1, ORIGIN)

@@ -13,7 +13,8 @@ from app.catalogue import Resource, catalogue
 from workers import actions
 from workers.actions import Action, Origin, Record, Samples, SeriesKey
 from workers.aggregators.common import CLOCK_SKEW
-from workers.store import replaced
+from workers.store import feed, replaced
+from workers.store.feed import Change, Op
 from workers.store.merge import Target, changed_rows_by_delivery_sql, comparison_sql, upsert_sql
 from workers.store.replaced import ReplacedRange
 from workers.store.samples import write_samples
@@ -121,7 +122,8 @@ def write(
         _write_grants(connection, grants, origin, written)
         _count_kind(written, "grant")
     # Last, because samples that the newer version has too are only updated.
-    written.rows["sample"] += sum(replaced.remove(connection, one) for one in replaced_ranges)
+    written.rows["sample"] += sum(replaced.remove(connection, one, origin) for one in replaced_ranges)
+    feed.announce(connection, [*written.changes.values(), *written.sample_changes(numbers, origin)])
     return written
 
 
@@ -166,16 +168,19 @@ class Statements:
 
     def count(self, connection: Connection, rows: Sequence[Any], merged: Sequence[Row[Any]], written: Written) -> None:
         """Attributes each merged row to its delivery. Records stale deliveries."""
-        owners = {self._identity(row): row.n for row in rows}
-        if len(owners) == len(rows):
-            for row in merged:
-                if row.changed:
-                    written.changed[owners[self._identity(row)]] += 1
+        if len({self._identity(row) for row in rows}) == len(rows):
+            for row in self.changed(rows, merged):
+                written.changed[row.n] += 1
         else:
             for n, changed in connection.execute(self._changed, {"rows": _json(rows)}):
                 written.changed[n] += changed
         if any(row.n not in written.changed for row in rows):
             self.newer(connection, rows, written)
+
+    def changed(self, rows: Sequence[Any], merged: Sequence[Row[Any]]) -> list[Any]:
+        """The given row of each merged row whose content has changed."""
+        given = {self._identity(row): row for row in rows}
+        return [given[self._identity(row)] for row in merged if row.changed]
 
 
 CONNECTION = Statements(CONNECTIONS, CONNECTION_SOURCE, CONNECTION_SOURCE)
@@ -202,9 +207,15 @@ def _write_records(
         if again := [row for row in part if row.n in seen]:
             rows += statements.newer(connection, again, written)
         if rows:
-            statements.count(
-                connection, rows, connection.execute(statements.merge, {"rows": _json(rows)}).all(), written
-            )
+            merged = connection.execute(statements.merge, {"rows": _json(rows)}).all()
+            statements.count(connection, rows, merged, written)
+            for row in statements.changed(rows, merged):
+                written.changes[resource.name, row.user_id, row.id] = _change_of(resource, row)
+
+
+def _change_of(resource: Resource, row: RecordRow) -> Change:
+    op: Op = "remove" if row.deleted else "put"
+    return Change(op, row.user_id, resource.name, row.provider, row.source_type, row.id, None, None, 1, row.origin)
 
 
 def _by_size(rows: list[RecordRow]) -> Iterator[list[RecordRow]]:
@@ -228,6 +239,9 @@ def _write_connections(connection: Connection, rows: list[ConnectionRow], writte
     merged = connection.execute(CONNECTION.merge, {"rows": _json(rows)}).all()
     explicit = [row for row in rows if row.version > actions.INFERRED]
     CONNECTION.count(connection, explicit, [row for row in merged if row.version > actions.INFERRED], written)
+    for row in CONNECTION.changed(rows, merged):
+        key = ("connections", row.user_id, row.provider)
+        written.changes[key] = Change("put", row.user_id, key[0], row.provider, None, None, None, None, 1, row.origin)
 
 
 def _write_grants(connection: Connection, batch: Sequence[BatchItem], origin: Origin, written: Written) -> None:

@@ -14,9 +14,8 @@ def test_lanes_are_declared_and_durable() -> None:
             with failures.of(role, url):
                 celery = make_celery(Settings(broker_url=url), role)  # type: ignore[arg-type]
                 queues = celery.conf.task_queues
-                assert (
-                    [queue.name for queue in queues] == list(LANES) == ["live", "download", "backfill", "maintenance"]
-                )
+                names = ["live", "download", "backfill", "maintenance", "notify", "derive"]
+                assert [queue.name for queue in queues] == list(LANES) == names
                 assert all(queue.durable and queue.exchange.durable for queue in queues)
                 quorum = {"x-queue-type": "quorum"} if is_amqp(url) else None
                 assert [queue.queue_arguments for queue in queues] == [quorum] * len(LANES)

@@ -59,7 +59,7 @@ def test_a_publish_is_one_message_on_the_live_lane(url: str, make_publisher: Mak
     assert message["content-type"] == "application/json"
     (packed,) = arguments(message)
     assert unpack(packed) == sent
-    assert [waiting(url, lane) for lane in LANES if lane != "live"] == [[], [], []]
+    assert not any(waiting(url, lane) for lane in LANES if lane != "live")
 
 
 def test_flower_shows_a_count_only(url: str, make_publisher: MakePublisher) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from app.accounts import hash_password
 from app.config.settings import Settings, load
 from app.errors import Misconfigured
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET
@@ -236,6 +237,7 @@ def test_its_repr_hides_secrets() -> None:
         "TERRA_SIGNING_SECRET": TERRA_SECRET,
         "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
         "HEADRACE_FLOWER_AUTH": "canary-canary:canary-canary",
+        "HEADRACE_CONSOLE_USERS": f"ada:{hash_password('canary')}:viewer",
         "HEADRACE_BROKER_MANAGEMENT_URL": "http://u:canary@h:15672",
         "HEADRACE_ETL_URL": "amqp://u:canary@h",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:canary@h",
@@ -245,7 +247,9 @@ def test_its_repr_hides_secrets() -> None:
     assert {one.metadata["name"] for one in fields(Settings) if one.metadata["secret"]} == set(secret)
     shown = f"{settings!r} {settings}"
     assert "port=1234" in shown
-    assert not any(value in shown for value in ("canary", JUNCTION_SECRET, TERRA_SECRET, repr(ENCRYPTION_KEY)))
+    assert not any(
+        value in shown for value in ("canary", "scrypt", JUNCTION_SECRET, TERRA_SECRET, repr(ENCRYPTION_KEY))
+    )
 
 
 def test_the_region_follows_from_the_key() -> None:

@@ -199,7 +199,7 @@ def test_explain_shows_defaults_not_values() -> None:
 def test_migrate_prints_the_version_and_may_run_twice(environment: dict[str, str], run: Run) -> None:
     for _ in range(2):
         done = run("migrate", **environment)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0008\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "the schema is at version 0012\n", "")
 
 
 def test_migrate_needs_only_the_database(environment: dict[str, str], run: Run) -> None:
@@ -211,7 +211,8 @@ def test_status_is_json_and_a_table(environment: dict[str, str], settings: Setti
     apply(writer, settings, delivery(workout("u1")), delivery(b"half"))
     writer.dispose()
     plain = json.loads(run("status", "--json", **environment).stdout)
-    assert [lane["name"] for lane in plain["lanes"]] == ["live", "download", "backfill", "maintenance"]
+    names = ["live", "download", "backfill", "maintenance", "notify", "derive"]
+    assert [lane["name"] for lane in plain["lanes"]] == names
     assert {row["outcome"]: row["total"] for row in plain["deliveries"]} == {"applied": 1, "dead": 1}
     table = run("status", **environment)
     assert (table.returncode, table.stderr) == (0, "")

@@ -5,36 +5,17 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from app.errors import Unprocessable
+from tests.support.addresses import MAPPED, PRIVATE, PUBLIC
 from tests.support.cases import Failures
 from workers.fetch.http import Files, addresses, download_client, is_public
 from workers.fetch.retry import NO_ANSWER
 
 HOSTS = ("*.amazonaws.com", "files.test")
-PRIVATE = (
-    "127.0.0.1 127.9.9.9 10.1.2.3 172.16.0.9 192.168.1.1 169.254.169.254 0.0.0.0 0.1.2.3 100.64.0.1 100.127.255.255 "
-    "192.0.0.8 192.0.2.1 192.88.99.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255"
-)
-# An IPv4 address inside an IPv6 address, which a translator or tunnel may deliver to it; also a public one.
-MAPPED = (
-    "::ffff:10.0.0.1 ::ffff:127.0.0.1 ::ffff:93.184.215.14 ::ffff:0:10.0.0.1 ::10.0.0.1 ::93.184.215.14 "
-    "64:ff9b::10.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b::93.184.215.14 64:ff9b:1::a00:1 64:ff9b:1:fffe::93.184.215.14 "
-    "2002:a00:1:: 2002:7f00:1::1 2002:5db8:d70e:: 2001:0:5ef5:79fb::1 2001:0:4136:e378:8000:63bf:f5ff:fffe "
-    "2001:db8::1 2001:10::1 fec0::1 ff0e::1 100::1 5f00::1 fe80::1%1"
-)
-PUBLIC = "93.184.215.14"
 
 
 def files(handler: httpx.MockTransport, *, found: list[str] | None = None, limit: int = 1000) -> Files:
@@ -199,49 +180,6 @@ def test_a_name_that_leads_nowhere_is_no_answer() -> None:
     assert files(httpx.MockTransport(never), found=[]).fetch("https://files.test/a").status == NO_ANSWER
     assert addresses("no-such-host.invalid") == []
     assert addresses("a" * 300) == []
-
-
-@pytest.fixture
-def tls(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """A real TLS server for files.test: its port, and a context that trusts its certificate."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "files.test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("files.test")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    whole = tmp_path / "server.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    whole.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
-
-    class Server(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # keeps connections
-
-        def do_GET(self) -> None:
-            body = f"{self.headers['Host']} {self.path}".encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    served.load_cert_chain(whole)
-    trusting = ssl.create_default_context(cafile=str(whole))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        server.socket = served.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port, trusting
-        server.shutdown()
-        thread.join()
 
 
 def test_the_certificate_is_checked_against_the_name(tls: tuple[int, ssl.SSLContext]) -> None:

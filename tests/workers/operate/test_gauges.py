@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.observability import metrics
 from tests.support import apply, delivery, event, rows, workout
+from tests.support.database import run
 from tests.support.refused import Refused, add_refused
 from workers.broker_admin import Lane
 from workers.fetch.rate_limits import Throttle
@@ -60,6 +61,24 @@ def test_tables_are_counted(observer: GaugeCollector, engine: Engine, settings: 
     (paused,) = [line for line in shown if line.startswith('headrace_account_paused_seconds{aggregator="junction"}')]
     assert 290 < float(paused.split()[1]) <= 300
     assert "somebody" not in "".join(shown)
+
+
+def test_days_to_compute_are_counted(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Autoscalers and alerts use these names. Dates without a bound, whose number is not known, count as one day."""
+    settings = replace(settings, broker_url=broker_url)
+    run(
+        engine,
+        "INSERT INTO headrace.daily_queue (person, resource, dates, origin, since) VALUES"
+        " ('u1', 'steps', '{[2026-03-01,2026-03-08),[2026-03-14,2026-03-15)}', 'webhook', now() - interval '1 minute'),"
+        " ('u2', 'sleep', '{(,)}', 'webhook', now() - interval '2 minutes')",
+    )
+    GaugeCollector(engine, settings).poll([])
+    shown = dict(line.split() for line in lines() if line.startswith("headrace_days_"))
+    assert float(shown["headrace_days_pending"]) == 9
+    assert 120 <= float(shown["headrace_days_oldest_seconds"]) < 150
+    run(engine, "DELETE FROM headrace.daily_queue")
+    GaugeCollector(engine, settings).poll([])
+    assert {"headrace_days_pending 0.0", "headrace_days_oldest_seconds 0.0"} <= lines()
 
 
 def test_tables_are_not_counted_at_every_sweep(

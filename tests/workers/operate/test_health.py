@@ -27,6 +27,11 @@ def paused(because_of: str, seconds: int, kind: str = "asked", **changes: Any) -
     return row | {"key": "1f2e3d4c", "is_own_key": True} | changes
 
 
+def subscription(**changes: Any) -> dict[str, Any]:
+    row = {"name": "app", "status": "active", "reason": "", "failures": 0, "last_error": ""}
+    return row | {"failing": None, "late": timedelta()} | changes
+
+
 def failing(count: int, **changes: Any) -> dict[str, Any]:
     row = {"account": "junction", "because_of": "status 502", "failures": count}
     return row | {"key": "1f2e3d4c", "is_own_key": True} | changes
@@ -55,6 +60,22 @@ def test_every_problem_names_a_command() -> None:
         ),
         ({"swept": timedelta(minutes=5)}, ["the sweep has not run for 5 min", "headrace beat"]),
         ({"idle": 138}, ["138 backfills are due", "no API key", "worker --lane backfill"]),
+        (
+            {"subscriptions": [subscription(status="paused", reason="410")]},
+            ["subscription app is paused: 410 -> headrace subscriptions resume app"],
+        ),
+        (
+            {"subscriptions": [subscription(failures=9, last_error="status 500", failing=timedelta(minutes=7))]},
+            ["subscription app fails for 7 min: status 500 -> headrace subscriptions test app"],
+        ),
+        (
+            {"subscriptions": [subscription(late=timedelta(minutes=7))]},
+            ["notifications of subscription app are 7 min late -> headrace worker --lane notify"],
+        ),
+        (
+            {"subscriptions": [subscription(reason="changes were dropped")]},
+            ["subscription app: changes were dropped -> headrace subscriptions resume app"],
+        ),
         ({"lost_deliveries": 3}, ["3 deliveries lost: Junction gave up", "headrace reconcile"]),
         ({"crashed_deliveries": 2}, ["crashed while processing 2 deliveries", "logs"]),
         ({"pauses": [paused("status 401: go away", 30, "key_refused")]}, ["401: go away", "JUNCTION_API_KEY"]),

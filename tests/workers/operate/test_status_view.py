@@ -3,7 +3,7 @@
 import io
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -17,13 +17,14 @@ from app.errors import TryLater
 from tests.support import START, apply, delivery, event, message_id, workout
 from tests.support.backfills import make_due
 from tests.support.cases import Failures
+from tests.support.database import run
 from tests.support.provider import Provider
 from tests.support.refused import Refused, add_refused
 from workers.broker_admin import Lane
 from workers.cli.output import console
 from workers.fetch.rate_limits import Pause, Throttle, failures, pauses
 from workers.local.ports import free_port
-from workers.operate import durations, status_view
+from workers.operate import durations, health, status_view
 from workers.store.backfills import due
 from workers.store.engine import make_engine
 
@@ -125,6 +126,10 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
         "dead_letters": [],
         "refused_items": [],
         "failures": [],
+        "consumers": [],
+        "unnumbered_changes": 0,
+        "subscriptions": [],
+        "days_behind": 0.0,
         "delay": None,
         "swept": None,
         "crashed_deliveries": 0,
@@ -138,6 +143,50 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
     assert text_shown.startswith("healthy")
     assert "Lanes" in text_shown
     assert "Dead letters" not in text_shown
+
+
+def test_a_consumer_that_loses_changes_is_a_problem(engine: Engine) -> None:
+    """Breaks if a consumer that falls behind retention, or a feed that stands still, is called healthy."""
+    at = datetime.now(UTC)
+    change = "INSERT INTO headrace.changes (position, changed_at, op, user_id, row_count, origin) VALUES "
+    run(
+        engine,
+        "UPDATE headrace.feed SET newest = 9, dropped = 3",
+        "INSERT INTO headrace.consumers (name, position) VALUES ('current', 9), ('late', 5), ('lost', 2)",
+        f"{change} (9, '{at - timedelta(days=12.5)}', 'put', 'u1', 1, 'webhook')",
+        "INSERT INTO headrace.daily_feed (position) VALUES (9)",
+    )
+    picture = status_view.read(engine, IDLE, [])
+    found = [one.what for one in health.problems(replace(picture, unnumbered=health.MANY_UNNUMBERED))]
+    assert found == [
+        "at least 50,000 changes are not in the change feed yet",
+        "consumer late of the change feed loses changes in 1 d 12 h, 4 are unread",
+        "changes were dropped that consumer lost of the change feed has not read",
+    ]
+    assert "Consumers of the change feed" in shown(picture)
+    (problem,) = health.problems(status_view.read(engine, IDLE, [], feed_days=30))
+    assert problem.what.startswith("changes were dropped")
+
+
+def test_late_days_are_a_problem(engine: Engine) -> None:
+    """Breaks if days that no worker computes are called healthy: queued ones, and changes that are not queued yet."""
+    change = "INSERT INTO headrace.changes (position, changed_at, op, user_id, row_count, origin) VALUES "
+    run(engine, f"{change} (9, now() - interval '6 minutes', 'put', 'u1', 1, 'webhook')")
+    (problem,) = health.problems(status_view.read(engine, IDLE, []))
+    assert (problem.what, problem.do, problem.lane) == (
+        "values per day are 6 min behind the stored rows",
+        "headrace worker --lane derive",
+        "derive",
+    )
+    run(engine, "INSERT INTO headrace.daily_feed (position) VALUES (9)")
+    assert list(health.problems(status_view.read(engine, IDLE, []))) == []
+    run(
+        engine,
+        "INSERT INTO headrace.daily_queue (person, resource, dates, origin, since)"
+        " VALUES ('u1', 'steps', '{[2026-03-14,2026-03-15)}', 'webhook', now() - interval '7 minutes')",
+    )
+    (problem,) = health.problems(status_view.read(engine, IDLE, []))
+    assert problem.what == "values per day are 7 min behind the stored rows"
 
 
 def test_everything_is_shown(full: Engine) -> None:

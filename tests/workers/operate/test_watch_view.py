@@ -264,7 +264,10 @@ def test_a_lane_is_marked_for_its_own_problem() -> None:
 
 BUSY_AND_FAULTY = replace(
     FULL,
-    lanes=[Lane(name, 12_345, timedelta(minutes=3)) for name in ("live", "download", "backfill", "maintenance")],
+    lanes=[
+        Lane(name, 12_345, timedelta(minutes=3))
+        for name in ("live", "download", "backfill", "maintenance", "notify", "derive")
+    ],
     deliveries=[
         {"outcome": name, "total": 1_234_567, "last_hour": 12_345}
         for name in ("applied", "dead", "duplicate", "ignored", "stale")

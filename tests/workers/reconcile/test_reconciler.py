@@ -20,13 +20,14 @@ from app.broker.lanes import RECONCILE
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
-from tests.support import apply, delivery, event, rows
+from tests.support import apply, delivery, event, heartrate, rows
 from tests.support.backfills import forget_pauses
 from tests.support.provider import Killed, junction_client, mock_client
 from workers.backfill.fetcher import Fetcher
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.cli.main import main
+from workers.daily.derive import Deriver
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import pauses
@@ -629,6 +630,31 @@ def test_the_connections_of_all_users_are_compared(engine: Engine, settings: Set
     run_steps(api.reconciler(engine, settings), settings)
     assert api.paths() == ["pulls", "u1", "u2", "pulls 1", "pulls 2", "u3", "u4", "supplies"]
     assert [row["user_id"] for row in rows(engine, "SELECT user_id FROM health.connections ORDER BY 1")] == ["u1", "u3"]
+
+
+class ZonedApi(ScriptedApi):
+    """An API that knows the time zone of u1."""
+
+    def truth(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v2/user/u1":
+            return httpx.Response(200, json={"user_id": "u1", "fallback_time_zone": {"id": "Asia/Kathmandu"}})
+        return super().truth(request)
+
+
+def test_the_zone_of_a_user_without_offsets_is_fetched_once(engine: Engine, settings: Settings) -> None:
+    """Breaks if days of users whose provider sends no offset count by UTC, or every reconciliation asks again."""
+    apply(engine, settings, delivery(heartrate("u1", {12 * 60: 60})))  # 18:30 UTC
+    deriver = Deriver(engine, settings)
+    deriver.rebuild(None, lambda *_: None)
+    zones = "SELECT DISTINCT CAST(local_date AS text) AS day, zone_source FROM health.daily"
+    assert rows(engine, zones) == [{"day": "2026-03-14", "zone_source": "utc"}]
+    api = ZonedApi(pulls=[[of("u1")]], connections={"u1": []})
+    for _ in range(2):
+        run_steps(api.reconciler(engine, settings), settings)
+    assert [one.url.path for one in api.asked].count("/v2/user/u1") == 1
+    while deriver.run(lambda: False):
+        pass
+    assert rows(engine, zones) == [{"day": "2026-03-15", "zone_source": "user"}]
 
 
 # Excluded users and resources

@@ -5,6 +5,7 @@ import pwd
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -138,12 +139,11 @@ def test_a_migration_takes_the_right_to_name_the_operator(urls: dict[str, str], 
         "ALTER TABLE headrace.audit RENAME COLUMN os_user TO operator",
         "GRANT INSERT ON headrace.audit TO " + quoted(WRITER),
         "INSERT INTO headrace.audit (operator, action, subject, detail) VALUES ('earlier', 'test', 'before', '{}')",
-        "UPDATE headrace.schema_version SET version_num = '0005'",
     ]
+    migration = import_module("workers.migrations.versions.0006_audit_logins")
     owner = make_engine(Settings(database_url=urls[OWNER]))
     try:
-        run(owner, *downgrade)
-        migrate(owner)
+        run(owner, *downgrade, migration.CHANGES)
     finally:
         owner.dispose()
     found = rows(writer, "SELECT operator, os_user FROM headrace.audit WHERE subject = 'before'")
@@ -171,9 +171,9 @@ def test_the_reader_sees_the_views(urls: dict[str, str], writer: Engine, setting
         "SELECT 1 FROM headrace.workouts",
         "SELECT 1 FROM headrace.archive",
         "SELECT 1 FROM headrace.audit",
-        "DELETE FROM health.connections",
+        "DELETE FROM health.grants",
         "INSERT INTO health.users (user_id) VALUES ('x')",
-        "UPDATE health.connections SET status = 'x'",
+        "UPDATE health.grants SET provider = 'x'",
         "CREATE TABLE health.x (y int)",
         "CREATE TEMPORARY TABLE x (y int)",
     ],

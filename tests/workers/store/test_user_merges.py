@@ -23,12 +23,12 @@ def reconnect(engine: Engine, old: str = "old", new: str = "new") -> bool:
 
 
 def owners(engine: Engine) -> set[str]:
-    """The user ids in every table but `users` and the ledger, which keeps the ids of arrival."""
+    """The user ids in every table but `users`, the ledger, which keeps the ids of arrival, and the change feed."""
     tables = rows(
         engine,
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a "
         "ON a.attrelid = c.oid AND a.attname = 'user_id' WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') "
-        "AND NOT c.relispartition AND c.relname NOT IN ('users', 'deliveries')",
+        "AND NOT c.relispartition AND c.relname NOT IN ('users', 'deliveries', 'outbox', 'changes')",
     )
     names = [f'SELECT DISTINCT user_id FROM headrace."{row["relname"]}"' for row in tables]
     return {row["user_id"] for row in rows(engine, " UNION ".join(names))} - {None}

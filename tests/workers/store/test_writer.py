@@ -186,6 +186,6 @@ def test_replaced_samples_are_deleted_in_parts(
     (row,) = rows(engine, "SELECT id FROM headrace.series")
     last = START + timedelta(minutes=89)
     with engine.begin() as connection:
-        found = replaced.remove(connection, ReplacedRange(row["id"], START + MINUTE, START, last))
+        found = replaced.remove(connection, ReplacedRange(row["id"], START + MINUTE, START, last), "webhook")
     assert found == 80
     assert len(stored(engine, "u1")) == 20

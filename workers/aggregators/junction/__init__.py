@@ -18,7 +18,9 @@ from workers.aggregators.junction.introspection import (
     read_coverage,
     read_pulls,
     read_refresh,
+    read_zone,
     refresh_request,
+    zone_request,
 )
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "read_pulls",
     "read_refresh",
     "read_stream",
+    "read_zone",
     "refresh_request",
     "request",
     "stream_request",
+    "zone_request",
 ]

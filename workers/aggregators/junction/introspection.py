@@ -110,6 +110,14 @@ class _Connected(msgspec.Struct):
     resource_availability: msgspec.Raw = NULL
 
 
+class _FallbackZone(msgspec.Struct):
+    id: str = ""
+
+
+class _ZonedUser(msgspec.Struct):
+    fallback_time_zone: _FallbackZone | None = None
+
+
 class _Providers(msgspec.Struct):
     providers: list[msgspec.Raw]
 
@@ -179,6 +187,17 @@ def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[C
         found += [connection, *([Grants(user_id, connection.provider, granted, asked_at)] if granted else [])]
         unread_parts += unread
     return Listing(tuple(found), (user_id,), unread=reader.unread, unread_parts=unread_parts)
+
+
+def zone_request(user_id: str) -> Request:
+    """One user, of which only the fallback time zone is read."""
+    return Request(f"/v2/user/{segment(user_id)}")
+
+
+def read_zone(body: bytes) -> str:
+    """The fallback time zone in the answer to `zone_request`, '' if there is none. Raises Unprocessable."""
+    found: _FallbackZone | None = decode(body, _ZonedUser, "a user").fallback_time_zone
+    return found.id if found else ""
 
 
 def refresh_request(user_id: str) -> Request:

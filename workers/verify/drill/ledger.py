@@ -54,6 +54,26 @@ class LedgerReader:
         with transaction(self._engine) as connection:
             return [(key, content) for key, content in stored(connection) if key[1] in self._user_ids]
 
+    def positions(self, after: int) -> list[int]:
+        """The positions in the change feed."""
+        query = "SELECT position FROM health.changes WHERE position > :after ORDER BY position"
+        return [position for (position,) in self._query(query, after=after)]
+
+    def newest_position(self) -> int:
+        """The newest position of the change feed."""
+        ((newest,),) = self._query("SELECT newest_position FROM health.feed")
+        return int(newest)
+
+    def changed_ids(self, resource: str, after: int) -> set[str]:
+        """The ids of the records of a resource that the change feed names after a position."""
+        query = "SELECT DISTINCT id FROM health.changes WHERE resource = :resource AND position > :after"
+        return {found for (found,) in self._query(query, resource=resource, after=after)}
+
+    def unnumbered(self) -> int:
+        """The number of changes that are not in the feed yet."""
+        ((count,),) = self._query("SELECT count(*) FROM headrace.outbox")
+        return int(count)
+
     def close(self) -> None:
         self._engine.dispose()
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 FaultKind = Literal["kill", "freeze", "restart"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-GROUPS = ("web", "live", "backfill", "maintenance", "beat", "flower", "broker", "postgres")
+GROUPS = ("web", "live", "backfill", "maintenance", "notify", "derive", "beat", "flower", "broker", "postgres")
 ROUND = (*GROUPS, "web", "live", "broker", "postgres")  # the groups of one round, shuffled
 PAUSE, FREEZE = (1.5, 4.5), (1.0, 6.0)  # seconds between faults, and of a freeze: from, to
 CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # the end of a drill without faults: at most so long, at most this share

@@ -7,8 +7,10 @@ from typing import Literal
 
 from workers.simulator.sender import NO_ANSWER
 from workers.verify.drill.faults import Injected
+from workers.verify.drill.followers import FollowerTotals
 from workers.verify.drill.load import Response
 from workers.verify.drill.plan import FAULT_KINDS, GROUPS
+from workers.verify.drill.subscriber import SubscriberTotals
 from workers.verify.totals import Totals, Verdict
 
 MAX_RESPONSE_SECONDS = 5.0
@@ -46,6 +48,8 @@ class Report:
     provider_refused: int
     rate_limit_violations: int  # requests during a pause
     excused: int  # requests during a pause at the time of a fault
+    followers: list[FollowerTotals]  # the consumers of the change feed
+    subscriber: SubscriberTotals
 
     @property
     def holds(self) -> bool:
@@ -56,6 +60,8 @@ class Report:
     def verdict(self) -> Verdict:
         """Whether the drill was passed, failed ("different"), or could not finish."""
         if self.max_response > MAX_RESPONSE_SECONDS or self.never_taken:
+            return "different"
+        if not self.subscriber.is_exact or not all(one.is_exact for one in self.followers):
             return "different"
         return self.totals.verdict(finished=self.settled_after is not None)
 

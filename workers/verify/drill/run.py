@@ -15,11 +15,13 @@ from workers.local.temporary import Stack
 from workers.simulator import Simulator
 from workers.simulator.events import Event
 from workers.verify.drill.faults import FaultInjector, Injected
+from workers.verify.drill.followers import Follower
 from workers.verify.drill.ledger import LedgerReader, queued_ids
 from workers.verify.drill.load import ObservingSender, events, is_usable
 from workers.verify.drill.plan import Options, plan
 from workers.verify.drill.provider import FAULTS, PauseRecorder
 from workers.verify.drill.report import Report, Snapshot, max_response, rate_limit_violations
+from workers.verify.drill.subscriber import RESOURCE, Subscriber
 from workers.verify.expected import expected, history, wanted
 from workers.verify.totals import Totals, reconcile_totals
 
@@ -61,20 +63,36 @@ class Drill:
         self._stop = Flag()
         url, secret = f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]
         self._sender = ObservingSender(url, secret, options.seed, self._stop)
+        self._begin = 0  # the newest position of the change feed at the beginning
+        self._followers: list[Follower] = []
+        self._stack = stack
         self._last: tuple[list[tuple[str, str]], Counter[str]] = ([], Counter())
 
     def run(self) -> Report:
         """Runs the drill. Ctrl-C ends it at once."""
         self._ledger.need_empty()
+        self._begin = self._ledger.newest_position()
+        subscriber = Subscriber(self._stack.data, self._options.seed)
         for fault in FAULTS:
             self._simulator.faults.put(fault)
         try:
+            self._follow()
             self._load()
-            return self._report(self._settle())
+            return self._report(self._settle(subscriber), subscriber)
         finally:
             self._stop.set()
+            for one in self._followers:
+                one.stop()
+            subscriber.close()
             self._sender.close()
             self._ledger.close()
+
+    def _follow(self) -> None:
+        url = self._stack.info()["database_url"]
+        for number in (1, 2):
+            one = Follower(f"follower-{number}", self._stack.folder, url, self._begin, self._options.seed + number)
+            self._followers.append(one)
+            one.start()
 
     def _load(self) -> None:
         options, began = self._options, time.monotonic()
@@ -94,16 +112,37 @@ class Drill:
                 self._stop.set()  # otherwise the pool would wait for the end of the load
                 raise
 
-    def _settle(self) -> float | None:
-        """Waits until every delivery and backfill has ended, and returns the time; None if progress stops too long."""
+    def _settle(self, subscriber: Subscriber) -> float | None:
+        """Waits until every delivery and backfill has ended and every change was read and notified. Returns the time.
+
+        None if progress stops too long.
+        """
+        subscriber.settle()
+        for one in self._followers:
+            one.settle()
         patience = Patience(self._options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS, MAX_SETTLE_SECONDS)
         while True:
             ledger, backfills = self._snapshot("settling", patience.waited, patience.left)
-            if self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills):
+            is_done = self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills)
+            if is_done and self._is_read() and self._changed() <= subscriber.ids:
                 return time.time()
-            if patience.ends(len(ledger), backfills, len(self._simulator.requests)):
+            read = [*(one.last() for one in self._followers), len(subscriber.ids)]
+            if patience.ends(len(ledger), backfills, len(self._simulator.requests), read):
                 return None
             time.sleep(0.5)
+
+    def _changed(self) -> set[str]:
+        """The ids that the subscriber must be told of. While the database is unavailable, one that does not exist."""
+        with contextlib.suppress(TryLater):
+            return self._ledger.changed_ids(RESOURCE, self._begin)
+        return {""}
+
+    def _is_read(self) -> bool:
+        """Whether every change is numbered, and every consumer has read it."""
+        with contextlib.suppress(TryLater):
+            newest = self._ledger.newest_position()
+            return not self._ledger.unnumbered() and all(one.last() >= newest for one in self._followers)
+        return False
 
     def _snapshot(
         self, phase: Literal["load", "settling", "counting"], seconds: float, left: float
@@ -126,7 +165,7 @@ class Drill:
         )
         return ledger, backfills
 
-    def _report(self, settled_at: float | None) -> Report:
+    def _report(self, settled_at: float | None, subscriber: Subscriber) -> Report:
         self._snapshot("counting", 0.0, 0.0)
         injected, requests = self._injector.injected, self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
@@ -147,6 +186,8 @@ class Drill:
             provider_refused=sum(one["status"] != 200 for one in requests),
             rate_limit_violations=found,
             excused=excused,
+            followers=[one.totals(self._ledger.positions(self._begin)) for one in self._followers],
+            subscriber=subscriber.totals(self._ledger.changed_ids(RESOURCE, self._begin)),
         )
 
     def _totals(self, taken: Mapping[str, Event]) -> Totals:

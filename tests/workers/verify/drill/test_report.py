@@ -6,6 +6,7 @@ from typing import Any
 from tests.support.drill import IDS, LEDGER, ROWS, injected, totals
 from workers.verify.drill.load import Response
 from workers.verify.drill.report import Report, max_response, rate_limit_violations
+from workers.verify.drill.subscriber import SubscriberTotals
 
 
 def report(**changes: Any) -> Report:
@@ -25,6 +26,8 @@ def report(**changes: Any) -> Report:
             provider_refused=1,
             rate_limit_violations=0,
             excused=0,
+            followers=[],
+            subscriber=SubscriberTotals(accepted=0, refused=0, unanswered=0, forged=0, missing=0),
         ),
         **changes,
     )

@@ -1,0 +1,26 @@
+SELECT
+    {{ person_id("best.") }} AS person_id,
+    best.local_date,
+    best.is_night,
+    best.user_id,
+    best.id AS sleep_id,
+    best.provider,
+    best.source_type,
+    best.bedtime_start,
+    best.bedtime_stop,
+    best.bedtime_start AT TIME ZONE 'UTC' + make_interval(secs => stored.timezone_offset) AS local_bedtime_start,
+    best.bedtime_stop AT TIME ZONE 'UTC' + make_interval(secs => stored.timezone_offset) AS local_bedtime_stop,
+    extract(epoch FROM best.bedtime_stop - best.bedtime_start)::float8 AS time_in_bed,
+    best.total,
+    best.deep,
+    best.rem,
+    best.light,
+    best.awake,
+    best.total / nullif(extract(epoch FROM best.bedtime_stop - best.bedtime_start)::float8, 0) AS efficiency,
+    stored.hr_lowest,
+    stored.hr_average,
+    stored.average_hrv,
+    stored.respiratory_rate,
+    cardinality(best.also) AS other_sessions
+FROM {{ source("health", "best_sleep") }} AS best
+LEFT JOIN {{ source("health", "sleep") }} AS stored ON (stored.user_id, stored.id) = (best.user_id, best.id)

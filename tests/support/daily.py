@@ -1,0 +1,67 @@
+"""Samples for the rules of a day, around the moments at which local days differ from 24 hours."""
+
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from hypothesis import strategies as st
+
+from workers.daily.model import MINUTE, SECOND, DaySample, as_moment
+
+# Both clock changes of five zones in 2026; two of them do not change by an hour, or not at full hours of UTC.
+CHANGES = {
+    "America/New_York": ((2026, 3, 8, 7), (2026, 11, 1, 6)),
+    "Europe/Paris": ((2026, 3, 29, 1), (2026, 10, 25, 1)),
+    "Australia/Lord_Howe": ((2026, 4, 4, 15), (2026, 10, 3, 15)),
+    "America/St_Johns": ((2026, 3, 8, 5), (2026, 11, 1, 4)),
+    "Pacific/Auckland": ((2026, 4, 4, 14), (2026, 9, 26, 14)),
+}
+HALF_HOURS = ("Asia/Kolkata", "Asia/Kathmandu", "Australia/Eucla", "Pacific/Chatham")
+FLIGHT = datetime(2026, 6, 1, 9, tzinfo=UTC)  # from Auckland to Honolulu, across the date line
+
+
+class Clock:
+    """The wall clock of a person, who may fly: the offset at a moment."""
+
+    def __init__(self, zone: str, after: str | None = None) -> None:
+        self.before, self.after = ZoneInfo(zone), ZoneInfo(after or zone)
+
+    def offset(self, at: datetime) -> int:
+        """Seconds east of UTC."""
+        found = at.astimezone(self.before if at < FLIGHT else self.after).utcoffset()
+        assert found is not None
+        return round(found.total_seconds())
+
+    def __repr__(self) -> str:
+        return f"Clock({self.before}, {self.after})"
+
+
+def situations() -> list[tuple[Clock, datetime]]:
+    """A clock and a moment near which its days are special: clock changes, the flight, and usual midnights."""
+    changes = [(Clock(zone), datetime(*at, tzinfo=UTC)) for zone, pair in CHANGES.items() for at in pair]
+    usual = [(Clock(zone), datetime(2026, 1, 15, tzinfo=UTC)) for zone in HALF_HOURS]
+    return [*changes, *usual, (Clock("Pacific/Auckland", "Pacific/Honolulu"), FLIGHT)]
+
+
+@st.composite
+def timed_samples(draw: st.DrawFn, longest: int = 26 * 60, most: int = 10) -> list[DaySample]:
+    """Samples of up to three sources within four days of a situation, in whole minutes of up to `longest`."""
+    clock, around = draw(st.sampled_from(situations()))
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, 2), st.integers(-2880, 2880), st.integers(0, longest), st.integers(0, 900)),
+            min_size=1,
+            max_size=most,
+        )
+    )
+    return [sample(clock, around + timedelta(minutes=minute), *rest, source) for source, minute, *rest in rows]
+
+
+def sample(clock: Clock, at: datetime, minutes: int, value: float, source: int = 0) -> DaySample:
+    """A sample with the offset of the clock at its start."""
+    start = as_moment(at)
+    return DaySample(source, start, start + minutes * MINUTE, value, clock.offset(at), 0, "count", "u1")
+
+
+def wall_date(moment: int, offset: int) -> date:
+    """The date that the wall clock shows, by the arithmetic of datetime."""
+    return (datetime.fromtimestamp(moment // SECOND, UTC) + timedelta(seconds=offset)).date()

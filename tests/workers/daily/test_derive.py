@@ -1,0 +1,352 @@
+"""Days follow the stored rows: whatever changes, in whatever order, they end as a rebuild computes them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.catalogue import catalogue
+from app.config.settings import Settings
+from app.observability.metrics import exposition
+from tests.support import apply, delivery, event, rows, workout
+from workers.daily import priorities
+from workers.daily.derive import Deriver
+from workers.daily.follow import follow, is_due
+from workers.operate.erase import Eraser
+from workers.store import retention, retractions
+from workers.store.engine import transaction
+from workers.store.feed import Sequencer
+from workers.store.user_merges import merge_user
+
+Derive = Callable[[], None]
+Given = tuple[datetime, int, float, int | None]  # the start, minutes, value and offset of a sample
+DAYS = "SELECT * FROM health.daily ORDER BY client_user_id, user_id, metric, local_date"
+SESSIONS = "SELECT * FROM headrace.kept_sessions ORDER BY user_id, resource, id"
+VALUES = "SELECT metric, local_date, value FROM health.daily ORDER BY metric, local_date"
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def samples(
+    user: str, resource: str, given: list[tuple[datetime, int, float, int | None]], **more: Any
+) -> dict[str, Any]:
+    """An event of samples of garmin/watch, unless `more` names another source; `client` is the client_user_id."""
+    client, source = more.pop("client", "member-1"), {"provider": "garmin", "type": "watch"} | more
+    data = [
+        {"timestamp": at.isoformat(), "value": value, "unit": "count", "timezone_offset": offset}
+        | ({"start": at.isoformat(), "end": (at + timedelta(minutes=minutes)).isoformat()} if minutes else {})
+        for at, minutes, value, offset in given
+    ]
+    return event(f"daily.data.{resource}.created", user, {"source": source, "data": data}, client)
+
+
+def activity(user: str, day: str, steps: int, **source: str) -> dict[str, Any]:
+    data = {"id": f"a-{day}-{source.get('provider', 'garmin')}", "user_id": user, "date": f"{day}T00:00:00+00:00"}
+    data |= {"calendar_date": day, "steps": steps, "source": {"provider": "garmin", "type": "watch"} | source}
+    return event("daily.data.activity.created", user, data)
+
+
+def days(engine: Engine, metric: str = "steps") -> dict[str, float]:
+    return {row["local_date"].isoformat(): row["value"] for row in rows(engine, VALUES) if row["metric"] == metric}
+
+
+def store(engine: Engine, settings: Settings, *events: dict[str, Any], at: datetime | None = None) -> None:
+    apply(engine, settings, *(delivery(one, at or datetime.now(UTC)) for one in events))
+
+
+def test_a_change_computes_its_day_once_and_announces_it(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if a day is not updated, unchanged days are written, or the announcement starts a loop."""
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 500, 3600), (NOON + 11 * HOUR, 120, 60, 3600)]))
+    derive()
+    assert days(engine) == {"2026-03-14": 500, "2026-03-15": 60}
+    (row,) = [one for one in rows(engine, DAYS) if one["local_date"] == date(2026, 3, 14)]
+    assert row | {"computed_at": 0} == {
+        "client_user_id": "member-1",
+        "user_id": "u1",
+        "local_date": date(2026, 3, 14),
+        "metric": "steps",
+        "value": 500,
+        "unit": "count",
+        "provider": "garmin",
+        "source_type": "watch",
+        "sources": 1,
+        "covered_minutes": 60,
+        "summary_value": None,
+        "method": "samples",
+        "zone_source": "sample",
+        "computed_at": 0,
+    }
+    first = rows(engine, DAYS)
+    store(engine, settings, samples("u1", "steps", [(NOON + 9 * HOUR, 60, 100, 3600)]))
+    derive()
+    derive()
+    assert days(engine) == {"2026-03-14": 600, "2026-03-15": 60}
+    assert [row for row in rows(engine, DAYS) if row in first] == [first[1]]
+    announced = rows(
+        engine, "SELECT op, user_id, client_user_id, rows, ts_min FROM health.changes WHERE resource = 'daily'"
+    )
+    assert [(one["op"], one["user_id"], one["rows"]) for one in announced] == [("put", "u1", 2), ("put", "u1", 1)]
+    assert announced[1]["ts_min"] == datetime(2026, 3, 14, tzinfo=UTC)
+
+
+def test_computed_days_are_counted(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if the counter counts rows of the queue, values, or days that were not committed."""
+
+    def computed() -> float:
+        (line,) = (one for one in exposition().decode().splitlines() if one.startswith("headrace_days_computed_total "))
+        return float(line.split()[1])
+
+    derive()
+    before = computed()
+    given = [(NOON, 60, 500, 0), (NOON + 24 * HOUR, 60, 60, 0)]
+    store(engine, settings, samples("u1", "steps", given), samples("u1", "distance", given[:1]))
+    derive()
+    assert computed() - before == 3
+    derive()
+    assert computed() - before == 3
+
+
+def test_a_record_that_moves_or_is_retracted_leaves_its_day(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if the day on which a workout stood before it was corrected or hidden keeps its value."""
+    store(engine, settings, workout("u1", "w1"), workout("u1", "w2", time_start="2026-03-20T06:30:00+00:00"))
+    derive()
+    assert days(engine, "workouts_count") == {"2026-03-14": 1, "2026-03-20": 1}
+    moved = {"time_start": "2026-04-14T06:30:00+00:00", "time_end": "2026-04-14T07:30:00+00:00"}
+    store(engine, settings, workout("u1", "w1", **moved, updated_at="2026-05-01T00:00:00+00:00"))
+    with transaction(engine) as connection:
+        retractions.retract(connection, catalogue()["workouts"], "u1", "w2")
+    derive()
+    assert days(engine, "workouts_count") == {"2026-04-14": 1}
+    assert days(engine, "workouts_duration") == {"2026-04-14": 3600}
+    assert [row["id"] for row in rows(engine, "SELECT id FROM health.best_workouts")] == ["w1"]
+
+
+def test_two_connections_of_one_person_are_compared(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if what two connections deliver counts twice, or the erasure of one removes the other."""
+    for user in ("u1", "u2"):
+        store(engine, settings, samples(user, "steps", [(NOON, 60, 500, 0)]), workout(user, f"w-{user}"))
+    store(engine, settings, samples("u2", "steps", [(NOON + HOUR, 60, 70, 0)]))
+    derive()
+    assert days(engine) == {"2026-03-14": 570}
+    assert days(engine, "workouts_count") == {"2026-03-14": 1}
+    (best,) = rows(engine, "SELECT client_user_id, id, also FROM health.best_workouts")
+    assert best == {"client_user_id": "member-1", "id": "w-u1", "also": ["w-u2"]}
+    assert {row["user_id"] for row in rows(engine, DAYS)} == {None}
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    assert rows(engine, DAYS) == []
+    derive()
+    assert days(engine) == {"2026-03-14": 570}
+    assert {row["user_id"] for row in rows(engine, DAYS)} == {"u2"}
+    assert [row["id"] for row in rows(engine, "SELECT id FROM health.best_workouts")] == ["w-u2"]
+
+
+def test_an_erasure_removes_everything_of_the_last_user_of_a_person(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if days, sessions, priorities, the zone or queued dates of an erased person stay."""
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 500, 0)]), workout("u1"))
+    derive()
+    with transaction(engine) as connection:
+        priorities.set_list(connection, "member-1", "*", ["oura/ring"])
+        priorities.set_zone(connection, "member-1", "Europe/Paris")
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    for table in ("days", "kept_sessions", "daily_records", "daily_people", "daily_priorities", "daily_zones"):
+        assert rows(engine, f"SELECT * FROM headrace.{table}") == [], table
+    derive()
+    assert rows(engine, DAYS) == rows(engine, "SELECT * FROM headrace.daily_queue") == []
+
+
+def test_a_user_who_is_named_or_reconnects_takes_the_days_along(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if a day stays with a former name or user_id, or exists twice."""
+    store(
+        engine,
+        settings,
+        samples("u1", "steps", [(NOON, 60, 500, 0)], client=None),
+        workout("u1") | {"client_user_id": None},
+    )
+    derive()
+    assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {(None, "u1")}
+    store(engine, settings, samples("u1", "steps", [(NOON + HOUR, 60, 5, 0)]))
+    derive()
+    assert days(engine) == {"2026-03-14": 505}
+    assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {("member-1", "u1")}
+    with transaction(engine) as connection:
+        merge_user(connection, "u1", "u9")
+    derive()
+    assert days(engine) == {"2026-03-14": 505}
+    assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {("member-1", "u9")}
+    assert [row["user_id"] for row in rows(engine, SESSIONS)] == ["u9"]
+
+
+def test_days_outlive_their_samples(engine: Engine, settings: Settings, deriver: Deriver, derive: Derive) -> None:
+    """Breaks if a rebuild, or a late sample, removes or shrinks a day whose samples have expired."""
+    old = NOON - timedelta(days=40)
+    store(engine, settings, samples("u1", "steps", [(old, 60, 500, 0), (old + HOUR, 60, 70, 0), (NOON, 60, 9, 0)]))
+    store(engine, settings, workout("u1"))
+    derive()
+    before = rows(engine, DAYS)
+    limits = retention.limits(replace(settings, retention=(("steps", 30), ("workouts", 1))), NOON + 20 * HOUR)
+    for _ in retention.remove(engine, limits | {"steps": old + timedelta(minutes=30)}):
+        derive()
+    assert len(rows(engine, "SELECT ts FROM health.steps")) == 2
+    deriver.rebuild(None, lambda *_: None)
+    assert rows(engine, DAYS) == before
+    for _ in retention.remove(engine, limits):
+        derive()
+    store(engine, settings, samples("u1", "steps", [(old + 2 * HOUR, 60, 1, 0), (NOON + HOUR, 60, 1, 0)]))
+    derive()
+    deriver.rebuild(None, lambda *_: None)
+    assert days(engine) == {old.date().isoformat(): 570, "2026-03-14": 10}
+
+
+def test_days_have_a_limit_of_their_own(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if HEADRACE_RETENTION cannot keep days longer than samples, or cannot remove them."""
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 500, 0), (NOON + 48 * HOUR, 60, 7, 0)]), workout("u1"))
+    derive()
+    limits = retention.limits(replace(settings, retention=(("*", 30), ("daily", 1))), NOON + 61 * HOUR)
+    assert retention.count(engine, {"daily": limits["daily"]}) == {"daily": 4}
+    assert list(retention.remove(engine, {"daily": limits["daily"]})) == [("daily", 4)]
+    assert days(engine) == {"2026-03-16": 7}
+    assert rows(engine, SESSIONS) == []
+    Sequencer(engine).run()
+    (change,) = rows(engine, "SELECT op, user_id, rows FROM health.changes WHERE resource = 'daily' AND op = 'remove'")
+    assert change == {"op": "remove", "user_id": "u1", "rows": 4}
+
+
+def test_priorities_decide_and_their_change_computes_days_again(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if a list has no effect on stored days, or its removal does not restore them."""
+    watch = samples("u1", "steps", [(NOON, 60, 500, 0)])
+    phone = samples("u1", "steps", [(NOON, 60, 400, 0)], provider="apple_health_kit", type="phone")
+    store(engine, settings, watch, phone, activity("u1", "2026-03-14", 450, provider="oura", type="ring"))
+    derive()
+    assert days(engine) == {"2026-03-14": 500}
+    for person, resource, sources, expected in (
+        ("*", "*", ["apple_health_kit/*"], 400),
+        ("member-1", "*", ["*/ring"], 450),
+        ("member-1", "steps", ["garmin/watch"], 500),
+    ):
+        with transaction(engine) as connection:
+            assert priorities.set_list(connection, person, resource, sources)
+        derive()
+        assert days(engine) == {"2026-03-14": expected}
+    with transaction(engine) as connection:
+        assert priorities.reset(connection, "member-1", None) == ["*", "steps"]
+    derive()
+    assert days(engine) == {"2026-03-14": 400}
+
+
+def test_the_offset_of_samples_without_one(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if the nearest offset, the zone and UTC are not tried in this order, or a new offset moves no old day."""
+    late = NOON + 11 * HOUR  # 23:00 UTC
+    store(engine, settings, samples("u1", "steps", [(late, 0, 5, None)]))
+    derive()
+    assert zones(engine) == {("2026-03-14", "utc")}
+    with transaction(engine) as connection:
+        assert priorities.set_zone(connection, "member-1", "Asia/Kathmandu")
+    derive()
+    assert zones(engine) == {("2026-03-15", "user")}
+    store(engine, settings, samples("u1", "heartrate", [(late - 90 * 24 * HOUR, 0, 60, -36000)]))
+    derive()
+    assert zones(engine) == {("2026-03-14", "neighbour")}
+    store(engine, settings, workout("u1", timezone_offset=7200))
+    derive()
+    assert zones(engine) == {("2026-03-15", "neighbour")}
+    with transaction(engine) as connection:
+        retractions.retract(connection, catalogue()["workouts"], "u1", "w1")
+    derive()
+    assert zones(engine) == {("2026-03-14", "neighbour")}
+
+
+def zones(engine: Engine) -> set[tuple[str, str]]:
+    found = rows(engine, "SELECT local_date, zone_source FROM health.daily WHERE metric = 'steps'")
+    return {(row["local_date"].isoformat(), row["zone_source"]) for row in found}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 16])
+def test_every_history_of_changes_ends_as_a_rebuild(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive, seed: int
+) -> None:
+    """Breaks if a change touches a day that is not computed again: the rebuild would then find another value."""
+    rng = random.Random(seed)
+    for _ in range(12):
+        store(engine, settings, *(_random_event(rng) for _ in range(rng.randint(1, 5))))
+        if rng.random() < 0.2:
+            with transaction(engine) as connection:
+                retractions.retract(connection, catalogue()["workouts"], "u1", f"w{rng.randrange(4)}")
+        if rng.random() < 0.6:
+            derive()
+    derive()
+    before, sessions = rows(engine, DAYS), rows(engine, SESSIONS)
+    assert before
+    deriver.rebuild(None, lambda *_: None)
+    assert rows(engine, DAYS) == before
+    assert rows(engine, SESSIONS) == sessions
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM headrace.days"))
+    deriver.rebuild(None, lambda *_: None)
+    ignored = {"computed_at": None}
+    assert [row | ignored for row in rows(engine, DAYS)] == [row | ignored for row in before]
+
+
+def _random_event(rng: random.Random) -> dict[str, Any]:
+    """Samples, workouts, nights and summaries of two users of a person, a few of them with an offset, and revisions."""
+    user = rng.choice(["u1", "u1", "u2"])
+    at = NOON + timedelta(minutes=15 * rng.randrange(4 * 24 * 6))
+    offset = rng.choice([None, None, 3600, -36000, 46800])
+    source = rng.choice([{}, {"provider": "oura", "type": "ring"}, {"provider": "apple_health_kit", "type": "phone"}])
+    version = (datetime(2026, 6, 1, tzinfo=UTC) + timedelta(seconds=rng.randrange(10**6))).isoformat()
+    kind = rng.choice(["steps", "steps", "heartrate", "weight", "workouts", "sleep", "activity"])
+    if kind in {"steps", "heartrate", "weight"}:
+        length = rng.choice([0, 15, 240, 1500]) if kind == "steps" else 0
+        return samples(user, kind, [(at, length, rng.randint(1, 99), offset)], **source)
+    whose = {
+        "source": {"provider": "garmin", "type": "watch"} | source,
+        "timezone_offset": offset,
+        "updated_at": version,
+    }
+    end = (at + timedelta(minutes=rng.choice([30, 400]))).isoformat()
+    if kind == "workouts":
+        return workout(user, f"w{rng.randrange(4)}", time_start=at.isoformat(), time_end=end, **whose)
+    if kind == "activity":
+        day = at.date().isoformat()
+        one = activity(user, day, rng.randint(1, 9999))
+        return one | {"data": one["data"] | whose}
+    data = {"id": f"s{rng.randrange(4)}", "user_id": user, "bedtime_start": at.isoformat(), "bedtime_stop": end}
+    data |= {"date": at.isoformat(), "calendar_date": at.date().isoformat(), "total": 900, "created_at": version}
+    return event("daily.data.sleep.created", user, data | whose)
+
+
+def test_a_long_history_does_not_delay_others(engine: Engine, settings: Settings, deriver: Deriver) -> None:
+    """Breaks if the days of a person whose history is computed come before everyone else's."""
+    long = [(NOON - timedelta(days=30 * n), 60, 1.0, 0) for n in range(120)]
+    store(engine, settings, samples("u1", "steps", long), samples("u2", "steps", [(NOON, 60, 7, 0)], client="member-2"))
+    Sequencer(engine).run()
+    deriver.run(lambda: False, seconds=0)
+    follow(engine)
+    deriver.step()
+    assert rows(engine, "SELECT value FROM health.daily WHERE client_user_id = 'member-2'") == [{"value": 7}]
+
+
+def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if the lane is not started for new changes, or gets a message for each of them."""
+    derive()
+    assert not is_due(engine)
+    store(engine, settings, workout("u1"))
+    assert not is_due(engine)  # not numbered yet
+    Sequencer(engine).run(everything=True)
+    assert (is_due(engine), is_due(engine)) == (True, False)
+    derive()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.daily_feed SET requested_at = '-infinity'"))
+    assert not is_due(engine)
+    with transaction(engine) as connection:
+        priorities.set_list(connection, "member-1", "*", ["oura/ring"])
+    assert is_due(engine)

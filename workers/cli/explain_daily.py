@@ -1,0 +1,80 @@
+"""`headrace explain --daily`: the samples and sources behind one value of a day."""
+
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.errors import NotFound
+from workers.cli import options, output
+from workers.cli.options import did_you_mean
+from workers.cli.users import resolve_users
+from workers.daily.explain import DayExplanation, explain_day
+from workers.daily.metrics import derived, resource_of
+from workers.store import audit
+from workers.store.engine import make_engine, transaction
+
+HEALTH_VALUES = ("value", "summary_value")
+MAX_STRETCHES = 60  # that are printed as text
+
+
+def explain_daily(user: str, metric: str, day: date, data_dir: Path | None, *, values: bool, as_json: bool) -> None:
+    """Prints an explanation. `values` includes health values."""
+    if resource_of(metric) is None:
+        every = [one for metrics in derived().values() for one in metrics]
+        raise NotFound(f"unknown metric {metric}{did_you_mean(metric, every) or '; see deploy/docs/daily.md'}")
+    engine = make_engine(options.attached(data_dir, broker=False), "headrace-explain")
+    found = resolve_users(engine, user, all_users=True)
+    persons = sorted({one.client_user_id or one.user_id for one in found})
+    if len(persons) > 1:
+        raise click.ClickException(f"several people match {user}: {', '.join(persons)}. Use one of these names")
+    with transaction(engine) as connection:
+        known = explain_day(connection, persons[0], metric, day)
+        audit.note(connection, "explain", persons[0], {"metric": metric, "date": day.isoformat(), "values": values})
+    plain = _plain(known, values=values)
+    if as_json:
+        output.print_json(plain)
+    else:
+        _print(plain)
+
+
+def _plain(known: DayExplanation, *, values: bool) -> dict[str, Any]:
+    plain = asdict(known) | {"local_date": known.local_date.isoformat()}
+    for row in (plain["stored"], *plain["sources"]) if not values else ():
+        for name in HEALTH_VALUES if row else ():
+            row.pop(name, None)
+    return plain
+
+
+def _print(known: dict[str, Any]) -> None:
+    stored = known["stored"]
+    click.echo(f"{known['metric']} of {known['person']} on {known['local_date']}")
+    if stored is None:
+        click.echo("no value is stored")
+    else:
+        for name, value in stored.items():
+            click.echo(f"  {name:16} {'' if value is None else value}".rstrip())
+    for entries in known["lists"]:
+        click.echo(f"priorities: {', '.join(entries)}")
+    if known["sources"]:
+        click.echo("\nsources, the best first:")
+        output.print_rows(known["sources"])
+    if known["stretches"]:
+        shown = known["stretches"][:MAX_STRETCHES]
+        click.echo("\nwhat won (UTC):")
+        output.print_rows([_row(one) for one in shown])
+        if more := len(known["stretches"]) - len(shown):
+            click.echo(f"and {more} more; --json lists all")
+
+
+def _row(one: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        "from": f"{one['start']:%Y-%m-%d %H:%M:%S}",
+        "to": f"{one['stop']:%Y-%m-%d %H:%M:%S}",
+        "source": f"{one['provider']}/{one['source_type']}",
+        "samples": one["samples"],
+        "zone_source": one["zone_source"],
+    }
+    return row | ({"id": one["id"], "also": ", ".join(one["also"])} if one["id"] else {})

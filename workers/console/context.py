@@ -1,0 +1,97 @@
+"""Shared by the pages: the settings, the database, and a recent snapshot of the installation."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import Engine
+
+from app.config.settings import Settings
+from workers.console.lockout import Lockout
+from workers.console.sessions import Sessions
+from workers.operate.health import Status
+from workers.operate.watch_view import Watcher
+from workers.store.engine import make_engine, make_writer
+
+THREADS = 3  # requests at once, each with one connection of the pool
+STATEMENT_TIMEOUT = "5s"  # of the pages' queries, which read at most a few hundred rows
+FRESH_SECONDS, FIRST_SECONDS = 5.0, 10.0
+
+
+class StatusCache:
+    """The newest status of the installation, which a thread reads while a page is looked at.
+
+    Counting an old ledger takes seconds, and a broker that is away takes as long to time out, so only the first
+    page waits for it.
+    """
+
+    def __init__(self, read: Callable[[], Status]) -> None:
+        self._read, self._lock = read, threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._newest: Status | None = None
+        self._due = 0.0
+        self._running: Future[None] | None = None
+
+    def status(self) -> Status | None:
+        """The newest status; None if the first one takes longer than a page waits. Raises what that one raised."""
+        with self._lock:
+            if time.monotonic() >= self._due and (self._running is None or self._running.done()):
+                self._running = self._thread.submit(self._refresh)
+            running, known = self._running, self._newest
+        if known is None and running is not None:
+            try:
+                running.result(FIRST_SECONDS)
+            except TimeoutError:
+                return None
+        return self._newest
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _refresh(self) -> None:
+        self._newest = self._read()
+        self._due = time.monotonic() + FRESH_SECONDS
+
+
+@dataclass(frozen=True)
+class Console:
+    settings: Settings
+    reader: Engine  # for pages
+    writer: Engine  # for actions and the audit log
+    snapshot: StatusCache
+    sessions: Sessions
+    lockout: Lockout
+    watched: Engine  # of the snapshot
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.snapshot.close()
+        for engine in (self.reader, self.writer, self.watched):
+            engine.dispose()
+
+
+def make_console(settings: Settings, web: str | None = None, clock: Callable[[], float] = time.monotonic) -> Console:
+    """`web` is the URL of the endpoint's operations port."""
+    session = {"statement_timeout": STATEMENT_TIMEOUT, "default_transaction_read_only": "on"}
+    watched = make_engine(settings, "headrace-console", pre_ping=True)
+    watcher = Watcher(watched, settings, web)
+    return Console(
+        settings=settings,
+        reader=make_engine(settings, "headrace-console", session, pre_ping=True),
+        writer=make_writer(settings, "headrace-console", pre_ping=True),
+        snapshot=StatusCache(lambda: watcher.page().now),
+        sessions=Sessions(clock),
+        lockout=Lockout(clock),
+        watched=watched,
+    )
+
+
+def console() -> Console:
+    """Of the current application."""
+    found: Any = current_app.extensions["console"]
+    assert isinstance(found, Console)
+    return found

@@ -1,0 +1,149 @@
+"""The console's server: Flask on granian's event loop.
+
+A request takes one of the few threads only when its body has arrived, so a slow sender holds none of them.
+"""
+
+import asyncio
+import functools
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from flask import Flask
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.errors import FatalError
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined] # not declared as exports
+
+from app.config.settings import Settings, load
+from app.observability import gc
+from app.web.environ import Scope, wsgi_environ
+from workers.console.context import THREADS
+
+HEADER_MILLISECONDS = 5_000
+MAX_HEADER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 64 * 1024  # a form with 500 ids has 10 kB
+BODY_SECONDS = 5.0
+MAX_WAITING = 64  # requests that wait for a thread; more get a 503
+MAX_CONNECTIONS = 256
+KILL_SECONDS = 5
+
+log = logging.getLogger(__name__)
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+
+class ConsoleServer:
+    """The RSGI application."""
+
+    def __init__(self, flask: Flask, body_seconds: float = BODY_SECONDS) -> None:
+        self._flask, self._body_seconds = flask, body_seconds
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
+        self._waiting = 0
+
+    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
+        """Answers one request."""
+        try:
+            status, headers, body = await self._answer(scope, protocol)
+        except Exception as error:  # noqa: BLE001 - the process edge
+            log.warning("a request failed: %s", type(error).__name__)
+            status, headers, body = _plain(500, "the console failed; its log names the error\n")
+        protocol.response_bytes(status, headers, body)
+
+    async def _answer(self, scope: Scope, protocol: Any) -> Answer:
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                body = await _read(protocol)
+        except TimeoutError:
+            return _plain(408, "the request took too long\n")
+        except (ProtocolClosed, ProtocolError):
+            return _plain(400, "the request ended early\n")
+        if body is None:
+            return _plain(413, "the request is too large\n")
+        if self._waiting >= MAX_WAITING:
+            return _plain(503, "too many requests; try again\n")
+        self._waiting += 1
+        try:
+            call = functools.partial(_run, self._flask, wsgi_environ(scope, body) | _length(body))
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            self._waiting -= 1
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Granian calls this when the process ends."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _read(protocol: Any) -> bytes | None:
+    """The body; None if it is too large."""
+    data = bytearray()
+    async for part in protocol:
+        data += part
+        if len(data) > MAX_BODY_BYTES:
+            return None
+    return bytes(data)
+
+
+def _length(body: bytes) -> dict[str, str]:
+    """Of the body that was read: a chunked one had no length."""
+    return {"CONTENT_LENGTH": str(len(body))}
+
+
+def _run(flask: Flask, environ: dict[str, Any]) -> Answer:
+    """Runs Flask as a WSGI application."""
+    started: list[tuple[int, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> object:
+        started.append((int(status.partition(" ")[0]), headers))
+        return None
+
+    parts = flask.wsgi_app(environ, start_response)  # type: ignore[arg-type] # write() is not supported
+    try:
+        body = b"".join(parts)
+    finally:
+        if close := getattr(parts, "close", None):
+            close()
+    return *started[-1], body
+
+
+def _plain(status: int, text: str) -> Answer:
+    headers = [("content-type", "text/plain; charset=utf-8"), ("cache-control", "no-store"), ("connection", "close")]
+    return status, headers, text.encode()
+
+
+def application() -> Any:
+    """The application of the process. Its argument, if any, is the URL of the endpoint's operations port."""
+    with gc.paused():
+        from workers.console.app import create_app  # noqa: PLC0415 - 1 s of CPU that granian's parent does not need
+
+        return ConsoleServer(create_app(load(), web=next(iter(sys.argv[1:]), None)))
+
+
+def serve(settings: Settings) -> None:
+    """Runs granian with one process: sessions and failed logins are in its memory."""
+    server = Granian(
+        "workers.console.server:application",
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        address=settings.console_host,
+        port=settings.console_port,
+        workers=1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MILLISECONDS, max_buffer_size=MAX_HEADER_BYTES),
+        backpressure=MAX_CONNECTIONS,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        workers_kill_timeout=KILL_SECONDS,
+        factory=True,
+    )
+    server.serve(target_loader=application, wrap_loader=False)
+
+
+def main() -> None:
+    """Serves until a signal stops it."""
+    try:
+        serve(load())
+    except FatalError:  # already logged by granian
+        sys.exit(1)

@@ -1,0 +1,53 @@
+"""Dead letters: the list, and one dead letter."""
+
+from dataclasses import asdict
+
+from flask import Blueprint, render_template
+from sqlalchemy import Connection, text
+
+from app.errors import NotFound
+from workers.console import formats
+from workers.console.context import console
+from workers.store import audit, dead_letters
+from workers.store.engine import transaction
+
+pages = Blueprint("dead", __name__)
+PAGE_ROWS = 50
+REASONS = text("""
+SELECT reason, count(*) AS dead_letters FROM (
+    SELECT reason FROM headrace.dead_letters ORDER BY id DESC LIMIT 10000) AS newest
+GROUP BY reason ORDER BY dead_letters DESC, reason LIMIT 20""")
+# In two steps, because dead_letters.listed selects by id: the page's ids by key, then their rows.
+PAGE = text("""
+SELECT id FROM headrace.dead_letters
+WHERE (CAST(:before AS bigint) IS NULL OR id < :before)
+  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) IN lower(reason)) > 0)
+ORDER BY id DESC LIMIT :limit""")
+
+
+@pages.get("/dead")
+def listed() -> str:
+    reason, before = formats.text("reason"), formats.text("before")
+    with transaction(console().reader) as connection:
+        ids = _page(connection, reason, before)
+        reasons = [dict(row) for row in connection.execute(REASONS).mappings()]
+    shown = ids[:PAGE_ROWS]
+    rows = dead_letters.listed(console().reader, shown, limit=PAGE_ROWS) if shown else []
+    following = shown[-1] if len(ids) > PAGE_ROWS else None
+    return render_template("dead.html", rows=rows, reason=reason, reasons=reasons, following=following)
+
+
+def _page(connection: Connection, reason: str, before: str) -> list[int]:
+    number = formats.number("before", before) if before else None
+    values = {"before": number, "reason": reason or None, "limit": PAGE_ROWS + 1}
+    return list(connection.scalars(PAGE, values))
+
+
+@pages.get("/dead/<int:number>")
+def page(number: int) -> str:
+    """One dead letter, without its body: `headrace dead show --body` prints it."""
+    found = dead_letters.listed(console().reader, [min(number, 2**62)])
+    if not found:
+        raise NotFound(f"no dead letter {number}")
+    audit.record(console().writer, "console dead letter", found[0].user_id or "unknown", {"dead_letter": number})
+    return render_template("dead_letter.html", one=found[0], fields=asdict(found[0]))

@@ -1,0 +1,38 @@
+"""The change feed: its consumers and subscriptions."""
+
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from flask import Blueprint, render_template
+from sqlalchemy import text
+
+from workers.console import formats
+from workers.console.context import console
+from workers.store import consumers, notifications, subscriptions
+from workers.store.engine import transaction
+
+pages = Blueprint("feed", __name__)
+SHOWN = 50
+RANGE = text("SELECT oldest_position, newest_position FROM health.feed")
+
+
+@pages.get("/feed")
+def page() -> str:
+    now = datetime.now(UTC)
+    with transaction(console().reader) as connection:
+        bounds = connection.execute(RANGE).one()
+        following = [
+            (one, one.expires_in(console().settings.feed_days, now)) for one in consumers.consumers(connection)
+        ]
+        subscribed = subscriptions.listed(connection)
+    return render_template("feed.html", bounds=bounds, consumers=following, subscriptions=subscribed, now=now)
+
+
+@pages.get("/subscription")
+def subscription() -> str:
+    """A subscription with its newest notifications, which hold ids and counts. Its URL may contain a token."""
+    name = formats.text("name")
+    with transaction(console().reader) as connection:
+        found = subscriptions.find(connection, name)
+        newest = notifications.of_subscription(connection, name, SHOWN)
+    return render_template("subscription.html", one=found, newest=newest, host=urlsplit(found.url).netloc)

@@ -1,0 +1,63 @@
+"""The overview: healthy or not, what to do, and live rates."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, current_app, render_template
+
+from app.errors import TryLater
+from workers.console import plots
+from workers.console.context import console
+from workers.console.ledger import Rates
+from workers.operate import health
+from workers.operate.health import Status
+from workers.store.engine import transaction
+
+pages = Blueprint("overview", __name__)
+RATES = "console_rates"
+
+
+@pages.get("/")
+def page() -> str:
+    now = console().snapshot.status()
+    return render_template(
+        "overview.html",
+        now=now,
+        faults=list(health.problems(now)) if now else [],
+        window_left=list(health.retry_window_left(now).items()) if now else [],
+        rates=_rates(),
+        **(_counts(now) if now else {}),
+    )
+
+
+def _counts(now: Status) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of the tables."""
+    names = ("status", "backfills", "chunks_done", "chunks_total", "records")
+    return {
+        "queues": [(one.name, one.messages, one.oldest, one.retrying) for one in now.lanes],
+        "outcomes": [(row["outcome"], row["total"], row["last_hour"]) for row in now.deliveries],
+        "backfills": [tuple(row[name] for name in names) for row in now.backfills],
+    }
+
+
+def _rates() -> list[dict[str, Any]]:
+    """The plots of the last half hour; none while PostgreSQL is away or counts for too long."""
+    rates = current_app.extensions.setdefault(RATES, Rates())
+    try:
+        with transaction(console().reader) as connection:
+            minutes = rates.read(connection, datetime.now(UTC))
+    except TryLater:
+        return []
+    named = (("received", "Deliveries", "per minute"), ("dead", "Dead letters", "per minute"), ("delay", "Delay", "s"))
+    return [_plot(title, unit, [float(one[name]) for one in minutes]) for name, title, unit in named]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _plot(title: str, unit: str, values: list[float]) -> dict[str, Any]:
+    last, most = values[-1] if values else 0.0, max(values, default=0.0)
+    numbers = f"last minute {_short(last)} {unit}, maximum {_short(most)} {unit}"
+    label = f"{title} of the last {len(values)} minutes: {numbers}"
+    return {"title": title, "numbers": numbers, "svg": plots.bars(values, label)}

@@ -1,0 +1,137 @@
+"""People: search, one person, their values, and the origin of a stored value."""
+
+from datetime import date, timedelta
+from typing import Any
+
+from flask import Blueprint, abort, render_template, request
+from sqlalchemy import Connection
+
+from app.catalogue import catalogue
+from app.errors import NotFound
+from workers.console import days, formats, guards, ledger, people, plots
+from workers.console.context import console
+from workers.console.days import DAYS, ResourceDays
+from workers.console.ledger import Search
+from workers.console.people import DailyValue, Someone
+from workers.operate.explain import SAYS, Question, explain
+from workers.store import audit, backfill_admin
+from workers.store.backfill_admin import Filter
+from workers.store.engine import transaction
+
+pages = Blueprint("people", __name__)
+MAX_VALUES = 2000  # on a page
+
+
+@pages.get("/people")
+def search() -> str:
+    name = formats.text("name")
+    with transaction(console().reader) as connection:
+        found = people.search(connection, name, formats.text("after"))
+    rows = found[: people.PAGE_ROWS]
+    users = [row["user_id"] for row in rows]
+    audit.record(console().writer, "console people", "people", {"users": users})
+    return render_template("people.html", name=name, rows=rows, after=users[-1] if len(found) > len(rows) else "")
+
+
+@pages.get("/person")
+def page() -> str:
+    """The page of a person. With the role privacy, the map shows the values of health.daily on hover."""
+    first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
+    shows_values = guards.may("privacy")
+    with transaction(console().reader) as connection:
+        one = _someone(connection)
+        about = people.names(connection, one)
+        gaps = people.gaps(connection, one.user_id)
+        known = days.days_of(connection, one.user_id, gaps, first, last)
+        values = people.values(connection, one, first, last) if shows_values else []
+        delivered = ledger.find(connection, Search(users=(one.user_id, *about["former"])), 10)
+        connected = people.connections(connection, one.user_id)
+    audit.record(console().writer, "console person", one.user_id, {"values": shows_values})
+    return render_template(
+        "person.html",
+        one=one,
+        **about,
+        connections=connected,
+        gaps=gaps,
+        rows=_strips(known, values, first),
+        first=first,
+        last=last,
+        earlier=first - timedelta(days=1),
+        later=last + timedelta(days=DAYS),
+        deliveries=delivered.rows,
+        backfills=backfill_admin.listed(console().reader, Filter(user_ids=(one.user_id,)), 20),
+        resources=catalogue(),
+    )
+
+
+def _someone(connection: Connection) -> Someone:
+    """The user of the parameter. Raises NotFound."""
+    user_id = formats.text("user")
+    if (one := people.person(connection, user_id)) is None:
+        raise NotFound(f"unknown user {user_id}")
+    return one
+
+
+def _strips(known: list[ResourceDays], values: list[DailyValue], first: date) -> list[dict[str, Any]]:
+    by_day: dict[tuple[str, date], list[str]] = {}
+    for one in values:
+        about = f"{one.metric} {one.value:.6g} {one.unit}"
+        by_day.setdefault((_resource_of(one.metric), one.local_date), []).append(about)
+    return [_strip(one, by_day, first) for one in known]
+
+
+def _resource_of(metric: str) -> str:
+    """The resource of a metric of health.daily: the longest name with which the metric begins."""
+    if metric in catalogue():
+        return metric
+    names = [name for name in catalogue() if metric.startswith(f"{name}_")]
+    return max(names, key=len, default="sleep" if metric == "nap_total" else "")
+
+
+def _strip(one: ResourceDays, by_day: dict[tuple[str, date], list[str]], first: date) -> dict[str, Any]:
+    cells = []
+    for number, state in enumerate(one.states):
+        day = first + timedelta(days=number)
+        cells.append((state, "; ".join([f"{day}: {state}", *by_day.get((one.resource, day), [])])))
+    counts = {state: one.states.count(state) for state in ("stored", "fetching", "gap", "empty")}
+    label = f"{one.resource}: " + ", ".join(f"{count} days {state}" for state, count in counts.items())
+    return {"resource": one.resource, "counts": counts, "svg": plots.strip(cells, label)}
+
+
+@pages.get("/values")
+def values() -> str:
+    """The values of a person's days as a table, for the role privacy."""
+    guards.require("privacy")
+    first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
+    with transaction(console().reader) as connection:
+        one = _someone(connection)
+        found = people.values(connection, one, first, last)
+    audit.record(console().writer, "console values", one.user_id, {"first": first, "last": last})
+    earlier = first - timedelta(days=1)
+    shown, is_cut = found[:MAX_VALUES], len(found) > MAX_VALUES
+    return render_template("values.html", one=one, rows=shown, is_cut=is_cut, first=first, last=last, earlier=earlier)
+
+
+@pages.get("/explain")
+def origin() -> str:
+    """Where a stored value came from, as `headrace explain`; its content only with the role privacy."""
+    if formats.text("resource") not in catalogue():
+        abort(400, "The resource is unknown.")
+    with transaction(console().reader) as connection:
+        one = _someone(connection)
+        if not people.is_explained(connection, one.user_id):
+            abort(409, f"This person has too many deliveries for a page: headrace explain --user {one.user_id}")
+    resource = catalogue()[formats.text("resource")]
+    at = formats.instant("at", formats.text("at"))
+    if not (formats.text("id") if not resource.is_series else at):
+        abort(400, "State the time of a sample, or the id of a record.")
+    asked = Question(one.user_id, resource, formats.text("id") or None, at)
+    shows_values = guards.may("privacy")
+    found = explain(console().writer, console().settings, asked, _ignore, values=shows_values)
+    return render_template(
+        "explain.html", asked=asked, found=found, says=SAYS, shows_values=shows_values, query=request.args
+    )
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """A page shows no progress."""

@@ -1,0 +1,1 @@
+"""One value per person, local day and metric, derived from the stored rows."""

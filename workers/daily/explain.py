@@ -1,0 +1,176 @@
+"""Names the samples, sessions and sources behind one value of health.daily."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import catalogue
+from workers.daily.compute import compute, samples_of
+from workers.daily.counters import won
+from workers.daily.metrics import SESSIONS, resource_of
+from workers.daily.model import MINUTE, ZONE_SOURCES, DataSource, DaySample, TimedSession, as_day, as_time, local_day
+from workers.daily.priorities import lists_of
+from workers.daily.queue import Stretch
+from workers.daily.state import users_of
+from workers.daily.write import Computed
+
+STORED = text("""
+SELECT value, unit, provider, source_type, sources, covered_minutes, summary_value, method, zone_source, samples,
+       computed_at
+FROM headrace.days WHERE (person, metric, local_date) = (:person, :metric, :date)""")
+
+
+@dataclass(frozen=True)
+class RankedSource:
+    """A source of the day, and what it contributed."""
+
+    rank: int
+    provider: str
+    source_type: str
+    user_id: str
+    samples: int
+    value: float | None  # of counters: its share of the sum
+    summary_value: float | None
+
+
+@dataclass(frozen=True)
+class WonStretch:
+    """Time in which one source won without interruption by another one, or a session."""
+
+    start: datetime
+    stop: datetime
+    provider: str
+    source_type: str
+    samples: int
+    zone_source: str
+    id: str | None = None  # of a session
+    also: tuple[str, ...] = ()  # the sessions for which it stands
+
+
+@dataclass(frozen=True)
+class DayExplanation:
+    """The origin of one value. `stored` is None if there is none."""
+
+    person: str
+    metric: str
+    local_date: date
+    stored: Mapping[str, Any] | None
+    lists: list[list[str]]  # of priorities, in the order in which they rank sources
+    sources: list[RankedSource]
+    stretches: list[WonStretch]
+
+
+class _Won(NamedTuple):
+    sample: DaySample
+    start: int
+    stop: int
+    value: float
+
+
+def explain_day(connection: Connection, person: str, metric: str, day: date) -> DayExplanation:
+    """Computes one day again and keeps what decides it. Raises KeyError for an unknown metric."""
+    resource = resource_of(metric)
+    if resource is None:
+        raise KeyError(metric)
+    users = users_of(connection, [person])
+    (found,) = compute(connection, [Stretch(person, resource, day, day, "")], users)
+    row = connection.execute(STORED, {"person": person, "metric": metric, "date": day}).mappings().first()
+    lists = lists_of(connection, [(person, resource)])[person, resource]
+    sources, stretches = _of_sessions(found) if resource in SESSIONS else _of_samples(found, connection, users, metric)
+    return DayExplanation(
+        person=person,
+        metric=metric,
+        local_date=day,
+        stored=dict(row) if row else None,
+        lists=[["/".join(entry) for entry in entries] for entries in lists],
+        sources=sources,
+        stretches=stretches,
+    )
+
+
+def _of_sessions(found: Computed) -> tuple[list[RankedSource], list[WonStretch]]:
+    sessions = [one for kept in found.kept for one in (kept.session, *kept.others)]
+    sources = [
+        RankedSource(place + 1, *found.inputs.sources[place], one.user_id, len(here), None, None)
+        for place, here in _by_source(sessions).items()
+        for one in here[:1]
+    ]
+    stretches = [
+        WonStretch(
+            as_time(kept.session.start),
+            as_time(kept.session.stop),
+            found.inputs.sources[kept.session.source].provider,
+            found.inputs.sources[kept.session.source].source_type,
+            1,
+            ZONE_SOURCES[kept.session.zone],
+            kept.session.id,
+            tuple(sorted(one.id for one in kept.others)),
+        )
+        for kept in found.kept
+    ]
+    return sources, stretches
+
+
+def _by_source(sessions: Iterable[TimedSession]) -> dict[int, list[TimedSession]]:
+    return {place: list(here) for place, here in groupby(sorted(sessions), key=lambda one: one.source)}
+
+
+def _of_samples(
+    found: Computed, connection: Connection, users: Mapping[str, Sequence[str]], metric: str
+) -> tuple[list[RankedSource], list[WonStretch]]:
+    resource = catalogue()[found.inputs.stretch.resource]
+    rows = samples_of(connection, found.inputs, users)
+    samples = next(mine for name, mine in rows if metric.startswith(name))
+    day = as_day(found.inputs.stretch.first)
+    here = [one for one in samples if _touches(one, day)]
+    winners = list(_winners(samples, day, resource.day or ""))
+    sources = []
+    for place, source in enumerate(found.inputs.sources):
+        mine = [one for one in here if one.source == place]
+        said = next((one for one in found.inputs.summaries if (one.source, one.day) == (place, day)), None)
+        if mine or said:
+            shares = [one.value for one in winners if one.sample.source == place]
+            value = sum(shares) if resource.day == "counter" else None
+            owner = mine[0].user_id if mine else said.user_id if said else ""
+            sources.append(RankedSource(place + 1, *source, owner, len(mine), value, said and said.value))
+    return sources, _stretches(winners, found.inputs.sources)
+
+
+def _touches(sample: DaySample, day: int) -> bool:
+    last = max(sample.start, sample.stop - 1)
+    return local_day(sample.start, sample.offset) <= day <= local_day(last, sample.offset)
+
+
+def _winners(samples: Sequence[DaySample], day: int, kind: str) -> Iterator[_Won]:
+    if kind == "counter":
+        for piece in won(samples):
+            if piece.day == day:
+                one = piece.sample
+                part = (piece.stop - piece.start) / (one.stop - one.start) if one.stop > one.start else 1.0
+                yield _Won(one, piece.start, piece.stop, one.value * part)
+        return
+    here = [one for one in samples if local_day(one.start, one.offset) == day]
+    if kind == "last" and here:
+        one = max(here, key=lambda one: (-one.source, one.start, one.value, one.unit))
+        yield _Won(one, one.start, one.start, one.value)
+        return
+    best: dict[int, int] = {}
+    for one in samples:
+        best[one.start // MINUTE] = min(one.source, best.get(one.start // MINUTE, one.source))
+    yield from (_Won(one, one.start, one.start, one.value) for one in here if best[one.start // MINUTE] == one.source)
+
+
+def _stretches(winners: Iterable[_Won], sources: Sequence[DataSource]) -> list[WonStretch]:
+    found = []
+    in_time = sorted(winners, key=lambda one: (one.start, one.sample.source, one.stop))
+    for place, group in groupby(in_time, key=lambda one: one.sample.source):
+        here = list(group)
+        start, stop = as_time(here[0].start), as_time(max(one.stop for one in here))
+        zone = ZONE_SOURCES[max(one.sample.zone for one in here)]
+        source = sources[place]
+        found.append(WonStretch(start, stop, source.provider, source.source_type, len(here), zone))
+    return found

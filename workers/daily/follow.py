@@ -1,0 +1,225 @@
+"""Follows the change feed: puts the days that changes touch into the queue, and keeps its own position."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from workers.daily import queue
+from workers.daily.metrics import SESSIONS, SUMMARY, derived, summarised
+from workers.daily.neighbours import nearest_known
+from workers.daily.people import check_all, people_of
+from workers.daily.priorities import ORIGIN
+from workers.daily.queue import Stretch
+from workers.daily.state import (
+    Series,
+    dates_of_records,
+    extend_reach,
+    reach_of,
+    series_of,
+    update_records,
+    users_of,
+)
+from workers.store.engine import transaction
+
+MAX_CHANGES = 2000  # of one transaction
+# A process that computes days holds rows of the queue for up to a second or two. A plan for any parameters, which
+# PostgreSQL may choose from the sixth execution on, does not know that the arrays are short: it read whole partitions.
+TRANSACTION_SETTINGS = text("""
+SELECT set_config('lock_timeout', '20s', true), set_config('plan_cache_mode', 'force_custom_plan', true)""")
+LOCK = text("""
+SELECT position, people_checked_at < now() - interval '5 minutes' AS is_check_due FROM headrace.daily_feed
+FOR UPDATE SKIP LOCKED""")
+IS_STARTED = text("SELECT 1 FROM headrace.daily_feed")
+START = text("""
+INSERT INTO headrace.daily_feed (position) SELECT newest FROM headrace.feed
+ON CONFLICT DO NOTHING RETURNING position""")
+DROPPED = text("SELECT dropped, newest FROM headrace.feed")
+CHANGES = text("""
+SELECT position, op, user_id, resource, record_id, ts_min, ts_max, origin FROM headrace.changes
+WHERE position > :position ORDER BY position LIMIT :limit""")
+ADVANCE = text("UPDATE headrace.daily_feed SET position = :position")
+CHECKED = text("UPDATE headrace.daily_feed SET people_checked_at = now()")
+# At most one task per second: a run takes several seconds, and the tasks of each change would wait in the lane.
+REQUEST = text("""
+UPDATE headrace.daily_feed f SET requested_at = now() FROM headrace.feed
+WHERE f.requested_at < now() - interval '1 second' AND (EXISTS (SELECT FROM headrace.daily_queue)
+    OR f.position < feed.newest OR f.people_checked_at < now() - interval '5 minutes') RETURNING 1""")
+EXPIRE = text("""
+INSERT INTO headrace.daily_expiry AS known (resource, before)
+SELECT resource, max(before) FROM unnest(CAST(:resources AS text[]), CAST(:befores AS timestamptz[]))
+    AS given(resource, before) GROUP BY resource ORDER BY resource
+ON CONFLICT (resource) DO UPDATE SET before = excluded.before WHERE known.before < excluded.before""")
+FORGET = text("""
+WITH gone AS (DELETE FROM headrace.daily_records k USING unnest(CAST(:users AS text[]), CAST(:resources AS text[]),
+    CAST(:ids AS text[])) AS given(user_id, resource, id)
+WHERE (k.user_id, k.resource, k.id) = (given.user_id, given.resource, given.id) RETURNING k.resource, k.ends)
+SELECT resource, max(ends) AS before FROM gone GROUP BY resource""")
+LACKING = text("""
+SELECT DISTINCT n.user_id, n.resource FROM headrace.series n JOIN headrace.daily_series s ON s.series_id = n.id
+WHERE n.user_id = ANY(:users) AND s.lacks_offset
+UNION SELECT DISTINCT user_id, resource FROM headrace.daily_records
+WHERE user_id = ANY(:users) AND timezone_offset IS NULL AND resource = ANY(:sessions)""")
+RETENTION = "retention"  # the origin of changes that leave days as they are
+
+
+class _Touched(NamedTuple):
+    """A range of time in which an offset of a person may have changed."""
+
+    person: str
+    first: datetime
+    last: datetime
+    origin: str
+
+
+def is_due(engine: Engine) -> bool:
+    """Whether a task has to be sent, because there are changes to follow or days to compute."""
+    with transaction(engine) as connection:
+        return connection.scalar(IS_STARTED) is None or connection.scalar(REQUEST) is not None
+
+
+def follow(engine: Engine) -> bool:
+    """Queues what the next changes touch, and advances, in one transaction. Returns whether more changes may be left.
+
+    At the first start, and where the feed no longer has the next changes, everything is queued.
+    """
+    with transaction(engine) as connection:
+        connection.execute(TRANSACTION_SETTINGS)
+        if connection.scalar(START) is not None:
+            queue.add_all(connection, None, ORIGIN)
+            return True
+        found = connection.execute(LOCK).first()
+        if found is None:  # another process follows
+            return False
+        if found.is_check_due:
+            check_all(connection)
+            connection.execute(CHECKED)
+        feed = connection.execute(DROPPED).one()
+        if found.position < feed.dropped:
+            queue.add_all(connection, None, ORIGIN)
+            connection.execute(ADVANCE, {"position": feed.newest})
+            return True
+        changes = connection.execute(CHANGES, {"position": found.position, "limit": MAX_CHANGES}).all()
+        if changes:
+            queue_changes(connection, changes)
+            connection.execute(ADVANCE, {"position": changes[-1].position})
+        return len(changes) == MAX_CHANGES
+
+
+def queue_changes(connection: Connection, changes: Sequence[Row[Any]]) -> None:
+    """Queues the days that changes touch. Rows that have expired leave their days as they are."""
+    _note_expired(connection, [one for one in changes if one.origin == RETENTION])
+    followed = {*derived(), SUMMARY}
+    changes = [one for one in changes if one.resource in followed and one.origin != RETENTION and one.op != "erase"]
+    if not changes:
+        return
+    person_of = people_of(connection, {one.user_id for one in changes})
+    changes = [one for one in changes if one.user_id in person_of]
+    touched: list[_Touched] = []
+    stretches = _of_samples(connection, [one for one in changes if one.ts_min is not None], person_of, touched)
+    for resource in (*SESSIONS, SUMMARY):
+        records = [one for one in changes if one.resource == resource and one.record_id is not None]
+        stretches += _of_records(connection, resource, records, person_of, touched)
+    stretches += _without_offsets(connection, touched)
+    queue.add(connection, stretches)
+
+
+def _note_expired(connection: Connection, expired: Sequence[Row[Any]]) -> None:
+    samples = [one for one in expired if one.ts_max is not None and one.resource in derived()]
+    expire(connection, {one.resource: one.ts_max for one in sorted(samples, key=lambda one: one.ts_max)})
+    if records := [one for one in expired if one.record_id is not None]:
+        values = {"users": [one.user_id for one in records], "ids": [one.record_id for one in records]}
+        forgotten = connection.execute(FORGET, values | {"resources": [one.resource for one in records]})
+        expire(connection, {row.resource: row.before for row in forgotten})
+
+
+def expire(connection: Connection, befores: Mapping[str, datetime]) -> None:
+    """Stores the moment before which rows of each resource may have expired. It never moves back.
+
+    Days of counters are also computed from summaries.
+    """
+    given = [*befores.items()]
+    if SUMMARY in befores:
+        given += [(name, befores[SUMMARY]) for name in summarised()]
+    if given:
+        resources, moments = map(list, zip(*given, strict=True))
+        connection.execute(EXPIRE, {"resources": resources, "befores": moments})
+
+
+def _of_samples(
+    connection: Connection, changes: Sequence[Row[Any]], person_of: Mapping[str, str], touched: list[_Touched]
+) -> list[Stretch]:
+    if not changes:
+        return []
+    extend_reach(
+        connection, {(one.user_id, one.resource, one.ts_min, one.ts_max) for one in changes if one.op == "put"}
+    )
+    users = users_of(connection, sorted(set(person_of.values())))
+    owners = {user: person for person, ids in users.items() for user in ids}
+    known: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for series in series_of(connection, sorted(owners), sorted({one.resource for one in changes})):
+        known[owners[series.user_id], series.resource].append(series)
+    stretches = []
+    for one in changes:
+        person = person_of[one.user_id]
+        mine = known[person, one.resource]
+        stretches.append(Stretch(person, one.resource, *reach_of(mine).dates(one.ts_min, one.ts_max), one.origin))
+        if any(series.min_offset is not None for series in mine):
+            touched.append(_Touched(person, one.ts_min, one.ts_max, one.origin))
+    return stretches
+
+
+def _of_records(
+    connection: Connection,
+    resource: str,
+    changes: Sequence[Row[Any]],
+    person_of: Mapping[str, str],
+    touched: list[_Touched],
+) -> list[Stretch]:
+    if not changes:
+        return []
+    origins = {one.user_id: one.origin for one in changes}
+    names = summarised() if resource == SUMMARY else (resource,)
+    stretches = []
+    for one in update_records(connection, resource, {(one.user_id, one.record_id) for one in changes}):
+        person, origin = person_of[one.user_id], origins[one.user_id]
+        first, last = dates_of_records([one])
+        stretches += [Stretch(person, name, first, last, origin) for name in names]
+        if one.timezone_offset is not None:
+            touched.append(_Touched(person, one.starts, one.ends, origin))
+    return stretches
+
+
+def _without_offsets(connection: Connection, touched: Iterable[_Touched]) -> list[Stretch]:
+    """The days of samples and sessions without an offset, whose nearest known offset may have changed."""
+    by_person: dict[str, list[_Touched]] = defaultdict(list)
+    for one in touched:
+        by_person[one.person].append(one)
+    users = users_of(connection, sorted(by_person)) if by_person else {}
+    stretches = []
+    for person, ids in users.items():
+        lacking = connection.execute(LACKING, {"users": ids, "sessions": list(SESSIONS)}).all()
+        resources = sorted({row.resource for row in lacking if row.resource in derived()})
+        for one in _merged(by_person[person]) if resources else ():
+            before, after = nearest_known(connection, ids, one.first, one.last)
+            series = series_of(connection, ids, resources)
+            for name in resources:
+                reach = reach_of([known for known in series if known.resource == name])
+                margin = timedelta(days=1) if name in SESSIONS else timedelta(0)
+                first = before and (before - reach.before - margin).date()
+                last = after and (after + reach.after + margin).date()
+                stretches.append(Stretch(person, name, first, last, one.origin))  # type: ignore[arg-type]
+    return stretches
+
+
+def _merged(touched: Iterable[_Touched]) -> list[_Touched]:
+    """Ranges less than a day apart as one."""
+    found: list[_Touched] = []
+    for one in sorted(touched, key=lambda one: one.first):
+        if found and one.first - found[-1].last < timedelta(days=1):
+            found[-1] = found[-1]._replace(last=max(found[-1].last, one.last))
+        else:
+            found.append(one)
+    return found

@@ -1,0 +1,144 @@
+"""Priorities and zones as operators set them, and the days that a change of them touches."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from workers.daily import queue
+from workers.daily.metrics import derived
+from workers.daily.model import DataSource
+from workers.daily.ranks import ANY, Entry
+
+LISTS = text("""
+SELECT person, resource, sources FROM headrace.daily_priorities
+WHERE person = ANY(:persons) AND resource = ANY(:resources)""")
+LISTED = text("""
+SELECT person, resource, sources, set_at FROM headrace.daily_priorities
+WHERE CAST(:person AS text) IS NULL OR person = :person ORDER BY person <> '*', person, resource <> '*', resource""")
+SET = text("""
+INSERT INTO headrace.daily_priorities AS stored (person, resource, sources) VALUES (:person, :resource, :sources)
+ON CONFLICT (person, resource) DO UPDATE SET sources = excluded.sources, set_at = now()
+WHERE stored.sources <> excluded.sources RETURNING 1""")
+RESET = text("""
+DELETE FROM headrace.daily_priorities
+WHERE person = :person AND (CAST(:resource AS text) IS NULL OR resource = :resource) RETURNING resource""")
+STORED_SOURCES = text("SELECT DISTINCT provider, source_type FROM headrace.series")
+ZONE = text("SELECT zone FROM headrace.daily_zones WHERE person = :person")
+SET_ZONE = text("""
+INSERT INTO headrace.daily_zones AS stored (person, zone) VALUES (:person, :zone)
+ON CONFLICT (person) DO UPDATE SET zone = excluded.zone, set_at = now()
+WHERE stored.zone <> excluded.zone RETURNING 1""")
+RESET_ZONE = text("DELETE FROM headrace.daily_zones WHERE person = :person RETURNING 1")
+ZONES = text("SELECT name FROM pg_timezone_names ORDER BY name")
+LACKS_ZONE = text("""
+SELECT 1 FROM headrace.daily_people p WHERE p.user_id = :user AND p.zone IS NULL AND EXISTS (
+    SELECT FROM headrace.series n JOIN headrace.daily_series s ON s.series_id = n.id
+    WHERE n.user_id = p.user_id AND s.lacks_offset)""")
+SET_FALLBACK = text("""
+UPDATE headrace.daily_people SET zone = :zone WHERE user_id = :user AND zone IS DISTINCT FROM :zone
+AND EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone) RETURNING person""")
+AGGREGATORS_ZONE = text("""
+SELECT zone FROM headrace.daily_people WHERE person = :person AND zone IS NOT NULL ORDER BY user_id LIMIT 1""")
+ORIGIN = "reconcile"  # of the changes of days: no event of a provider caused them
+
+
+@dataclass(frozen=True)
+class PriorityList:
+    """Sources as PROVIDER/SOURCE_TYPE, best first, of one person and resource; ANY is everyone, or every resource."""
+
+    person: str
+    resource: str
+    sources: tuple[str, ...]
+    set_at: datetime
+
+
+def lists_of(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[list[Entry]]]:
+    """The lists that rank the sources of each person and resource, in their order."""
+    pairs = list(wanted)
+    values = {"persons": [ANY, *(person for person, _ in pairs)], "resources": [ANY, *(name for _, name in pairs)]}
+    stored = {(row.person, row.resource): row.sources for row in connection.execute(LISTS, values)}
+    return {
+        (person, resource): [
+            [_entry(name) for name in stored[whose, what]]
+            for whose in (person, ANY)
+            for what in (resource, ANY)
+            if (whose, what) in stored
+        ]
+        for person, resource in pairs
+    }
+
+
+def _entry(name: str) -> Entry:
+    provider, _, source_type = name.partition("/")
+    return provider, source_type
+
+
+def set_list(connection: Connection, person: str, resource: str, sources: Sequence[str]) -> bool:
+    """Replaces a list, and queues the days that it touches. False if it is stored already."""
+    values = {"person": person, "resource": resource, "sources": list(sources)}
+    if connection.scalar(SET, values) is None:
+        return False
+    _queue(connection, person, resource)
+    return True
+
+
+def reset(connection: Connection, person: str, resource: str | None) -> list[str]:
+    """Removes the list of a resource, or all lists of the person. Returns their resources."""
+    gone = list(connection.scalars(RESET, {"person": person, "resource": resource}))
+    for name in gone:
+        _queue(connection, person, name)
+    return sorted(gone)
+
+
+def _queue(connection: Connection, person: str, resource: str) -> None:
+    persons = None if person == ANY else [person]
+    queue.add_all(connection, persons, ORIGIN, None if resource == ANY else [resource])
+
+
+def listed(connection: Connection, person: str | None = None) -> list[PriorityList]:
+    """The lists of a person, or all lists; those of everyone come first."""
+    rows = connection.execute(LISTED, {"person": person})
+    return [PriorityList(row.person, row.resource, tuple(row.sources), row.set_at) for row in rows]
+
+
+def stored_sources(connection: Connection) -> list[DataSource]:
+    """The sources of all stored samples."""
+    return [DataSource(row.provider, row.source_type) for row in connection.execute(STORED_SOURCES)]
+
+
+def zone_of(connection: Connection, person: str) -> tuple[str, str] | None:
+    """The zone of a person, and who set it: `operator` or `aggregator`."""
+    if zone := connection.scalar(ZONE, {"person": person}):
+        return str(zone), "operator"
+    zone = connection.scalar(AGGREGATORS_ZONE, {"person": person})
+    return (str(zone), "aggregator") if zone else None
+
+
+def set_zone(connection: Connection, person: str, zone: str | None) -> bool:
+    """Sets the zone of a person, or removes it (None), and queues the person's days. False if nothing changed."""
+    if zone is None:
+        changed = connection.scalar(RESET_ZONE, {"person": person})
+    else:
+        changed = connection.scalar(SET_ZONE, {"person": person, "zone": zone})
+    if changed:
+        queue.add_all(connection, [person], ORIGIN, list(derived()))
+    return bool(changed)
+
+
+def lacks_zone(connection: Connection, user_id: str) -> bool:
+    """Whether samples of the user have no offset, and the aggregator's fallback zone of the user is not known."""
+    return connection.scalar(LACKS_ZONE, {"user": user_id}) is not None
+
+
+def set_fallback_zone(connection: Connection, user_id: str, zone: str) -> None:
+    """Stores the aggregator's fallback zone of a user, if PostgreSQL knows it, and queues the person's days."""
+    person = connection.scalar(SET_FALLBACK, {"user": user_id, "zone": zone})
+    if person is not None:
+        queue.add_all(connection, [person], ORIGIN, list(derived()))
+
+
+def known_zones(connection: Connection) -> list[str]:
+    """The names of time zones that this PostgreSQL knows."""
+    return list(connection.scalars(ZONES))

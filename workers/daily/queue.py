@@ -1,0 +1,158 @@
+"""The queue of days to compute: one row per person and resource, with the dates."""
+
+from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+from workers.daily.metrics import derived, summarised
+
+ADD = text("""
+INSERT INTO headrace.daily_queue AS queued (person, resource, dates, origin)
+SELECT person, resource, range_agg(daterange(first, last, '[]')), max(origin)
+FROM unnest(CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]),
+            CAST(:origins AS text[])) AS given(person, resource, first, last, origin)
+GROUP BY person, resource ORDER BY person, resource
+ON CONFLICT (person, resource) DO UPDATE SET dates = queued.dates + excluded.dates, origin = excluded.origin""")
+# Everything that is stored or was derived, of everyone or of the given people. Their stored days are included, because
+# nothing else may be left of them.
+ADD_ALL = text("""
+WITH present AS MATERIALIZED (
+    SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
+    WHERE erased_at IS NULL AND merged_into IS NULL
+      AND (CAST(:persons AS text[]) IS NULL OR coalesce(client_user_id, user_id) = ANY(:persons))),
+known AS (
+    SELECT person, resource FROM present JOIN headrace.series USING (user_id)
+    UNION SELECT person, 'sleep' FROM present
+    WHERE EXISTS (SELECT FROM headrace.sleep r WHERE r.user_id = present.user_id)
+    UNION SELECT person, 'workouts' FROM present
+    WHERE EXISTS (SELECT FROM headrace.workouts r WHERE r.user_id = present.user_id)
+    UNION SELECT person, resource FROM present, unnest(CAST(:summarised AS text[])) AS resource
+    WHERE EXISTS (SELECT FROM headrace.activity r WHERE r.user_id = present.user_id)
+    UNION SELECT person, resource FROM headrace.days
+    WHERE CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
+INSERT INTO headrace.daily_queue AS queued (person, resource, dates, origin)
+SELECT person, resource, datemultirange(daterange(NULL, NULL)), CAST(:origin AS text) FROM known
+WHERE resource = ANY(:resources) ORDER BY person, resource
+ON CONFLICT (person, resource) DO UPDATE SET dates = excluded.dates, origin = excluded.origin""")
+# For all users and days of a large installation.
+NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
+# Locked rows are left to the process that computes them. The newest dates come first.
+TAKE = text("""
+WITH taken AS MATERIALIZED (
+    SELECT person, resource, dates, origin, since FROM headrace.daily_queue
+    WHERE CAST(:persons AS text[]) IS NULL OR person = ANY(:persons)
+    ORDER BY since LIMIT :limit FOR UPDATE SKIP LOCKED)
+SELECT person, resource, origin, since, lower(part) AS first, upper(part) - 1 AS last
+FROM taken, unnest(dates) AS part ORDER BY since, person, resource, last DESC NULLS FIRST""")
+REPLACE = text("""
+UPDATE headrace.daily_queue SET dates = datemultirange(daterange(CAST(:first AS date), CAST(:last AS date), '[]'))
+WHERE person = :person AND resource = :resource""")
+REMOVE = text("DELETE FROM headrace.daily_queue WHERE person = :person AND resource = :resource")
+# What is left goes to the end of the queue.
+DONE = text("""
+WITH done AS MATERIALIZED (
+    SELECT person, resource, range_agg(daterange(first, last, '[]')) AS dates
+    FROM unnest(CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]))
+         AS given(person, resource, first, last) GROUP BY person, resource),
+gone AS (
+    DELETE FROM headrace.daily_queue queued USING done
+    WHERE (queued.person, queued.resource) = (done.person, done.resource) AND queued.dates <@ done.dates)
+UPDATE headrace.daily_queue queued SET dates = queued.dates - done.dates, since = clock_timestamp() FROM done
+WHERE (queued.person, queued.resource) = (done.person, done.resource) AND NOT queued.dates <@ done.dates""")
+COUNT = text("""
+SELECT count(*) FROM headrace.daily_queue
+WHERE CAST(:persons AS text[]) IS NULL OR person = ANY(:persons)""")
+# Dates without a bound count as one day: how many they are is only known when a worker takes the row.
+PENDING = text("""
+SELECT coalesce(sum(coalesce(upper(part) - lower(part), 1)), 0)::bigint
+FROM headrace.daily_queue, unnest(dates) AS part""")
+# Changes that are not in the queue yet count too, because without a worker of the lane `derive` the queue stays empty.
+BEHIND = text("""
+SELECT greatest(clock_timestamp() - least(
+    (SELECT min(since) FROM headrace.daily_queue),
+    (SELECT changed_at FROM headrace.changes
+     WHERE position > coalesce((SELECT position FROM headrace.daily_feed), 0) ORDER BY position LIMIT 1)), '0')""")
+
+
+class Stretch(NamedTuple):
+    """Dates of one person and resource to compute, both inclusive. In `add`, None is a date without a bound."""
+
+    person: str
+    resource: str
+    first: date
+    last: date
+    origin: str
+
+    @property
+    def dates(self) -> int:
+        """The number of dates."""
+        return (self.last - self.first) // timedelta(days=1) + 1
+
+
+class Queued(NamedTuple):
+    """A part of a row of the queue. A bound is None if it depends on what is stored."""
+
+    person: str
+    resource: str
+    first: date | None
+    last: date | None
+    origin: str
+
+
+def add(connection: Connection, stretches: Iterable[Stretch]) -> None:
+    """Adds dates to the queue."""
+    if rows := list(stretches):
+        names = ("persons", "resources", "firsts", "lasts", "origins")
+        connection.execute(ADD, dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def add_all(
+    connection: Connection, persons: Sequence[str] | None, origin: str, resources: Sequence[str] | None = None
+) -> None:
+    """Adds all dates of these people (None: everyone) to the queue, for these resources (None: every one)."""
+    if persons is None:
+        connection.execute(NO_HURRY)
+    values = {"persons": persons and list(persons), "resources": list(resources or derived()), "origin": origin}
+    connection.execute(ADD_ALL, values | {"summarised": list(summarised())})
+
+
+def take(connection: Connection, limit: int, persons: Sequence[str] | None = None) -> list[Queued]:
+    """Locks the oldest rows of the queue until the transaction ends, and returns their parts, the newest date first."""
+    values = {"limit": limit, "persons": persons and list(persons)}
+    return [
+        Queued(row.person, row.resource, row.first, row.last, row.origin) for row in connection.execute(TAKE, values)
+    ]
+
+
+def bound(connection: Connection, one: Queued, dates: tuple[date, date] | None) -> None:
+    """Replaces dates without a bound; None removes the row."""
+    values = {"person": one.person, "resource": one.resource}
+    if dates is None:
+        connection.execute(REMOVE, values)
+    else:
+        connection.execute(REPLACE, values | {"first": dates[0], "last": dates[1]})
+
+
+def done(connection: Connection, stretches: Sequence[Stretch]) -> None:
+    """Removes computed dates from rows that this transaction has locked."""
+    if stretches:
+        names = ("persons", "resources", "firsts", "lasts")
+        columns = zip(*((one.person, one.resource, one.first, one.last) for one in stretches), strict=True)
+        connection.execute(DONE, dict(zip(names, map(list, columns), strict=True)))
+
+
+def count(connection: Connection, persons: Sequence[str] | None = None) -> int:
+    """The number of rows: pairs of a person and a resource."""
+    return int(connection.scalar(COUNT, {"persons": persons and list(persons)}) or 0)
+
+
+def pending_days(connection: Connection) -> int:
+    """The number of days in the queue, each of one person and resource."""
+    return int(connection.scalar(PENDING) or 0)
+
+
+def behind(connection: Connection) -> timedelta:
+    """How long the oldest dates have been in the queue, or the oldest change has not been followed; 0 without any."""
+    return connection.scalar(BEHIND) or timedelta(0)

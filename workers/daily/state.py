@@ -1,0 +1,220 @@
+"""What is known about the stored rows of people: their users, the reach of their samples, the times of their records.
+
+From this follows which days a changed row can touch, and which rows can touch a day. Nothing of it shrinks when rows
+are removed, because a removed row may have been in a day that is computed again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from app.catalogue import catalogue
+from workers.daily.metrics import SESSIONS, SUMMARY
+from workers.daily.model import MAX_OFFSET
+from workers.store.schema import record_table
+
+# A longer sample says nothing about a day, and is left out: its days could not be found without reading everything.
+MAX_LENGTH = timedelta(days=31)
+# The lock makes an erasure of the user wait for this transaction, which may write days (workers/store/erase.py).
+USERS = text("""
+SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
+WHERE coalesce(client_user_id, user_id) = ANY(:persons) AND erased_at IS NULL AND merged_into IS NULL
+ORDER BY user_id FOR KEY SHARE""")
+SERIES = text("""
+SELECT n.id, n.user_id, n.resource, n.provider, n.source_type, s.longest, s.min_offset, s.max_offset, s.lacks_offset
+FROM headrace.series n LEFT JOIN headrace.daily_series s ON s.series_id = n.id
+WHERE n.user_id = ANY(:users) AND n.resource = ANY(:resources) ORDER BY n.id""")
+# Lengths over the limit are not stored: these samples are left out.
+REACH = f"""
+INSERT INTO headrace.daily_series AS known (series_id, longest, min_offset, max_offset, lacks_offset)
+SELECT n.id, coalesce(max(s.ts_end - s.ts) FILTER (WHERE s.ts_end - s.ts BETWEEN '0' AND :max_length), '0'),
+       min(s.timezone_offset) FILTER (WHERE abs(s.timezone_offset) <= {MAX_OFFSET}),
+       max(s.timezone_offset) FILTER (WHERE abs(s.timezone_offset) <= {MAX_OFFSET}),
+       bool_or(s.timezone_offset IS NULL OR abs(s.timezone_offset) > {MAX_OFFSET})
+FROM {{source}} GROUP BY n.id ORDER BY n.id
+ON CONFLICT (series_id) DO UPDATE SET longest = greatest(known.longest, excluded.longest),
+    min_offset = least(known.min_offset, excluded.min_offset),
+    max_offset = greatest(known.max_offset, excluded.max_offset),
+    lacks_offset = known.lacks_offset OR excluded.lacks_offset
+WHERE excluded.longest > known.longest OR excluded.lacks_offset > known.lacks_offset
+   OR excluded.min_offset < coalesce(known.min_offset, 999999)
+   OR excluded.max_offset > coalesce(known.max_offset, -999999)"""
+REACH_OF_CHANGES = text(
+    REACH.format(
+        source="""unnest(CAST(:users AS text[]), CAST(:resources AS text[]), CAST(:firsts AS timestamptz[]),
+            CAST(:lasts AS timestamptz[])) AS given(user_id, resource, first, last)
+JOIN headrace.series n USING (user_id, resource)
+JOIN headrace.samples s ON s.series_id = n.id AND s.ts BETWEEN given.first AND given.last
+    AND s.ts BETWEEN :first AND :last"""
+    )
+)
+REACH_OF_SERIES = text(
+    REACH.format(source="headrace.series n JOIN headrace.samples s ON s.series_id = n.id WHERE n.id = ANY(:series)")
+)
+BOUNDS = text("""
+SELECT min(first) AS first, max(last) AS last FROM unnest(CAST(:series AS int[])) AS given(id),
+LATERAL (SELECT (SELECT min(ts) FROM headrace.samples WHERE series_id = given.id) AS first,
+                (SELECT max(ts) FROM headrace.samples WHERE series_id = given.id) AS last) AS bounds""")
+# Where each record's times are: of a summary the middle of its local day, of which it has only the date.
+STARTS = {"sleep": "bedtime_start", "workouts": "time_start"}
+ENDS = {"sleep": "bedtime_stop", "workouts": "coalesce(time_end, time_start)"}
+NOON = "(calendar_date + interval '12 hours') AT TIME ZONE 'UTC' - make_interval(secs => coalesce(timezone_offset, 0))"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series of samples, with the reach of its samples."""
+
+    id: int
+    user_id: str
+    resource: str
+    provider: str
+    source_type: str
+    longest: timedelta
+    min_offset: int | None  # None: no sample had one
+    max_offset: int | None
+    lacks_offset: bool
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far before and after a moment the local days lie that a sample at this moment can touch."""
+
+    before: timedelta
+    after: timedelta
+
+    def dates(self, first: datetime, last: datetime) -> tuple[date, date]:
+        """The local dates that samples between two moments can touch."""
+        return (first - self.before).date(), (last + self.after).date()
+
+
+def reach_of(series: Iterable[Series]) -> Reach:
+    """Of a person's series of one resource; -18 h to +18 h if a sample without an offset can have any."""
+    series = list(series)
+    is_open = not series or any(one.lacks_offset or one.min_offset is None for one in series)
+    lowest = -MAX_OFFSET if is_open else min(one.min_offset or 0 for one in series)
+    highest = MAX_OFFSET if is_open else max(one.max_offset or 0 for one in series)
+    longest = max((one.longest for one in series), default=timedelta(0))
+    return Reach(timedelta(seconds=-lowest), timedelta(seconds=highest) + longest)
+
+
+def users_of(connection: Connection, persons: Sequence[str]) -> dict[str, list[str]]:
+    """The users of each person, locked against an erasure until the transaction ends."""
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(USERS, {"persons": list(persons)}):
+        found.setdefault(row.person, []).append(row.user_id)
+    return found
+
+
+def series_of(connection: Connection, users: Sequence[str], resources: Sequence[str]) -> list[Series]:
+    """The series of users, with their reach."""
+    rows = connection.execute(SERIES, {"users": list(users), "resources": list(resources)})
+    return [
+        Series(
+            row.id,
+            row.user_id,
+            row.resource,
+            row.provider,
+            row.source_type,
+            row.longest or timedelta(0),
+            row.min_offset,
+            row.max_offset,
+            row.lacks_offset is not False,
+        )
+        for row in rows
+    ]
+
+
+def extend_reach(connection: Connection, ranges: Iterable[tuple[str, str, datetime, datetime]]) -> None:
+    """Reads the samples in changed ranges: user, resource, first and last time."""
+    if rows := list(ranges):
+        users, resources, firsts, lasts = map(list, zip(*rows, strict=True))
+        values: dict[str, Any] = {"users": users, "resources": resources, "firsts": firsts, "lasts": lasts}
+        values |= {"first": min(firsts), "last": max(lasts), "max_length": MAX_LENGTH}
+        connection.execute(REACH_OF_CHANGES, values)
+
+
+def read_reach(connection: Connection, series: Sequence[Series]) -> tuple[datetime, datetime] | None:
+    """Reads all samples of the series, and returns the time of the first and the last one."""
+    values = {"series": [one.id for one in series]}
+    connection.execute(REACH_OF_SERIES, values | {"max_length": MAX_LENGTH})
+    row = connection.execute(BOUNDS, values).one()
+    return (row.first, row.last) if row.first is not None else None
+
+
+def _record_source(resource: str, where: str) -> str:
+    start, end = STARTS.get(resource, NOON), ENDS.get(resource, NOON)
+    return f"""
+SELECT user_id, '{resource}' AS resource, id, {start} AS starts, greatest({start}, {end}) AS ends, timezone_offset
+FROM {record_table(catalogue()[resource])} AS r
+WHERE {where} AND NOT deleted AND {start} IS NOT NULL AND {end} IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM headrace.retractions t WHERE (t.user_id, t.resource, t.id) = (r.user_id, '{resource}', r.id))"""
+
+
+def _update_records(resource: str, given: str) -> str:
+    """Returns the times of the given records before and after."""
+    return f"""
+WITH given AS MATERIALIZED ({given}),
+old AS MATERIALIZED (
+    SELECT k.* FROM headrace.daily_records k JOIN given USING (user_id, id) WHERE k.resource = '{resource}'),
+new AS MATERIALIZED ({_record_source(resource, "(user_id, id) IN (SELECT user_id, id FROM given)")}),
+gone AS (
+    DELETE FROM headrace.daily_records k USING given
+    WHERE (k.user_id, k.resource, k.id) = (given.user_id, '{resource}', given.id)
+      AND NOT EXISTS (SELECT 1 FROM new WHERE (new.user_id, new.id) = (given.user_id, given.id))),
+put AS (
+    INSERT INTO headrace.daily_records AS k SELECT * FROM new ORDER BY user_id, id
+    ON CONFLICT (user_id, resource, id) DO UPDATE SET starts = excluded.starts, ends = excluded.ends,
+        timezone_offset = excluded.timezone_offset
+    WHERE (k.starts, k.ends, k.timezone_offset) IS DISTINCT FROM
+          (excluded.starts, excluded.ends, excluded.timezone_offset))
+SELECT user_id, starts, ends, timezone_offset FROM old UNION ALL
+SELECT user_id, starts, ends, timezone_offset FROM new"""
+
+
+GIVEN = "SELECT * FROM unnest(CAST(:users AS text[]), CAST(:ids AS text[])) AS given(user_id, id)"
+UPDATE_RECORDS = {name: text(_update_records(name, GIVEN)) for name in (*SESSIONS, SUMMARY)}
+READ_RECORDS = {
+    name: text(
+        _update_records(
+            name,
+            f"""SELECT user_id, id FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users)
+    UNION SELECT user_id, id FROM headrace.daily_records WHERE user_id = ANY(:users) AND resource = '{name}'""",
+        )
+    )
+    for name in (*SESSIONS, SUMMARY)
+}
+
+
+@dataclass(frozen=True)
+class RecordTimes:
+    """Where a record stands, or stood before it changed."""
+
+    user_id: str
+    starts: datetime
+    ends: datetime
+    timezone_offset: int | None
+
+
+def update_records(connection: Connection, resource: str, changed: Iterable[tuple[str, str]]) -> list[RecordTimes]:
+    """Stores the times of changed records, each a user and an id, and returns their times before and after."""
+    users, ids = map(list, zip(*changed, strict=True))
+    return [RecordTimes(*row) for row in connection.execute(UPDATE_RECORDS[resource], {"users": users, "ids": ids})]
+
+
+def read_records(connection: Connection, resource: str, users: Sequence[str]) -> list[RecordTimes]:
+    """As `update_records`, of all records of users."""
+    return [RecordTimes(*row) for row in connection.execute(READ_RECORDS[resource], {"users": list(users)})]
+
+
+def dates_of_records(times: Sequence[RecordTimes]) -> tuple[date, date]:
+    """The local dates that records, at least one, can touch.
+
+    A session decides which of the sessions that overlap it are kept, and these may lie on the day before or after.
+    """
+    margin = timedelta(seconds=MAX_OFFSET) + timedelta(days=1)
+    first, last = min(one.starts for one in times), max(one.ends for one in times)
+    return (first - margin).date(), (last + margin).date()

@@ -1,0 +1,1 @@
+"""Notifications: signed webhooks that announce changes of the feed to subscribers."""

@@ -1,0 +1,142 @@
+"""The planner: turns changes of the feed into notifications, together with the subscriptions' positions."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from uuid import uuid4
+
+from sqlalchemy import Connection, Engine
+
+from app.catalogue import catalogue
+from workers.notify.retries import RETRY_DAYS
+from workers.store import planning
+from workers.store.engine import transaction
+from workers.store.planning import MAX_IDS, FeedChange, NewNotification, Planned
+
+PAGE_CHANGES = 1000
+ERASED = "user.erased"
+SPECIAL_TYPES = {"history": "history.completed", "connections": "connection.changed"}
+MISSED = "changes up to position {} were dropped from the feed before they were read"
+log = logging.getLogger(__name__)
+
+
+def event_types() -> list[str]:
+    """Every type of notification."""
+    return [*SPECIAL_TYPES.values(), ERASED, *(f"{name}.changed" for name in (*catalogue(), "daily"))]
+
+
+def type_of(change: FeedChange) -> str:
+    """The type of the notification that a change causes."""
+    if change.op == "erase":
+        return ERASED
+    return SPECIAL_TYPES.get(change.resource or "", f"{change.resource}.changed")
+
+
+def matches(events: Iterable[str], kind: str) -> bool:
+    return any(fnmatchcase(kind, glob) for glob in events)
+
+
+def coalesce(
+    changes: Iterable[FeedChange],
+    subscriptions: Sequence[Planned],
+    new_id: Callable[[], str] = lambda: f"msg_{uuid4().hex}",
+) -> list[NewNotification]:
+    """One notification for each subscription, type, user, resource and provider with a change that matches a glob."""
+    found: dict[tuple[int, str, str, str, str], NewNotification] = {}
+    for change in changes:
+        kind = type_of(change)
+        for one in subscriptions:
+            if not matches(one.events, kind):
+                continue
+            key = (one.id, kind, change.user_id, change.resource or "", change.provider or "")
+            if key in found:
+                _add(found[key], change)
+            else:
+                found[key] = _first(new_id(), one, kind, change)
+    return list(found.values())
+
+
+def _first(new_id: str, subscription: Planned, kind: str, change: FeedChange) -> NewNotification:
+    return NewNotification(
+        id=new_id,
+        subscription_id=subscription.id,
+        type=kind,
+        user_id=change.user_id,
+        client_user_id=change.client_user_id,
+        resource=change.resource or "",
+        provider=change.provider or "",
+        ids=[change.record_id] if change.record_id else [],
+        ts_min=change.ts_min,
+        ts_max=change.ts_max,
+        row_count=change.row_count,
+        first_position=change.position,
+        last_position=change.position,
+        changed_at=change.changed_at,
+        due_at=change.changed_at + timedelta(seconds=subscription.window_seconds),
+    )
+
+
+def _add(to: NewNotification, change: FeedChange) -> None:
+    if change.record_id and change.record_id not in to.ids and len(to.ids) < MAX_IDS:
+        to.ids.append(change.record_id)
+    to.ts_min = min((at for at in (to.ts_min, change.ts_min) if at), default=None)
+    to.ts_max = max((at for at in (to.ts_max, change.ts_max) if at), default=None)
+    to.client_user_id = change.client_user_id or to.client_user_id
+    to.row_count += change.row_count
+    to.last_position, to.changed_at = change.position, max(to.changed_at, change.changed_at)
+
+
+def plan(engine: Engine) -> bool:
+    """Plans the next page of changes. Returns whether there was one: the feed may have more.
+
+    The active subscriptions with the lowest position read the page. It ends at the next position of others, so that
+    they continue together.
+    """
+    with transaction(engine) as connection:
+        if not planning.is_behind(connection):
+            return False
+        active = planning.lock_active(connection)
+        # After the locks: a page that another planner has committed is not read again.
+        newest, dropped = planning.feed_range(connection)
+        positions = sorted({one.position for one in active if one.position < newest} | {newest})
+        group = [one for one in active if one.position == positions[0] and one.position < newest]
+        if not group:
+            return False
+        until = positions[1]
+        _report_missed(connection, group, dropped)
+        changes = planning.page(connection, positions[0], until, PAGE_CHANGES)
+        _save(connection, changes, group)
+        is_full = len(changes) == PAGE_CHANGES
+        planning.move(connection, [one.id for one in group], changes[-1].position if is_full else until)
+        return True
+
+
+def plan_since(engine: Engine, name: str, since: datetime, start_position: int) -> int:
+    """Plans changes from before a subscription's start, for `headrace subscriptions resend`. Returns their number.
+
+    `start_position` moves to the beginning, so that a second call plans nothing twice.
+    """
+    with transaction(engine, confirm=True) as connection:
+        one = planning.lock_one(connection, name)
+        first = at = max(planning.position_at(connection, since), planning.feed_range(connection)[1])
+        count = 0
+        while at < start_position and (changes := planning.page(connection, at, start_position, PAGE_CHANGES)):
+            _save(connection, changes, [one])
+            at, count = changes[-1].position, count + len(changes)
+        if first < start_position:
+            planning.begin_at(connection, one.id, first)
+        return count
+
+
+def _save(connection: Connection, changes: Sequence[FeedChange], group: Sequence[Planned]) -> None:
+    found = coalesce(changes, group)
+    erased = planning.erased_users(connection, sorted({one.user_id for one in found if one.type != ERASED}))
+    planning.save(connection, [one for one in found if one.type == ERASED or one.user_id not in erased], RETRY_DAYS)
+
+
+def _report_missed(connection: Connection, group: Sequence[Planned], dropped: int) -> None:
+    if group[0].position < dropped:
+        error = MISSED.format(dropped)
+        log.warning("%d subscriptions: %s", len(group), error)
+        planning.note_missed(connection, [one.id for one in group], error)

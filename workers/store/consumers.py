@@ -1,0 +1,155 @@
+"""Named consumers of the change feed: their positions, and the changes behind them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, text
+
+from app.errors import NotFound, PositionDropped, Unprocessable
+from workers.store.engine import transaction, wait_for_notification
+from workers.store.feed import CHANNEL
+
+POLL_SECONDS = 5.0  # while no notification arrives
+To = Literal["start", "now"] | int
+COLUMNS = "position, changed_at, op, user_id, client_user_id, resource, provider, source_type, id, ts_min, ts_max, rows"
+STATE = text("SELECT dropped, newest FROM headrace.feed")
+CREATE = text("""
+INSERT INTO headrace.consumers (name, position) SELECT :name, dropped FROM headrace.feed ON CONFLICT DO NOTHING""")
+POSITION = text("SELECT position FROM headrace.consumers WHERE name = :name")
+READ = text(f"""
+SELECT {COLUMNS}, origin FROM health.changes WHERE position > :position ORDER BY position LIMIT :limit""")
+ACK = text("""
+UPDATE headrace.consumers SET position = :position, moved_at = now() WHERE name = :name AND position <= :position""")
+RESET = text("""
+INSERT INTO headrace.consumers AS stored (name, position) VALUES (:name, :position)
+ON CONFLICT (name) DO UPDATE SET position = excluded.position, moved_at = now()""")
+REMOVE = text("DELETE FROM headrace.consumers WHERE name = :name")
+# `since` is the time of the first change that the consumer has not read. Without one, it has read everything.
+LIST = text("""
+SELECT name, c.position, feed.newest - c.position AS changes, next.changed_at AS since, c.moved_at,
+       c.position < feed.dropped AS is_dropped
+FROM headrace.feed, headrace.consumers c LEFT JOIN LATERAL (
+    SELECT changed_at FROM headrace.changes WHERE position > c.position ORDER BY position LIMIT 1) AS next ON true
+ORDER BY name""")
+
+
+# At most; a larger number is not counted.
+MAX_UNNUMBERED = 100_000
+UNNUMBERED = text(f"SELECT count(*) FROM (SELECT FROM headrace.outbox LIMIT {MAX_UNNUMBERED}) AS outbox")
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A consumer and its lag."""
+
+    name: str
+    position: int
+    changes: int  # behind the newest position
+    since: datetime | None  # when the oldest unread change became readable
+    moved_at: datetime
+    is_dropped: bool  # retention has dropped changes that it has not read
+
+    def expires_in(self, feed_days: int, now: datetime) -> timedelta | None:
+        """The time until retention drops a change that it has not read. None: it has read all."""
+        if self.is_dropped:
+            return timedelta()
+        return None if self.since is None else self.since + timedelta(days=feed_days) - now
+
+
+def consumers(connection: Connection) -> list[Consumer]:
+    return [Consumer(**row) for row in connection.execute(LIST).mappings()]
+
+
+def read(engine: Engine, name: str, limit: int) -> Sequence[dict[str, Any]]:
+    """The next changes of a consumer, which starts at the oldest one. Raises PositionDropped.
+
+    Reading does not move the position: `acknowledge` does.
+    """
+    with transaction(engine) as connection:
+        connection.execute(CREATE, {"name": name})
+        position = _position(connection, name)
+        found = connection.execute(READ, {"position": position, "limit": limit}).mappings().all()
+        # Retention moves `dropped` before it drops, so this finds every gap that the page may have.
+        _need_kept(connection, name, position)
+    return [dict(row) for row in found]
+
+
+def read_after(engine: Engine, name: str, position: int, limit: int) -> Sequence[dict[str, Any]]:
+    """The changes after a position, which is not the consumer's own. Raises PositionDropped."""
+    with transaction(engine) as connection:
+        found = connection.execute(READ, {"position": position, "limit": limit}).mappings().all()
+        _need_kept(connection, name, position)
+    return [dict(row) for row in found]
+
+
+def follow(engine: Engine, name: str, position: int, limit: int) -> Iterator[Sequence[dict[str, Any]]]:
+    """Pages of the changes after a position, without end. Waits for notifications of the sequencer.
+
+    Raises PositionDropped, and TryLater if the connection breaks.
+    """
+    listening = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with transaction(listening) as connection:
+        connection.execute(text(f"LISTEN {CHANNEL}"))
+        while True:
+            if page := read_after(engine, name, position, limit):
+                position = page[-1]["position"]
+                yield page
+            else:
+                wait_for_notification(connection, POLL_SECONDS)
+
+
+def acknowledge(engine: Engine, name: str, position: int) -> None:
+    """Moves a consumer forward. Raises NotFound, and Unprocessable for a position before it, or after the newest."""
+    with transaction(engine) as connection:
+        current = _position(connection, name)
+        newest = connection.execute(STATE).one().newest
+        if position > newest:
+            raise Unprocessable(f"position {position} does not exist yet: the newest one is {newest}")
+        if not connection.execute(ACK, {"name": name, "position": position}).rowcount:
+            hint = f"`headrace feed reset --consumer {name} --to {position}` moves it back"
+            raise Unprocessable(f"consumer {name} is at position {current} already, behind {position}; {hint}")
+
+
+def reset(engine: Engine, name: str, to: To) -> int:
+    """Sets the position of a consumer, which may be new. Returns it. Raises Unprocessable, and PositionDropped."""
+    with transaction(engine) as connection:
+        state = connection.execute(STATE).one()
+        position = {"start": state.dropped, "now": state.newest}.get(str(to), to)
+        if int(position) > state.newest:
+            raise Unprocessable(f"position {position} does not exist yet: the newest one is {state.newest}")
+        if int(position) < state.dropped:
+            raise _dropped(name, int(position), state.dropped)
+        connection.execute(RESET, {"name": name, "position": position})
+    return int(position)
+
+
+def remove(engine: Engine, name: str) -> None:
+    """Raises NotFound."""
+    with transaction(engine) as connection:
+        if not connection.execute(REMOVE, {"name": name}).rowcount:
+            raise _unknown(name)
+
+
+def _position(connection: Connection, name: str) -> int:
+    position = connection.scalar(POSITION, {"name": name})
+    if position is None:
+        raise _unknown(name)
+    return int(position)
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"unknown consumer {name}; `headrace feed list` shows all, `headrace feed read` creates one")
+
+
+def _need_kept(connection: Connection, name: str, position: int) -> None:
+    if position < (dropped := connection.execute(STATE).one().dropped):
+        raise _dropped(name, position, dropped)
+
+
+def _dropped(name: str, position: int, dropped: int) -> PositionDropped:
+    return PositionDropped(
+        f"the changes from {position + 1} to {dropped} are dropped (HEADRACE_FEED_DAYS) and consumer {name} has not "
+        f"read them. Run `headrace feed reset --consumer {name} --to now`, and then read the tables again"
+    )

@@ -1,0 +1,158 @@
+"""Queries of the planner: changes of the feed that subscriptions have not seen, and new or extended notifications.
+
+A subscription has a position of its own in the feed. So a paused one needs no rows while it is paused, and reads the
+changes of that time when it is resumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, text
+
+MAX_IDS = 1000  # in one notification; more rows are counted
+IS_BEHIND = text("""
+SELECT EXISTS (SELECT FROM headrace.subscriptions WHERE status = 'active'
+               AND position < (SELECT newest FROM headrace.feed))""")
+# In the order of the ids. A row that a sender locks at this moment is planned in the next pass.
+ACTIVE = text("""
+SELECT id, events, window_seconds, position FROM headrace.subscriptions
+WHERE status = 'active' ORDER BY id FOR NO KEY UPDATE SKIP LOCKED""")
+ONE = text("""
+SELECT id, events, window_seconds, position FROM headrace.subscriptions WHERE name = :name FOR NO KEY UPDATE""")
+FEED = text("SELECT newest, dropped FROM headrace.feed")
+PAGE = text("""
+SELECT position, changed_at, op, user_id, client_user_id, resource, provider, record_id, ts_min, ts_max, row_count
+FROM headrace.changes WHERE position > :after AND position <= :until ORDER BY position LIMIT :limit""")
+ERASED_USERS = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
+MOVE = text("UPDATE headrace.subscriptions SET position = :position WHERE id = ANY(:ids)")
+MISSED = text("UPDATE headrace.subscriptions SET reason = :reason WHERE id = ANY(:ids)")
+POSITION_AT = text("SELECT max(position) FROM headrace.changes WHERE changed_at < :since")
+BEGIN_AT = text("UPDATE headrace.subscriptions SET start_position = :position WHERE id = :id")
+SAVE = text(f"""
+INSERT INTO headrace.notifications AS open (id, subscription_id, type, user_id, client_user_id, resource, provider, ids,
+    ts_min, ts_max, row_count, first_position, last_position, changed_at, due_at, expires_at)
+SELECT id, subscription_id, type, user_id, client_user_id, resource, provider,
+       ARRAY(SELECT jsonb_array_elements_text(ids)), ts_min, ts_max, row_count, first_position, last_position,
+       changed_at, due_at, due_at + make_interval(days => :days)
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (id text, subscription_id int, type text, user_id text,
+    client_user_id text, resource text, provider text, ids jsonb, ts_min timestamptz, ts_max timestamptz,
+    row_count bigint, first_position bigint, last_position bigint, changed_at timestamptz, due_at timestamptz)
+ORDER BY subscription_id, user_id, type, resource, provider
+ON CONFLICT (subscription_id, user_id, type, resource, provider) WHERE status = 'pending' AND attempts = 0
+DO UPDATE SET
+    ids = (open.ids || ARRAY(SELECT unnest(excluded.ids) EXCEPT SELECT unnest(open.ids)))[1 : {MAX_IDS}],
+    ts_min = least(open.ts_min, excluded.ts_min), ts_max = greatest(open.ts_max, excluded.ts_max),
+    row_count = open.row_count + excluded.row_count,
+    client_user_id = coalesce(excluded.client_user_id, open.client_user_id),
+    first_position = least(open.first_position, excluded.first_position),
+    last_position = greatest(open.last_position, excluded.last_position),
+    changed_at = greatest(open.changed_at, excluded.changed_at), due_at = least(open.due_at, excluded.due_at)""")
+
+
+class FeedChange(NamedTuple):
+    """A row of headrace.changes, as the planner reads it."""
+
+    position: int
+    changed_at: datetime
+    op: str
+    user_id: str
+    client_user_id: str | None
+    resource: str | None
+    provider: str | None
+    record_id: str | None
+    ts_min: datetime | None
+    ts_max: datetime | None
+    row_count: int
+
+
+class Planned(NamedTuple):
+    """The subscription's part of a plan: its id, globs, window, and position in the feed."""
+
+    id: int
+    events: Sequence[str]
+    window_seconds: int
+    position: int
+
+
+@dataclass
+class NewNotification:
+    """A notification to insert, or to add to one that no attempt has fixed yet. Empty texts stand for null."""
+
+    id: str
+    subscription_id: int
+    type: str
+    user_id: str
+    client_user_id: str | None
+    resource: str
+    provider: str
+    ids: list[str]
+    ts_min: datetime | None
+    ts_max: datetime | None
+    row_count: int
+    first_position: int
+    last_position: int
+    changed_at: datetime
+    due_at: datetime
+
+
+def is_behind(connection: Connection) -> bool:
+    """Whether the feed has changes that an active subscription has not seen."""
+    return bool(connection.scalar(IS_BEHIND))
+
+
+def lock_active(connection: Connection) -> list[Planned]:
+    """Locks the active subscriptions."""
+    return [Planned(*row) for row in connection.execute(ACTIVE)]
+
+
+def lock_one(connection: Connection, name: str) -> Planned:
+    """Locks one subscription, which exists."""
+    return Planned(*connection.execute(ONE, {"name": name}).one())
+
+
+def feed_range(connection: Connection) -> tuple[int, int]:
+    """The newest position, and the greatest one that retention has dropped."""
+    row = connection.execute(FEED).first()
+    return (row.newest, row.dropped) if row else (0, 0)
+
+
+def page(connection: Connection, after: int, until: int, limit: int) -> list[FeedChange]:
+    """Changes behind `after` up to `until`, in order."""
+    rows = connection.execute(PAGE, {"after": after, "until": until, "limit": limit})
+    return [FeedChange(*row) for row in rows]
+
+
+def erased_users(connection: Connection, users: Sequence[str]) -> set[str]:
+    """Those of the users who are erased.
+
+    The erasure of another one, which may have begun, waits for the locks of the subscriptions before it deletes
+    notifications (`create_tombstone`). Locks on users would wait for user merges, which take minutes.
+    """
+    return set(connection.scalars(ERASED_USERS, {"users": list(users)}))
+
+
+def save(connection: Connection, new: Sequence[NewNotification], retry_days: int) -> None:
+    """Inserts notifications; one that a pending notification without an attempt covers is added to it."""
+    if new:
+        connection.execute(SAVE, {"rows": msgspec.json.encode(new).decode(), "days": retry_days})
+
+
+def move(connection: Connection, ids: Sequence[int], position: int) -> None:
+    connection.execute(MOVE, {"ids": list(ids), "position": position})
+
+
+def note_missed(connection: Connection, ids: Sequence[int], reason: str) -> None:
+    """Shows, until the subscriptions are resumed, that changes were dropped before they were planned."""
+    connection.execute(MISSED, {"ids": list(ids), "reason": reason})
+
+
+def position_at(connection: Connection, since: datetime) -> int:
+    """The last position before a moment; 0 if the feed begins later."""
+    return connection.scalar(POSITION_AT, {"since": since}) or 0
+
+
+def begin_at(connection: Connection, subscription_id: int, position: int) -> None:
+    connection.execute(BEGIN_AT, {"id": subscription_id, "position": position})

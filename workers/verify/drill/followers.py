@@ -1,0 +1,79 @@
+"""The consumers of a drill: processes that follow the change feed and are killed, and what they have read."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from threading import Event as Flag
+from threading import Thread
+
+from app.commands import own
+from app.config.settings import process_environment
+from workers.verify.drill.consumer import read_positions
+
+LIFE = (1.0, 6.0)  # seconds until a consumer is killed: from, to
+
+
+@dataclass(frozen=True)
+class FollowerTotals:
+    """The changes that a consumer has read, compared with those in the feed."""
+
+    name: str
+    kills: int
+    read: int
+    missed: int
+    repeated: int
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.missed and not self.repeated
+
+
+class Follower(Thread):
+    """Runs a consumer, and kills and restarts it again and again until stopped."""
+
+    def __init__(self, name: str, folder: Path, database_url: str, start: int, seed: int) -> None:
+        super().__init__(name=name, daemon=True)
+        self._file, self._url, self._start = folder / f"{name}.positions", database_url, start
+        self._rng = Random(seed)  # noqa: S311 - repeatable on purpose
+        self._calm, self._ended = Flag(), Flag()
+        self.kills = 0
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            process = self._process()
+            self._calm.wait(self._rng.uniform(*LIFE))
+            if self._calm.is_set():
+                self._ended.wait()
+            else:
+                self.kills += 1
+            process.kill()
+            process.wait()
+
+    def _process(self) -> subprocess.Popen[bytes]:
+        command = own("workers.verify.drill.consumer", str(self._file), self.name, str(self._start))
+        environment = process_environment() | {"DATABASE_URL": self._url}
+        return subprocess.Popen(command, env=environment, cwd=os.sep, stdin=subprocess.DEVNULL)
+
+    def settle(self) -> None:
+        """The consumer is killed no more."""
+        self._calm.set()
+
+    def stop(self) -> None:
+        self._calm.set()
+        self._ended.set()
+        self.join()
+
+    def last(self) -> int:
+        """The last position that it has read."""
+        read = read_positions(self._file)
+        return read[-1] if read else self._start
+
+    def totals(self, stored: Sequence[int]) -> FollowerTotals:
+        """Compares with the positions that are stored now."""
+        newest = stored[-1] if stored else self._start
+        read = [one for one in read_positions(self._file) if one <= newest]
+        missed = len(set(stored) - set(read))
+        return FollowerTotals(self.name, self.kills, len(read), missed, len(read) - len(set(read)))
