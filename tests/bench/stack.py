@@ -66,12 +66,13 @@ def running_up(*options: str, environment: Mapping[str, str] | None = None) -> I
     It also has the path of this `file`, the pid of `headrace up` and the `ready_seconds` from its start.
     """
     with _folder() as folder:
-        # A free port: web servers set SO_REUSEPORT, so another stack could respond on the default one.
+        # Free ports: web servers set SO_REUSEPORT, so another stack could respond on the default one, or take it first.
         command = [sys.executable, "-m", "workers.cli", "up", "--data-dir", str(folder / "data")]
         command += ["--port", str(free_port()), "--parent", str(os.getpid()), *options]
         began = time.monotonic()
         with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(command, env=os.environ | dict(environment or {}), stdout=output, stderr=output)
+            given = {"HEADRACE_OPERATIONS_PORT": str(free_port())} | dict(environment or {})
+            process = subprocess.Popen(command, env=os.environ | given, stdout=output, stderr=output)
         try:
             file = folder / "data" / "stack.json"
             info = _wait(process, file, folder / "output")

@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 from tests.support import HTTP, ROOT, message_id, signed, until
+from workers.local.ports import free_port
 from workers.local.stack import _remove_metrics_folder
 
 # Runs each command as the console script does, but all in one interpreter.
@@ -52,7 +53,9 @@ class Stack:
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         # A killed worker's message is redelivered after 5 s; one process is enough for the endpoint.
-        environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"} | self.more
+        environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"}
+        # The default port could be chosen by two stacks that start at the same time; the second server would not start.
+        environment |= {"HEADRACE_OPERATIONS_PORT": str(free_port())} | self.more
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         return self.process

@@ -78,6 +78,7 @@ def up(
         try:
             (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
             stack = _Stack(settings, environment, data_dir, supervisor)
+            at_the_end.callback(stack.release)
             stack.start_broker(lock)
             stack.start_endpoint(held.getsockname()[1])
             stack.start_database(lock)
@@ -207,6 +208,7 @@ class _Stack:
         self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
         self.psql = 'psql "$DATABASE_URL"'
         self.web = self.flower = self.console = self.operations = ""
+        self.held_console: socket.socket | None = None
         self.is_outdated = False
         self.fork: Fork = no_fork
         self.forkserver: Sequence[Slot] = ()
@@ -245,7 +247,9 @@ class _Stack:
         self.web, self.flower = _url(host, web), _url(flower_host, flower)
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
         console_host, wish = self.settings.console_host, self.settings.console_port
-        console = ports.free_port(console_host, wish if wish not in (web, flower) else None)
+        # Held like the endpoint's: the console listens with SO_REUSEPORT too.
+        self.held_console = ports.held_port(console_host, wish if wish not in (web, flower) else None)
+        console = int(self.held_console.getsockname()[1])
         self.console = _url(console_host, console)
         self.environment |= {"HEADRACE_CONSOLE_HOST": console_host, "HEADRACE_CONSOLE_PORT": str(console)}
         self._choose_operations_port({web, flower, console})
@@ -258,6 +262,11 @@ class _Stack:
             replace(flower_program, environment=environment, stop_signal=signal.SIGKILL),
         ]
         self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
+
+    def release(self) -> None:
+        """Releases the console's port."""
+        if self.held_console:
+            self.held_console.close()
 
     def start_database(self, lock: int) -> None:
         """Starts PostgreSQL if none is configured; it inherits the lock."""
