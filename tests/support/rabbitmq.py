@@ -143,16 +143,6 @@ class RabbitMQ:
         with self.connect() as connection:
             return int(connection.channel().queue_declare(lane, passive=True).message_count)
 
-    def wait_until_ready(self, count: int, lane: str = "live") -> None:
-        """Waits until so many messages are ready. Its error shows the queues and the connections."""
-        try:
-            until(lambda: self.ready_count(lane) == count)
-        except TimeoutError:
-            columns = ("name", "messages_ready", "messages_unacknowledged", "consumers", "state")
-            queues = self.control("list_queues", *columns)
-            connections = self.control("list_connections", "pid", "state", "channels", "peer_port", "client_properties")
-            raise AssertionError(f"not {count} messages ready\n{queues}\n{connections}") from None
-
     def has(self, queue: str) -> bool:
         """Whether a queue with this name exists."""
         try:
@@ -165,7 +155,7 @@ class RabbitMQ:
         """Deletes all messages, also delayed ones, and those that the consumers of a killed worker return.
 
         Deleting the queues instead fails now and then: RabbitMQ 3.10 rejects messages for a quorum queue that was just
-        declared again, and once a new queue had messages of the old one.
+        declared again.
         """
         for lane in LANES:
             for queue in (lane, delay_queue(lane).name):

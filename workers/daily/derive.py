@@ -43,6 +43,7 @@ SELECT max(edge) FROM unnest(CAST(:series AS int[])) AS given(id), LATERAL (
     SELECT ts FROM headrace.samples WHERE series_id = given.id AND ts >= :first AND ts < :last
     ORDER BY ts DESC OFFSET :limit LIMIT 1) AS newest(edge)""")
 POSTPONE = text("UPDATE headrace.daily_queue SET since = clock_timestamp() WHERE person = :person AND resource = :name")
+MAX_REST_SECONDS = 0.5  # after a batch
 log = logging.getLogger(__name__)
 
 
@@ -54,12 +55,19 @@ class Deriver:
         self._batch = 8  # rows of the queue in one transaction
 
     def run(self, is_stopping: Callable[[], bool], seconds: float = SLICE_SECONDS) -> bool:
-        """Follows the feed and computes for a time slice. Returns whether it stopped before everything was done."""
+        """Follows the feed and computes for a time slice. Returns whether it stopped before everything was done.
+
+        It rests as long as it has worked: PostgreSQL works for it at normal priority, and changes of the same day that
+        arrive meanwhile are computed together. Without rests, at 32 connections 0.85 times as many workouts were
+        committed as without this lane.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until and not is_stopping():
+            began = time.monotonic()
             has_more = follow(self._engine)
             if self.step() is None and not has_more:
                 return False
+            time.sleep(min(time.monotonic() - began, MAX_REST_SECONDS))
         return True
 
     def rebuild(self, persons: Sequence[str] | None, on_progress: Callable[[int, int], None]) -> int:
