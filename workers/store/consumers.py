@@ -1,6 +1,6 @@
 """Named consumers of the change feed: their positions, and the changes behind them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -84,7 +84,7 @@ def read_after(engine: Engine, name: str, position: int, limit: int) -> Sequence
     return [dict(row) for row in found]
 
 
-def follow(engine: Engine, name: str, position: int, limit: int) -> Iterator[Sequence[dict[str, Any]]]:
+def follow(engine: Engine, name: str, position: int, limit: int) -> Generator[Sequence[dict[str, Any]], None, None]:
     """Pages of the changes after a position, without end. Waits for notifications of the sequencer.
 
     Raises PositionDropped, and TryLater if the connection breaks.

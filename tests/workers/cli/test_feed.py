@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.support import rows
+from tests.support import rows, until
 from tests.support.cli import Headrace, error_line
 from tests.support.database import run
-from workers.store import feed
+from workers.store import consumers, feed
 from workers.store.engine import transaction
 from workers.store.feed import Change, Sequencer, announce
 
@@ -106,3 +107,17 @@ def test_dropped_changes_end_with_status_3(headrace: Headrace, fill: Fill, engin
 def test_a_wrong_place_is_refused(headrace: Headrace, to: str) -> None:
     """Breaks if a word that is no position ends in a traceback or moves the consumer."""
     assert headrace("feed", "reset", "--consumer", "c1", "--to", to).exit_code == 2
+
+
+def test_a_follower_is_woken_by_new_changes(engine: Engine, fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if `read --follow` misses a change, or learns of it only by its next poll, which is too late here."""
+    monkeypatch.setattr(consumers, "POLL_SECONDS", 60.0)
+    fill("w1")
+    pages = consumers.follow(engine, "c1", 0, 10)
+    assert [one["id"] for one in next(pages)] == ["w1"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, pages)
+        until(lambda: rows(engine, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN headrace_changes%'"))
+        fill("w2")
+        assert [one["id"] for one in waiting.result(20)] == ["w2"]
+    pages.close()
