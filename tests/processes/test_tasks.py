@@ -15,7 +15,7 @@ from app.config.settings import Settings
 from app.delivery import MESSAGE_VERSION
 from tests.support import delivery, rows, until, worker, workout
 from tests.support.collector import Collector, ReceivedSpan, collector
-from tests.support.workers import SharedWorker, messages, publish
+from tests.support.workers import IS_WAITING, SharedWorker, blocking, messages, publish
 
 pytestmark = pytest.mark.processes
 UNREACHABLE = "postgresql://u:sesame@127.0.0.1:1/d"
@@ -86,14 +86,18 @@ def test_a_worker_killed_during_a_backlog_loses_no_message(
     publish(
         settings,
         *(
-            [delivery(workout(f"u{number}", f"w{workout_number}")) for workout_number in range(10)]
+            [
+                delivery(workout(f"u{number}", f"w{workout_number}"), name=f"{number}-{workout_number}")
+                for workout_number in range(10)
+            ]
             for number in range(120)
         ),
     )
-    killed = stopped_worker.ready().process
-    until(lambda: stored(engine))
-    killed.kill()
-    killed.wait(30)
+    with blocking(engine, "100-5"):
+        killed = stopped_worker.ready().process
+        until(lambda: rows(engine, IS_WAITING))
+        killed.kill()
+        killed.wait(30)
     assert messages(broker)
     stopped_worker.ready()
     count = "SELECT count(*) AS n, count(DISTINCT user_id) AS users FROM health.workouts"

@@ -198,10 +198,13 @@ def _without_offsets(connection: Connection, touched: Iterable[_Touched]) -> lis
     for one in touched:
         by_person[one.person].append(one)
     users = users_of(connection, sorted(by_person)) if by_person else {}
+    lacking: dict[str, set[str]] = defaultdict(set)
+    everyone = [user for ids in users.values() for user in ids]
+    for row in connection.execute(LACKING, {"users": everyone, "sessions": list(SESSIONS)}):
+        lacking[row.user_id].add(row.resource)
     stretches = []
     for person, ids in users.items():
-        lacking = connection.execute(LACKING, {"users": ids, "sessions": list(SESSIONS)}).all()
-        resources = sorted({row.resource for row in lacking if row.resource in derived()})
+        resources = sorted({name for user in ids for name in lacking[user] if name in derived()})
         for one in _merged(by_person[person]) if resources else ():
             before, after = nearest_known(connection, ids, one.first, one.last)
             series = series_of(connection, ids, resources)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy import event as events
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.observability.metrics import exposition
 from tests.support import apply, delivery, event, rows, workout
-from workers.daily import priorities
+from workers.daily import priorities, queue
 from workers.daily.derive import Deriver
 from workers.daily.follow import follow, is_due
 from workers.operate.erase import Eraser
@@ -333,6 +334,32 @@ def test_a_long_history_does_not_delay_others(engine: Engine, settings: Settings
     follow(engine)
     deriver.step()
     assert rows(engine, "SELECT value FROM health.daily WHERE client_user_id = 'member-2'") == [{"value": 7}]
+
+
+@pytest.mark.parametrize("dates", [["2026-03-14"], ["2026-03-14", "2026-03-30"]], ids=["short", "long"])
+def test_the_number_of_statements_does_not_depend_on_the_number_of_people(
+    engine: Engine, settings: Settings, deriver: Deriver, dates: list[str]
+) -> None:
+    """Breaks if each person costs statements or a transaction of its own: 500 people took 28 s instead of 8 s."""
+
+    def statements_for(people: range) -> int:
+        for person in people:
+            for date_ in dates:
+                changes = {"time_start": f"{date_}T06:30:00+00:00", "time_end": f"{date_}T07:15:00+00:00"}
+                one = workout(f"u{person}", f"w{date_}", **changes, timezone_offset=3600)
+                store(engine, settings, one | {"client_user_id": f"member-{person}"})
+        Sequencer(engine).run()
+        seen: list[str] = []
+        note = lambda *given: seen.append(given[2])  # noqa: E731
+        events.listen(engine, "before_cursor_execute", note)
+        follow(engine)
+        assert deriver.step()
+        events.remove(engine, "before_cursor_execute", note)
+        with transaction(engine) as connection:
+            assert queue.count(connection) == 0
+        return len(seen)
+
+    assert statements_for(range(8)) == statements_for(range(8, 9))
 
 
 def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:
