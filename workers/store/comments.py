@@ -19,7 +19,7 @@ COMMON = {
 OF_RECORDS = {
     "id": "the id of the record at the provider's aggregator; unique per user_id and resource",
     "payload": "the whole object as received",
-    "sport": "the sport as Junction names it, such as running; null for data from Terra",
+    "sport": "the sport, such as running: the slug of Junction, or the name of Terra's number in that form",
 }
 OF_SAMPLES = {
     "ts": "the time of the sample; of an interval its start",

@@ -1,9 +1,12 @@
 """Tables and views that are generated from the catalogue: a table per record resource, a view per resource."""
 
+import json
+
 from sqlalchemy import Connection, text
 
 from app.catalogue import Catalogue, Field, Resource
 from workers.aggregators.common import MAX_AHEAD
+from workers.aggregators.terra.sports import SPORTS
 from workers.store.comments import comment
 from workers.store.merge import Target
 from workers.store.sql import quoted
@@ -122,8 +125,10 @@ WHERE table_schema = 'health' AND table_name = :name ORDER BY ordinal_position""
     return {row.column_name: row.type for row in connection.execute(query, {"name": resource.name})}
 
 
-# Columns of views that are read from an object of the payload. Terra's objects have another sport list, of numbers.
-EXTRACTED = {"workouts": {"sport": "r.payload -> 'sport' ->> 'slug'"}}
+# Columns of views that are read from an object of the payload: Junction's, or Terra's.
+SPORT = f"""coalesce(r.payload -> 'sport' ->> 'slug',
+    CAST('{json.dumps(SPORTS)}' AS jsonb) ->> (r.payload -> 'metadata' ->> 'type'))"""
+EXTRACTED = {"workouts": {"sport": SPORT}}
 # Added after the first version.
 LATER_COLUMNS = {
     "deleted": "boolean NOT NULL DEFAULT false",

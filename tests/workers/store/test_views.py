@@ -7,7 +7,7 @@ from sqlalchemy import Engine, text
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from tests.support import apply, delivery, event, heartrate, rows, workout
+from tests.support import apply, delivery, event, heartrate, rows, terra, workout
 from tests.support.database import run
 from workers.store.indexes import index_records
 from workers.store.migrate import migrate
@@ -82,6 +82,16 @@ def test_the_sport_is_that_of_the_payload(engine: Engine, settings: Settings) ->
     apply(engine, settings, *(delivery(workout("u1", name, sport=sport)) for name, sport in shapes.items()))
     found = rows(engine, "SELECT id, sport FROM health.workouts ORDER BY id")
     assert [(row["id"], row["sport"]) for row in found if row["sport"]] == [("w1", "running")]
+
+
+def test_the_sport_of_terra_is_the_name_of_its_number(engine: Engine, settings: Settings) -> None:
+    """Breaks if Terra's workouts have no sport or another one than Junction's, or an unknown number cannot be read."""
+    numbers = {"s1": 8, "s2": 0, "s3": 999, "s4": "running"}
+    for name, number in numbers.items():
+        activity = terra.event("activity", {"metadata": terra.METADATA | {"summary_id": name, "type": number}})
+        apply(engine, settings, delivery(activity, aggregator="terra", name=f"trace-{name}"))
+    found = {row["id"]: row["sport"] for row in rows(engine, "SELECT id, sport FROM health.workouts")}
+    assert found == {"s1": "running", "s2": "in_vehicle", "s3": None, "s4": None}
 
 
 def test_the_ledger_names_the_aggregator_and_the_person(engine: Engine, settings: Settings) -> None:
