@@ -6,7 +6,7 @@ import select
 import socket
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -60,7 +60,7 @@ def workout_event(user_id: str, number: int) -> dict[str, Any]:
         "created_at": start.isoformat(),
         "updated_at": start.isoformat(),
     }
-    return event("daily.data.workouts.created", user_id, data | zones)
+    return event("daily.data.workouts.created", user_id, data | zones, client_user_id=f"load-{user_id}")
 
 
 def samples_event(user_id: str, number: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def samples_event(user_id: str, number: int) -> dict[str, Any]:
         for second in range(SAMPLES_PER_EVENT)
     ]
     data = {"source": {"provider": "garmin", "type": "watch"}, "data": samples}
-    return event("daily.data.heartrate.created", user_id, data)
+    return event("daily.data.heartrate.created", user_id, data, client_user_id=f"load-{user_id}")
 
 
 MAKERS: dict[str, Callable[[str, int], dict[str, Any]]] = {"workouts": workout_event, "heartrate": samples_event}
@@ -129,13 +129,14 @@ def _send_all(address: tuple[str, int], requests: list[bytes], connections: int,
     by_number = {line.socket.fileno(): line for line in lines}
     for number in by_number:
         poll.register(number, select.EPOLLIN)
-    idle, due = lines.copy(), time.perf_counter()
+    # In turn, because the endpoint closes a connection that it has not heard of for 5 s.
+    idle, due = deque(lines), time.perf_counter()
     deadline = due + seconds
     while True:
         now = time.perf_counter()
         is_over = now >= deadline or not requests
         while idle and requests and not is_over and (not pause or due <= now):
-            idle.pop().send(requests.pop(), due if pause else time.perf_counter())
+            idle.popleft().send(requests.pop(), due if pause else time.perf_counter())
             due += pause
         if is_over and len(idle) == len(lines):
             break

@@ -101,27 +101,28 @@ def _live(results: Results) -> Iterable[Table]:
     assert floors
     table = new_table(
         f"Workouts through the whole pipeline, {results.plan.workers} live workers",
-        *("connections", "accepted/s", "committed/s", "response p50 / p99, ms", "202 to row p50 / p99, ms"),
+        *("connections", "accepted/s", "committed/s", "response p50 / p99, ms"),
+        *("202 to row p50 / p99, ms", "202 to day p50 / p99, ms"),
         *("deliveries per message / batch", "ratio to Flask + verification", "ratio to applying 50, all workers"),
         "missing",
         caption="Load generator: tests/bench/load.py, requests signed in advance",
     )
     for one in live.closed:
-        table.add_row(*_pipeline_row(one, floors, results.plan.workers, ""))
-    paced = _pipeline_row(live.paced, floors, results.plan.workers, _times(live.to_row))
+        table.add_row(*_pipeline_row(one, floors, results.plan.workers, "", ""))
+    paced = _pipeline_row(live.paced, floors, results.plan.workers, _times(live.to_row), _times(live.to_day))
     table.add_row(f"{live.paced.connections}, open loop at 80 %", *paced[1:])
     yield table
     runs = {f"{one.connections} conn.": one for one in live.closed} | {"80 %": live.paced}
     yield _cpu("CPU per workout, core-ms", runs)
 
 
-def _pipeline_row(one: PipelineRun, floors: Floors, workers: int, to_row: str) -> list[str]:
+def _pipeline_row(one: PipelineRun, floors: Floors, workers: int, *visible: str) -> list[str]:
     ratios = [
         _ratio(one.committed, floors.verified),
         _ratio(one.committed, floors.applying[50] * workers),
     ]
     sizes = f"{one.per_message:.1f} / {one.per_batch:.1f}"
-    rates = [f"{one.accepted:,.0f}", f"{one.committed:,.0f}", _times(one.answer), to_row, sizes]
+    rates = [f"{one.accepted:,.0f}", f"{one.committed:,.0f}", _times(one.answer), *visible, sizes]
     return [str(one.connections), *rates, *ratios, _lost(one)]
 
 

@@ -96,6 +96,7 @@ class Live:
     rate: float
     paced: PipelineRun
     to_row: Times
+    to_day: Times
 
 
 @dataclass(frozen=True)

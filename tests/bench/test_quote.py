@@ -16,7 +16,7 @@ def measured() -> Results:
     run = PipelineRun("workouts", 128, 9, 2_000, 1_849, 0, 0, SOME, cpu_us, per_message=2.5, per_batch=4)
     floors = Floors(9_000, SOME, 5_000, SOME, 1, {50: 1}, {50: 1_000}, 1, {1: 1})
     idle = Idle(7.6, 60, {"web": Pss(4, 100), "flower": Pss(1, 50)}, {"web": 0.5, "flower": 0.25})
-    return Results(Plan(), cores=2, floors=floors, idle=idle, live=Live([run], 1, run, SOME))
+    return Results(Plan(), cores=2, floors=floors, idle=idle, live=Live([run], 1, run, SOME, SOME))
 
 
 def test_the_page_has_a_block_for_each_part() -> None:
@@ -41,7 +41,7 @@ def test_a_table_contains_the_figures_of_its_run() -> None:
     """Breaks if a stage, a total, a ratio or the sizes of messages are missing from a table."""
     found = dict(blocks(msgspec.json.decode(msgspec.json.encode(measured()), type=Results)))
     pipeline, cpu = found["live"]
-    assert "| 128 | 2,000 | 1,849 | 2.0 / 2.0 |  | 2.5 / 4.0 | 0.37 | 0.92 | none |" in pipeline
+    assert "| 128 | 2,000 | 1,849 | 2.0 / 2.0 |  |  | 2.5 / 4.0 | 0.37 | 0.92 | none |" in pipeline
     assert "| endpoint | 0.500 | 0.500 |" in cpu
     assert "| the stack as a whole | 0.500 | 0.500 |" in cpu
     (idle,) = found["idle"]

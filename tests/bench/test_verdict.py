@@ -61,7 +61,7 @@ def test_the_cost_of_an_event_is_that_of_the_stack() -> None:
 def test_a_rate_is_judged_absolutely_and_scaled(committed: float, speed: float, share: float, scaled: float) -> None:
     """Breaks if the absolute share is scaled to the machine, or the scaled share is not."""
     of = results(speed=speed)
-    of.live = Live([pipeline_run(100), pipeline_run(committed)], 1, pipeline_run(1), SOME)
+    of.live = Live([pipeline_run(100), pipeline_run(committed)], 1, pipeline_run(1), SOME, SOME)
     assert target(of, "workouts committed").share == share
     assert target(of, "workouts committed").scaled_share == scaled
 
@@ -69,7 +69,7 @@ def test_a_rate_is_judged_absolutely_and_scaled(committed: float, speed: float, 
 def test_a_lost_row_fails_the_rate() -> None:
     """Breaks if a run that lost events reaches a target."""
     of = results()
-    of.live = Live([pipeline_run(100, missing=1), pipeline_run(9000)], 1, pipeline_run(1), SOME)
+    of.live = Live([pipeline_run(100, missing=1), pipeline_run(9000)], 1, pipeline_run(1), SOME, SOME)
     assert target(of, "workouts committed").share == 0
     assert "MISSING" in target(of, "workouts committed").remark
 
@@ -78,7 +78,7 @@ def test_a_lost_row_fails_the_rate() -> None:
 def test_a_p99_is_below_the_target_or_not(p99: float, is_reached: bool) -> None:
     """Breaks if the comparison of response times is inverted."""
     of = results()
-    of.live = Live([pipeline_run(1)], 1, pipeline_run(1, p99=p99), SOME)
+    of.live = Live([pipeline_run(1)], 1, pipeline_run(1, p99=p99), SOME, SOME)
     assert (target(of, "response, p99").share >= 1) == is_reached
 
 
