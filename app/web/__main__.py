@@ -22,6 +22,7 @@ from app.commands import own
 from app.config.settings import Settings, load, process_environment
 from app.observability import gc
 from app.observability.metrics import METRICS_FOLDER
+from app.scheduling import preempt_others
 from app.web.limits import connections_per_process, raise_file_limit
 
 FOLDER_PREFIX = "headrace-metrics-"
@@ -54,6 +55,7 @@ def serve(settings: Settings) -> None:
     """Runs granian, with one event loop per process. Raises Misconfigured."""
     connections = connections_per_process(settings)
     raise_file_limit(connections)
+    preempt_others()
     server = Granian(
         f"{MODULE}:{FACTORY}",
         interface=Interfaces.RSGI,

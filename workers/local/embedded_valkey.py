@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from app.errors import Misconfigured
+from app.scheduling import preempt_others
 from workers.local.files import write_secret
 from workers.local.ports import saved_port
 from workers.local.supervisor import Program
@@ -53,6 +54,7 @@ def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> t
         log=log,
         ready=lambda: _valkey_answers(port, password),
         cwd=folder,
+        before_exec=preempt_others,
         before_start=functools.partial(_cut_zeros, folder / "appendonlydir"),
     )
     return program, f"redis://:{password}@127.0.0.1:{port}/0"

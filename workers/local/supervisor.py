@@ -85,9 +85,12 @@ class Program:
     before_start: Callable[[], None] = lambda: None
     pass_fds: tuple[int, ...] = ()
     fork: Fork = no_fork
+    before_exec: Callable[[], None] = lambda: None  # in the new process; not called for one that `fork` starts
 
 
-def die_with_parent(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+def die_with_parent(
+    parent: int, death_signal: signal.Signals, then: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
     """The function to run between fork and exec. CPython calls it after changing the user, which clears the setting."""
 
     def tie() -> None:
@@ -95,6 +98,7 @@ def die_with_parent(parent: int, death_signal: signal.Signals) -> Callable[[], N
             _prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
         if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
+        then()
 
     return tie
 
@@ -117,7 +121,7 @@ def _spawn(program: Program) -> Process:
             stderr=log,
             start_new_session=True,
             pass_fds=program.pass_fds,
-            preexec_fn=die_with_parent(os.getpid(), program.stop_signal),  # noqa: PLW1509 - there are no threads here
+            preexec_fn=die_with_parent(os.getpid(), program.stop_signal, program.before_exec),  # noqa: PLW1509 - no threads
             **as_user,
         )
     finally:
