@@ -1,13 +1,18 @@
 """Scheduling priorities: the niceness of each lane's process."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from app.broker.lanes import LANES
-from workers.local.niceness import AUTOGROUP, NICE
+from app.config.settings import Settings
+from tests.support import of_worker
+from workers.local.niceness import NICE
 
+AUTOGROUP = Path("/proc/self/autogroup")
 pytestmark = pytest.mark.processes
 SCRIPT = (
     "import os, pathlib; from workers.local.niceness import lower_priority; "
@@ -52,3 +57,21 @@ def test_the_session_of_another_program_is_unchanged() -> None:
     """Breaks if a worker that an operator starts in a terminal slows down the other programs of that terminal."""
     before = AUTOGROUP.read_text().strip()
     assert reported_niceness("backfill", then=PRINT_SESSION, is_leader=False)[1] == before
+
+
+def test_the_processes_of_postgresql_share_the_niceness_of_background_work(settings: Settings) -> None:
+    """Breaks if queries of the lane `derive` take the CPU from live events, or another process is niced."""
+    code = """
+import os
+os.nice(7)
+from app.config.settings import load
+from app.scheduling import share_niceness
+from workers.store.engine import make_background
+connection = make_background(load(), "headrace-derive").connect().connection
+pid = connection.dbapi_connection.info.backend_pid
+share_niceness(os.getppid(), 1)
+print(os.getpriority(os.PRIO_PROCESS, pid) - os.nice(0), os.getpriority(os.PRIO_PROCESS, os.getppid()))
+"""
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=of_worker(settings), capture_output=True, text=True, check=True, timeout=30)
+    assert found.stdout.split() == ["0", str(os.nice(0))]

@@ -24,6 +24,7 @@ from workers.celery.retries import failures_of, retry_headers, seconds_before
 from workers.daily.derive import Deriver
 from workers.ingest.outcomes import cause_of, retry_reason
 from workers.notify.sender import Notifier
+from workers.store.engine import make_background
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -92,7 +93,7 @@ def _register_readers(task: Callable[..., Decorator], context: Callable[[], Work
 
     @cache
     def deriver() -> Deriver:
-        return Deriver(context().engine, context().settings)
+        return Deriver(make_background(context().settings, "headrace-derive"), context().settings)
 
     @task(name=NOTIFY, max_retries=0)
     def notify(task: Task) -> None:  # noqa: ARG001

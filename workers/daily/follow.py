@@ -15,7 +15,6 @@ from workers.daily.priorities import ORIGIN
 from workers.daily.queue import Stretch
 from workers.daily.state import (
     Series,
-    dates_of_records,
     extend_reach,
     reach_of,
     series_of,
@@ -111,17 +110,24 @@ def follow(engine: Engine) -> bool:
 def queue_changes(connection: Connection, changes: Sequence[Row[Any]]) -> None:
     """Queues the days that changes touch. Rows that have expired leave their days as they are."""
     _note_expired(connection, [one for one in changes if one.origin == RETENTION])
-    followed = {*derived(), SUMMARY}
+    sessions = (*SESSIONS, SUMMARY)
+    followed = {*derived(), *sessions}
     changes = [one for one in changes if one.resource in followed and one.origin != RETENTION and one.op != "erase"]
     if not changes:
         return
     person_of = people_of(connection, {one.user_id for one in changes})
-    changes = [one for one in changes if one.user_id in person_of]
+    samples: list[Row[Any]] = []
+    records: dict[str, list[Row[Any]]] = {name: [] for name in sessions}
+    for one in changes:
+        if one.user_id in person_of:
+            if one.ts_min is not None:
+                samples.append(one)
+            elif one.record_id is not None:
+                records[one.resource].append(one)
     touched: list[_Touched] = []
-    stretches = _of_samples(connection, [one for one in changes if one.ts_min is not None], person_of, touched)
-    for resource in (*SESSIONS, SUMMARY):
-        records = [one for one in changes if one.resource == resource and one.record_id is not None]
-        stretches += _of_records(connection, resource, records, person_of, touched)
+    stretches = _of_samples(connection, samples, person_of, touched)
+    for resource, changed in records.items():
+        stretches += _of_records(connection, resource, changed, person_of, touched)
     stretches += _without_offsets(connection, touched)
     queue.add(connection, stretches)
 
@@ -180,16 +186,16 @@ def _of_records(
 ) -> list[Stretch]:
     if not changes:
         return []
-    origins = {one.user_id: one.origin for one in changes}
-    names = summarised() if resource == SUMMARY else (resource,)
-    stretches = []
-    for one in update_records(connection, resource, {(one.user_id, one.record_id) for one in changes}):
-        person, origin = person_of[one.user_id], origins[one.user_id]
-        first, last = dates_of_records([one])
-        stretches += [Stretch(person, name, first, last, origin) for name in names]
-        if one.timezone_offset is not None:
-            touched.append(_Touched(person, one.starts, one.ends, origin))
-    return stretches
+    origins = {(one.user_id, one.record_id): one.origin for one in changes}
+    users, ids = map(list, zip(*origins, strict=True))
+    found = update_records(connection, resource, users, ids)
+    of_user = dict(zip(users, origins.values(), strict=True))
+    touched += [_Touched(person_of[user], first, last, of_user[user]) for user, first, last in found.known]
+    return [
+        Stretch(person_of[user], name, first, last, of_user[user])
+        for user, first, last in found.dates
+        for name in (summarised() if resource == SUMMARY else (resource,))
+    ]
 
 
 def _without_offsets(connection: Connection, touched: Iterable[_Touched]) -> list[Stretch]:

@@ -42,7 +42,8 @@ NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
 TAKE = text("""
 WITH taken AS MATERIALIZED (
     SELECT person, resource, dates, origin, since FROM headrace.daily_queue
-    WHERE CAST(:persons AS text[]) IS NULL OR person = ANY(:persons)
+    WHERE (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
+      AND since <= clock_timestamp() - make_interval(secs => :linger)
     ORDER BY since LIMIT :limit FOR UPDATE SKIP LOCKED)
 SELECT person, resource, origin, since, lower(part) AS first, upper(part) - 1 AS last
 FROM taken, unnest(dates) AS part ORDER BY since, person, resource, last DESC NULLS FIRST""")
@@ -118,9 +119,14 @@ def add_all(
     connection.execute(ADD_ALL, values | {"summarised": list(summarised())})
 
 
-def take(connection: Connection, limit: int, persons: Sequence[str] | None = None) -> list[Queued]:
-    """Locks the oldest rows of the queue until the transaction ends, and returns their parts, the newest date first."""
-    values = {"limit": limit, "persons": persons and list(persons)}
+def take(
+    connection: Connection, limit: int, persons: Sequence[str] | None = None, *, linger: float = 0.0
+) -> list[Queued]:
+    """Locks the oldest rows of the queue until the transaction ends, and returns their parts, the newest date first.
+
+    Rows are left that have been in the queue for less than `linger` seconds.
+    """
+    values = {"limit": limit, "persons": persons and list(persons), "linger": linger}
     return [
         Queued(row.person, row.resource, row.first, row.last, row.origin) for row in connection.execute(TAKE, values)
     ]

@@ -30,8 +30,9 @@ FROM unnest(CAST(:numbers AS int[]), CAST(:series AS int[]), CAST(:firsts AS tim
 JOIN headrace.samples s ON s.series_id = given.series_id AND s.ts >= given.first AND s.ts < given.last
 WHERE s.ts >= :first AND s.ts < :last AND coalesce(s.ts_end - s.ts, '0') <= :max_length
 ORDER BY given.n, s.ts""")
-# A session is found by the time of its start, and may decide which later sessions are kept.
-SESSIONS_BEFORE, SESSIONS_AFTER = timedelta(days=8), timedelta(days=4)
+# A session is found by the time of its start, and may decide which sessions that overlap it are kept. Of those that
+# are over long before the first date, none can overlap a session of this date, not even through a third one.
+SESSIONS_BEFORE, SESSIONS_AFTER, SESSIONS_ENDED = timedelta(days=8), timedelta(days=4), timedelta(days=3)
 COLUMNS = {
     "sleep": [name.removeprefix("sleep_") for name in SLEEP],
     "workouts": [name.removeprefix("workouts_") for name in WORKOUTS],
@@ -39,9 +40,9 @@ COLUMNS = {
 }
 GIVEN_RECORDS = """
 FROM unnest(CAST(:numbers AS int[]), CAST(:users AS text[]), CAST(:firsts AS timestamptz[]),
-            CAST(:lasts AS timestamptz[])) AS given(n, user_id, first, last)
+            CAST(:lasts AS timestamptz[]), CAST(:ended AS timestamptz[])) AS given(n, user_id, first, last, ended)
 JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{resource}'
-    AND k.starts >= given.first AND k.starts < given.last
+    AND k.starts >= given.first AND k.starts < given.last AND k.ends >= given.ended
 JOIN {table} r ON r.user_id = k.user_id AND r.id = k.id AND NOT r.deleted"""
 
 
@@ -172,14 +173,15 @@ def _read_records(
 ) -> dict[int, list[Any]]:
     of = summarised() if resource == SUMMARY else (resource,)
     given = [
-        (n, user, at_midnight(one.first) - SESSIONS_BEFORE, at_midnight(one.last) + SESSIONS_AFTER)
+        (n, user, first - SESSIONS_BEFORE, at_midnight(one.last) + SESSIONS_AFTER, first - SESSIONS_ENDED)
         for n, one in enumerate(stretches)
         if one.resource in of
+        for first in (at_midnight(one.first),)
         for user in users.get(one.person, ())
     ]
     found: dict[int, list[Any]] = defaultdict(list)
     if given:
-        names = ("numbers", "users", "firsts", "lasts")
+        names = ("numbers", "users", "firsts", "lasts", "ended")
         columns = dict(zip(names, map(list, zip(*given, strict=True)), strict=True))
         for row in connection.execute(RECORDS[resource], columns):
             found[row.n].append(row)

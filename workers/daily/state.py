@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import catalogue
 from workers.daily.metrics import SESSIONS, SUMMARY
@@ -154,8 +154,16 @@ WHERE {where} AND NOT deleted AND {start} IS NOT NULL AND {end} IS NOT NULL AND 
     SELECT 1 FROM headrace.retractions t WHERE (t.user_id, t.resource, t.id) = (r.user_id, '{resource}', r.id))"""
 
 
+# The local dates that a record can touch, at any offset. A session decides which of the sessions that overlap it are
+# kept, and these may lie on the day before or after. PostgreSQL joins the dates: reading two rows for each record took
+# a fifth of the time of this lane.
+MARGIN = f"interval '1 day {MAX_OFFSET} seconds'"
+FIRST = f"CAST(greatest(starts - {MARGIN}, '0001-01-02') AT TIME ZONE 'UTC' AS date)"
+LAST = f"CAST(least(ends + {MARGIN}, '9999-12-30') AT TIME ZONE 'UTC' AS date)"
+
+
 def _update_records(resource: str, given: str) -> str:
-    """Returns the times of the given records before and after."""
+    """Returns ranges by user: the dates that the given records touch, before and after, and where offsets are known."""
     return f"""
 WITH given AS MATERIALIZED ({given}),
 old AS MATERIALIZED (
@@ -170,9 +178,16 @@ put AS (
     ON CONFLICT (user_id, resource, id) DO UPDATE SET starts = excluded.starts, ends = excluded.ends,
         timezone_offset = excluded.timezone_offset
     WHERE (k.starts, k.ends, k.timezone_offset) IS DISTINCT FROM
-          (excluded.starts, excluded.ends, excluded.timezone_offset))
-SELECT user_id, starts, ends, timezone_offset FROM old UNION ALL
-SELECT user_id, starts, ends, timezone_offset FROM new"""
+          (excluded.starts, excluded.ends, excluded.timezone_offset)),
+times AS MATERIALIZED (SELECT * FROM old UNION ALL SELECT * FROM new),
+dates AS (SELECT user_id, range_agg(daterange({FIRST}, {LAST}, '[]')) AS parts FROM times GROUP BY user_id),
+known AS (
+    SELECT user_id, range_agg(tstzrange(starts, ends + interval '1 day')) AS parts FROM times
+    WHERE timezone_offset IS NOT NULL GROUP BY user_id)
+SELECT user_id, true AS is_dates, lower(part) AS first, upper(part) - 1 AS last,
+       CAST(NULL AS timestamptz) AS starts, CAST(NULL AS timestamptz) AS ends FROM dates, unnest(parts) AS part
+UNION ALL
+SELECT user_id, false, NULL, NULL, lower(part), upper(part) - interval '1 day' FROM known, unnest(parts) AS part"""
 
 
 GIVEN = "SELECT * FROM unnest(CAST(:users AS text[]), CAST(:ids AS text[])) AS given(user_id, id)"
@@ -190,31 +205,26 @@ READ_RECORDS = {
 
 
 @dataclass(frozen=True)
-class RecordTimes:
-    """Where a record stands, or stood before it changed."""
+class TouchedByRecords:
+    """What records touch, before and after they changed: local dates, both inclusive, and times with a known offset."""
 
-    user_id: str
-    starts: datetime
-    ends: datetime
-    timezone_offset: int | None
+    dates: list[tuple[str, date, date]]  # of a user
+    known: list[tuple[str, datetime, datetime]]
 
 
-def update_records(connection: Connection, resource: str, changed: Iterable[tuple[str, str]]) -> list[RecordTimes]:
-    """Stores the times of changed records, each a user and an id, and returns their times before and after."""
-    users, ids = map(list, zip(*changed, strict=True))
-    return [RecordTimes(*row) for row in connection.execute(UPDATE_RECORDS[resource], {"users": users, "ids": ids})]
+def update_records(connection: Connection, resource: str, users: Sequence[str], ids: Sequence[str]) -> TouchedByRecords:
+    """Stores the times of changed records, each a user and an id, and returns what they touch."""
+    return _touched(connection, UPDATE_RECORDS[resource], {"users": list(users), "ids": list(ids)})
 
 
-def read_records(connection: Connection, resource: str, users: Sequence[str]) -> list[RecordTimes]:
+def read_records(connection: Connection, resource: str, users: Sequence[str]) -> TouchedByRecords:
     """As `update_records`, of all records of users."""
-    return [RecordTimes(*row) for row in connection.execute(READ_RECORDS[resource], {"users": list(users)})]
+    return _touched(connection, READ_RECORDS[resource], {"users": list(users)})
 
 
-def dates_of_records(times: Sequence[RecordTimes]) -> tuple[date, date]:
-    """The local dates that records, at least one, can touch.
-
-    A session decides which of the sessions that overlap it are kept, and these may lie on the day before or after.
-    """
-    margin = timedelta(seconds=MAX_OFFSET) + timedelta(days=1)
-    first, last = min(one.starts for one in times), max(one.ends for one in times)
-    return (first - margin).date(), (last + margin).date()
+def _touched(connection: Connection, query: TextClause, values: dict[str, Any]) -> TouchedByRecords:
+    rows = connection.execute(query, values).all()
+    return TouchedByRecords(
+        [(row.user_id, row.first, row.last) for row in rows if row.is_dates],
+        [(row.user_id, row.starts, row.ends) for row in rows if not row.is_dates],
+    )

@@ -1,5 +1,7 @@
 """PostgreSQL: engines, session settings, transactions, and the translation of database errors into ours."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
 from app.errors import CommitUnknown, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
+from app.scheduling import share_niceness
 from workers.store.watched import WatchedConnection
 
 SESSION = {
@@ -128,6 +131,20 @@ def make_writer(
     def stage(connection: psycopg.Connection, _record: object) -> None:
         connection.execute(STAGING)
         connection.commit()
+
+    return engine
+
+
+def make_background(settings: Settings, name: str) -> Engine:
+    """As `make_engine`, for work that can wait: PostgreSQL's processes for it get the niceness of this process."""
+    engine = make_engine(settings, name, WORKER_SESSION)
+
+    @event.listens_for(engine, "connect")
+    def lower(connection: psycopg.Connection, _record: object) -> None:
+        with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+            address = ours.getsockname()
+        if isinstance(address, tuple):  # not a Unix socket
+            share_niceness(connection.info.backend_pid, address[1])
 
     return engine
 
