@@ -165,9 +165,8 @@ def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str,
                 if has_long:
                     continue
                 stretch, has_long = _limited(connection, stretch), True
-            first = max(stretch.first, stretch.last - timedelta(days=MAX_DATES - dates - 1))
-            if first <= stretch.last:
-                stretches.append(stretch._replace(first=first))
+            if room := MAX_DATES - dates:
+                stretches.append(_newest(stretch, room))
                 dates += stretches[-1].dates
     written = recompute(connection, stretches, expired) if stretches else 0
     queue.done(connection, stretches)
@@ -194,11 +193,16 @@ def _stored_dates(connection: Connection, one: Queued) -> tuple[date, date] | No
     return (min(first for first, _ in found), max(last for _, last in found)) if found else None
 
 
+def _newest(stretch: Stretch, dates: int) -> Stretch:
+    """The newest dates of a stretch, at most this many."""
+    return stretch if stretch.dates <= dates else stretch._replace(first=stretch.last - timedelta(days=dates - 1))
+
+
 def _limited(connection: Connection, stretch: Stretch) -> Stretch:
     """The newest dates of a stretch of samples that have a bounded number of samples."""
     users = users_of(connection, [stretch.person]).get(stretch.person, [])
     series = [one.id for one in series_of(connection, users, [stretch.resource])]
-    first = max(stretch.first, stretch.last - timedelta(days=MAX_DATES - 1))
+    first = _newest(stretch, MAX_DATES).first
     period = {"first": at_midnight(first), "last": at_midnight(stretch.last) + timedelta(days=2)}
     edge = connection.scalar(EDGE, {"series": series, "limit": MAX_SAMPLES, **period})
     if edge is not None:

@@ -362,6 +362,21 @@ def test_the_number_of_statements_does_not_depend_on_the_number_of_people(
     assert statements_for(range(8)) == statements_for(range(8, 9))
 
 
+@pytest.mark.parametrize("year", ["0001", "0002", "0005", "9999"])
+def test_records_at_the_ends_of_the_calendar_hold_up_nobody(
+    engine: Engine, settings: Settings, derive: Derive, year: str
+) -> None:
+    """Breaks if one workout of a wrong clock ends every task of the lane with an OverflowError."""
+    times = {"time_start": f"{year}-01-01T00:00:00+00:00", "time_end": f"{year}-12-31T23:00:00+00:00"}
+    samples_ = samples("u1", "steps", [(datetime(int(year), 1, 1, tzinfo=UTC), 0, 5, 0)])
+    store(engine, settings, workout("u1", **times), samples_, workout("u2") | {"client_user_id": "member-2"})
+    derive()
+    found = rows(
+        engine, "SELECT value FROM health.daily WHERE client_user_id = 'member-2' AND metric = 'workouts_count'"
+    )
+    assert found == [{"value": 1}]
+
+
 def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:
     """Breaks if the lane is not started for new changes, or gets a message for each of them."""
     derive()
