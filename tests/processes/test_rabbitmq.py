@@ -72,10 +72,9 @@ def server(shared: RabbitMQ, module_worker: SharedWorker) -> RabbitMQ:
 
 @pytest.fixture
 def without_lanes(server: RabbitMQ) -> Iterator[RabbitMQ]:
-    """The server without queues, before and after the test."""
-    server.delete_lanes()
-    yield server
-    server.delete_lanes()
+    """The server with a virtual host that has no queues."""
+    with server.without_queues():
+        yield server
 
 
 @pytest.fixture
@@ -167,9 +166,10 @@ def test_lanes_are_durable_quorum_queues(without_lanes: RabbitMQ) -> None:
     server = without_lanes
     until(lambda: is_accepted(server.url, "msg_1"))  # the new queue may have no leader yet
     columns = "name", "type", "durable", "auto_delete"
-    assert ["live", "quorum", "true", "false"] in server.table("list_queues", *columns)
+    queues = "list_queues", "--vhost", server.vhost
+    assert ["live", "quorum", "true", "false"] in server.table(*queues, *columns)
     assert [lane.messages for lane in lanes(Settings(broker_url=server.url))] == [1, *[0] * (len(LANES) - 1)]
-    found = server.table("list_queues", *columns)
+    found = server.table(*queues, *columns)
     assert [row for row in found if row[0] in LANES] == [
         row for row in found if row[0] in LANES and row[1:] == ["quorum", "true", "false"]
     ]

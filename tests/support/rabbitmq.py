@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -49,7 +50,7 @@ class RabbitMQ:
         self._binaries, self._folder = found, folder
         self._port, self._distribution, self._epmd_port = free_port(), free_port(), free_port()
         self._node = f"headrace{self._port}@localhost"
-        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}//"
+        self.vhost = "/"
         self.log = folder / "server.log"
         self._epmd_stack, self._server_stack = contextlib.ExitStack(), contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,6 +73,11 @@ class RabbitMQ:
             self._server_stack.close()
         finally:
             self._epmd_stack.close()
+
+    @property
+    def url(self) -> str:
+        """The URL of the virtual host that is used."""
+        return f"amqp://guest:guest@127.0.0.1:{self._port}/{self.vhost}"
 
     @property
     def pid(self) -> int:
@@ -134,7 +140,14 @@ class RabbitMQ:
 
     def connect(self) -> Any:
         """A new connection, for a `with` statement."""
-        connection = amqp.Connection(f"127.0.0.1:{self._port}", "guest", "guest", connect_timeout=5, read_timeout=5)
+        connection = amqp.Connection(
+            f"127.0.0.1:{self._port}",
+            "guest",
+            "guest",
+            virtual_host=self.vhost,
+            connect_timeout=5,
+            read_timeout=5,
+        )
         connection.connect()
         return connection
 
@@ -172,13 +185,22 @@ class RabbitMQ:
             return True
         return not (declared.message_count or declared.consumer_count)
 
-    def delete_lanes(self) -> None:
-        """Deletes the queues, as on a new server."""
-        with self.connect() as connection:
-            channel = connection.channel()
-            for lane in LANES:
-                channel.queue_delete(lane)
-                channel.queue_delete(delay_queue(lane).name)
+    @contextlib.contextmanager
+    def without_queues(self) -> Iterator[None]:
+        """Uses a new virtual host until the block ends.
+
+        Deleting the queues instead fails now and then: RabbitMQ 3.10 cannot start a quorum queue (`cluster_not_formed`)
+        that was deleted and declared again at once, and keeps it in this state.
+        """
+        before, vhost = self.vhost, f"tests-{uuid.uuid4()}"
+        self.control("add_vhost", vhost)
+        self.control("set_permissions", "--vhost", vhost, "guest", ".*", ".*", ".*")
+        self.vhost = vhost
+        try:
+            yield
+        finally:
+            self.vhost = before
+            self.control("delete_vhost", vhost)
 
     def _environment(self) -> dict[str, str]:
         return {
