@@ -102,3 +102,14 @@ class CommitUnknown(TryLater):
 
     Only repeatable work may be retried: work whose second execution finds the effect of the first and changes nothing.
     """
+
+
+def describe(error: Exception) -> str:
+    """The text of one of our errors. The text of any other may quote a value, so this is its class and place."""
+    if isinstance(error, HeadraceError):
+        return str(error)
+    where = error.__traceback__
+    while where and where.tb_next:
+        where = where.tb_next
+    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
+    return f"unexpected {type(error).__name__}{line}"

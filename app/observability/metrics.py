@@ -216,6 +216,11 @@ DAYS_OLDEST = Gauge(
     "Time that the oldest dates have been queued since their last turn, or that a change has not been read",
     multiprocess_mode=LIVE_MODE,
 )
+DAYS_FAILED = Gauge(
+    "headrace_days_failed",
+    "Pairs of person and resource whose days could not be computed several times in a row",
+    multiprocess_mode=LIVE_MODE,
+)
 # The names of 0.1, exposed as well until 0.3.
 OLD_NAMES = {
     "headrace_last_publish_timestamp_seconds": "headrace_last_taken_timestamp_seconds",

@@ -126,7 +126,7 @@ def _derive(deriver: Deriver) -> None:
     """Computes days. The rest is still due, so that the task is sent again."""
     try:
         deriver.run(_is_stopping)
-    except (TryLater, Unprocessable) as reason:
+    except TryLater as reason:
         log.warning("the computation of days stopped (%s); the next task continues", reason)
 
 

@@ -10,7 +10,16 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from app.accounts import ROLES, Account
 from app.config.settings import Settings
-from app.errors import HeadraceError, Misconfigured, NotFound, RetryAlone, TryLater, Unprocessable, UserErased
+from app.errors import (
+    HeadraceError,
+    Misconfigured,
+    NotFound,
+    RetryAlone,
+    TryLater,
+    Unprocessable,
+    UserErased,
+    describe,
+)
 from workers.console import formats, guards
 from workers.console.context import Console, console, make_console
 from workers.console.guards import PUBLIC
@@ -142,10 +151,5 @@ def _headrace_error(error: HeadraceError) -> tuple[str, int]:
 
 
 def _unexpected(error: Exception) -> tuple[str, int]:
-    """The text of the error can quote a value, so only its type is logged."""
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
-    log.error("%s %s failed: %s at %s", request.method, request.path, type(error).__name__, where)
+    log.error("%s %s failed: %s", request.method, request.path, describe(error))
     return _error_page(500, "The console failed; its log names the error.")

@@ -9,11 +9,11 @@ from itertools import groupby
 from sqlalchemy import Connection, Engine, text
 
 from app.config.settings import Settings
-from app.errors import RetryAlone, Unprocessable
+from app.errors import RetryAlone, TryLater, Unprocessable, describe
 from app.observability import metrics
 from workers.daily import queue
 from workers.daily.compute import recompute
-from workers.daily.follow import TRANSACTION_SETTINGS, expire, follow
+from workers.daily.follow import MAX_CHANGES, TRANSACTION_SETTINGS, expire, follow
 from workers.daily.metrics import SESSIONS, SUMMARY, derived, summarised
 from workers.daily.people import people_of
 from workers.daily.priorities import ORIGIN
@@ -41,7 +41,6 @@ EDGE = text("""
 SELECT max(edge) FROM unnest(CAST(:series AS int[])) AS given(id), LATERAL (
     SELECT ts FROM headrace.samples WHERE series_id = given.id AND ts >= :first AND ts < :last
     ORDER BY ts DESC OFFSET :limit LIMIT 1) AS newest(edge)""")
-POSTPONE = text("UPDATE headrace.daily_queue SET since = clock_timestamp() WHERE person = :person AND resource = :name")
 # Changes of one person and resource that follow each other within this time are computed together.
 LINGER_SECONDS = 1.5
 PAUSE_SECONDS = 0.25  # while no row of the queue is old enough
@@ -54,6 +53,7 @@ class Deriver:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._batch = 8  # rows of the queue in one transaction
+        self._changes = MAX_CHANGES  # of the feed in one transaction
 
     def run(self, is_stopping: Callable[[], bool], seconds: float = SLICE_SECONDS) -> bool:
         """Follows the feed and computes for a time slice. Returns whether it stopped before everything was done.
@@ -62,12 +62,29 @@ class Deriver:
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until and not is_stopping():
-            has_more = follow(self._engine)
+            has_more = self.follow()
             if self.step(linger=LINGER_SECONDS) is None and not has_more:
                 if self._is_empty():
                     return False
                 time.sleep(PAUSE_SECONDS)
         return True
+
+    def follow(self) -> bool:
+        """Follows the next changes of the feed. Returns whether more may be left.
+
+        If they cannot be followed, then one by one. Instead of one that cannot, all days of its person are queued.
+        """
+        try:
+            has_more = follow(self._engine, self._changes)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other changes must not wait
+            _raise_outage(error)
+            if self._changes == 1:
+                log.warning("a change cannot be followed, so all days of its person are computed (%s)", describe(error))
+                follow(self._engine, 1, whole_people=True)
+            self._changes = 1
+            return True
+        self._changes = min(MAX_CHANGES, self._changes * 2)
+        return has_more
 
     def _is_empty(self) -> bool:
         with transaction(self._engine) as connection:
@@ -76,7 +93,8 @@ class Deriver:
     def rebuild(self, persons: Sequence[str] | None, on_progress: Callable[[int, int], None]) -> int:
         """Computes all days of these people, or of everyone. Returns the number of rows that were written.
 
-        `on_progress` gets the number of pairs of person and resource that are done, and of all.
+        `on_progress` gets the number of pairs of person and resource that are done, and of all. Raises Unprocessable
+        if some cannot be computed, after all others.
         """
         with transaction(self._engine) as connection:
             connection.execute(TRANSACTION_SETTINGS)
@@ -92,12 +110,16 @@ class Deriver:
                 left = queue.count(connection, persons)
             total = max(total, left)
             on_progress(total - left, total)
+        with transaction(self._engine) as connection:
+            if failed := queue.failed(connection, persons):
+                people = sum(one.people for one in failed)
+                raise Unprocessable(f"days of {people} people and resources cannot be computed: {failed[0].error}")
         return written
 
     def step(self, persons: Sequence[str] | None = None, *, linger: float = 0.0) -> int | None:
         """Computes a batch. Returns the number of rows that were written; None if the queue has nothing to take.
 
-        A row that PostgreSQL cannot compute goes to the end of the queue, so that it does not hold up others.
+        A row that cannot be computed is postponed, so that it does not hold up others.
         """
         began = time.monotonic()
         taken: list[Queued] = []
@@ -106,11 +128,12 @@ class Deriver:
                 connection.execute(TRANSACTION_SETTINGS)
                 taken = queue.take(connection, self._batch, persons, linger=linger)
                 written, computed = _compute(connection, taken, expiries(connection, self._settings))
-        except (RetryAlone, Unprocessable) as error:
-            if self._batch == 1 and taken:
-                self._postpone(taken[0])
-                log.warning("days of %s cannot be computed (%s)", taken[0].resource, error)
+        except Exception as error:
+            _raise_outage(error)
+            if not taken:
                 raise
+            if self._batch == 1:
+                self._postpone(taken[0], describe(error))
             self._batch = 1
             return 0
         if not taken:
@@ -120,9 +143,16 @@ class Deriver:
         self._batch = min(MAX_BATCH, self._batch * 2) if took < BATCH_SECONDS else max(1, self._batch // 2)
         return written
 
-    def _postpone(self, one: Queued) -> None:
+    def _postpone(self, one: Queued, error: str) -> None:
+        log.warning("days of %s of a person cannot be computed (%s)", one.resource, error)
         with transaction(self._engine) as connection:
-            connection.execute(POSTPONE, {"person": one.person, "name": one.resource})
+            queue.postpone(connection, one, error)
+
+
+def _raise_outage(error: Exception) -> None:
+    """Raises an error that does not concern the rows at hand."""
+    if isinstance(error, TryLater) and not isinstance(error, RetryAlone):
+        raise error
 
 
 def expiries(connection: Connection, settings: Settings) -> dict[str, datetime]:

@@ -44,7 +44,7 @@ CHECKED = text("UPDATE headrace.daily_feed SET people_checked_at = now()")
 # At most one task per second: a run takes several seconds, and the tasks of each change would wait in the lane.
 REQUEST = text("""
 UPDATE headrace.daily_feed f SET requested_at = now() FROM headrace.feed
-WHERE f.requested_at < now() - interval '1 second' AND (EXISTS (SELECT FROM headrace.daily_queue)
+WHERE f.requested_at < now() - interval '1 second' AND (EXISTS (SELECT FROM headrace.daily_queue WHERE since <= now())
     OR f.position < feed.newest OR f.people_checked_at < now() - interval '5 minutes') RETURNING 1""")
 EXPIRE = text("""
 INSERT INTO headrace.daily_expiry AS known (resource, before)
@@ -79,10 +79,11 @@ def is_due(engine: Engine) -> bool:
         return connection.scalar(IS_STARTED) is None or connection.scalar(REQUEST) is not None
 
 
-def follow(engine: Engine) -> bool:
+def follow(engine: Engine, limit: int = MAX_CHANGES, *, whole_people: bool = False) -> bool:
     """Queues what the next changes touch, and advances, in one transaction. Returns whether more changes may be left.
 
-    At the first start, and where the feed no longer has the next changes, everything is queued.
+    At the first start, and where the feed no longer has the next changes, everything is queued. With `whole_people`,
+    all days of the people of these changes are queued.
     """
     with transaction(engine) as connection:
         connection.execute(TRANSACTION_SETTINGS)
@@ -100,11 +101,15 @@ def follow(engine: Engine) -> bool:
             queue.add_all(connection, None, ORIGIN)
             connection.execute(ADVANCE, {"position": feed.newest})
             return True
-        changes = connection.execute(CHANGES, {"position": found.position, "limit": MAX_CHANGES}).all()
+        changes = connection.execute(CHANGES, {"position": found.position, "limit": limit}).all()
         if changes:
-            queue_changes(connection, changes)
+            if whole_people:
+                persons = people_of(connection, {one.user_id for one in changes})
+                queue.add_all(connection, sorted(set(persons.values())), ORIGIN)
+            else:
+                queue_changes(connection, changes)
             connection.execute(ADVANCE, {"position": changes[-1].position})
-        return len(changes) == MAX_CHANGES
+        return len(changes) == limit
 
 
 def queue_changes(connection: Connection, changes: Sequence[Row[Any]]) -> None:

@@ -35,7 +35,8 @@ known AS (
 INSERT INTO headrace.daily_queue AS queued (person, resource, dates, origin)
 SELECT person, resource, datemultirange(daterange(NULL, NULL)), CAST(:origin AS text) FROM known
 WHERE resource = ANY(:resources) ORDER BY person, resource
-ON CONFLICT (person, resource) DO UPDATE SET dates = excluded.dates, origin = excluded.origin""")
+ON CONFLICT (person, resource) DO UPDATE SET dates = excluded.dates, origin = excluded.origin,
+    since = least(queued.since, clock_timestamp()), failures = 0, error = ''""")
 # For all users and days of a large installation.
 NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
 # Locked rows are left to the process that computes them. The newest dates come first.
@@ -60,11 +61,22 @@ WITH done AS MATERIALIZED (
 gone AS (
     DELETE FROM headrace.daily_queue queued USING done
     WHERE (queued.person, queued.resource) = (done.person, done.resource) AND queued.dates <@ done.dates)
-UPDATE headrace.daily_queue queued SET dates = queued.dates - done.dates, since = clock_timestamp() FROM done
+UPDATE headrace.daily_queue queued
+SET dates = queued.dates - done.dates, since = clock_timestamp(), failures = 0, error = '' FROM done
 WHERE (queued.person, queued.resource) = (done.person, done.resource) AND NOT queued.dates <@ done.dates""")
-COUNT = text("""
+# A row that failed comes again after 1, 2, 4 s and so on, at most after an hour.
+POSTPONE = text("""
+UPDATE headrace.daily_queue SET failures = failures + 1, error = :error,
+    since = clock_timestamp() + least(interval '1 second' * power(2, least(failures, 20)), interval '1 hour')
+WHERE person = :person AND resource = :resource""")
+FAILING = 3  # failures in a row from which on a row is reported, and nothing waits for it
+COUNT = text(f"""
 SELECT count(*) FROM headrace.daily_queue
-WHERE CAST(:persons AS text[]) IS NULL OR person = ANY(:persons)""")
+WHERE failures < {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))""")
+FAILED = text(f"""
+SELECT resource, error, count(*) AS people FROM headrace.daily_queue
+WHERE failures >= {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
+GROUP BY resource, error ORDER BY people DESC, resource, error LIMIT 20""")
 # Dates without a bound count as one day: how many they are is only known when a worker takes the row.
 PENDING = text("""
 SELECT coalesce(sum(coalesce(upper(part) - lower(part), 1)), 0)::bigint
@@ -100,6 +112,14 @@ class Queued(NamedTuple):
     first: date | None
     last: date | None
     origin: str
+
+
+class FailedDays(NamedTuple):
+    """Days of a resource that cannot be computed."""
+
+    resource: str
+    error: str
+    people: int
 
 
 def add(connection: Connection, stretches: Iterable[Stretch]) -> None:
@@ -149,9 +169,19 @@ def done(connection: Connection, stretches: Sequence[Stretch]) -> None:
         connection.execute(DONE, dict(zip(names, map(list, columns), strict=True)))
 
 
+def postpone(connection: Connection, one: Queued, error: str) -> None:
+    """Lets the others go first, because this row could not be computed."""
+    connection.execute(POSTPONE, {"person": one.person, "resource": one.resource, "error": error})
+
+
 def count(connection: Connection, persons: Sequence[str] | None = None) -> int:
-    """The number of rows: pairs of a person and a resource."""
+    """The number of rows, pairs of a person and a resource, without those that failed several times."""
     return int(connection.scalar(COUNT, {"persons": persons and list(persons)}) or 0)
+
+
+def failed(connection: Connection, persons: Sequence[str] | None = None) -> list[FailedDays]:
+    """What could not be computed several times, by resource and error."""
+    return [FailedDays(*row) for row in connection.execute(FAILED, {"persons": persons and list(persons)})]
 
 
 def pending_days(connection: Connection) -> int:

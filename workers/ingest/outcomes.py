@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from app.delivery import Delivery
-from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable
+from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable, describe
 from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples
 from workers.aggregators.repair import repaired
 from workers.ingest.refused import sentence
@@ -108,7 +108,7 @@ def is_last_try(tries: int, error: RetryAlone) -> bool:
 
 
 def retry_reason(error: Exception) -> str:
-    """The reason of a retry. The message of an unexpected error may quote a value: only its class is used."""
+    """The reason of a retry. `status` groups by it, so that the place of an unexpected error is left out."""
     return str(error) if isinstance(error, TryLater) else f"unexpected {type(error).__name__}"
 
 
@@ -120,16 +120,8 @@ def cause_of(error: Exception) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The reason of a dead letter. The message of an unexpected error may quote a value: only its class is used."""
-    if isinstance(error, RetryAlone):
-        return GIVEN_UP[error.cause].format(error)
-    if isinstance(error, Unprocessable):
-        return str(error)
-    where = error.__traceback__
-    while where and where.tb_next:
-        where = where.tb_next
-    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
-    return f"unexpected {type(error).__name__}{line}"
+    """The reason of a dead letter."""
+    return GIVEN_UP[error.cause].format(error) if isinstance(error, RetryAlone) else describe(error)
 
 
 def once_each(deliveries: Iterable[Delivery]) -> list[ParsedDelivery]:

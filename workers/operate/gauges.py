@@ -70,6 +70,7 @@ class GaugeCollector:
             self._count_consumers(connection)
             metrics.DAYS_PENDING.set(queue.pending_days(connection))
             metrics.DAYS_OLDEST.set(queue.behind(connection).total_seconds())
+            metrics.DAYS_FAILED.set(sum(one.people for one in queue.failed(connection)))
             metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
             metrics.LOST_DELIVERIES.set(connection.scalar(COUNT_OPEN) or 0)
             metrics.TERRA_TOKEN_EXPIRES.set(connection.scalar(TOKEN_EXPIRES, {"name": TERRA_TOKEN}) or 0)

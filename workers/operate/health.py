@@ -10,6 +10,7 @@ import msgspec
 
 from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
+from workers.daily.queue import FailedDays
 from workers.notify.retries import OPEN_AFTER
 from workers.operate.durations import format_duration
 from workers.store.backfill_admin import Backfill
@@ -89,6 +90,7 @@ class Status:
     unnumbered: int = 0  # changes that no sequencer has numbered yet
     subscriptions: list[dict[str, Any]] = field(default_factory=list)  # those with a problem
     days_behind: timedelta = timedelta(0)  # since the oldest change that the lane derive has not processed
+    days_failed: list[FailedDays] = field(default_factory=list)
     endpoint: Endpoint | None = None  # None: its address is unknown
     away: tuple[Away, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -115,6 +117,7 @@ class Status:
             "unnumbered_changes": self.unnumbered,
             "subscriptions": [{name: _plain_value(value) for name, value in row.items()} for row in self.subscriptions],
             "days_behind": _seconds(self.days_behind),
+            "days_failed": [one._asdict() for one in self.days_failed],
             "delay": None if self.delay is None else asdict(self.delay),
             "swept": _seconds(self.swept),
             "crashed_deliveries": self.crashed_deliveries,
@@ -262,6 +265,9 @@ def _behind(now: Status) -> Iterator[Problem]:
     if now.days_behind > DAYS_BEHIND:
         what = f"values per day are {format_duration(now.days_behind)} behind the stored rows"
         yield Problem(what, "headrace worker --lane derive", "derive")
+    for failed in now.days_failed:
+        what = f"days of {failed.resource} of {failed.people} people cannot be computed: {failed.error}"
+        yield Problem(what, "headrace derive rebuild", reason=failed.error)
     for one in now.consumers:
         left, name = one["expires_in"], one["consumer"]
         if one["is_dropped"]:

@@ -153,7 +153,7 @@ def read(
         following = consumers(connection)
         unnumbered = connection.scalar(UNNUMBERED) or 0
         subscriptions = [dict(row) for row in connection.execute(TROUBLED).mappings()]
-        days_behind = queue.behind(connection)
+        days_behind, days_failed = queue.behind(connection), queue.failed(connection)
     return Status(
         lanes=lanes,
         deliveries=deliveries,
@@ -175,6 +175,7 @@ def read(
         unnumbered=unnumbered,
         subscriptions=subscriptions,
         days_behind=days_behind,
+        days_failed=days_failed,
         terra_token=msgspec.json.decode(token, type=Token) if token else None,
     )
 

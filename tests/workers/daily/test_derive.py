@@ -12,6 +12,7 @@ from sqlalchemy import event as events
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
+from app.errors import TryLater, Unprocessable
 from app.observability.metrics import exposition
 from tests.support import apply, delivery, event, rows, workout
 from workers.daily import priorities, queue
@@ -375,6 +376,81 @@ def test_records_at_the_ends_of_the_calendar_hold_up_nobody(
         engine, "SELECT value FROM health.daily WHERE client_user_id = 'member-2' AND metric = 'workouts_count'"
     )
     assert found == [{"value": 1}]
+
+
+def workouts_of_two(engine: Engine, settings: Settings) -> None:
+    store(engine, settings, workout("u1"), workout("u2") | {"client_user_id": "member-2"})
+
+
+def counts(engine: Engine) -> list[str]:
+    """Whose workouts are counted."""
+    return [row["user_id"] for row in rows(engine, DAYS) if row["metric"] == "workouts_count"]
+
+
+def test_a_person_whose_days_cannot_be_computed_holds_up_nobody(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive
+) -> None:
+    """Breaks if an unexpected error ends each task, is not reported, or ends a rebuild before the others are done."""
+
+    def refuse(*given: Any) -> None:
+        if "INSERT INTO headrace.days" in given[2] and "u1" in str(given[3]):
+            raise ZeroDivisionError(12.5)
+
+    events.listen(engine, "before_cursor_execute", refuse)
+    workouts_of_two(engine, settings)
+    derive()
+    assert counts(engine) == ["u2"]
+    with transaction(engine) as connection:
+        (failed,) = queue.failed(connection)
+    assert (failed.resource, failed.people) == ("workouts", 1)
+    assert failed.error.startswith("unexpected ZeroDivisionError at refuse:")
+    assert not is_due(engine)
+    with pytest.raises(Unprocessable, match="days of 1 people and resources cannot be computed"):
+        deriver.rebuild(None, lambda *_: None)
+    events.remove(engine, "before_cursor_execute", refuse)
+    deriver.rebuild(None, lambda *_: None)
+    assert counts(engine) == ["u1", "u2"]
+    with transaction(engine) as connection:
+        assert queue.failed(connection) == []
+
+
+def test_a_change_that_cannot_be_followed_holds_up_nobody(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if the position in the feed stops before a change that cannot be followed, or its days are forgotten."""
+
+    def refuse(*given: Any) -> None:
+        if "daily_records" in given[2] and "u1" in str(given[3]) and is_following:
+            raise ZeroDivisionError(12.5)
+
+    is_following = True
+    events.listen(engine, "before_cursor_execute", refuse)
+    workouts_of_two(engine, settings)
+    derive()
+    with transaction(engine) as connection:
+        newest = text("SELECT f.position = feed.newest FROM headrace.daily_feed f, headrace.feed")
+        assert connection.scalar(newest)
+    assert counts(engine) == ["u2"]
+    is_following = False
+    with transaction(engine) as connection:
+        connection.execute(text("UPDATE headrace.daily_queue SET since = now() - interval '1 h'"))
+    derive()
+    assert counts(engine) == ["u1", "u2"]
+    events.remove(engine, "before_cursor_execute", refuse)
+
+
+def test_an_outage_postpones_nothing(engine: Engine, settings: Settings, deriver: Deriver) -> None:
+    """Breaks if a database that shuts down is counted as a failure of the rows at hand."""
+
+    def refuse(*given: Any) -> None:
+        if "INSERT INTO headrace.days" in given[2]:
+            given[1].execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    workouts_of_two(engine, settings)
+    Sequencer(engine).run(everything=True)
+    events.listen(engine, "before_cursor_execute", refuse)
+    with pytest.raises(TryLater):
+        deriver.run(lambda: False)
+    events.remove(engine, "before_cursor_execute", refuse)
+    assert rows(engine, "SELECT max(failures) AS most FROM headrace.daily_queue") == [{"most": 0}]
 
 
 def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:

@@ -68,14 +68,15 @@ def test_days_to_compute_are_counted(engine: Engine, settings: Settings, broker_
     settings = replace(settings, broker_url=broker_url)
     run(
         engine,
-        "INSERT INTO headrace.daily_queue (person, resource, dates, origin, since) VALUES"
-        " ('u1', 'steps', '{[2026-03-01,2026-03-08),[2026-03-14,2026-03-15)}', 'webhook', now() - interval '1 minute'),"
-        " ('u2', 'sleep', '{(,)}', 'webhook', now() - interval '2 minutes')",
+        "INSERT INTO headrace.daily_queue (person, resource, dates, origin, since, failures) VALUES"
+        " ('u1', 'steps', '{[2026-03-01,2026-03-08),[2026-03-14,2026-03-15)}', 'x', now() - interval '1 minute', 0),"
+        " ('u2', 'sleep', '{(,)}', 'x', now() - interval '2 minutes', 3)",
     )
     GaugeCollector(engine, settings).poll([])
     shown = dict(line.split() for line in lines() if line.startswith("headrace_days_"))
     assert float(shown["headrace_days_pending"]) == 9
     assert 120 <= float(shown["headrace_days_oldest_seconds"]) < 150
+    assert float(shown["headrace_days_failed"]) == 1
     run(engine, "DELETE FROM headrace.daily_queue")
     GaugeCollector(engine, settings).poll([])
     assert {"headrace_days_pending 0.0", "headrace_days_oldest_seconds 0.0"} <= lines()

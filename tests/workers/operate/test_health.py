@@ -9,6 +9,7 @@ import pytest
 from tests.support.cases import Failures
 from workers.broker_admin import Lane
 from workers.cli.main import COMMANDS
+from workers.daily.queue import FailedDays
 from workers.operate.health import SENDER_RETRY_WINDOW, Away, Endpoint, Problem, Status, problems, retry_window_left
 
 HOUR = timedelta(hours=1)
@@ -75,6 +76,10 @@ def test_every_problem_names_a_command() -> None:
         (
             {"subscriptions": [subscription(reason="changes were dropped")]},
             ["subscription app: changes were dropped -> headrace subscriptions resume app"],
+        ),
+        (
+            {"days_failed": [FailedDays("sleep", "unexpected OverflowError at _day:9", 2)]},
+            ["days of sleep of 2 people cannot be computed: unexpected OverflowError", "headrace derive rebuild"],
         ),
         ({"lost_deliveries": 3}, ["3 deliveries lost: Junction gave up", "headrace reconcile"]),
         ({"crashed_deliveries": 2}, ["crashed while processing 2 deliveries", "logs"]),

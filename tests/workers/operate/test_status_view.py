@@ -130,6 +130,7 @@ def test_an_empty_installation_shows_its_lanes(engine: Engine) -> None:
         "unnumbered_changes": 0,
         "subscriptions": [],
         "days_behind": 0.0,
+        "days_failed": [],
         "delay": None,
         "swept": None,
         "crashed_deliveries": 0,
