@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - importing Celery and kombu costs 0.1 s of CPU; many commands contact no broker
 from dataclasses import dataclass
+from typing import Any
 
 from app.broker.celery import make_celery
 from app.config.settings import Settings
@@ -31,17 +32,22 @@ def need_quorum_queues(settings: Settings) -> None:
     from kombu.exceptions import OperationalError
 
     from app.broker.delays import with_delay_queue
-    from app.broker.failover import connected
+    from app.broker.failover import on_any_broker
 
     celery = make_celery(settings, "publisher")
     errors = celery.connection_for_write()
     name = ""
+
+    def declare(connection: Any) -> None:
+        nonlocal name
+        for queue in (
+            one for lane in celery.conf.task_queues for one in with_delay_queue(lane, settings.need_broker())
+        ):
+            name = queue.name
+            queue.bind(connection.default_channel).declare()
+
     try:
-        with connected(celery) as connection:
-            lanes = celery.conf.task_queues
-            for queue in (one for lane in lanes for one in with_delay_queue(lane, settings.need_broker())):
-                name = queue.name
-                queue.bind(connection.default_channel).declare()
+        on_any_broker(celery, declare)
     except errors.channel_errors as error:
         if not name:
             text = f"the broker rejects user, password or vhost ({type(error).__name__})"
@@ -61,18 +67,17 @@ def queue_depths(settings: Settings) -> list[QueueDepth]:
     from kombu.exceptions import OperationalError
 
     from app.broker.delays import with_delay_queue
-    from app.broker.failover import connected
+    from app.broker.failover import on_any_broker
 
     celery = make_celery(settings, "publisher")
     errors = celery.connection_for_read()
+
+    def depth(connection: Any, lane: Any) -> QueueDepth:
+        queues = with_delay_queue(lane, settings.need_broker())
+        ready, *delayed = (one.bind(connection.default_channel).queue_declare().message_count for one in queues)
+        return QueueDepth(lane.name, ready, sum(delayed))
+
     try:
-        with connected(celery) as connection:
-            channel = connection.default_channel
-            found = []
-            for lane in celery.conf.task_queues:
-                queues = with_delay_queue(lane, settings.need_broker())
-                ready, *delayed = (one.bind(channel).queue_declare().message_count for one in queues)
-                found.append(QueueDepth(lane.name, ready, sum(delayed)))
-            return found
+        return on_any_broker(celery, lambda connection: [depth(connection, lane) for lane in celery.conf.task_queues])
     except (OperationalError, OSError, *errors.channel_errors) as error:
         raise unreachable(error) from None

@@ -1,10 +1,10 @@
 """Celery for RabbitMQ: connections to the first broker that responds, and publishing without declarations."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from amqp.exceptions import ChannelError  # type: ignore[import-untyped]
+from amqp.exceptions import ChannelError, ConnectionError  # type: ignore[import-untyped] # noqa: A004
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu.connection import Connection
@@ -12,6 +12,8 @@ from kombu.exceptions import OperationalError
 
 from app.broker.brokers import in_order, mark_failed
 
+T = TypeVar("T")
+FAILED = (OperationalError, OSError, ConnectionError)  # of a broker: connecting, or an answer that does not come
 NO_ROUTE = 312  # reply code of basic.return: no queue is bound to the routing key (AMQP 0-9-1)
 
 
@@ -87,21 +89,26 @@ class FailoverCelery(Celery):  # type: ignore[misc]
 
 @contextmanager
 def connected(celery: Celery, heartbeat: float = 0) -> Iterator[Any]:
-    """A connection to the first broker that can be reached. Raises the last broker's error if none can."""
-    connection = _connect(celery, heartbeat)
+    """A connection to the first broker of the order. If it fails, the next call takes another broker.
+
+    Raises kombu's OperationalError, OSError and the connection errors of amqp.
+    """
+    broker = in_order(celery.conf.broker_url)[0]
+    connection = celery.connection_for_write(broker, heartbeat=heartbeat)
     try:
-        yield connection
-    except BaseException:
+        yield connection.ensure_connection(max_retries=0)
+    except BaseException as error:
+        if isinstance(error, FAILED):
+            mark_failed(broker)
         connection.collect()  # a graceful close waits for the reply, and a frozen broker sends none
         raise
     connection.release()
 
 
-def _connect(celery: Celery, heartbeat: float) -> Any:
-    *others, last = in_order(celery.conf.broker_url)
-    for broker in others:
-        try:
-            return celery.connection_for_write(broker, heartbeat=heartbeat).ensure_connection(max_retries=0)
-        except (OperationalError, OSError):
-            mark_failed(broker)
-    return celery.connection_for_write(last, heartbeat=heartbeat).ensure_connection(max_retries=0)
+def on_any_broker(celery: Celery, work: Callable[[Any], T]) -> T:
+    """Runs the work with a connection, on the next broker if one fails. Raises the error of the last broker."""
+    for _ in in_order(celery.conf.broker_url)[1:]:
+        with suppress(*FAILED), connected(celery) as connection:
+            return work(connection)
+    with connected(celery) as connection:
+        return work(connection)

@@ -1,20 +1,20 @@
 """Several brokers in BROKER_URL that are all broken: each is tried, and the sender gets its answer in time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from kombu.exceptions import OperationalError
 
 from app.broker import brokers
 from app.broker.brokers import in_order, mark_failed
 from app.broker.celery import make_celery
-from app.broker.failover import connected
 from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
-from app.errors import PublishFailed
+from app.errors import PublishFailed, TryLater
 from tests.support import delivery, workout
-from tests.support.broken_ports import BROKEN, Broken, amqp_url, refusing, silent
+from tests.support.broken_ports import BROKEN, Broken, amqp_url, halting, refusing, silent
+from workers.rabbitmq_admin import need_quorum_queues, queue_depths
 
 DEADLINE = 5.0  # seconds until a sender must have its answer
 
@@ -69,10 +69,10 @@ def test_a_connection_of_a_worker_goes_to_the_next_broker(kind: Broken) -> None:
         assert in_order(amqp_url(first, second))[0] == amqp_url(second)
 
 
-def test_an_administrative_connection_tries_all() -> None:
-    """Breaks if `headrace check` or a new process fails because the first broker of the list is down."""
-    with refusing() as first, silent() as second:
-        celery = make_celery(Settings(broker_url=amqp_url(first, second)), "publisher")
-        with pytest.raises(OperationalError), connected(celery):
-            pass
-        assert list(brokers._failures) == [amqp_url(first)]
+@pytest.mark.parametrize("use", [need_quorum_queues, queue_depths])
+def test_an_administrative_command_tries_all(use: Callable[[Settings], Any]) -> None:
+    """Breaks if `headrace check` or a new process fails because one broker is down, also one that stops answering."""
+    with refusing() as first, halting() as second, silent() as third:
+        with pytest.raises(TryLater):
+            use(Settings(broker_url=amqp_url(first, second, third)))
+        assert list(brokers._failures) == [amqp_url(first), amqp_url(second), amqp_url(third)]
