@@ -204,7 +204,7 @@ def _database(settings: Settings) -> str:
 
     from workers.store.engine import make_engine, transaction
     from workers.store.migrate import need_utf8
-    from workers.store.partitions import yearly
+    from workers.store.partitions import misplaced
 
     engine = make_engine(settings, "headrace-check")
     try:
@@ -212,7 +212,7 @@ def _database(settings: Settings) -> str:
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             need_utf8(connection)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
-            years = yearly(connection)
+            unsplit = misplaced(connection)
     except TryLater as error:
         raise Misconfigured(
             f"cannot connect to the database ({error}). "
@@ -225,8 +225,8 @@ def _database(settings: Settings) -> str:
         raise Misconfigured(f"PostgreSQL {number // 10000} is too old; 14 or newer is needed", setting="DATABASE_URL")
     if migrated is None:
         raise Misconfigured("the schema is missing; run `headrace migrate`", setting="DATABASE_URL")
-    unsplit = f"; run `headrace migrate --convert` to split {', '.join(years)} into months" if years else ""
-    return f"PostgreSQL {number // 10000}, migrated{unsplit}"
+    hint = f"; run `headrace migrate --convert` to split {', '.join(unsplit)} into months" if unsplit else ""
+    return f"PostgreSQL {number // 10000}, migrated{hint}"
 
 
 def _flower(settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """Partitions: created before their time or before the first sample of a month, dropped by age.
 
-The SQL functions of migration 0007 create and drop them with the owner's rights, because the role of the workers may
-not. Each call is a transaction of its own, which waits for a lock for 100 ms at most.
+The SQL functions of migrations 0007 and 0009 create and drop them with the owner's rights, because the role of the
+workers may not. Each call is a transaction of its own, which waits for a lock for 100 ms at most.
 """
 
 import logging
@@ -17,6 +17,8 @@ from workers.store.engine import delete_in_batches, transaction
 
 CREATE = text("SELECT headrace.create_partition(:parent, :moment)")
 DROP = text("SELECT headrace.drop_partition(:parent, :name, :only_empty)")
+# The rows of a month are counted for the change feed before it is dropped: 0.2 s for a million.
+NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
 PARENTS = text("SELECT parent, key, unit, ahead FROM headrace.partitioned ORDER BY parent")
 # The first moments of the partitions from now on that do not exist yet.
 MISSING = text("""
@@ -36,13 +38,17 @@ WHERE NOT EXISTS (SELECT FROM headrace.partitions c
 OLDER = text("SELECT name FROM headrace.partitions WHERE parent = :parent AND last <= :before ORDER BY first")
 # Of version 0.2 and earlier, which created a partition per year until 2030.
 YEARS = text("SELECT name FROM headrace.partitions WHERE parent = 'samples' AND last - first > interval '40 days'")
+CROWDED = text("""
+SELECT 'samples_other' WHERE EXISTS (
+    SELECT FROM headrace.samples_other WHERE ts >= '2000-01-01' AND ts < now() + interval '2 months'
+    GROUP BY date_trunc('month', ts) HAVING count(*) > 50000)""")  # the limit of create_partition
 EXPIRED = text("""
 DELETE FROM headrace.archive WHERE received_at < :before AND (tableoid, ctid) IN (
     SELECT tableoid, ctid FROM headrace.archive WHERE received_at < :before LIMIT :limit)""")
 BATCH = 10_000
 PAUSES = (0.1, 0.3, 0.6, 1.0)  # seconds between tries for a lock
 FIRST_MONTH = 2000 * 12  # earlier times come from wrong clocks, mostly from 1970, and stay in the default partition
-CACHE_SECONDS = 600.0
+CACHE_SECONDS, FAILED_SECONDS = 600.0, 10.0  # of the months that exist, and of one that could not be created
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +85,15 @@ def create_ahead(engine: Engine, now: datetime | None = None) -> None:
             log.warning("no partition of %s for %s: %s", name, moment.date().isoformat(), reason)
 
 
-def yearly(connection: Connection) -> list[str]:
-    """The names of the yearly partitions of samples; none if the schema is older than 0007."""
+def misplaced(connection: Connection) -> list[str]:
+    """What `headrace migrate --convert` would convert; nothing if the schema is older than 0007.
+
+    Yearly partitions of samples, and the default one if it has so many rows of a month that `create_ahead` cannot
+    create the month's partition.
+    """
     if connection.scalar(text("SELECT to_regclass('headrace.partitions')")) is None:
         return []
-    return sorted(connection.scalars(YEARS))
+    return sorted(connection.scalars(YEARS)) + list(connection.scalars(CROWDED))
 
 
 def drop_older(engine: Engine, parent: str, before: datetime, *, only_empty: bool = False) -> list[str]:
@@ -95,16 +105,15 @@ def drop_older(engine: Engine, parent: str, before: datetime, *, only_empty: boo
 
 
 def repeated(engine: Engine, query: TextClause, values: Mapping[str, object]) -> bool | None:
-    """The result of one of the functions; None if a lock prevented it in every try. The next run then repeats it."""
+    """The result of one of the functions; None if it failed, for example because of a lock. The next run repeats it."""
     for pause in (*PAUSES, None):
         try:
             with transaction(engine) as connection:
+                connection.execute(NO_HURRY)
                 return bool(connection.scalar(query, values))
         except RetryAlone as error:
-            if error.cause != "lock_timeout":
-                raise
-            if pause is None:
-                log.warning("a partition of %s is neither created nor dropped yet: it is locked", values["parent"])
+            if pause is None or error.cause != "lock_timeout":
+                log.warning("a partition of %s is neither created nor dropped yet (%s)", values["parent"], error)
                 return None
         time.sleep(pause)
     return None
@@ -138,6 +147,7 @@ class SampleMonths:
             try:
                 self._create(sorted(missing))
             except TryLater as error:
+                self._until = min(self._until, time.monotonic() + FAILED_SECONDS)
                 log.warning("samples are written to the default partition: %s", error)
 
     def _months(self, samples: Samples) -> set[int]:

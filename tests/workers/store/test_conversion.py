@@ -164,7 +164,7 @@ def test_only_one_conversion_runs(yearly: Engine) -> None:
     assert partitions(yearly) == ["samples_200905", *months(*YEARS)]
 
 
-def test_the_default_partition_is_converted(yearly: Engine) -> None:
+def test_the_default_partition_is_converted(yearly: Engine, empty_settings: Settings) -> None:
     """Breaks if the rows of a month in the default partition are so many that its partition can never be created."""
     many = 50_001
     run(
@@ -178,6 +178,8 @@ def test_the_default_partition_is_converted(yearly: Engine) -> None:
     )
     create_ahead(yearly)
     assert "samples_200905" not in partitions(yearly)
+    (found,) = (one.text for one in check.findings(empty_settings) if one.what == "database")
+    assert "samples_2025, samples_other into months" in found
     convert_all(yearly)
     assert "samples_200905" in partitions(yearly)
     where = """SELECT relname, count(*) AS n FROM headrace.samples s JOIN pg_class c ON c.oid = s.tableoid

@@ -1,5 +1,6 @@
 """Partitions of samples: created ahead and on demand by the writer, and dropped by retention."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,12 +11,14 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine, text
 
+from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import START, apply, delivery, heartrate, rows
 from tests.support.database import run
+from workers.actions import Sample, Samples
 from workers.store import retention
-from workers.store.engine import make_writer
-from workers.store.partitions import create_ahead, maintain_partitions
+from workers.store.engine import SESSION, make_writer
+from workers.store.partitions import SampleMonths, create_ahead, maintain_partitions
 from workers.store.roles import script
 
 MINUTES_OF_A_DAY = 24 * 60
@@ -113,6 +116,36 @@ def test_a_lock_delays_only_the_partition(writer: Engine, shared: Engine, shared
         assert where(writer) == {"samples_other": 1}
     create_ahead(writer)
     assert where(writer) == {name_of(START): 1}
+
+
+def test_a_month_is_tried_again_after_a_lock(writer: Engine, shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a worker stores samples of a month in the default partition for ten minutes after a short lock."""
+    months = SampleMonths(writer)
+    rows_ = [Sample(START, None, 60.0, "bpm", None, None)]
+    given = [Samples("heartrate", "u1", "garmin", "watch", "", rows_, START)]
+    with shared.connect() as reader:
+        reader.execute(text("LOCK TABLE headrace.samples_other IN ACCESS SHARE MODE"))
+        months.ensure(given)
+    assert names(writer) == []
+    months.ensure(given)
+    assert names(writer) == []  # not at once, because each try waits
+    later = time.monotonic() + 11
+    monkeypatch.setattr("workers.store.partitions.time.monotonic", lambda: later)
+    months.ensure(given)
+    assert names(writer) == [name_of(START)]
+
+
+def test_a_large_month_is_dropped(writer: Engine) -> None:
+    """Breaks if the rows of a month that is dropped must be counted within the usual timeout of a statement."""
+    moment = NOW - timedelta(days=400)
+    with writer.begin() as connection:
+        connection.execute(text("SELECT headrace.create_partition('samples', :moment)"), {"moment": moment})
+    run(writer, INSERT.format(at=f"{moment:%Y-%m-01}", rows=100_000))
+    url = writer.url.render_as_string(hide_password=False)
+    quick = make_writer(Settings(database_url=url), session={**SESSION, "statement_timeout": "20ms"})
+    edges = {name: NOW - timedelta(days=300) for name, one in catalogue().items() if one.is_series}
+    assert retention.drop_partitions(quick, edges) == [name_of(moment)]
+    quick.dispose()
 
 
 def test_concurrent_workers_create_a_month_once(writer: Engine, shared_settings: Settings) -> None:

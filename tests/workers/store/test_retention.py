@@ -116,6 +116,25 @@ def test_the_sweep_deletes_a_few_times_a_day(engine: Engine, settings: Settings,
     work.engine.dispose()
 
 
+def test_the_sweep_creates_and_drops_partitions(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if months are neither created ahead nor dropped without a command."""
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE IF EXISTS headrace.samples_{now:%Y%m}"))
+        connection.execute(text("SELECT headrace.create_partition('samples', :moment)"), {"moment": now - 400 * DAY})
+    here = keeping(settings, rest=300)
+    work = WorkerContext(make_celery(here, "worker"), here)
+    jobs = Jobs(work)
+    jobs.sweep()
+    with engine.begin() as connection:  # six hours later
+        connection.execute(text("UPDATE headrace.jobs SET due_at = now(), lease_until = '-infinity'"))
+    jobs.sweep()
+    work.engine.dispose()
+    found = {row["name"] for row in rows(engine, "SELECT name FROM headrace.partitions WHERE parent = 'samples'")}
+    assert f"samples_{now:%Y%m}" in found
+    assert f"samples_{now - 400 * DAY:%Y%m}" not in found
+
+
 @pytest.mark.usefixtures("stored")
 def test_a_job_that_postgresql_does_not_execute_is_shown(
     engine: Engine, settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
