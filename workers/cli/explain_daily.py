@@ -10,7 +10,7 @@ import click
 from app.errors import NotFound
 from workers.cli import options, output
 from workers.cli.options import did_you_mean
-from workers.cli.users import resolve_users
+from workers.cli.persons import person_of
 from workers.daily.explain import DayExplanation, explain_day
 from workers.daily.metrics import derived, resource_of
 from workers.store import audit
@@ -26,13 +26,10 @@ def explain_daily(user: str, metric: str, day: date, data_dir: Path | None, *, v
         every = [one for metrics in derived().values() for one in metrics]
         raise NotFound(f"unknown metric {metric}{did_you_mean(metric, every) or '; see deploy/docs/daily.md'}")
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-explain")
-    found = resolve_users(engine, user, all_users=True)
-    persons = sorted({one.client_user_id or one.user_id for one in found})
-    if len(persons) > 1:
-        raise click.ClickException(f"several people match {user}: {', '.join(persons)}. Use one of these names")
+    person = person_of(engine, user)
     with transaction(engine) as connection:
-        known = explain_day(connection, persons[0], metric, day)
-        audit.note(connection, "explain", persons[0], {"metric": metric, "date": day.isoformat(), "values": values})
+        known = explain_day(connection, person, metric, day)
+        audit.note(connection, "explain", person, {"metric": metric, "date": day.isoformat(), "values": values})
     plain = _plain(known, values=values)
     if as_json:
         output.print_json(plain)

@@ -6,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import click
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from workers.local.ports import need_port
+
 MAX_BODY = 1024 * 1024
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
@@ -16,6 +18,8 @@ HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 @click.option("--secret", help="the signing secret of the subscription (whsec_...), to check signatures")
 def listen(*, port: int, refuse: int, secret: str | None) -> None:
     """Receive notifications on this machine and print them. Meant for your own tests; Ctrl-C stops it."""
+    if port:
+        need_port("127.0.0.1", port, "--port")
     with NotificationReceiver(port, refuse, secret, click.echo) as receiver:
         click.echo(f"headrace subscriptions add NAME --url http://127.0.0.1:{receiver.server_port}/")
         try:

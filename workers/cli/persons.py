@@ -1,29 +1,33 @@
 """Resolves `--user` to a person: a client_user_id, or the user_id of a user who has none."""
 
 import click
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
+from app.errors import NotFound, UserErased
 from workers.cli.options import did_you_mean
+from workers.cli.users import FORMS, ambiguous
 from workers.store import user_lookup
 from workers.store.engine import transaction
 
 
-def person_of(engine: Engine, name: str) -> str:
-    """The person of a user_id, client_user_id or former user_id. An unknown name is taken as a client_user_id.
+def person_of(engine: Engine, name: str, *, may_be_new: bool = False) -> str:
+    """The person of a user_id, client_user_id or former user_id.
 
-    Raises click.ClickException if users of several people match.
+    With `may_be_new`, an unknown name is a client_user_id, so that an application can set something when it creates a
+    person. Raises NotFound, UserErased, and click.ClickException if users of several people match.
     """
     with transaction(engine) as connection:
-        found = _persons(connection, name)
-        if not found:
-            near = did_you_mean(name, user_lookup.candidates(connection, name))
-            click.echo(f"no data of {name} is stored yet; the name is taken as a client_user_id{near}", err=True)
-            return name
-    if len(found) > 1:
-        raise click.ClickException(f"several people match {name}: {', '.join(found)}. Use one of these names")
-    return found[0]
-
-
-def _persons(connection: Connection, name: str) -> list[str]:
-    users = [one for one in user_lookup.find(connection, name) if not one.is_erased]
-    return sorted({one.client_user_id or one.user_id for one in users})
+        found = user_lookup.find(connection, name)
+        near = "" if found else did_you_mean(name, user_lookup.candidates(connection, name))
+    if not found and not may_be_new:
+        raise NotFound(f"unknown user {name}{near or FORMS}")
+    if not found:
+        click.echo(f"no data of {name} is stored yet; the name is taken as a client_user_id{near}", err=True)
+        return name
+    present = [one for one in found if not one.is_erased]
+    if not present:
+        raise UserErased(f"{name} was erased")
+    persons = {one.client_user_id or one.user_id for one in present}
+    if len(persons) > 1:
+        raise click.ClickException(ambiguous(engine, name, present))
+    return persons.pop()

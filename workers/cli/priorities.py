@@ -121,7 +121,7 @@ def _checked(connection: Connection, sources: Sequence[str], *, new_provider: bo
 
 
 def _person(engine: Engine, user: str) -> str:
-    return ANY if user == ANY else person_of(engine, user)
+    return ANY if user == ANY else person_of(engine, user, may_be_new=True)
 
 
 def _row(one: PriorityList, *, as_json: bool) -> dict[str, object]:

@@ -5,11 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from sqlalchemy import Connection
 
 from workers.cli import options, output
 from workers.cli.options import Moment
 from workers.store import audit as notes
 from workers.store import retention as store
+from workers.store import user_lookup
 from workers.store.engine import make_engine, transaction
 from workers.store.roles import script
 
@@ -54,17 +56,24 @@ def retention(*, dry_run: bool, yes: bool, data_dir: Path | None, as_json: bool)
 
 @click.command()
 @click.option("--since", required=True, type=Moment(), help="at or after this day or time")
-@click.option("--subject", help="only actions on this subject, e.g. a user_id")
+@click.option("--subject", help="only actions on this subject: a user by any id, or another name, e.g. 'dead letters'")
 @options.data_dir_option
 @options.json_option
 def audit(*, since: datetime, subject: str | None, data_dir: Path | None, as_json: bool) -> None:
     """List the actions of operators."""
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-audit")
     with transaction(engine) as connection:
-        found = notes.listed(connection, since, subject)
+        found = notes.listed(connection, since, _names(connection, subject) if subject else None)
     if as_json:
         output.print_json(found)
     elif not found:
         click.echo("no actions")
     else:
         output.print_rows([{**row, "at": f"{row['at']:%Y-%m-%d %H:%M:%S}"} for row in found])
+
+
+def _names(connection: Connection, subject: str) -> list[str]:
+    """The subject, and the ids of the users and people with this name."""
+    users = user_lookup.find(connection, subject)
+    ids = {name for one in users for name in (one.user_id, one.client_user_id) if name}
+    return sorted({subject, *ids})

@@ -23,7 +23,7 @@ def resolve_user(engine: Engine, name: str) -> FoundUser:
     """
     found = _find(engine, name)
     if len(found) > 1:
-        raise click.ClickException(_ambiguous(engine, name, found))
+        raise click.ClickException(ambiguous(engine, name, found))
     return found[0]
 
 
@@ -31,7 +31,7 @@ def resolve_users(engine: Engine, name: str, *, all_users: bool) -> list[FoundUs
     """The users that `--user` and `--all` (`all_users`) select. Raises as `resolve_user` does."""
     found = _find(engine, name)
     if len(found) > 1 and not all_users:
-        raise click.ClickException(f"{_ambiguous(engine, name, found)}, or --all for all of them")
+        raise click.ClickException(f"{ambiguous(engine, name, found)}, or --all for all of them")
     return found
 
 
@@ -63,7 +63,8 @@ def _find(engine: Engine, name: str) -> list[FoundUser]:
     return found
 
 
-def _ambiguous(engine: Engine, name: str, found: Sequence[FoundUser]) -> str:
+def ambiguous(engine: Engine, name: str, found: Sequence[FoundUser]) -> str:
+    """The error about a name of several users: which user_id is whose."""
     shown = found[:MAX_SHOWN]
     with transaction(engine) as connection:
         details = user_lookup.details(connection, [one.user_id for one in shown])

@@ -8,6 +8,7 @@ from app.observability.metrics import METRICS_FOLDER
 from app.web.__main__ import make_folder
 from app.web.limits import connections_per_process
 from workers.broker_admin import need_durable
+from workers.local.ports import need_port
 from workers.local.secrets import WITHHELD
 
 
@@ -18,6 +19,7 @@ def web() -> None:
     settings.need_broker()
     settings.need_webhook_secret()
     connections_per_process(settings)  # raises Misconfigured
+    need_port(settings.host, settings.port, "HEADRACE_PORT")
     need_durable(settings)
     # The endpoint's processes share their metrics through files in this folder.
     folder = {} if process_environment().get(METRICS_FOLDER) else {METRICS_FOLDER: make_folder()}
@@ -29,5 +31,6 @@ def flower() -> None:
     """Run Flower, Celery's dashboard. HEADRACE_FLOWER_AUTH is its login."""
     settings = load()
     settings.need_broker()
+    need_port(settings.flower_host, settings.flower_port, "HEADRACE_FLOWER_PORT")
     # In the environment, because every local user can read a command line.
     become(own("workers.celery.flower"), {"FLOWER_BASIC_AUTH": settings.need_flower_auth()}, without=WITHHELD["flower"])

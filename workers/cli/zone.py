@@ -28,7 +28,7 @@ def zone(*, user: str, name: str | None, reset: bool, data_dir: Path | None, as_
     if name and reset:
         raise click.UsageError("give either a zone or --reset")
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-zone")
-    person = person_of(engine, user)
+    person = person_of(engine, user, may_be_new=True)
     if name or reset:
         with transaction(engine, confirm=True) as connection:
             if name and name not in (names := known_zones(connection)):

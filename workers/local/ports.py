@@ -19,6 +19,11 @@ def free_port(host: str = "127.0.0.1", wish: int | None = None) -> int:
         return int(held.getsockname()[1])
 
 
+def need_port(host: str, port: int, name: str) -> None:
+    """Raises Misconfigured if a server cannot listen on this port. `name` is its option or setting."""
+    held_port(host, port, strict=name).close()
+
+
 def held_port(host: str, wish: int | None = None, *, strict: str = "") -> socket.socket:
     """Like `free_port`, and reserves the port while the socket is open. Raises Misconfigured.
 

@@ -12,8 +12,9 @@ _log = logging.getLogger(__name__)
 
 
 def free_bytes(folder: Path) -> int:
-    """The free space of the folder's file system."""
-    return shutil.disk_usage(folder).free
+    """The free space of the folder's file system; MIN_FREE_BYTES for one without a size, such as /proc."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else MIN_FREE_BYTES
 
 
 def wait_for_space(

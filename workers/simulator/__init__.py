@@ -142,4 +142,10 @@ def _stop_at_signals(stop: Flag) -> None:
     # Python allows it in the main thread only; in another thread the caller uses `stop`.
     if current_thread() is main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda _number, _frame: stop.set())
+            signal.signal(number, lambda number, _frame: _stop(number, stop))
+
+
+def _stop(number: int, stop: Flag) -> None:
+    """A second signal ends the process: its handler could wait for the lock of `set` that the first one holds."""
+    signal.signal(number, signal.SIG_DFL)
+    stop.set()

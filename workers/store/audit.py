@@ -7,7 +7,7 @@ program with the writer's login can insert any.
 
 import os
 import pwd
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -23,7 +23,7 @@ INSERT INTO headrace.audit (os_user, action, subject, detail)
 VALUES (:os_user, :action, :subject, CAST(:detail AS jsonb))""")
 LIST = text("""
 SELECT at, operator, os_user, action, subject, detail FROM headrace.audit
-WHERE at >= :since AND (CAST(:subject AS text) IS NULL OR subject = :subject) ORDER BY id""")
+WHERE at >= :since AND (CAST(:subjects AS text[]) IS NULL OR subject = ANY(:subjects)) ORDER BY id""")
 
 _account: ContextVar[str] = ContextVar("account", default="")
 
@@ -50,9 +50,10 @@ def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any])
         note(connection, action, subject, detail)
 
 
-def listed(connection: Connection, since: datetime, subject: str | None = None) -> list[dict[str, Any]]:
+def listed(connection: Connection, since: datetime, subjects: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The actions since a moment, oldest first."""
-    return [dict(row) for row in connection.execute(LIST, {"since": since, "subject": subject}).mappings()]
+    values = {"since": since, "subjects": subjects and list(subjects)}
+    return [dict(row) for row in connection.execute(LIST, values).mappings()]
 
 
 def _actor() -> str:

@@ -74,3 +74,12 @@ def test_reading_the_body_of_a_dead_letter_is_recorded(headrace: Headrace, setti
     assert recorded(headrace) == []
     headrace("dead", "show", str(dead_letter["id"]), "--body")
     assert [(one["action"], one["subject"]) for one in recorded(headrace)] == [("dead show", "u1")]
+
+
+def test_a_subject_may_be_any_id_of_a_user(headrace: Headrace, settings: Settings, engine: Engine) -> None:
+    """Breaks if a name that every other command accepts finds no action."""
+    apply(engine, settings, delivery(workout("u1") | {"client_user_id": "member-1"}))
+    headrace("explain", "--user", "member-1", "--resource", "workouts", "--id", "w1")
+    headrace("zone", "--user", "member-1", "Europe/Paris")
+    for name in ("u1", "member-1"):
+        assert [one["action"] for one in recorded(headrace, "--subject", name)] == ["explain", "zone set"]

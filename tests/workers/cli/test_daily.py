@@ -10,6 +10,7 @@ from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows, workout
 from tests.support.cli import error_line
 from workers.daily.derive import Deriver
+from workers.operate.erase import Eraser
 
 NOON = "2026-03-14T12:00:00+00:00"
 ONE = "2026-03-14T13:00:00+00:00"
@@ -99,6 +100,15 @@ def test_a_list_can_be_set_before_the_first_data(engine: Engine, headrace) -> No
 
 
 @pytest.mark.usefixtures("stored")
+def test_an_erased_person_gets_no_rows_again(engine: Engine, settings: Settings, headrace) -> None:
+    """Breaks if a command stores something of a person after the erasure, or takes the name as a new one."""
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    for words in (("zone", "--user", "u1", "Europe/Paris"), ("priorities", "set", "--user", "u1", "oura/ring")):
+        assert error_line(headrace(*words)) == "headrace: u1 was erased"
+    assert rows(engine, "SELECT 1 FROM headrace.daily_zones UNION SELECT 1 FROM headrace.daily_priorities") == []
+
+
+@pytest.mark.usefixtures("stored")
 def test_a_zone_is_shown_set_and_reset(engine: Engine, headrace) -> None:
     """Breaks if a zone that PostgreSQL does not know is stored, or the change is not audited."""
     assert "no zone is set" in headrace("zone", "--user", "u1").stdout
@@ -122,6 +132,8 @@ def test_a_rebuild_restores_days_that_were_changed_by_hand(engine: Engine, headr
     done = headrace("derive", "rebuild", "--user", "u1")
     assert done.stdout == "rebuilt the days of member-1: 2 values changed\n"
     assert steps(engine) == [500]
+    unknown = headrace("derive", "rebuild", "--user", "membr-1")
+    assert error_line(unknown, 4) == "headrace: unknown user membr-1; did you mean member-1?"
 
 
 @pytest.mark.usefixtures("stored")

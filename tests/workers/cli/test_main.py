@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 import click
 import pytest
 
+from app.accounts import Account, hash_password
 from app.config.settings import Settings
 from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET, apply, delivery, workout
 from tests.support.cases import Failures
-from tests.support.cli import Run, invoke, processes
+from tests.support.cli import Run, error_line, invoke, processes
 from workers.cli.main import COMMANDS, GROUPS, main
 from workers.local.ports import free_port, held_port
 from workers.store.engine import make_writer
@@ -190,6 +192,26 @@ def test_explain_lists_every_setting() -> None:
     assert {row["setting"] for row in rows} == {one.metadata["name"] for one in Settings.__dataclass_fields__.values()}
     table = invoke("check", "--explain", COLUMNS="300").stdout
     assert all(row["setting"] in table for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        (("web",), "HEADRACE_PORT"),
+        (("flower",), "HEADRACE_FLOWER_PORT"),
+        (("console",), "HEADRACE_CONSOLE_PORT"),
+        (("listen",), "--port"),
+    ],
+)
+def test_a_port_in_use_is_named(words: tuple[str, ...], setting: str) -> None:
+    """Breaks if a server prints a traceback, or shares the port of another with SO_REUSEPORT."""
+    account = Account("ann", hash_password("a password of tests"), "viewer").line
+    given = {"HEADRACE_CONSOLE_USERS": account, "DATABASE_URL": DATABASE, "BROKER_URL": BROKER, **SECRET}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        option, variables = ((setting, port), {}) if setting == "--port" else ((), {setting: str(port)})
+        done = invoke(*words, *option, **given, **variables, HEADRACE_FLOWER_AUTH=f"tests:{SESAME}")
+    assert error_line(done) == f"headrace: {setting}: port {port} on 127.0.0.1 is in use; choose another port"
 
 
 def test_explain_shows_defaults_not_values() -> None:

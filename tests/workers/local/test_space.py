@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.local.space import MIN_FREE_BYTES, POLL_SECONDS, wait_for_space
+from workers.local.space import MIN_FREE_BYTES, POLL_SECONDS, free_bytes, wait_for_space
 
 
 def test_a_disk_with_space_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -27,3 +27,8 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixt
     first, last = caplog.messages
     assert "is full: 0 MB are free; waiting for 64 MB" in first
     assert "has space" in last
+
+
+def test_a_file_system_without_a_size_is_not_full() -> None:
+    """Breaks if `headrace up --data-dir /proc/x` waits for ever, instead of saying that it cannot write there."""
+    assert free_bytes(Path("/proc")) == MIN_FREE_BYTES

@@ -1,13 +1,15 @@
 """The simulated aggregators over HTTP: serving, stopping, and faults of the connection."""
 
+import signal
 import time
 from datetime import UTC, datetime
+from threading import Event
 
 import httpx
 import pytest
 
 from tests.support import HTTP
-from workers.simulator import Simulator
+from workers.simulator import Simulator, _stop
 
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -40,3 +42,12 @@ def test_a_truncated_answer_breaks_off_and_a_slow_one_is_late():
 def test_the_address_of_a_simulator_that_does_not_serve_is_an_error():
     with pytest.raises(RuntimeError):
         _ = Simulator().url
+
+
+def test_a_second_signal_ends_the_process():
+    """Breaks if a signal during the handler of another one waits for ever for the lock of `Event.set`."""
+    before = signal.getsignal(signal.SIGUSR1)
+    stop = Event()
+    _stop(signal.SIGUSR1, stop)
+    assert (stop.is_set(), signal.getsignal(signal.SIGUSR1)) == (True, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, before)

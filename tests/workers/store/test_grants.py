@@ -88,6 +88,12 @@ def test_grants_of_a_former_connection_are_dropped(engine: Engine, settings: Set
     assert rows(engine, "SELECT user_id, granted FROM health.grants") == [{"user_id": "new", "granted": False}]
 
 
+def test_the_ledger_has_the_team(engine: Engine, settings: Settings) -> None:
+    """Breaks if support cannot tell which team of Junction's a delivery came from."""
+    apply(engine, settings, delivery(workout("u1") | {"team_id": "t1"}))
+    assert rows(engine, "SELECT team_id FROM headrace.deliveries") == [{"team_id": "t1"}]
+
+
 def test_only_deliveries_with_grants_touch_the_table(engine: Engine, settings: Settings) -> None:
     """Breaks if every message pays for grants that it does not have."""
     statements: list[str] = []
