@@ -27,6 +27,16 @@ ShortText = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 # Items of one delivery or page that are refused one by one, in 12 us each. With more of them it is refused as a whole.
 MAX_REFUSED = 100_000
 UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+TYPE_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+}
+TYPES = re.compile("`((?:{0})(?: \\| (?:{0}))*)`".format("|".join(TYPE_WORDS)))  # as msgspec's errors write them
 REPLACED = "characters that PostgreSQL cannot store were replaced by U+FFFD"
 
 
@@ -35,9 +45,13 @@ def decode(body: bytes, kind: Any, what: str) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unprocessable(f"{what}: {error}") from None
+        raise Unprocessable(f"{what}: {TYPES.sub(_type_in_words, str(error))}") from None
     except RecursionError:
         raise Unprocessable(f"{what}: nested too deep") from None
+
+
+def _type_in_words(found: re.Match[str]) -> str:
+    return " or ".join(TYPE_WORDS[name] for name in found[1].split(" | "))
 
 
 def canonical_id(user_id: str) -> str:

@@ -178,7 +178,7 @@ def test_an_invalid_body_becomes_a_dead_letter(engine: Engine, settings: Setting
         (b'{"event_type":"x","data":' + b"[" * 100_000, "not a Junction event: nested too deep"),
         (b'{"user_id":"u1"}', "it has no event_type"),
         (b'{"event_type":"daily.data.workouts.created","data":{"id":"x"}}', "no user"),
-        (WORKOUT % b"null", "workouts: Expected `object`"),
+        (WORKOUT % b"null", "workouts: Expected an object"),
         (WORKOUT % b"{}", "workouts: id: expected an id"),
         (WORKOUT % b'{"id":["fast"]}', "workouts: id: expected an id"),
     ):

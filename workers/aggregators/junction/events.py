@@ -122,7 +122,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     version, data = version_of(sent_at, delivery), bytes(envelope.data)
     event = _Event(event_type, user_id, client_user_id, data, version, delivery, is_unique)
     content = _content(event)
-    unnamed = ("client_user_id",) if envelope.client_user_id and client_user_id is None else ()
+    unnamed = ("client_user_id",) if client_user_id is None and envelope.client_user_id not in (None, "") else ()
     streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
     kept, ignored = wanted([*content.actions, *streams], settings)
     return Parsed(
@@ -191,7 +191,7 @@ def _content(event: _Event) -> _Content:
     if resource is None:
         return _Content()
     if event.type.does == "historical":
-        return _Content([_notice(resource, user_id, event.data)])
+        return _historical(resource, user_id, event.data)
     if resource.kind == "timeseries":
         return _samples(event, resource)
     if not event.is_unique:
@@ -271,16 +271,20 @@ def _connection(name: str, user_id: str, data: bytes, version: datetime) -> _Con
     return _Content([Connection(user_id, provider, "error", error, version), *grants], notes=notes)
 
 
-def _notice(resource: Resource, user_id: str, data: bytes) -> Notice:
+def _historical(resource: Resource, user_id: str, data: bytes) -> _Content:
     """A window of history. An absent `is_final` means final; the edges of an inverted window are swapped.
 
-    An edge that cannot be read counts as absent, so that it does not cost the history.
+    An edge that cannot be read counts as absent and is noted, so that it does not cost the history.
     """
     known = decode(data, _Historical, f"{resource.name}: history")
-    edges = [edge for edge in map(moment_or_none, (known.start_date, known.end_date)) if edge]
-    start, end = sorted(edges) if len(edges) == 2 else (None, None)
+    given = {"start_date": known.start_date, "end_date": known.end_date}
+    found = {name: edge for name, value in given.items() if (edge := moment_or_none(value))}
+    start, end = sorted(found.values()) if len(found) == 2 else (None, None)
     provider = source_of(known.provider).slug_of_provider
-    return Notice(user_id, provider, resource.name, start, end, is_final=_is_final(known.is_final))
+    notice = Notice(user_id, provider, resource.name, start, end, is_final=_is_final(known.is_final))
+    unread = [name for name, value in given.items() if value not in (None, "") and name not in found]
+    notes = (f"the default window is fetched, because these cannot be read: {', '.join(unread)}",) if unread else ()
+    return _Content([notice], notes=notes)
 
 
 def _is_final(value: Any) -> bool:

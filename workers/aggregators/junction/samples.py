@@ -212,6 +212,8 @@ class _SampleReader:
         value = None if self._resource.fields else self._scalar(number, item.get("value"), "value")
         unit = self._optional(_name, item.get("unit"), "unit") or ""
         ts_end = self._optional(moment, end, "end") if end else None
+        if ts_end:
+            self._not_late(ts_end, "end")
         offset = self._optional(_offset, item.get("timezone_offset"), "timezone_offset")
         return subtype, Sample(ts, ts_end, value, unit, offset, self._extra(item))
 
@@ -232,15 +234,18 @@ class _SampleReader:
             given = moment(value)
         except ValueError as expected:
             raise Unprocessable(f"{self._resource.name}: timestamp: expected {expected}") from None
-        if given > self._latest:
-            raise Unprocessable(f"{self._resource.name}: timestamp: more than two days after the receipt")
-        return given
+        return self._not_late(given, "timestamp")
 
     def _end(self, value: str) -> datetime:
         try:
-            return moment(value)
+            return self._not_late(moment(value), "end")
         except ValueError as expected:
             raise Unprocessable(f"{self._resource.name}: end: expected {expected}") from None
+
+    def _not_late(self, given: datetime, name: str) -> datetime:
+        if given > self._latest:
+            raise Unprocessable(f"{self._resource.name}: {name}: more than two days after the receipt")
+        return given
 
     def _extra(self, item: dict[str, Any]) -> bytes | None:
         """The resource's own columns (systolic and diastolic, or a note's text in `value`) and fields without one."""

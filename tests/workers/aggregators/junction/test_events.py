@@ -298,15 +298,17 @@ def test_is_final(given: dict[str, Any], final: Any) -> None:
 )
 def test_windows(edges: Any, expected: Any) -> None:
     """Breaks if a missing edge fails, an inverted window stays so, or naive and aware edges cannot be compared."""
-    notice = only(event("historical.data.sleep.created", "u1", {"provider": "oura"} | edges))
-    assert (notice.window_start, notice.window_end) == expected
+    body = event("historical.data.sleep.created", "u1", {"provider": "oura"} | edges)
+    notice = only(body)
+    assert (notice.window_start, notice.window_end, parsed(body).notes) == (*expected, ())
 
 
 @each("soon", "0000-00-00T00:00:00Z", "9999-12-31T23:59:59-14:00", 20260314, True, {}, "1" * 400)
 def test_an_absurd_window_means_the_default_range(edge: Any) -> None:
-    """Breaks if a window that cannot be read costs a user their history."""
-    data = {"provider": "oura", "start_date": edge, "end_date": MOMENT}
-    assert only(event("historical.data.sleep.created", "u1", data)).window_start is None
+    """Breaks if a window that cannot be read costs a user their history, or the ledger does not say so."""
+    body = event("historical.data.sleep.created", "u1", {"provider": "oura", "start_date": edge, "end_date": MOMENT})
+    assert only(body).window_start is None
+    assert parsed(body).notes == ("the default window is fetched, because these cannot be read: start_date",)
 
 
 @each(

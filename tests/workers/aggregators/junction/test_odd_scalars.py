@@ -7,6 +7,7 @@ from tests.support import START, event, heartrate, workout
 from tests.support.cases import each
 from tests.support.junction import MOMENT, USER, dead, only, parsed, sample, series
 from workers.actions import Record, Samples
+from workers.aggregators.repair import unreadable_note
 
 # The envelope
 
@@ -20,6 +21,12 @@ def test_a_client_user_id_is_any_scalar(given: Any, client_user_id: str | None) 
     """Breaks if a customer's own id has to be a UUID or a text, or one of another type costs the data."""
     found = parsed(workout("u1") | {"client_user_id": given})
     assert (found.client_user_id, len(found.actions), found.refused) == (client_user_id, 1, ())
+
+
+@each((None, ()), ("", ()), ("m", ()), *((odd, ("client_user_id",)) for odd in ({}, [], ["m"], {"id": "m"})))
+def test_a_client_user_id_that_cannot_be_read_is_noted(given: Any, names: tuple[str, ...]) -> None:
+    """Breaks if a client_user_id is lost without a word in the ledger, or an absent one is noted."""
+    assert parsed(workout("u1") | {"client_user_id": given}).notes == unreadable_note(names)
 
 
 @each(

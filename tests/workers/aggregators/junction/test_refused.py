@@ -60,9 +60,9 @@ def values_of(found: Parsed | Page) -> list[float | None]:
     (b'{"timestamp":"2199-01-01","value":1}', "heartrate: timestamp: more than two days after the receipt"),
     (b'{"timestamp":"2026-03-14T06:30:00Z","value":1,"value":2}', "heartrate: an object repeats a name"),
     (b'{"timestamp":"2026-03-14T06:30:00Z","value":1,"a":{"b":1,"b":2}}', "heartrate: an object repeats a name"),
-    (b"null", "heartrate: Expected `object`, got `null`"),
-    (b'"canary"', "heartrate: Expected `object`, got `str`"),
-    (b"[]", "heartrate: Expected `object`, got `array`"),
+    (b"null", "heartrate: Expected an object, got null"),
+    (b'"canary"', "heartrate: Expected an object, got text"),
+    (b"[]", "heartrate: Expected an object, got a list"),
 )
 def test_one_bad_sample_of_a_thousand_is_refused_alone(bad: bytes, reason: str) -> None:
     """Breaks if one bad sample costs the thousand others, or cannot be replayed with its user, type and source."""
@@ -124,6 +124,16 @@ def test_a_sample_is_at_most_two_days_after_its_receipt(ahead: timedelta, count:
     assert (len(values_of(found)), len(found.refused)) == (2 - count, count)
 
 
+@each({}, {"type": None, "note": "read as a mapping"})
+def test_a_sample_ends_at_most_two_days_after_its_receipt(more: dict[str, Any]) -> None:
+    """Breaks if an interval that ends years ahead is stored because it began in time."""
+    ends = (ASKED_AT + timedelta(days=days) for days in (1, 365))
+    body = series("heartrate", *(sample(n, end=end.isoformat(), **more) for n, end in enumerate(ends)))
+    found = parse(Delivery("junction", "m", ASKED_AT.timestamp(), b""), msgspec.json.encode(body), Settings())
+    assert values_of(found) == [60]
+    assert [one.reason for one in found.refused] == ["heartrate: end: more than two days after the receipt"]
+
+
 @each("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z", "12026-01-01T00:00:00Z")
 def test_a_sample_in_a_year_that_cannot_be_read_is_refused(moment: str) -> None:
     """Breaks if a year that psycopg cannot read is stored, so that every query of the series fails."""
@@ -177,8 +187,8 @@ NO_ID = "workouts: id: expected an id of 1 to 256 characters"
     ({"source": GARMIN}, NO_ID),
     ({"id": ""}, NO_ID),
     ({"id": ["canary"]}, NO_ID),
-    (None, "workouts: Expected `object`, got `null`"),
-    ("canary", "workouts: Expected `object`, got `str`"),
+    (None, "workouts: Expected an object, got null"),
+    ("canary", "workouts: Expected an object, got text"),
 )
 def test_one_bad_record_of_many_is_refused_alone(bad: Any, reason: str) -> None:
     """Breaks if one record costs its page, is lost silently, cannot be replayed, or its value gets into a log."""
@@ -220,9 +230,9 @@ def test_a_record_is_no_newer_than_its_request(updated_at: str, version: str) ->
 
 
 BAD_GROUPS: list[tuple[str, str]] = [
-    ("null", "heartrate: data: Expected `object`, got `null`"),
-    ('"canary"', "heartrate: data: Expected `object`, got `str`"),
-    ('{"data":{"canary":1}}', "heartrate: data: Expected `array | null`, got `object`"),
+    ("null", "heartrate: data: Expected an object, got null"),
+    ('"canary"', "heartrate: data: Expected an object, got text"),
+    ('{"data":{"canary":1}}', "heartrate: data: Expected a list or null, got an object"),
     ('{"data":[],"data":[{"canary":1}]}', "heartrate: data: an object repeats a name"),
 ]
 
@@ -251,7 +261,7 @@ def test_groups_that_are_no_list_are_refused_alone(bad: str) -> None:
     found = page("heartrate", b'{"groups":{"oura":%s,"garmin":[%s]}}' % (bad.encode(), good))
     assert (found.records, len(found.actions)) == (1, 1)
     (refused,) = found.refused
-    assert dead(refused.event) == refused.reason == "heartrate: data: Expected `object`, got `array`"
+    assert dead(refused.event) == refused.reason == "heartrate: data: Expected an object, got a list"
 
 
 @each(
