@@ -117,7 +117,11 @@ class Applier:
 
     def reject(self, delivery: Delivery, reason: str) -> Applied:
         """Stores a delivery as a dead letter. Raises TryLater."""
-        return _record_metrics(self._commit(self._as_attempts([ParsedDelivery(delivery, 1, reason=reason)])))
+        (opened,) = self._as_attempts([ParsedDelivery(delivery, 1, self._identify(delivery), reason)])
+        try:
+            return _record_metrics(self._commit_alone(opened, "webhook"))
+        except RetryAlone:  # the row of its user may be the one that is locked or damaged
+            return _record_metrics(self._commit_alone(replace(opened, parsed=None), "webhook"))
 
     def dead_letter_raw(self, raw: bytes, reason: str) -> Applied:
         """Stores a raw message that is invalid as a dead letter, with its digest as the id. Raises TryLater."""
@@ -238,7 +242,7 @@ class Applier:
             metrics.SAMPLES_WITHOUT_TIMESTAMP.inc(parsed.samples_without_timestamp)
         opened = replace(one, parsed=parsed)
         if origin == "replay" and opened.is_claim_check:
-            return replace(one, reason="the delivery only contained a URL, which has expired")
+            return replace(opened, reason="the delivery only contained a URL, which has expired")
         return opened
 
     def _identify(self, delivery: Delivery) -> Parsed | None:

@@ -58,7 +58,7 @@ class ParsedDelivery:
     @property
     def is_claim_check(self) -> bool:
         """Whether it contains only a URL from which the event must be downloaded."""
-        return self.parsed is not None and any(isinstance(one, Download) for one in self.parsed.actions)
+        return any(isinstance(one, Download) for one in self.actions)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import redis
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app.broker.celery import make_celery
 from app.broker.lanes import DOWNLOAD
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal
-from app.errors import TryLater
+from app.errors import RetryAlone, TryLater
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
 from tests.support.broker import arguments, waiting
@@ -29,9 +29,12 @@ from tests.support.deliveries import bodies
 from workers.aggregators.registry import AGGREGATORS
 from workers.celery.context import WorkerContext
 from workers.fetch.http import Files
+from workers.ingest import apply
 from workers.ingest.apply import Applier
 from workers.ingest.download import GRACE, Downloader
 from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
+from workers.store import dead_letters
+from workers.store.users import Claim
 
 URL = "https://payloads.s3.eu-west-2.amazonaws.com/5f0f/activity.json?X-Amz-Signature=0123456789abcdef"
 USER = {"user_id": "terra-1", "provider": "PELOTON", "reference_id": "member-1"}
@@ -134,10 +137,43 @@ def test_a_lost_event_becomes_a_dead_letter(engine: Engine, download: Callable[.
         with failures.of(answer, announced, reason), emptied(engine):
             assert download(answer, announcement(**announced)).outcomes == {"dead": 1}
             (entry,) = rows(engine, DELIVERIES)
-            assert entry["outcome"] == "dead"
+            assert (entry["outcome"], entry["event_type"]) == ("dead", "s3_payload")
             assert reason in entry["error"]
             assert "amazonaws" not in entry["error"]
     assert failures == {}
+
+
+def test_a_lost_event_names_its_type_and_person(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if an operator cannot see whose event could not be downloaded, although the announcement says it."""
+    body = {"type": "s3_payload", "user": USER, "url": URL, "expires_in": 300}
+    announced = announcement().with_body(msgspec.json.encode(body), SEALER)
+    download(given(b"", 403), announced)
+    (entry,) = dead_letters.listed(engine)
+    assert (entry.event_type, entry.user_id) == ("s3_payload", "terra-1")
+
+
+def test_a_dead_letter_of_a_damaged_user_row_keeps_its_reason(
+    engine: Engine, download: Callable[..., Applied], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a lost event is retried for ever because the row of its person is locked or damaged."""
+    upsert = apply.upsert_users
+
+    def fail(connection: Connection, claims: Mapping[Claim, Any]) -> Any:
+        if claims:
+            raise RetryAlone("lock", "lock_timeout")
+        return upsert(connection, claims)
+
+    monkeypatch.setattr(apply, "upsert_users", fail)
+    body = {"type": "s3_payload", "user": USER, "url": URL, "expires_in": 300}
+    download(given(b"", 403), announcement().with_body(msgspec.json.encode(body), SEALER))
+    (entry,) = dead_letters.listed(engine)
+    assert (entry.user_id, entry.reason) == (None, "the announced event could not be downloaded: HTTP 403")
+
+
+def test_a_replayed_announcement_names_its_type(engine: Engine, settings: Settings) -> None:
+    """Breaks if a dead letter has no event type because its URL has expired."""
+    assert Applier(engine, settings).replay([announcement()]).outcomes == {"dead": 1}
+    assert [entry.event_type for entry in dead_letters.listed(engine)] == ["s3_payload"]
 
 
 def test_an_invalid_download_becomes_a_dead_letter_with_its_body(
