@@ -1,8 +1,13 @@
 """Dashboard and alerts, without a server: every query is valid and uses declared metrics and labels."""
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
+import pytest
 from prometheus_client.metrics import MetricWrapperBase
+from ruamel.yaml import YAML
 
 from app.observability import metrics
 from tests.support.cases import Failures
@@ -87,3 +92,24 @@ def test_panels_do_not_overlap() -> None:
     assert len(cells) == len(set(cells))
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+@pytest.mark.parametrize("origin", ["webhook", "backfill"])
+def test_refused_items_fire_their_alert(tmp_path: Path, origin: str) -> None:
+    """Breaks if nobody is told about refused items of webhooks or of history, or the alert never ends."""
+    name = "HeadraceRefusedItems"
+    rules = [rule for group in YAML(typ="safe").load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    (rule,) = (one for one in rules if one.get("alert") == name)
+    notes = {key: value.replace("{{ $labels.origin }}", origin) for key, value in rule["annotations"].items()}
+    fired = {"exp_labels": rule["labels"] | {"origin": origin}, "exp_annotations": notes}
+    times = {"9m": [], "15m": [fired], "2h": []}
+    series = {"series": f'headrace_refused_items_total{{origin="{origin}", job="headrace"}}', "values": "0x10 3x120"}
+    alerts = [{"eval_time": at, "alertname": name, "exp_alerts": expected} for at, expected in times.items()]
+    case = {"interval": "1m", "input_series": [series], "alert_rule_test": alerts}
+    path = tmp_path / "test.yml"
+    YAML(typ="safe").dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [case]}, path)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
