@@ -115,7 +115,8 @@ class PageWriter:
     def _dead_letters(self, pending: PendingPages) -> list[RefusedItem]:
         work = pending.work
         page = of_page(work.aggregator, pending.asked_at or datetime.now(UTC))
-        return dead_letters_of(pending.refused, page, f"fetch.{work.resource}", work.user_id, self._sealer)
+        name, number = f"fetch.{work.resource}", work.backfill_id
+        return dead_letters_of(pending.refused, page, name, work.user_id, self._sealer, backfill_id=number)
 
     def store(self, work: ChunkPosition, actions: Iterable[Action]) -> list[Refused] | None:
         """Stores each action in its own transaction. Returns those refused; None if the user is read-only.

@@ -116,7 +116,8 @@ def replay_dead(
 ) -> None:
     """Apply dead letters again: all, or those selected by ID or reason.
 
-    Those that are applied leave the list. For a rejected request to Junction, its backfill is resumed.
+    Those that are applied leave the list. For a rejected request to Junction, its backfill is resumed. For items that
+    were counted only, their whole delivery is applied from the archive, or their history is fetched again.
     """
     settings = options.attached(data_dir, broker=False)
     session = {"statement_timeout": f"{timeout}s"} if timeout else {}

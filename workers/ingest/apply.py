@@ -333,7 +333,8 @@ class Applier:
                 )
                 metrics.REFUSED_ITEMS.labels(origin).inc(refused.count(known.refused))
         if origin == "replay":
-            replace_items(connection, [(one.delivery.aggregator, one.delivery.message_id) for one in parsed], items)
+            read = [one.delivery for one in parsed if not one.reason]
+            replace_items(connection, [(one.aggregator, one.message_id) for one in read], items)
         else:
             add_items(connection, items)
 

@@ -20,6 +20,9 @@ SELECT {DELIVERY_COLUMNS}
 FROM headrace.archive WHERE received_at >= :since AND received_at < :until
    AND (CAST(:pattern AS text) IS NULL OR event_type LIKE :pattern)
 ORDER BY received_at, aggregator, message_id""")
+FIND = text(f"""
+SELECT {DELIVERY_COLUMNS} FROM headrace.archive
+WHERE received_at = :received_at AND aggregator = :aggregator AND message_id = :message_id""")
 EDGES = text("""
 SELECT min(received_at) AS first, max(received_at) AS last
 FROM headrace.archive WHERE received_at >= :since AND received_at < :until""")
@@ -48,6 +51,14 @@ def count(engine: Engine, window: ArchiveWindow) -> int:
     """The number of archived deliveries in a window."""
     with transaction(engine) as connection:
         return int(connection.scalar(COUNT, window.values) or 0)
+
+
+def find(engine: Engine, aggregator: str, message_id: str, received_at: datetime) -> Delivery | None:
+    """The archived delivery with this id that was received at this time."""
+    values = {"aggregator": aggregator, "message_id": message_id, "received_at": received_at}
+    with transaction(engine) as connection:
+        row = connection.execute(FIND, values).first()
+        return to_delivery(row) if row else None
 
 
 def read(engine: Engine, window: ArchiveWindow) -> Iterator[list[Delivery]]:

@@ -62,8 +62,14 @@ INSERT INTO headrace.dead_letters
 VALUES (:aggregator, :message_id, :event_type, :user_id, :received_at, :reason, :ordering_ms, :reference, :digest,
         :sealed, :item, :items)
 ON CONFLICT (aggregator, message_id, item) DO NOTHING""")
+IS_COUNTED = text("""
+SELECT EXISTS (SELECT FROM headrace.dead_letters
+    WHERE (aggregator, message_id) = (:aggregator, :message_id) AND starts_with(item, :counter))""")
 HISTORY = "history"  # the message id of items of fetched pages, which belong to no delivery
 FETCH_ID = re.compile(r"fetch-(\d+)-[0-9a-f]+")
+# The `item` of a dead letter that counts refused items without their content, with the backfill that fetched them.
+COUNTER = "others-"
+COUNTER_ITEM = re.compile(r"others-(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,19 @@ class DeadLetter:
     attempts: int
     sealed_bytes: int
     reference: str | None = None  # of a fetched response: the record whose stream was requested
-    item: str = ""  # the digest of a single item of the delivery; '' for the whole delivery
+    item: str = ""  # the digest of a single item of the delivery, or a counter of items; '' for the whole delivery
     items: int = 1  # the number of refused items that it stands for
 
     @property
+    def is_counter(self) -> bool:
+        """Whether it counts refused items without their content."""
+        return self.item.startswith(COUNTER)
+
+    @property
     def backfill_id(self) -> int | None:
-        """The backfill whose response was rejected; None if this is a delivery."""
-        return backfill_of(self.message_id)
+        """The backfill whose response was rejected, or whose items are counted; None if this is a delivery."""
+        found = COUNTER_ITEM.fullmatch(self.item)
+        return int(found[1]) if found else backfill_of(self.message_id)
 
 
 class SealedDeadLetter(NamedTuple):
@@ -104,6 +116,11 @@ def backfill_of(message_id: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def counter(digest: str, backfill_id: int | None) -> str:
+    """The `item` of a dead letter that counts the refused items of a delivery, or of a backfill's pages."""
+    return f"{COUNTER}{digest}" if backfill_id is None else f"{COUNTER}{backfill_id}-{digest}"
+
+
 def listed(
     engine: Engine, ids: Sequence[int] | None = None, reason: str | None = None, limit: int = 100
 ) -> list[DeadLetter]:
@@ -117,6 +134,13 @@ def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
     """The sealed delivery of a dead letter."""
     with transaction(engine) as connection:
         return to_delivery(connection.execute(GET, {"id": entry.id}).one())
+
+
+def is_counted(engine: Engine, entry: DeadLetter) -> bool:
+    """Whether a dead letter counts refused items of the delivery."""
+    key = {"aggregator": entry.aggregator, "message_id": entry.message_id, "counter": COUNTER}
+    with transaction(engine) as connection:
+        return bool(connection.scalar(IS_COUNTED, key))
 
 
 def read(engine: Engine) -> Iterator[SealedDeadLetter]:

@@ -4,12 +4,13 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import httpx
+from prometheus_client import REGISTRY
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.sealing import Sealer
 from tests.support import apply, delivery, heartrate, rows
-from tests.support.backfills import backfill, fetch_history, notice
+from tests.support.backfills import announce, backfill, fetch_history, notice, settle, status
 from tests.support.provider import GARMIN, Provider
 from workers.actions import Refused
 from workers.ingest.apply import Applier
@@ -77,6 +78,57 @@ def test_a_page_of_rubbish_makes_a_hundred_dead_letters(engine: Engine, settings
     page = {"groups": {"garmin": [{"source": GARMIN, "data": data}]}}
     fetch_history(engine, settings, Provider(lambda _: httpx.Response(200, json=page)), notice(resource="heartrate"))
     found = dead_letters.listed(engine, limit=1000)
-    assert (len(found), sum(entry.items for entry in found)) == (MAX_ITEMS, MAX_ITEMS + 50)
+    assert (len(found), sum(entry.items for entry in found)) == (MAX_ITEMS + 1, MAX_ITEMS + 50)
     assert (backfill(engine)["error"] or "").startswith("150 refused, first: heartrate: value")
     assert rows(engine, "SELECT value FROM health.heartrate") == [{"value": 60.0}]
+
+
+def test_counted_items_of_history_are_fetched_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if a replay declares items resolved that nobody fetched, or fetches a window once for each page."""
+    data = heartrate("u1", dict.fromkeys(range(2 * MAX_ITEMS + 20), 60))["data"]["data"]
+    for one in data:
+        one["value"] = None
+    halves = [data[: MAX_ITEMS + 10], data[MAX_ITEMS + 10 :]]
+    bad = [{"groups": {"garmin": [{"source": GARMIN, "data": half}]}} for half in halves]
+    bad[0]["next_cursor"] = "c"  # type: ignore[assignment]
+    provider = Provider(lambda request: httpx.Response(200, json=bad["next_cursor" in request.url.params]))
+    announce(engine, settings, notice(resource="heartrate"))
+    settle(engine, provider.fetcher(engine, settings, pages=1))
+    counters = [entry for entry in dead_letters.listed(engine, limit=1000) if entry.is_counter]
+    assert [(entry.items, entry.message_id, entry.user_id) for entry in counters] == [(10, "history", "u1")] * 2
+    assert all("headrace dead replay fetches the history again" in entry.reason for entry in counters)
+    asked = len(provider.requests)
+    assert replay_dead_letters(engine, Applier(engine, settings), counters) == {"applied": 2}
+    assert [entry for entry in dead_letters.listed(engine, limit=1000) if entry.is_counter] == []
+    assert status(engine) == [("complete", 1, 1), ("pending", 0, 1)]
+    for one in data:
+        one["value"] = 60
+    settle(engine, provider.fetcher(engine, settings))
+    assert status(engine) == [("complete", 1, 1)] * 2
+    assert len(provider.requests) == 2 * asked
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": len(data)}]
+
+
+def test_counted_items_of_an_open_backfill_are_fetched_again(engine: Engine, settings: Settings) -> None:
+    """Breaks if counted items are lost because their backfill, which has passed their page, is not complete yet."""
+    (number,) = announce(engine, settings, notice(resource="heartrate"))
+    refused = [Refused("why", b"%d" % n) for n in range(MAX_ITEMS + 1)]
+    page = of_page("junction", datetime.now(UTC))
+    sealer = Sealer(settings.encryption_keys)
+    letters = dead_letters_of(refused, page, "fetch.heartrate", "u1", sealer, backfill_id=number)
+    with transaction(engine) as connection:
+        add_items(connection, letters[-1:])
+    assert replay_dead_letters(engine, Applier(engine, settings), dead_letters.listed(engine)) == {"applied": 1}
+    assert (status(engine)[-1][1:], dead_letters.listed(engine)) == ((0, 1), [])
+    assert rows(engine, "SELECT count(*) AS n FROM headrace.chunks") == [{"n": 2}]
+
+
+def test_refused_items_of_history_are_in_the_metric(engine: Engine, settings: Settings) -> None:
+    """Breaks if the alert for refused items never fires for history."""
+    sample = ("headrace_refused_items_total", {"origin": "backfill"})
+    before = REGISTRY.get_sample_value(*sample) or 0
+    data = [*heartrate("u1", {0: 60})["data"]["data"], None, None, 7]
+    page = {"groups": {"garmin": [{"source": GARMIN, "data": data}]}}
+    fetch_history(engine, settings, Provider(lambda _: httpx.Response(200, json=page)), notice(resource="heartrate"))
+    assert (REGISTRY.get_sample_value(*sample) or 0) - before == 3
+    assert sum(entry.items for entry in dead_letters.listed(engine)) == 3

@@ -1,15 +1,25 @@
 """Odd data: what can be stored is stored, the rest becomes a dead letter, and no neighbour is affected."""
 
 import json
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
+from app.delivery import Delivery
 from tests.support import apply, delivery, event, heartrate, rows, workout
 from tests.support.cases import Failures
 from tests.support.database import emptied
+from tests.support.deliveries import OTHER_KEY
+from workers.aggregators.junction import samples
+from workers.ingest.apply import Applier
+from workers.ingest.refused import MAX_ITEMS
+from workers.ingest.replay import replay_dead_letters
+from workers.operate import completeness, status_view
 from workers.store import dead_letters
 
 NEIGHBOURS = 99
@@ -187,3 +197,86 @@ def test_unusual_but_valid_data_is_stored(engine: Engine, settings: Settings) ->
     assert apply(engine, settings, delivery(workout("u1", **odd)), delivery(future)) == {"applied": 2}
     (row,) = rows(engine, "SELECT average_hr, distance, title FROM health.workouts WHERE user_id = 'u1'")
     assert row == {"average_hr": 9_200_000_000_000_000_000, "distance": 1.7e308, "title": "\u0001 é 🏃 \\u0000"}
+
+
+# Counts and replays of refused items
+
+ERROR = "SELECT error FROM health.deliveries"
+VALUES = "SELECT count(*) AS n FROM health.heartrate"
+REFUSED_IN_WEBHOOKS = ("headrace_refused_items_total", {"origin": "webhook"})
+
+
+def bad_samples(count: int) -> Delivery:
+    """A sample, and others of one minute each whose value is a word."""
+    body = heartrate("u1", dict.fromkeys(range(count + 1), 60))
+    for one in body["data"]["data"][1:]:
+        one["value"] = "sixty"
+    return delivery(body)
+
+
+@pytest.fixture
+def update(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Installs a version of the parser that can read the word."""
+    number = samples.number
+    return lambda: monkeypatch.setattr(samples, "number", lambda value: 60.0 if value == "sixty" else number(value))
+
+
+def replay_all(engine: Engine, settings: Settings) -> dict[str, int]:
+    found = dead_letters.listed(engine, limit=1000)
+    return {str(name): n for name, n in replay_dead_letters(engine, Applier(engine, settings), found).items()}
+
+
+def refused_items(engine: Engine) -> tuple[int, int]:
+    """Their number in the dead letters, and in the report."""
+    now = datetime.now(UTC)
+    report = completeness.read_report(engine, [], now - timedelta(days=1), now + timedelta(days=1), None)
+    return sum(entry.items for entry in dead_letters.listed(engine, limit=1000)), report.refused_items
+
+
+@pytest.mark.parametrize("bad", [[None] * 500, [None] * 150 + [7, {"value": 1}]])
+def test_every_count_of_refused_items_is_the_same(engine: Engine, settings: Settings, bad: list[Any]) -> None:
+    """Breaks if the ledger, `status`, the report and the metric disagree about items that are equal."""
+    body = heartrate("u1", {0: 60})
+    body["data"]["data"] += bad
+    before = REGISTRY.get_sample_value(*REFUSED_IN_WEBHOOKS) or 0
+    apply(engine, settings, delivery(body))
+    assert rows(engine, ERROR)[0]["error"].startswith(f"{len(bad)} refused, first: ")
+    assert refused_items(engine) == (len(bad), len(bad))
+    (shown,) = status_view.read(engine, [], []).refused_items
+    assert (shown["origin"], shown["items"]) == ("webhooks", len(bad))
+    assert (REGISTRY.get_sample_value(*REFUSED_IN_WEBHOOKS) or 0) - before == len(bad)
+
+
+def test_items_that_are_only_counted_are_applied_by_a_replay(engine: Engine, settings: Settings, update: Any) -> None:
+    """Breaks if a replay after an update loses the items beyond the limit, and says that all were applied."""
+    apply(engine, settings, bad_samples(MAX_ITEMS + 50))
+    (counter,) = [entry for entry in dead_letters.listed(engine, limit=1000) if entry.is_counter]
+    assert (counter.items, refused_items(engine)) == (50, (MAX_ITEMS + 50, MAX_ITEMS + 50))
+    assert counter.reason.endswith("expected a number (counted only: headrace dead replay applies the delivery again)")
+    assert replay_all(engine, settings) == {"dead": MAX_ITEMS + 1}
+    assert refused_items(engine) == (MAX_ITEMS + 50, MAX_ITEMS + 50)
+    update()
+    assert replay_all(engine, settings) == {"applied": MAX_ITEMS + 1}
+    assert rows(engine, VALUES) == [{"n": MAX_ITEMS + 51}]
+    assert rows(engine, ERROR) == [{"error": "the refused items were applied by a replay"}]
+    assert refused_items(engine) == (0, 0)
+
+
+def test_counted_items_of_a_delivery_without_archive_stay(engine: Engine, settings: Settings, update: Any) -> None:
+    """Breaks if items that nobody can apply any more count as applied, or the operator is not told what to do."""
+    apply(engine, replace(settings, keep_days=0), bad_samples(MAX_ITEMS + 50))
+    update()
+    assert replay_all(engine, settings) == {"applied": MAX_ITEMS, "dead": 1}
+    (counter,) = dead_letters.listed(engine)
+    assert (counter.items, rows(engine, VALUES)) == (50, [{"n": MAX_ITEMS + 1}])
+    assert "headrace backfill start" in counter.reason
+    assert rows(engine, ERROR)[0]["error"].startswith("150 refused")
+
+
+def test_a_replay_that_cannot_open_a_delivery_keeps_its_items(engine: Engine, settings: Settings) -> None:
+    """Breaks if a replay with a wrong key deletes the refused items, and says that they were applied."""
+    one = bad_samples(2)
+    apply(engine, settings, one)
+    assert Applier(engine, replace(settings, encryption_keys=(OTHER_KEY,))).replay([one]).outcomes == {"dead": 1}
+    assert refused_items(engine) == (2, 2)
+    assert rows(engine, ERROR)[0]["error"].startswith("2 refused")
