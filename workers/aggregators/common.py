@@ -37,6 +37,7 @@ TYPE_WORDS = {
     "null": "null",
 }
 TYPES = re.compile("`((?:{0})(?: \\| (?:{0}))*)`".format("|".join(TYPE_WORDS)))  # as msgspec's errors write them
+NO_CURSOR = (None, "", "None", 0, False)  # one of Junction's public examples has the text "None"
 REPLACED = "characters that PostgreSQL cannot store were replaced by U+FFFD"
 
 
@@ -83,6 +84,18 @@ def _scalar_text(value: Any) -> str | None:
         return None if value is None else scalars.text(value) or None
     except (ValueError, msgspec.DecodeError, RecursionError):
         return None
+
+
+def cursor_of(*given: Any) -> str | None:
+    """The cursor of the next page: the first of these values, a text or a number; None after the last page.
+
+    Raises Unprocessable for a value of another form: there may be more pages.
+    """
+    value = next((one for one in given if one not in NO_CURSOR), None)
+    found = None if value is True else optional_text(value, None)
+    if value is not None and found is None:
+        raise Unprocessable("the cursor of the next page: expected a text or a number")
+    return found
 
 
 def first_reason(refused: Sequence[Refused], what: str) -> Unprocessable:

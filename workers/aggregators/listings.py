@@ -4,23 +4,20 @@ An entry with a null, a type or a value that the aggregator does not document is
 stop the comparison of the other entries.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from app.errors import Unprocessable
-from workers.aggregators.common import decode, moment_or_none
+from workers.aggregators.common import MAX_ID, cursor_of, decode, moment_or_none
+from workers.aggregators.json import storable
 
 T = TypeVar("T")
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # before any wearable; year 1 stands for "unknown"
-NAME = re.compile(r"[^\x00]{1,256}")  # PostgreSQL stores no U+0000
-Name = Annotated[str, msgspec.Meta(pattern=f"^{NAME.pattern}$")]
-Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class Listing(Generic[T]):
     cursor: str | None = None
     unread: int = 0
     unread_parts: int = 0
+
+
+def answer(body: bytes, kind: Any, what: str) -> Any:
+    """As `decode`, for an answer in which U+FFFD replaces characters that PostgreSQL cannot store."""
+    return decode(storable(body)[0], kind, what)
 
 
 @dataclass
@@ -57,10 +59,18 @@ class EntryReader:
     def named(self, entries: dict[str, msgspec.Raw], kind: Any, build: Callable[[str, Any], T]) -> Iterator[T]:
         """As `each`, for entries with names, which are checked as well."""
         for name, raw in entries.items():
-            if not NAME.fullmatch(name):
+            if not 1 <= len(name) <= MAX_ID:
                 self.unread += 1
                 continue
             yield from self.each((raw,), kind, partial(build, name))
+
+    def cursor(self, *given: Any) -> str | None:
+        """As `cursor_of`. A value that is no cursor is counted and ends the listing: its other pages stay readable."""
+        try:
+            return cursor_of(*given)
+        except Unprocessable:
+            self.unread += 1
+            return None
 
 
 def moment(value: Any) -> datetime | None:

@@ -13,14 +13,13 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from workers.actions import Connection, Grants
-from workers.aggregators.common import NULL, canonical_id, decode
+from workers.aggregators.common import NULL, Identifier, canonical_id, optional_text
 from workers.aggregators.junction.grants import read_grants
-from workers.aggregators.listings import EntryReader, Listing, Name, Text, moment
+from workers.aggregators.listings import EntryReader, Listing, answer, moment
 from workers.aggregators.requests import Request, segment
 
 T = TypeVar("T")
 USERS_A_PAGE = "50"
-NO_CURSOR = ("", "None")  # the public example has the text "None"
 Status = Literal["pulled", "pulling", "failed", "not pulled"]
 STATUSES: dict[str, Status] = {
     "success": "pulled",
@@ -74,7 +73,7 @@ class _Pull(msgspec.Struct):
     end: Any = None
     timeline: dict[str, Any] | None = None
     days_with_data: int | None = None
-    error_details: Text | None = None
+    error_details: str | None = None
 
 
 class _Pulls(msgspec.Struct):
@@ -88,38 +87,34 @@ class _Statistics(msgspec.Struct):
 
 
 class _User(msgspec.Struct):
-    user_id: Name  # the public example has an empty one
+    user_id: Identifier  # the public example has an empty one
     provider: dict[str, msgspec.Raw] = {}
 
 
 class _Page(msgspec.Struct):
-    data: list[msgspec.Raw]
-    next_cursor: str | int | None = None
-    next: str | int | None = None
+    data: list[msgspec.Raw] | None
+    next_cursor: Any = None
+    next: Any = None
 
 
 class _ConnectionError(msgspec.Struct):
-    error_type: Text | None = None
-    error_message: Text | None = None
+    error_type: str | None = None
+    error_message: str | None = None
 
 
 class _Connected(msgspec.Struct):
-    slug: Name
+    slug: Identifier
     status: Literal["connected", "error"] = "connected"
     error_details: _ConnectionError | None = None
     resource_availability: msgspec.Raw = NULL
 
 
-class _FallbackZone(msgspec.Struct):
-    id: str = ""
-
-
 class _ZonedUser(msgspec.Struct):
-    fallback_time_zone: _FallbackZone | None = None
+    fallback_time_zone: Any = None
 
 
 class _Providers(msgspec.Struct):
-    providers: list[msgspec.Raw]
+    providers: list[msgspec.Raw] | None
 
 
 @dataclass
@@ -130,7 +125,7 @@ class _Reader(EntryReader):
 
     def by_provider(self, page: _Page, kind: Any) -> Iterator[tuple[str, str, Any]]:
         """The entries of a page by user and provider."""
-        for user in self.each(page.data, _User, lambda user: user):
+        for user in self.each(page.data or (), _User, lambda user: user):
             user_id = canonical_id(user.user_id)
             self.users.append(user_id)
             for provider, entry in self.named(user.provider, kind, lambda name, entry: (name.lower(), entry)):
@@ -138,9 +133,8 @@ class _Reader(EntryReader):
 
     def listing(self, page: _Page, rows: Iterable[T]) -> Listing[T]:
         """The page with its rows."""
-        found = tuple(rows)
-        cursor = str(page.next_cursor or page.next or "")
-        return Listing(found, tuple(self.users), None if cursor in NO_CURSOR else cursor, self.unread)
+        found, cursor = tuple(rows), self.cursor(page.next_cursor, page.next)
+        return Listing(found, tuple(self.users), cursor, self.unread)
 
 
 def pulls_request(cursor: str | None = None, user_id: str | None = None) -> Request:
@@ -161,13 +155,13 @@ def _introspect(part: str, cursor: str | None, user_id: str | None) -> Request:
 
 def read_pulls(body: bytes) -> Listing[Pull]:
     """The answer to `pulls_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = decode(body, _Page, "historical pulls"), _Reader()
+    page, reader = answer(body, _Page, "historical pulls"), _Reader()
     return reader.listing(page, _pulls(page, reader))
 
 
 def read_coverage(body: bytes) -> Listing[ResourceCoverage]:
     """The answer to `coverage_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = decode(body, _Page, "resources"), _Reader()
+    page, reader = answer(body, _Page, "resources"), _Reader()
     return reader.listing(page, _coverage(page, reader))
 
 
@@ -178,10 +172,12 @@ def connections_request(user_id: str) -> Request:
 
 def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[Connection | Grants]:
     """The answer to `connections_request`. Raises Unprocessable for a body without a list."""
-    given, reader = decode(body, _Providers, "providers"), _Reader()
+    given, reader = answer(body, _Providers, "providers"), _Reader()
+    if given.providers is None:  # unlike an empty list, it does not say that there is no connection
+        reader.unread += 1
     found: list[Connection | Grants] = []
     unread_parts = 0
-    for one in reader.each(given.providers, _Connected, lambda one: one):
+    for one in reader.each(given.providers or (), _Connected, lambda one: one):
         connection = _connection(user_id, one, asked_at)
         granted, unread = read_grants(one.resource_availability)
         found += [connection, *([Grants(user_id, connection.provider, granted, asked_at)] if granted else [])]
@@ -196,8 +192,8 @@ def zone_request(user_id: str) -> Request:
 
 def read_zone(body: bytes) -> str:
     """The fallback time zone in the answer to `zone_request`, '' if there is none. Raises Unprocessable."""
-    found: _FallbackZone | None = decode(body, _ZonedUser, "a user").fallback_time_zone
-    return found.id if found else ""
+    found = answer(body, _ZonedUser, "a user").fallback_time_zone
+    return optional_text(found.get("id")) or "" if isinstance(found, dict) else ""
 
 
 def refresh_request(user_id: str) -> Request:
@@ -207,13 +203,13 @@ def refresh_request(user_id: str) -> Request:
 
 def read_refresh(body: bytes) -> Refreshed:
     """The answer to `refresh_request`, including a refusal. Raises Unprocessable."""
-    return decode(body, Refreshed, "refresh")  # type: ignore[no-any-return]
+    return answer(body, Refreshed, "refresh")  # type: ignore[no-any-return]
 
 
 def _pulls(page: _Page, reader: _Reader) -> Iterator[Pull]:
     for user_id, provider, pulls in reader.by_provider(page, _Pulls):
         yield from reader.named(pulls.pulled, _Pull, partial(_pull, user_id, provider))
-        yield from reader.each(pulls.not_pulled, Name, partial(Pull, user_id, provider, status="not pulled"))
+        yield from reader.each(pulls.not_pulled, Identifier, partial(Pull, user_id, provider, status="not pulled"))
 
 
 def _coverage(page: _Page, reader: _Reader) -> Iterator[ResourceCoverage]:

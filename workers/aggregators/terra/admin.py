@@ -16,8 +16,8 @@ import msgspec
 from app.config.settings import Settings
 from app.errors import Unprocessable
 from workers.aggregators.admin_token import Token
-from workers.aggregators.common import canonical_id, decode
-from workers.aggregators.listings import NAME, EntryReader, Listing, Name, moment
+from workers.aggregators.common import MAX_ID, Identifier, canonical_id
+from workers.aggregators.listings import EntryReader, Listing, answer, moment
 from workers.aggregators.requests import Request, segment
 
 T = TypeVar("T")
@@ -66,9 +66,9 @@ class ApiProblem(msgspec.Struct, frozen=True):
 
 
 class _Page(msgspec.Struct):
-    data: list[msgspec.Raw]
+    data: list[msgspec.Raw] | None
     has_more: Any = None
-    next_cursor: str | int | None = None
+    next_cursor: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -82,8 +82,8 @@ class _Event(msgspec.Struct):
 
 
 class _User(msgspec.Struct):
-    user_id: Name
-    provider: Name
+    user_id: Identifier
+    provider: Identifier
     active: Any = None
     reference_id: Any = None
     most_recent_data_at: Any = None
@@ -125,27 +125,27 @@ def users_request(dev_id: str, cursor: str | None = None, user_id: str | None = 
 
 def read_token(body: bytes) -> Token:
     """The answer to `token_request`; a time that cannot be read is unknown. Raises Unprocessable."""
-    given: _Token = decode(body, _Token, "the token")
+    given: _Token = answer(body, _Token, "the token")
     expires_at, approved_at = _moment_or_none(given.expires_at), _moment_or_none(given.grant_anchor_at)
     return Token(expires_at=expires_at, approved_at=approved_at)
 
 
 def read_events(body: bytes) -> Listing[FailedDelivery]:
     """The answer to `events_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = decode(body, _Page, "events"), EntryReader()
-    return _listing(page, reader, reader.each(page.data, _Event, _event))
+    page, reader = answer(body, _Page, "events"), EntryReader()
+    return _listing(page, reader, reader.each(page.data or (), _Event, _event))
 
 
 def read_users(body: bytes) -> Listing[AdminUser]:
     """The answer to `users_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = decode(body, _Page, "users"), EntryReader()
-    return _listing(page, reader, reader.each(page.data, _User, _user))
+    page, reader = answer(body, _Page, "users"), EntryReader()
+    return _listing(page, reader, reader.each(page.data or (), _User, _user))
 
 
 def read_problem(body: bytes) -> ApiProblem:
     """The content of an error; empty if the body has another form."""
     try:
-        return decode(body, ApiProblem, "a problem")  # type: ignore[no-any-return]
+        return answer(body, ApiProblem, "a problem")  # type: ignore[no-any-return]
     except Unprocessable:
         return ApiProblem()
 
@@ -158,8 +158,8 @@ def _page(dev_id: str, path: str, given: Mapping[str, str | None], cursor: str |
 
 def _listing(page: _Page, reader: EntryReader, rows: Iterable[T]) -> Listing[T]:
     found = tuple(rows)
-    cursor = str(page.next_cursor or "") if page.has_more is not False else ""
-    return Listing(found, cursor=cursor or None, unread=reader.unread)
+    cursor = reader.cursor(page.next_cursor) if page.has_more is not False else None
+    return Listing(found, cursor=cursor, unread=reader.unread)
 
 
 def _event(given: _Event) -> FailedDelivery:
@@ -186,7 +186,7 @@ def _user(given: _User) -> AdminUser:
 
 def _name(value: Any) -> str:
     """A name, or '' for a value of another form."""
-    return value if isinstance(value, str) and NAME.fullmatch(value) else ""
+    return value if isinstance(value, str) and len(value) <= MAX_ID else ""
 
 
 def _moment_or_none(value: Any) -> datetime | None:

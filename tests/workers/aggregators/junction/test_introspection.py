@@ -227,6 +227,8 @@ def test_between_which_moments_there_is_something(
     ({"next_cursor": "abc", "next": "older"}, "abc"),
     ({"next_cursor": "none"}, "none"),
     ({"next_cursor": 7}, "7"),
+    ({"next_cursor": False}, None),
+    ({"next_cursor": False, "next": "abc"}, "abc"),
 )
 def test_only_the_cursor_decides_whether_there_is_another_page(given: Any, cursor: str | None) -> None:
     """Breaks if a short or an empty page ends the comparison, or an invalid cursor is followed."""
@@ -240,16 +242,43 @@ def test_only_the_cursor_decides_whether_there_is_another_page(given: Any, curso
 @each(
     *MALFORMED,
     b"<html>",
-    b'{"data": null}',
     b'{"data": [{"user_id": "u1", "provider": {"fitbit"',
     b'{"data": {"user_id": "u1"}}',
-    b'{"data": [], "next_cursor": ["canary"]}',
     b'\xff{"data": []}',
 )
 def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if half an answer counts as a whole one, ends a worker, or its values get into an error's text."""
     for read in (junction.read_pulls, junction.read_coverage):
         refusal(read, body)
+
+
+@each([], ["canary"], {}, {"canary": 1}, True)
+def test_a_cursor_of_another_form_costs_the_later_pages_only(cursor: Any) -> None:
+    """Breaks if a cursor costs the users before it, or nobody learns that users are left out."""
+    listing = junction.read_pulls(raw({"data": [WHOLE], "next_cursor": cursor}))
+    assert (len(listing.rows), listing.users, listing.cursor, listing.unread) == (1, ("whole",), None, 1)
+
+
+def test_a_page_of_null_is_empty() -> None:
+    """Breaks if an answer without users stops the comparison."""
+    for read in (junction.read_pulls, junction.read_coverage):
+        assert read(b'{"data": null, "next_cursor": "more"}') == Listing((), (), "more")
+
+
+@each(rb"\ud800", rb"\u0000", b"\xff")
+def test_characters_that_cannot_be_stored_cost_nothing(character: bytes) -> None:
+    """Breaks if one such character in one user's text ends the comparison of all users."""
+    provider, odd = "fit?bit", PULLED | {"error_details": "lost?"}
+    given = page(("u?", {provider: {"pulled": {"sleep": odd}}})).replace(b"?", character)
+    (found,) = junction.read_pulls(given).rows
+    assert (found.user_id, found.provider, found.status_text) == ("u\ufffd", "fit\ufffdbit", "success, lost\ufffd")
+    (covered,) = junction.read_coverage(page(("u?", {provider: {"sleep": {}}})).replace(b"?", character)).rows
+    assert (covered.user_id, covered.provider) == ("u\ufffd", "fit\ufffdbit")
+    broken = {"slug": provider, "status": "error", "error_details": {"error_type": "lost?"}}
+    (connection,) = connections(broken, character=character)
+    assert (connection.provider, connection.error) == ("fit\ufffdbit", "lost\ufffd")
+    assert junction.read_refresh(b'{"error": "no%b"}' % character).error == "no\ufffd"
+    assert junction.read_zone(b'{"fallback_time_zone": {"id": "no%b"}}' % character) == "no\ufffd"
 
 
 WHOLE = {"user_id": "whole", "provider": {"fitbit": {"pulled": {"activity": PULLED}, "not_pulled": []}}}
@@ -262,10 +291,10 @@ WHOLE = {"user_id": "whole", "provider": {"fitbit": {"pulled": {"activity": PULL
     [],
     {},
     {"provider": {}},
-    *({"user_id": user_id, "provider": {}} for user_id in (None, 7, "", "u\0", ["u1"], "u" * 257)),
+    *({"user_id": user_id, "provider": {}} for user_id in (None, 7, "", ["u1"], "u" * 257)),
     *({"user_id": "u1", "provider": provider} for provider in (None, [], "fitbit", 7)),
     *({"user_id": "u1", "provider": {"fitbit": one}} for one in (None, [], "canary", 7, {"pulled": None})),
-    {"user_id": "u1", "provider": {"fit\0bit": {}}},
+    {"user_id": "u1", "provider": {"": {}}},
     *({"user_id": "u1", "provider": {"fitbit": {"not_pulled": [name]}}} for name in (None, 7, "", {})),
 )
 def test_an_odd_entry_of_a_page_of_pulls_costs_itself(odd: Any) -> None:
@@ -280,7 +309,7 @@ def test_an_odd_entry_of_a_page_of_pulls_costs_itself(odd: Any) -> None:
     [],
     "success",
     *(PULLED | {"status": status} for status in (None, 7, "", "SUCCESS", "thinking_about_it", {})),
-    *(PULLED | {"error_details": details} for details in ({"type": "new"}, [], 7, "nul\0")),
+    *(PULLED | {"error_details": details} for details in ({"type": "new"}, [], 7)),
     *(PULLED | {"range_start": moment} for moment in ("yesterday", 17, {"at": "never"}, [], "2023-13-01")),
     PULLED | {"range_end": "0000-00-00T00:00:00Z"},
     *(PULLED | {"timeline": timeline} for timeline in ({"started_at": "soon"}, "2023-10-24", [])),
@@ -318,9 +347,10 @@ def test_a_user_id_in_capitals_is_the_same_user() -> None:
 # Connections
 
 
-def connections(*given: Any) -> list[Any]:
-    """The connections in an answer about u1."""
-    listing = junction.read_connections("u1", raw({"providers": list(given)}), ASKED_AT)
+def connections(*given: Any, character: bytes = b"?") -> list[Any]:
+    """The connections in an answer about u1, in which `character` replaces every question mark."""
+    body = raw({"providers": list(given)}).replace(b"?", character)
+    listing = junction.read_connections("u1", body, ASKED_AT)
     assert (listing.users, listing.unread) == (("u1",), 0)
     return list(listing.rows)
 
@@ -358,7 +388,7 @@ def test_a_user_may_have_no_connection() -> None:
 
 @each(
     *MALFORMED,
-    *(b'{"providers": null}', b'{"providers": {"slug": "oura"}}', b'{"detail": []}', b'{"data": []}'),
+    *(b'{"providers": {"slug": "oura"}}', b'{"detail": []}', b'{"data": []}'),
 )
 def test_an_invalid_list_of_connections_is_rejected(body: bytes) -> None:
     """Breaks if half an answer, or one of another form, ends all connections of a user."""
@@ -367,7 +397,7 @@ def test_an_invalid_list_of_connections_is_rejected(body: bytes) -> None:
 
 @each(
     *(None, 7, "oura", [], {}, {"status": "error"}),
-    *({"slug": slug} for slug in (None, 7, "", "o\0ura", {})),
+    *({"slug": slug} for slug in (None, 7, "", {})),
     *({"slug": "oura", "status": status} for status in (None, 1, "paused", {})),
     *({"slug": "oura", "status": "error", "error_details": details} for details in ("expired", [], 7)),
     {"slug": "oura", "status": "error", "error_details": {"error_type": {"code": 1}}},
@@ -376,6 +406,17 @@ def test_an_odd_connection_costs_itself(odd: Any) -> None:
     """Breaks if one entry of another form hides the user's other connections, or passes uncounted."""
     listing = junction.read_connections("u1", raw({"providers": [odd, {"slug": "garmin"}]}), ASKED_AT)
     assert listing == Listing((Connection("u1", "garmin", "connected", None, ASKED_AT),), ("u1",), None, 1)
+
+
+def test_connections_of_null_end_no_connection() -> None:
+    """Breaks if a null is taken for the answer that the user has no connection, or stops the comparison."""
+    assert junction.read_connections("u1", b'{"providers": null}', ASKED_AT) == Listing((), ("u1",), unread=1)
+
+
+@each(({"id": "Europe/Berlin"}, "Europe/Berlin"), *((odd, "") for odd in (None, {}, {"id": None}, {"id": []}, "x", 7)))
+def test_the_fallback_zone_of_a_user(given: Any, zone: str) -> None:
+    """Breaks if a zone of another form is asked for again and again, while the other users wait."""
+    assert junction.read_zone(raw({"user_id": "u1", "fallback_time_zone": given})) == zone
 
 
 # Refresh

@@ -116,17 +116,35 @@ def test_an_odd_user_costs_itself(odd: Any) -> None:
     ({"has_more": None, "next_cursor": "c"}, "c"),
     ({"has_more": True}, None),
     ({"has_more": True, "next_cursor": 7}, "7"),
+    ({"has_more": True, "next_cursor": False}, None),
 )
 def test_the_cursor_counts_while_there_is_more(more: Any, cursor: str | None) -> None:
     """Breaks if the last page is followed by another, or a page with a cursor is the last one."""
     assert admin.read_events(raw(**more)).cursor == cursor
 
 
-@each(*MALFORMED, b"<html>", b'{"data": null}', b'{"data": {}}', b'{"next_cursor": "canary"}')
+@each(*MALFORMED, b"<html>", b'{"data": {}}', b'{"next_cursor": "canary"}')
 def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if half an answer counts as a whole one, or its values get into an error's text."""
     for read in (admin.read_events, admin.read_users):
         refusal(read, body)
+
+
+def test_an_odd_page_costs_its_odd_field() -> None:
+    """Breaks if a null or a cursor of another form stops the comparison of all users, or passes uncounted."""
+    assert admin.read_users(b'{"data": null}') == Listing(())
+    assert admin.read_users(raw(USER, has_more=True, next_cursor=["canary"])) == Listing((LISTED,), unread=1)
+
+
+@each(rb"\ud800", rb"\u0000", b"\xff")
+def test_characters_that_cannot_be_stored_cost_nothing(character: bytes) -> None:
+    """Breaks if one such character in one row ends the comparison of all users."""
+    (user,) = admin.read_users(raw(USER | {"provider": "ou?ra"}, USER).replace(b"?", character)).rows[:1]
+    assert user == replace(LISTED, provider="ou\ufffdra")
+    (event,) = admin.read_events(raw(EVENT | {"provider": "ou?ra"}).replace(b"?", character)).rows
+    assert event == replace(FAILED, provider="ou\ufffdra")
+    assert admin.read_problem(b'{"code": "c%b"}' % character).text == "c\ufffd"
+    assert admin.read_token(b'{"name": "%b"}' % character) == Token()
 
 
 @each(
