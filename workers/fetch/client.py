@@ -18,7 +18,7 @@ from workers.fetch.retry import (
     FIRST_PAUSE,
     MAX_ATTEMPTS,
     MAX_PAUSE,
-    NOT_JSON,
+    UNREADABLE,
     Decision,
     FetchAction,
     decide,
@@ -73,7 +73,7 @@ class AggregatorClient:
         with metrics.REQUEST_SECONDS.labels(self.name).time(), tracing.client_span(request.method, **attributes):
             response, value = self.client.fetch(request), None
             tracing.set_status(response.status)
-        status, headers = response.status, response.headers
+        status, headers, fault = response.status, response.headers, ""
         metrics.REQUESTS.labels(self.name, metrics.status_class(status)).inc()
         self._record_answer(status)
         if status == 200:
@@ -81,10 +81,12 @@ class AggregatorClient:
                 value = read(response)
             except NotYet as reason:
                 return FetchResult(_wait_for_data(reason, attempts), status=status, not_ready=reason.what)
-            except Unprocessable:
-                status = NOT_JSON
+            except Unprocessable as reason:
+                status, fault = UNREADABLE, str(reason)
         now, has_cursor = datetime.now(UTC), request.has_cursor
-        decision = decide(status, headers, attempts=attempts, now=now, has_cursor=has_cursor, limits=limits)
+        decision = decide(
+            status, headers, attempts=attempts, now=now, has_cursor=has_cursor, fault=fault, limits=limits
+        )
         if decision.action == FetchAction.PAUSE:
             paused_user = user_id if status == 429 and limits.limited(headers) == "user" else ""
             kind: PauseKind = "key_refused" if decision.key_refused else "asked"

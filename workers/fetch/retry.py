@@ -14,7 +14,7 @@ MAX_RETRY_AFTER = 6 * 3600.0
 UNAUTHORIZED_PAUSE = 300.0
 MAX_ATTEMPTS = 12
 RETRYABLE_CLIENT_ERRORS = frozenset({408, 409, 413, 425})
-NO_ANSWER, NOT_JSON = 0, 1  # in place of a status: no response arrived, or its body is not the expected JSON
+NO_ANSWER, UNREADABLE = 0, 1  # in place of a status: no response arrived, or its body has not the expected form
 
 
 class FetchAction(StrEnum):
@@ -52,14 +52,16 @@ def decide(  # noqa: PLR0911 - a table with one line per case
     attempts: int,
     now: datetime,
     has_cursor: bool = False,
+    fault: str = "",
     limits: ApiLimits = ApiLimits(),  # noqa: B008 - it is frozen
 ) -> Decision:
     """The next action. Junction documents only 200 and 422; the rest follows RFC 9110 and the rate-limit pages.
 
     429 and 503 pause all workers, because each would get the same response. A refused API key is not the request's
     fault: it counts as no attempt, and the request is retried every five minutes until the operator replaces the key.
+    `fault` is why the body of an UNREADABLE response cannot be read, without a value of it.
     """
-    reason = describe(status)
+    reason = describe(status) + (f": {fault}" if fault else "")
     delay = backoff(attempts, base=FIRST_PAUSE, limit=MAX_PAUSE)
     match status:
         case 200:
@@ -87,7 +89,7 @@ def decide(  # noqa: PLR0911 - a table with one line per case
 
 def describe(status: int) -> str:
     """A status in words."""
-    return {NO_ANSWER: "no answer", NOT_JSON: "a response that is not JSON"}.get(status, f"status {status}")
+    return {NO_ANSWER: "no answer", UNREADABLE: "a response that cannot be read"}.get(status, f"status {status}")
 
 
 def is_unavailable(status: int) -> bool:

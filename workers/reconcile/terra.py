@@ -30,7 +30,7 @@ from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDeliver
 from workers.aggregators.terra.events import IGNORED
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle
-from workers.fetch.retry import FINAL, NOT_JSON, FetchAction, decide
+from workers.fetch.retry import FINAL, UNREADABLE, FetchAction, decide
 from workers.reconcile import gaps, runs
 from workers.reconcile.gaps import Stored
 from workers.reconcile.runs import MAX_PAGES, MAX_SEEN_CURSORS, Recorder, Step
@@ -279,13 +279,13 @@ class TerraReconciler:
         with metrics.REQUEST_SECONDS.labels(AGGREGATOR).time(), tracing.client_span(request.method, **attributes):
             response = self._client.fetch(request)
             tracing.set_status(response.status)
-        status = response.status
+        status, fault = response.status, ""
         metrics.REQUESTS.labels(AGGREGATOR, metrics.status_class(status)).inc()
         if status == 200:
             try:
                 return read(response.body)
-            except Unprocessable:
-                status = NOT_JSON
+            except Unprocessable as reason:
+                status, fault = UNREADABLE, str(reason)
         if status in (401, 403, 404) or (status == 400 and not request.has_cursor):
             raise _Refused(status, admin.read_problem(response.body))
         decision = decide(
@@ -294,6 +294,7 @@ class TerraReconciler:
             attempts=at.attempts,
             now=datetime.now(UTC),
             has_cursor=request.has_cursor,
+            fault=fault,
         )
         if decision.action in FINAL:
             raise Unprocessable(f"Terra answers {request.path} with {decision.reason}")

@@ -653,6 +653,15 @@ def test_a_lasting_error_fails_in_the_end(engine: Engine, settings: Settings, ki
     assert str(MAX_ATTEMPTS) in backfill(engine)["error"]
 
 
+def test_a_page_of_another_form_is_named(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator reads that JSON is no JSON, and not which field has another form."""
+    provider = failing(*[httpx.Response(200, json={"workouts": {"canary": 1}})] * MAX_ATTEMPTS)
+    fetch_history(engine, settings, provider, notice(resource="workouts"))
+    error = backfill(engine)["error"]
+    assert error.startswith("a response that cannot be read: workouts: a page: Expected `array`")
+    assert "canary" not in error
+
+
 def test_a_page_resets_the_failures_before_it(engine: Engine, settings: Settings) -> None:
     """Breaks if failures that are far apart end a long backfill."""
     bad = httpx.Response(500)

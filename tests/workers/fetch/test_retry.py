@@ -11,15 +11,15 @@ from workers.fetch.retry import (
     MAX_ATTEMPTS,
     MAX_RETRY_AFTER,
     NO_ANSWER,
-    NOT_JSON,
     UNAUTHORIZED_PAUSE,
+    UNREADABLE,
     Decision,
     decide,
     retry_after,
 )
 
 NOW = datetime(2026, 3, 14, 6, 30, 0, 250_000, tzinfo=UTC)
-AGAIN = [NO_ANSWER, NOT_JSON, 201, 204, 206, 301, 302, 307, 308, 408, 409, 425, 500, 501, 502, 520, 522, 529, 599]
+AGAIN = [NO_ANSWER, UNREADABLE, 201, 204, 206, 301, 302, 307, 308, 408, 409, 425, 500, 501, 502, 520, 522, 529, 599]
 FAIL = [402, 405, 406, 411, 412, 414, 415, 418, 421, 423, 424, 426, 428, 431, 451, 499]
 
 
@@ -67,7 +67,7 @@ def test_an_expired_cursor_restarts_the_slice(status: int, what: str, *, has_cur
 def test_a_lasting_error_fails_in_the_end() -> None:
     """Breaks if a history that can never be read is requested forever, or fails too early."""
     failures = Failures()
-    for status in (NO_ANSWER, NOT_JSON, 302, 408, 409, 413, 425, 500, 502, 504, 599):
+    for status in (NO_ANSWER, UNREADABLE, 302, 408, 409, 413, 425, 500, 502, 504, 599):
         for attempts, fails in ((0, False), (MAX_ATTEMPTS - 2, False), (MAX_ATTEMPTS - 1, True), (10**6, True)):
             with failures.of(status, attempts, fails):
                 assert (of(status, attempts).action == "fail") is fails
@@ -123,10 +123,17 @@ def test_a_reason_says_what_came() -> None:
     failures = Failures()
     for status in (*AGAIN, *FAIL, 401, 403, 404, 413, 429, 503, 504):
         with failures.of(status):
-            expected = {NO_ANSWER: "no answer", NOT_JSON: "not JSON"}.get(status, str(status))
+            expected = {NO_ANSWER: "no answer", UNREADABLE: "cannot be read"}.get(status, str(status))
             assert expected in of(status).reason
             assert expected in of(status, 99).reason
     assert failures == {}
+
+
+@pytest.mark.parametrize("attempts", [0, 99])
+def test_a_reason_names_the_fault_of_a_body(attempts: int) -> None:
+    """Breaks if an operator reads that JSON is no JSON, and not which field has another form."""
+    decision = decide(UNREADABLE, {}, attempts=attempts, now=NOW, fault="sleep: a page without sleep")
+    assert decision.reason.startswith("a response that cannot be read: sleep: a page without sleep")
 
 
 def at(**later: float) -> str:

@@ -22,6 +22,7 @@ from workers.backfill.fetcher import Fetcher
 from workers.fetch.client import make_clients
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import PREFIX, Throttle, pauses
+from workers.fetch.retry import MAX_ATTEMPTS
 from workers.reconcile import terra as comparison
 from workers.reconcile.comparisons import make_comparisons
 from workers.reconcile.runs import Step, run_slice
@@ -518,6 +519,13 @@ def test_a_failure_costs_a_repetition(engine: Engine, settings: Settings, failur
     """Breaks if a server error or half an answer ends the run."""
     api = ScriptedAdmin({"t1": [event_row()]}, before=[None, failure, None, failure])
     assert found_by(api, engine, settings) == [("t1", "activity")]
+
+
+def test_a_page_of_another_form_is_named(engine: Engine, settings: Settings) -> None:
+    """Breaks if an operator reads that JSON is no JSON, and not which field has another form."""
+    api = ScriptedAdmin({}, before=[None, *[httpx.Response(200, json={"data": {"canary": 1}})] * MAX_ATTEMPTS])
+    with pytest.raises(Unprocessable, match="cannot be read: events: Expected `array"):
+        found_by(api, engine, settings)
 
 
 # The job

@@ -12,7 +12,7 @@ from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
 from workers.actions import Record, Refused
-from workers.aggregators.common import MAX_AHEAD, decode
+from workers.aggregators.common import MAX_AHEAD, cursor_of, decode
 from workers.aggregators.json import reject_duplicate_keys, storable
 from workers.aggregators.junction.samples import GroupContent, GroupReader, SampleGroup, plain
 from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record
@@ -26,14 +26,14 @@ _Group = TypeVar("_Group", bound=SampleGroup)
 
 class _Groups(msgspec.Struct, Generic[_Group]):
     groups: dict[str, list[_Group]]
-    next_cursor: str | None = None
-    next: str | None = None  # the older name of the cursor
+    next_cursor: Any = None
+    next: Any = None  # the older name of the cursor
 
 
 class _LooseGroups(msgspec.Struct):
     groups: dict[str, msgspec.Raw]
-    next_cursor: str | None = None
-    next: str | None = None
+    next_cursor: Any = None
+    next: Any = None
 
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
@@ -135,7 +135,7 @@ def _page(
     return Page(
         actions=tuple(series for one in found for series in one.series),
         records=sum(one.read for one in found),
-        cursor=page.next_cursor or page.next or None,
+        cursor=cursor_of(page.next_cursor, page.next),
         refused=(*refused, *items),
     )
 

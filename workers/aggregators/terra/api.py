@@ -11,9 +11,10 @@ from app.catalogue import Resource
 from app.config.settings import Settings
 from app.errors import NotYet, Unprocessable
 from workers.actions import Record
-from workers.aggregators.common import MAX_AHEAD, NULL, decode
+from workers.aggregators.common import MAX_AHEAD, MAX_NAME, NULL, decode, optional_text
 from workers.aggregators.json import reject_duplicate_keys, storable
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
+from workers.aggregators.scalars import number
 from workers.aggregators.terra.shapes import Batch, Owner, as_event
 
 MAX_WINDOW = timedelta(days=28)  # Terra answers more than a calendar month in webhooks, whatever `to_webhook` is
@@ -30,18 +31,14 @@ NOT_READY_SECONDS = {"processing": 60.0, "rate_limit": 900.0, "no_data": 900.0, 
 MAX_NOT_READY_SECONDS = 6 * 3600.0
 
 
-class _User(msgspec.Struct):
-    provider: str | None = None
-
-
 class _Answer(msgspec.Struct):
-    type: str | None = None
-    status: str | None = None
-    user: _User | None = None
+    type: Any = None
+    status: Any = None
+    user: Any = None
     data: msgspec.Raw = NULL
     athlete: msgspec.Raw = NULL
-    reference: str | None = None
-    retry_after_seconds: float | None = None
+    reference: Any = None
+    retry_after_seconds: Any = None
 
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
@@ -81,7 +78,7 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
     if raw == NULL:
         raise _without_data(resource, answer)
     items: Any = [raw] if name == "athlete" else decode(bytes(raw), list[msgspec.Raw], what)
-    named = answer.user.provider if answer.user else None
+    named = optional_text(answer.user.get("provider"), MAX_NAME) if isinstance(answer.user, dict) else None
     batch = Batch(Owner(user_id, (named or provider).lower()), asked_at, asked_at + MAX_AHEAD)
     for item in items:
         if item != NULL:
@@ -95,12 +92,15 @@ def event_of(record: Record) -> bytes:
 
 
 def _without_data(resource: Resource, answer: _Answer) -> NotYet | Unprocessable:
-    given = {answer.type, answer.status}
-    if answer.reference is not None or "large_request_processing" in given:
+    given = {optional_text(answer.type), optional_text(answer.status)}
+    if optional_text(answer.reference) or "large_request_processing" in given:
         what = "accepted"
     else:
         what = next((one for one in NOT_READY_SECONDS if one in given), "")
     if not what:
         return Unprocessable(f"{resource.name}: a page without data")
-    asked = answer.retry_after_seconds
-    return NotYet(what, NOT_READY_SECONDS[what] if asked is None else min(max(asked, 1.0), MAX_NOT_READY_SECONDS))
+    try:
+        seconds = min(max(number(answer.retry_after_seconds), 1.0), MAX_NOT_READY_SECONDS)
+    except ValueError:
+        seconds = NOT_READY_SECONDS[what]
+    return NotYet(what, seconds)

@@ -182,10 +182,15 @@ def test_the_samples_of_all_groups() -> None:
     ({"next": "c1"}, "c1"),
     ({"next_cursor": None, "next": "c1"}, "c1"),
     ({"next_cursor": "c2", "next": "c1"}, "c2"),
+    ({"next_cursor": 7}, "7"),
+    ({"next_cursor": False}, None),
+    ({"next_cursor": "None"}, None),
 )
 def test_the_cursor_under_both_names(more: Any, cursor: Any) -> None:
     """Breaks if the pages after the first are never fetched, or the last one is never reached."""
     assert page("heartrate", {"groups": {}} | more).cursor == cursor
+    by_item = {"groups": {"garmin": [{"source": GARMIN, "data": [sample(0), None]}]}}
+    assert page("heartrate", by_item | more).cursor == cursor
 
 
 @each(
@@ -212,7 +217,8 @@ def test_unknown_fields_are_ignored() -> None:
     ("heartrate", b'{"groups":null}'),
     ("heartrate", b'{"groups":[]}'),
     ("heartrate", b'{"groups":{"garmin":[{"data":[{"value":'),
-    ("heartrate", b'{"groups":{},"next_cursor":7}'),
+    ("heartrate", b'{"groups":{},"next_cursor":["canary"]}'),
+    ("heartrate", b'{"groups":{},"next_cursor":true}'),
     ("workouts", b'{"detail":"canary"}'),
     ("meal", b'{"meal":[]}'),
     ("profile", b'{"id":"p1"'),

@@ -94,11 +94,24 @@ def test_an_empty_array_closes_a_window() -> None:
     assert page("sleep", {"type": "sleep", "user": USER, "data": []}) == Page((), 0)
 
 
-@each((USER, "fitbit", "garmin"), (None, "Fitbit", "fitbit"), ({"provider": None}, "fitbit", "fitbit"), (None, "", ""))
+@each(
+    (USER, "fitbit", "garmin"),
+    (None, "Fitbit", "fitbit"),
+    *(({"provider": odd}, "fitbit", "fitbit") for odd in (None, "", {}, "x" * 101)),
+    *((odd, "fitbit", "fitbit") for odd in ("x", 7, ["x"])),
+    ({"provider": 7}, "fitbit", "7"),
+    (None, "", ""),
+)
 def test_the_owner_of_an_object_if_the_response_has_none(user: Any, provider: str, expected: str) -> None:
     """Breaks if a fetched object belongs to another provider than a sent one."""
     (found,) = page("daily", {"user": user, "data": [item()]}, provider).actions
     assert (found.provider, found.user_id) == (expected, "t1")  # type: ignore[union-attr]
+
+
+@each(*({name: odd} for name in ("type", "status", "reference", "retry_after_seconds") for odd in (7, "x", {}, [1])))
+def test_an_odd_field_of_a_page_costs_nothing(odd: Any) -> None:
+    """Breaks if a field that is of no use for data costs a page of it."""
+    assert len(page("daily", {"user": USER, "data": [item()]} | odd).actions) == 1
 
 
 def test_an_invalid_object_is_refused_alone() -> None:
@@ -133,6 +146,8 @@ def test_an_athlete_that_is_no_object_is_refused() -> None:
     ({"status": "processing", "retry_after_seconds": 0}, "processing", 1),
     ({"type": "processing", "retry_after_seconds": 1e9}, "processing", 21_600),
     ({"type": "processing"}, "processing", 60),
+    ({"type": 7, "status": "processing", "retry_after_seconds": "30"}, "processing", 30),
+    ({"type": "processing", "status": [], "retry_after_seconds": "soon"}, "processing", 60),
     ({"type": "no_data", "message": "x"}, "no_data", 900),
     ({"status": "no_data", "data": None}, "no_data", 900),
     ({"type": "rate_limit", "status": "error"}, "rate_limit", 900),
@@ -153,7 +168,7 @@ def test_an_answer_that_is_no_data_closes_no_window(body: Any, what: Any, second
     *(b'{"data":{}}', b'{"data":1}', b'{"data":[', b'{"data":[],"data":[1]}', b'{"data":' + b"[" * 100_000),
     b'{"status":"error","message":"canary"}',
     b'{"type":"activity","data":null}',
-    b'{"data":[],"retry_after_seconds":"canary"}',
+    b'{"type":"activity","reference":{"canary":1}}',
 )
 def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if an answer that is cut short, or an error, counts as an empty window."""
