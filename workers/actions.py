@@ -158,6 +158,36 @@ class Refused:
     items: int = 1  # the number of values refused in this part
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What of a delivery, of a page or of a backfill's pages was not stored as received."""
+
+    unreadable: tuple[str, ...] = ()  # fields whose column is NULL
+    without_timestamp: int = 0  # values that are in the payload only
+    is_replaced: bool = False  # U+FFFD replaces characters that PostgreSQL cannot store
+
+    def __add__(self, other: "Notes") -> "Notes":
+        return Notes(
+            unreadable=tuple(sorted({*self.unreadable, *other.unreadable})),
+            without_timestamp=self.without_timestamp + other.without_timestamp,
+            is_replaced=self.is_replaced or other.is_replaced,
+        )
+
+    def sentences(self) -> tuple[str, ...]:
+        """The notes, without a value."""
+        found = []
+        if self.unreadable:
+            found.append(f"stored as NULL, because they cannot be read: {', '.join(self.unreadable)}")
+        if self.without_timestamp:
+            found.append(f"values without a time, which are in the payload only: {self.without_timestamp}")
+        if self.is_replaced:
+            found.append("characters that PostgreSQL cannot store were replaced by U+FFFD")
+        return tuple(found)
+
+
+NO_NOTES = Notes()
+
+
 @dataclass(slots=True)  # as Record
 class Parsed:
     """The content of a delivery."""

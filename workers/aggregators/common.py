@@ -38,7 +38,6 @@ TYPE_WORDS = {
 }
 TYPES = re.compile("`((?:{0})(?: \\| (?:{0}))*)`".format("|".join(TYPE_WORDS)))  # as msgspec's errors write them
 NO_CURSOR = (None, "", "None", 0, False)  # one of Junction's public examples has the text "None"
-REPLACED = "characters that PostgreSQL cannot store were replaced by U+FFFD"
 
 
 def decode(body: bytes, kind: Any, what: str) -> Any:

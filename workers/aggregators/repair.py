@@ -39,11 +39,6 @@ def columns_of(resource: Resource, document: Mapping[str, msgspec.Raw]) -> tuple
     return msgspec.json.encode(columns), tuple(unreadable)
 
 
-def unreadable_note(fields: tuple[str, ...]) -> tuple[str, ...]:
-    """The note about fields whose column is NULL."""
-    return (f"stored as NULL, because they cannot be read: {', '.join(fields)}",) if fields else ()
-
-
 def repaired(record: Record) -> Record:
     """The record as PostgreSQL can store it. For a record that PostgreSQL has refused. Raises Unprocessable."""
     document = decode(record.payload, dict[str, msgspec.Raw], record.resource)

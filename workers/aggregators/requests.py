@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from app.errors import Unprocessable
-from workers.actions import Action, Refused
+from workers.actions import NO_NOTES, Action, Notes, Refused
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,5 @@ class Page:
     cursor: str | None = None
     asked_at: datetime | None = None
     refused: tuple[Refused, ...] = ()  # records and samples that cannot be used
+    notes: Notes = NO_NOTES
+    duplicate_samples: int = 0  # as in `Parsed`

@@ -276,6 +276,8 @@ class BackfillRun:
 
     def _keep(self, page: Page, then: ChunkPosition | None) -> bool:
         """Adds a page to the pending ones and commits them if a limit is reached. False if that ends the run."""
+        metrics.DUPLICATE_SAMPLES.inc(page.duplicate_samples)
+        metrics.SAMPLES_WITHOUT_TIMESTAMP.inc(page.notes.without_timestamp)
         self._pending = self._pending or PendingPages(self._work)
         self._pending.add(page, then)
         # After a crash or an error, each page is committed alone: the one that caused it must not cost the ones before.

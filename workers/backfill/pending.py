@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from app.errors import RetryAlone, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import Sealer
-from workers.actions import Action, Origin, Record, Refused, Samples
+from workers.actions import NO_NOTES, Action, Notes, Origin, Record, Refused, Samples
 from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.repair import repaired
 from workers.aggregators.requests import Page
@@ -52,6 +52,7 @@ class PendingPages:
     then: ChunkPosition | None = None
     actions: list[Action] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    notes: Notes = NO_NOTES
     asked_at: datetime | None = None  # of the first page
     pages: int = 0
     records: int = 0
@@ -62,6 +63,7 @@ class PendingPages:
         self.then = then
         self.actions += page.actions
         self.refused += page.refused
+        self.notes += page.notes
         self.asked_at = self.asked_at or page.asked_at
         self.pages += 1
         self.records += page.records
@@ -106,7 +108,13 @@ class PageWriter:
                 written = write(connection, batch, origin, numbers)
             add_items(connection, self._dead_letters(pending))
             moved = backfills.advance(
-                connection, work, pending.then, pages=pending.pages, records=pending.records, refused=pending.refused
+                connection,
+                work,
+                pending.then,
+                pages=pending.pages,
+                records=pending.records,
+                refused=pending.refused,
+                notes=pending.notes,
             )
         metrics.count_rows(written.rows, origin)
         metrics.REFUSED_ITEMS.labels(origin).inc(count(pending.refused))

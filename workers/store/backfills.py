@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import msgspec
 from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
 from app.delivery import Delivery
-from workers.actions import Notice, Record, Refused
+from workers.actions import NO_NOTES, Notes, Notice, Record, Refused
 from workers.aggregators.requests import DateRange
 from workers.store import feed
 from workers.store.dead_letters import add_dead_letter
@@ -77,11 +78,10 @@ WHERE id = :chunk_id AND status = 'pending' AND slice_end = :was_slice_end
   AND cursor IS NOT DISTINCT FROM :was_cursor""")
 COUNT = text(f"""
 UPDATE headrace.backfills SET records = records + :records, pages = pages + :pages, attempts = 0, crashes = 0,
-       refused = refused + :refused, first_refusal = coalesce(first_refusal, :first_refusal),
-       error = CASE WHEN refused + :refused > 0
-               THEN refused + :refused || ' refused, first: ' || coalesce(first_refusal, :first_refusal) END,
+       refused = refused + :refused, first_refusal = coalesce(first_refusal, :first_refusal), error = NULL,
        lease_until = CASE WHEN status = 'running' THEN now() + {LEASE} ELSE '-infinity' END
-WHERE id = :id RETURNING status = 'running'""")
+WHERE id = :id RETURNING status = 'running' AS is_running, refused, first_refusal, CAST(notes AS text)""")
+REMARK = text("UPDATE headrace.backfills SET error = :error, notes = CAST(:notes AS jsonb) WHERE id = :id")
 RELEASE = text("""
 UPDATE headrace.backfills SET lease_until = '-infinity', due_at = now() + make_interval(secs => :seconds),
        attempts = attempts + :failed, error = coalesce(:error, error) WHERE id = :id""")
@@ -240,22 +240,28 @@ def advance(
     pages: int,
     records: int,
     refused: Sequence[Refused] = (),
+    notes: Notes = NO_NOTES,
 ) -> bool:
     """Moves the position, in the transaction that stores the rows of these pages.
 
-    `refused` has a reason for each record that was left out; the first reason stays as the backfill's error. Any other
-    error is cleared. False if the worker must stop: another one has moved the position, or an operator has stopped the
-    backfill.
+    `refused` has a reason for each record that was left out. Their number, the first reason and all `notes` stay as the
+    backfill's error. Any other error is cleared. False if the worker must stop: another one has moved the position, or
+    an operator has stopped the backfill.
     """
     if not _moved(connection, work, then):
         return False
     counted: dict[str, Any] = {"id": work.backfill_id, "pages": pages, "records": records}
     counted |= {"refused": sum(one.items for one in refused)}
     counted["first_refusal"] = refused[0].reason if refused else None
-    is_running = bool(connection.scalar(COUNT, counted))
+    row = connection.execute(COUNT, counted).one()
+    notes += msgspec.json.decode(row.notes, type=Notes) if row.notes else NO_NOTES
+    refusals = [f"{row.refused} refused, first: {row.first_refusal}"] if row.refused else []
+    if remarks := (*refusals, *notes.sentences()):
+        values = {"error": "; ".join(remarks), "notes": msgspec.json.encode(notes).decode()}
+        connection.execute(REMARK, values | {"id": work.backfill_id})
     if then is None:  # here, because a worker that crashes before `next_chunk` would leave a backfill that is never due
         connection.execute(COMPLETE, {"id": work.backfill_id})
-    return is_running
+    return bool(row.is_running)
 
 
 def _moved(connection: Connection, work: ChunkPosition, then: ChunkPosition | None) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.catalogue import Resource, catalogue
 from tests.support.cases import each, refusal
 from workers.actions import Record
-from workers.aggregators.repair import columns_of, repaired, unreadable_note, value_of
+from workers.aggregators.repair import columns_of, repaired, value_of
 from workers.aggregators.scalars import Unreadable
 
 CHARACTERS = st.text(st.characters(codec="utf-8"), max_size=4)
@@ -65,13 +65,6 @@ def test_every_field_of_the_catalogue_has_a_reader(resource: Any) -> None:
         names = [field.name for field in resource.fields]
         encoded, unreadable = columns_of(resource, {name: msgspec.Raw(msgspec.json.encode(odd)) for name in names})
         assert sorted([*json.loads(encoded), *unreadable]) == sorted(names)
-
-
-def test_the_note_names_the_fields() -> None:
-    """Breaks if a record without an odd field is noted, or the note lacks a field."""
-    assert unreadable_note(()) == ()
-    note = "stored as NULL, because they cannot be read: title, distance"
-    assert unreadable_note(("title", "distance")) == (note,)
 
 
 # Payloads that PostgreSQL has refused

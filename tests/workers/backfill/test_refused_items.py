@@ -40,6 +40,17 @@ def test_a_refused_item_of_history_is_a_dead_letter(engine: Engine, settings: Se
     assert event["data"] == {"source": GARMIN, "data": [data[1]]}
 
 
+def test_a_backfill_names_the_fields_that_it_could_not_read(engine: Engine, settings: Settings) -> None:
+    """Breaks if a column of history is NULL although the provider has sent a value, and nothing says so."""
+    page = {"workouts": [{"id": "w1", "source": GARMIN, "calories": "many", "distance": {"a": 1}, "title": "a\0"}]}
+    fetch_history(engine, settings, Provider(lambda _: httpx.Response(200, json=page)), notice(resource="workouts"))
+    found = rows(engine, "SELECT status, error FROM health.backfills WHERE resource = 'workouts'")
+    null = "stored as NULL, because they cannot be read: calories, distance"
+    replaced = "characters that PostgreSQL cannot store were replaced by U+FFFD"
+    assert found == [{"status": "complete", "error": f"{null}; {replaced}"}]
+    assert dead_letters.listed(engine) == []
+
+
 def test_an_item_of_history_is_replayed_with_the_clock_of_its_page(engine: Engine, settings: Settings) -> None:
     """Breaks if a replay after an update overwrites newer data, or leaves its dead letter in the list."""
     page = heartrate("u1", {0: 60})

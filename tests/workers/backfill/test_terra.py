@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.delivery import Receipt, pack, seal
+from app.observability import metrics
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
 from tests.support.backfills import make_due, settle, status
@@ -21,6 +22,7 @@ from workers.aggregators import terra
 from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS
 from workers.ingest.apply import Applier
+from workers.store import dead_letters
 from workers.store.backfills import due
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -234,3 +236,47 @@ def test_without_a_key_history_waits(engine: Engine, settings: Settings) -> None
     for number in due(engine):
         assert fetcher.run(number) == []
     assert {one[0] for one in status(engine, "t1")} == {"pending"}
+
+
+def beats_of(hr_samples: Any) -> Answer:
+    """Answers for activities with one walk, which has this array of heart rates."""
+    times = {"start_time": (NOW - 5 * DAY).isoformat(), "end_time": (NOW - 4.9 * DAY).isoformat()}
+    walk = {
+        "metadata": {"summary_id": "walk"} | times,
+        "heart_rate_data": {"detailed": {"hr_samples": hr_samples}},
+    }
+    user = {"user_id": "t1", "provider": "OURA"}
+    return only("activity", lambda _: httpx.Response(200, json={"type": "activity", "user": user, "data": [walk]}))
+
+
+def of_workouts(engine: Engine) -> dict[str, Any]:
+    (row,) = rows(engine, "SELECT status, error, refused FROM headrace.backfills WHERE resource = 'workouts'")
+    return row
+
+
+@pytest.mark.parametrize("odd", ["x", {"a": 1}, 7])
+def test_an_array_of_another_form_is_refused(engine: Engine, settings: Settings, odd: Any) -> None:
+    """Breaks if history loses all samples of a workout silently."""
+    from_terra(engine, replace(settings, history_days=20), beats_of(odd))
+    reason = "activity: heart_rate_data.detailed.hr_samples: expected an array"
+    assert of_workouts(engine) == {"status": "complete", "error": f"1 refused, first: {reason}", "refused": 1}
+    (entry,) = dead_letters.listed(engine)
+    assert (entry.event_type, entry.user_id, entry.reason) == ("fetch.workouts", "t1", reason)
+    assert rows(engine, "SELECT id FROM health.workouts") == [{"id": "walk"}]
+
+
+def test_values_without_a_time_are_noted(engine: Engine, settings: Settings) -> None:
+    """Breaks if history loses values without a time silently: neither in the backfill nor in the metric."""
+    name = "headrace_samples_without_timestamp_total"
+
+    def counted() -> float:
+        (line,) = [one for one in metrics.exposition().decode().splitlines() if one.startswith(name)]
+        return float(line.split()[1])
+
+    before = counted()
+    times = (None, "0001-01-01T00:00:00Z")
+    odd = [{"timestamp": time, "bpm": 60} for time in times]
+    from_terra(engine, replace(settings, history_days=20), beats_of(odd))
+    note = "values without a time, which are in the payload only: 2"
+    assert of_workouts(engine) == {"status": "complete", "error": note, "refused": 0}
+    assert counted() - before == 2

@@ -37,7 +37,7 @@ def test_names_change_and_nothing_else(old: Engine) -> None:
     jobs = rows(old, "SELECT due_at FROM headrace.chores ORDER BY due_at, name")
     assert all(before.values())
     assert len(archived) == 6
-    assert migrate(old) == "0013"
+    assert migrate(old) == "0014"
     after = read(old)
     assert {name: [row | same for row, same in zip(after[name], before[name], strict=True)] for name in before} == after
     archived = [row | {"digest": None} for row in archived]

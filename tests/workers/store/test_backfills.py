@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests.support import message_id, rows
-from workers.actions import Notice, Refused
+from workers.actions import NO_NOTES, Notes, Notice, Refused
 from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, _next, advance, claim, open_backfill, release
 from workers.store.engine import transaction
 
@@ -158,13 +158,14 @@ def test_completed_chunks_are_counted(shared: Engine) -> None:
     assert (row["chunks_total"], row["chunks_done"]) == (2, 1)
 
 
-def advanced(engine: Engine, number: int, *refused: str) -> str | None:
+def advanced(engine: Engine, number: int, *refused: str, notes: Notes = NO_NOTES) -> str | None:
     """The error of a backfill after another page, with these rejected records."""
     with transaction(engine) as connection:
         work = _next(connection, number)
         assert work is not None
         then = replace(work, cursor=f"{work.cursor or ''}x", pages=work.pages + 1)
-        assert advance(connection, work, then, pages=1, records=5, refused=[Refused(one, b"{}") for one in refused])
+        rejected = [Refused(one, b"{}") for one in refused]
+        assert advance(connection, work, then, pages=1, records=5, refused=rejected, notes=notes)
         query = text("SELECT error FROM headrace.backfills WHERE id = :id")
         return connection.scalar(query, {"id": number})
 
@@ -183,3 +184,21 @@ def test_rejections_stay_and_other_errors_are_cleared(shared: Engine) -> None:
     release(shared, work, 0, error="status 503")
     assert advanced(shared, number) == "2 refused, first: no id"
     assert advanced(shared, number, "no value") == "3 refused, first: no id"
+
+
+def test_notes_of_all_pages_stay(shared: Engine) -> None:
+    """Breaks if a later page, or an error that is over, hides what an earlier page did not store as received."""
+    announce(shared, notice("noted"))
+    with transaction(shared) as connection:
+        number = connection.scalar(text("SELECT id FROM headrace.backfills WHERE user_id = 'noted'"))
+    work = claim(shared, number, 9, 9)
+    assert work is not None
+    null = "stored as NULL, because they cannot be read"
+    assert advanced(shared, number, notes=Notes(("title", "calories"))) == f"{null}: calories, title"
+    release(shared, work, 0, error="status 503")
+    assert advanced(shared, number) == f"{null}: calories, title"
+    expected = f"{null}: calories, distance, title; values without a time, which are in the payload only: 3"
+    assert advanced(shared, number, notes=Notes(("title", "distance"), 3)) == expected
+    replaced = "characters that PostgreSQL cannot store were replaced by U+FFFD"
+    expected = f"1 refused, first: no id; {expected.replace(': 3', ': 5')}; {replaced}"
+    assert advanced(shared, number, "no id", notes=Notes((), 2, is_replaced=True)) == expected

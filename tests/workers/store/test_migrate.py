@@ -26,7 +26,7 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     """Breaks if a deployment that migrates at every start fails at the second start."""
     version = migrate(empty)
     before = rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
-    assert migrate(empty) == version == "0013"
+    assert migrate(empty) == version == "0014"
     assert rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
     parents = "SELECT DISTINCT parent FROM headrace.partitions ORDER BY 1"
     assert [row["parent"] for row in rows(empty, parents)] == ["archive", "changes", "deliveries", "samples"]
@@ -78,7 +78,7 @@ def test_concurrent_migrations_succeed(empty_settings: Settings) -> None:
             engine.dispose()
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(4))) == ["0013"] * 4
+        assert list(pool.map(one, range(4))) == ["0014"] * 4
     engine = make_engine(empty_settings)
     assert rows(engine, COUNT_VIEWS) == [{"n": len(catalogue()) + 12}]
     engine.dispose()

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,7 @@ import msgspec
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
-from workers.actions import Record, Refused
+from workers.actions import Notes, Record, Refused
 from workers.aggregators.common import MAX_AHEAD, cursor_of, decode
 from workers.aggregators.json import reject_duplicate_keys, storable
 from workers.aggregators.junction.samples import GroupContent, GroupReader, SampleGroup, plain
@@ -59,20 +60,28 @@ def request(resource: Resource, user_id: str, provider: str, part: DateRange, cu
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:  # noqa: ARG001 - every aggregator has this signature
     """The content of an answer, without the records and samples that cannot be used. Raises Unprocessable: no page."""
-    body, _ = storable(body)
+    body, is_replaced = storable(body)
+    page = _read_page(resource, user_id, body, asked_at)
+    return replace(page, notes=page.notes + Notes(is_replaced=True)) if is_replaced else page
+
+
+def _read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
     is_unique = reject_duplicate_keys(body, f"{resource.name}: a page", in_arrays=False)
     if resource.kind == "timeseries":
         return _read_groups(GroupReader(resource, user_id, asked_at, asked_at + MAX_AHEAD), body, is_unique=is_unique)
     found: list[Record] = []
     refused: list[Refused] = []
+    unreadable: set[str] = set()
     for row in _rows(resource, body):
         try:
             if not is_unique:
                 reject_duplicate_keys(bytes(row), resource.name)
-            found.append(record(resource, user_id, bytes(row), asked_at)[0])
+            one, fields = record(resource, user_id, bytes(row), asked_at)
+            found.append(one)
+            unreadable.update(fields)
         except Unprocessable as reason:
             refused.append(Refused(str(reason), as_event(_event_name(resource), user_id, row)))
-    return Page(tuple(found), len(found), refused=tuple(refused))
+    return Page(tuple(found), len(found), refused=tuple(refused), notes=Notes(tuple(sorted(unreadable))))
 
 
 def _event_name(resource: Resource) -> str:
@@ -137,6 +146,8 @@ def _page(
         records=sum(one.read for one in found),
         cursor=cursor_of(page.next_cursor, page.next),
         refused=(*refused, *items),
+        notes=Notes(tuple(sorted({name for one in found for name in one.unreadable}))),
+        duplicate_samples=sum(one.duplicates for one in found),
     )
 
 
@@ -155,11 +166,11 @@ def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: dateti
 
     Raises Unprocessable for a body that is no object.
     """
-    body, _ = storable(body)
+    body, is_replaced = storable(body)
     decode(body, dict[str, msgspec.Raw], resource.name)
     found = Record(resource.name, owner.user_id, owner.id, owner.provider, owner.source_type, body, asked_at)
     try:
         reject_duplicate_keys(body, resource.name)
     except Unprocessable as reason:
         return Page((), 0, refused=(Refused(str(reason), event_of(found)),))
-    return Page((found,), 1)
+    return Page((found,), 1, notes=Notes(is_replaced=is_replaced))

@@ -13,12 +13,11 @@ from app.catalogue import EventType, Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import INFERRED, Action, Connection, Grants, LostDelivery, Notice, Parsed, Record, Refused
+from workers.actions import INFERRED, Action, Connection, Grants, LostDelivery, Notes, Notice, Parsed, Record, Refused
 from workers.aggregators import svix_ids
 from workers.aggregators.common import (
     MAX_AHEAD,
     NULL,
-    REPLACED,
     UNIX_EPOCH,
     canonical_id,
     decode,
@@ -33,7 +32,6 @@ from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, stor
 from workers.aggregators.junction.grants import read_grants
 from workers.aggregators.junction.samples import GroupReader
 from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record, source_of
-from workers.aggregators.repair import unreadable_note
 from workers.aggregators.scalars import boolean
 
 MAX_NAME = 200  # of an event type that is not known
@@ -125,6 +123,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     unnamed = ("client_user_id",) if client_user_id is None and envelope.client_user_id not in (None, "") else ()
     streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
     kept, ignored = wanted([*content.actions, *streams], settings)
+    notes = Notes((*unnamed, *content.unreadable), is_replaced=is_replaced)
     return Parsed(
         event_type=name,
         user_id=user_id,
@@ -134,7 +133,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
         occurred_at=version,
         duplicate_samples=content.duplicates,
         refused=() if ignored else content.refused,
-        notes=(*unreadable_note((*unnamed, *content.unreadable)), *content.notes, *([REPLACED] if is_replaced else [])),
+        notes=(*notes.sentences(), *content.notes),
         is_undated=sent_at is None,
         team_id=team_id,
     )

@@ -10,7 +10,7 @@ import msgspec
 from app.catalogue import Resource
 from app.config.settings import Settings
 from app.errors import NotYet, Unprocessable
-from workers.actions import Record
+from workers.actions import Notes, Record
 from workers.aggregators.common import MAX_AHEAD, MAX_NAME, NULL, decode, optional_text
 from workers.aggregators.json import reject_duplicate_keys, storable
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
@@ -70,7 +70,7 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
     closes a window, even an empty one: other forms of "no data" may mean that Terra has not asked the provider yet.
     """
     what = f"{resource.name}: a page"
-    body, _ = storable(body)
+    body, is_replaced = storable(body)
     is_unique = reject_duplicate_keys(body, what, in_arrays=False)
     answer = decode(body, _Answer, what)
     name = resource.terra or ""
@@ -83,7 +83,14 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
     for item in items:
         if item != NULL:
             batch.add(name, bytes(item), is_unique=is_unique)
-    return Page(batch.actions(), batch.records, refused=tuple(batch.refused))
+    actions = batch.actions()
+    return Page(
+        actions=actions,
+        records=batch.records,
+        refused=tuple(batch.refused),
+        notes=batch.notes + Notes(is_replaced=is_replaced),
+        duplicate_samples=batch.duplicate_samples,
+    )
 
 
 def event_of(record: Record) -> bytes:

@@ -13,13 +13,23 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import INFERRED, Action, Connection, Download, LargeRequest, Notice, Parsed, Record, UserIdChange
+from workers.actions import (
+    INFERRED,
+    Action,
+    Connection,
+    Download,
+    LargeRequest,
+    Notes,
+    Notice,
+    Parsed,
+    Record,
+    UserIdChange,
+)
 from workers.aggregators.common import (
     MAX_AHEAD,
     MAX_ID,
     MAX_NAME,
     NULL,
-    REPLACED,
     UNIX_EPOCH,
     canonical_id,
     decode,
@@ -29,7 +39,7 @@ from workers.aggregators.common import (
     wanted,
 )
 from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, storable
-from workers.aggregators.repair import columns_of, unreadable_note
+from workers.aggregators.repair import columns_of
 from workers.aggregators.scalars import integer, moment, number
 from workers.aggregators.terra.mapping import TYPES
 from workers.aggregators.terra.shapes import Batch, Owner, items
@@ -146,7 +156,7 @@ class _Event:
             actions=kept,
             ignored=ignored or left_out,
             occurred_at=self.version,
-            notes=(*unreadable_note(unnamed), *self.notes),
+            notes=(*Notes(unnamed).sentences(), *self.notes),
             is_undated=self.delivery.ordering_ms is None,
         )
 
@@ -175,7 +185,7 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     if delivery.ordering_ms is not None:  # a time beyond the calendar counts as a day ahead
         milliseconds = min(delivery.ordering_ms, int(delivery.received_at * 1000) + 86_400_000)
         created_at = UNIX_EPOCH + timedelta(milliseconds=milliseconds)
-    notes = (REPLACED,) if is_replaced else ()
+    notes = Notes(is_replaced=is_replaced).sentences()
     version = version_of(created_at, delivery)
     event = _Event(name, bytes(envelope.user), body, version, delivery, settings, is_unique, notes)
     if name in TYPES:
@@ -231,13 +241,8 @@ def _data(event: _Event) -> Parsed:
         duplicate_samples=batch.duplicate_samples,
         samples_without_timestamp=batch.samples_without_timestamp,
         refused=() if parsed.ignored else tuple(batch.refused),
-        notes=(*unreadable_note(tuple(sorted(batch.unreadable))), *_without_time(batch), *parsed.notes),
+        notes=(*batch.notes.sentences(), *parsed.notes),
     )
-
-
-def _without_time(batch: Batch) -> list[str]:
-    count = batch.samples_without_timestamp
-    return [f"values without a time, which are in the payload only: {count}"] if count else []
 
 
 def _auth(event: _Event) -> Parsed:
@@ -323,7 +328,7 @@ def _report(event: _Event) -> Parsed:
         version=event.version,
         columns=columns,
     )
-    return replace(event, notes=(*unreadable_note(unreadable), *event.notes)).parsed(user, record)
+    return replace(event, notes=(*Notes(unreadable).sentences(), *event.notes)).parsed(user, record)
 
 
 def encoded(value: Any) -> msgspec.Raw:

@@ -62,7 +62,7 @@ READERS: Mapping[Any, Callable[[Any], Any]] = {
 
 
 class Repair:
-    """Rewrites one object. Fields that cannot be read are left out, and items of arrays are refused."""
+    """Rewrites one object. Fields that cannot be read are left out. Arrays and their items are refused."""
 
     def __init__(self, name: str, leaves: Mapping[str, Any]) -> None:
         self.refused: list[str] = []  # the reason of each refused item
@@ -112,7 +112,8 @@ class Repair:
 
     def _items(self, given: Any, below: Tree, path: str) -> list[dict[str, Any]]:
         if not isinstance(given, list):
-            raise Unreadable("an array")
+            self.refused.append(f"{self._name}: {path}: expected an array")
+            return []
         found = []
         for place, item in enumerate(given):
             given[place] = None  # frees the item: an array of 60 MB would take 300 MB twice

@@ -12,7 +12,7 @@ import msgspec
 
 from app.catalogue import catalogue
 from app.errors import Unprocessable
-from workers.actions import Action, Record, Refused, Sample, Samples
+from workers.actions import Action, Notes, Record, Refused, Sample, Samples
 from workers.aggregators.common import MAX_NAME, MAX_REFUSED, NULL, decode, key_text
 from workers.aggregators.json import reject_duplicate_keys
 from workers.aggregators.parts import LARGE_BYTES, parts
@@ -130,6 +130,11 @@ class Batch:
     def records(self) -> int:
         """The number of objects with a key."""
         return len(self._objects)
+
+    @property
+    def notes(self) -> Notes:
+        """What was not stored as received."""
+        return Notes(tuple(sorted(self.unreadable)), self.samples_without_timestamp)
 
     def actions(self) -> tuple[Action, ...]:
         """The records, and the samples by series."""

@@ -12,7 +12,7 @@ from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
 from app.errors import Misconfigured
 from tests.support.cases import MALFORMED, each, refusal
-from workers.actions import Record, Samples
+from workers.actions import NO_NOTES, Notes, Record, Samples
 from workers.aggregators import junction
 from workers.aggregators.junction.api import connect, read_page, read_stream, request, stream_request
 from workers.aggregators.requests import DateRange, Page
@@ -191,6 +191,19 @@ def test_the_cursor_under_both_names(more: Any, cursor: Any) -> None:
     assert page("heartrate", {"groups": {}} | more).cursor == cursor
     by_item = {"groups": {"garmin": [{"source": GARMIN, "data": [sample(0), None]}]}}
     assert page("heartrate", by_item | more).cursor == cursor
+
+
+def test_the_notes_of_a_page_name_its_fields() -> None:
+    """Breaks if history does not say which fields are NULL, or that characters were replaced, as a delivery does."""
+    records = [{"id": "w1", "calories": "many"}, {"id": "w2", "distance": {}, "calories": []}, {"id": "w3"}]
+    assert page("workouts", {"workouts": records}).notes == Notes(("calories", "distance"))
+    samples = [{"source": GARMIN, "data": [sample(0) | {"unit": []}, sample(0)]}, {"source": GARMIN, "data": []}]
+    found = page("heartrate", {"groups": {"garmin": samples}})
+    assert (found.notes, found.duplicate_samples) == (Notes(("unit",)), 1)
+    assert page("workouts", rb'{"workouts":[{"id":"w1","title":"a\u0000"}]}').notes == Notes(is_replaced=True)
+    assert page("workouts", {"workouts": records[2:]}).notes == NO_NOTES
+    stream = read_stream(of("workout_stream"), OWNER, rb'{"unit":["\ud800"]}', ASKED_AT)
+    assert stream.notes == Notes(is_replaced=True)
 
 
 @each(

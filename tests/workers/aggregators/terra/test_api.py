@@ -12,7 +12,7 @@ from app.config.settings import Settings
 from app.errors import Misconfigured, NotYet
 from tests.support.cases import MALFORMED, each, refusal
 from tests.support.terra import METADATA, NAMES, USER, dead, item, of, parsed, recorded
-from workers.actions import Record, Samples
+from workers.actions import Notes, Record, Samples
 from workers.aggregators.requests import DateRange, Page
 from workers.aggregators.terra import API_LIMITS, connect, read_page, request
 
@@ -132,6 +132,16 @@ def test_an_invalid_object_is_refused_alone() -> None:
     for refused, raw in zip(found.refused, (odd, *data[2:4]), strict=True):
         body = msgspec.json.decode(refused.event)
         assert body == {"type": "daily", "user": {"user_id": "t1", "provider": "garmin"}, "data": [raw]}
+
+
+def test_a_page_says_what_it_does_not_store_as_received() -> None:
+    """Breaks if history loses values without a time, fields or characters silently, unlike a delivery."""
+    beats = [{"timestamp": time, "bpm": bpm} for time, bpm in ((None, 60), ("2026-03-14T08:00:00Z", 61), ("", 62))]
+    again = {"timestamp": "2026-03-14T08:00:00Z", "bpm": 63}
+    odd = item(heart_rate_data={"detailed": {"hr_samples": [*beats, again]}}, distance_data={"steps": "many\0"})
+    found = page("daily", {"user": USER, "data": [odd]})
+    assert (found.refused, found.duplicate_samples) == ((), 1)
+    assert found.notes == Notes(("distance_data.steps",), without_timestamp=2, is_replaced=True)
 
 
 def test_an_athlete_that_is_no_object_is_refused() -> None:

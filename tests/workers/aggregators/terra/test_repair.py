@@ -230,12 +230,13 @@ def test_a_local_time_beside_a_bad_item_still_floats() -> None:
 
 
 @each("canary", 7, True, {"timestamp": NOON, "bpm": 70})
-def test_an_array_that_is_none_is_noted(odd: Any) -> None:
-    """Breaks if an array of another form costs its object or other arrays, or is lost without a note."""
+def test_an_array_that_is_none_is_refused(odd: Any) -> None:
+    """Breaks if an array of another form costs its object or other arrays, or cannot be replayed after an update."""
     steps = {"detailed": {"step_samples": [{"timestamp": NOON, "steps": 3}]}}
     found = parsed(event("daily", nested(BEATS, odd) | {"distance_data": steps}))
     assert [one.resource for one in of(Samples, found)] == ["steps"]
-    assert (len(of(Record, found)), found.refused, found.notes) == (1, (), (NOT_DOCUMENTED + BEATS,))
+    assert (len(of(Record, found)), found.notes) == (1, ())
+    assert [(one.reason, one.items) for one in found.refused] == [(f"daily: {BEATS}: expected an array", 1)]
 
 
 def test_items_of_several_arrays_are_one_refusal() -> None:
