@@ -19,7 +19,7 @@ Part = Literal["pulls", "supplies"]
 Days = frozenset[int] | set[int]  # ordinals in UTC
 
 UNDER_WAY = timedelta(hours=1)  # newer data may still be on its way
-PROBE_EVERY = timedelta(days=7)  # see `of_coverage`
+PROBE_EVERY = timedelta(days=7)  # see `of_coverage` and `of_newest`
 # How far before a failed delivery its data may begin. Terra recommends one or two days after an outage; a device that
 # was not synchronised for a while sends older data.
 MIN_LOST, MAX_LOST = timedelta(days=2), timedelta(days=28)
@@ -150,18 +150,22 @@ def of_newest(
     """The gaps of one connection for which the aggregator has newer data than is stored.
 
     The resource of that data is not known. Every resource that was stored before is fetched; without any stored data,
-    all resources are fetched from `first` on.
+    all resources are fetched from `first` on. A date in the future is treated as in `of_coverage`.
     """
-    if newest is None or newest > now + MAX_AHEAD:
+    if newest is None:
         return
+    is_ahead = newest > now + MAX_AHEAD
     newest = min(newest, now - UNDER_WAY)
     known = [key for key in keys if key in stored.newest]
     if any(stored.newest[key] >= newest for key in known):
         return
     for key in known or keys:
+        windows = stored.fetched.get(key, ())
+        if is_ahead and any(one.created_at > now - PROBE_EVERY for one in windows):
+            continue
         start = min(stored.newest.get(key, first), newest)
-        under_way = _covered(stored.fetched.get(key, ()), "open")
-        if missing := _days(start, newest) - under_way - _fetched_since(key, newest, stored):
+        fetched = _covered(windows, "open", *(["done"] if is_ahead else [])) | _fetched_since(key, newest, stored)
+        if missing := _days(start, newest) - fetched:
             yield Gap(key, "ours", "newer data than is stored", _windows(missing, now))
 
 

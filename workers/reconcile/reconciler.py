@@ -162,11 +162,12 @@ class Reconciler:
         to = msgspec.structs.replace(at, people=tuple(others), attempts=0)
         try:
             request = junction.connections_request(user_id)
-            listing = self._request(at, request, partial(_read_connections, user_id))
+            answer = self._request(at, request, partial(_read_connections, user_id))
         except Unprocessable:  # concerns this user only
             return Step(to)
-        if isinstance(listing, runs.Step):
-            return listing
+        if isinstance(answer, runs.Step):
+            return answer
+        listing, asked_at = answer
         unread = listing.unread + listing.unread_parts
         runs.count_unread(AGGREGATOR, unread, LISTING)
         now = [one for one in listing.rows if isinstance(one, actions.Connection)]
@@ -175,7 +176,7 @@ class Reconciler:
             grants = _changed_grants(connection, user_id, listing)
             # An entry that could not be read may be one of the connections that are not in the list.
             gone = () if listing.unread else sorted(known.keys() - {one.provider for one in now})
-            asked_at = datetime.now(UTC)
+            # As old as the request, by the clock of Junction: a connection that was made since is newer.
             now += [actions.Connection(user_id, name, "error", "deregistered", asked_at) for name in gone]
             changed = [one for one in now if known.get(one.provider) != one.status]
             if (changed or grants) and not self._recorder.dry_run:
@@ -272,5 +273,7 @@ def _changed_grants(connection: Connection, user_id: str, listing: Listing[Any])
     return found
 
 
-def _read_connections(user_id: str, response: HttpResponse) -> Listing[actions.Connection | actions.Grants]:
-    return junction.read_connections(user_id, response.body, response.asked_at)
+def _read_connections(
+    user_id: str, response: HttpResponse
+) -> tuple[Listing[actions.Connection | actions.Grants], datetime]:
+    return junction.read_connections(user_id, response.body, response.asked_at), response.asked_at

@@ -15,6 +15,7 @@ from workers.aggregators.common import MAX_AHEAD
 from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 from workers.reconcile.gaps import (
     MAX_WINDOWS,
+    PROBE_EVERY,
     UNDER_WAY,
     Stored,
     of_coverage,
@@ -567,8 +568,18 @@ def test_data_that_is_newer_than_the_stored_data_is_fetched() -> None:
     assert newest_of(1, stored(fetched(-3, 0, created_at=NOW), newest=day(-3))) == {}
     assert newest_of(1, stored(fetched(-3, 0, created_at=NOW - 2 * DAY), newest=day(-3))) == {"heartrate": [(-3, -1)]}
     assert newest_of(1, stored(fetched(-9, 0, created_at=day(-9), state="open"))) == {}  # history is being fetched
-    assert newest_of(-3, Stored()) == {}
     assert list(of_newest([KEY], None, Stored(), day(-5), NOW)) == []
+
+
+def test_a_newest_date_in_the_future_hides_no_gap() -> None:
+    """Breaks if a wrong clock hides days that are missing, or opens a gap with each run."""
+    assert newest_of(-3, Stored()) == {"heartrate": [(-5, 0)]}
+    assert newest_of(-3, stored(newest=day(-3))) == {"heartrate": [(-3, 0)]}
+    assert newest_of(-3, stored(newest=NOW)) == {}
+    recent, earlier = NOW - PROBE_EVERY + HOUR, NOW - PROBE_EVERY - HOUR
+    assert newest_of(-3, stored(fetched(-3, -2, created_at=recent), newest=day(-3))) == {}
+    assert newest_of(-3, stored(fetched(-3, -2, created_at=earlier), newest=day(-3))) == {"heartrate": [(-1, 0)]}
+    assert newest_of(-3, stored(fetched(-3, 0, created_at=earlier), newest=day(-3))) == {}
 
 
 # Outages

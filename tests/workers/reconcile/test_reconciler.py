@@ -620,6 +620,21 @@ def test_a_newer_webhook_goes_before_the_comparison(engine: Engine, settings: Se
     assert rows(engine, "SELECT status FROM health.connections") == [{"status": "connected"}]
 
 
+def test_a_connection_made_during_the_request_is_not_deregistered(engine: Engine, settings: Settings) -> None:
+    """Breaks if a connection that was made after an answer without it is marked as deregistered, for good."""
+    created = event("provider.connection.created", "u1", {"provider": {"slug": "garmin"}})
+    apply(engine, settings, delivery(created, datetime.now(UTC) - timedelta(days=1), name="before"))
+    api = missing(connections={"u1": []}, supplies=[[]])
+
+    def connect(request: httpx.Request) -> None:
+        if request.url.path not in PARTS:
+            apply(engine, settings, delivery(created, datetime.now(UTC), name="during"))
+
+    api.during = connect
+    run_steps(api.reconciler(engine, settings), settings)
+    assert rows(engine, "SELECT status, error FROM health.connections") == [{"status": "connected", "error": None}]
+
+
 def test_the_connections_of_all_users_are_compared(engine: Engine, settings: Settings) -> None:
     """Breaks if a user without data, or one whom Junction no longer knows, ends the comparison of the others."""
     well = [{"slug": "garmin", "status": "connected"}]

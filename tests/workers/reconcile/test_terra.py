@@ -398,10 +398,19 @@ def test_inactive_users_and_excluded_data_are_not_fetched(engine: Engine, settin
     assert opened(engine) == []
 
 
-@pytest.mark.parametrize("newest", ["2105-01-01T00:00:00Z", None])
-def test_data_of_the_future_is_ignored(engine: Engine, settings: Settings, newest: str | None) -> None:
-    """Breaks if a wrong clock opens a gap that can never be filled."""
-    assert found_by(ScriptedAdmin(users=[user_row(most_recent_data_at=newest)]), engine, settings) == []
+def test_data_of_the_future_hides_no_gap(engine: Engine, settings: Settings) -> None:
+    """Breaks if a wrong clock hides that data is missing, or opens a gap with each run."""
+    api = ScriptedAdmin(users=[user_row(most_recent_data_at="2105-01-01T00:00:00Z")])
+    assert ("t1", "activity") in found_by(api, engine, settings)
+    found = {(user, resource): (start.date(), end.date()) for user, resource, start, end in opened(engine)}
+    today = datetime.now(UTC).date()
+    assert found["t1", "activity"] == (today - timedelta(days=settings.history_days), today)
+    assert found_by(api, engine, settings) == []
+
+
+def test_a_user_without_data_has_no_gap(engine: Engine, settings: Settings) -> None:
+    """Breaks if a user of whom Terra has no data is fetched with each run."""
+    assert found_by(ScriptedAdmin(users=[user_row(most_recent_data_at=None)]), engine, settings) == []
 
 
 def test_an_erased_user_is_not_fetched_again(engine: Engine, settings: Settings) -> None:
