@@ -13,6 +13,7 @@ class TokenFault(msgspec.Struct, frozen=True):
     fault: str = ""  # '': none
     do: str = ""  # the operator's action
     checked_at: datetime | None = None
+    key: str = ""  # an id of the token, which does not reveal it
 
 
 class Token(TokenFault, frozen=True):

@@ -155,16 +155,17 @@ class Throttle:
 
 
 def key_ids(settings: Settings) -> dict[str, str]:
-    """A short id of the API key of each account in the settings.
-
-    The id tells two keys apart and does not reveal a key: it has 32 bits of a hash, and a key has 128 bits or more.
-    """
+    """The `key_id` of the API key of each account in the settings."""
     terra = settings.terra_api_key and f"{settings.terra_dev_id} {settings.terra_api_key}"  # Terra checks both
     keys = {"junction": settings.junction_api_key, "terra": terra}
-    return {name: _hashed(f"{name} {key}") for name, key in keys.items() if key}
+    return {name: key_id(f"{name} {key}") for name, key in keys.items() if key}
 
 
-def _hashed(text: str) -> str:
+def key_id(text: str) -> str:
+    """A short id of a key, which tells two keys apart.
+
+    It does not reveal the key: it has 32 bits of a hash, and a key has 128 bits or more.
+    """
     return hashlib.blake2b(text.encode(), digest_size=4, person=b"headrace.pause").hexdigest()
 
 

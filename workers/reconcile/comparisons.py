@@ -19,8 +19,13 @@ from workers.store import lost_deliveries
 JOBS = {reconciler.AGGREGATOR: (reconciler.JOB, lost.JOB), terra.AGGREGATOR: (terra.JOB,)}
 
 
-def make_comparisons(engine: Engine, settings: Settings, *, dry_run: bool = False) -> list[Comparison[Any]]:
-    """One for each aggregator that can be compared, at least one. Raises Misconfigured."""
+def make_comparisons(
+    engine: Engine, settings: Settings, *, dry_run: bool = False, is_command: bool = True
+) -> list[Comparison[Any]]:
+    """One for each aggregator that can be compared, at least one. Raises Misconfigured.
+
+    The settings of a command may have another token than the workers.
+    """
     throttle = Throttle(settings)
     found: list[Comparison[Any]] = []
     if "junction" in settings.reconcilable or not settings.reconcilable:
@@ -28,13 +33,14 @@ def make_comparisons(engine: Engine, settings: Settings, *, dry_run: bool = Fals
         found.append(Reconciler(engine, settings, client, dry_run=dry_run))
     if "terra" in settings.reconcilable:
         base_url, headers = admin.connect(settings)
-        found.append(TerraReconciler(engine, settings, Client(base_url, headers), throttle, dry_run=dry_run))
+        http = Client(base_url, headers)
+        found.append(TerraReconciler(engine, settings, http, throttle, dry_run=dry_run, is_command=is_command))
     return found
 
 
 def make_scheduled(engine: Engine, settings: Settings) -> list[Comparison[Any]]:
     """The comparisons of the scheduled task, including that of users with a lost delivery. Raises Misconfigured."""
-    found = make_comparisons(engine, settings)
+    found = make_comparisons(engine, settings, is_command=False)
     return found + [LostDeliveryReconciler(engine, one) for one in found if isinstance(one, Reconciler)]
 
 

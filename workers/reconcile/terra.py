@@ -29,7 +29,7 @@ from workers.aggregators.terra import admin
 from workers.aggregators.terra.admin import AdminUser, ApiProblem, FailedDelivery
 from workers.aggregators.terra.events import IGNORED
 from workers.fetch.http import Client
-from workers.fetch.rate_limits import Throttle
+from workers.fetch.rate_limits import Throttle, key_id
 from workers.fetch.retry import FINAL, UNREADABLE, FetchAction, decide
 from workers.reconcile import gaps, runs
 from workers.reconcile.gaps import Stored
@@ -94,10 +94,18 @@ class TerraReconciler:
     job, is_exclusive, start = JOB, True, TerraPosition()
 
     def __init__(
-        self, engine: Engine, settings: Settings, client: Client, throttle: Throttle, *, dry_run: bool = False
+        self,
+        engine: Engine,
+        settings: Settings,
+        client: Client,
+        throttle: Throttle,
+        *,
+        dry_run: bool = False,
+        is_command: bool = False,
     ) -> None:
         self._engine, self._settings, self._client, self._throttle = engine, settings, client, throttle
-        self._dev_id = settings.need_terra_dev_id()
+        self._dev_id, self._is_command = settings.need_terra_dev_id(), is_command
+        self._key = key_id(f"{ACCOUNT} {settings.need_terra_admin_token()}")
         self._recorder = Recorder(engine, AGGREGATOR, dry_run=dry_run)
 
     def since(self, done_at: datetime | None) -> datetime:
@@ -266,9 +274,17 @@ class TerraReconciler:
         return msgspec.structs.replace(_turned(at), people=people if at.failed or at.person_cursor else ())
 
     def _note(self, values: TokenFault) -> None:
-        if not self._recorder.dry_run:
-            values = msgspec.structs.replace(values, checked_at=datetime.now(UTC))
+        if not self._recorder.dry_run and (not self._is_command or self._is_of_workers(values)):
+            values = msgspec.structs.replace(values, checked_at=datetime.now(UTC), key=self._key)
             jobs.note(self._engine, jobs.TERRA_TOKEN, values)
+
+    def _is_of_workers(self, values: TokenFault) -> bool:
+        """Whether a command has the workers' token. Of another one `headrace status` shows no state, and no fault."""
+        with transaction(self._engine) as connection:
+            noted = jobs.noted(connection, jobs.TERRA_TOKEN)
+        if noted is None:  # no worker has used its token yet
+            return not values.fault
+        return msgspec.json.decode(noted, type=TokenFault).key == self._key
 
     def _ask(self, at: TerraPosition, request: Request, read: Callable[[bytes], R]) -> R | Step[TerraPosition]:
         """The parsed response, or the step that sends the request again. Raises _Refused, Unprocessable, TryLater."""

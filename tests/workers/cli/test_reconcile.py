@@ -326,6 +326,7 @@ def test_a_refused_token_does_not_prevent_the_other_comparison(run: Run, simulat
     line = done.stderr.splitlines()[-1]
     assert line.endswith("(status 401, unauthorized: simulated); set TERRA_ADMIN_TOKEN")
     assert "sesame" not in done.output
+    assert rows(engine, "SELECT 1 FROM headrace.jobs WHERE name = 'terra-token'") == []
     assert sum(one["path"] == "/v3/admin/me" for one in simulator.requests) == 1
 
 

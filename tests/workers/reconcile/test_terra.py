@@ -1,7 +1,7 @@
 """Reconciliation with Terra: failed deliveries and newer data are fetched once, through the ordinary read API."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -295,9 +295,9 @@ class ScriptedAdmin:
         page = {"data": found[begin : begin + self.size], "has_more": bool(end), "next_cursor": end and str(end)}
         return httpx.Response(200, json=page)
 
-    def reconciler(self, engine: Engine, settings: Settings) -> TerraReconciler:
+    def reconciler(self, engine: Engine, settings: Settings, **more: Any) -> TerraReconciler:
         client = Client("https://terra.test", {}, httpx.MockTransport(self))
-        return TerraReconciler(engine, settings, client, Throttle(settings))
+        return TerraReconciler(engine, settings, client, Throttle(settings), **more)
 
     def paths(self) -> list[str]:
         """The requests in short form: the last part of the path, and the user."""
@@ -453,6 +453,29 @@ def test_a_refused_token_ends_the_run(engine: Engine, settings: Settings) -> Non
     assert pauses(settings) == []
     run_steps(replace(api, asked=[]).reconciler(engine, settings))
     assert noted(engine)["fault"] == ""
+
+
+def test_a_wrong_token_in_a_shell_is_no_fault_of_the_deployment(engine: Engine, settings: Settings) -> None:
+    """Breaks if a command with another token changes the state of the workers' token in `headrace status`."""
+    api = ScriptedAdmin(token={"expires_at": "2026-12-01T00:00:00Z"})
+    other = replace(settings, terra_admin_token="terra_at_other")
+
+    def run(of: Settings, *, is_refused: bool, is_command: bool) -> dict[str, Any]:
+        here = replace(api, asked=[], before=[problem(401, "unauthorized", "unknown token")] if is_refused else [])
+        reconciler = here.reconciler(engine, of, is_command=is_command)
+        with pytest.raises(Unprocessable) if is_refused else nullcontext():
+            run_steps(reconciler)
+        return noted(engine)
+
+    assert run(other, is_refused=True, is_command=True) == {}
+    known = run(settings, is_refused=False, is_command=True)  # the first command shows when the token expires
+    assert (known["fault"], known["expires_at"]) == ("", "2026-12-01T00:00:00Z")
+    assert run(other, is_refused=True, is_command=True) == run(other, is_refused=False, is_command=True) == known
+    assert run(settings, is_refused=True, is_command=True)["fault"]
+    assert run(other, is_refused=False, is_command=True)["fault"]
+    assert run(other, is_refused=False, is_command=False)["fault"] == ""  # the workers have a new token
+    assert run(other, is_refused=True, is_command=False)["fault"]
+    assert "other" not in str(noted(engine))
 
 
 def test_a_missing_scope_is_named_and_costs_its_part(engine: Engine, settings: Settings) -> None:
