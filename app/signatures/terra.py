@@ -42,7 +42,7 @@ def verify(
 
     The signature does not cover the trace id, the reference and the ordering time, so a captured request can be sent
     again with others. The digest identifies the signed time and body whatever the trace id says. It is a part of the
-    HMAC with the first secret, so it reveals nothing of the body and is no signature.
+    HMAC with the secret that signed, whatever other secrets are configured, so it reveals nothing of the body.
     """
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
@@ -87,13 +87,11 @@ def _digest(
     timestamp: str, candidates: list[str], body: bytes, hashed: HashedBody | None, secrets: tuple[str, ...]
 ) -> bytes | None:
     """The digest of the signed time and body, or None if no secret made one of the signatures."""
-    first = b""
     for secret in secrets:
         mac = hashing.digest(_hmac_input(secret, timestamp), body, hashed)
-        first = first or mac
         expected = mac.hex().encode()
         if any(hmac.compare_digest(expected, candidate.encode("utf-8", "replace")) for candidate in candidates):
-            return first[:DIGEST_BYTES]
+            return mac[:DIGEST_BYTES]
     return None
 
 
