@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.errors import Unprocessable
-from app.sealing import BOUND, ENCRYPTED, Sealer
+from app.sealing import BOUND, ENCRYPTED, LARGEST, Sealer
 
 MESSAGE_VERSION = 2
 OLD_VERSION = 1  # of 0.2: without the digest, and with bodies that are bound to the aggregator and the id only
@@ -67,17 +67,17 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
         """When this attempt arrived."""
         return datetime.fromtimestamp(self.received_at, UTC)
 
-    def open(self, sealer: Sealer) -> bytes:
+    def open(self, sealer: Sealer, limit: int = LARGEST) -> bytes:
         """The body of a delivery that is stored in the database, which may have been sealed before a key was set.
 
-        Raises Unprocessable, or NotAuthentic.
+        Raises Unprocessable, NotAuthentic, or TooLarge for a body of more than `limit` bytes.
         """
-        return sealer.open(self.sealed, self._aad(), self.key.encode())
+        return sealer.open(self.sealed, self._aad(), self.key.encode(), limit)
 
-    def open_received(self, sealer: Sealer) -> bytes:
-        """The body of a delivery from the broker. Raises NotAuthentic unless a configured key authenticates it."""
+    def open_received(self, sealer: Sealer, limit: int = LARGEST) -> bytes:
+        """As `open`, for a delivery from the broker: NotAuthentic unless a configured key authenticates it."""
         sealer.require(self.sealed, ENCRYPTED | BOUND)
-        return self.open(sealer)
+        return self.open(sealer, limit)
 
     def with_body(self, body: bytes, sealer: Sealer) -> "Delivery":
         """The delivery with another body."""

@@ -5,7 +5,8 @@ HeadraceError
 ├── InvalidSignature     401: the sender did not sign the request
 ├── PublishFailed        503: the broker did not confirm; the sender retries
 ├── Unprocessable        dead letter: a retry cannot succeed
-│   └── NotAuthentic     dead letter of the raw message: each of its fields may be forged
+│   ├── NotAuthentic     dead letter of the raw message: each of its fields may be forged
+│   └── TooLarge         dead letter, or another lane: the body is larger than its reader accepts
 ├── NotFound             report: the object that a command names does not exist
 ├── PositionDropped      report: a consumer must read the tables again, because changes that it has not read are dropped
 ├── UserErased           report: data of this user is neither fetched nor stored again
@@ -53,6 +54,10 @@ class Unprocessable(HeadraceError):
 
 class NotAuthentic(Unprocessable):
     """A body that was not sealed with the key, or not for this delivery: the delivery's other fields may be forged."""
+
+
+class TooLarge(Unprocessable):
+    """A body that is larger than its reader accepts. It is authentic, but was not read to its end."""
 
 
 class NotFound(HeadraceError):

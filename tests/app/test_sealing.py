@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Unprocessable
+from app.errors import NotAuthentic, TooLarge, Unprocessable
 from app.sealing import COMPRESS_FROM, DEFLATED, LARGEST, Sealer
 from tests.support.cases import Failures
 
@@ -152,3 +152,15 @@ def test_a_bomb_is_refused(excess: int) -> None:
     assert len(bomb) < LARGEST // 500
     with pytest.raises(Unprocessable, match="256 MiB"):
         Sealer([]).open(bytes([DEFLATED]) + bomb, b"a", b"old")
+
+
+@pytest.mark.parametrize("body", [b"x" * 5000, b"x" * 100], ids=["deflated", "plain"])
+def test_a_reader_may_limit_the_body(body: bytes) -> None:
+    """Breaks if a lane inflates a body that it does not apply, or passes on one that is not authentic."""
+    sealer = Sealer([NEW])
+    sealed = sealer.seal(body, b"a")
+    assert sealer.open(sealed, b"a", b"old", len(body)) == body
+    with pytest.raises(TooLarge):
+        sealer.open(sealed, b"a", b"old", len(body) - 1)
+    with pytest.raises(NotAuthentic):
+        sealer.open(sealed, b"another", b"old", len(body) - 1)

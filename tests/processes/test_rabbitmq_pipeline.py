@@ -26,7 +26,7 @@ from tests.support.poison import BAD, RAISE, fault
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import Applied
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
 from workers.ingest.rabbitmq_pipeline import MessageIdentity, PipelineConsumer, ReceivedMessage, decode_body
 
 pytestmark = pytest.mark.processes
@@ -336,6 +336,25 @@ def test_a_poisonous_event_does_not_hold_the_queue(
     assert rows(engine, "SELECT user_id FROM health.workouts ORDER BY 1") == [{"user_id": "u1"}, {"user_id": "u2"}]
     assert len(rows(engine, LETTERS)) == (not has_broker)
     assert sum(len(one.unsettled) for one in handed_over) == has_broker
+
+
+@needs_rabbitmq
+@pytest.mark.parametrize("has_broker", [True, False])
+def test_a_large_event_does_not_hold_the_queue(
+    engine: Engine, pipeline_settings: Settings, server: RabbitMQ, *, has_broker: bool
+) -> None:
+    """Breaks if events wait while one is applied that is 60 MB large and 0.3 MB compressed, or if that one is lost."""
+    handed_over: list[Applied] = []
+    applier = Applier(engine, pipeline_settings)
+    consumer = PipelineConsumer(pipeline_settings, applier, handed_over.append if has_broker else None)
+    publish(server, workout("u1"), workout("large", notes="x" * MAX_LIVE_BYTES), workout("u2"), compressed=True)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(consumer.run)
+        until(lambda: len(rows(engine, "SELECT 1 FROM health.workouts")) == 3 - has_broker)
+        consumer.stop()
+        done.result(30)
+    assert server.ready_count(QUEUE) == 0
+    assert sum(len(one.for_download) for one in handed_over) == has_broker
 
 
 @needs_rabbitmq

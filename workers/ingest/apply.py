@@ -14,21 +14,22 @@ from sqlalchemy import Connection, Engine
 
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal, sealed_again, unpack, unpack_stored
-from app.errors import NotAuthentic, RetryAlone, TryLater, Unprocessable
+from app.errors import NotAuthentic, RetryAlone, TooLarge, TryLater, Unprocessable
 from app.observability import metrics, tracing
-from app.sealing import Sealer
-from workers.actions import Origin, Parsed, SeriesKey
+from app.sealing import LARGEST, Sealer
+from workers.actions import Download, Origin, Parsed, SeriesKey
 from workers.aggregators.registry import AGGREGATORS
 from workers.ingest import refused
 from workers.ingest.attempts import as_attempts
 from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.events import apply_events
 from workers.ingest.outcomes import (
+    MAX_LIVE_BYTES,
+    MAX_MESSAGE_BYTES,
     Applied,
     ParsedDelivery,
     Unsettled,
     combine,
-    is_large,
     is_last_try,
     once_each,
     outcome_of,
@@ -78,22 +79,15 @@ class Applier:
             deliveries = unpack(packed)
         except Unprocessable as reason:  # invalid, or of a newer version: stored raw, to be replayed after an upgrade
             return self.dead_letter_raw(packed.encode(), str(reason))
-        large = tuple(one for one in deliveries if is_large(one))
-        if not large:
-            return self.apply_deliveries(deliveries, redelivered=redelivered, failures=failures)
-        others = [one for one in deliveries if not is_large(one)]
-        applied = Applied([], [])
-        if others:
-            applied = self.apply_deliveries(others, redelivered=redelivered, failures=failures)
-        return replace(applied, for_download=(*applied.for_download, *large))
+        return self.apply_deliveries(deliveries, redelivered=redelivered, failures=failures, limit=MAX_LIVE_BYTES)
 
     def apply_deliveries(
-        self, deliveries: Sequence[Delivery], *, redelivered: bool = False, failures: int = 0
+        self, deliveries: Sequence[Delivery], *, redelivered: bool = False, failures: int = 0, limit: int = LARGEST
     ) -> Applied:
-        """As `apply`, for unpacked deliveries."""
-        batch = once_each(deliveries)
+        """As `apply`, for unpacked deliveries. Those with a body of more than `limit` bytes are left `for_download`."""
+        batch = once_each(deliveries, limit)
         if len(batch) < len(deliveries):
-            batch = self._genuine_first(deliveries)
+            batch = self._genuine_first(deliveries, limit)
         tracing.set_batch_size(len(deliveries))
         if not redelivered and len(batch) > 1:
             applied = self._apply_batch(batch)
@@ -101,19 +95,19 @@ class Applier:
             applied = self._apply_one_by_one(batch, failures, redelivered=redelivered)
         return _record_metrics(applied)
 
-    def _genuine_first(self, deliveries: Sequence[Delivery]) -> list[ParsedDelivery]:
+    def _genuine_first(self, deliveries: Sequence[Delivery], limit: int) -> list[ParsedDelivery]:
         """As `once_each`, for a message in which deliveries have the same id: a forged one must not replace another."""
         genuine, unread, forged = [], [], []
         for one in deliveries:
             try:
-                one.open_received(self._sealer)
+                one.open_received(self._sealer, limit)
             except NotAuthentic as error:
                 forged.append(self._raw_message(pack([one]).encode(), reason_of(error)))
-            except Unprocessable:  # its key is not configured
+            except Unprocessable:  # its key is not configured, or it is large
                 unread.append(one)
             else:
                 genuine.append(one)
-        return [*once_each([*genuine, *unread]), *forged]
+        return [*once_each([*genuine, *unread], limit), *forged]
 
     def reject(self, delivery: Delivery, reason: str) -> Applied:
         """Stores a delivery as a dead letter. Raises TryLater."""
@@ -130,6 +124,11 @@ class Applier:
     def _raw_message(self, raw: bytes, reason: str) -> ParsedDelivery:
         message = seal(UNKNOWN, Receipt(hashlib.sha256(raw).hexdigest()), raw, self._sealer)
         return ParsedDelivery(message, 1, reason=reason)
+
+    def download_of(self, delivery: Delivery, limit: int = LARGEST) -> Download | None:
+        """The URL of a delivery of at most `limit` bytes that contains only a URL."""
+        opened = self._parse(ParsedDelivery(delivery, 1, limit))
+        return next((one for one in opened.actions if isinstance(one, Download)), None)
 
     def replay_raw_message(self, message: Delivery) -> Applied:
         """Applies a raw message that became a dead letter. Raises Unprocessable if it is still invalid."""
@@ -154,7 +153,14 @@ class Applier:
 
     def _apply_now(self, batch: Sequence[ParsedDelivery], origin: Origin) -> Applied:
         """For commands, which have no retries: a delivery that fails alone is dead."""
-        opened = [self._parse(one, origin) for one in batch]
+        parts: list[Applied] = []
+        while batch:
+            opened = self._parse_fitting(batch, origin)
+            parts.append(self._apply_parsed_now(opened, origin))
+            batch = batch[len(opened) :]
+        return combine(parts)
+
+    def _apply_parsed_now(self, opened: Sequence[ParsedDelivery], origin: Origin) -> Applied:
         if len(opened) > 1:
             try:
                 return self._commit(self._as_attempts(opened, origin), origin)
@@ -164,15 +170,28 @@ class Applier:
                 log.info("applying %d deliveries one by one: %s", len(opened), reason_of(error))
         return combine([self._apply_alone(one, origin, NO_MORE) for one in opened])
 
+    def _parse_fitting(self, batch: Sequence[ParsedDelivery], origin: Origin = "webhook") -> list[ParsedDelivery]:
+        """The first deliveries, parsed, of which a worker may hold all in its memory."""
+        opened, size = list[ParsedDelivery](), 0
+        for one in batch:
+            if size > MAX_MESSAGE_BYTES:
+                break
+            opened.append(self._parse(one, origin))
+            size += opened[-1].size
+        return opened
+
     def _apply_batch(self, batch: Sequence[ParsedDelivery]) -> Applied:
-        opened = self._as_attempts([self._parse(one) for one in batch])
+        """Applies as many deliveries as the memory of a worker holds. The others become messages of their own."""
+        opened = self._as_attempts(self._parse_fitting(batch))
+        left = tuple(Unsettled(one.delivery) for one in batch[len(opened) :])
         try:
-            return self._commit(opened)
+            return replace(self._commit(opened), unsettled=left)
         except Exception as error:
             if _is_outage(error):
                 raise
             log.info("applying the %d deliveries of a message one by one: %s", len(opened), reason_of(error))
-            return self._apply_one_by_one(opened, 0)
+            applied = self._apply_one_by_one(opened, 0)
+            return replace(applied, unsettled=(*applied.unsettled, *left))
 
     def _apply_one_by_one(
         self, batch: Sequence[ParsedDelivery], failures: int, *, redelivered: bool = False
@@ -220,7 +239,7 @@ class Applier:
                 return self._commit_alone(replace(dead, parsed=None), origin)
 
     def _parse(self, one: ParsedDelivery, origin: Origin = "webhook") -> ParsedDelivery:
-        if one.parsed or one.reason:
+        if one.parsed or one.reason or one.is_large:
             return one
         delivery = one.delivery
         aggregator = AGGREGATORS.get(delivery.aggregator)
@@ -229,21 +248,26 @@ class Applier:
         is_stored = origin == "replay"
         try:
             with tracing.span("open", aggregator=delivery.aggregator, delivery=delivery.message_id):
-                body = delivery.open(self._sealer) if is_stored else delivery.open_received(self._sealer)
+                body = delivery.open(self._sealer) if is_stored else delivery.open_received(self._sealer, one.limit)
                 parsed = aggregator.parse(delivery, body, self._settings)
         except Exception as error:  # noqa: BLE001 - whatever the error, the delivery becomes a dead letter
-            if isinstance(error, NotAuthentic) and not is_stored:
-                # Its id may be that of another delivery, so the ledger must not record it under that id.
-                return self._raw_message(pack([delivery]).encode(), reason_of(error))
-            return replace(one, reason=reason_of(error), parsed=self._identify(delivery))
+            return self._unopened(one, error, is_stored=is_stored)
         if parsed.duplicate_samples:
             metrics.DUPLICATE_SAMPLES.inc(parsed.duplicate_samples)
         if parsed.samples_without_timestamp:
             metrics.SAMPLES_WITHOUT_TIMESTAMP.inc(parsed.samples_without_timestamp)
-        opened = replace(one, parsed=parsed)
+        opened = replace(one, parsed=parsed, size=len(body))
         if origin == "replay" and opened.is_claim_check:
             return replace(opened, reason="the delivery only contained a URL, which has expired")
         return opened
+
+    def _unopened(self, one: ParsedDelivery, error: Exception, *, is_stored: bool) -> ParsedDelivery:
+        if isinstance(error, TooLarge) and one.limit < LARGEST:
+            return replace(one, is_large=True)
+        if isinstance(error, NotAuthentic) and not is_stored:
+            # Its id may be that of another delivery, so the ledger must not record it under that id.
+            return self._raw_message(pack([one.delivery]).encode(), reason_of(error))
+        return replace(one, reason=reason_of(error), parsed=self._identify(one.delivery))
 
     def _identify(self, delivery: Delivery) -> Parsed | None:
         """The type and the user of a delivery that cannot be parsed, if they can be read."""
@@ -276,8 +300,8 @@ class Applier:
     def _commit(
         self, batch: Sequence[ParsedDelivery], origin: Origin = "webhook", *, is_retry: bool = False
     ) -> Applied:
-        claim_checks = tuple(one.delivery for one in batch if one.is_claim_check)
-        here = [one for one in batch if not one.is_claim_check]
+        for_download = tuple(one.delivery for one in batch if one.is_for_download)
+        here = [one for one in batch if not one.is_for_download]
         numbers = self._numbers(here)
         applied = Applied([], [])
         is_command = origin == "replay"
@@ -296,7 +320,7 @@ class Applier:
             return self._commit([with_merged_user(one, merged) for one in batch], origin, is_retry=is_retry)
         self._crashes.committed()
         metrics.count_rows(applied.rows, origin)
-        return replace(applied, for_download=claim_checks)
+        return replace(applied, for_download=for_download)
 
     def _numbers(self, here: Sequence[ParsedDelivery]) -> dict[SeriesKey, int]:
         numbers: dict[SeriesKey, int] = {}

@@ -33,7 +33,7 @@ def as_attempts(
     asked = [
         attempt
         for one, attempt in zip(batch, attempts, strict=True)
-        if attempt.digest or _is_undated(one) or attempt.may_be_of_earlier_month()
+        if not one.is_large and (attempt.digest or _is_undated(one) or attempt.may_be_of_earlier_month())
     ]
     if not asked:
         return list(batch)

@@ -8,14 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 from app.config.settings import Settings
 from app.delivery import Delivery, unpack
-from app.errors import NotAuthentic, TryLater, Unprocessable
+from app.errors import TryLater, Unprocessable
 from app.observability import tracing
 from app.sealing import Sealer
 from workers.actions import Download
-from workers.aggregators.registry import AGGREGATORS
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import Applied, is_large
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
 
 GRACE = timedelta(seconds=60)  # after the stated expiry; an attempt costs only one request
 TRANSIENT = frozenset({0, 408, 425, 429})  # and every 5xx; 0 means no response
@@ -38,14 +37,14 @@ class Downloader:
             (announced,) = unpack(packed)
         except (Unprocessable, ValueError):
             return self._applier.dead_letter_raw(packed.encode(), "not a message with exactly one delivery")
-        if is_large(announced):
+        download = self._applier.download_of(announced, MAX_LIVE_BYTES)
+        if download is None:  # it is an event or invalid, or a large one may contain only a URL
             applied = self._applier.apply_deliveries([announced], redelivered=redelivered, failures=failures)
-            if not applied.for_download:
+            download = self._applier.download_of(announced) if applied.for_download else None
+            if download is None:
                 return applied
         try:
-            body = self._body(announced)
-        except NotAuthentic as reason:
-            return self._applier.dead_letter_raw(packed.encode(), str(reason))
+            body = self._body(announced, download)
         except Unprocessable as reason:  # only this log line shows which delivery's data is missing
             log.warning("the announced event is lost: %s", reason, extra={"delivery": announced.message_id})
             return self._applier.reject(announced, str(reason))
@@ -55,11 +54,8 @@ class Downloader:
             return self._applier.reject(announced, "the downloaded event contains only another URL")
         return applied
 
-    def _body(self, announced: Delivery) -> bytes:
+    def _body(self, announced: Delivery, download: Download) -> bytes:
         """The downloaded event. Raises TryLater, or Unprocessable if a retry cannot succeed."""
-        opened = announced.open_received(self._sealer)
-        actions = AGGREGATORS[announced.aggregator].parse(announced, opened, self._settings).actions
-        (download,) = (action for action in actions if isinstance(action, Download))
         expires = announced.received + timedelta(seconds=download.expires_in) + GRACE
         with tracing.client_span("GET", aggregator=announced.aggregator, delivery=announced.message_id):
             answer = self._files.fetch(download.url)

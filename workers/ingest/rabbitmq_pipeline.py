@@ -23,10 +23,10 @@ from app.delivery import Delivery, Receipt, seal
 from app.errors import Misconfigured, RetryAlone, Unprocessable
 from app.observability import metrics, tracing
 from app.observability.ready import mark_ready
-from app.sealing import Sealer
+from app.sealing import LARGEST, Sealer
 from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import Applied, cause_of, retry_reason
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, cause_of, retry_reason
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
@@ -196,7 +196,8 @@ class PipelineConsumer:
     def _commit(self, connection: Any, batch: Sequence[ReceivedMessage], identity: MessageIdentity) -> None:
         """Applies a batch, then acknowledges it. Retries with backoff while the database is unavailable.
 
-        Deliveries that fail alone go to the live lane. Without a broker of our own, they are retried here.
+        Deliveries that fail alone go to the live lane, and large ones to the lane `download`. Without a broker of our
+        own, all are applied here.
         """
         deliveries = [self._delivery(received, identity) for received in batch]
         redelivered = any(received.redelivered for received in batch)
@@ -205,7 +206,7 @@ class PipelineConsumer:
             try:
                 with tracing.consumer_span(TASK, self._settings.etl_queue or "", "", None):
                     applied = self._apply(deliveries, redelivered=redelivered, failures=failures)
-                failures += bool(applied.unsettled)
+                failures += any(one.error for one in applied.unsettled)
                 if self._hand_over:
                     self._hand_over(applied)
             except Exception as error:  # noqa: BLE001 - unexpected errors are retried too; their text may quote a body
@@ -228,7 +229,8 @@ class PipelineConsumer:
                 self._applier.reject(delivery, reason)
         applied = Applied([], [])
         if valid:
-            applied = self._applier.apply_deliveries(valid, redelivered=redelivered, failures=failures)
+            limit = MAX_LIVE_BYTES if self._hand_over else LARGEST  # without a broker, there is no other lane
+            applied = self._applier.apply_deliveries(valid, redelivered=redelivered, failures=failures, limit=limit)
         log.debug("applied %s", dict(applied.outcomes))
         return applied
 

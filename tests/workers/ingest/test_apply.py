@@ -19,6 +19,7 @@ from tests.support.database import emptied
 from tests.support.poison import RAISE, fault
 from workers.aggregators.junction.events import EXHAUSTED
 from workers.aggregators.registry import AGGREGATORS
+from workers.ingest import apply as ingest
 from workers.ingest.apply import Applier
 
 LATER = START + timedelta(minutes=1)
@@ -99,6 +100,19 @@ def test_one_id_fifty_times_in_one_message_is_one_delivery(engine: Engine, setti
     one = delivery(heartrate("u1", {0: 70}))
     assert apply(engine, settings, *[one] * 50) == {"applied": 1}
     assert rows(engine, "SELECT attempts FROM health.deliveries") == [{"attempts": 50}]
+
+
+def test_large_deliveries_of_a_message_are_not_parsed_together(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if many bodies that are small when sealed fill the memory of a worker, or some are lost."""
+    monkeypatch.setattr(ingest, "MAX_MESSAGE_BYTES", 50_000)
+    sent = [delivery(workout("u1", f"w{n}", notes="x" * 20_000)) for n in range(8)]
+    applied = Applier(engine, settings).apply(pack(sent))
+    assert applied.outcomes == {"applied": 3}
+    assert [one.delivery for one in applied.unsettled] == sent[3:]
+    assert {(one.failures, one.error) for one in applied.unsettled} == {(0, None)}
+    assert Applier(engine, settings).replay(sent).outcomes == {"applied": 5, "duplicate": 3}
 
 
 def test_concurrent_workers_agree_and_do_not_deadlock(engine: Engine, settings: Settings) -> None:

@@ -210,19 +210,27 @@ def test_a_download_is_traced_without_its_url(download: Callable[..., Applied], 
 # Large deliveries
 
 
-def large() -> Delivery:
-    """A delivery whose sealed body is larger than the live lane applies."""
-    one = EVENT["data"][0] | {"noise": os.urandom(MAX_LIVE_BYTES).hex()}  # type: ignore[index]
+def large(noise: str) -> Delivery:
+    """A delivery whose body is larger than the live lane applies."""
+    one = EVENT["data"][0] | {"noise": noise}  # type: ignore[index]
     return seal(
         "terra", Receipt("trace-large", 1_773_512_405_000), msgspec.json.encode(EVENT | {"data": [one]}), SEALER
     )
 
 
-def test_a_large_delivery_is_passed_on_unopened(
-    engine: Engine, settings: Settings, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("noise", [os.urandom(MAX_LIVE_BYTES).hex(), "x" * MAX_LIVE_BYTES], ids=["random", "repeated"])
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_a_large_delivery_is_passed_on_unparsed(
+    engine: Engine,
+    settings: Settings,
+    broker: "redis.Redis",
+    monkeypatch: pytest.MonkeyPatch,
+    noise: str,
+    *,
+    redelivered: bool,
 ) -> None:
-    """Breaks if the live lane waits while an event of 60 MB is applied, or if that event is lost."""
-    one, beside = large(), seal("terra", Receipt("trace-2", 1_773_512_405_000), msgspec.json.encode(EVENT), SEALER)
+    """Breaks if the live lane waits for an event of 60 MB, which may be 0.3 MB sealed, or if that event is lost."""
+    one, beside = large(noise), seal("terra", Receipt("trace-2", 1_773_512_405_000), msgspec.json.encode(EVENT), SEALER)
     opened: list[str] = []
     parse = AGGREGATORS["terra"].parse
 
@@ -233,7 +241,7 @@ def test_a_large_delivery_is_passed_on_unopened(
     monkeypatch.setitem(AGGREGATORS, "terra", SimpleNamespace(parse=note))  # type: ignore[arg-type]
     celery = make_celery(settings, "publisher")
     context = WorkerContext(celery, settings)
-    context.apply(pack([one, beside]), redelivered=False)
+    context.apply(pack([one, beside]), redelivered=redelivered)
     assert opened == ["trace-2"]
     assert [row["message_id"] for row in rows(engine, DELIVERIES)] == ["trace-2"]
     (message,) = waiting(settings.need_broker(), "download")
@@ -251,3 +259,12 @@ def test_a_large_delivery_may_contain_only_a_url(engine: Engine, download: Calla
     body = msgspec.json.encode({"type": "s3_payload", "url": URL, "expires_in": 300, "noise": noise})
     announced = seal("terra", Receipt("trace-1", 1_773_512_405_000), body, SEALER)
     assert download(given(EVENT), announced).outcomes == {"applied": 1}
+
+
+def test_a_delivery_of_the_lane_may_be_small(engine: Engine, download: Callable[..., Applied]) -> None:
+    """Breaks if events are lost that an older worker has passed on, or that came into the lane by mistake."""
+    small = seal("terra", Receipt("trace-1", 1_773_512_405_000), msgspec.json.encode(EVENT), SEALER)
+    assert download(given(b"", 503), small).outcomes == {"applied": 1}
+    unknown = seal("nobody", Receipt("trace-2"), b"{}", SEALER)
+    assert download(given(b"", 503), unknown).outcomes == {"dead": 1}
+    assert [row["error"] for row in rows(engine, DELIVERIES) if row["error"]] == ["unknown aggregator"]
