@@ -12,13 +12,16 @@ HeadraceError
 ├── UserErased           report: data of this user is neither fetched nor stored again
 ├── NotYet               ask again: the aggregator answered without the data
 └── TryLater             retry: a service is unavailable
+    ├── ConnectionLost   retry; the statement may have crashed PostgreSQL's process, so in the end retry it alone
     ├── RetryAlone       retry this delivery in a transaction of its own: PostgreSQL did not execute its statement
     └── CommitUnknown    retry: the connection broke during COMMIT, so the transaction may be committed
 """
 
 from typing import Literal
 
-RetryCause = Literal["statement_timeout", "lock_timeout", "conflict", "damaged_page", "out_of_memory", "other"]
+RetryCause = Literal[
+    "statement_timeout", "lock_timeout", "conflict", "damaged_page", "storage", "out_of_memory", "other"
+]
 
 
 class HeadraceError(Exception):
@@ -88,6 +91,10 @@ class NotYet(HeadraceError):
 
 class TryLater(HeadraceError):
     """The database, the broker or an aggregator is unavailable; the same work can succeed later."""
+
+
+class ConnectionLost(TryLater):
+    """The connection broke during a statement: in an outage, or because the statement crashed its server process."""
 
 
 class RetryAlone(TryLater):

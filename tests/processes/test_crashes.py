@@ -79,7 +79,7 @@ def test_only_the_delivery_that_crashes_the_worker_becomes_a_dead_letter(
     assert crashes == MAX_CRASHES + 1
     assert [row["user_id"] for row in rows(engine, WORKOUTS)] == ["u0", "u1", "u3", "u4"]
     outcomes = {row["message_id"]: (row["outcome"], row["error"]) for row in rows(engine, LEDGER)}
-    reason = f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery"
+    reason = f"the worker, or PostgreSQL's process, crashed {MAX_CRASHES + 1} times while processing this delivery"
     expected = {one.message_id: ("dead", reason) if n == 2 else ("applied", None) for n, one in enumerate(sent)}
     assert outcomes == expected
     dead_letters = rows(engine, "SELECT message_id, reason FROM headrace.dead_letters")

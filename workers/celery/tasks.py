@@ -14,7 +14,7 @@ from celery.worker import state
 from app.broker.delays import delay_options
 from app.broker.lanes import APPLY, DERIVE, DOWNLOAD, FETCH, NOTIFY, RECONCILE, SWEEP
 from app.config.settings import Settings
-from app.errors import RetryAlone, TryLater, Unprocessable
+from app.errors import TryLater, Unprocessable
 from app.observability import metrics, tracing
 from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
@@ -22,7 +22,7 @@ from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.celery.retries import failures_of, retry_headers, seconds_before
 from workers.daily.derive import Deriver
-from workers.ingest.outcomes import cause_of, retry_reason
+from workers.ingest.outcomes import cause_of, failures_after, retry_reason
 from workers.notify.sender import Notifier
 from workers.store.engine import make_background
 
@@ -175,7 +175,7 @@ def _enqueue_retry(task: Task, error: Exception) -> float:
     request, reason = task.request, retry_reason(error)
     seconds = seconds_before(request.retries)
     log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
-    failures = failures_of(request.headers) + isinstance(error, RetryAlone)
+    failures = failures_after(failures_of(request.headers), error)
     options = delay_options(task.app, request.delivery_info["routing_key"], seconds)
     options |= {"headers": retry_headers(request.headers, failures, error)}
     try:

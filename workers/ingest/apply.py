@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal, sealed_again, unpack, unpack_stored
-from app.errors import NotAuthentic, RetryAlone, TooLarge, TryLater, Unprocessable
+from app.errors import ConnectionLost, NotAuthentic, RetryAlone, TooLarge, TryLater, Unprocessable
 from app.observability import metrics, tracing
 from app.sealing import LARGEST, Sealer
 from workers.actions import Download, Origin, Parsed, SeriesKey
@@ -25,6 +25,7 @@ from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.events import apply_events
 from workers.ingest.outcomes import (
     MAX_LIVE_BYTES,
+    MAX_LOST,
     MAX_MESSAGE_BYTES,
     Applied,
     ParsedDelivery,
@@ -51,6 +52,8 @@ UNKNOWN = "unknown"  # the aggregator of dead letters that are raw messages
 # Deliveries that are not tried within this time become messages of their own at once: with one more statement of 45 s,
 # the message is still acknowledged before the visibility timeout of 60 s.
 MAX_ALONE_SECONDS = 10.0
+CRASHES = f"the worker, or PostgreSQL's process, crashed {MAX_CRASHES + 1} times while processing this delivery"
+RECENT_SECONDS = 60.0  # longer than the longest delay between two tries
 NO_MORE = 1 << 30  # tries: the delivery becomes a dead letter if this try fails
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Applier:
         self._sealer = Sealer(settings.encryption_keys)
         self._series = SeriesNumbers(engine)
         self._crashes = CrashCounter(engine)
+        self._applied_at = -RECENT_SECONDS
 
     def apply(self, packed: str, *, redelivered: bool = False, failures: int = 0) -> Applied:
         """Applies a message. A retry never applies data twice.
@@ -70,10 +74,11 @@ class Applier:
         One transaction applies all deliveries. Each delivery gets its own transaction
         - if PostgreSQL rejects the message, so that only the rejected delivery becomes a dead letter;
         - if the message is redelivered, because one of its deliveries may have crashed the previous worker;
+        - if its connection was lost several times, because one may have crashed PostgreSQL's process;
         - if PostgreSQL does not execute a statement. Deliveries that fail alone too are returned in `unsettled`, and
           become dead letters after several tries, of which there were `failures`.
 
-        Raises TryLater if the whole message must be retried; RetryAlone counts as one of `failures`.
+        Raises TryLater if the whole message must be retried; RetryAlone and ConnectionLost count as `failures`.
         """
         try:
             deliveries = unpack(packed)
@@ -89,10 +94,11 @@ class Applier:
         if len(batch) < len(deliveries):
             batch = self._genuine_first(deliveries, limit)
         tracing.set_batch_size(len(deliveries))
-        if not redelivered and len(batch) > 1:
+        is_suspect = redelivered or failures >= MAX_LOST
+        if not is_suspect and len(batch) > 1:
             applied = self._apply_batch(batch)
         else:
-            applied = self._apply_one_by_one(batch, failures, redelivered=redelivered)
+            applied = self._apply_one_by_one(batch, failures, is_suspect=is_suspect)
         return _record_metrics(applied)
 
     def _genuine_first(self, deliveries: Sequence[Delivery], limit: int) -> list[ParsedDelivery]:
@@ -193,26 +199,27 @@ class Applier:
             applied = self._apply_one_by_one(opened, 0)
             return replace(applied, unsettled=(*applied.unsettled, *left))
 
-    def _apply_one_by_one(
-        self, batch: Sequence[ParsedDelivery], failures: int, *, redelivered: bool = False
-    ) -> Applied:
+    def _apply_one_by_one(self, batch: Sequence[ParsedDelivery], failures: int, *, is_suspect: bool = False) -> Applied:
         """Applies each delivery in its own transaction. Raises TryLater, and the error of a message's only delivery.
 
-        Deliveries that crashed a worker come last. An outage keeps the whole message in the queue.
+        Deliveries that have crashed a process come last. An outage keeps the whole message in the queue.
         """
         tries = 1 + failures
         is_retry = tries > 1 or len(batch) > 1
         until = time.monotonic() + MAX_ALONE_SECONDS
         parts, unsettled = [], []
-        for one in self._crashes.safest_first(batch) if redelivered else batch:
+        for one in self._crashes.safest_first(batch) if is_suspect else batch:
             if time.monotonic() > until:
                 unsettled.append(Unsettled(one.delivery))
                 continue
             try:
-                opened = self._parse_counted(one) if redelivered else self._parse(one)
+                opened = self._parse_counted(one) if is_suspect else self._parse(one)
                 parts.append(self._apply_alone(opened, "webhook", tries, is_retry=is_retry))
             except Exception as error:
-                self._crashes.release()
+                if isinstance(error, ConnectionLost):
+                    self._crashes.keep()
+                else:
+                    self._crashes.release()
                 if len(batch) == 1 or _is_outage(error):
                     raise
                 unsettled.append(Unsettled(one.delivery, tries, error))
@@ -221,7 +228,7 @@ class Applier:
     def _parse_counted(self, one: ParsedDelivery) -> ParsedDelivery:
         """Counts a crash before the delivery is opened; the count is cleared when it is committed."""
         if self._crashes.is_poison(one):
-            return replace(one, reason=f"the worker crashed {MAX_CRASHES + 1} times while processing this delivery")
+            return replace(one, reason=CRASHES)
         return self._parse(one)
 
     def _apply_alone(self, opened: ParsedDelivery, origin: Origin, tries: int, *, is_retry: bool = False) -> Applied:
@@ -230,13 +237,17 @@ class Applier:
             (opened,) = self._as_attempts([opened], origin)
             return self._commit_alone(opened, origin, is_retry=is_retry)
         except RetryAlone as error:
-            if not is_last_try(tries, error):
+            if not is_last_try(tries, error) or (error.cause == "storage" and not self._applies_others(tries)):
                 raise
             dead = replace(opened, reason=reason_of(error))
             try:
                 return self._commit_alone(dead, origin)
             except RetryAlone:  # the row of its user may be the one that is locked or damaged
                 return self._commit_alone(replace(dead, parsed=None), origin)
+
+    def _applies_others(self, tries: int) -> bool:
+        """Whether the disk works for other deliveries. If it does not, each of them would become a dead letter."""
+        return tries >= NO_MORE or time.monotonic() < self._applied_at + RECENT_SECONDS
 
     def _parse(self, one: ParsedDelivery, origin: Origin = "webhook") -> ParsedDelivery:
         if one.parsed or one.reason or one.is_large:
@@ -319,6 +330,8 @@ class Applier:
         if merged:  # in a new transaction: the rows of the new user_id may have series that are not registered yet
             return self._commit([with_merged_user(one, merged) for one in batch], origin, is_retry=is_retry)
         self._crashes.committed()
+        if any(one.reason is None for one in here):
+            self._applied_at = time.monotonic()
         metrics.count_rows(applied.rows, origin)
         return replace(applied, for_download=for_download)
 

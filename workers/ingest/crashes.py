@@ -1,4 +1,4 @@
-"""Poison messages: crash counts of redelivered deliveries identify the delivery that crashes workers."""
+"""Poison messages: crash counts of deliveries identify the one that crashes workers, or processes of PostgreSQL."""
 
 import contextlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from workers.ingest.outcomes import ParsedDelivery
 from workers.store.crashes import clear_crashes, crash_counts, record_crash
 from workers.store.engine import transaction
 
-MAX_CRASHES = 2  # crashes of redeliveries; at the next redelivery the delivery becomes a dead letter
+MAX_CRASHES = 2  # crashes that are counted; at the next try the delivery becomes a dead letter
 
 
 class CrashCounter:
@@ -37,6 +37,10 @@ class CrashCounter:
 
     def committed(self) -> None:
         """Call this after the transaction of `clear` is committed."""
+        self._to_clear.clear()
+
+    def keep(self) -> None:
+        """Leaves the counts: the delivery may have crashed PostgreSQL's process."""
         self._to_clear.clear()
 
     def release(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from app.delivery import Delivery
-from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable, describe
+from app.errors import ConnectionLost, RetryAlone, RetryCause, TryLater, Unprocessable, describe
 from app.sealing import LARGEST, MIB
 from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples
 from workers.aggregators.repair import repaired
@@ -16,15 +16,18 @@ from workers.store.users import Claim, User
 from workers.store.written import Written
 
 ERASED = "the user was erased"
+# Lost connections after which a message's deliveries go one by one, and their crashes are counted. Most are an outage.
+MAX_LOST = 2
 MAX_TRIES = 5  # of a delivery alone, for every cause but those of TRANSIENT
 # A table may be locked for minutes, and memory used by others: a dead letter is made after about ten minutes.
-TRANSIENT, MAX_TRIES_TRANSIENT = frozenset[RetryCause]({"lock_timeout", "conflict", "out_of_memory"}), 25
+TRANSIENT, MAX_TRIES_TRANSIENT = frozenset[RetryCause]({"lock_timeout", "conflict", "storage", "out_of_memory"}), 25
 # Why a delivery that PostgreSQL did not execute is a dead letter, and what an operator can do about it.
 GIVEN_UP: dict[RetryCause, str] = {
     "statement_timeout": "a database statement took too long ({}); apply it with headrace dead replay ID --timeout 10m",
     "lock_timeout": "another transaction held a lock ({}); when it has ended, run headrace dead replay ID",
     "conflict": "it conflicted with other transactions in every try ({}); run headrace dead replay ID",
     "damaged_page": "the database has a damaged page ({}); after the repair, run headrace dead replay ID",
+    "storage": "the database cannot read or write a file ({}); after the repair, run headrace dead replay ID",
     "out_of_memory": "the database has too little memory ({}); with more memory, run headrace dead replay ID",
     "other": "the database did not execute a statement ({}); when the cause is removed, run headrace dead replay ID",
 }
@@ -105,6 +108,13 @@ def combine(parts: Sequence[Applied]) -> Applied:
         backfills=[number for part in parts for number in part.backfills],
         for_download=tuple(delivery for part in parts for delivery in part.for_download),
     )
+
+
+def failures_after(failures: int, error: Exception) -> int:
+    """The failures of a message with this one. Outages do not use up the tries of a delivery alone."""
+    if isinstance(error, ConnectionLost):
+        return max(failures, min(failures + 1, MAX_LOST))
+    return failures + isinstance(error, RetryAlone)
 
 
 def is_last_try(tries: int, error: RetryAlone) -> bool:

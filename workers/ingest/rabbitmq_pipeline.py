@@ -20,13 +20,13 @@ from kombu.exceptions import OperationalError
 
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, seal
-from app.errors import Misconfigured, RetryAlone, Unprocessable
+from app.errors import Misconfigured, Unprocessable
 from app.observability import metrics, tracing
 from app.observability.ready import mark_ready
 from app.sealing import LARGEST, Sealer
 from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, cause_of, retry_reason
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, cause_of, failures_after, retry_reason
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
@@ -210,7 +210,7 @@ class PipelineConsumer:
                 if self._hand_over:
                     self._hand_over(applied)
             except Exception as error:  # noqa: BLE001 - unexpected errors are retried too; their text may quote a body
-                failures += isinstance(error, RetryAlone)
+                failures = failures_after(failures, error)
                 metrics.RETRIES.labels(TASK, cause_of(error)).inc()
                 log.warning("%d messages wait: %s", len(batch), retry_reason(error))
             else:

@@ -1,4 +1,4 @@
-"""Crash counts: how many worker processes crashed while they processed a delivery."""
+"""Crash counts: how many worker processes, or processes of PostgreSQL, crashed while they processed a delivery."""
 
 from collections.abc import Sequence
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
-from app.errors import CommitUnknown, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
+from app.errors import CommitUnknown, ConnectionLost, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
 from app.scheduling import share_niceness
 from workers.store.watched import WatchedConnection
 
@@ -52,6 +52,7 @@ UNAVAILABLE = (
 )
 # The connection is of no more use: its server shuts down, or has become a standby, or it is broken.
 DISCONNECTED = ("08", "25006", "57P")
+CRASHED = "57P02"  # another process of the server has crashed; the connection of that one breaks without an SQLSTATE
 CAUSES: dict[str, RetryCause] = {
     "57014": "statement_timeout",
     "55P03": "lock_timeout",
@@ -59,6 +60,9 @@ CAUSES: dict[str, RetryCause] = {
     "40P01": "conflict",
     "XX001": "damaged_page",
     "XX002": "damaged_page",
+    "58030": "storage",  # a file cannot be read or written: a damaged one, or the whole disk fails
+    "58P01": "storage",  # a file is missing
+    "53400": "other",  # temp_file_limit
     "53200": "out_of_memory",  # of one backend, usually because of the statement's size; a full disk is 53100
 }
 # The id of this transaction, once it has written, and later what became of it. See record 0065.
@@ -154,16 +158,17 @@ def transaction(engine: Engine, *, confirm: bool = False) -> Iterator[Connection
     """Runs one transaction.
 
     Raises Unprocessable for data that PostgreSQL rejects, RetryAlone if it did not execute a statement, TryLater if it
-    is unavailable, and CommitUnknown if the connection broke during COMMIT.
+    is unavailable, ConnectionLost if the connection broke during a statement, and CommitUnknown if during COMMIT.
 
     Work that is retried must be repeatable: its second execution finds the effect of the first. For all other work, use
     `confirm`: if the connection breaks during COMMIT, the outcome is looked up over another connection. The block ends
     normally if the transaction is committed, and with TryLater if it is rolled back. This costs one round trip.
     """
-    is_committing, transaction_id = False, None
+    is_connected, is_committing, transaction_id = False, False, None
     unknown: CommitUnknown | None = None
     try:
         with engine.begin() as connection:
+            is_connected = True
             try:
                 yield connection
             except psycopg.Error as error:  # of COPY, which SQLAlchemy does not handle
@@ -175,6 +180,8 @@ def transaction(engine: Engine, *, confirm: bool = False) -> Iterator[Connection
             is_committing = True
     except (SQLAlchemyError, psycopg.Error) as error:
         failure = _translated(error, engine.get_execution_options(), is_committing=is_committing)
+        if is_connected and type(failure) is TryLater and _is_crash(error):
+            failure = ConnectionLost(str(failure))
         if not isinstance(failure, CommitUnknown) or transaction_id is None:
             raise failure from None
         unknown = failure
@@ -219,6 +226,13 @@ def _translated(error: Exception, timeouts: Mapping[str, object], *, is_committi
         after = f" after {timeouts[state]}" if state in timeouts else ""
         return RetryAlone(f"PostgreSQL: {name}{after}", CAUSES.get(state, "other"))
     return TryLater(f"PostgreSQL: {name}")
+
+
+def _is_crash(error: Exception) -> bool:
+    """Whether the server process of an open connection may have crashed."""
+    driver_error = getattr(error, "orig", None) or error
+    state = getattr(driver_error, "sqlstate", None)
+    return isinstance(driver_error, psycopg.OperationalError) and (state is None or state == CRASHED)
 
 
 def _is_disconnected(error: BaseException) -> bool:

@@ -1,8 +1,12 @@
 """Deliveries that PostgreSQL does not execute must not hold the others of their message."""
 
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from secrets import token_hex
 
 import pytest
@@ -10,16 +14,21 @@ from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
-from app.errors import RetryAlone, TryLater
+from app.errors import ConnectionLost, RetryAlone, TryLater
 from tests.support import delivery, heartrate, rows, workout
+from tests.support.database import settings_of
 from tests.support.poison import BAD, RAISE, SLEEP, eleven, fault, run_tries
 from workers.ingest import apply as ingest
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_TRIES, MAX_TRIES_TRANSIENT
+from workers.ingest.crashes import MAX_CRASHES
+from workers.ingest.outcomes import MAX_LOST, MAX_TRIES, MAX_TRIES_TRANSIENT, failures_after
 from workers.ingest.replay import replay_dead_letters
+from workers.local import embedded_postgres
 from workers.local.ports import free_port
+from workers.local.supervisor import running
 from workers.store import dead_letters
-from workers.store.engine import make_writer
+from workers.store.engine import make_engine, make_writer
+from workers.store.migrate import migrate
 
 OUTCOMES = "SELECT outcome, count(*) AS n FROM health.deliveries GROUP BY 1 ORDER BY 1"
 TEN = [{"outcome": "applied", "n": 10}]
@@ -52,9 +61,10 @@ def check_dead(engine: Engine, settings: Settings, *words: str) -> None:
         (SLEEP, ("took too long", "57014", "after 300ms", "headrace dead replay ID --timeout")),
         (RAISE.format("XX001"), ("damaged page", "DataCorrupted (XX001)")),
         (RAISE.format("XX002"), ("damaged page", "XX002")),
+        (RAISE.format("53400"), ("did not execute", "ConfigurationLimitExceeded (53400)")),
         (RAISE.format("P0001"), ("did not execute", "P0001")),
     ],
-    ids=["statement timeout", "damaged page", "damaged index", "any other error"],
+    ids=["statement timeout", "damaged page", "damaged index", "too large a temporary file", "any other error"],
 )
 def test_a_statement_that_fails_holds_no_neighbour(
     engine: Engine, settings: Settings, impatient: Applier, statement: str, words: tuple[str, ...]
@@ -125,6 +135,87 @@ def test_an_unusable_database_keeps_the_message_whole(engine: Engine, settings: 
     with fault(engine, RAISE.format(code)), pytest.raises(TryLater) as caught:
         Applier(engine, settings).apply(pack(eleven()))
     assert not isinstance(caught.value, RetryAlone)
+
+
+@pytest.mark.parametrize("code", ["58030", "58P01"])
+def test_an_unreadable_file_holds_no_neighbour(engine: Engine, settings: Settings, code: str) -> None:
+    """Breaks if a missing segment of a table holds the deliveries that do not need it."""
+    with fault(engine, RAISE.format(code)):
+        sizes = run_tries(Applier(engine, settings), eleven())
+    assert sizes == [11] + [1] * (MAX_TRIES_TRANSIENT - 1)
+    check_dead(engine, settings, "cannot read or write a file", code)
+
+
+def test_a_disk_that_fails_makes_no_dead_letters(engine: Engine, settings: Settings) -> None:
+    """Breaks if good deliveries become dead letters while PostgreSQL can apply none."""
+    sent = eleven()
+    with fault(engine, RAISE.format("58030"), "true"):
+        applied = Applier(engine, settings).apply(pack(sent))
+        assert (applied.outcomes, len(applied.unsettled)) == ({}, 11)
+        with pytest.raises(RetryAlone):
+            Applier(engine, settings).apply(pack(sent[:1]), failures=1000)
+    assert rows(engine, OUTCOMES) == []
+
+
+CRASH = "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'"  # the shell's parent is the server process of the session
+
+
+@contextmanager
+def own_postgres(settings: Settings) -> Iterator[Settings]:
+    """A PostgreSQL that the test may crash."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
+    folder.chmod(0o755)
+    try:
+        postgres, url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "postgres.log")
+        with running(postgres):
+            own = settings_of(settings, url)
+            owner = make_engine(own)
+            migrate(owner)
+            owner.dispose()
+            yield own
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def crash_tries(applier: Applier, sent: Sequence[Delivery]) -> list[int]:
+    """The failures after each try that crashed a process of PostgreSQL, until each delivery has an outcome."""
+    sizes, failures = list[int](), 0
+    while len(sizes) < 20:
+        try:
+            applier.apply(pack(sent), failures=failures)
+        except ConnectionLost as error:
+            failures = failures_after(failures, error)
+            sizes.append(failures)
+        except TryLater:
+            time.sleep(0.1)
+        else:
+            return sizes
+    raise AssertionError(sizes)
+
+
+def test_a_delivery_that_crashes_postgresql_holds_no_neighbour(settings: Settings) -> None:
+    """Breaks if a delivery that ends PostgreSQL's processes is retried with its neighbours for ever."""
+    with own_postgres(settings) as own:
+        engine = make_writer(own)
+        with fault(engine, f"EXECUTE $kill${CRASH}$kill$"):
+            assert crash_tries(Applier(engine, own), eleven()) == [1] + [MAX_LOST] * (MAX_CRASHES + MAX_LOST - 1)
+        check_dead(engine, own, "PostgreSQL's process, crashed 3 times")
+        assert rows(engine, "SELECT 1 FROM headrace.crash_counts") == []
+        engine.dispose()
+
+
+def test_the_neighbours_of_a_crash_are_not_suspected(engine: Engine, settings: Settings) -> None:
+    """Breaks if the tries of a delivery alone are used up by failovers, or by deliveries that crash PostgreSQL."""
+    sent, applier = eleven(), Applier(engine, settings)
+    with fault(engine, RAISE.format("57P02")):
+        with pytest.raises(ConnectionLost) as caught:
+            applier.apply(pack(sent))
+        assert [failures_after(n, caught.value) for n in (0, 1, 2, 4)] == [1, 2, 2, 4]
+        with pytest.raises(ConnectionLost):
+            applier.apply(pack(sent), failures=MAX_LOST)
+    assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 5
+    assert applier.apply(pack(sent), failures=MAX_LOST).outcomes == {"applied": 6, "duplicate": 5}
+    assert rows(engine, "SELECT 1 FROM headrace.crash_counts") == []
 
 
 def test_a_delivery_whose_dead_letter_cannot_be_stored_holds_no_neighbour(
