@@ -46,6 +46,11 @@ class Endpoint:
         children = psutil.Process(self._pid).children()
         return [one.memory_info().rss for one in children if "app.web.operations" not in one.cmdline()]
 
+    def proportional(self) -> int:
+        """The memory of the web processes (PSS), in bytes."""
+        children = psutil.Process(self._pid).children()
+        return sum(one.memory_full_info().pss for one in children if "app.web.operations" not in one.cmdline())
+
     def metrics(self) -> str:
         return HTTP.get(f"http://127.0.0.1:{self.operations}/metrics").text
 
@@ -208,3 +213,30 @@ def test_large_headers_are_refused(endpoint: Endpoint) -> None:
             answers.append(sender.recv(100))
     assert {answer.split(b" ")[1] for answer in answers if answer} == {b"431"}
     assert max(new - old for new, old in zip(after, before, strict=True)) < 60 * MIB
+
+
+# The number of requests before the first measurement, and of all.
+WARM, MANY = 10_000, 100_000
+
+
+@pytest.mark.timeout(3600)
+def test_many_requests_leave_the_memory_flat(endpoint: Endpoint, *, full: bool) -> None:
+    """Breaks if each request, accepted or refused, leaves some memory behind. Runs with `--full` only."""
+    if not full:
+        pytest.skip("100,000 requests: --full")
+    after_warming, after_many = requests_and_memory(endpoint, WARM), requests_and_memory(endpoint, MANY - WARM)
+    print(f"memory in MiB: {after_warming / MIB:.1f} after {WARM}, {after_many / MIB:.1f} after {MANY}")
+    assert after_many - after_warming < 10 * MIB  # 110 bytes a request
+
+
+def requests_and_memory(endpoint: Endpoint, number: int) -> int:
+    """Sends requests: a third is valid, a third forged and a third unsigned. Returns the memory (PSS) afterwards."""
+
+    def send(n: int) -> tuple[int, int]:
+        headers = (signed(BODY, name=f"msg_{n}_{number}"), signed(b"another body"), {})[n % 3]
+        answer = HTTP.post(f"http://127.0.0.1:{endpoint.port}/webhooks/junction", content=BODY, headers=headers)
+        return n % 3, answer.status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(send, range(number))) == {(0, 202), (1, 401), (2, 401)}
+    return endpoint.proportional()
