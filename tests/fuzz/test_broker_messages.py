@@ -1,36 +1,52 @@
-"""Variants of valid messages on the live lane: the worker lives, and each is applied, a dead letter or set aside.
+"""Variants of valid messages on each lane: the worker lives, and each is applied, a dead letter or set aside.
 
-500 by default, 100,000 with `--full`, half of them per seed.
+500 on the live lane and 100 on the others and on RabbitMQ; with `--full` 100,000 and 5,000, for each seed.
 """
 
 import base64
 import copy
 import json
 import random
+import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import amqp  # type: ignore[import-untyped]
 import msgspec
 import pytest
 import redis
 from sqlalchemy import Engine
 
 from app.broker.celery import make_celery
-from app.broker.lanes import APPLY, DOWNLOAD, FETCH, PROCESSING, SWEEP
+from app.broker.lanes import APPLY, DERIVE, DOWNLOAD, FETCH, INVALID, LANES, NOTIFY, PROCESSING, RECONCILE, SWEEP
 from app.config.settings import Settings
 from app.delivery import MESSAGE_VERSION, Delivery, pack
 from tests.support import delivery, rows, until, worker, workout
+from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support.workers import is_ready, publish
 
 pytestmark = pytest.mark.processes
 Message = dict[str, Any]
-INVALID = "live:invalid"
+TASK_OF = dict(zip(LANES, (APPLY, DOWNLOAD, FETCH, SWEEP, NOTIFY, DERIVE), strict=True))
+HAS_DELIVERIES = ("live", "download")  # other tasks have no outcome
 NOW = datetime.now(UTC)
-TASKS = (APPLY, DOWNLOAD, FETCH, SWEEP, "celery.backend_cleanup", "celery.chord_unlock", "celery.chain", "celery.map")
+TASKS = (
+    APPLY,
+    DOWNLOAD,
+    FETCH,
+    SWEEP,
+    RECONCILE,
+    NOTIFY,
+    DERIVE,
+    "celery.backend_cleanup",
+    "celery.chord_unlock",
+    "celery.chain",
+    "celery.map",
+)
 TASKS += ("celery.starmap", "celery.accumulate", "", "headrace", "headrace.apply ", "__main__.x", "\x00")
 SIGNATURE = {"task": SWEEP, "args": [], "kwargs": {}, "options": {"queue": "maintenance"}, "subtask_type": None}
 TIMES = [one.isoformat() for one in (NOW - timedelta(days=1), NOW + timedelta(seconds=1), NOW + timedelta(days=9))]
@@ -60,8 +76,17 @@ BROADCASTS = (b"", b"{}", b"[]", b"null", b"{", b'{"body": 1, "properties": {}}'
 class Variants:
     """Changes one message in one or two places. Everything depends on the seed."""
 
-    def __init__(self, seed: int, template: Message) -> None:
-        self._dice, self._template, self._number = random.Random(seed), json.dumps(template), 0
+    def __init__(self, seed: int, template: Message, lane: str) -> None:
+        message = copy.deepcopy(template)
+        message["headers"]["task"] = TASK_OF[lane]
+        message["properties"]["delivery_info"]["routing_key"] = lane
+        self._dice, self._template, self._number, self._lane = random.Random(seed), json.dumps(message), 0, lane
+
+    def valid(self) -> bytes:
+        """The bytes of a valid message of the user `good`."""
+        body = [[pack([delivery(workout("good"))])], {}, dict.fromkeys(EMBEDDED[:4])]
+        message = json.loads(self._template) | {"body": base64.b64encode(json.dumps(body).encode()).decode()}
+        return json.dumps(message).encode()
 
     def next(self) -> bytes:
         """The bytes of the next variant."""
@@ -71,7 +96,8 @@ class Variants:
             return dice.choice(LINES)
         one = delivery(workout(f"u{self._number}", f"w{self._number}"), name=f"msg_{self._number}")
         packed = self._changed_delivery(one) if dice.random() < 0.2 else pack([one])
-        body: Any = [[packed], {}, dict.fromkeys(EMBEDDED[:4])]
+        arguments = [packed] if self._lane in HAS_DELIVERIES else [self._number] if self._lane == "backfill" else []
+        body: Any = [arguments, {}, dict.fromkeys(EMBEDDED[:4])]
         if dice.random() < 0.25:
             body = self._changed_body(body)
         message["body"] = base64.b64encode(json.dumps(body).encode()).decode()
@@ -149,19 +175,25 @@ def message(settings: Settings, broker: "redis.Redis") -> Message:
 
 
 @pytest.fixture
-def running(settings: Settings, message: Message, tmp_path: Path) -> Iterator[Any]:
-    """A worker process of the live lane, started after `message` was taken out of it."""
+def lane() -> str:
+    """The lane of the worker; a parametrized test replaces it."""
+    return "live"
+
+
+@pytest.fixture
+def running(settings: Settings, message: Message, lane: str, tmp_path: Path) -> Iterator[Any]:
+    """A worker process of the lane, started after `message` was taken out of the live lane."""
     assert message
     log = tmp_path / "worker.log"
-    with worker(settings, log) as process:
+    with worker(settings, log, lane) as process:
         until(lambda: is_ready(log))
         yield process
 
 
-def is_drained(broker: "redis.Redis") -> bool:
+def is_drained(broker: "redis.Redis", lane: str) -> bool:
     """Whether no message is queued, moved or unacknowledged."""
     with broker.pipeline() as pipe:
-        return not sum(pipe.llen("live").llen("live" + PROCESSING).hlen("unacked").execute())
+        return not sum(pipe.llen(lane).llen(lane + PROCESSING).hlen("unacked").execute())
 
 
 @dataclass(frozen=True)
@@ -175,28 +207,102 @@ class Attack:
 
 
 @pytest.fixture
-def attack(
-    broker: "redis.Redis", message: Message, running: Any, fuzz_seed: int, pytestconfig: pytest.Config
-) -> Attack:
-    """50,000 variants with `--full`, otherwise 500."""
-    return Attack(broker, running, Variants(fuzz_seed, message), 50_000 if pytestconfig.getoption("full") else 500)
+def attack(broker: "redis.Redis", message: Message, running: Any, lane: str, fuzz_seed: int, *, full: bool) -> Attack:
+    """Many variants for the live lane, fewer for the others."""
+    return Attack(broker, running, Variants(fuzz_seed, message, lane), so_many(lane, full=full))
 
 
-@pytest.mark.timeout(7200)  # each dead letter is a commit: 25 messages a second on a busy machine with two cores
-def test_no_message_ends_a_worker_or_is_lost(engine: Engine, settings: Settings, attack: Attack) -> None:
+def so_many(lane: str, *, full: bool) -> int:
+    """The number of variants."""
+    return (100_000 if full else 500) if lane == "live" else (5_000 if full else 100)
+
+
+def outcomes_of(engine: Engine) -> dict[str, int]:
+    """The number of attempts by outcome."""
+    found = rows(engine, "SELECT outcome, sum(attempts)::int AS n FROM headrace.deliveries GROUP BY 1")
+    return {row["outcome"]: row["n"] for row in found}
+
+
+@pytest.mark.timeout(14_400)  # each dead letter is a commit: 25 messages a second on a busy machine with two cores
+@pytest.mark.parametrize("lane", LANES)
+def test_no_message_ends_a_worker_or_is_lost(engine: Engine, attack: Attack, lane: str) -> None:
     """Breaks if a message in a lane ends the worker, is dropped, or runs another task."""
     broker, number = attack.broker, attack.number
-    for _ in range(number // 500):  # all at once would fill the memory of the broker
-        broker.lpush("live", *(attack.variants.next() for _ in range(500)))
-        until(lambda: attack.worker.poll() is not None or is_drained(broker), 240)
+    for _ in range(0, number, 500):  # all at once would fill the memory of the broker
+        broker.lpush(lane, *(attack.variants.next() for _ in range(min(number, 500))))
+        until(lambda: attack.worker.poll() is not None or is_drained(broker, lane), 240)
         assert attack.worker.poll() is None
-    outcomes = rows(engine, "SELECT outcome, sum(attempts)::int AS n FROM headrace.deliveries GROUP BY 1")
-    set_aside = broker.llen(INVALID)
-    print(f"{number} variants: {outcomes}, {set_aside} in {INVALID}")
-    assert sum(row["n"] for row in outcomes) + set_aside == number
-    assert {row["outcome"] for row in outcomes} == {"applied", "dead"}
-    assert broker.llen("maintenance") == broker.llen("backfill") == broker.llen("download") == 0
-    publish(settings, [delivery(workout("good"))])
+    outcomes, set_aside = outcomes_of(engine), broker.llen(lane + INVALID)
+    print(f"{lane}: {number} variants: {outcomes}, {set_aside} set aside")
+    ours = set(LANES) - {"notify", "derive"}  # to these, a worker of the lane `notify` sends tasks itself
+    assert [other for other in ours if broker.llen(other)] == []
+    if lane in HAS_DELIVERIES:
+        assert sum(outcomes.values()) + set_aside == number
+        assert set(outcomes) == {"applied", "dead"}
+        broker.lpush(lane, attack.variants.valid())
+        until(lambda: rows(engine, "SELECT 1 FROM health.workouts WHERE user_id = 'good'"))
+    else:
+        assert set(outcomes) == {"dead"}
+        assert sum(outcomes.values()) + set_aside < number, "no task was executed"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RabbitMQ]:
+    """A RabbitMQ of this module."""
+    with rabbitmq() as started:
+        yield started
+
+
+def publish_variant(server: RabbitMQ, lane: str, raw: bytes) -> bool:
+    """Publishes a variant. False if AMQP cannot express it, or RabbitMQ refuses it and closes the connection."""
+    try:
+        message = json.loads(raw)
+        body, found = base64.b64decode(message["body"]), message["properties"]
+        named = {"content_type": message["content-type"], "content_encoding": message["content-encoding"]}
+        named |= {name: found[name] for name in ("correlation_id", "reply_to") if name in found}
+        sent = amqp.Message(body, application_headers=message["headers"], delivery_mode=2, **named)
+        with server.connect() as connection:
+            connection.channel().basic_publish_confirm(sent, routing_key=lane, timeout=5)
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError, OverflowError):
+        return False  # not in the form of a message
+    except (amqp.AMQPError, OSError, struct.error):
+        return False
+    return True
+
+
+@pytest.fixture
+def on_rabbitmq(settings: Settings, server: RabbitMQ, lane: str, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker of the lane."""
+    log = tmp_path / "worker.log"
+    own = replace(settings, broker_url=server.url, redis_url=settings.broker_url)
+    with worker(own, log, lane) as process:
+        until(lambda: is_ready(log))
+        yield process
+
+
+@pytest.fixture
+def variants(message: Message, lane: str, fuzz_seed: int) -> Variants:
+    """The variants of a message in the lane."""
+    return Variants(fuzz_seed, message, lane)
+
+
+@pytest.mark.skipif(binaries() is None, reason=ABSENT)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("lane", HAS_DELIVERIES)
+def test_no_message_on_rabbitmq_ends_a_worker_or_is_lost(
+    engine: Engine, variants: Variants, server: RabbitMQ, on_rabbitmq: Any, lane: str, *, full: bool
+) -> None:
+    """Breaks if a message in a lane of RabbitMQ ends the worker, or is dropped."""
+    sent, wanted = 0, so_many("on RabbitMQ", full=full)
+    for _ in range(3 * wanted):
+        sent += publish_variant(server, lane, variants.next())
+        if sent == wanted:
+            break
+    assert sent == wanted
+    until(lambda: on_rabbitmq.poll() is not None or sum(outcomes_of(engine).values()) >= sent, 600 if full else 120)
+    assert (on_rabbitmq.poll(), sum(outcomes_of(engine).values())) == (None, sent)
+    assert set(outcomes_of(engine)) == {"applied", "dead"}
+    assert publish_variant(server, lane, variants.valid())
     until(lambda: rows(engine, "SELECT 1 FROM health.workouts WHERE user_id = 'good'"))
 
 

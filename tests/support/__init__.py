@@ -150,7 +150,7 @@ def of_worker(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def worker(settings: Settings, log: Path, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Runs a worker of the live lane until the block ends, with `more` environment variables."""
-    with program("workers.cli", "worker", "--lane", "live", log=log, **of_worker(settings) | more) as process:
+def worker(settings: Settings, log: Path, lane: str = "live", **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs a worker of the lane until the block ends, with `more` environment variables."""
+    with program("workers.cli", "worker", "--lane", lane, log=log, **of_worker(settings) | more) as process:
         yield process
