@@ -51,7 +51,7 @@ class World:
     def begin(self) -> None:
         """Three people with workouts, of which u1 has more than a page of two."""
         given = [workout("u1", f"w{number}") for number in range(5)]
-        self.store(*given, workout("u2", "x1"), workout("u2", "x2"), workout("old", "y1"))
+        self.store(*given, workout("u2", "x1"), workout("u2", "x2"), workout("old", "y1"), workout("former", "v1"))
         self.store(workout("u1", "expired", calendar_date="2025-03-14"))
 
     def change(self) -> None:
@@ -63,14 +63,16 @@ class World:
         self.numbered.run()
 
     def reconnect_and_erase(self) -> None:
-        """Moves a person to another id, and erases one whose workout has just changed."""
+        """Moves a person to another id, and erases one whose workout has just changed, and one who has just moved."""
         with transaction(self.engine) as connection:
             assert merge_user(connection, "old", "new")
+            assert merge_user(connection, "former", "moved")
         newer = {"updated_at": "2026-03-15T06:30:00+00:00", "average_hr": 99}
         self.store(workout("u2", "x1", **newer))
-        erase.create_tombstone(self.engine, "u2")
-        found = dict(erase.remove(self.engine, "u2"))
-        erase.finish(self.engine, "u2", found)
+        for user_id in ("u2", "moved"):
+            erase.create_tombstone(self.engine, user_id)
+            found = dict(erase.remove(self.engine, user_id))
+            erase.finish(self.engine, user_id, found)
         self.numbered.run()
 
     def expire(self) -> None:

@@ -68,7 +68,7 @@ FIELDS = {
 # Views of the migrations; "" is the view itself. Those of 0009 to 0011 have comments of their own.
 VIEWS = {
     "users": {
-        "": "One row per person at an aggregator. Users that have moved to another id by a reconnection are left out.",
+        "": "One row per person at an aggregator. Former ids are listed only after an erasure.",
         "first_seen": "when the user_id was first received",
         "erased_at": "when the person was erased; null otherwise",
     },

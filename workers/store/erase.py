@@ -24,6 +24,12 @@ FROM headrace.users person WHERE user_id = :user""")
 CREATE_TOMBSTONE = text("""
 INSERT INTO headrace.users AS stored (user_id, erased_at) VALUES (:user, now())
 ON CONFLICT (user_id) DO UPDATE SET erased_at = coalesce(stored.erased_at, excluded.erased_at) RETURNING erased_at""")
+# Former ids get tombstones too: the sequencer and the planner then drop changes that name one. The merge of two users
+# locks their rows in the order of the ids as well.
+LOCK_IDS = text("""
+SELECT FROM headrace.users WHERE user_id = :user OR merged_into = :user ORDER BY user_id FOR NO KEY UPDATE""")
+CREATE_FORMER_TOMBSTONES = text("""
+UPDATE headrace.users SET erased_at = now() WHERE merged_into = :user AND erased_at IS NULL""")
 LOCK = text("SELECT 1 FROM headrace.users WHERE user_id = :user FOR UPDATE")
 RECHECK_ROW = text("UPDATE headrace.users SET erased_at = erased_at WHERE user_id = :user")
 CLEAR_CLIENT_ID = text("UPDATE headrace.users SET client_user_id = NULL WHERE user_id = :user OR merged_into = :user")
@@ -69,11 +75,14 @@ CONDITIONS = {
 WAIT_FOR_SEQUENCER = text("SELECT 1 FROM headrace.feed FOR UPDATE")
 # The same for a planner of notifications, which holds these locks until its commit.
 WAIT_FOR_PLANNER = text("SELECT 1 FROM headrace.subscriptions ORDER BY id FOR NO KEY UPDATE")
+# Also for former ids: a reader that has not read the reconnection still holds rows under them.
 ANNOUNCE = text(f"""
 INSERT INTO headrace.outbox ({feed.COLUMNS})
-SELECT 'erase', :user, NULL, NULL, NULL, NULL, NULL, NULL, :rows, 'erase'
-WHERE NOT EXISTS (SELECT FROM headrace.changes WHERE user_id = :user AND op = 'erase')
-  AND NOT EXISTS (SELECT FROM headrace.outbox WHERE user_id = :user AND op = 'erase')""")
+SELECT 'erase', user_id, NULL, NULL, NULL, NULL, NULL, NULL, CASE user_id WHEN :user THEN :rows ELSE 0 END, 'erase'
+FROM headrace.users one WHERE (user_id = :user OR merged_into = :user)
+  AND NOT EXISTS (SELECT FROM headrace.changes WHERE user_id = one.user_id AND op = 'erase')
+  AND NOT EXISTS (SELECT FROM headrace.outbox WHERE user_id = one.user_id AND op = 'erase')
+ORDER BY user_id""")
 # Resource *: every resource.
 REQUEUE = text(f"""
 INSERT INTO headrace.daily_queue (person, resource, dates, origin)
@@ -135,7 +144,9 @@ def create_tombstone(engine: Engine, user_id: str) -> datetime:
     before that wait: otherwise overlapping transactions of workers could delay it forever.
     """
     with transaction(engine, confirm=True) as connection:
+        connection.execute(LOCK_IDS, {"user": user_id})
         erased_at: datetime = connection.execute(CREATE_TOMBSTONE, {"user": user_id}).scalar_one()
+        connection.execute(CREATE_FORMER_TOMBSTONES, {"user": user_id})
         audit.note(connection, "erase", user_id, {})
     with transaction(engine) as connection:
         connection.execute(text("SET LOCAL lock_timeout = '5min'"))

@@ -92,6 +92,11 @@ GRANTS = Target(
 )
 
 
+# A former id is only listed after an erasure, so that copies that still have rows under it are deleted too.
+USERS_VIEW = """CREATE OR REPLACE VIEW health.users AS SELECT user_id, client_user_id, first_seen, erased_at
+FROM headrace.users WHERE merged_into IS NULL OR erased_at IS NOT NULL"""
+
+
 def sync(connection: Connection, catalogue: Catalogue) -> None:
     """Creates missing tables, columns and views of the catalogue, and comments on views. Drops nothing.
 
@@ -105,6 +110,7 @@ def sync(connection: Connection, catalogue: Catalogue) -> None:
                 connection.execute(text(statement))
         connection.execute(text(_view(resource, _columns_of_view(connection, resource))))
     connection.execute(text(_connections_view(catalogue)))
+    connection.execute(text(USERS_VIEW))
     comment(connection, catalogue)
 
 

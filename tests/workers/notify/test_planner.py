@@ -21,6 +21,7 @@ from workers.store.engine import transaction
 from workers.store.erase import create_tombstone
 from workers.store.feed import Sequencer
 from workers.store.planning import MAX_IDS, FeedChange, Planned
+from workers.store.user_merges import merge_user
 
 AT = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
 ANY = Planned(1, ["*"], 60, 0)
@@ -193,6 +194,22 @@ def test_an_erasure_removes_pending_notifications_and_announces_itself(engine: E
     plan_all(engine)
     assert [row["type"] for row in rows(engine, FOUND) if row["user_id"] == "u1"] == ["user.erased"]
     assert "u2" in {row["user_id"] for row in rows(engine, FOUND)}
+
+
+def test_an_erasure_is_sent_for_former_ids(engine: Engine, settings: Settings) -> None:
+    """Breaks if a subscriber that knows a person by a former id does not learn of the erasure."""
+    apply(engine, settings, delivery(workout("old")))
+    with transaction(engine) as connection:
+        assert merge_user(connection, "old", "new")
+    Sequencer(engine).run(everything=True)
+    subscribe(engine, URL)
+    Eraser(engine, settings).erase("new", lambda _: None)
+    Sequencer(engine).run(everything=True)
+    plan_all(engine)
+    assert [(row["type"], row["user_id"]) for row in rows(engine, FOUND)] == [
+        ("user.erased", "new"),
+        ("user.erased", "old"),
+    ]
 
 
 def test_changes_of_a_person_who_is_being_erased_are_not_planned(engine: Engine, settings: Settings) -> None:

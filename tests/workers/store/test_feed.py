@@ -327,6 +327,34 @@ def test_an_erasure_leaves_one_change(engine: Engine, settings: Settings, sequen
     assert ("put", "u2", "workouts", "w2", 1) in brief(rows(engine, FEED))
 
 
+def test_an_erasure_is_announced_for_former_ids(engine: Engine, settings: Settings, sequencer: Sequencer) -> None:
+    """Breaks if a reader that has not read the reconnection keeps the rows of the former id for ever."""
+    apply(engine, settings, delivery(workout("old")))
+    sequencer.run()
+    with transaction(engine) as connection:
+        assert merge_user(connection, "old", "new")
+    sequencer.run()
+    for _ in range(2):
+        erased(engine, "new")
+        sequencer.run()
+    assert brief(rows(engine, FEED)) == [("erase", "new", None, None, ANY), ("erase", "old", None, None, 0)]
+    people = rows(engine, "SELECT user_id, erased_at IS NOT NULL AS erased FROM health.users ORDER BY 1")
+    assert people == [{"user_id": "new", "erased": True}, {"user_id": "old", "erased": True}]
+
+
+def test_changes_of_former_ids_are_dropped_after_a_tombstone(
+    engine: Engine, settings: Settings, sequencer: Sequencer
+) -> None:
+    """Breaks if the sequencer numbers a change of a former id that the erasure did not find."""
+    with transaction(engine) as connection:
+        merge_user(connection, "old", "new")
+    erase.create_tombstone(engine, "new")
+    with transaction(engine) as connection:
+        announce(connection, [change("w1", "old")])
+    sequencer.run()
+    assert rows(engine, FEED) == []
+
+
 def test_changes_that_were_not_numbered_before_an_erasure_are_dropped(engine: Engine, sequencer: Sequencer) -> None:
     """Breaks if the sequencer numbers a change of an erased person that the erasure did not find."""
     run(engine, "INSERT INTO headrace.users (user_id, erased_at) VALUES ('u1', now())")
