@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
+from app.catalogue import Resource, catalogue
 from workers.store import partitions
 from workers.store.engine import delete_in_batches, transaction
 
@@ -27,9 +28,22 @@ TYPES = {
     "origin": "text",
 }
 COLUMNS = ", ".join(TYPES)
+# The resource of a change, and for a stream that of its record, which has the same id.
+_PARENTS = "".join(f" WHEN '{one.name}' THEN '{one.of}'" for one in catalogue().values() if one.of)
+_RESOURCES = f"changed.resource, CASE changed.resource{_PARENTS} END"
+# The views leave a retracted record out, and so does the feed. The lock makes the restoration of a record wait, so that
+# it announces the record as it is after this transaction.
+_RETRACTED = """SELECT {key} FROM {source} changed JOIN headrace.retractions retraction
+    ON (retraction.user_id, retraction.id) = (changed.user_id, changed.{id}) AND retraction.resource IN ({resources})
+    FOR SHARE OF retraction"""
 ANNOUNCE = text(f"""
+WITH given AS (
+    SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in TYPES.items())})
+        WITH ORDINALITY AS given({COLUMNS}, number)),
+retracted AS MATERIALIZED (
+    {_RETRACTED.format(key="number", source="given", id="record_id", resources=_RESOURCES)})
 INSERT INTO headrace.outbox ({COLUMNS})
-SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in TYPES.items())})""")
+SELECT {COLUMNS} FROM given WHERE number NOT IN (SELECT number FROM retracted) ORDER BY number""")
 # The changes of samples, from a CTE with the columns series_id, ts_min, ts_max and row_count, named like the parameter.
 OF_SERIES = f"""
 INSERT INTO headrace.outbox ({COLUMNS})
@@ -40,10 +54,9 @@ ANNOUNCE_SERIES = text(f"""
 WITH changed AS (SELECT * FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]),
     CAST(:lasts AS timestamptz[]), CAST(:counts AS int[])) AS changed(series_id, ts_min, ts_max, row_count))
 {OF_SERIES.format(op="CAST(:op AS text)", origin="CAST(:origin AS text)", source="changed")}""")
-ANNOUNCE_STORED = text(f"""
-WITH changed AS (SELECT series_id, min(ts) AS ts_min, max(ts) AS ts_max, count(*) AS row_count
-    FROM headrace.samples WHERE series_id = ANY(:series) GROUP BY series_id)
-{OF_SERIES.format(op="CAST(:op AS text)", origin="CAST(:origin AS text)", source="changed")}""")
+STORED = text("""
+SELECT series_id, min(ts) AS first, max(ts) AS last, count(*) AS rows
+FROM headrace.samples WHERE series_id = ANY(:series) GROUP BY series_id""")
 # Changes whose transaction had not ended in the snapshot `seen` of an earlier pass, which has numbered all others.
 # Without this condition, each pass would read the deleted rows that VACUUM cannot remove while another application
 # holds a snapshot. An empty snapshot selects all changes.
@@ -110,7 +123,7 @@ class ChangedSamples:
 
 
 def announce(connection: Connection, changes: Sequence[Change]) -> None:
-    """Adds changes to the outbox, in the transaction of their rows."""
+    """Adds changes to the outbox, in the transaction of their rows. Leaves out records that an operator has hidden."""
     if changes:
         connection.execute(ANNOUNCE, dict(zip(TYPES, map(list, zip(*changes, strict=True)), strict=True)))
 
@@ -118,6 +131,19 @@ def announce(connection: Connection, changes: Sequence[Change]) -> None:
 def announced(op: Op, origin: str, source: str) -> str:
     """The INSERT of a statement whose CTE `source` has the columns series_id, ts_min, ts_max and row_count."""
     return OF_SERIES.format(op=f"'{op}'", origin=f"'{origin}'", source=source)
+
+
+def announced_records(op: Op, origin: str, resource: Resource, source: str) -> str:
+    """The INSERT of a statement whose CTE `source` has the key, provider, source_type and `deleted` of records.
+
+    Leaves out records that the view does not show.
+    """
+    resources = ", ".join(f"'{name}'" for name in (resource.name, resource.of) if name)
+    retracted = _RETRACTED.format(key="changed.user_id, changed.id", source=source, id="id", resources=resources)
+    return f"""
+INSERT INTO headrace.outbox ({COLUMNS})
+SELECT '{op}', user_id, '{resource.name}', provider, source_type, id, NULL, NULL, 1, '{origin}' FROM {source}
+WHERE NOT deleted AND (user_id, id) NOT IN ({retracted})"""
 
 
 def announce_samples(connection: Connection, op: Op, changed: Iterable[ChangedSamples], origin: str) -> None:
@@ -133,9 +159,9 @@ def announce_samples(connection: Connection, op: Op, changed: Iterable[ChangedSa
         connection.execute(ANNOUNCE_SERIES, values | {"op": op, "origin": origin})
 
 
-def announce_stored_samples(connection: Connection, op: Op, series: Sequence[int], origin: str) -> None:
-    """As `announce`, for all stored samples of series."""
-    connection.execute(ANNOUNCE_STORED, {"series": series, "op": op, "origin": origin})
+def stored_samples(connection: Connection, series: Sequence[int]) -> list[ChangedSamples]:
+    """All stored samples of series, as changes to announce."""
+    return [ChangedSamples(*row) for row in connection.execute(STORED, {"series": series})]
 
 
 def drop_older(engine: Engine, before: datetime) -> list[str]:

@@ -132,9 +132,9 @@ def _remove_records(resource: Resource) -> TextClause:
 WITH gone AS (
     DELETE FROM {table} WHERE (user_id, id) IN (
         SELECT user_id, id FROM {table} WHERE {_age(resource)} < :before ORDER BY user_id, id LIMIT :limit)
-    RETURNING user_id, provider, source_type, id)
-INSERT INTO headrace.outbox ({feed.COLUMNS})
-SELECT 'remove', user_id, '{resource.name}', provider, source_type, id, NULL, NULL, 1, 'retention' FROM gone""")
+    RETURNING user_id, provider, source_type, id, deleted),
+announced AS ({feed.announced_records("remove", "retention", resource, "gone")})
+SELECT count(*) FROM gone""")
 
 
 def _remove_samples(engine: Engine, name: str, before: datetime) -> Iterator[int]:

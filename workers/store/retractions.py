@@ -27,10 +27,8 @@ MAX_IDS = 1000
 
 def retract(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
     """Hides a record. False if it was hidden before."""
-    is_new = connection.scalar(RETRACT, _key(resource, user_id, identifier)) is not None
-    if is_new:
-        _announce(connection, "remove", resource, user_id, identifier)
-    return is_new
+    announce_hidden(connection, resource, user_id, identifier)
+    return connection.scalar(RETRACT, _key(resource, user_id, identifier)) is not None
 
 
 def restore(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
@@ -41,15 +39,29 @@ def restore(connection: Connection, resource: Resource, user_id: str, identifier
     return was_hidden
 
 
+def announce_hidden(connection: Connection, resource: Resource, user_id: str, identifier: str) -> None:
+    """Announces that a record, which is still shown, is hidden by this transaction.
+
+    The lock orders this change after those of other transactions that have changed the record, and before later ones.
+    """
+    for one in _hidden_with(resource):
+        lock = f"SELECT FROM {record_table(one)} WHERE user_id = :user AND id = :id FOR NO KEY UPDATE"
+        connection.execute(text(lock), {"user": user_id, "id": identifier})
+    _announce(connection, "remove", resource, user_id, identifier)
+
+
 def _announce(connection: Connection, op: Op, resource: Resource, user_id: str, identifier: str) -> None:
     """Announces the record, and its stream, which is hidden with it, in the change feed."""
-    for one in catalogue().values():
-        if one is resource or one.of == resource.name:
-            query = text(f"""
-INSERT INTO headrace.outbox ({feed.COLUMNS})
-SELECT :op, user_id, '{one.name}', provider, source_type, id, NULL, NULL, 1, 'reconcile'
-FROM {record_table(one)} WHERE user_id = :user AND id = :id AND NOT deleted""")
-            connection.execute(query, {"op": op, "user": user_id, "id": identifier})
+    for one in _hidden_with(resource):
+        query = text(f"""
+WITH found AS MATERIALIZED (
+    SELECT user_id, provider, source_type, id, deleted FROM {record_table(one)} WHERE user_id = :user AND id = :id)
+{feed.announced_records(op, "reconcile", one, "found")}""")
+        connection.execute(query, {"user": user_id, "id": identifier})
+
+
+def _hidden_with(resource: Resource) -> list[Resource]:
+    return [one for one in catalogue().values() if one is resource or one.of == resource.name]
 
 
 def find(connection: Connection, resource: Resource, user_id: str, identifier: str) -> Mapping[str, datetime]:

@@ -1,12 +1,13 @@
 """User merges: a user reconnected under a new id, to which all data of the old id moves."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
 from app.catalogue import Resource, catalogue
 from workers.actions import Origin
-from workers.store import feed, replaced
+from workers.store import feed, replaced, retractions
 from workers.store.feed import Change, ChangedSamples, Op
 from workers.store.merge import upsert_sql
 from workers.store.schema import SAMPLES, record_target
@@ -35,10 +36,10 @@ HAND_OVER = tuple(
     text(f"UPDATE headrace.{table} SET user_id = :new WHERE user_id = :old")
     for table in ("backfills", "archive", "large_requests", "dead_letters", "lost_deliveries")
 )
-MOVE_RETRACTIONS = text("""
-WITH old AS (DELETE FROM headrace.retractions WHERE user_id = :old RETURNING resource, id, retracted_at)
-INSERT INTO headrace.retractions (user_id, resource, id, retracted_at) SELECT :new, resource, id, retracted_at FROM old
-ON CONFLICT DO NOTHING""")
+RETRACTIONS = text("SELECT resource, id FROM headrace.retractions WHERE user_id = :old ORDER BY resource, id")
+COPY_RETRACTIONS = text("""
+INSERT INTO headrace.retractions (user_id, resource, id, retracted_at)
+SELECT :new, resource, id, retracted_at FROM headrace.retractions WHERE user_id = :old ON CONFLICT DO NOTHING""")
 SERIES_OF = text("SELECT id FROM headrace.series WHERE user_id = :old")
 RENAME_SERIES = text("""
 UPDATE headrace.series o SET user_id = :new WHERE user_id = :old AND NOT EXISTS (
@@ -57,7 +58,9 @@ PART = """(
 MERGE_PART = text(upsert_sql(SAMPLES, PART))
 DROP_PART = text("DELETE FROM headrace.samples WHERE series_id = :old AND ts <= :last")
 # Also the old connection and what was granted with it: they say nothing about the new one, which is stored by now.
-DROP_REST = tuple(text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "grants"))
+DROP_REST = tuple(
+    text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "grants", "retractions")
+)
 DROP_CONNECTIONS = text(f"""
 WITH gone AS (DELETE FROM headrace.connections WHERE user_id = :old RETURNING user_id, provider)
 INSERT INTO headrace.outbox ({feed.COLUMNS})
@@ -83,27 +86,37 @@ def merge_user(connection: Connection, old: str, new: str) -> bool:
     ids = {"old": old, "new": last}
     connection.execute(SET_MERGED_INTO, ids)
     connection.execute(END, ids)
+    _copy_retractions(connection, ids)
     for resource in catalogue().values():
         if not resource.is_series:
             _move(connection, resource, ids)
-    feed.announce_stored_samples(connection, "remove", list(connection.scalars(SERIES_OF, ids)), ORIGIN)
-    feed.announce_stored_samples(connection, "put", list(connection.scalars(RENAME_SERIES, ids)), ORIGIN)
+    of_old = feed.stored_samples(connection, list(connection.scalars(SERIES_OF, ids)))
+    feed.announce_samples(connection, "remove", of_old, ORIGIN)
+    put = feed.stored_samples(connection, list(connection.scalars(RENAME_SERIES, ids)))
     for pair in connection.execute(SERIES_OF_BOTH, ids).all():
-        _move_samples(connection, pair.old, pair.new)
+        put += _move_samples(connection, pair.old, pair.new)
+    feed.announce_samples(connection, "put", put, ORIGIN)
     replaced.merge_ranges(connection, ids)
-    for statement in (*HAND_OVER, MOVE_RETRACTIONS, DROP_CONNECTIONS, *DROP_REST, NAME):
+    for statement in (*HAND_OVER, DROP_CONNECTIONS, *DROP_REST, NAME):
         connection.execute(statement, ids)
     return True
 
 
-def _move_samples(connection: Connection, old: int, new: int) -> None:
+def _copy_retractions(connection: Connection, ids: dict[str, str]) -> None:
+    """Hides records of the new id that were hidden under the old one. Those of the old id stay until its records go."""
+    for row in connection.execute(RETRACTIONS, ids).all():
+        if resource := catalogue().get(row.resource):
+            retractions.announce_hidden(connection, resource, ids["new"], row.id)
+    connection.execute(COPY_RETRACTIONS, ids)
+
+
+def _move_samples(connection: Connection, old: int, new: int) -> Iterator[ChangedSamples]:
     """Merges the samples of one series into another, in parts that no statement timeout can reach."""
     while last := connection.scalar(END_OF_PART, {"old": old, "rows": replaced.MAX_ROWS}):
         part = {"old": old, "new": new, "last": last}
         times = [row.ts for row in connection.execute(MERGE_PART, part) if row.changed]
         if times:
-            changed = ChangedSamples(new, min(times), max(times), len(times))
-            feed.announce_samples(connection, "put", [changed], ORIGIN)
+            yield ChangedSamples(new, min(times), max(times), len(times))
         connection.execute(DROP_PART, part)
 
 
@@ -111,12 +124,20 @@ def _move(connection: Connection, resource: Resource, ids: dict[str, str]) -> No
     target = record_target(resource)
     columns = ", ".join(f":new AS {name}" if name == "user_id" else name for name in target.columns)
     source = f"(SELECT {columns}, origin FROM {target.table} WHERE user_id = :old) AS incoming"
+    both = f"""
+SELECT id FROM {target.table} o JOIN {target.table} n USING (id)
+WHERE o.user_id = :old AND n.user_id = :new AND NOT n.deleted"""
+    shown = set(connection.scalars(text(both), ids))
     merged = connection.execute(text(upsert_sql(target, source)), ids)
     put = {row.id for row in merged if row.changed}
     query = f"DELETE FROM {target.table} WHERE user_id = :old RETURNING provider, source_type, id, deleted"
     gone = connection.execute(text(query), ids).all()
-    changes = [_change("remove", ids["old"], resource, row) for row in gone]
-    changes += [_change("remove" if row.deleted else "put", ids["new"], resource, row) for row in gone if row.id in put]
+    changes = [_change("remove", ids["old"], resource, row) for row in gone if not row.deleted]
+    changes += [
+        _change("remove" if row.deleted else "put", ids["new"], resource, row)
+        for row in gone
+        if row.id in put and (not row.deleted or row.id in shown)
+    ]
     feed.announce(connection, changes)
 
 

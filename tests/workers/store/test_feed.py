@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from tests.support import START, apply, delivery, event, heartrate, message_id, rows, workout
+from tests.support import START, apply, delivery, event, heartrate, message_id, rows, until, workout
 from tests.support.database import run
 from workers.store import erase, feed, replaced, retention, retractions
 from workers.store.engine import make_engine, transaction
@@ -269,6 +269,125 @@ def test_a_retraction_is_announced(engine: Engine, settings: Settings, sequencer
     assert brief(read(engine, sequencer)) == [
         ("remove", "u1", "workouts", "w1", 1),
         ("put", "u1", "workouts", "w1", 1),
+    ]
+
+
+def test_a_change_of_a_hidden_record_is_not_announced(engine: Engine, settings: Settings, sequencer: Sequencer) -> None:
+    """Breaks if the feed has a change of a row that the view does not show, or its restoration misses the last one."""
+    stream = event("daily.data.workout_stream.created", "u1", {"workout_id": "w1", "source": {"slug": "garmin"}})
+    apply(engine, settings, delivery(workout("u1")), delivery(stream))
+    assert rows(engine, "SELECT id FROM health.workout_stream") == [{"id": "w1"}]
+    for _ in range(2):
+        with transaction(engine) as connection:
+            retractions.retract(connection, catalogue()["workouts"], "u1", "w1")
+    sequencer.run()
+    newer = workout("u1", average_hr=177, updated_at="2026-03-20T08:00:00+00:00")
+    later = delivery(stream | {"data": stream["data"] | {"more": 1}}, START + timedelta(days=8))
+    apply(engine, settings, delivery(newer, START + timedelta(days=7)), later)
+    assert read(engine, sequencer) == []
+    with transaction(engine) as connection:
+        retractions.restore(connection, catalogue()["workouts"], "u1", "w1")
+    assert sorted(brief(read(engine, sequencer))) == [
+        ("put", "u1", "workout_stream", "w1", 1),
+        ("put", "u1", "workouts", "w1", 1),
+    ]
+    with transaction(engine) as connection:
+        retractions.retract(connection, catalogue()["workouts"], "u1", "w1")
+    sequencer.run()
+    assert sum(count for _, count in retention.remove(engine, {"workouts": datetime.now(UTC)})) == 1
+    assert read(engine, sequencer) == []
+
+
+def test_a_restoration_waits_for_a_change_that_it_would_miss(
+    engine: Engine, other: Engine, settings: Settings, sequencer: Sequencer
+) -> None:
+    """Breaks if a record is restored while its update, which was not announced because of it, is not committed yet."""
+    apply(engine, settings, delivery(workout("u1")))
+    workouts = catalogue()["workouts"]
+    with transaction(engine) as connection:
+        retractions.retract(connection, workouts, "u1", "w1")
+
+    def restore() -> None:
+        with transaction(other) as connection:
+            retractions.restore(connection, workouts, "u1", "w1")
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(engine) as connection:
+            connection.execute(text("UPDATE headrace.workouts SET average_hr = 177"))
+            announce(connection, [change("w1")])
+            restored = pool.submit(restore)
+            until(lambda: rows(other, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), 5)
+            assert not restored.done()
+        restored.result()
+    assert brief(read(engine, sequencer))[-1] == ("put", "u1", "workouts", "w1", 1)
+
+
+def test_a_deleted_record_expires_without_a_change(engine: Engine, settings: Settings, sequencer: Sequencer) -> None:
+    """Breaks if the retention, or a reconnection, announces that a row is gone which no view has shown."""
+    apply(engine, settings, *map(delivery, (workout("u1"), workout("u1", "w2"))))
+    run(engine, "UPDATE headrace.workouts SET deleted = true WHERE id = 'w1'")
+    sequencer.run()
+    with transaction(engine) as connection:
+        assert merge_user(connection, "u1", "new")
+    assert brief(read(engine, sequencer)) == [
+        ("remove", "u1", "workouts", "w2", 1),
+        ("put", "new", "workouts", "w2", 1),
+    ]
+    assert dict(retention.remove(engine, {"workouts": datetime.now(UTC)})) == {"workouts": 2}
+    assert brief(read(engine, sequencer)) == [("remove", "new", "workouts", "w2", 1)]
+
+
+def test_a_reconnection_announces_what_the_views_show(engine: Engine, settings: Settings, sequencer: Sequencer) -> None:
+    """Breaks if records that are hidden, or deleted, under one of the ids are announced as if they were shown.
+
+    The new id has w1, which is hidden under the old id; w2, which is hidden there; and w3, which the newer version of
+    the old id deletes.
+    """
+    newer = {"updated_at": "2026-03-15T06:30:00+00:00"}
+    given = [workout(user, name) for user in ("old", "new") for name in ("w1", "w2")]
+    apply(engine, settings, *map(delivery, (*given, workout("new", "w3"), workout("old", "w3", **newer))))
+    run(engine, "UPDATE headrace.workouts SET deleted = true WHERE (user_id, id) = ('old', 'w3')")
+    with transaction(engine) as connection:
+        retractions.retract(connection, catalogue()["workouts"], "old", "w1")
+        retractions.retract(connection, catalogue()["workouts"], "new", "w2")
+    sequencer.run()
+    with transaction(engine) as connection:
+        assert merge_user(connection, "old", "new")
+    assert sorted(brief(read(engine, sequencer))) == [
+        ("remove", "new", "workouts", "w1", 1),
+        ("remove", "new", "workouts", "w3", 1),
+        ("remove", "old", "workouts", "w2", 1),
+    ]
+    assert rows(engine, "SELECT id FROM health.workouts") == []
+
+
+def test_a_reconnection_adds_one_change_per_source(
+    engine: Engine, settings: Settings, sequencer: Sequencer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if parts of a merge, or series that only one of the ids has, are announced by themselves."""
+    monkeypatch.setattr(replaced, "MAX_ROWS", 1)
+
+    def cholesterol(user_id: str, *kinds: str) -> dict[str, Any]:
+        values = [
+            {"timestamp": at.isoformat(), "unit": "mmol/L", "value": 5, "timezone_offset": 0, "type": kind}
+            for kind in kinds
+            for at in (START, START + MINUTE)
+        ]
+        source = {"provider": "garmin", "type": "watch"}
+        return event("daily.data.cholesterol.created", user_id, {"source": source, "data": values})
+
+    given = [cholesterol("old", "ldl", "hdl"), cholesterol("new", "ldl")]
+    given += [heartrate("old", {0: 60, 1: 61}), heartrate("new", {5: 61})]
+    apply(engine, settings, *map(delivery, given))
+    run(engine, "DELETE FROM headrace.samples USING headrace.series WHERE id = series_id AND user_id = 'new'")
+    sequencer.run()
+    with transaction(engine) as connection:
+        assert merge_user(connection, "old", "new")
+    assert sorted(brief(read(engine, sequencer))) == [
+        ("put", "new", "cholesterol", None, 4),
+        ("put", "new", "heartrate", None, 2),
+        ("remove", "old", "cholesterol", None, 4),
+        ("remove", "old", "heartrate", None, 2),
     ]
 
 
