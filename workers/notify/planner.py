@@ -9,6 +9,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Engine
 
 from app.catalogue import catalogue
+from app.errors import Unprocessable
 from workers.notify.retries import RETRY_DAYS
 from workers.store import planning
 from workers.store.engine import transaction
@@ -18,6 +19,7 @@ PAGE_CHANGES = 1000
 ERASED = "user.erased"
 SPECIAL_TYPES = {"history": "history.completed", "connections": "connection.changed"}
 MISSED = "changes up to position {} were dropped from the feed before they were read"
+REFUSED = "the change at position {} could not be planned and was left out: {}"
 log = logging.getLogger(__name__)
 
 
@@ -42,14 +44,14 @@ def coalesce(
     subscriptions: Sequence[Planned],
     new_id: Callable[[], str] = lambda: f"msg_{uuid4().hex}",
 ) -> list[NewNotification]:
-    """One notification for each subscription, type, user, resource and provider with a change that matches a glob."""
-    found: dict[tuple[int, str, str, str, str], NewNotification] = {}
+    """One notification for each subscription, type, user and resource with a change that matches a glob."""
+    found: dict[tuple[int, str, str, str], NewNotification] = {}
     for change in changes:
         kind = type_of(change)
         for one in subscriptions:
             if not matches(one.events, kind):
                 continue
-            key = (one.id, kind, change.user_id, change.resource or "", change.provider or "")
+            key = (one.id, kind, change.user_id, change.resource or "")
             if key in found:
                 _add(found[key], change)
             else:
@@ -83,6 +85,7 @@ def _add(to: NewNotification, change: FeedChange) -> None:
     to.ts_min = min((at for at in (to.ts_min, change.ts_min) if at), default=None)
     to.ts_max = max((at for at in (to.ts_max, change.ts_max) if at), default=None)
     to.client_user_id = change.client_user_id or to.client_user_id
+    to.provider = to.provider if to.provider == change.provider else ""  # of several
     to.row_count += change.row_count
     to.last_position, to.changed_at = change.position, max(to.changed_at, change.changed_at)
 
@@ -91,25 +94,63 @@ def plan(engine: Engine) -> bool:
     """Plans the next page of changes. Returns whether there was one: the feed may have more.
 
     The active subscriptions with the lowest position read the page. It ends at the next position of others, so that
-    they continue together.
+    they continue together. If PostgreSQL refuses a page, smaller ones are tried, down to the change that it refuses,
+    which is stepped over and reported: otherwise the changes after it would wait for ever.
     """
-    with transaction(engine) as connection:
-        if not planning.is_behind(connection):
-            return False
-        active = planning.lock_active(connection)
-        # After the locks: a page that another planner has committed is not read again.
-        newest, dropped = planning.feed_range(connection)
-        positions = sorted({one.position for one in active if one.position < newest} | {newest})
-        group = [one for one in active if one.position == positions[0] and one.position < newest]
-        if not group:
-            return False
-        until = positions[1]
-        _report_missed(connection, group, dropped)
-        changes = planning.page(connection, positions[0], until, PAGE_CHANGES)
-        _save(connection, changes, group)
-        is_full = len(changes) == PAGE_CHANGES
-        planning.move(connection, [one.id for one in group], changes[-1].position if is_full else until)
+    limit = PAGE_CHANGES
+    while True:
+        try:
+            return _plan_page(engine, limit)
+        except Unprocessable:
+            if limit == 1:
+                raise
+            limit //= 2
+
+
+def _plan_page(engine: Engine, limit: int) -> bool:
+    at = None
+    try:
+        with transaction(engine) as connection:
+            if not (found := _next_group(connection)):
+                return False
+            group, until = found
+            at = group[0].position
+            changes = planning.page(connection, at, until, limit)
+            _save(connection, changes, group)
+            is_full = len(changes) == limit
+            planning.move(connection, [one.id for one in group], changes[-1].position if is_full else until)
+            return True
+    except Unprocessable as error:
+        if at is None or limit > 1:
+            raise
+        _step_over(engine, at, error)
         return True
+
+
+def _next_group(connection: Connection) -> tuple[list[Planned], int] | None:
+    """Locks the active subscriptions with the lowest position, and returns them with the end of their next page."""
+    if not planning.is_behind(connection):
+        return None
+    active = planning.lock_active(connection)
+    # After the locks: a page that another planner has committed is not read again.
+    newest, dropped = planning.feed_range(connection)
+    positions = sorted({one.position for one in active if one.position < newest} | {newest})
+    group = [one for one in active if one.position == positions[0] and one.position < newest]
+    if not group:
+        return None
+    _report_missed(connection, group, dropped)
+    return group, positions[1]
+
+
+def _step_over(engine: Engine, at: int, error: Unprocessable) -> None:
+    """Moves the subscriptions that are at this position behind the next change, which PostgreSQL has refused."""
+    with transaction(engine) as connection:
+        ids = [one.id for one in planning.lock_active(connection) if one.position == at]
+        if ids and (refused := planning.first_behind(connection, at)):
+            reason = REFUSED.format(refused, error)
+            log.error("%d subscriptions: %s", len(ids), reason)
+            planning.note_missed(connection, ids, reason)
+            planning.move(connection, ids, refused)
 
 
 def plan_since(engine: Engine, name: str, since: datetime, start_position: int) -> int:

@@ -60,6 +60,7 @@ class Notifier:
         make_poster: Callable[[], Poster] = Poster,
     ) -> None:
         self._engine, self._sealer = engine, Sealer(settings.encryption_keys)
+        self._feed_days = settings.feed_days
         self._slice_seconds, self._make_poster = slice_seconds, make_poster
 
     def run(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
@@ -69,15 +70,17 @@ class Notifier:
         that stops cancels its requests; their notifications are sent again.
         """
         with ThreadPoolExecutor(1, "notify") as database:
-            one = _Slice(self._engine, self._sealer, database, self._slice_seconds)
+            one = _Slice(self._engine, self._sealer, database, self._slice_seconds, feed_days=self._feed_days)
             asyncio.run(one.run(self._make_poster, is_stopping))
 
 
 class _Slice:
     """One time slice: the loop that plans and claims, and one task for each claimed subscription."""
 
-    def __init__(self, engine: Engine, sealer: Sealer, database: ThreadPoolExecutor, seconds: float) -> None:
-        self._engine, self._sealer, self._database = engine, sealer, database
+    def __init__(
+        self, engine: Engine, sealer: Sealer, database: ThreadPoolExecutor, seconds: float, *, feed_days: int
+    ) -> None:
+        self._engine, self._sealer, self._database, self._feed_days = engine, sealer, database, feed_days
         self._end = time.monotonic() + seconds
         self._planned_at = -math.inf
         self._sends: set[asyncio.Task[None]] = set()
@@ -90,7 +93,7 @@ class _Slice:
                 await self._cancel()
         finally:
             await self._cancel()
-            await self._query(notifications.end_run, self._engine)
+            await self._query(notifications.end_run, self._engine, self._feed_days)
 
     async def _tick(self, poster: Poster) -> bool:
         """Plans and starts due notifications. Returns whether the slice continues."""
@@ -106,7 +109,7 @@ class _Slice:
         return bool(self._sends) or (left > 0 and (is_soon or time.monotonic() < self._planned_at + LINGER_SECONDS))
 
     async def _plan(self) -> None:
-        """Changes that cannot be planned do not stop the notifications that are due."""
+        """A page that PostgreSQL cannot plan at this moment does not stop the notifications that are due."""
         try:
             for _ in range(MAX_PAGES):
                 if not await self._query(planner.plan, self._engine):

@@ -18,7 +18,7 @@ from workers.store.subscriptions import COLUMNS, Subscription
 RUN = "notify"  # the row of headrace.jobs whose lease shows that a run is requested or active
 RUN_SECONDS = 5  # of that lease, which a run renews
 LEASE = "interval '30 seconds'"  # of a subscription: longer than a request and its result
-KEEP_DAYS = 14  # sent and dead notifications, as long as the feed by default
+MIN_KEEP_DAYS = 14  # sent and dead notifications, or longer: as long as the feed
 DUE = """s.status = 'active' AND s.retry_at <= now() AND s.lease_until < now() AND EXISTS (
     SELECT FROM headrace.notifications n
     WHERE n.subscription_id = s.id AND n.status = 'pending' AND n.due_at <= now())"""
@@ -182,10 +182,13 @@ def renew_run(engine: Engine) -> float | None:
         return seconds
 
 
-def end_run(engine: Engine) -> None:
-    """Shows that no run is active, and deletes old notifications."""
+def end_run(engine: Engine, feed_days: int) -> None:
+    """Shows that no run is active, and deletes old notifications.
+
+    Those of changes that the feed still has are kept: `resend` plans only changes from before the subscription's start.
+    """
     with transaction(engine) as connection:
-        connection.execute(PRUNE, {"days": KEEP_DAYS, "limit": PRUNED_AT_ONCE})
+        connection.execute(PRUNE, {"days": max(MIN_KEEP_DAYS, feed_days), "limit": PRUNED_AT_ONCE})
         connection.execute(END_RUN)
 
 

@@ -31,25 +31,35 @@ MOVE = text("UPDATE headrace.subscriptions SET position = :position WHERE id = A
 MISSED = text("UPDATE headrace.subscriptions SET reason = :reason WHERE id = ANY(:ids)")
 POSITION_AT = text("SELECT max(position) FROM headrace.changes WHERE changed_at < :since")
 BEGIN_AT = text("UPDATE headrace.subscriptions SET start_position = :position WHERE id = :id")
+NEW_COLUMNS = """id, subscription_id, type, user_id, client_user_id, resource, provider, ids, ts_min, ts_max, row_count,
+first_position, last_position, changed_at, due_at"""
+# A planner and a sender lock the subscription first, so that no other transaction adds, extends or fixes its open
+# notifications meanwhile. `provider` is empty once changes of several have joined.
 SAVE = text(f"""
-INSERT INTO headrace.notifications AS open (id, subscription_id, type, user_id, client_user_id, resource, provider, ids,
-    ts_min, ts_max, row_count, first_position, last_position, changed_at, due_at, expires_at)
-SELECT id, subscription_id, type, user_id, client_user_id, resource, provider,
-       ARRAY(SELECT jsonb_array_elements_text(ids)), ts_min, ts_max, row_count, first_position, last_position,
-       changed_at, due_at, due_at + make_interval(days => :days)
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (id text, subscription_id int, type text, user_id text,
-    client_user_id text, resource text, provider text, ids jsonb, ts_min timestamptz, ts_max timestamptz,
-    row_count bigint, first_position bigint, last_position bigint, changed_at timestamptz, due_at timestamptz)
-ORDER BY subscription_id, user_id, type, resource, provider
-ON CONFLICT (subscription_id, user_id, type, resource, provider) WHERE status = 'pending' AND attempts = 0
-DO UPDATE SET
-    ids = (open.ids || ARRAY(SELECT unnest(excluded.ids) EXCEPT SELECT unnest(open.ids)))[1 : {MAX_IDS}],
-    ts_min = least(open.ts_min, excluded.ts_min), ts_max = greatest(open.ts_max, excluded.ts_max),
-    row_count = open.row_count + excluded.row_count,
-    client_user_id = coalesce(excluded.client_user_id, open.client_user_id),
-    first_position = least(open.first_position, excluded.first_position),
-    last_position = greatest(open.last_position, excluded.last_position),
-    changed_at = greatest(open.changed_at, excluded.changed_at), due_at = least(open.due_at, excluded.due_at)""")
+WITH new AS MATERIALIZED (
+    SELECT *, due_at + make_interval(days => :days) AS expires_at
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (id text, subscription_id int, type text, user_id text,
+        client_user_id text, resource text, provider text, ids text[], ts_min timestamptz, ts_max timestamptz,
+        row_count bigint, first_position bigint, last_position bigint, changed_at timestamptz, due_at timestamptz)),
+joined AS MATERIALIZED (
+    SELECT DISTINCT ON (new.id) new.*, open.id AS open_id FROM new
+    JOIN headrace.notifications open USING (subscription_id, user_id, type, resource)
+    WHERE open.status = 'pending' AND open.attempts = 0 ORDER BY new.id, open.provider),
+extended AS (
+    UPDATE headrace.notifications open SET
+        ids = (open.ids || ARRAY(SELECT unnest(joined.ids) EXCEPT SELECT unnest(open.ids)))[1 : {MAX_IDS}],
+        ts_min = least(open.ts_min, joined.ts_min), ts_max = greatest(open.ts_max, joined.ts_max),
+        row_count = open.row_count + joined.row_count,
+        provider = CASE WHEN open.provider = joined.provider THEN open.provider ELSE '' END,
+        client_user_id = coalesce(joined.client_user_id, open.client_user_id),
+        first_position = least(open.first_position, joined.first_position),
+        last_position = greatest(open.last_position, joined.last_position),
+        changed_at = greatest(open.changed_at, joined.changed_at), due_at = least(open.due_at, joined.due_at),
+        expires_at = greatest(open.expires_at, joined.expires_at)
+    FROM joined WHERE open.id = joined.open_id)
+INSERT INTO headrace.notifications ({NEW_COLUMNS}, expires_at)
+SELECT {NEW_COLUMNS}, expires_at FROM new WHERE id NOT IN (SELECT id FROM joined)""")
+FIRST_BEHIND = text("SELECT min(position) FROM headrace.changes WHERE position > :after")
 
 
 class FeedChange(NamedTuple):
@@ -145,8 +155,14 @@ def move(connection: Connection, ids: Sequence[int], position: int) -> None:
 
 
 def note_missed(connection: Connection, ids: Sequence[int], reason: str) -> None:
-    """Shows, until the subscriptions are resumed, that changes were dropped before they were planned."""
+    """Shows, until the subscriptions are resumed, that changes were not planned."""
     connection.execute(MISSED, {"ids": list(ids), "reason": reason})
+
+
+def first_behind(connection: Connection, after: int) -> int | None:
+    """The position of the first change behind `after`."""
+    position: int | None = connection.scalar(FIRST_BEHIND, {"after": after})
+    return position
 
 
 def position_at(connection: Connection, since: datetime) -> int:

@@ -68,7 +68,7 @@ def test_a_glob_selects_types() -> None:
 
 
 def test_changes_of_one_person_and_resource_become_one_notification() -> None:
-    """Breaks if changes are announced one by one, or those of two people, providers or resources are mixed."""
+    """Breaks if changes are announced one by one, or those of two people or resources are mixed."""
     changes = [
         read(1, "w1"),
         read(2, "w2", client_user_id="member-1"),
@@ -80,14 +80,13 @@ def test_changes_of_one_person_and_resource_become_one_notification() -> None:
     ]
     found = coalesce(changes, [ANY])
     assert [(one.user_id, one.resource, one.provider, one.ids, one.row_count, one.last_position) for one in found] == [
-        ("u1", "workouts", "garmin", ["w1", "w2"], 3, 3),
+        ("u1", "workouts", "", ["w1", "w2", "w4"], 4, 5),
         ("u2", "workouts", "garmin", ["w3"], 1, 4),
-        ("u1", "workouts", "oura", ["w4"], 1, 5),
         ("u1", "heartrate", "garmin", [], 120, 7),
     ]
-    assert (found[0].due_at, found[0].changed_at) == (AT + timedelta(seconds=61), AT + timedelta(seconds=3))
+    assert (found[0].due_at, found[0].changed_at) == (AT + timedelta(seconds=61), AT + timedelta(seconds=5))
     assert found[0].client_user_id == "member-1"
-    assert (found[3].ts_min, found[3].ts_max) == (AT - timedelta(hours=1), AT + timedelta(hours=1))
+    assert (found[2].ts_min, found[2].ts_max) == (AT - timedelta(hours=1), AT + timedelta(hours=1))
 
 
 def test_ids_are_limited_and_rows_are_counted() -> None:
@@ -111,6 +110,52 @@ def test_a_pending_notification_is_extended_until_its_first_attempt(engine: Engi
     found = {tuple(row["ids"]) for row in rows(engine, FOUND)}
     assert found == {("w0", "w1", "w2"), ("w3",)}
     assert json.loads(body_of(one))["data"]["ids"] == ["w0", "w1", "w2"]
+
+
+def test_a_change_of_another_provider_joins(engine: Engine, settings: Settings) -> None:
+    """Breaks if a person with two devices causes two notifications per resource, or if one of them names one device."""
+    subscribe(engine, URL, window=60)
+    for provider, expected in (("garmin", "garmin"), ("garmin", "garmin"), ("oura", ""), ("oura", "")):
+        commit(engine, change("w1", provider=provider))
+        plan_all(engine)
+        assert rows(engine, "SELECT provider FROM headrace.notifications") == [{"provider": expected}]
+    run(engine, "UPDATE headrace.notifications SET due_at = now()")
+    (one,) = notifications.start(engine, rows(engine, "SELECT id FROM headrace.subscriptions")[0]["id"], 4)
+    assert json.loads(body_of(one))["data"] | {"rows": 4, "provider": None} == json.loads(body_of(one))["data"]
+
+
+def test_a_change_that_joins_gets_the_whole_time_of_retries(engine: Engine, settings: Settings) -> None:
+    """Breaks if a change that joins a notification of three days ago is given up with it."""
+    subscribe(engine, URL, window=60)
+    commit(engine, change("w1"))
+    plan_all(engine)
+    run(
+        engine,
+        "UPDATE headrace.notifications SET due_at = now() - interval '3 days', expires_at = now() + interval '1 min'",
+    )
+    commit(engine, change("w2"))
+    plan_all(engine)
+    left = (
+        "SELECT due_at < now() AS is_due, expires_at > now() + interval '3 days' AS lasts FROM headrace.notifications"
+    )
+    assert rows(engine, left) == [{"is_due": True, "lasts": True}]
+
+
+def test_a_refused_change_is_stepped_over(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a change that cannot be planned holds up all later ones, or is left out silently.
+
+    The time of the change is after the last year of Python, so that no page with it can be read.
+    """
+    monkeypatch.setattr(planner, "PAGE_CHANGES", 8)
+    subscribe(engine, URL)
+    commit(engine, *(change(f"w{number}", f"u{number}") for number in range(20)))
+    run(engine, "UPDATE headrace.changes SET ts_max = '20000-01-01' WHERE record_id = 'w5'")
+    plan_all(engine)
+    assert [row["user_id"] for row in rows(engine, FOUND)] == [f"u{number}" for number in range(20) if number != 5]
+    (found,) = rows(engine, "SELECT reason FROM headrace.subscriptions")
+    assert found["reason"] == (
+        "the change at position 6 could not be planned and was left out: PostgreSQL refuses it: DataError"
+    )
 
 
 def test_each_subscription_reads_every_change_once(

@@ -270,6 +270,22 @@ def test_a_notification_is_dead_after_three_days(engine: Engine, settings: Setti
     assert app.ids() == {"w1"}
 
 
+@pytest.mark.parametrize(("feed_days", "kept"), [(5, False), (30, True)])
+def test_notifications_are_kept_as_long_as_the_feed(
+    engine: Engine, settings: Settings, *, feed_days: int, kept: bool
+) -> None:
+    """Breaks if `resend` misses notifications of changes that the feed still has."""
+    with endpoint() as app:
+        subscribe(engine, app.url)
+        commit(engine, change("w1"))
+        here = replace(settings, feed_days=feed_days)
+        notifier(engine, here, 0.5).run()
+        run(engine, "UPDATE headrace.notifications SET created_at = now() - interval '20 days'")
+        notifier(engine, here, 0.5).run()
+    assert len(app.received) == 1
+    assert bool(rows(engine, "SELECT 1 FROM headrace.notifications")) == kept
+
+
 def test_a_stopping_worker_ends_at_once(engine: Engine, settings: Settings) -> None:
     """Breaks if SIGTERM waits for requests that hang, or their notifications are lost."""
     with endpoint(lambda one: one.hang()) as app:

@@ -15,6 +15,7 @@ from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.operate import status_view
 from workers.store import retention
+from workers.store.feed import Sequencer
 
 DAY = timedelta(days=1)
 NOW = START + 400 * DAY
@@ -133,6 +134,22 @@ def test_the_sweep_creates_and_drops_partitions(engine: Engine, settings: Settin
     found = {row["name"] for row in rows(engine, "SELECT name FROM headrace.partitions WHERE parent = 'samples'")}
     assert f"samples_{now:%Y%m}" in found
     assert f"samples_{now - 400 * DAY:%Y%m}" not in found
+
+
+def test_the_sweep_drops_old_changes_of_the_feed(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if HEADRACE_FEED_DAYS has no effect, and the feed grows for ever."""
+    apply(engine, settings, *map(delivery, (workout("u1"), workout("u1", "w2"), workout("u1", "w3"))))
+    Sequencer(engine).run()
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO headrace.jobs (name, due_at) VALUES ('partitions', now())"))
+        aged = "UPDATE headrace.changes SET changed_at = now() - make_interval(days => :days) WHERE record_id = :id"
+        connection.execute(text(aged), [{"id": "w1", "days": 4}, {"id": "w2", "days": 1}])
+    here = replace(settings, feed_days=2)
+    work = WorkerContext(make_celery(here, "worker"), here)
+    Jobs(work).sweep()
+    work.engine.dispose()
+    assert rows(engine, "SELECT id FROM health.changes ORDER BY position") == [{"id": "w2"}, {"id": "w3"}]
+    assert rows(engine, "SELECT oldest_position FROM health.feed") == [{"oldest_position": 2}]
 
 
 @pytest.mark.usefixtures("stored")
