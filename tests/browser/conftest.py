@@ -1,13 +1,7 @@
 """The console as a process, and Debian's Chromium, which selenium drives without JavaScript in the pages."""
 
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -18,6 +12,7 @@ from tests.browser.driver import chromium
 from tests.browser.pages import Console
 from tests.support import of_worker, program, until
 from tests.support.console import PASSWORD
+from tests.support.npm import node_modules
 from workers.local.ports import free_port
 
 AXE = Path(__file__).parent / "axe"
@@ -59,15 +54,5 @@ def console(browser: object, served: str, settings: Settings) -> Console:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The source of axe-core, from the lock with hashes. Installed once into the environment."""
-    if not (npm := shutil.which("npm")):
-        pytest.skip("no npm, which installs axe-core")
-    lock = (AXE / "package-lock.json").read_bytes()
-    folder = Path(sys.prefix) / f"axe-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not folder.exists():
-        with TemporaryDirectory(dir=sys.prefix) as made:
-            shutil.copytree(AXE, copy := Path(made, "axe"))
-            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            subprocess.run(command, cwd=copy, check=True, capture_output=True, env=dict(os.environ))
-            copy.rename(folder)
-    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+    """The source of axe-core, from the lock with hashes."""
+    return (node_modules(AXE) / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
