@@ -38,7 +38,7 @@ class SequencerThread:
         self.engine = make_engine(settings, "headrace-feed", {**SESSION, "statement_timeout": "10min"})
         self._celery, self._tasks = celery, tasks
         self._sequencer = Sequencer(self.engine)
-        self._full_at = self._check_at = 0.0
+        self._full_at = self._check_at = self._send_at = 0.0
 
     def start(self) -> None:
         """Starts the thread, which ends with the process."""
@@ -51,23 +51,27 @@ class SequencerThread:
             except (TryLater, Unprocessable) as error:
                 log.warning("the change feed waits, the next attempt is in %.0f s: %s", PAUSE_SECONDS, error)
                 time.sleep(PAUSE_SECONDS)
-            except OperationalError as error:
-                log.warning("cannot start the readers of the change feed (%s)", type(error).__name__)
-                time.sleep(PAUSE_SECONDS)
             else:
                 time.sleep(BUSY_SECONDS if numbered else IDLE_SECONDS)
 
     def step(self, now: float) -> int:
-        """Numbers committed changes and sends tasks. Returns the number of changes."""
+        """Numbers committed changes and sends tasks. Returns the number of changes.
+
+        An outage of the broker pauses only the tasks: programs that follow the feed still get the changes.
+        """
         everything = now >= self._full_at
         numbered = self._sequencer.run(everything=everything)
         if everything:
             self._full_at = now + EVERYTHING_SECONDS
         if numbered:
             metrics.CHANGES.inc(numbered)
-        if numbered or now >= self._check_at:
+        if now >= self._send_at and (numbered or now >= self._check_at):
             self._check_at = now + CHECK_SECONDS
-            self._send_tasks()
+            try:
+                self._send_tasks()
+            except OperationalError as error:
+                log.warning("cannot start the readers of the change feed (%s)", type(error).__name__)
+                self._send_at = now + PAUSE_SECONDS
         return numbered
 
     def _send_tasks(self) -> None:

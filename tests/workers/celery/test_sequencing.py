@@ -14,7 +14,7 @@ from app.config.settings import Settings
 from app.errors import TryLater
 from tests.support import rows
 from workers.celery import sequencing
-from workers.celery.sequencing import CHECK_SECONDS, EVERYTHING_SECONDS, SequencerThread
+from workers.celery.sequencing import CHECK_SECONDS, EVERYTHING_SECONDS, PAUSE_SECONDS, SequencerThread
 from workers.store.engine import transaction
 from workers.store.feed import Change, IsDue, announce
 
@@ -78,6 +78,16 @@ def test_an_outage_of_the_database_is_an_error_that_the_thread_survives(settings
     away = replace(settings, database_url="postgresql+psycopg://u:sesame@127.0.0.1:1/d")
     with sequencing_with(away, broker_url) as thread, pytest.raises(TryLater):
         thread.step(0.0)
+
+
+def test_an_outage_of_the_broker_does_not_stop_the_feed(engine: Engine, settings: Settings) -> None:
+    """Breaks if readers of the feed wait while the tasks cannot be sent, or each pass waits for the broker."""
+    tries = []
+    with sequencing_with(settings, "redis://127.0.0.1:1/0", lambda _: not tries.append(1)) as thread:
+        for at, expected in ((0.0, 1), (0.1, 1), (PAUSE_SECONDS, 2)):
+            change(engine, "w1")
+            assert thread.step(at) == 1
+            assert len(tries) == expected
 
 
 def test_every_reader_has_its_lane() -> None:

@@ -17,6 +17,7 @@ from tests.support import rows, until
 from tests.support.database import run
 from tests.support.receivers import change, commit, endpoint, make_due, refusing, subscribe, verify
 from workers.fetch.webhooks import Poster
+from workers.notify import sender
 from workers.notify.retries import OPEN_AFTER
 from workers.notify.sender import Notifier
 from workers.notify.signing import new_secret, seal_secret
@@ -101,6 +102,28 @@ def test_nine_hanging_endpoints_do_not_delay_the_tenth(engine: Engine, settings:
         assert max(delays) < 1
     failures = rows(engine, "SELECT failures FROM headrace.subscriptions WHERE name LIKE 'hanging%'")
     assert len([one for one in failures if one["failures"] > 0]) == 9
+
+
+def test_notifications_in_memory_are_limited(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a worker takes more of a backlog into memory than its places for endpoints and their requests."""
+    monkeypatch.setattr(sender, "MAX_ENDPOINTS", 3)
+    monkeypatch.setattr(sender, "MAX_FAILING", 2)
+    with ExitStack() as stack:
+        hanging = [stack.enter_context(endpoint(lambda one: one.hang())) for _ in range(5)]
+        for number, one in enumerate(hanging):
+            subscribe(engine, one.url, f"app-{number}")
+        commit(engine, *(change("w1", f"u{number}") for number in range(20)))
+        is_stopping = threading.Event()
+        sending = threading.Thread(target=notifier(engine, settings, 20).run, args=(is_stopping.is_set,))
+        sending.start()
+        started = "SELECT count(*) AS rows FROM headrace.notifications WHERE attempts > 0"
+        until(lambda: rows(engine, started) == [{"rows": 3 * sender.MAX_IN_FLIGHT}], 10)
+        time.sleep(4 * sender.TICK_SECONDS)
+        assert rows(engine, started) == [{"rows": 3 * sender.MAX_IN_FLIGHT}]
+        is_stopping.set()
+        sending.join()
 
 
 def test_410_pauses_and_resume_sends_all(engine: Engine, settings: Settings) -> None:
