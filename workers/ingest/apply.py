@@ -117,7 +117,7 @@ class Applier:
 
     def reject(self, delivery: Delivery, reason: str) -> Applied:
         """Stores a delivery as a dead letter. Raises TryLater."""
-        (opened,) = self._as_attempts([ParsedDelivery(delivery, 1, self._identify(delivery), reason)])
+        (opened,) = self._as_attempts([ParsedDelivery(delivery, 1, parsed=self._identify(delivery), reason=reason)])
         try:
             return _record_metrics(self._commit_alone(opened, "webhook"))
         except RetryAlone:  # the row of its user may be the one that is locked or damaged
