@@ -64,7 +64,7 @@ class Samples:
     subtype: str  # distinguishes samples of one timestamp, '' if there is only one
     rows: list[Sample]
     version: datetime
-    is_of_record: bool = False  # the samples came with records, in their `sample_ranges`
+    record_id: str | None = None  # of the record that the samples came with, in its `sample_ranges`
 
     @property
     def series(self) -> list[SeriesKey]:

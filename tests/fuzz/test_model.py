@@ -1,8 +1,8 @@
 """Random deliveries, repetitions, fetches, erasures, crashes and restarts against a model in plain Python.
 
 The model: the newest version of each record, sample and connection is stored; of two with the same version, the one of
-the later event, then the one with the higher rank. A version of an activity replaces the samples of its older ones.
-Nothing of an erased user is stored. By default the runs are few and deterministic; with `--full`
+the later event, then the one with the higher rank. Of the activities and nights of Terra, the samples of the newest
+versions are stored. Nothing of an erased user is stored. By default the runs are few and deterministic; with `--full`
 they are more, longer and random.
 """
 
@@ -55,17 +55,18 @@ BEGINNING = datetime(2026, 3, 14, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=4)  # the resolution of the timestamp in a delivery id
 DAY = timedelta(days=1)
 GARMIN = {"provider": "garmin", "type": "watch"}
-POLAR = "polar"  # of the activities that Terra sends
+POLAR = "polar"  # of what Terra sends
 AHEAD = -(10**12)  # ticks: more than a century
-USERS, IDS, ACTIVITIES, MINUTES = ("u1", "u2"), ("w1", "w2"), ("a1", "a2"), range(3)
+USERS, IDS, MINUTES = ("u1", "u2"), ("w1", "w2"), range(3)
+ACTIVITIES, NIGHT = ("a1", "a2"), "s1"  # two activities overlap; nights of a person do not
 TABLES = (
-    *("chunks", "backfills", "sample_ranges", "samples", "series", "workouts", "connections", "users"),
+    *("chunks", "backfills", "sample_ranges", "samples", "series", "workouts", "sleep", "connections", "users"),
     *("deliveries", "archive", "dead_letters", "crash_counts", "audit"),
 )
 OF_TERRA = {"u1": "t1", "u2": "t2"}  # users of Terra, in place of these users of Junction
 MORTAL = ("u2", "t2")  # the users that `erase` erases
 ERASED_AFTER = 3  # deliveries, so that there is data to erase
-THAT_NAME = ("workouts", "series", "connections", "backfills", "gaps", "archive", "deliveries")
+THAT_NAME = ("workouts", "sleep", "series", "connections", "backfills", "gaps", "archive", "deliveries")
 Key = tuple[Any, ...]
 # The content of a claim, preceded by its tie-break between equal versions, in the sort order of PostgreSQL.
 Rank = tuple[Any, ...]
@@ -83,8 +84,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Activity:
-    """A version of an activity of Terra's, with its heart rates by minute."""
+    """A version of an activity or a night of Terra's, with its heart rates by minute."""
 
+    type: str
     id: str
     version: datetime
     beats: Mapping[int, int]
@@ -136,25 +138,17 @@ def _newest(claim: Claim) -> tuple[datetime, datetime, Rank]:
 
 
 def beats_of(user: str, versions: Sequence[Activity]) -> list[Claim]:
-    """The heart rates that must be stored of all versions of a user's activities."""
-    replaced = [one for identifier in ACTIVITIES for one in replaced_by([v for v in versions if v.id == identifier])]
-    found: dict[int, Claim] = {}
-    for one in versions:
+    """The heart rates that must be stored of all versions of a user's activities and nights."""
+    newest: dict[str, Activity] = {}  # that is a deletion or has heart rates
+    for one in sorted(versions, key=lambda one: one.version):
+        if one.is_deleted or one.beats:
+            newest[one.id] = one
+    found: dict[Key, Claim] = {}
+    for one in newest.values():
         for minute, value in ({} if one.is_deleted else one.beats).items():
-            claim = Claim(("beat", user, minute), one.version, (value,))
-            if any(first <= minute <= last and version > one.version for first, last, version in replaced):
-                continue
-            found[minute] = max(found.get(minute, claim), claim, key=_newest)
+            claim = Claim((one.type, user, minute), one.version, (value,))
+            found[claim.key] = max(found.get(claim.key, claim), claim, key=_newest)
     return list(found.values())
-
-
-def replaced_by(versions: Sequence[Activity]) -> list[tuple[int, int, datetime]]:
-    """The minutes that the newest version of an activity has replaced, and that version."""
-    beating = [one for one in versions if one.beats and not one.is_deleted]
-    deleted = max((one.version for one in versions if one.is_deleted), default=BEGINNING)
-    newest = max([deleted, *(one.version for one in beating)])
-    older = [minute for one in beating if one.version < newest for minute in one.beats]
-    return [(min(older), max(older), newest)] if older else []
 
 
 def workout_rank(payload: Mapping[str, Any]) -> Rank:
@@ -263,26 +257,40 @@ class Machine(RuleBasedStateMachine):
     @rule(
         user=USER,
         identifier=st.sampled_from(ACTIVITIES),
-        beats=st.dictionaries(st.sampled_from(MINUTES), VALUE),
+        beats=st.dictionaries(st.sampled_from(MINUTES), VALUE, min_size=1),
         is_deleted=st.sampled_from([False, False, False, True]),
         step=STEP,
     )
     def record_an_activity(
         self, user: str, identifier: str, beats: dict[int, int], is_deleted: bool, step: int
     ) -> None:
-        """Creates, trims, empties or deletes an activity at Terra."""
-        self.world.now += step * TICK
-        sealed, version = self._activity(OF_TERRA[user], identifier, beats, is_deleted=is_deleted)
-        self.made.append(Made(sealed, OF_TERRA[user], activity=Activity(identifier, version, beats, is_deleted)))
+        """Creates, trims or deletes an activity at Terra."""
+        self._record(user, "activity", identifier, beats, is_deleted=is_deleted, step=step)
 
-    def _activity(
-        self, user: str, identifier: str, beats: Mapping[int, int], *, is_deleted: bool
+    @rule(user=USER, beats=st.dictionaries(st.sampled_from(MINUTES), VALUE), step=STEP)
+    def record_a_night(self, user: str, beats: dict[int, int], step: int) -> None:
+        """Creates, trims or empties a night at Terra."""
+        self._record(user, "sleep", NIGHT, beats, is_deleted=False, step=step)
+
+    def _record(
+        self, user: str, name: str, identifier: str, beats: Mapping[int, int], *, is_deleted: bool, step: int
+    ) -> None:
+        """Two versions of one object have different times: of equal ones, the samples of both stay (record 0053)."""
+        owner = OF_TERRA[user]
+        known = [one.activity for one in self.made if one.activity and one.user == owner]
+        is_tie = any(one.id == identifier and one.version == self.world.now for one in known)
+        self.world.now += max(step, int(is_tie)) * TICK
+        sealed, version = self._object(owner, name, identifier, beats, is_deleted=is_deleted)
+        self.made.append(Made(sealed, owner, activity=Activity(name, identifier, version, beats, is_deleted)))
+
+    def _object(
+        self, user: str, name: str, identifier: str, beats: Mapping[int, int], *, is_deleted: bool
     ) -> tuple[Delivery, datetime]:
-        """A delivery of Terra about an activity, and its version."""
+        """A delivery of Terra about an activity or a night, and its version."""
         samples = [{"timestamp": moment.isoformat(), "bpm": beats[m]} for moment, m in MINUTE_OF.items() if m in beats]
         metadata = {"start_time": BEGINNING.isoformat(), "end_time": BEGINNING.isoformat(), "summary_id": identifier}
         body = {
-            "type": "activity",
+            "type": name,
             "user": {"user_id": user, "provider": POLAR},
             "data": [
                 {
@@ -317,7 +325,7 @@ class Machine(RuleBasedStateMachine):
     def send_nonsense(self, user: str, what: str) -> None:
         """Creates an invalid or an ignored delivery, or one of Terra about a user of Junction."""
         if what == "forged":
-            sealed, _ = self._activity(user, "w1", {0: 9}, is_deleted=False)
+            sealed, _ = self._object(user, "activity", "w1", {0: 9}, is_deleted=False)
             self.made.append(Made(sealed, user, ends="dead"))
             return
         bodies: dict[str, Any] = {
@@ -489,8 +497,9 @@ class Machine(RuleBasedStateMachine):
         for row in rows(self.engine, workouts):
             assert row["calories"] == row["payload"]["calories"]
             found["workout", row["user_id"], row["id"]] = row["version"], workout_rank(row["payload"])
-        for row in rows(self.engine, "SELECT user_id, provider, ts, value, version FROM health.heartrate"):
-            kind = "beat" if row["provider"] == POLAR else "sample"
+        beats = "SELECT user_id, provider, source_type, ts, value, version FROM health.heartrate"
+        for row in rows(self.engine, beats):
+            kind = row["source_type"] if row["provider"] == POLAR else "sample"
             found[kind, row["user_id"], MINUTE_OF[row["ts"]]] = row["version"], (row["value"],)
         connections = f"SELECT user_id, status, error, version FROM headrace.connections WHERE provider <> '{POLAR}'"
         for row in rows(self.engine, connections):
@@ -671,12 +680,17 @@ def test_the_model_notices(
 
 def outliving(patch: pytest.MonkeyPatch) -> None:
     """Defect: samples outlive the version that they came with."""
-    patch.setattr(replaced, "remove", lambda *_: 0)
+    patch.setattr(replaced, "remove", lambda *_: (0, replaced.Restored()))
 
 
-def brought_back(patch: pytest.MonkeyPatch) -> None:
-    """Defect: late samples are stored in a range that a newer version of another activity has replaced."""
-    patch.setattr(replaced, "current", lambda _connection, samples, _numbers: list(samples))
+def alone(patch: pytest.MonkeyPatch) -> None:
+    """Defect: an activity replaces the samples of all that overlap with it."""
+    patch.setattr(replaced, "_others", lambda *_: {})
+
+
+def hidden(patch: pytest.MonkeyPatch) -> None:
+    """Defect: samples stay away that those of a replaced version have overwritten."""
+    patch.setattr(replaced, "_restore", lambda *_: replaced.Restored())
 
 
 def unclamped(patch: pytest.MonkeyPatch) -> None:
@@ -690,10 +704,16 @@ TRIMMED = (
     ("record_an_activity", "u1", "a1", {0: 1, 1: 1}, False, 1),
     ("record_an_activity", "u1", "a1", {0: 2}, False, 1),
 )
-OVERLAPPING = (TRIMMED[0], ("record_an_activity", "u1", "a2", {1: 4}, False, 1), TRIMMED[1])
+OVERLAPPING = (
+    ("record_an_activity", "u1", "a1", {0: 1, 1: 1, 2: 1}, False, 1),
+    ("record_an_activity", "u1", "a2", {1: 4}, False, 1),
+    ("record_an_activity", "u1", "a1", {0: 2}, False, 1),
+    ("record_an_activity", "u1", "a2", {2: 4}, False, 1),
+)
 SHOWS: dict[Callable[..., None], tuple[tuple[tuple[Any, ...], ...], list[int]]] = {
     outliving: (TRIMMED, [1, 0]),
-    brought_back: (OVERLAPPING, [2, 0, 1]),
+    alone: (OVERLAPPING, [3, 2, 1]),
+    hidden: (OVERLAPPING, [3, 2, 0]),
     unclamped: (EDITED, [1]),
 }
 

@@ -1,23 +1,27 @@
 """Samples that a newer version of their record has replaced: the ranges of a record's samples, series by series.
 
 A newer version of a record with samples in a series replaces all samples of its older versions there, and a deletion
-replaces them in every series. In the range of the older versions, no sample of the series is stored that is older than
-the record. So every order of arrival ends in the same rows. Only the objects of Terra replace samples in this way.
+replaces them in every series. What is stored of a series are the samples of the present versions of its records; of
+several at one time, that of the newest version. So every order of arrival ends in the same rows. Only the objects of
+Terra replace samples in this way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, Row, TextClause, text
 
-from app.catalogue import Resource
+from app.catalogue import Resource, catalogue
 from workers.actions import Origin, Record, Samples, SeriesKey
+from workers.aggregators.terra.shapes import Owner, samples_of
 from workers.store import feed
 from workers.store.feed import ChangedSamples
+from workers.store.samples import write_samples
 from workers.store.schema import record_table
+from workers.store.written import Written
 
 
 def _edge(name: str, pick: str) -> str:
@@ -39,18 +43,37 @@ UPDATE headrace.sample_ranges stored SET version = :version, first = NULL, last 
     replaced_first = least(replaced_first, first), replaced_last = greatest(replaced_last, last)
 FROM headrace.series WHERE series.id = stored.series_id AND stored.id = :id AND stored.version < :version
   AND (series.user_id, series.provider, series.source_type) = (:user_id, :provider, :source_type)
-RETURNING stored.series_id, stored.version, replaced_first AS first, replaced_last AS last""")
-OVERLAPPING = text("""
-SELECT DISTINCT series_id, version, replaced_first AS first, replaced_last AS last
-FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
-     AS given(series_id, first, last)
-JOIN headrace.sample_ranges stored USING (series_id)
-WHERE replaced_last >= given.first AND replaced_first <= given.last""")
+RETURNING stored.series_id, stored.id, stored.version, replaced_first AS first, replaced_last AS last""")
+LATE = text("""
+SELECT series_id, id, given.version
+FROM unnest(CAST(:series AS int[]), CAST(:ids AS text[]), CAST(:versions AS timestamptz[]))
+     AS given(series_id, id, version)
+JOIN headrace.sample_ranges stored USING (series_id, id) WHERE stored.version > given.version""")
+# Other records that overlap with ranges in which samples are replaced. Samples of newer ones are not replaced there.
+OTHERS = text("""
+SELECT DISTINCT stored.*, user_id, resource, provider, source_type, subtype
+FROM unnest(CAST(:series AS int[]), CAST(:ids AS text[]), CAST(:versions AS timestamptz[]),
+            CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[])) AS given(series_id, id, version, first, last)
+JOIN headrace.sample_ranges stored USING (series_id) JOIN headrace.series ON series.id = series_id
+WHERE stored.id <> given.id AND stored.version < given.version
+  AND stored.last >= given.first AND stored.first <= given.last
+ORDER BY series_id, stored.id""")
+LOCK = text("""
+SELECT pg_advisory_xact_lock(hashtext('headrace.sample_ranges'), key)
+FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS keys""")
 REMOVE = text("""
 WITH gone AS (
     DELETE FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last AND version < :version
+      AND (ts, coalesce(ts_end, ts), coalesce(value, 0), version) NOT IN (
+          SELECT ts, coalesce(ts_end, ts), coalesce(value, 0), version
+          FROM unnest(CAST(:times AS timestamptz[]), CAST(:ends AS timestamptz[]), CAST(:values AS float8[]),
+                      CAST(:versions AS timestamptz[])) AS kept(ts, ts_end, value, version))
+      AND NOT EXISTS (
+          SELECT FROM unnest(CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]), CAST(:of AS timestamptz[]))
+              AS kept(first, last, version)
+          WHERE samples.version = kept.version AND ts BETWEEN kept.first AND kept.last)
     RETURNING ts)
-SELECT min(ts), max(ts), count(*) FROM gone""")
+SELECT min(ts) AS first, max(ts) AS last, count(*) AS rows FROM gone""")
 NEXT_PART = text("""
 SELECT ts FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last
 ORDER BY ts OFFSET :rows LIMIT 1""")
@@ -64,19 +87,41 @@ JOIN headrace.sample_ranges r ON r.series_id = o.id WHERE o.user_id = :old AND n
 DROP = text("""
 DELETE FROM headrace.sample_ranges WHERE series_id IN (SELECT id FROM headrace.series WHERE user_id = :old)""")
 REPLACED_OF_USER = text("""
-SELECT series_id, version, replaced_first AS first, replaced_last AS last
+SELECT series_id, sample_ranges.id, version, replaced_first AS first, replaced_last AS last
 FROM headrace.sample_ranges JOIN headrace.series ON series.id = series_id
 WHERE user_id = :new AND replaced_last IS NOT NULL""")
 
 
 @dataclass(frozen=True)
 class ReplacedRange:
-    """In this range of a series, samples of a lower version are replaced."""
+    """The range of a series in which the samples of a record's versions before this one are replaced."""
 
     series_id: int
+    id: str  # of the record
     version: datetime
     first: datetime
     last: datetime
+
+
+@dataclass
+class Restored:
+    """Samples that were hidden by those of another record, which was replaced."""
+
+    samples: list[ChangedSamples] = field(default_factory=list)
+    numbers: dict[SeriesKey, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The number of samples."""
+        return sum(one.rows for one in self.samples)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another record in a series, and its samples there. None: the stored payload is a newer one without samples."""
+
+    range: Row[Any]
+    samples: Samples | None
 
 
 @cache
@@ -95,7 +140,7 @@ LATERAL (SELECT coalesce(r.deleted_version > given.version, false) AS is_deleted
 ORDER BY given.series_id, given.id {ON_CONFLICT}
 WHERE stored.version <> excluded.version
    OR (stored.first <= excluded.first AND stored.last >= excluded.last) IS NOT TRUE
-RETURNING series_id, version, replaced_first AS first, replaced_last AS last""")
+RETURNING series_id, id, version, replaced_first AS first, replaced_last AS last""")
 
 
 def add_ranges(
@@ -146,41 +191,125 @@ WHERE user_id = :user_id AND id = :id""")
 def current(
     connection: Connection, samples: Sequence[tuple[int, Samples]], numbers: Mapping[SeriesKey, int]
 ) -> list[tuple[int, Samples]]:
-    """The samples without those that a newer version of their record has replaced."""
-    of_records = [one for _, one in samples if one.is_of_record and one.rows]
+    """The samples without those of records of which a newer version has samples in the series, or was deleted."""
+    of_records = [one for _, one in samples if one.record_id]
     if not of_records:
         return list(samples)
     values = {
         "series": [numbers[one.key] for one in of_records],
-        "firsts": [min(row.ts for row in one.rows) for one in of_records],
-        "lasts": [max(row.ts for row in one.rows) for one in of_records],
+        "ids": [one.record_id for one in of_records],
+        "versions": [one.version for one in of_records],
     }
-    ranges = [ReplacedRange(**row) for row in connection.execute(OVERLAPPING, values).mappings()]
-    return [(n, _without(one, numbers[one.key], ranges)) for n, one in samples] if ranges else list(samples)
+    late = {tuple(row) for row in connection.execute(LATE, values)}
+    return [
+        (n, replace(one, rows=[]) if late and (numbers[one.key], one.record_id, one.version) in late else one)
+        for n, one in samples
+    ]
 
 
-def _without(samples: Samples, number: int, ranges: Sequence[ReplacedRange]) -> Samples:
-    newer = [one for one in ranges if one.series_id == number and one.version > samples.version]
-    if not newer:
-        return samples
-    rows = [row for row in samples.rows if not any(one.first <= row.ts <= one.last for one in newer)]
-    return replace(samples, rows=rows)
+def remove(connection: Connection, ranges: Sequence[ReplacedRange], origin: Origin) -> tuple[int, Restored]:
+    """Deletes the stored samples that were replaced, and announces it. Returns their number.
+
+    Samples of other records stay, and are restored where a deleted sample was newer; the caller has to announce these.
+    """
+    if not ranges:
+        return 0, Restored()
+    others = _others(connection, ranges)
+    gone = [part for one in ranges for part in _remove(connection, one, others.get(one.series_id, ()))]
+    feed.announce_samples(connection, "remove", gone, origin)
+    if not gone:
+        return 0, Restored()
+    # Looked up again, because another worker may have committed an overlapping record since.
+    return sum(part.rows for part in gone), _restore(connection, gone, _others(connection, ranges), origin)
 
 
-def remove(connection: Connection, one: ReplacedRange, origin: Origin) -> int:
-    """Deletes the stored samples of a range that were replaced, in parts. Returns their number."""
-    left, gone = asdict(one), []
-    while edge := connection.scalar(NEXT_PART, left | {"rows": MAX_ROWS}):
-        gone.append(connection.execute(REMOVE, left | {"last": edge - RESOLUTION}).one())
-        left["first"] = edge
-    gone.append(connection.execute(REMOVE, left).one())
-    feed.announce_samples(connection, "remove", [ChangedSamples(one.series_id, *part) for part in gone], origin)
-    return sum(rows for _, _, rows in gone)
+def _remove(connection: Connection, one: ReplacedRange, others: Sequence[_Other]) -> Iterator[ChangedSamples]:
+    """Deletes in parts. Yields those with a deleted sample."""
+    kept = [(row, other.samples.version) for other in others if other.samples for row in other.samples.rows]
+    spared = [other.range for other in others if not other.samples]
+    left = asdict(one) | {
+        "times": [row.ts for row, _ in kept],
+        "ends": [row.ts_end for row, _ in kept],
+        "values": [row.value for row, _ in kept],
+        "versions": [version for _, version in kept],
+        "firsts": [range_.first for range_ in spared],
+        "lasts": [range_.last for range_ in spared],
+        "of": [range_.version for range_ in spared],
+    }
+    part = {"series_id": one.series_id, "first": one.first, "last": one.last, "rows": MAX_ROWS}
+    edges = []
+    while edge := connection.scalar(NEXT_PART, part):
+        edges.append(edge)
+        part["first"] = edge
+    for first, end in zip([one.first, *edges], [*edges, one.last + RESOLUTION], strict=True):
+        found = connection.execute(REMOVE, left | {"first": first, "last": end - RESOLUTION}).one()
+        if found.rows:
+            yield ChangedSamples(one.series_id, *found)
+
+
+def _others(connection: Connection, ranges: Sequence[ReplacedRange]) -> dict[int, list[_Other]]:
+    """The records that overlap with ranges, by series.
+
+    Where there are any, transactions that replace samples of the user wait for each other: otherwise one could restore
+    samples that another one is about to replace.
+    """
+    values = {
+        "series": [one.series_id for one in ranges],
+        "ids": [one.id for one in ranges],
+        "versions": [one.version for one in ranges],
+        "firsts": [one.first for one in ranges],
+        "lasts": [one.last for one in ranges],
+    }
+    known: dict[tuple[str, str, str], list[Samples]] = {}
+    found: dict[int, list[_Other]] = {}
+    if users := {f"{row.user_id} {row.source_type}" for row in connection.execute(OTHERS, values)}:
+        connection.execute(LOCK, {"names": list(users)})
+    for row in connection.execute(OTHERS, values).all() if users else ():
+        key = row.user_id, row.source_type, row.id
+        if key not in known:
+            known[key] = _stored_samples(connection, row)
+        own = (row.resource, row.subtype, row.version)
+        samples = next((one for one in known[key] if (one.resource, one.subtype, one.version) == own), None)
+        found.setdefault(row.series_id, []).append(_Other(row, samples))
+    return found
+
+
+def _stored_samples(connection: Connection, other: Row[Any]) -> list[Samples]:
+    """The samples in the stored payload of a record."""
+    query = text(f"""
+SELECT version, CAST(payload AS text) AS payload FROM {record_table(catalogue().of_terra(other.source_type))}
+WHERE user_id = :user_id AND id = :id AND NOT deleted""")
+    row = connection.execute(query, {"user_id": other.user_id, "id": other.id}).one_or_none()
+    owner = Owner(other.user_id, other.provider)
+    return samples_of(owner, other.source_type, row.payload.encode(), row.version) if row else []
+
+
+def _restore(
+    connection: Connection,
+    gone: Sequence[ChangedSamples],
+    others: Mapping[int, Sequence[_Other]],
+    origin: Origin,
+) -> Restored:
+    """Writes the samples of other records where samples are gone, by the guarded upsert."""
+    restored, given = Restored(), []
+    for part in gone:
+        for other in others.get(part.series_id, ()):
+            if other.samples:
+                first, last = max(part.first, other.range.first), min(part.last, other.range.last)
+                rows = [row for row in other.samples.rows if first <= row.ts <= last]
+                given.append((0, replace(other.samples, rows=rows)))
+                restored.numbers[other.samples.key] = part.series_id
+    if given:
+        written = Written()
+        write_samples(connection, given, restored.numbers, origin, seen=(), written=written)
+        restored.samples = written.samples
+    return restored
 
 
 def merge_ranges(connection: Connection, ids: Mapping[str, str]) -> None:
     """Moves the ranges of the user `old` to `new`, with their samples, which are merged already."""
     connection.execute(MOVE, ids)
     connection.execute(DROP, ids)
-    for row in connection.execute(REPLACED_OF_USER, ids).mappings().all():
-        remove(connection, ReplacedRange(**row), "webhook")
+    ranges = [ReplacedRange(**row) for row in connection.execute(REPLACED_OF_USER, ids).mappings()]
+    _, restored = remove(connection, ranges, "webhook")
+    feed.announce_samples(connection, "put", restored.samples, "webhook")

@@ -192,9 +192,10 @@ def _merge(
     if all(run.n in seen for run in runs) and not written.newer(connection.execute(COMPARE_SAMPLES, period), runs):
         return
     owners = {(run.series_id, run.version): run.n for run in runs}
+    versions = {(run.series_id, run.version, run.n) for run in runs}
     merged = connection.execute(MERGE_SAMPLES, period).all()
     written.samples += [ChangedSamples(row.series_id, row.first, row.last, row.rows) for row in merged]
-    if len(owners) == len(runs):
+    if len(owners) == len(versions):
         changed = [(owners[row.series_id, row.version], row.rows) for row in merged]
     else:
         changed = [(n, rows) for n, rows in connection.execute(CHANGED_SAMPLES, period)]

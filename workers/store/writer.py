@@ -96,12 +96,12 @@ def write(
             records.setdefault(one.action.resource, []).append(_record_row(one.n, one.action, origin))
             if one.action.sample_ranges or one.action.is_deleted:
                 whole.setdefault(one.action.resource, []).append(one.action)
-    replaced_ranges: list[ReplacedRange] = []
+    ranges: list[ReplacedRange] = []
     for name, resource in catalogue().items():
         if name in records:
             _write_records(connection, resource, records[name], seen, written)
         if name in whole:
-            replaced_ranges += replaced.add_ranges(connection, resource, whole[name], numbers)
+            ranges += replaced.add_ranges(connection, resource, whole[name], numbers)
     _count_kind(written, "record")
     samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
     if samples:
@@ -122,8 +122,11 @@ def write(
         _write_grants(connection, grants, origin, written)
         _count_kind(written, "grant")
     # Last, because samples that the newer version has too are only updated.
-    written.rows["sample"] += sum(replaced.remove(connection, one, origin) for one in replaced_ranges)
-    feed.announce(connection, [*written.changes.values(), *written.sample_changes(numbers, origin)])
+    removed, restored = replaced.remove(connection, ranges, origin)
+    written.samples += restored.samples
+    written.rows["sample"] += removed + restored.rows
+    changes = written.sample_changes({**numbers, **restored.numbers}, origin)
+    feed.announce(connection, [*written.changes.values(), *changes])
     return written
 
 

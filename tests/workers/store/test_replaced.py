@@ -1,10 +1,12 @@
 """Samples of replaced versions: every order of arrival ends in the same rows."""
 
+import contextlib
 import itertools
 import logging
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,19 +14,26 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
+from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal
+from app.errors import RetryAlone
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, rows
 from tests.support.cases import Failures
 from tests.support.database import emptied
 from tests.support.terra import USER, event
+from workers.aggregators.terra.api import read_page
 from workers.ingest.apply import Applier
 from workers.ingest.replay import replay
 from workers.operate.erase import Eraser
 from workers.store import retention
 from workers.store.archive import ArchiveWindow
+from workers.store.engine import transaction
+from workers.store.feed import Sequencer
+from workers.store.series import SeriesNumbers
 from workers.store.user_merges import merge_user
+from workers.store.writer import BatchItem, write
 
 FIRST = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DELETED, STORED = 4, 1  # upload_type
@@ -32,7 +41,27 @@ ALWAYS = ArchiveWindow(FIRST - timedelta(days=400), datetime.now(UTC) + timedelt
 HEART = "SELECT to_char(ts, 'HH24:MI') AS at, value FROM health.heartrate ORDER BY ts"
 STEPS = "SELECT sum(value) AS steps FROM health.steps"
 WORKOUTS = "SELECT id, title, version FROM health.workouts ORDER BY id"
+CHANGES = """
+SELECT op, rows, to_char(ts_min, 'HH24:MI') AS first, to_char(ts_max, 'HH24:MI') AS last FROM health.changes
+WHERE resource = 'heartrate' AND position > :after ORDER BY position"""
 Beats = dict[str, int]  # by the time of day
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of history with these objects of one type."""
+
+    name: str
+    version: int
+    objects: tuple[Any, ...]
+
+
+Arrival = Delivery | Page
+
+
+def at(version: int) -> datetime:
+    """The time of a version."""
+    return FIRST + timedelta(minutes=version)
 
 
 def activity(
@@ -45,21 +74,28 @@ def activity(
     user: str = "t1",
 ) -> Delivery:
     """A version of an activity. A missing array is null, as if the version had no samples of that kind."""
-    metadata = {"start_time": "2026-03-14T07:00:00Z", "end_time": "2026-03-14T08:00:00Z", "summary_id": key}
-    hr = [{"timestamp": f"2026-03-14T{at}:00Z", "bpm": value} for at, value in (beats or {}).items()]
-    totals = [{"timestamp": f"2026-03-14T{at}:00Z", "steps": value} for at, value in (steps or {}).items()]
-    body = event(
-        "activity",
-        {
-            "metadata": metadata | {"upload_type": kind, "name": f"version {version}"},
-            "heart_rate_data": {"detailed": {"hr_samples": hr if beats is not None else None}},
-            "distance_data": {"detailed": {"step_samples": totals if steps is not None else None}},
-        },
-        user=USER | {"user_id": user},
-    )
-    ordering = round((FIRST + timedelta(minutes=version)).timestamp() * 1000)
-    name = f"{user}-{key}-{version}-{kind}"
-    return seal("terra", Receipt(name, ordering), msgspec.json.encode(body), Sealer([ENCRYPTION_KEY]))
+    given = item(key, beats, steps)
+    given["metadata"] |= {"upload_type": kind, "name": f"version {version}"}
+    return sent("activity", version, given, key=f"{user}-{key}-{version}-{kind}", user=user)
+
+
+def item(key: str, beats: Beats | None = None, steps: Beats | None = None) -> dict[str, Any]:
+    """An object of Terra's."""
+    hr = [{"timestamp": f"2026-03-14T{time}:00Z", "bpm": value} for time, value in (beats or {}).items()]
+    totals = [{"timestamp": f"2026-03-14T{time}:00Z", "steps": value} for time, value in (steps or {}).items()]
+    heart = {"detailed": {"hr_samples": hr if beats is not None else None}}
+    return {
+        "metadata": {"start_time": "2026-03-14T07:00:00Z", "end_time": "2026-03-14T08:00:00Z", "summary_id": key},
+        "heart_rate_data": heart,
+        "heart_data": {"heart_rate_data": heart},  # of a body object
+        "distance_data": {"detailed": {"step_samples": totals if steps is not None else None}},
+    }
+
+
+def sent(name: str, version: int, *objects: Any, key: str, user: str = "t1") -> Delivery:
+    """A delivery with objects of one type."""
+    body = msgspec.json.encode(event(name, *objects, user=USER | {"user_id": user}))
+    return seal("terra", Receipt(key, round(at(version).timestamp() * 1000)), body, Sealer([ENCRYPTION_KEY]))
 
 
 LONG = {"07:00": 120, "07:10": 130, "07:20": 140, "07:30": 150, "07:40": 160}
@@ -71,7 +107,6 @@ VERSIONS = (
     activity(4, beats={"07:30": 99}),
     activity(5, beats={}, steps={"07:05": 3}),
 )
-OTHER = activity(2, beats={"07:20": 80, "07:50": 81}, key="b")  # overlaps with the first version of `a`
 
 
 def stored(engine: Engine) -> list[Any]:
@@ -85,6 +120,27 @@ def apply_all(
     for message in [deliveries] if together else [[one] for one in deliveries]:
         assert not applier.apply(pack(message)).outcomes["dead"]
     return stored(engine)
+
+
+def arrive(engine: Engine, settings: Settings, arrivals: Sequence[Arrival]) -> list[Any]:
+    """Applies deliveries and writes pages, one by one."""
+    for one in arrivals:
+        if isinstance(one, Page):
+            _write_page(engine, one)
+        else:
+            apply_all(engine, settings, [one])
+    return stored(engine)
+
+
+def _write_page(engine: Engine, page: Page, *, together: bool = True) -> None:
+    """Writes a page, or each of its actions alone, as after an error."""
+    resource = catalogue().of_terra(page.name)
+    body = msgspec.json.encode({"data": page.objects, "user": USER})
+    actions = read_page(resource, USER["user_id"], body, at(page.version)).actions
+    numbers = SeriesNumbers(engine).prepare("terra", actions)
+    for part in [actions] if together else [[one] for one in actions]:
+        with transaction(engine) as connection:
+            write(connection, [BatchItem(0, one) for one in part], "backfill", numbers)
 
 
 def hours(found: list[Any]) -> dict[str, float]:
@@ -131,24 +187,117 @@ def test_every_order_of_versions_ends_in_the_same_rows(engine: Engine, settings:
     assert failures == {}
 
 
-def test_overlapping_objects_end_in_the_same_rows(engine: Engine, settings: Settings) -> None:
-    """Breaks if an object that overlaps with a replaced one ends in other rows, depending on the order."""
-    some = (*TRIMMED, OTHER, activity(3, beats=SHORT))
-    expected = apply_all(engine, settings, some)
-    assert hours(expected) == SHORT | {"07:50": 81}
-    for order in itertools.permutations(some):
-        with emptied(engine):
-            assert apply_all(engine, settings, order) == expected
+@pytest.mark.parametrize("name", ["daily", "sleep", "body"])
+def test_every_type_is_replaced_by_deliveries_and_pages(engine: Engine, settings: Settings, name: str) -> None:
+    """Breaks if a day, a night or a body object, or one that is fetched, adds its samples to those of its versions."""
+    versions = (
+        sent(name, 1, item("s", {"07:00": 1, "07:20": 2}, {"07:10": 10, "07:20": 30}), key="1"),
+        Page(name, 2, (item("s", {"07:10": 3}, {"07:15": 25}),)),
+        sent(name, 3, item("s", {"07:05": 9}, {"07:30": 7}), key="3"),
+    )
+    failures = Failures()
+    for order in itertools.permutations(versions):
+        with failures.of(*(versions.index(one) for one in order)), emptied(engine):
+            found = arrive(engine, settings, order)
+            assert hours(found) == {"07:05": 9}
+            assert found[1] == [{"steps": 7.0 if name == "daily" else None}]
+    assert failures == {}
 
 
-def test_workers_that_run_side_by_side_end_in_the_same_rows(engine: Engine, settings: Settings) -> None:
-    """Breaks if two workers that apply versions of one object at the same moment leave samples of the older one."""
-    expected = apply_all(engine, settings, VERSIONS)
+def test_a_late_page_whose_actions_are_written_alone_brings_nothing_back(engine: Engine, settings: Settings) -> None:
+    """Breaks if samples that are written without their record, because another one was refused, are not compared."""
+    apply_all(engine, settings, TRIMMED)
+    _write_page(engine, Page("activity", 1, (item("a", LONG),)), together=False)
+    assert hours(stored(engine)) == SHORT
+
+
+A, B = activity(1, beats=LONG), activity(2, beats={"07:20": 80, "07:50": 81}, key="b")
+OVERLAPPING: dict[str, tuple[Sequence[Arrival], Beats]] = {
+    "trimmed": ((*TRIMMED, B, activity(3, beats=SHORT)), SHORT | {"07:20": 80, "07:50": 81}),
+    "sent again": ((A, B, activity(3, beats=LONG)), LONG | {"07:50": 81}),
+    "withdrawn": ((A, B, activity(3, beats={"07:15": 83}, key="b")), LONG | {"07:15": 83}),
+    "deleted": ((A, B, activity(3, kind=DELETED, key="b"), activity(4, kind=DELETED, key="c")), LONG),
+    "emptied": (
+        (
+            activity(1, beats={"07:10": 1}),
+            activity(2, beats={}),
+            B,
+            activity(3, beats={"07:00": 5, "07:30": 6}, key="b"),
+        ),
+        {"07:00": 5, "07:10": 1, "07:30": 6},
+    ),
+    "several": (
+        (
+            *(A, B, activity(5, beats=SHORT)),
+            *(activity(3, beats={"07:20": 90, "07:30": 91}, key="c"), activity(4, beats={"07:40": 92}, key="c")),
+        ),
+        SHORT | {"07:20": 80, "07:40": 92, "07:50": 81},
+    ),
+    "of one page": (
+        (
+            Page("activity", 1, (item("a", {"07:00": 1, "07:20": 2}), item("b", {"07:20": 5, "07:30": 6}))),
+            activity(2, beats={"07:10": 7, "07:40": 8}, key="b"),
+            activity(3, beats={"07:05": 9}, key="c"),
+        ),
+        {"07:00": 1, "07:05": 9, "07:10": 7, "07:20": 2, "07:40": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPPING)
+def test_an_object_never_costs_the_samples_of_another(engine: Engine, settings: Settings, case: str) -> None:
+    """Breaks if overlapping objects do not end, in every order, in the samples of their newest versions."""
+    arrivals, expected = OVERLAPPING[case]
+    failures = Failures()
+    for order in itertools.permutations(arrivals):
+        with failures.of(*(arrivals.index(one) for one in order)), emptied(engine):
+            assert hours(arrive(engine, settings, order)) == expected
+    assert failures == {}
+
+
+SIDE_BY_SIDE = (
+    *(activity(1, beats=LONG), activity(3, beats=SHORT)),
+    *(activity(2, beats={"07:05": 1, "07:35": 2}, key="b"), activity(4, beats={"07:15": 3}, key="b")),
+)
+
+
+def test_a_replacement_is_one_change(engine: Engine, settings: Settings) -> None:
+    """Breaks if the feed has a change for each range, or none for samples that were restored."""
+    sequencer = Sequencer(engine)
+    b = activity(2, beats={"07:20": 80, "07:30": 81}, key="b")
+    apply_all(engine, settings, [A, b, activity(2, beats={"07:50": 1, "07:55": 2}, key="c")])
+    sequencer.run()
+    (newest,) = rows(engine, "SELECT newest_position AS n FROM health.feed")
+    newer = [activity(3, beats={"07:31": 82}, key="b"), activity(3, beats={"07:56": 3}, key="c")]
+    found = hours(apply_all(engine, settings, newer, together=True))
+    assert found == LONG | {"07:31": 82, "07:56": 3}
+    sequencer.run()
+    assert rows(engine, CHANGES, after=newest["n"]) == [
+        {"op": "remove", "rows": 4, "first": "07:20", "last": "07:55"},
+        {"op": "put", "rows": 4, "first": "07:20", "last": "07:56"},
+    ]
+
+
+def _apply_finally(applier: Applier, message: str) -> None:
+    """Applies a message, again if another worker held a lock for too long."""
+    for _ in range(9):
+        with contextlib.suppress(RetryAlone):
+            if not applier.apply(message).unsettled:
+                return
+    pytest.fail("never applied")
+
+
+@pytest.mark.parametrize("versions", [VERSIONS, SIDE_BY_SIDE], ids=["one object", "two that overlap"])
+def test_workers_that_run_side_by_side_end_in_the_same_rows(
+    engine: Engine, settings: Settings, versions: Sequence[Delivery]
+) -> None:
+    """Breaks if two workers that apply objects at the same moment leave samples of an older version, or lose some."""
+    expected = apply_all(engine, settings, versions)
     for seed in range(20):
-        shuffled = random.Random(seed).sample(VERSIONS, len(VERSIONS))
+        shuffled = random.Random(seed).sample(versions, len(versions))
         appliers = [Applier(engine, settings) for _ in shuffled]
         with emptied(engine), ThreadPoolExecutor(3) as pool:
-            list(pool.map(Applier.apply, appliers, [pack([one]) for one in shuffled]))
+            list(pool.map(_apply_finally, appliers, [pack([one]) for one in shuffled]))
             assert stored(engine) == expected, seed
 
 

@@ -17,7 +17,7 @@ from tests.support.cases import Failures
 from tests.support.database import emptied
 from workers.ingest.apply import Applier
 from workers.store import replaced, samples, writer
-from workers.store.replaced import ReplacedRange
+from workers.store.replaced import ReplacedRange, Restored
 
 MINUTE = timedelta(minutes=1)
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -186,6 +186,6 @@ def test_replaced_samples_are_deleted_in_parts(
     (row,) = rows(engine, "SELECT id FROM headrace.series")
     last = START + timedelta(minutes=89)
     with engine.begin() as connection:
-        found = replaced.remove(connection, ReplacedRange(row["id"], START + MINUTE, START, last), "webhook")
-    assert found == 80
+        range_ = ReplacedRange(row["id"], "w1", START + MINUTE, START, last)
+        assert replaced.remove(connection, [range_], "webhook") == (80, Restored())
     assert len(stored(engine, "u1")) == 20

@@ -150,7 +150,7 @@ TYPES: Mapping[str, DataType] = {
         series=(*_heart("heart_rate_data"), *OXYGEN, *MOVEMENT),
         retracted=("metadata.upload_type", 4),
     ),
-    "daily": DataType(  # has the same upload_type, but no document says that 4 deletes a day, so it does not
+    "daily": DataType(  # has the same upload_type, of which 4 says that a workout was deleted (OpenAPI), so not the day
         otherwise="day",
         columns={
             "calendar_date": START,

@@ -16,7 +16,7 @@ from workers.actions import Action, Notes, Record, Refused, Sample, Samples
 from workers.aggregators.common import MAX_NAME, MAX_REFUSED, NULL, decode, key_text
 from workers.aggregators.json import reject_duplicate_keys
 from workers.aggregators.parts import LARGE_BYTES, parts
-from workers.aggregators.scalars import day
+from workers.aggregators.scalars import LATEST, day
 from workers.aggregators.terra.mapping import (
     TYPES,
     Column,
@@ -137,22 +137,31 @@ class Batch:
         return Notes(tuple(sorted(self.unreadable)), self.samples_without_timestamp)
 
     def actions(self) -> tuple[Action, ...]:
-        """The records, and the samples by series."""
-        merged: dict[tuple[str, str, str], dict[datetime, Sample]] = {}
-        for one in self._objects.values():
-            for resource, subtype, samples in one.series:
-                rows = merged.setdefault((resource, one.record.source_type, subtype), {})
-                for sample in samples:
-                    if (other := rows.get(sample.ts)) is not None and other != sample:
-                        self.duplicate_samples += 1
-                    rows[sample.ts] = sample
-        user_id, provider = self.owner
-        series = (
-            Samples(resource, user_id, provider, name, subtype, list(rows.values()), self.version, is_of_record=True)
-            for (resource, name, subtype), rows in merged.items()
-            if rows
-        )
-        return (*(one.record for one in self._objects.values()), *series)
+        """The records, and the samples of each by series."""
+        found = self._objects.values()
+        return (*(one.record for one in found), *(samples for one in found for samples in self._samples(one)))
+
+    def _samples(self, found: _Object) -> Iterator[Samples]:
+        """The samples of an object by series. Two arrays may have samples of one series (glucose)."""
+        merged: dict[tuple[str, str], dict[datetime, Sample]] = {}
+        for resource, subtype, samples in found.series:
+            rows = merged.setdefault((resource, subtype), {})
+            for sample in samples:
+                if (other := rows.get(sample.ts)) is not None and other != sample:
+                    self.duplicate_samples += 1
+                rows[sample.ts] = sample
+        (user_id, provider), record = self.owner, found.record
+        for (resource, subtype), rows in merged.items():
+            if rows:
+                kept = list(rows.values())
+                yield Samples(resource, user_id, provider, record.source_type, subtype, kept, self.version, record.id)
+
+
+def samples_of(owner: Owner, name: str, raw: bytes, version: datetime) -> list[Samples]:
+    """The samples of an object that was stored before as a record."""
+    batch = Batch(owner, version, LATEST)
+    batch.add(name, raw)
+    return [one for one in batch.actions() if isinstance(one, Samples)]
 
 
 def items(array: bytes, what: str, kind: Any = msgspec.Raw) -> Iterator[Any]:

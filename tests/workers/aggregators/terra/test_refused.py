@@ -200,7 +200,7 @@ def test_the_ranges_enclose_the_samples(name: str) -> None:
     samples = of(Samples, found)
     assert set(ranges) == {(one.resource, one.subtype) for one in samples}
     for one in samples:
-        assert one.is_of_record
+        assert one.record_id == record.id
         times = [row.ts for row in one.rows]
         known = ranges[one.resource, one.subtype]
         assert (known.first, known.last) == (min(times), max(times))
