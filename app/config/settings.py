@@ -31,6 +31,13 @@ class Settings:
 
     # Services
     database_url: str | None = _setting("DATABASE_URL", None, types.DATABASE_URL, "PostgreSQL", secret=True)
+    writer_password: str | None = _setting(
+        "HEADRACE_WRITER_PASSWORD",
+        None,
+        types.text("a password"),
+        "password of the login headrace_writer, which `headrace migrate` then creates for the other processes",
+        secret=True,
+    )
     broker_url: str | None = _setting(
         "BROKER_URL", None, types.BROKER_URL, "the broker; REDIS_URL if not set", secret=True
     )

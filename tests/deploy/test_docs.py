@@ -18,6 +18,7 @@ from app.config.settings import Settings
 from tests.deploy.support import DEPLOY, ROOT, SETTINGS, documents, parse
 from tests.support.cases import Failures
 from workers.cli.main import COMMANDS
+from workers.store.roles import WRITER_LOGIN
 
 DOCS = DEPLOY / "docs"
 GITHUB = ROOT / ".github"
@@ -154,6 +155,7 @@ def test_every_query_runs(engine: Engine, file: Path) -> None:
     """Breaks if a query of a page names a view, column, partition or PostgreSQL setting that does not exist."""
     queries = [block[2] for block in BLOCK.finditer(file.read_text(encoding="utf-8")) if block[1] == "sql"]
     with engine.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {WRITER_LOGIN}"))
         for statement in filter(str.strip, ";".join(queries).split(";")):
             connection.execute(text(statement))
         connection.rollback()

@@ -19,6 +19,7 @@ from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, interpola
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries
 from workers.local.ports import free_port
 from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE
+from workers.store.roles import WRITER_LOGIN
 
 FOLDER = DEPLOY / "high-availability"
 PAGE = (DEPLOY / "docs" / "high-availability.md").read_text(encoding="utf-8")
@@ -84,8 +85,11 @@ def test_a_process_gets_what_it_needs(name: str) -> None:
     variables = environment(name)
     assert variables.keys() <= SETTINGS
     settings = load(variables)
-    if name in ("migrate", "console", *LANES):
-        settings.need_database()
+    if name in ("console", *LANES):
+        assert f"://{WRITER_LOGIN}:postgres_writer_password-1@/headrace?host=m1,m2,m3&" in settings.need_database()
+    if name == "migrate":
+        assert "://headrace:postgres_password-1@/headrace?host=m1,m2,m3&" in settings.need_database()
+        assert settings.writer_password == "postgres_writer_password-1"
     if name != "migrate":
         hosts = re.findall(r"@(\w+):5672", settings.need_broker())
         assert hosts == ["m2", "m1", "m3"]  # the own machine first

@@ -7,6 +7,7 @@ import subprocess
 import typing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from ruamel.yaml import YAML
@@ -18,8 +19,10 @@ from tests.deploy.api_types import faults
 from tests.deploy.kustomize import BASE, ETL, FOLDER, HIGH_AVAILABILITY, OVERLAY, RENDERED, Resource
 from tests.deploy.support import DEPLOY, SAMPLES, SETTINGS, documents, parse
 from workers.local.secrets import WITHHELD_BY_LANE
+from workers.store.roles import WRITER_LOGIN
 
 SECRETS = {one["metadata"]["name"]: one for one in documents(BASE / "secrets.example.yaml")}
+DATABASE_SECRETS = {name for name, one in SECRETS.items() if "DATABASE_URL" in one["stringData"]}
 NOT_APPLIED = {BASE / "secrets.example.yaml"}
 # No package has the types of these; tests that know their fields check their objects.
 UNTYPED = ("keda.sh/", "rabbitmq.com/", "postgresql.cnpg.io/")
@@ -144,8 +147,17 @@ def test_a_process_gets_what_it_needs_and_no_more(name: str) -> None:
     assert bool(settings.junction_webhook_secrets) == (role == "web" or is_operators)
     assert bool(settings.console_users) == (role == "console" or is_operators)
     assert bool(settings.database_url) == (role in ("worker", "migrate", "etl", "console"))
+    assert bool(settings.writer_password) == (role == "migrate")
+    used = {source["secretRef"]["name"] for source in container(name)["envFrom"] if "secretRef" in source}
+    assert ("headrace-owner" in used) == (role == "migrate")
     assert bool(settings.junction_api_key) == (role in ("worker", "etl", "console") and not not_of_lane)
     assert bool(settings.etl_url) == (role == "etl")
+
+
+def test_only_the_migration_logs_in_as_the_owner() -> None:
+    """Breaks if a compromised worker could change tables or the audit log."""
+    users = {name: urlsplit(SECRETS[name]["stringData"]["DATABASE_URL"]).username for name in DATABASE_SECRETS}
+    assert users == {"headrace-owner": "headrace", "headrace-database": WRITER_LOGIN}
 
 
 @pytest.mark.parametrize("name", PODS)

@@ -30,4 +30,4 @@ def test_names_of_services_and_units_exist() -> None:
 
 def test_a_pooled_role_has_the_session_settings() -> None:
     """Breaks if a timeout or the time zone behind PgBouncer differs from that of a direct connection."""
-    assert dict(re.findall(r"ALTER ROLE headrace SET (\w+) = '(\w+)'", RUNBOOK)) == SESSION
+    assert dict(re.findall(r"ALTER ROLE headrace_writer SET (\w+) = '(\w+)'", RUNBOOK)) == SESSION

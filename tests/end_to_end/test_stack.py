@@ -21,8 +21,8 @@ from tests.support import HTTP, ROOT, event, heartrate, message_id, until, worko
 from tests.support.console import log_in
 from tests.support.processes import memory_of
 from tests.support.stack import Stack, started
-from workers.local.embedded_postgres import WRITER
 from workers.local.secrets import WITHHELD, WITHHELD_BY_LANE, withheld
+from workers.store.roles import WRITER_LOGIN as WRITER
 
 pytestmark = pytest.mark.stack
 FIELDS = {

@@ -10,7 +10,8 @@ from workers.cli.options import attached, data_dir_option
 from workers.local.space import free_bytes
 from workers.store.conversion import ConversionSource, convert, unconverted
 from workers.store.engine import make_engine, transaction
-from workers.store.migrate import migrate
+from workers.store.migrate import create_writer, migrate
+from workers.store.roles import WRITER_LOGIN
 
 LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")
 # Only for logins that may read it: superusers and members of pg_read_all_settings.
@@ -23,6 +24,8 @@ DATA_DIRECTORY = text("SELECT setting FROM pg_settings WHERE name = 'data_direct
 def command(*, is_converting: bool, data_dir: Path | None) -> None:
     """Upgrade the database to the newest schema. Safe to run twice, and concurrently.
 
+    With HEADRACE_WRITER_PASSWORD, the login headrace_writer is then created, or its password and rights renewed.
+
     With --convert, the yearly partitions of earlier versions are then replaced by monthly ones while everything runs.
     This takes about as much free disk as the largest year, can be interrupted, and continues when it is run again.
     """
@@ -30,6 +33,9 @@ def command(*, is_converting: bool, data_dir: Path | None) -> None:
     engine = make_engine(settings, "headrace-migrate")
     try:
         click.echo(f"the schema is at version {migrate(engine)}")
+        if settings.writer_password:
+            create_writer(engine, settings.writer_password)
+            click.echo(f"{WRITER_LOGIN} has the rights of a writer")
         sources = unconverted(engine)
         if sources and not is_converting:
             names = ", ".join(one.name for one in sources)

@@ -32,9 +32,9 @@ from workers.local.wheels import (
     verify_owner,
     wheel_file,
 )
+from workers.store.roles import WRITER_LOGIN
 
 NAME = "headrace"  # of the superuser and of the database
-WRITER = "headrace_writer"  # the role of all processes but the migration
 PROTOCOL = 3 << 16  # the version of a start-up message
 
 POSTGRES_SETTINGS = {
@@ -94,7 +94,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
 def writer_url(owner_url: str, password: str) -> str:
     """The owner's URL with the writer's login."""
     url = urlsplit(owner_url)
-    return url._replace(netloc=f"{WRITER}:{password}@{url.hostname}:{url.port}").geturl()
+    return url._replace(netloc=f"{WRITER_LOGIN}:{password}@{url.hostname}:{url.port}").geturl()
 
 
 def _postgres_answers(port: int) -> bool:

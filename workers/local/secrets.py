@@ -26,21 +26,22 @@ GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
 
 SIGNING = ("JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET")
 API_KEYS = ("JUNCTION_API_KEY", "TERRA_API_KEY", "TERRA_ADMIN_TOKEN")
-FLOWER, CONSOLE, DATABASE, PIPELINE, SEALING = (
+FLOWER, CONSOLE, DATABASE, WRITER, PIPELINE, SEALING = (
     "HEADRACE_FLOWER_AUTH",
     "HEADRACE_CONSOLE_USERS",
     "DATABASE_URL",
+    "HEADRACE_WRITER_PASSWORD",
     "HEADRACE_ETL_URL",
     "HEADRACE_ENCRYPTION_KEY",
 )
 # The variables with secrets that a process does not need, by its command. They are removed from its environment.
 WITHHELD = {
-    "web": (DATABASE, *API_KEYS, FLOWER, CONSOLE, PIPELINE),
-    "worker": (*SIGNING, FLOWER, CONSOLE, PIPELINE),
-    "etl": (*SIGNING, FLOWER, CONSOLE),
-    "beat": (DATABASE, *API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING),
-    "flower": (DATABASE, *API_KEYS, *SIGNING, CONSOLE, PIPELINE, SEALING),
-    "console": (*SIGNING, FLOWER, PIPELINE),
+    "web": (DATABASE, WRITER, *API_KEYS, FLOWER, CONSOLE, PIPELINE),
+    "worker": (WRITER, *SIGNING, FLOWER, CONSOLE, PIPELINE),
+    "etl": (WRITER, *SIGNING, FLOWER, CONSOLE),
+    "beat": (DATABASE, WRITER, *API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING),
+    "flower": (DATABASE, WRITER, *API_KEYS, *SIGNING, CONSOLE, PIPELINE, SEALING),
+    "console": (WRITER, *SIGNING, FLOWER, PIPELINE),
     "migrate": (*API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
 }
 # What the workers of a lane do not need in addition: `derive` opens no body, and `notify` only subscriptions' secrets.

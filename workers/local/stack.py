@@ -32,7 +32,7 @@ from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.files import user_name, write_secret
 from workers.local.forkserver import ForkServer
-from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, load_secrets, withheld
+from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, WRITER, load_secrets, withheld
 from workers.local.space import wait_for_space
 from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
 
@@ -44,8 +44,6 @@ METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a random name and mode 0700
 LOCK_SECONDS = 40.0  # longest shutdown of the servers of a killed stack
 EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the address to connect to
-
-WRITER_PASSWORD = "HEADRACE_WRITER_PASSWORD"  # noqa: S105 - the name of a variable, for `writer_role`
 
 _log = logging.getLogger(__name__)
 
@@ -286,13 +284,12 @@ class _Stack:
         """
         self.supervisor.wait(self.forkserver)  # in an existing folder PostgreSQL is ready first
         migration = self._program("migrate", "migrate", ("migrate",), lambda: True)
-        self.supervisor.complete(migration)
-        if self.settings.database_url is None:
-            password = self.secrets["postgres_writer_password"]
-            environment = {**migration.environment, WRITER_PASSWORD: password}
-            command = own("workers.local.writer_role")
-            self.supervisor.complete(replace(migration, name="writer role", command=command, environment=environment))
-            self.environment["DATABASE_URL"] = embedded_postgres.writer_url(self.database_url, password)
+        if self.settings.database_url is not None:
+            self.supervisor.complete(migration)
+            return
+        password = self.secrets["postgres_writer_password"]
+        self.supervisor.complete(replace(migration, environment={**migration.environment, WRITER: password}))
+        self.environment["DATABASE_URL"] = embedded_postgres.writer_url(self.database_url, password)
 
     def start_workers(self, workers: int) -> None:
         """Starts the workers, beat, the console and, if configured, the pipeline consumer; waits for all programs."""

@@ -1,6 +1,7 @@
 """Migration of the database schema."""
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
@@ -11,8 +12,11 @@ from workers.store.engine import transaction
 from workers.store.indexes import index_records
 from workers.store.ledger_partitioning import partition_ledger
 from workers.store.partitions import maintain_partitions
+from workers.store.roles import WRITER_LOGIN, writer_statements
+from workers.store.sql import quoted
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MAY_CREATE_ROLES = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
 MIGRATION_LOCK = 0x48454144  # the advisory lock that every `headrace migrate` takes; the number is arbitrary
 
 
@@ -52,6 +56,28 @@ def migrate(engine: Engine) -> str:
         engine, None
     )  # None: drops no archived delivery, because HEADRACE_KEEP_DAYS may not be set here
     return version
+
+
+def create_writer(engine: Engine, password: str) -> None:
+    """Creates the login of the processes in a migrated database, or renews its password and rights.
+
+    The password is hashed here, so that no log of the server has it. Raises Misconfigured if the login of DATABASE_URL
+    may not create roles.
+    """
+    with transaction(engine) as connection:
+        if not connection.scalar(MAY_CREATE_ROLES):
+            raise Misconfigured(
+                "the login of DATABASE_URL may not create the role headrace_writer: grant it CREATEROLE, or unset this "
+                "and create the role as described under Database roles in deploy/docs/retention-and-roles.md",
+                setting="HEADRACE_WRITER_PASSWORD",
+            )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        exists = connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": WRITER_LOGIN})
+        server: Any = connection.connection.driver_connection
+        hashed = server.pgconn.encrypt_password(password.encode(), WRITER_LOGIN.encode(), b"scram-sha-256").decode()
+        login = f"{'ALTER' if exists else 'CREATE'} ROLE {quoted(WRITER_LOGIN)} LOGIN PASSWORD '{hashed}'"
+        for statement in (login, *writer_statements(WRITER_LOGIN)):
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
 def need_utf8(connection: Connection) -> None:

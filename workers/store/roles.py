@@ -5,7 +5,7 @@ from workers.store.sql import quoted
 WRITER = "-- the role of workers, `headrace etl` and the operator's commands"
 READER = "-- the role of dashboards and analysts: the views only; views read their tables with their owner's rights"
 
-
+WRITER_LOGIN = "headrace_writer"  # the login of the processes, where `headrace migrate` creates it
 AUDIT_COLUMNS = "os_user, action, subject, detail"  # not `operator` and `at`: the database sets who acted, and when
 
 
@@ -42,12 +42,8 @@ def reader_statements(reader: str) -> list[str]:
     ]
 
 
-def transaction_script(statements: list[str]) -> str:
-    """The statements as one transaction."""
-    lines = (line if line.startswith("--") else f"{line};" for line in statements)
-    return "\n".join(["BEGIN;", *lines, "COMMIT;"])
-
-
 def script(writer: str, reader: str) -> str:
     """All grants as one transaction for psql."""
-    return transaction_script([*writer_statements(writer), *reader_statements(reader)])
+    statements = writer_statements(writer) + reader_statements(reader)
+    lines = (line if line.startswith("--") else f"{line};" for line in statements)
+    return "\n".join(["BEGIN;", *lines, "COMMIT;"])

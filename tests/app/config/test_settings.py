@@ -238,6 +238,7 @@ def test_its_repr_hides_secrets() -> None:
         "HEADRACE_ENCRYPTION_KEY": base64.b64encode(ENCRYPTION_KEY).decode(),
         "HEADRACE_FLOWER_AUTH": "canary-canary:canary-canary",
         "HEADRACE_CONSOLE_USERS": f"ada:{hash_password('canary')}:viewer",
+        "HEADRACE_WRITER_PASSWORD": "canary",
         "HEADRACE_BROKER_MANAGEMENT_URL": "http://u:canary@h:15672",
         "HEADRACE_ETL_URL": "amqp://u:canary@h",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:canary@h",

@@ -11,18 +11,19 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from app.config.settings import Settings
+from app.errors import Misconfigured
 from tests.support import apply, delivery, event, heartrate, rows, workout
 from tests.support.database import run
 from tests.support.servers import Servers
 from workers.operate.erase import Eraser
 from workers.store import audit, partitions, retention
 from workers.store.engine import make_engine, make_writer
-from workers.store.migrate import migrate
+from workers.store.migrate import create_writer, migrate
 from workers.store.partitions import maintain_partitions
-from workers.store.roles import script
+from workers.store.roles import WRITER_LOGIN, script
 from workers.store.sql import quoted
 
 OWNER, WRITER, READER = "roles owner", 'the "writer"', "reader's"
@@ -38,6 +39,7 @@ def urls(servers: Servers) -> Iterator[dict[str, str]]:
     with psycopg.connect(urlunsplit(where._replace(path="/postgres")), autocommit=True) as connection:
         for role in (OWNER, WRITER, READER):
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'tests'").format(sql.Identifier(role)))
+        connection.execute(sql.SQL("ALTER ROLE {} CREATEROLE").format(sql.Identifier(OWNER)))
         connection.execute(sql.SQL("CREATE DATABASE roles TEMPLATE template0 OWNER {}").format(sql.Identifier(OWNER)))
         connection.execute("REVOKE ALL ON DATABASE roles FROM PUBLIC")
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE roles TO {}").format(sql.Identifier(READER)))
@@ -52,6 +54,7 @@ def urls(servers: Servers) -> Iterator[dict[str, str]]:
                 owner.execute(script(WRITER, READER))
         yield made
         connection.execute("DROP DATABASE roles WITH (FORCE)")
+        connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(WRITER_LOGIN)))
 
 
 @pytest.fixture
@@ -197,3 +200,26 @@ def test_the_roles_include_later_tables(urls: dict[str, str]) -> None:
                     connection.execute(query)
         finally:
             owner.execute("DROP VIEW health.later; DROP TABLE headrace.later")
+
+
+def test_the_migration_creates_the_writer(urls: dict[str, str]) -> None:
+    """Breaks if the files for deployment have no login for the workers, or theirs could change the audit log."""
+    owner = make_engine(Settings(database_url=urls[OWNER]))
+    for password in ("first", "it's the second"):  # a new password replaces the old one
+        create_writer(owner, password)
+        url = make_url(urls[OWNER]).set(username=WRITER_LOGIN, password=password)
+        writer = make_writer(Settings(database_url=url.render_as_string(hide_password=False)))
+        with writer.begin() as connection:
+            audit.note(connection, "test", password, {})
+        with pytest.raises(Exception, match="InsufficientPrivilege"), writer.begin() as connection:
+            connection.execute(text("DELETE FROM headrace.audit"))
+        writer.dispose()
+    rights = f"SELECT rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = '{WRITER_LOGIN}'"
+    assert rows(owner, rights) == [{"rolsuper": False, "rolcreaterole": False, "rolcreatedb": False}]
+    owner.dispose()
+
+
+def test_a_login_that_may_not_create_roles_is_told(writer: Engine) -> None:
+    """Breaks if the operator sees only an SQLSTATE."""
+    with pytest.raises(Misconfigured, match=r"HEADRACE_WRITER_PASSWORD.*CREATEROLE"):
+        create_writer(writer, "password")
