@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import Misconfigured, TryLater, Unprocessable
 from workers.rabbitmq_admin import need_quorum_queues, queue_depths, unreachable
+from workers.rabbitmq_management import Held, held_messages
 from workers.redis_durability import need_durable_redis, redis_client
 
 
@@ -76,14 +77,16 @@ MAX_NUMBER = 1e15  # of a header; NaN and infinity are not below it
 class Lane:
     """The depth of a lane's queue, and the messages that workers have received and not acknowledged.
 
-    On RabbitMQ `messages` includes delayed retries, and only the number of these is known of the rest.
+    On RabbitMQ `messages` includes delayed retries, and only the number of these is known of retried messages.
     """
 
     name: str
     messages: int
     oldest: timedelta | None  # age of the oldest message; None: empty, or not readable (RabbitMQ)
-    unacked: int = 0  # of all lanes together, the first MAX_UNACKED are counted
-    unacked_for: timedelta | None = None  # since the oldest was received; without those that wait for a retry
+    unacked: int | None = 0  # of all lanes together, the first MAX_UNACKED are counted; None: unknown (RabbitMQ)
+    # Since the oldest was received, without those that wait for a retry. On RabbitMQ, at least for how long this
+    # process has seen unacknowledged messages and no acknowledgement.
+    unacked_for: timedelta | None = None
     retrying: int = 0  # messages whose last try failed
     retries: int = 0  # the most retries of such a message
     retrying_for: timedelta | None = None  # since the first failure of the oldest
@@ -95,7 +98,35 @@ def lanes(settings: Settings) -> list[Lane]:
     url = settings.need_broker()
     if not is_amqp(url):
         return _redis_lanes(url)
-    return [Lane(one.lane, one.ready + one.delayed, None, retrying=one.delayed) for one in queue_depths(settings)]
+    depths, held = queue_depths(settings), held_messages(settings)
+    return [
+        replace(_with_held(url, one.lane, held), messages=one.ready + one.delayed, retrying=one.delayed)
+        for one in depths
+    ]
+
+
+_seen: dict[tuple[str, str], tuple[int, float]] = {}  # by broker and lane: acknowledgements, and since when so many
+
+
+def _with_held(url: str, name: str, held: Mapping[str, Held]) -> Lane:
+    """A lane of RabbitMQ with its unacknowledged messages. Those of its delay queue wait in a worker for their time."""
+    from app.broker.delays import delay_queue
+
+    found, waiting = held.get(name), held.get(delay_queue(name).name)
+    if found is None or found.messages_unacknowledged is None:
+        return Lane(name, 0, None, unacked=None)
+    now, acknowledged = time.monotonic(), found.message_stats.ack
+    before, since = _seen.get((url, name), (acknowledged, now))
+    if not found.messages_unacknowledged or before != acknowledged:
+        since = now
+    _seen[url, name] = acknowledged, since
+    return Lane(
+        name,
+        0,
+        None,
+        unacked=found.messages_unacknowledged + ((waiting and waiting.messages_unacknowledged) or 0),
+        unacked_for=timedelta(seconds=now - since) if now > since else None,
+    )
 
 
 def _redis_lanes(url: str) -> list[Lane]:
@@ -157,7 +188,7 @@ def _with_unacked(lane: Lane, unacked: Sequence[_Unacked]) -> Lane:
     first = min((one.since for one in failed if one.since is not None), default=None)
     return replace(
         lane,
-        unacked=lane.unacked + len(unacked),
+        unacked=(lane.unacked or 0) + len(unacked),
         unacked_for=_since(min(running, default=None)),
         retrying=len(failed),
         retries=max((one.retries for one in failed), default=0),

@@ -54,7 +54,7 @@ class Settings:
         "HEADRACE_BROKER_MANAGEMENT_URL",
         None,
         types.URL,
-        "RabbitMQ's management API, for `headrace check`; by default port 15672 (amqps: 15671) of the brokers",
+        "RabbitMQ's management API, for `headrace check` and `status`; by default port 15672 (amqps: 15671)",
         secret=True,
     )
     broker_durability_asserted: bool = _setting(

@@ -158,13 +158,14 @@ LANE_OLDEST = Gauge(
 )
 LANE_UNACKED = Gauge(
     "headrace_lane_unacked",
-    "Messages of a lane that a worker has received and not acknowledged; not available on RabbitMQ",
+    "Messages of a lane that a worker has received and not acknowledged; NaN if unknown (RabbitMQ)",
     ["lane"],
     multiprocess_mode=LIVE_MODE,
 )
 LANE_UNACKED_SECONDS = Gauge(
     "headrace_lane_unacked_seconds",
-    "Time since a worker received the oldest unacknowledged message that is not delayed; not available on RabbitMQ",
+    "Time since a worker received the oldest unacknowledged message that is not delayed; on RabbitMQ, as long as the "
+    "sweep has seen such messages and no acknowledgement",
     ["lane"],
     multiprocess_mode=LIVE_MODE,
 )

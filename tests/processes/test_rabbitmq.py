@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from app.errors import Misconfigured, PublishFailed, TryLater
 from tests.support import HTTP, JUNCTION_SECRET, delivery, program, rows, signed, until, worker, workout
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support.workers import IS_WAITING, SharedWorker, blocking, is_ready
-from workers.broker_admin import lanes, need_durable
+from workers.broker_admin import Lane, lanes, need_durable
 from workers.local.ports import free_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.services, pytest.mark.skipif(binaries() is None, reason=ABSENT)]
@@ -40,7 +41,7 @@ SECONDS = 5.0  # the longest time until a sender gets a response
 @pytest.fixture(scope="module")
 def shared() -> Iterator[RabbitMQ]:
     """One server for all tests. A test may kill it; it restarts with its data."""
-    with rabbitmq() as server:
+    with rabbitmq(management=True) as server:
         yield server
 
 
@@ -176,6 +177,30 @@ def test_lanes_are_durable_quorum_queues(without_lanes: RabbitMQ) -> None:
     assert {row[0] for row in found} >= set(LANES)
     (message,) = consume_all(server)
     assert message.properties["delivery_mode"] == 2
+
+
+def test_unacknowledged_messages_are_shown(without_lanes: RabbitMQ) -> None:
+    """Breaks if `status`, the metrics and the console show none on RabbitMQ while a worker hangs."""
+    settings = Settings(broker_url=without_lanes.url, broker_management_url=without_lanes.management_url)
+
+    def live() -> Lane:
+        return lanes(settings)[0]
+
+    until(lambda: is_accepted(without_lanes.url, "msg_1"))
+    with without_lanes.connect() as connection:
+        channel = connection.channel()
+        held = until(lambda: channel.basic_get("live"))
+        until(lambda: live().unacked == 1, 30)  # RabbitMQ counts every 5 s
+        assert until(lambda: live().unacked_for) > timedelta()
+        channel.basic_ack(held.delivery_tag)
+        until(lambda: live().unacked == 0, 30)
+        assert live().unacked_for is None
+
+
+def test_an_unknown_number_of_unacknowledged_messages_is_not_zero(server: RabbitMQ) -> None:
+    """Breaks if `status` says that workers hold no message although the management API does not answer."""
+    settings = Settings(broker_url=server.url, broker_management_url=f"http://127.0.0.1:{free_port()}")
+    assert {(one.unacked, one.unacked_for) for one in lanes(settings)} == {(None, None)}
 
 
 def test_a_publish_returns_after_the_confirm(server: RabbitMQ) -> None:

@@ -44,7 +44,7 @@ def binaries() -> Path | None:
 class RabbitMQ:
     """One server. After a kill it restarts on the same port with its data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, management: bool = False) -> None:
         found = binaries()
         assert found is not None, ABSENT
         self._binaries, self._folder = found, folder
@@ -55,8 +55,11 @@ class RabbitMQ:
         self._epmd_stack, self._server_stack = contextlib.ExitStack(), contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._epmd_process: subprocess.Popen[bytes] | None = None
-        (folder / "plugins").write_text("[].\n")
-        (folder / "rabbitmq.conf").write_text("")  # ignores the settings of an installed server
+        self._management_port = free_port() if management else None
+        (folder / "plugins").write_text("[rabbitmq_management].\n" if management else "[].\n")
+        # This file, also an empty one, replaces that of an installed server.
+        listener = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management_port}\n"
+        (folder / "rabbitmq.conf").write_text(listener if management else "")
 
     def __enter__(self) -> Self:
         # Starts epmd, Erlang's name server, first: RabbitMQ would start one as a daemon, which outlives the test.
@@ -84,6 +87,11 @@ class RabbitMQ:
         """The process id of the Erlang virtual machine."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def management_url(self) -> str:
+        """The URL of the management API."""
+        return f"http://127.0.0.1:{self._management_port}"
 
     def processes(self) -> list[psutil.Process]:
         """The server, epmd, and all their child processes."""
@@ -257,11 +265,11 @@ class RabbitMQ:
 
 
 @contextlib.contextmanager
-def rabbitmq() -> Iterator[RabbitMQ]:
-    """Runs a server until the block ends. It leaves no file and no process."""
+def rabbitmq(*, management: bool = False) -> Iterator[RabbitMQ]:
+    """Runs a server, with its management API if wanted, until the block ends. It leaves no file and no process."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-rabbitmq-"))
     try:
-        with RabbitMQ(folder) as server:
+        with RabbitMQ(folder, management=management) as server:
             yield server
             processes = server.processes()
         assert psutil.wait_procs(processes, timeout=10)[1] == []

@@ -68,11 +68,12 @@ def findings(settings: Settings) -> Iterator[Finding]:
 def _cluster(settings: Settings) -> Iterator[Finding]:
     """Warnings about RabbitMQ's cluster. None about a single broker whose management API cannot be used."""
     from workers.operate import rabbitmq_cluster
+    from workers.rabbitmq_management import Unavailable
 
     what, is_cluster = "RabbitMQ cluster", ";" in settings.need_broker()
     try:
         found = rabbitmq_cluster.warnings(settings)
-    except rabbitmq_cluster.Unavailable as error:
+    except Unavailable as error:
         text = (
             f"members of queues, net_ticktime and delivery limits are not checked ({error}); enable the plugin "
             "rabbitmq_management, or set HEADRACE_BROKER_MANAGEMENT_URL"

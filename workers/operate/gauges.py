@@ -1,5 +1,6 @@
 """Gauges that the sweep samples: queue depth, backfills, gaps, connections, dead letters, pauses, days to compute."""
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -49,12 +50,12 @@ class GaugeCollector:
         """Called after each sweep with its queue depths; samples the database when due. Raises TryLater."""
         metrics.LAST_SWEEP.set_to_current_time()
         metrics.show(metrics.LANE_MESSAGES, {lane.name: lane.messages for lane in lanes})
-        metrics.show(metrics.LANE_UNACKED, {lane.name: lane.unacked for lane in lanes})
         metrics.show(metrics.LANE_RETRYING, {lane.name: lane.retrying for lane in lanes})
         for lane in lanes:
-            metrics.LANE_UNACKED_SECONDS.labels(lane.name).set(
-                lane.unacked_for.total_seconds() if lane.unacked_for else 0
-            )
+            seconds = lane.unacked_for.total_seconds() if lane.unacked_for else 0
+            # NaN: unknown. No comparison with it is true, so no alert fires.
+            metrics.LANE_UNACKED.labels(lane.name).set(math.nan if lane.unacked is None else lane.unacked)
+            metrics.LANE_UNACKED_SECONDS.labels(lane.name).set(math.nan if lane.unacked is None else seconds)
             if lane.oldest is not None or not lane.messages:
                 metrics.LANE_OLDEST.labels(lane.name).set(lane.oldest.total_seconds() if lane.oldest else 0)
         began = time.monotonic()

@@ -1,22 +1,17 @@
 """Warnings about a RabbitMQ cluster, which AMQP does not show: from the HTTP API of RabbitMQ's management plugin."""
 
-from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 
-from app.broker.brokers import in_order
 from app.broker.delays import delay_queue
 from app.broker.lanes import LANES
 from app.config.settings import Settings
-from workers.aggregators.requests import Request
-from workers.fetch.http import Client
+from workers.rabbitmq_management import Unavailable, management_apis
 
 API_SECONDS = 3.0
-PORTS = {"amqp": ("http", 15672), "amqps": ("https", 15671)}
 MAX_TICK_SECONDS = 12  # a node that vanishes counts as alive for up to 1.25 times net_ticktime
 UNLIMITED = -1  # of the delivery limit, on RabbitMQ 4
 DEFAULT_LIMIT_SINCE = 4  # this major version drops a message after 20 deliveries by default
@@ -40,55 +35,21 @@ class _Overview(msgspec.Struct):
     rabbitmq_version: str
 
 
-class Unavailable(Exception):
-    """The management API cannot be used. The text gives the reason."""
-
-
 def warnings(settings: Settings) -> list[str]:
     """What is wrong with the cluster, each with the command that corrects it. Raises Unavailable."""
     reasons = []
-    for base_url, headers, vhost in _candidates(settings):
-        with closing(Client(base_url, headers, timeout=API_SECONDS)) as client:
-            try:
-                nodes = _get(client, "/api/nodes", list[_Node])
-                queues = _get(client, f"/api/queues/{quote(vhost, safe='')}", list[_Queue])
-                version = _get(client, "/api/overview", _Overview).rabbitmq_version
-            except Unavailable as error:
-                reasons.append(f"{base_url}: {error}")
-                continue
+    for api in management_apis(settings):
+        try:
+            nodes = api.get("/api/nodes", list[_Node], API_SECONDS)
+            queues = api.get(f"/api/queues/{api.vhost}", list[_Queue], API_SECONDS)
+            version = api.get("/api/overview", _Overview, API_SECONDS).rabbitmq_version
+        except Unavailable as error:
+            reasons.append(f"{api.url}: {error}")
+            continue
         ours = {name for lane in LANES for name in (lane, delay_queue(lane).name)}
         queues = [one for one in queues if one.name in ours]
-        return [*_of_nodes(nodes), *_of_members(nodes, queues), *_of_limits(queues, vhost, version)]
+        return [*_of_nodes(nodes), *_of_members(nodes, queues), *_of_limits(queues, unquote(api.vhost), version)]
     raise Unavailable("; ".join(reasons))
-
-
-def _candidates(settings: Settings) -> Iterator[tuple[str, dict[str, str], str]]:
-    """For each broker: the base URL of its API, the headers with its login, and its vhost."""
-    for broker in in_order(settings.need_broker()):
-        amqp = urlsplit(broker)
-        scheme, port = PORTS[amqp.scheme]
-        base = urlsplit(settings.broker_management_url or f"{scheme}://{amqp.hostname}:{port}")
-        user = unquote(base.username or amqp.username or "guest")
-        password = unquote(base.password or amqp.password or "guest")
-        login = b64encode(f"{user}:{password}".encode()).decode()
-        address = base.netloc.rpartition("@")[2]
-        yield (
-            f"{base.scheme}://{address}{base.path}",
-            {"Authorization": f"Basic {login}"},
-            unquote(amqp.path[1:]) or "/",
-        )
-        if settings.broker_management_url:
-            return
-
-
-def _get(client: Client, path: str, kind: Any) -> Any:
-    response = client.fetch(Request(path))
-    if response.status != 200:
-        raise Unavailable(f"status {response.status}" if response.status else "no answer")
-    try:
-        return msgspec.json.decode(response.body, type=kind)
-    except msgspec.DecodeError:
-        raise Unavailable("not RabbitMQ's management API") from None
 
 
 def _of_nodes(nodes: list[_Node]) -> Iterator[str]:

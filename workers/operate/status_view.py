@@ -49,7 +49,7 @@ def render(status: Status) -> Group:
             "lane": one.name,
             "messages queued": one.messages,
             "oldest": _age(one.oldest),
-            "unacknowledged": one.unacked,
+            "unacknowledged": "-" if one.unacked is None else one.unacked,
             "longest": _age(one.unacked_for),
         }
         for one in status.lanes

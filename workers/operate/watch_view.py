@@ -180,7 +180,8 @@ class Dashboard:
             grows = self.rate(lambda seen, name=lane.name: _depth(seen, name))  # type: ignore[misc]
             style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
             oldest = "-" if lane.oldest is None else durations.format_short(lane.oldest)
-            values = (f"{lane.messages:,}", oldest, _signed(grows), f"{lane.unacked:,}", f"{lane.retrying:,}")
+            unacked = "-" if lane.unacked is None else f"{lane.unacked:,}"
+            values = (f"{lane.messages:,}", oldest, _signed(grows), unacked, f"{lane.retrying:,}")
             lanes.add_row(lane.name, *values[: len(lanes.columns) - 1], style=style)
         deliveries = _columns("deliveries", "per s", "last hour", "total")
         for row in self.now.deliveries:

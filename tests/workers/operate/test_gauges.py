@@ -41,6 +41,8 @@ def test_queue_depths_are_exported(observer: GaugeCollector) -> None:
     observer.poll([Lane("live", 0, None)])
     assert 'headrace_lane_unacked_seconds{lane="live"} 0.0' in lines()
     assert {'headrace_lane_messages{lane="live"} 0.0', 'headrace_lane_oldest_seconds{lane="live"} 0.0'} <= lines()
+    observer.poll([Lane("live", 0, None, unacked=None)])  # NaN raises no alert, and 0 would be wrong
+    assert {'headrace_lane_unacked{lane="live"} NaN', 'headrace_lane_unacked_seconds{lane="live"} NaN'} <= lines()
     (swept,) = [line for line in lines() if line.startswith("headrace_last_sweep_timestamp_seconds ")]
     assert float(swept.split()[1]) > 1.7e9
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -348,3 +349,10 @@ def test_an_api_that_does_not_answer_is_no_missing_worker(full: Engine, settings
     with full.begin() as connection:  # the worker ends
         connection.execute(text("UPDATE headrace.backfills SET due_at = now() - interval '1 hour'"))
     assert status_view.read(full, IDLE, []).idle == 2
+
+
+def test_an_unknown_number_of_unacknowledged_messages_is_shown_as_unknown() -> None:
+    """Breaks if `status` says 0 on a RabbitMQ without its management API."""
+    status = status_view.Status(lanes=[Lane("live", 3, None, unacked=None)])
+    assert re.search(r"live[ │]+3[ │]+-[ │]+-[ │]+-", shown(status))
+    assert status.plain()["lanes"][0]["unacked"] is None

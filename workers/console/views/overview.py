@@ -34,7 +34,9 @@ def _counts(now: Status) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of the tables."""
     names = ("status", "backfills", "chunks_done", "chunks_total", "records")
     return {
-        "queues": [(one.name, one.messages, one.oldest, one.retrying) for one in now.lanes],
+        "queues": [
+            (one.name, one.messages, one.oldest, one.unacked, one.unacked_for, one.retrying) for one in now.lanes
+        ],
         "outcomes": [(row["outcome"], row["total"], row["last_hour"]) for row in now.deliveries],
         "backfills": [tuple(row[name] for name in names) for row in now.backfills],
     }
