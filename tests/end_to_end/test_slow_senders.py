@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from app.web.limits import CONNECTION_BYTES
 from tests.support import HTTP, JUNCTION_SECRET, program, signed, until, workout
 from tests.support.servers import Servers
 from workers.local.ports import free_port
@@ -240,3 +241,27 @@ def requests_and_memory(endpoint: Endpoint, number: int) -> int:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(send, range(number))) == {(0, 202), (1, 401), (2, 401)}
     return endpoint.proportional()
+
+
+def test_a_held_connection_costs_what_the_default_limit_allows(endpoint: Endpoint) -> None:
+    """Breaks if as many connections as are accepted, with small bodies that do not end, exceed the memory limit."""
+    before = sum(endpoint.resident())
+    request = HEAD + FORGED + b"X-Padding: " + b"x" * 30_000 + b"\r\nContent-Length: 16384\r\n\r\n" + b"x" * 16_383
+    with contextlib.ExitStack() as senders:
+        for _ in range(500):
+            senders.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))).sendall(request)
+        time.sleep(1)
+        assert sum(endpoint.resident()) - before < 500 * CONNECTION_BYTES
+
+
+def test_a_crowd_at_the_operations_port_does_not_stop_webhooks(endpoint: Endpoint) -> None:
+    """Breaks if scrapes and probes, or connections that hang there, share a thread or a limit with webhooks."""
+    scrape = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    with contextlib.ExitStack() as crowd:
+        for number in range(200):
+            one = crowd.enter_context(socket.create_connection(("127.0.0.1", endpoint.operations), timeout=5))
+            with contextlib.suppress(OSError):  # connections over the limit are closed at once
+                one.sendall(scrape + b"\r\n" * (number % 2))  # half of them never end their request
+        for _ in range(20):
+            slowest(endpoint.port, requests=1)  # each is answered 202
+    until(lambda: is_ready(endpoint.operations))

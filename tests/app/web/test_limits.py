@@ -8,9 +8,16 @@ import pytest
 from app.config.settings import Settings
 from app.errors import Misconfigured
 from app.web import limits
-from app.web.limits import DEFAULT_CONNECTIONS, RESERVED_FILES, BodyBudget, BudgetExceeded, connections_per_process
+from app.web.limits import (
+    CONNECTION_BYTES,
+    DEFAULT_CONNECTIONS,
+    RESERVED_FILES,
+    BodyBudget,
+    BudgetExceeded,
+    connections_per_process,
+)
 
-FILES = {"several": 5_000, "many": 1_048_576, "no limit": resource.RLIM_INFINITY}
+FILES = {"several": 2_000, "many": 1_048_576, "no limit": resource.RLIM_INFINITY}
 
 
 def hard_limit(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
@@ -22,7 +29,7 @@ def hard_limit(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
 def test_connections_are_divided_by_the_processes(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     """Breaks if the default exceeds the limit of open files, where accepting fails, or a setting is not divided."""
     hard_limit(monkeypatch, files)
-    expected = 5_000 - RESERVED_FILES if files == 5_000 else DEFAULT_CONNECTIONS // 2
+    expected = 2_000 - RESERVED_FILES if files == 2_000 else DEFAULT_CONNECTIONS // 2
     assert connections_per_process(Settings(web_processes=2)) == expected
     assert connections_per_process(Settings(web_processes=3, max_connections=1000)) == 334
 
@@ -64,3 +71,9 @@ def test_a_share_is_returned() -> None:
                 second.add(1)
         assert budget.used == 60
     assert budget.used == 0
+
+
+def test_the_default_limits_fit_in_the_memory_of_the_files_to_deploy() -> None:
+    """Breaks if senders without a secret can make the system kill the endpoint."""
+    processes = 90 * 2**20  # of the endpoint without load
+    assert DEFAULT_CONNECTIONS * CONNECTION_BYTES + Settings().body_memory_bytes + processes < 2**30
