@@ -7,6 +7,8 @@ from sqlalchemy import Connection, Row, text
 
 from workers.daily import queue
 from workers.daily.priorities import ORIGIN
+from workers.daily.write import day_change
+from workers.store.feed import announce
 
 PRESENT = """
 SELECT u.user_id, t.user_id AS present_id, coalesce(t.client_user_id, t.user_id) AS person, known.person AS former
@@ -20,13 +22,26 @@ REMEMBER = text("""
 INSERT INTO headrace.daily_people AS known (user_id, person)
 SELECT * FROM unnest(CAST(:users AS text[]), CAST(:persons AS text[])) AS given(user_id, person) ORDER BY user_id
 ON CONFLICT (user_id) DO UPDATE SET person = excluded.person WHERE known.person <> excluded.person""")
-# Days of which samples have expired cannot be computed again, so the rows themselves move.
-MOVE = [
-    text("""
-UPDATE headrace.days d SET person = :person, user_id = :present WHERE user_id = :user AND NOT EXISTS (
-    SELECT 1 FROM headrace.days o WHERE d.person <> :person
-       AND (o.person, o.metric, o.local_date) = (:person, d.metric, d.local_date))"""),
-    text("DELETE FROM headrace.days WHERE user_id = :user AND (person <> :person OR :user <> :present)"),
+IS_LEFT = """NOT EXISTS (SELECT FROM headrace.users u WHERE coalesce(u.client_user_id, u.user_id) = :former
+    AND u.erased_at IS NULL AND u.merged_into IS NULL)"""
+# Days of which samples have expired cannot be computed again, so the rows themselves move. Those of several users do so
+# with the last of them.
+OF_USER = f"(user_id = :user OR user_id IS NULL AND person = :former AND :former <> :person AND {IS_LEFT})"
+SUMMED = "SELECT count(*) AS rows, min(local_date) AS first, max(local_date) AS last FROM changed"
+MOVE_DAYS = text(f"""
+WITH changed AS (
+    UPDATE headrace.days d SET person = :person, user_id = CASE WHEN user_id IS NOT NULL THEN :present END
+    WHERE {OF_USER} AND (person <> :person OR :user <> :present) AND NOT EXISTS (
+        SELECT FROM headrace.days o WHERE d.person <> :person
+           AND (o.person, o.metric, o.local_date) = (:person, d.metric, d.local_date))
+    RETURNING local_date)
+{SUMMED}""")
+# Where the person has a day of its own. It is computed again.
+REMOVE_DAYS = text(f"""
+WITH changed AS (
+    DELETE FROM headrace.days WHERE {OF_USER} AND (person <> :person OR :user <> :present) RETURNING local_date)
+{SUMMED}""")
+MOVE_SESSIONS = [
     text("""
 UPDATE headrace.kept_sessions k SET person = :person, user_id = :present WHERE user_id = :user AND NOT EXISTS (
     SELECT 1 FROM headrace.kept_sessions o WHERE :user <> :present
@@ -35,12 +50,17 @@ UPDATE headrace.kept_sessions k SET person = :person, user_id = :present WHERE u
     text("DELETE FROM headrace.daily_records WHERE user_id = :user AND :user <> :present"),
     text("DELETE FROM headrace.daily_people WHERE user_id = :user AND :user <> :present"),
 ]
-# What an operator set for a user who had no name yet.
+# What an operator set for a name that no user has any longer goes to the new name, unless that has its own.
 RENAME = [
-    text(f"""
-UPDATE headrace.{table} p SET person = :person WHERE person = :user AND :user <> :person AND NOT EXISTS (
-    SELECT 1 FROM headrace.{table} o WHERE o.person = :person {same})""")
+    text(f"{statement} WHERE person = :former AND :former <> :person AND {IS_LEFT} {unless}")
     for table, same in (("daily_zones", ""), ("daily_priorities", "AND o.resource = p.resource"))
+    for statement, unless in (
+        (
+            f"UPDATE headrace.{table} p SET person = :person",
+            f"AND NOT EXISTS (SELECT FROM headrace.{table} o WHERE o.person = :person {same})",
+        ),
+        (f"DELETE FROM headrace.{table}", ""),
+    )
 ]
 
 
@@ -64,12 +84,25 @@ def _move(connection: Connection, rows: Sequence[Row[Any]]) -> None:
     for row in rows:
         if row.former is None:
             continue
-        values = {"user": row.user_id, "present": row.present_id, "person": row.person}
-        for statement in (*MOVE, *RENAME):
+        values = {"user": row.user_id, "present": row.present_id, "person": row.person, "former": row.former}
+        _move_days(connection, values)
+        for statement in (*MOVE_SESSIONS, *RENAME):
             connection.execute(statement, values)
         touched |= {row.former, row.person}
     if touched:
         queue.add_all(connection, sorted(touched), ORIGIN)
+
+
+def _move_days(connection: Connection, values: dict[str, str]) -> None:
+    """Announces all days of the user as removed, and those that moved as written."""
+    moved = connection.execute(MOVE_DAYS, values).one()
+    removed = connection.execute(REMOVE_DAYS, values).one()
+    dates = [edge for one in (moved, removed) if one.rows for edge in (one.first, one.last)]
+    if dates:
+        changes = [day_change("remove", values["user"], dates, moved.rows + removed.rows, ORIGIN)]
+        if moved.rows:
+            changes.append(day_change("put", values["present"], (moved.first, moved.last), moved.rows, ORIGIN))
+        announce(connection, changes)
 
 
 def _remember(connection: Connection, rows: Sequence[Row[Any]]) -> None:

@@ -1,7 +1,7 @@
 """Writes computed days and kept sessions: the rows that differ, announced in the change feed."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from workers.daily.metrics import derived
 from workers.daily.model import MAX_OFFSET, ZONE_SOURCES, DayValue, as_date, as_time
 from workers.daily.read import Inputs, at_midnight
 from workers.daily.sessions import KeptSession
-from workers.store.feed import Change, announce
+from workers.store.feed import Change, Op, announce
 from workers.store.retention import DAILY
 
 TYPES = {
@@ -151,13 +151,12 @@ def write_days(
         removed = [row for key, row in known.items() if key not in kept and key not in new]
         put += written
         gone += removed
-        if (written or removed) and (owners := users.get(stretch.person)):
+        # A person without users has only days to remove: of a name that no user has any longer.
+        owners = users.get(stretch.person) or sorted({row.user_id for row in removed if row.user_id})
+        if (written or removed) and owners:
             dates = [row.local_date for row in (*written, *removed)]
-            op = "put" if written else "remove"
-            period = (at_midnight(min(dates)), at_midnight(max(dates)))
-            changes.append(
-                Change(op, owners[0], DAILY, None, None, None, *period, len(dates), stretch.origin)  # type: ignore[arg-type]
-            )
+            op: Op = "put" if written else "remove"
+            changes.append(day_change(op, owners[0], dates, len(dates), stretch.origin))
     if put:
         connection.execute(PUT, dict(zip(TYPES, map(list, zip(*put, strict=True)), strict=True)))
     if gone:
@@ -165,6 +164,12 @@ def write_days(
         connection.execute(REMOVE, {"persons": persons, "metrics": metrics, "dates": dates})
     announce(connection, changes)
     return len(put) + len(gone)
+
+
+def day_change(op: Op, user_id: str, dates: Collection[date], rows: int, origin: str) -> Change:
+    """The change of days between the first and the last of these dates. The user is one of the person's."""
+    period = at_midnight(min(dates)), at_midnight(max(dates))
+    return Change(op, user_id, DAILY, None, None, None, *period, rows, origin)
 
 
 def _stored(connection: Connection, found: Sequence[Computed]) -> dict[int, dict[tuple[str, date], DayRow]]:

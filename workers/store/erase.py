@@ -43,9 +43,12 @@ WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartitio
 PRESENT_OR_FORMER_ID = "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)"
 # A person is the client_user_id of users. Its days are computed again for users who stay (REQUEUE).
 IS_SHARED = """SELECT FROM headrace.users other WHERE other.client_user_id = erased.client_user_id
-    AND other.user_id <> erased.user_id AND other.erased_at IS NULL AND other.merged_into IS NULL"""
-OF_PERSON = f"""person IN (SELECT :user UNION ALL SELECT client_user_id FROM headrace.users erased
-    WHERE user_id = :user AND NOT EXISTS ({IS_SHARED}))"""
+    AND other.user_id <> :user AND other.erased_at IS NULL AND other.merged_into IS NULL"""
+# The name, and the former one if the days have not moved to the name yet (workers/daily/people.py).
+NAMES = f"""SELECT client_user_id FROM headrace.users WHERE user_id = :user
+    UNION SELECT person FROM headrace.daily_people WHERE {PRESENT_OR_FORMER_ID}"""
+OF_PERSON = f"""person IN (SELECT :user UNION ALL SELECT erased.client_user_id
+    FROM ({NAMES}) AS erased(client_user_id) WHERE NOT EXISTS ({IS_SHARED}))"""
 # The condition for the user's rows, where it is not `user_id = :user` alone.
 CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
@@ -57,8 +60,7 @@ CONDITIONS = {
     # These keep the id with which they arrived, if they arrived with the message of the reconnection or later.
     "archive": PRESENT_OR_FORMER_ID,
     "dead_letters": PRESENT_OR_FORMER_ID,
-    "days": f"""({PRESENT_OR_FORMER_ID} OR user_id IS NULL
-        AND person = (SELECT client_user_id FROM headrace.users WHERE user_id = :user))""",
+    "days": f"({PRESENT_OR_FORMER_ID} OR user_id IS NULL AND person IN ({NAMES}))",
     "kept_sessions": PRESENT_OR_FORMER_ID,
     "daily_records": PRESENT_OR_FORMER_ID,
     "daily_people": PRESENT_OR_FORMER_ID,
@@ -179,7 +181,8 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     yield from _remove_samples(engine, user_id)
     with transaction(engine) as connection:
         tables = list(connection.scalars(TABLES))
-    for table in ("crash_counts", "chunks", "sample_ranges", "daily_priorities", "daily_zones", "daily_queue", *tables):
+    of_person = ("daily_priorities", "daily_zones", "daily_queue", "days")  # before daily_people, which has its name
+    for table in ("crash_counts", "chunks", "sample_ranges", *of_person, *tables):
         yield from ((table, number) for number in _remove(engine, table, user_id))
     yield from _remove_from_ledger(engine, user_id)
 

@@ -15,6 +15,7 @@ from app.config.settings import Settings
 from app.errors import TryLater, Unprocessable
 from app.observability.metrics import exposition
 from tests.support import apply, delivery, event, rows, workout
+from tests.support.database import run
 from workers.daily import priorities, queue
 from workers.daily.derive import Deriver
 from workers.daily.follow import follow, is_due
@@ -88,11 +89,11 @@ def test_a_change_computes_its_day_once_and_announces_it(engine: Engine, setting
     derive()
     assert days(engine) == {"2026-03-14": 600, "2026-03-15": 60}
     assert [row for row in rows(engine, DAYS) if row in first] == [first[1]]
-    announced = rows(
-        engine, "SELECT op, user_id, client_user_id, rows, ts_min FROM health.changes WHERE resource = 'daily'"
-    )
-    assert [(one["op"], one["user_id"], one["rows"]) for one in announced] == [("put", "u1", 2), ("put", "u1", 1)]
-    assert announced[1]["ts_min"] == datetime(2026, 3, 14, tzinfo=UTC)
+    first_day, second_day = (datetime(2026, 3, day, tzinfo=UTC) for day in (14, 15))
+    assert announced(engine) == [
+        ("put", "u1", "member-1", 2, first_day, second_day),
+        ("put", "u1", "member-1", 1, first_day, first_day),
+    ]
 
 
 def test_computed_days_are_counted(engine: Engine, settings: Settings, derive: Derive) -> None:
@@ -165,7 +166,7 @@ def test_an_erasure_removes_everything_of_the_last_user_of_a_person(
 def test_a_user_who_is_named_or_reconnects_takes_the_days_along(
     engine: Engine, settings: Settings, derive: Derive
 ) -> None:
-    """Breaks if a day stays with a former name or user_id, or exists twice."""
+    """Breaks if a day stays with a former name or user_id, exists twice, or moves without a change in the feed."""
     store(
         engine,
         settings,
@@ -174,16 +175,114 @@ def test_a_user_who_is_named_or_reconnects_takes_the_days_along(
     )
     derive()
     assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {(None, "u1")}
+    seen = len(announced(engine))
+    store(engine, settings, event("provider.connection.created", "u1", {"provider": {"slug": "garmin"}}, "member-1"))
+    run(engine, "UPDATE headrace.daily_feed SET people_checked_at = now() - interval '1 day'")
+    derive()
+    assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {("member-1", "u1")}
+    day = datetime(2026, 3, 14, tzinfo=UTC)
+    moved = [("remove", "u1", "member-1", 4, day, day), ("put", "u1", "member-1", 4, day, day)]
+    assert announced(engine)[seen:] == moved
     store(engine, settings, samples("u1", "steps", [(NOON + HOUR, 60, 5, 0)]))
     derive()
     assert days(engine) == {"2026-03-14": 505}
-    assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {("member-1", "u1")}
+    seen = len(announced(engine))
     with transaction(engine) as connection:
         merge_user(connection, "u1", "u9")
     derive()
     assert days(engine) == {"2026-03-14": 505}
     assert {(row["client_user_id"], row["user_id"]) for row in rows(engine, DAYS)} == {("member-1", "u9")}
     assert [row["user_id"] for row in rows(engine, SESSIONS)] == ["u9"]
+    moved = [("remove", "u1", "member-1", 4, day, day), ("put", "u9", "member-1", 4, day, day)]
+    assert announced(engine)[seen:] == moved
+
+
+def announced(engine: Engine) -> list[tuple[Any, ...]]:
+    """The changes of days, after numbering them."""
+    Sequencer(engine).run(everything=True)
+    query = "SELECT op, user_id, client_user_id, rows, ts_min, ts_max FROM health.changes WHERE resource = 'daily'"
+    return [tuple(row.values()) for row in rows(engine, f"{query} ORDER BY position")]
+
+
+def test_days_of_a_name_that_no_user_has_are_removed_and_announced(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive
+) -> None:
+    """Breaks if days that were written while their user was renamed vanish without a change in the feed."""
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 500, 0)]))
+    derive()
+    run(engine, "UPDATE headrace.days SET person = 'former'")
+    seen = len(announced(engine))
+    deriver.rebuild(None, lambda *_: None)
+    assert {row["client_user_id"] for row in rows(engine, DAYS)} == {"member-1"}
+    assert sorted(row[:4] for row in announced(engine)[seen:]) == [
+        ("put", "u1", "member-1", 1),
+        ("remove", "u1", "member-1", 1),
+    ]
+
+
+def test_a_renamed_person_keeps_expired_days_priorities_and_the_zone(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if the name is changed, of both users of a person, and what is stored for the former name stays there.
+
+    No erasure would find it, and the person's list would no longer apply.
+    """
+    watch, ring = {"provider": "garmin", "type": "watch"}, {"provider": "oura", "type": "ring"}
+    given = [(NOON, 60, 500.0, 0)]
+    store(engine, settings, *(samples(user, "steps", given, client="a", **watch) for user in ("u1", "u2")))
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 400, 0)], client="a", **ring))
+    with transaction(engine) as connection:
+        priorities.set_list(connection, "a", "steps", ["oura/ring"])
+        priorities.set_list(connection, "a", "*", ["garmin/*"])
+        priorities.set_list(connection, "b", "*", ["oura/*"])
+        priorities.set_zone(connection, "a", "Europe/Paris")
+    derive()
+    before = rows(engine, DAYS)
+    assert [(row["user_id"], row["value"]) for row in before] == [(None, 400)]
+    limits = retention.limits(replace(settings, retention=(("steps", 1),)), NOON + 72 * HOUR)
+    for _ in retention.remove(engine, limits):
+        derive()
+    store(engine, settings, *(samples(user, "heartrate", [(NOON, 0, 60, 0)], client="b") for user in ("u1", "u2")))
+    derive()
+    renamed = [row for row in rows(engine, DAYS) if row["metric"] == "steps"]
+    assert renamed == [row | {"client_user_id": "b"} for row in before]
+    lists = {(row["person"], row["resource"]): row["sources"] for row in stored_lists(engine)}
+    assert lists == {("b", "steps"): ["oura/ring"], ("b", "*"): ["oura/*"]}
+    assert [row["person"] for row in rows(engine, "SELECT person FROM headrace.daily_zones")] == ["b"]
+
+
+def stored_lists(engine: Engine) -> list[dict[str, Any]]:
+    return rows(engine, "SELECT person, resource, sources FROM headrace.daily_priorities")
+
+
+def test_the_name_that_a_user_leaves_keeps_its_priorities_for_the_others(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if the list of a person follows one of two users who is renamed."""
+    store(engine, settings, *(samples(user, "steps", [(NOON, 60, 500, 0)], client="a") for user in ("u1", "u2")))
+    derive()
+    with transaction(engine) as connection:
+        priorities.set_list(connection, "a", "steps", ["oura/ring"])
+    store(engine, settings, samples("u1", "steps", [(NOON + HOUR, 60, 5, 0)], client="b"))
+    derive()
+    assert [row["person"] for row in stored_lists(engine)] == ["a"]
+    found = {(row["client_user_id"], row["user_id"], row["value"]) for row in rows(engine, DAYS)}
+    assert found == {("a", "u2", 500), ("b", "u1", 505)}
+
+
+def test_an_erasure_reaches_a_former_name_whose_days_have_not_moved_yet(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if priorities, the zone or days of the former name stay when the person is erased after a change of it."""
+    store(engine, settings, *(samples(user, "steps", [(NOON, 60, 500, 0)], client="a") for user in ("u1", "u2")))
+    derive()
+    with transaction(engine) as connection:
+        priorities.set_list(connection, "a", "steps", ["oura/ring"])
+        priorities.set_zone(connection, "a", "Europe/Paris")
+    run(engine, "UPDATE headrace.users SET client_user_id = 'b'")
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    for table in ("days", "daily_priorities", "daily_zones"):
+        assert rows(engine, f"SELECT * FROM headrace.{table}") == [], table
 
 
 def test_days_outlive_their_samples(engine: Engine, settings: Settings, deriver: Deriver, derive: Derive) -> None:
