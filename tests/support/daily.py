@@ -16,6 +16,7 @@ CHANGES = {
     "Pacific/Auckland": ((2026, 4, 4, 14), (2026, 9, 26, 14)),
 }
 HALF_HOURS = ("Asia/Kolkata", "Asia/Kathmandu", "Australia/Eucla", "Pacific/Chatham")
+UNITS = ("count", "count", "hundreds", "")
 FLIGHT = datetime(2026, 6, 1, 9, tzinfo=UTC)  # from Auckland to Honolulu, across the date line
 
 
@@ -48,12 +49,18 @@ def timed_samples(draw: st.DrawFn, longest: int = 26 * 60, most: int = 10) -> li
     clock, around = draw(st.sampled_from(situations()))
     rows = draw(
         st.lists(
-            st.tuples(st.integers(0, 2), st.integers(-2880, 2880), st.integers(0, longest), st.integers(0, 900)),
+            st.tuples(
+                *(st.integers(0, 2), st.integers(-2880, 2880), st.integers(0, longest), st.integers(0, 900)),
+                st.sampled_from(UNITS),
+            ),
             min_size=1,
             max_size=most,
         )
     )
-    return [sample(clock, around + timedelta(minutes=minute), *rest, source) for source, minute, *rest in rows]
+    return [
+        sample(clock, around + timedelta(minutes=minute), *rest, source)._replace(unit=unit)
+        for source, minute, *rest, unit in rows
+    ]
 
 
 def sample(clock: Clock, at: datetime, minutes: int, value: float, source: int = 0) -> DaySample:
@@ -65,3 +72,11 @@ def sample(clock: Clock, at: datetime, minutes: int, value: float, source: int =
 def wall_date(moment: int, offset: int) -> date:
     """The date that the wall clock shows, by the arithmetic of datetime."""
     return (datetime.fromtimestamp(moment // SECOND, UTC) + timedelta(seconds=offset)).date()
+
+
+def in_one_unit(rows: list[tuple[date, DaySample]]) -> list[tuple[date, DaySample]]:
+    """Of samples by date, those in the unit of their date: of its best source's first sample that has a unit."""
+    unit: dict[date, str] = {}
+    for day, one in sorted(rows, key=lambda row: (row[1].source, row[1].start, row[1].unit)):
+        unit[day] = unit.get(day) or one.unit
+    return [(day, one) for day, one in rows if one.unit in {unit[day], ""}]

@@ -34,7 +34,8 @@ def counter_days(
 
     A sample that loses part of its time to a better source loses the same part of its value, and is divided in
     proportion at local midnight. Samples of one source are not compared with each other. Where the best source of a
-    day has only a summary, the day is the summary's. `unit` is None if the samples contain it.
+    day has only a summary, the day is the summary's. `unit` is None if the samples contain it; of samples in several
+    units, those in the unit of the best source's first one count.
     """
     days = _compared(samples)
     said = _by_day(summaries)
@@ -48,13 +49,15 @@ def _compared(samples: Iterable[DaySample]) -> dict[int, _CounterDay]:
     days: dict[int, _CounterDay] = {}
     for sample in samples:
         for number, _, _ in split_at_midnight(sample.start, sample.stop, sample.offset):
-            days.setdefault(number, _CounterDay()).evidence.see(sample.user_id, sample.source)
+            days.setdefault(number, _CounterDay()).evidence.see(sample)
     for sample, number, start, stop in won(samples):
         day = days[number]
+        if not day.evidence.has_unit(sample):
+            continue
         length = sample.stop - sample.start
         share = sample.value * (stop - start) / length if length else sample.value
         day.shares.setdefault(sample.source, []).append(share)
-        day.evidence.use(sample.zone, sample.unit)
+        day.evidence.zone = max(day.evidence.zone, sample.zone)
         day.covered.append((start, stop))
     return days
 
@@ -120,7 +123,7 @@ def _day(
         day=day,
         metric=metric,
         value=fsum(share for shares in found.shares.values() for share in shares),
-        unit=unit or min(evidence.units),
+        unit=unit or evidence.unit,
         source=min(sums, key=lambda source: (-sums[source], source)),
         sources=len(sums),
         covered_minutes=round(sum(stop - start for start, stop in union(found.covered)) / MINUTE),
@@ -141,7 +144,7 @@ def _of_summary(
         day=day,
         metric=metric,
         value=value,
-        unit=unit or (min(evidence.units, default="") if evidence else ""),
+        unit=unit or (evidence.unit if evidence else ""),
         source=best,
         sources=1,
         covered_minutes=None,

@@ -18,24 +18,25 @@ def gauge_days(metric: str, samples: Iterable[DaySample], unit: str | None = Non
     """The average, minimum and maximum of each local day, as `metric` with the suffixes _avg, _min and _max.
 
     In each minute of UTC the best-ranked source with a sample wins. The average is the mean of the minutes' means, so
-    that a source that measures more often in one hour than in another does not shift it.
+    that a source that measures more often in one hour than in another does not shift it. Of samples in several units,
+    those in the unit of the best source's first one count.
     """
     samples = list(samples)
     best: dict[int, int] = {}
+    days: dict[int, _GaugeDay] = {}
     for sample in samples:
         minute = sample.start // MINUTE
         if sample.source < best.get(minute, sample.source + 1):
             best[minute] = sample.source
-    days: dict[int, _GaugeDay] = {}
+        days.setdefault(local_day(sample.start, sample.offset), _GaugeDay()).evidence.see(sample)
     for sample in samples:
-        day = days.setdefault(local_day(sample.start, sample.offset), _GaugeDay())
-        day.evidence.see(sample.user_id, sample.source)
         minute = sample.start // MINUTE
-        if best[minute] == sample.source:
+        day = days[local_day(sample.start, sample.offset)]
+        if best[minute] == sample.source and day.evidence.has_unit(sample):
             if minute not in day.minutes:
                 day.won[sample.source] = day.won.get(sample.source, 0) + 1
             day.minutes.setdefault(minute, []).append(sample.value)
-            day.evidence.use(sample.zone, sample.unit)
+            day.evidence.zone = max(day.evidence.zone, sample.zone)
     return [value for day, one in days.items() if one.minutes for value in _values(metric, day, one, unit)]
 
 
@@ -49,7 +50,7 @@ def _values(metric: str, day: int, found: _GaugeDay, unit: str | None) -> list[D
             day=day,
             metric=f"{metric}_{name}",
             value=value,
-            unit=unit or min(evidence.units),
+            unit=unit or evidence.unit,
             source=min(found.won, key=lambda source: (-found.won[source], source)),
             sources=len(found.won),
             covered_minutes=len(found.minutes),

@@ -84,20 +84,26 @@ class DayEvidence:
 
     users: set[str] = field(default_factory=set)
     present: set[int] = field(default_factory=set)  # sources with samples, including those that lost
-    units: set[str] = field(default_factory=set)
     samples: int = 0
     zone: int = 0
+    best: tuple[int, int, str] | None = None  # the source, time and unit of the best source's first sample with a unit
 
-    def see(self, user_id: str, source: int) -> None:
+    def see(self, sample: DaySample) -> None:
         """Counts a sample that is compared."""
-        self.users.add(user_id)
-        self.present.add(source)
+        self.users.add(sample.user_id)
+        self.present.add(sample.source)
         self.samples += 1
+        if sample.unit and (self.best is None or (sample.source, sample.start, sample.unit) < self.best):
+            self.best = (sample.source, sample.start, sample.unit)
 
-    def use(self, zone: int, unit: str) -> None:
-        """Notes a sample that contributes."""
-        self.zone = max(self.zone, zone)
-        self.units.add(unit)
+    @property
+    def unit(self) -> str:
+        """The unit of the day, '' if no sample has one."""
+        return self.best[2] if self.best else ""
+
+    def has_unit(self, sample: DaySample) -> bool:
+        """Whether a sample can be added to others of the day: 5 mmol/L and 90 mg/dL have no average."""
+        return not sample.unit or sample.unit == self.unit
 
 
 def local_day(moment: int, offset: int) -> int:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from math import isfinite
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
@@ -33,6 +32,7 @@ ORDER BY given.n, s.ts""")
 # A session is found by the time of its start, and may decide which sessions that overlap it are kept. Of those that
 # are over long before the first date, none can overlap a session of this date, not even through a third one.
 SESSIONS_BEFORE, SESSIONS_AFTER, SESSIONS_ENDED = timedelta(days=8), timedelta(days=4), timedelta(days=3)
+MAX_AMOUNT = 1e290  # of a number: a product of it with microseconds, and a sum of millions, are finite
 COLUMNS = {
     "sleep": [name.removeprefix("sleep_") for name in SLEEP],
     "workouts": [name.removeprefix("workouts_") for name in WORKOUTS],
@@ -195,9 +195,9 @@ def _add_records(
         for row in of_resource.get(n, ()):
             place = places[DataSource(row.provider, row.source_type), row.user_id]
             if resource == SUMMARY:
-                value = getattr(row, one.stretch.resource)
+                value = usable(getattr(row, one.stretch.resource))
                 if value is not None and row.calendar_date is not None:
-                    one.summaries.append(Summary(place, as_day(row.calendar_date), float(value), row.user_id))
+                    one.summaries.append(Summary(place, as_day(row.calendar_date), value, row.user_id))
             else:
                 one.sessions.append(_session(row, place, COLUMNS[resource]))
 
@@ -205,9 +205,14 @@ def _add_records(
 def _session(row: Any, place: int, columns: Sequence[str]) -> tuple[TimedSession, bool]:
     offset = row.timezone_offset if abs(row.timezone_offset or 0) <= MAX_OFFSET else None
     starts, ends = as_moment(row.starts), as_moment(max(row.starts, row.ends))
-    values = tuple(None if (value := getattr(row, name)) is None else float(value) for name in columns)
+    values = tuple(usable(getattr(row, name)) for name in columns)
     session = TimedSession(place, starts, ends, offset or 0, 0, row.user_id, row.id, values)
     return session, offset is not None
+
+
+def usable(value: Any) -> float | None:
+    """A stored number; None if there is none, or the sums of a day could overflow by it."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= MAX_AMOUNT else None
 
 
 def parts(one: Inputs) -> list[tuple[str, list[tuple[RawSample, float]]]]:
@@ -216,9 +221,9 @@ def parts(one: Inputs) -> list[tuple[str, list[tuple[RawSample, float]]]]:
     for part in parts_of(catalogue()[one.stretch.resource]):
         rows = []
         for raw in one.samples:
-            value = raw.value if part.field is None else (raw.fields or {}).get(part.field)
-            if isinstance(value, int | float) and isfinite(value):
-                rows.append((raw, float(value)))
+            value = usable(raw.value if part.field is None else (raw.fields or {}).get(part.field))
+            if value is not None:
+                rows.append((raw, value))
         found.append((part.metric, rows))
     return found
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 
-from tests.support.daily import CHANGES, Clock, sample, timed_samples, wall_date
+from tests.support.daily import CHANGES, Clock, in_one_unit, sample, timed_samples, wall_date
 from workers.daily.counters import counter_days
 from workers.daily.model import MINUTE, DaySample, Summary, as_date, as_day, as_moment
 
@@ -19,17 +19,24 @@ DAY = as_day(NOON.date())
 def simulated(samples: list[DaySample]) -> dict[date, Fraction]:
     """The sums by walking through every minute. Samples begin and end at whole minutes."""
     total: dict[date, Fraction] = defaultdict(Fraction)
+    touched = [(day, one) for one in samples for day in dates_of(one)]
+    counted = {(day, id(one)) for day, one in in_one_unit(touched)}
     for now in range(min(one.start for one in samples), max(one.stop for one in samples) + 1, MINUTE):
         here = [one for one in samples if one.start <= now < one.stop]
         best = min((one.source for one in here), default=None)
         for one in here:
-            if one.source == best:
+            if one.source == best and (wall_date(now, one.offset), id(one)) in counted:
                 share = Fraction(int(one.value) * MINUTE, one.stop - one.start)
                 total[wall_date(now, one.offset)] += share
         for one in samples:
-            if one.start == one.stop == now and (best is None or one.source <= best):
+            is_best = one.start == one.stop == now and (best is None or one.source <= best)
+            if is_best and (wall_date(now, one.offset), id(one)) in counted:
                 total[wall_date(now, one.offset)] += int(one.value)
     return total
+
+
+def dates_of(one: DaySample) -> set[date]:
+    return {wall_date(now, one.offset) for now in range(one.start, max(one.stop, one.start + 1), MINUTE)}
 
 
 def values(samples: list[DaySample]) -> dict[date, float]:
@@ -90,6 +97,15 @@ def test_a_sample_without_length_counts_unless_a_better_source_covers_it() -> No
 def test_samples_of_one_source_are_added() -> None:
     """Breaks if samples of one source hide each other: a provider may divide a value by sport."""
     assert counter_days("steps", [sample(PARIS, NOON, 60, 5), sample(PARIS, NOON, 60, 6)])[0].value == 11
+
+
+def test_samples_in_another_unit_than_the_best_sources_are_not_added() -> None:
+    """Breaks if liters and milliliters are added; without a unit of its own a sample counts."""
+    watch, phone = (sample(PARIS, NOON + timedelta(hours=n), 60, 2 - n, n)._replace(unit="L") for n in (0, 1))
+    other = sample(PARIS, NOON + timedelta(hours=2), 60, 750, 1)._replace(unit="ml")
+    unknown = sample(PARIS, NOON + timedelta(hours=3), 60, 3, 1)._replace(unit="")
+    (day,) = counter_days("water", [other, unknown, phone, watch])
+    assert (day.value, day.unit, day.covered_minutes, day.samples) == (6, "L", 180, 4)
 
 
 def test_the_summary_of_the_best_source_is_the_day_if_it_has_no_samples() -> None:

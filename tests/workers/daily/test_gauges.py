@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 from hypothesis import given
 
-from tests.support.daily import Clock, sample, timed_samples, wall_date
+from tests.support.daily import Clock, in_one_unit, sample, timed_samples, wall_date
 from workers.daily.gauges import gauge_days, last_days
 from workers.daily.model import SECOND, DaySample, as_date
 
@@ -19,9 +19,12 @@ def expected(samples: list[DaySample]) -> dict[tuple[str, object], float]:
     """Average, minimum and maximum by date."""
     winners: list[tuple[object, datetime, float]] = []
     minute = lambda one: datetime.fromtimestamp(one.start // SECOND, UTC).replace(second=0)  # noqa: E731
+    dated = in_one_unit([(wall_date(one.start, one.offset), one) for one in samples])
+    counted = {id(one) for _, one in dated}
     for at, group in groupby(sorted(samples, key=minute), key=minute):
         here = sorted(group, key=lambda one: one.source)
-        winners += [(wall_date(one.start, one.offset), at, one.value) for one in here if one.source == here[0].source]
+        here = [one for one in here if one.source == here[0].source and id(one) in counted]
+        winners += [(wall_date(one.start, one.offset), at, one.value) for one in here]
     found: dict[tuple[str, object], float] = {}
     winners.sort()
     for day, of_day in groupby(winners, key=lambda one: one[0]):
@@ -48,6 +51,17 @@ def test_a_minute_belongs_to_its_best_source_and_weighs_as_much_as_another() -> 
     average, low, high = gauge_days("hr", [*ring, *watch, *worse])
     assert (average.value, low.value, high.value) == (85, 60, 120)
     assert (average.covered_minutes, average.sources, average.source, average.samples) == (2, 2, 0, 64)
+
+
+def test_values_in_another_unit_than_the_best_sources_have_no_part_in_the_average() -> None:
+    """Breaks if 5 mmol/L and 90 mg/dL have the average 47.5."""
+    given_ = [(5, "mmol/L", 0), (90, "mg/dL", 0), (7, "mmol/L", 1), (6, "", 1)]
+    samples = [
+        sample(PARIS, NOON + timedelta(hours=n), 0, value, source)._replace(unit=unit)
+        for n, (value, unit, source) in enumerate(given_)
+    ]
+    found = gauge_days("glucose", samples)
+    assert [(one.value, one.unit, one.samples) for one in found] == [(n, "mmol/L", 4) for n in (6, 5, 7)]
 
 
 @given(timed_samples(longest=0, most=30))
