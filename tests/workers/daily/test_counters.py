@@ -1,6 +1,6 @@
 """Counters: compared with a simulation that walks through time minute by minute."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 
@@ -18,25 +18,24 @@ DAY = as_day(NOON.date())
 
 def simulated(samples: list[DaySample]) -> dict[date, Fraction]:
     """The sums by walking through every minute. Samples begin and end at whole minutes."""
+    best: dict[int, int] = {}  # the source that covers each minute
+    for one in samples:
+        for now in range(one.start, one.stop, MINUTE):
+            best[now] = min(one.source, best.get(now, one.source))
     total: dict[date, Fraction] = defaultdict(Fraction)
-    touched = [(day, one) for one in samples for day in dates_of(one)]
-    counted = {(day, id(one)) for day, one in in_one_unit(touched)}
-    for now in range(min(one.start for one in samples), max(one.stop for one in samples) + 1, MINUTE):
-        here = [one for one in samples if one.start <= now < one.stop]
-        best = min((one.source for one in here), default=None)
-        for one in here:
-            if one.source == best and (wall_date(now, one.offset), id(one)) in counted:
-                share = Fraction(int(one.value) * MINUTE, one.stop - one.start)
-                total[wall_date(now, one.offset)] += share
-        for one in samples:
-            is_best = one.start == one.stop == now and (best is None or one.source <= best)
-            if is_best and (wall_date(now, one.offset), id(one)) in counted:
-                total[wall_date(now, one.offset)] += int(one.value)
+    counted = in_one_unit([(day, one) for one in samples for day in dates_of(one)])
+    for one in samples:
+        length = max(one.stop - one.start, MINUTE)
+        moments = range(one.start, one.start + length, MINUTE)
+        won = Counter(wall_date(now, one.offset) for now in moments if best.get(now, one.source) >= one.source)
+        for day in [day for day, other in counted if other is one]:
+            total[day] += Fraction(int(one.value) * won[day] * MINUTE, length)
     return total
 
 
-def dates_of(one: DaySample) -> set[date]:
-    return {wall_date(now, one.offset) for now in range(one.start, max(one.stop, one.start + 1), MINUTE)}
+def dates_of(one: DaySample) -> list[date]:
+    first, last = (wall_date(moment, one.offset) for moment in (one.start, max(one.start, one.stop - MINUTE)))
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
 def values(samples: list[DaySample]) -> dict[date, float]:
