@@ -32,10 +32,11 @@ ON CONFLICT (person) DO UPDATE SET zone = excluded.zone, set_at = now()
 WHERE stored.zone <> excluded.zone RETURNING 1""")
 RESET_ZONE = text("DELETE FROM headrace.daily_zones WHERE person = :person RETURNING 1")
 ZONES = text("SELECT name FROM pg_timezone_names ORDER BY name")
-LACKS_ZONE = text("""
-SELECT 1 FROM headrace.daily_people p WHERE p.user_id = :user AND p.zone IS NULL AND EXISTS (
-    SELECT FROM headrace.series n JOIN headrace.daily_series s ON s.series_id = n.id
-    WHERE n.user_id = p.user_id AND s.lacks_offset)""")
+LACKS_OFFSETS = text("""
+SELECT 1 FROM headrace.daily_people p WHERE p.user_id = :user AND (
+    EXISTS (SELECT FROM headrace.series n JOIN headrace.daily_series s ON s.series_id = n.id
+            WHERE n.user_id = p.user_id AND s.lacks_offset)
+    OR EXISTS (SELECT FROM headrace.daily_records r WHERE r.user_id = p.user_id AND r.timezone_offset IS NULL))""")
 SET_FALLBACK = text("""
 UPDATE headrace.daily_people SET zone = :zone WHERE user_id = :user AND zone IS DISTINCT FROM :zone
 AND EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone) RETURNING person""")
@@ -127,9 +128,9 @@ def set_zone(connection: Connection, person: str, zone: str | None) -> bool:
     return bool(changed)
 
 
-def lacks_zone(connection: Connection, user_id: str) -> bool:
-    """Whether samples of the user have no offset, and the aggregator's fallback zone of the user is not known."""
-    return connection.scalar(LACKS_ZONE, {"user": user_id}) is not None
+def lacks_offsets(connection: Connection, user_id: str) -> bool:
+    """Whether samples or records of the user have no offset, so that the aggregator's fallback zone can decide."""
+    return connection.scalar(LACKS_OFFSETS, {"user": user_id}) is not None
 
 
 def set_fallback_zone(connection: Connection, user_id: str, zone: str) -> None:

@@ -20,7 +20,7 @@ from workers.aggregators import junction
 from workers.aggregators.junction.introspection import Pull, ResourceCoverage
 from workers.aggregators.listings import Listing
 from workers.aggregators.requests import Request
-from workers.daily.priorities import lacks_zone, set_fallback_zone
+from workers.daily.priorities import lacks_offsets, set_fallback_zone
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import HttpResponse
 from workers.fetch.retry import FINAL, FetchAction
@@ -188,10 +188,10 @@ class Reconciler:
         return zone or Step(to, found=tuple(_connection_gap(one) for one in changed), unread=unread)
 
     def _store_zone(self, at: ReconcilePosition) -> Step | None:
-        """Stores the fallback time zone of the user, if samples have no offset. Returns the step that asks again."""
+        """Stores the fallback time zone of the user, if data of it has no offset. Returns the step that asks again."""
         user_id = at.people[0]
         with transaction(self._engine) as connection:
-            if self._recorder.dry_run or not lacks_zone(connection, user_id):
+            if self._recorder.dry_run or not lacks_offsets(connection, user_id):
                 return None
         try:
             zone = self._request(at, junction.zone_request(user_id), lambda response: junction.read_zone(response.body))

@@ -216,7 +216,7 @@ class World:
         rotates the values within the slot. So the day's total stays the same, and one event carries the correction.
         """
         series, connection = series_of(slot.resource), slot.connection
-        if (self.moment(slot) + timedelta(seconds=_zone(connection.user_number)[1] or 0)).hour not in AWAKE:
+        if (self.moment(slot) + timedelta(seconds=zone_of(connection.user_number)[1] or 0)).hour not in AWAKE:
             return [0] * series.count
         rng = Random(f"{self.seed}/{connection.user_number}/{slot.resource.name}/{slot.number}")  # noqa: S311
         context = Context(rng, self.until, {}, str)
@@ -323,7 +323,7 @@ class World:
 
     def _context(self, slot: Slot) -> Context:
         connection = slot.connection
-        zone, offset = _zone(connection.user_number)
+        zone, offset = zone_of(connection.user_number)
         variables = {
             "provider": connection.provider.slug,
             "source_type": connection.provider.source_type,
@@ -364,7 +364,7 @@ class World:
         return User(number, user_id, f"member-{number:04d}", tuple(connections))
 
 
-def _zone(user_number: int) -> tuple[str | None, int | None]:
+def zone_of(user_number: int) -> tuple[str | None, int | None]:
     """A user's time zone: its name, and seconds east of UTC."""
     return TIME_ZONES[user_number % len(TIME_ZONES)]
 

@@ -11,7 +11,7 @@ from flask import Flask, Response, request
 from workers.simulator.answers import answer, invalid, number, refuse, seconds, validation_error
 from workers.simulator.budget import Budget
 from workers.simulator.conditions import State
-from workers.simulator.data import World
+from workers.simulator.data import World, zone_of
 from workers.simulator.events import availability, supplied, supplies
 from workers.simulator.links import Link, Links
 from workers.simulator.people import PROVIDERS, Connection, Provider, User
@@ -206,8 +206,16 @@ def _described(world: World, user: User) -> Record:
         "client_user_id": user.client_user_id,
         "created_on": world.start.isoformat(),
         "connected_sources": sources,
-        "fallback_time_zone": None,
+        "fallback_time_zone": _fallback_zone(world, user),
     }
+
+
+def _fallback_zone(world: World, user: User) -> Record | None:
+    """Of users whose data has no offset; it does not move that data to another date of UTC."""
+    if not user.connections or zone_of(user.number)[0]:
+        return None
+    slug = user.connections[0].provider.slug
+    return {"id": "Europe/Lisbon", "source_slug": slug, "updated_at": world.start.isoformat()}
 
 
 def _providers(world: World, user_id: str) -> Response:

@@ -20,7 +20,7 @@ from app.broker.lanes import RECONCILE
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.errors import Unprocessable
-from tests.support import apply, delivery, event, heartrate, rows
+from tests.support import apply, delivery, event, heartrate, rows, workout
 from tests.support.backfills import forget_pauses
 from tests.support.provider import Killed, junction_client, mock_client
 from workers.backfill.fetcher import Fetcher
@@ -28,6 +28,7 @@ from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
 from workers.cli.main import main
 from workers.daily.derive import Deriver
+from workers.daily.priorities import set_zone
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import pauses
@@ -43,11 +44,13 @@ from workers.simulator.data import World
 from workers.simulator.server import API_KEY, Simulator
 from workers.store import coverage
 from workers.store.backfills import due
+from workers.store.engine import transaction
 from workers.store.gaps import Gap
 from workers.store.jobs import ensure_job
 from workers.verify import expected
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+EVENING = "2026-03-14T18:30:00+00:00"
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 PERIOD = 3600.0
 PARTS = {"/v2/introspect/historical_pull": "pulls", "/v2/introspect/resources": "supplies"}
@@ -650,26 +653,52 @@ def test_the_connections_of_all_users_are_compared(engine: Engine, settings: Set
 class ZonedApi(ScriptedApi):
     """An API that knows the time zone of u1."""
 
+    zone = "Asia/Kathmandu"
+
     def truth(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v2/user/u1":
-            return httpx.Response(200, json={"user_id": "u1", "fallback_time_zone": {"id": "Asia/Kathmandu"}})
+            return httpx.Response(200, json={"user_id": "u1", "fallback_time_zone": {"id": self.zone}})
         return super().truth(request)
 
 
-def test_the_zone_of_a_user_without_offsets_is_fetched_once(engine: Engine, settings: Settings) -> None:
-    """Breaks if days of users whose provider sends no offset count by UTC, or every reconciliation asks again."""
-    apply(engine, settings, delivery(heartrate("u1", {12 * 60: 60})))  # 18:30 UTC
+@pytest.mark.parametrize(
+    "body",
+    [heartrate("u1", {12 * 60: 60}), workout("u1", time_start=EVENING, timezone_offset=None)],
+    ids=["samples", "records"],
+)
+def test_the_zone_of_a_user_without_offsets_is_fetched(engine: Engine, settings: Settings, body: Any) -> None:
+    """Breaks if days of users whose provider sends no offset count by UTC, or by a zone that the user has left.
+
+    The zone that an operator sets stays.
+    """
+    apply(engine, settings, delivery(body))  # 18:30 UTC
     deriver = Deriver(engine, settings)
     deriver.rebuild(None, lambda *_: None)
     zones = "SELECT DISTINCT CAST(local_date AS text) AS day, zone_source FROM health.daily"
     assert rows(engine, zones) == [{"day": "2026-03-14", "zone_source": "utc"}]
     api = ZonedApi(pulls=[[of("u1")]], connections={"u1": []})
-    for _ in range(2):
+
+    def reconcile() -> list[dict[str, Any]]:
         run_steps(api.reconciler(engine, settings), settings)
-    assert [one.url.path for one in api.asked].count("/v2/user/u1") == 1
-    while deriver.run(lambda: False):
-        pass
-    assert rows(engine, zones) == [{"day": "2026-03-15", "zone_source": "user"}]
+        while deriver.run(lambda: False):
+            pass
+        return rows(engine, zones)
+
+    for zone, day in (("Asia/Kathmandu", "2026-03-15"), ("America/New_York", "2026-03-14")):
+        api.zone = zone
+        assert reconcile() == [{"day": day, "zone_source": "user"}]
+    with transaction(engine) as connection:
+        set_zone(connection, "member-1", "Asia/Kathmandu")
+    assert reconcile() == [{"day": "2026-03-15", "zone_source": "user"}]
+
+
+def test_the_zone_of_a_user_with_offsets_is_not_fetched(engine: Engine, settings: Settings) -> None:
+    """Breaks if every reconciliation asks once more for each user."""
+    apply(engine, settings, delivery(workout("u1", timezone_offset=3600)))
+    Deriver(engine, settings).rebuild(None, lambda *_: None)
+    api = ZonedApi(pulls=[[of("u1")]], connections={"u1": []})
+    run_steps(api.reconciler(engine, settings), settings)
+    assert "/v2/user/u1" not in [one.url.path for one in api.asked]
 
 
 # Excluded users and resources

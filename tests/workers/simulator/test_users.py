@@ -9,6 +9,7 @@ from app.catalogue import catalogue
 from tests.support.simulated import KEY
 from tests.workers.simulator.schemas import errors_of
 from workers.simulator import live_events
+from workers.simulator.data import zone_of
 from workers.simulator.events import supplied
 
 USER_FIELDS = {"user_id", "team_id", "client_user_id", "created_on", "connected_sources", "fallback_time_zone"}
@@ -36,6 +37,16 @@ def test_a_user_is_made_once_and_found_by_name(api):
     assert api.get("/v2/user/resolve/team%2F7").json == made
     assert api.get("/v2/user/resolve/nobody").status_code == 404
     assert api.get("/v2/user").json["total"] == 3
+
+
+def test_a_user_without_offsets_has_a_fallback_zone(make_api):
+    """Breaks if no one can see, without an account, what the zone of a user is for."""
+    api, zones = make_api(users=5), {}
+    for user in api.world.members:
+        zone = api.get(f"/v2/user/{user.user_id}").json["fallback_time_zone"]
+        zones[user.number] = zone and zone["id"]
+    assert zones == {number: None if zone_of(number)[0] else "Europe/Lisbon" for number in zones}
+    assert set(zones.values()) == {None, "Europe/Lisbon"}
 
 
 @pytest.mark.parametrize("body", [{}, {"client_user_id": 7}, []])
