@@ -17,7 +17,7 @@ from workers.store import audit
 from workers.store.engine import make_engine, transaction
 
 HEALTH_VALUES = ("value", "summary_value")
-MAX_STRETCHES = 60  # that are printed as text
+MAX_ROWS = 60  # of a list that is printed as text
 
 
 def explain_daily(user: str, metric: str, day: date, data_dir: Path | None, *, values: bool, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def explain_daily(user: str, metric: str, day: date, data_dir: Path | None, *, v
 
 def _plain(known: DayExplanation, *, values: bool) -> dict[str, Any]:
     plain = asdict(known) | {"local_date": known.local_date.isoformat()}
-    for row in (plain["stored"], *plain["sources"]) if not values else ():
+    for row in (plain["stored"], *plain["sources"], *plain["samples"]) if not values else ():
         for name in HEALTH_VALUES if row else ():
             row.pop(name, None)
     return plain
@@ -53,25 +53,40 @@ def _print(known: dict[str, Any]) -> None:
     else:
         for name, value in stored.items():
             click.echo(f"  {name:16} {'' if value is None else value}".rstrip())
+    if known["zone"]:
+        click.echo(f"zone: {known['zone']}")
     for entries in known["lists"]:
         click.echo(f"priorities: {', '.join(entries)}")
     if known["sources"]:
         click.echo("\nsources, the best first:")
         output.print_rows(known["sources"])
-    if known["stretches"]:
-        shown = known["stretches"][:MAX_STRETCHES]
-        click.echo("\nwhat won (UTC):")
-        output.print_rows([_row(one) for one in shown])
-        if more := len(known["stretches"]) - len(shown):
-            click.echo(f"and {more} more; --json lists all")
+    _print_list("what won (UTC):", [_row(one) for one in known["stretches"]])
+    _print_list("samples (UTC):", [_sample_row(one) for one in known["samples"]])
 
 
-def _row(one: dict[str, Any]) -> dict[str, Any]:
-    row = {
+def _print_list(title: str, found: list[dict[str, Any]]) -> None:
+    if found:
+        click.echo(f"\n{title}")
+        output.print_rows(found[:MAX_ROWS])
+        if len(found) > MAX_ROWS:
+            click.echo(f"and {len(found) - MAX_ROWS} more; --json lists all")
+
+
+def _period(one: dict[str, Any]) -> dict[str, Any]:
+    return {
         "from": f"{one['start']:%Y-%m-%d %H:%M:%S}",
         "to": f"{one['stop']:%Y-%m-%d %H:%M:%S}",
         "source": f"{one['provider']}/{one['source_type']}",
-        "samples": one["samples"],
+        "offset": one["offset"],
         "zone_source": one["zone_source"],
     }
+
+
+def _sample_row(one: dict[str, Any]) -> dict[str, Any]:
+    row = _period(one) | {"counted": "yes" if one["is_counted"] else "no"}
+    return row | ({"value": one["value"]} if "value" in one else {})
+
+
+def _row(one: dict[str, Any]) -> dict[str, Any]:
+    row = _period(one) | {"samples": one["samples"]}
     return row | ({"id": one["id"], "also": ", ".join(one["also"])} if one["id"] else {})

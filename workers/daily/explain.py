@@ -12,8 +12,18 @@ from app.catalogue import catalogue
 from workers.daily.compute import compute, samples_of
 from workers.daily.counters import won
 from workers.daily.metrics import SESSIONS, resource_of
-from workers.daily.model import MINUTE, ZONE_SOURCES, DataSource, DaySample, TimedSession, as_day, as_time, local_day
-from workers.daily.priorities import lists_of
+from workers.daily.model import (
+    MINUTE,
+    ZONE_SOURCES,
+    DataSource,
+    DayEvidence,
+    DaySample,
+    TimedSession,
+    as_day,
+    as_time,
+    local_day,
+)
+from workers.daily.priorities import lists_of, zone_of
 from workers.daily.queue import Stretch
 from workers.daily.state import users_of
 from workers.daily.write import Computed
@@ -38,14 +48,29 @@ class RankedSource:
 
 
 @dataclass(frozen=True)
+class ExplainedSample:
+    """A sample of the day. `is_counted` is true if all of it, or a part, is in the value."""
+
+    start: datetime
+    stop: datetime
+    provider: str
+    source_type: str
+    offset: int  # seconds east of UTC, of the local date
+    zone_source: str
+    is_counted: bool
+    value: float
+
+
+@dataclass(frozen=True)
 class WonStretch:
-    """Time in which one source won without interruption by another one, or a session."""
+    """Time in which one source won, at one offset, without interruption by another one; or a session."""
 
     start: datetime
     stop: datetime
     provider: str
     source_type: str
     samples: int
+    offset: int
     zone_source: str
     id: str | None = None  # of a session
     also: tuple[str, ...] = ()  # the sessions for which it stands
@@ -61,7 +86,9 @@ class DayExplanation:
     stored: Mapping[str, Any] | None
     lists: list[list[str]]  # of priorities, in the order in which they rank sources
     sources: list[RankedSource]
-    stretches: list[WonStretch]
+    stretches: list[WonStretch]  # none if a summary is the day's value
+    samples: list[ExplainedSample]
+    zone: str | None  # of the person; it decides where zone_source is `user`
 
 
 class _Won(NamedTuple):
@@ -80,7 +107,12 @@ def explain_day(connection: Connection, person: str, metric: str, day: date) -> 
     (found,) = compute(connection, [Stretch(person, resource, day, day, "")], users)
     row = connection.execute(STORED, {"person": person, "metric": metric, "date": day}).mappings().first()
     lists = lists_of(connection, [(person, resource)])[person, resource]
-    sources, stretches = _of_sessions(found) if resource in SESSIONS else _of_samples(found, connection, users, metric)
+    samples: list[ExplainedSample] = []
+    if resource in SESSIONS:
+        sources, stretches = _of_sessions(found)
+    else:
+        sources, stretches, samples = _of_samples(found, connection, users, metric)
+    zone = zone_of(connection, person)
     return DayExplanation(
         person=person,
         metric=metric,
@@ -89,6 +121,8 @@ def explain_day(connection: Connection, person: str, metric: str, day: date) -> 
         lists=[["/".join(entry) for entry in entries] for entries in lists],
         sources=sources,
         stretches=stretches,
+        samples=samples,
+        zone=zone and zone[0],
     )
 
 
@@ -106,6 +140,7 @@ def _of_sessions(found: Computed) -> tuple[list[RankedSource], list[WonStretch]]
             found.inputs.sources[kept.session.source].provider,
             found.inputs.sources[kept.session.source].source_type,
             1,
+            kept.session.offset,
             ZONE_SOURCES[kept.session.zone],
             kept.session.id,
             tuple(sorted(one.id for one in kept.others)),
@@ -121,27 +156,48 @@ def _by_source(sessions: Iterable[TimedSession]) -> dict[int, list[TimedSession]
 
 def _of_samples(
     found: Computed, connection: Connection, users: Mapping[str, Sequence[str]], metric: str
-) -> tuple[list[RankedSource], list[WonStretch]]:
+) -> tuple[list[RankedSource], list[WonStretch], list[ExplainedSample]]:
     resource = catalogue()[found.inputs.stretch.resource]
     rows = samples_of(connection, found.inputs, users)
     samples = next(mine for name, mine in rows if metric.startswith(name))
     day = as_day(found.inputs.stretch.first)
-    here = [one for one in samples if _touches(one, day)]
-    winners = list(_winners(samples, day, resource.day or ""))
+    is_counter = resource.day == "counter"
+    here = [one for one in samples if _touches(one, day, with_end=is_counter)]
+    evidence = DayEvidence()
+    for one in here:
+        evidence.see(one)
+    is_summary = any(one.method == "summary" for one in found.days if one.metric == metric)
+    winners = [] if is_summary else list(_winners(samples, day, resource.day or ""))
+    if resource.day != "last":
+        winners = [one for one in winners if evidence.has_unit(one.sample)]
     sources = []
     for place, source in enumerate(found.inputs.sources):
         mine = [one for one in here if one.source == place]
         said = next((one for one in found.inputs.summaries if (one.source, one.day) == (place, day)), None)
         if mine or said:
             shares = [one.value for one in winners if one.sample.source == place]
-            value = sum(shares) if resource.day == "counter" else None
+            value = sum(shares) if is_counter and not is_summary else None
             owner = mine[0].user_id if mine else said.user_id if said else ""
             sources.append(RankedSource(place + 1, *source, owner, len(mine), value, said and said.value))
-    return sources, _stretches(winners, found.inputs.sources)
+    counted = {id(one.sample) for one in winners}
+    explained = [
+        _explained(one, found.inputs.sources, is_counted=id(one) in counted) for one in sorted(here, key=_order)
+    ]
+    return sources, _stretches(winners, found.inputs.sources), explained
 
 
-def _touches(sample: DaySample, day: int) -> bool:
-    last = max(sample.start, sample.stop - 1)
+def _order(one: DaySample) -> tuple[int, int]:
+    return one.start, one.source
+
+
+def _explained(one: DaySample, sources: Sequence[DataSource], *, is_counted: bool) -> ExplainedSample:
+    source, zone = sources[one.source], ZONE_SOURCES[one.zone]
+    start, stop = as_time(one.start), as_time(one.stop)
+    return ExplainedSample(start, stop, *source, one.offset, zone, is_counted, one.value)
+
+
+def _touches(sample: DaySample, day: int, *, with_end: bool) -> bool:
+    last = max(sample.start, sample.stop - 1) if with_end else sample.start
     return local_day(sample.start, sample.offset) <= day <= local_day(last, sample.offset)
 
 
@@ -167,10 +223,10 @@ def _winners(samples: Sequence[DaySample], day: int, kind: str) -> Iterator[_Won
 def _stretches(winners: Iterable[_Won], sources: Sequence[DataSource]) -> list[WonStretch]:
     found = []
     in_time = sorted(winners, key=lambda one: (one.start, one.sample.source, one.stop))
-    for place, group in groupby(in_time, key=lambda one: one.sample.source):
+    for (place, offset), group in groupby(in_time, key=lambda one: (one.sample.source, one.sample.offset)):
         here = list(group)
         start, stop = as_time(here[0].start), as_time(max(one.stop for one in here))
         zone = ZONE_SOURCES[max(one.sample.zone for one in here)]
         source = sources[place]
-        found.append(WonStretch(start, stop, source.provider, source.source_type, len(here), zone))
+        found.append(WonStretch(start, stop, source.provider, source.source_type, len(here), offset, zone))
     return found

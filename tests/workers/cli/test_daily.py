@@ -10,7 +10,9 @@ from app.config.settings import Settings
 from tests.support import apply, delivery, event, rows, workout
 from tests.support.cli import error_line
 from workers.daily.derive import Deriver
+from workers.daily.priorities import set_list, set_zone
 from workers.operate.erase import Eraser
+from workers.store.engine import transaction
 
 NOON = "2026-03-14T12:00:00+00:00"
 ONE = "2026-03-14T13:00:00+00:00"
@@ -147,8 +149,15 @@ def test_an_explanation_names_sources_and_what_won(engine: Engine, headrace) -> 
     ]
     (won,) = known["stretches"]
     assert (won["start"], won["stop"], won["provider"], won["zone_source"]) == (NOON, ONE, "garmin", "sample")
-    assert "value" not in known["stored"]
-    assert json.loads(headrace(*words, "--metric", "steps", "--values", "--json").stdout)["stored"]["value"] == 500
+    assert won["offset"] == 3600
+    assert [(one["provider"], one["start"], one["is_counted"]) for one in known["samples"]] == [
+        ("garmin", NOON, True),
+        ("oura", NOON, False),
+    ]
+    assert not any("value" in row for row in (known["stored"], *known["sources"], *known["samples"]))
+    with_values = json.loads(headrace(*words, "--metric", "steps", "--values", "--json").stdout)
+    assert with_values["stored"]["value"] == 500
+    assert [one["value"] for one in with_values["samples"]] == [500, 400]
     (kept,) = json.loads(headrace(*words, "--metric", "workouts_count", "--json").stdout)["stretches"]
     assert (kept["id"], kept["also"]) == ("w1", ["w2"])
     text = headrace(*words, "--metric", "workouts_count").stdout
@@ -156,3 +165,30 @@ def test_an_explanation_names_sources_and_what_won(engine: Engine, headrace) -> 
     assert "no value is stored" in headrace(*words, "--metric", "heartrate_avg").stdout
     assert error_line(headrace(*words, "--metric", "step"), 4).startswith("headrace: unknown metric step; did you mean")
     assert len(rows(engine, "SELECT 1 FROM headrace.audit WHERE action = 'explain'")) == 5
+
+
+def test_an_explanation_of_a_summary_names_no_sample_that_won(engine: Engine, settings: Settings, headrace) -> None:
+    """Breaks if samples are shown as winners of a day whose value is a summary, or the zone is not named."""
+    sample = {"timestamp": NOON, "value": 500, "unit": "count"}
+    watch = {"source": {"provider": "garmin", "type": "watch"}, "data": [sample]}
+    summary = {"id": "a1", "user_id": "u1", "date": NOON, "calendar_date": "2026-03-14", "steps": 450}
+    summary["source"] = {"provider": "oura", "type": "ring"}
+    for name, data in (("steps", watch), ("activity", summary)):
+        apply(engine, settings, delivery(event(f"daily.data.{name}.created", "u1", data), datetime.now(UTC)))
+    with transaction(engine) as connection:
+        set_list(connection, "member-1", "*", ["*/ring"])
+        set_zone(connection, "member-1", "Europe/Paris")
+    Deriver(engine, settings).rebuild(None, lambda *_: None)
+    words = ("explain", "--daily", "--user", "member-1", "--date", "2026-03-14", "--metric", "steps", "--values")
+    known = json.loads(headrace(*words, "--json").stdout)
+    assert (known["stored"]["value"], known["stored"]["method"], known["stretches"]) == (450, "summary", [])
+    assert [(one["provider"], one["value"], one["summary_value"]) for one in known["sources"]] == [
+        ("oura", None, 450),
+        ("garmin", None, None),
+    ]
+    (one,) = known["samples"]
+    assert (one["is_counted"], one["offset"], one["zone_source"]) == (False, 3600, "user")
+    assert known["zone"] == "Europe/Paris"
+    text = headrace(*words).stdout
+    assert "zone: Europe/Paris" in text
+    assert "what won" not in text
