@@ -1,12 +1,14 @@
 """Sessions of several sources: which are one, which one is kept, and the night and the naps of a date."""
 
+from collections import defaultdict
 from datetime import UTC, date, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.daily.model import MINUTE, TimedSession, as_date, as_moment
+from tests.support.daily import Clock, timed_sessions
+from workers.daily.model import MINUTE, TimedSession, as_date, as_moment, as_time
 from workers.daily.sessions import kept_nights, kept_workouts, merged, sleep_days, workout_days
 
 EVENING = datetime(2026, 3, 28, 22, tzinfo=UTC)
@@ -40,6 +42,30 @@ def test_no_two_kept_sessions_are_one_and_every_other_one_has_a_kept_better_one(
     for one in given_:
         better = [k.session for k in kept if k.session.id != one.id and order(k.session) < order(one)]
         assert (one.id in ids) == (not any(is_same(one, other) for other in better))
+
+
+@given(timed_sessions())
+def test_sessions_count_on_the_date_that_the_clock_showed(drawn: tuple[Clock, list[TimedSession]]) -> None:
+    """Breaks if a clock change, a flight or half an hour moves a night or a workout to another date."""
+    clock, given_ = drawn
+    kept: list[TimedSession] = []
+    for one in sorted(given_, key=lambda s: (s.source, s.start - s.stop, s.start, s.id)):
+        if not any(is_same(one, other) for other in kept):
+            kept.append(one)
+    minutes: dict[tuple[str, date], list[float]] = defaultdict(list)
+    for one in kept:
+        minutes["slept", clock.shown(one.stop)].append((one.stop - one.start) / MINUTE)
+        minutes["trained", clock.shown(one.start)].append((one.stop - one.start) / MINUTE)
+    expected = {("sleep_total", day): max(of) for (what, day), of in minutes.items() if what == "slept"}
+    naps = {("nap_total", day): sum(of) - max(of) for (what, day), of in minutes.items() if what == "slept"}
+    expected |= {key: value for key, value in naps.items() if value}
+    nights = kept_nights(s._replace(offset=clock.offset(as_time(s.stop))) for s in given_)
+    assert {(one.metric, as_date(one.day)): one.value for one in sleep_days(nights)} == expected
+    workouts = kept_workouts(s._replace(offset=clock.offset(as_time(s.start)), values=(None, None)) for s in given_)
+    found = {(one.metric, as_date(one.day)): one.value for one in workout_days(workouts)}
+    trained = {day: of for (what, day), of in minutes.items() if what == "trained"}
+    durations = {("workouts_duration", day): 60 * sum(of) for day, of in trained.items()}
+    assert found == durations | {("workouts_count", day): len(of) for day, of in trained.items()}
 
 
 def test_the_longest_session_of_a_date_is_the_night_and_the_others_are_naps() -> None:
