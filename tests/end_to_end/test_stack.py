@@ -83,6 +83,15 @@ def test_an_event_reaches_its_view(stack: Stack, body: Any, query: str) -> None:
     assert len(until(lambda: stack.rows(query))) == 1
 
 
+def test_an_event_reaches_its_day(stack: Stack) -> None:
+    """Breaks if no process numbers the change feed or computes days, or their tasks are not sent."""
+    stack.deliver(workout("walker", "w-day") | {"client_user_id": "member-day"})
+    query = "SELECT value FROM health.daily WHERE client_user_id = 'member-day' AND metric = 'workouts_count'"
+    assert until(lambda: stack.rows(query)) == [(1,)]
+    changes = "SELECT op FROM health.changes WHERE resource = 'daily' AND client_user_id = 'member-day'"
+    assert until(lambda: stack.rows(changes)) == [("put",)]
+
+
 @pytest.mark.parametrize("path", ["/webhooks/junction/", "//webhooks/junction", "/webhooks//junction"])
 def test_additional_slashes_are_ignored(stack: Stack, path: str) -> None:
     """Breaks if the server redirects or rejects a webhook because of a slash."""
