@@ -552,6 +552,26 @@ def test_an_outage_postpones_nothing(engine: Engine, settings: Settings, deriver
     assert rows(engine, "SELECT max(failures) AS most FROM headrace.daily_queue") == [{"most": 0}]
 
 
+def test_days_of_huge_numbers_are_computed_from_the_others(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if samples, summaries or records of a faulty device overflow the sums of a day."""
+    second = timedelta(seconds=1)
+    rates = [(NOON, 0, 60.0, 0), *((NOON + n * second, 0, 1e308, 0) for n in (1, 2, 3))]
+    steps = [(NOON, 60, 1e308, 0), (NOON, 30, 1e308, 0)]
+    summary = activity("u1", "2026-03-14", 450, provider="oura", type="ring")
+    summary["data"]["distance"] = 1e308
+    far = {"distance": 1e308, "calories": 300}
+    store(engine, settings, samples("u1", "heartrate", rates), samples("u1", "steps", steps), summary)
+    store(engine, settings, workout("u1", "w1", **far), workout("u1", "w2", **far, time_start="2026-03-14T02:00:00Z"))
+    derive()
+    found = {row["metric"]: row["value"] for row in rows(engine, "SELECT metric, value FROM health.daily")}
+    assert {name: found.get(name) for name in ("heartrate_avg", "steps", "workouts_calories")} == {
+        "heartrate_avg": 60,
+        "steps": 450,
+        "workouts_calories": 300,
+    }
+    assert not {"distance", "workouts_distance"} & found.keys()
+
+
 def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:
     """Breaks if the lane is not started for new changes, or gets a message for each of them."""
     derive()
