@@ -127,8 +127,10 @@ def replay_dead(
     from workers.ingest.apply import Applier  # noqa: PLC0415 - 0.1 s of CPU that `dead list` does not need
     from workers.ingest.replay import replay_dead_letters  # noqa: PLC0415
 
-    outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
-    audit.record(engine, "dead replay", "dead letters", {"dead_letters": len(found), "outcomes": dict(outcomes)})
+    detail: dict[str, Any] = {"dead_letters": len(found)}
+    with audit.recorded(engine, "dead replay", "dead letters", detail):
+        outcomes = replay_dead_letters(engine, Applier(engine, settings), found)
+        detail["outcomes"] = dict(outcomes)
     _print_outcomes(outcomes, as_json=as_json)
     if outcomes["dead"]:
         click.echo(f"{outcomes['dead']} failed again; headrace dead list shows why", err=True)
@@ -151,8 +153,8 @@ def drop(*, ids: tuple[int, ...], reason: str | None, every: bool, yes: bool, da
         raise click.ClickException("no dead letter has this text in its reason; headrace dead list shows the reasons")
     if found:
         output.confirm(f"delete {len(found)} dead letters permanently?", yes=yes)
-    dropped = dead_letters.drop(engine, found)
-    audit.record(engine, "dead drop", "dead letters", {"dead_letters": [entry.id for entry in found]})
+    with audit.recorded(engine, "dead drop", "dead letters", {"dead_letters": [entry.id for entry in found]}):
+        dropped = dead_letters.drop(engine, found)
     click.echo(f"dropped {dropped}")
 
 
@@ -202,10 +204,13 @@ def replay(
     from workers.ingest.replay import replay as replay_archived  # noqa: PLC0415
 
     before = digests.digests(target) if digest else {}
-    with output.progress("applied again", total, quiet=as_json) as update:
+    what: dict[str, Any] = {"since": window.since, "until": window.until, "event_type": event_type}
+    with (
+        output.progress("applied again", total, quiet=as_json) as update,
+        audit.recorded(target, "replay", "deliveries", what),
+    ):
         outcomes = replay_archived(source, Applier(target, into), window, order, update)
-    what = {"since": window.since, "until": window.until, "event_type": event_type, "outcomes": dict(outcomes)}
-    audit.record(target, "replay", "deliveries", what)
+        what["outcomes"] = dict(outcomes)
     after = digests.digests(target) if digest else {}
     changed = sorted(name for name, value in after.items() if before[name] != value) if digest else None
     _print_outcomes(outcomes, changed, as_json=as_json)

@@ -55,14 +55,16 @@ def reconcile(
     users = selected_ids(engine, user, all_users=all_users)
     by_aggregator = None if users is None else _by_aggregator(engine, settings, users)
     found = Found()
-    with output.progress(f"comparing with {' and '.join(one.name for one in comparisons)}", quiet=as_json) as update:
-        for one in comparisons:
-            selected = [None] if by_aggregator is None else by_aggregator[one.aggregator]
-            for step in found.of(one, _steps(one, engine, settings, since or EARLIEST_COMPARED, selected)):
-                waits = f"; waiting {step.seconds:.0f} s: {step.reason}" if step.seconds else ""
-                update(found.people, detail=f"{found.people} users, {len(found.gaps)} gaps{waits}")
-    if not dry_run:
-        for subject in users or ("everybody",):
+    title = f"comparing with {' and '.join(one.name for one in comparisons)}"
+    try:
+        with output.progress(title, quiet=as_json) as update:
+            for one in comparisons:
+                selected = [None] if by_aggregator is None else by_aggregator[one.aggregator]
+                for step in found.of(one, _steps(one, engine, settings, since or EARLIEST_COMPARED, selected)):
+                    waits = f"; waiting {step.seconds:.0f} s: {step.reason}" if step.seconds else ""
+                    update(found.people, detail=f"{found.people} users, {len(found.gaps)} gaps{waits}")
+    finally:  # also after Ctrl-C: backfills may be open
+        for subject in () if dry_run else users or ("everybody",):
             audit.record(engine, "reconcile", subject, {"gaps": len(found.gaps), "opened": found.opened})
     if found.failure and not found.gaps:
         raise found.failure

@@ -247,12 +247,13 @@ def resend(*, name: str, since: datetime, dead: bool, data_dir: Path | None) -> 
     with _opened(data_dir) as (_, engine):
         with transaction(engine) as connection:
             found = store.find(connection, name)
-        older = plan_since(engine, name, since, found.start_position)
-        statuses = ("dead",) if dead else ("dead", "sent")
-        with transaction(engine, confirm=True) as connection:
-            count = notifications.resend(connection, name, since, statuses, RETRY_DAYS)
-            detail = {"since": since, "only_dead": dead, "notifications": count, "older_changes": older}
-            audit.note(connection, "subscriptions resend", name, detail)
+        detail: dict[str, Any] = {"since": since, "only_dead": dead}
+        with audit.recorded(engine, "subscriptions resend", name, detail):
+            detail["older_changes"] = older = plan_since(engine, name, since, found.start_position)
+            statuses = ("dead",) if dead else ("dead", "sent")
+            with transaction(engine, confirm=True) as connection:
+                count = notifications.resend(connection, name, since, statuses, RETRY_DAYS)
+            detail["notifications"] = count
     click.echo(f"{count} notifications are sent again, and those of {older} older changes are sent")
     if found.status == "paused":
         click.echo(f"{name} is paused; headrace subscriptions resume {name} starts it", err=True)

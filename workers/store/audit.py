@@ -23,7 +23,8 @@ INSERT INTO headrace.audit (os_user, action, subject, detail)
 VALUES (:os_user, :action, :subject, CAST(:detail AS jsonb))""")
 LIST = text("""
 SELECT at, operator, os_user, action, subject, detail FROM headrace.audit
-WHERE at >= :since AND (CAST(:subjects AS text[]) IS NULL OR subject = ANY(:subjects)) ORDER BY id""")
+WHERE at >= :since AND (CAST(:subjects AS text[]) IS NULL OR subject = ANY(:subjects)
+                        OR detail -> 'users' ?| CAST(:subjects AS text[])) ORDER BY id""")
 
 _account: ContextVar[str] = ContextVar("account", default="")
 
@@ -50,8 +51,20 @@ def record(engine: Engine, action: str, subject: str, detail: Mapping[str, Any])
         note(connection, action, subject, detail)
 
 
+@contextmanager
+def recorded(engine: Engine, action: str, subject: str, detail: Mapping[str, Any]) -> Iterator[None]:
+    """Records the action of the block when it ends, also if it fails after some of its transactions.
+
+    `detail` may change during the block.
+    """
+    try:
+        yield
+    finally:
+        record(engine, action, subject, detail)
+
+
 def listed(connection: Connection, since: datetime, subjects: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The actions since a moment, oldest first."""
+    """The actions since a moment, oldest first; with subjects, also those whose `users` contain one of them."""
     values = {"since": since, "subjects": subjects and list(subjects)}
     return [dict(row) for row in connection.execute(LIST, values).mappings()]
 

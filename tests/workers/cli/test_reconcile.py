@@ -12,6 +12,7 @@ from click.testing import Result
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
+from app.errors import TryLater
 from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
 from tests.support.cli import error_line, invoke
@@ -193,6 +194,23 @@ def test_since_excludes_older_data(run: Run, simulator: Simulator, engine: Engin
     assert {one["whose"] for one in late if one["resource"] != "connection"} == {"provider"}
     every = json.loads(run("reconcile", "--json", "--dry-run").stdout)
     assert {one["whose"] for one in every if one["resource"] != "connection"} == {"provider", "ours"}
+
+
+def test_a_run_that_ends_in_an_outage_is_audited(
+    run: Run, simulator: Simulator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if backfills were opened, and the audit log does not name who opened them."""
+    real, calls = commands.next_step, iter(range(100))
+
+    def away(*given: Any) -> Any:
+        if next(calls):
+            raise TryLater("PostgreSQL is away")
+        return replace(real(*given), opened=(1, 2))
+
+    monkeypatch.setattr(commands, "next_step", away)
+    assert run("reconcile", "--user", simulator.world.members[0].user_id).exit_code != 0
+    (entry,) = rows(engine, "SELECT detail FROM headrace.audit WHERE action = 'reconcile'")
+    assert entry["detail"]["opened"] == 2
 
 
 def test_an_invalid_since_is_refused(run: Run) -> None:
