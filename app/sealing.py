@@ -77,6 +77,11 @@ class Sealer:
             raise NotAuthentic(DAMAGED) from None
 
 
+def is_encrypted(sealed: bytes) -> bool:
+    """Whether a sealed body, of which the first byte suffices, was encrypted."""
+    return bool(sealed[:1] and sealed[0] & ENCRYPTED)
+
+
 def _inflate(body: bytes, limit: int) -> bytes:
     """The inflated body, or its first bytes if it is larger than the limit."""
     inflater = zlib.decompressobj()

@@ -55,7 +55,6 @@ def create_app(settings: Settings, *, web: str | None = None, state: Console | N
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(HeadraceError, _headrace_error)
     app.register_error_handler(Exception, _unexpected)
-    app.add_url_rule("/livez", "livez", _livez)
     app.add_url_rule("/login", "login", _login_page)
     app.add_url_rule("/login", "log_in", _log_in, methods=["POST"])
     app.add_url_rule("/logout", "log_out", _log_out, methods=["POST"])
@@ -83,10 +82,6 @@ def _shared() -> dict[str, Any]:
     if session:
         session.messages.clear()
     return {"session": session, "messages": messages, "may": guards.may, "roles": ROLES}
-
-
-def _livez() -> Response:
-    return Response("ok\n", mimetype="text/plain")
 
 
 def _login_page() -> BaseResponse:

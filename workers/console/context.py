@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,36 +15,42 @@ from workers.console.lockout import Lockout
 from workers.console.sessions import Sessions
 from workers.operate.health import Status
 from workers.operate.watch_view import Watcher
+from workers.store import audit
 from workers.store.engine import make_engine, make_writer
 
 THREADS = 3  # requests at once, each with one connection of the pool
 STATEMENT_TIMEOUT = "5s"  # of the pages' queries, which read at most a few hundred rows
-FRESH_SECONDS, FIRST_SECONDS = 5.0, 10.0
+FRESH_SECONDS, STALE_SECONDS = 5.0, 30.0  # of a status: until it is read again, and until a page waits for that
+MAX_WAIT_SECONDS = 10.0
 
 
 class StatusCache:
     """The newest status of the installation, which a thread reads while a page is looked at.
 
-    Counting an old ledger takes seconds, and a broker that is away takes as long to time out, so only the first
-    page waits for it.
+    Counting an old ledger takes seconds, and a broker that is away takes as long to time out, so a page waits for it
+    only if no page was looked at recently.
     """
 
     def __init__(self, read: Callable[[], Status]) -> None:
         self._read, self._lock = read, threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._newest: Status | None = None
-        self._due = 0.0
+        self._read_at, self._due = 0.0, 0.0
         self._running: Future[None] | None = None
 
     def status(self) -> Status | None:
-        """The newest status; None if the first one takes longer than a page waits. Raises what that one raised."""
+        """The newest status, at most STALE_SECONDS old; None if reading it takes longer than a page waits.
+
+        Raises what a status that it waits for has raised.
+        """
         with self._lock:
             if time.monotonic() >= self._due and (self._running is None or self._running.done()):
                 self._running = self._thread.submit(self._refresh)
-            running, known = self._running, self._newest
-        if known is None and running is not None:
+            is_stale = self._newest is None or time.monotonic() - self._read_at > STALE_SECONDS
+            running = self._running
+        if is_stale and running is not None:
             try:
-                running.result(FIRST_SECONDS)
+                running.result(MAX_WAIT_SECONDS)
             except TimeoutError:
                 return None
         return self._newest
@@ -54,7 +60,8 @@ class StatusCache:
 
     def _refresh(self) -> None:
         self._newest = self._read()
-        self._due = time.monotonic() + FRESH_SECONDS
+        self._read_at = time.monotonic()
+        self._due = self._read_at + FRESH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,10 @@ def console() -> Console:
     found: Any = current_app.extensions["console"]
     assert isinstance(found, Console)
     return found
+
+
+def record_look(page: str, users: Iterable[str | None], **detail: Any) -> None:
+    """Records a look at people in the audit log: one entry, whose `users` are all those that the page shows."""
+    if shown := sorted({user for user in users if user}):
+        subject = shown[0] if len(shown) == 1 else "people"
+        audit.record(console().writer, f"console {page}", subject, detail | {"users": shown})

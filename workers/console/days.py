@@ -10,9 +10,11 @@ from sqlalchemy import Connection, text
 
 from app.catalogue import catalogue
 from workers.store import coverage
-from workers.store.coverage import Fetched, ResourceKey
+from workers.store.coverage import ResourceKey
 
 State = Literal["stored", "fetching", "gap", "empty"]
+Window = tuple[datetime | None, datetime | None]
+ORDER: tuple[State, ...] = ("gap", "fetching", "stored", "empty")  # of a day with several providers
 DAYS = 60
 EARLIEST = date(1970, 1, 1)
 # What the user has or should have: series, backfills, gaps, and connections for records.
@@ -27,36 +29,54 @@ UNION SELECT provider FROM headrace.series WHERE user_id = :user_id""")
 
 @dataclass(frozen=True)
 class ResourceDays:
-    """A row of the map: the state of each day."""
+    """A row of the map: the state of each day, and what differs between the providers."""
 
     resource: str
     states: tuple[State, ...]
-
-    def count(self, state: State) -> int:
-        return self.states.count(state)
+    details: tuple[str, ...]
 
 
 def days_of(
     connection: Connection, user_id: str, gaps: Sequence[Mapping[str, Any]], first: date, last: date
 ) -> list[ResourceDays]:
-    """The map, by resource, over all providers. A day is in UTC, as in the reconciliation."""
+    """The map, by resource. A day is in UTC, as in the reconciliation.
+
+    Of several providers, the one with a gap counts first: another one's data must not hide it.
+    """
     keys = _keys(connection, user_id)
     span = datetime.combine(first, time(), UTC), datetime.combine(last, time(), UTC)
     stored = coverage.days_stored(connection, dict.fromkeys(keys, span))
     fetched = coverage.fetched(connection, [user_id])
-    by_resource: defaultdict[str, set[ResourceKey]] = defaultdict(set)
-    for key in (*keys, *fetched):
-        by_resource[key.resource].add(key)
+    fetching: defaultdict[ResourceKey, list[Window]] = defaultdict(list)
+    for key, windows in fetched.items():
+        fetching[key] += [(one.start, one.end) for one in windows if one.state == "open"]
+    missing: defaultdict[ResourceKey, list[Window]] = defaultdict(list)
+    for gap in gaps:
+        missing[ResourceKey(user_id, gap["provider"], gap["resource"])].append((gap["window_start"], gap["window_end"]))
+    by_resource: defaultdict[str, dict[str, list[State]]] = defaultdict(dict)
     numbers = range(first.toordinal(), last.toordinal() + 1)
-    rows = []
-    for resource, of_resource in sorted(by_resource.items()):
-        present = set[int]().union(*(stored.get(key, set()) for key in of_resource))
-        fetching = _days(_open(fetched.get(key, [])) for key in of_resource)
-        missing = _days([(one["window_start"], one["window_end"])] for one in gaps if one["resource"] == resource)
-        states = tuple(_state(number, present, fetching, missing) for number in numbers)
-        if set(states) != {"empty"}:
-            rows.append(ResourceDays(resource, states))
-    return rows
+    for key in sorted({*keys, *fetching, *missing}):
+        every = key._replace(provider="")  # of a backfill that is about all providers
+        open_days, missing_days = _days(fetching[key] + fetching[every]), _days(missing[key] + missing[every])
+        states = [_state(number, stored.get(key, set()), open_days, missing_days) for number in numbers]
+        by_resource[key.resource][key.provider] = states
+    return [_merged(resource, found) for resource, found in sorted(by_resource.items()) if _is_shown(found)]
+
+
+def _is_shown(by_provider: Mapping[str, Sequence[State]]) -> bool:
+    return any(set(states) != {"empty"} for states in by_provider.values())
+
+
+def _merged(resource: str, by_provider: dict[str, list[State]]) -> ResourceDays:
+    if len(by_provider) > 1 and "stored" not in by_provider.get("", ()):
+        by_provider.pop("", None)  # the others contain it
+    used = {provider: states for provider, states in by_provider.items() if set(states) != {"empty"}}
+    merged, details = [], []
+    for states in zip(*used.values(), strict=True):
+        merged.append(min(states, key=ORDER.index))
+        named = zip(used, states, strict=True)
+        details.append(", ".join(f"{state} ({provider})" for provider, state in named) if len(set(states)) > 1 else "")
+    return ResourceDays(resource, tuple(merged), tuple(details))
 
 
 def _keys(connection: Connection, user_id: str) -> list[ResourceKey]:
@@ -69,16 +89,10 @@ def _keys(connection: Connection, user_id: str) -> list[ResourceKey]:
     return [ResourceKey(user_id, *one) for one in sorted(found) if one[1] in catalogue()]
 
 
-def _open(windows: Iterable[Fetched]) -> list[tuple[datetime, datetime]]:
-    return [(one.start, one.end) for one in windows if one.state == "open"]
-
-
-def _days(windows: Iterable[Iterable[tuple[datetime | None, datetime | None]]]) -> list[tuple[int, int]]:
+def _days(windows: Iterable[Window]) -> list[tuple[int, int]]:
     """Windows as ordinals of days. One without an end is about every day."""
     return [
-        (start.toordinal() if start else 0, end.toordinal() if end else date.max.toordinal())
-        for group in windows
-        for start, end in group
+        (start.toordinal() if start else 0, end.toordinal() if end else date.max.toordinal()) for start, end in windows
     ]
 
 

@@ -1,7 +1,8 @@
 """One delivery: what it contains, by resource and id and without values, and whether that is stored."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,24 +12,37 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from app.sealing import Sealer
-from workers.actions import Action, Record, Samples
+from app.sealing import Sealer, is_encrypted
+from workers.actions import Record, Samples, SeriesKey
 from workers.aggregators.registry import AGGREGATORS
-from workers.store import provenance
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
+from workers.store.schema import record_table
 
 MAX_SEALED_BYTES = 512 * 1024  # a larger body takes longer to read than a page may take
 MAX_SHOWN = 200
-SIZE = text("""
-SELECT octet_length(sealed) AS bytes FROM headrace.archive
+FIRST_BYTE = "octet_length(sealed) AS bytes, substring(sealed FROM 1 FOR 1) AS first"
+SIZE = text(f"""
+SELECT {FIRST_BYTE} FROM headrace.archive
 WHERE aggregator = :aggregator AND message_id = :message_id AND received_at BETWEEN :start AND :stop""")
-DEAD = text("""
-SELECT id, octet_length(sealed) AS bytes FROM headrace.dead_letters
+DEAD = text(f"""
+SELECT id, {FIRST_BYTE} FROM headrace.dead_letters
 WHERE aggregator = :aggregator AND message_id = :message_id ORDER BY item LIMIT 50""")
 ARCHIVED = text(f"""
 SELECT {DELIVERY_COLUMNS} FROM headrace.archive
 WHERE aggregator = :aggregator AND message_id = :message_id AND received_at BETWEEN :start AND :stop LIMIT 1""")
 OF_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE id = :id")
+VERSIONS_OF_RECORDS = """
+SELECT user_id, id, version FROM {table}
+JOIN unnest(CAST(:users AS text[]), CAST(:ids AS text[])) AS given(user_id, id) USING (user_id, id)"""
+VERSIONS_OF_SAMPLES = text("""
+SELECT user_id, resource, provider, source_type, subtype, given.ts, version
+FROM unnest(CAST(:users AS text[]), CAST(:resources AS text[]), CAST(:providers AS text[]),
+            CAST(:source_types AS text[]), CAST(:subtypes AS text[]), CAST(:moments AS timestamptz[]))
+     AS given(user_id, resource, provider, source_type, subtype, ts)
+JOIN headrace.series n USING (user_id, resource, provider, source_type, subtype)
+JOIN headrace.samples s ON s.series_id = n.id AND s.ts = given.ts""")
+RecordKey = tuple[str, str, str]  # resource, user_id, id
+SampleKey = tuple[SeriesKey, datetime]
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class KeptBody:
     """The sealed body of a delivery, where there is one."""
 
     bytes: int = 0
+    is_encrypted: bool = False
     dead_letters: tuple[int, ...] = ()
     delivery: Delivery | None = None
     where: str = ""
@@ -55,51 +70,93 @@ class Content:
     stored: str
 
 
+@dataclass(frozen=True)
+class Contents:
+    """The first records and series of a delivery, and the number of all."""
+
+    shown: list[Content] = field(default_factory=list)
+    total: int = 0
+
+
 def open_delivery(connection: Connection, aggregator: str, message_id: str, received_at: datetime) -> KeptBody:
     """The sealed body, unless it is too large for a page."""
     around = {"start": received_at - timedelta(seconds=1), "stop": received_at + timedelta(seconds=1)}
     values = {"aggregator": aggregator, "message_id": message_id} | around
     dead = connection.execute(DEAD, values).all()
-    size = connection.scalar(SIZE, values)
-    numbers = tuple(row.id for row in dead)
-    if size is not None:
-        row = connection.execute(ARCHIVED, values).one() if size <= MAX_SEALED_BYTES else None
-        return KeptBody(size, numbers, to_delivery(row) if row else None, "archive")
-    if dead:
-        small = dead[0].bytes <= MAX_SEALED_BYTES
-        row = connection.execute(OF_DEAD, {"id": dead[0].id}).one() if small else None
-        return KeptBody(dead[0].bytes, numbers, to_delivery(row) if row else None, "dead letter")
-    return KeptBody()
+    archived = connection.execute(SIZE, values).first()
+    found = archived or next(iter(dead), None)
+    if found is None:
+        return KeptBody()
+    query, given = (ARCHIVED, values) if archived else (OF_DEAD, {"id": dead[0].id})
+    row = connection.execute(query, given).one() if found.bytes <= MAX_SEALED_BYTES else None
+    return KeptBody(
+        found.bytes,
+        is_encrypted(found.first),
+        tuple(one.id for one in dead),
+        to_delivery(row) if row else None,
+        "archive" if archived else "dead letter",
+    )
 
 
-def contents_of(connection: Connection, settings: Settings, kept: KeptBody, entry: dict[str, Any]) -> list[Content]:
+def contents_of(connection: Connection, settings: Settings, kept: KeptBody, entry: dict[str, Any]) -> Contents:
     """The records and series of the body; none if it cannot be opened or parsed, which is what its error says."""
     if kept.delivery is None or kept.delivery.aggregator not in AGGREGATORS:
-        return []
+        return Contents()
     everything = replace(settings, resources=(), providers=())
     try:
         body = kept.delivery.open(Sealer(settings.encryption_keys))
         actions = AGGREGATORS[kept.delivery.aggregator].parse(kept.delivery, body, everything).actions
     except (Unprocessable, KeyError):
-        return []
-    return [one for action in actions for one in _contents(connection, action, entry)][:MAX_SHOWN]
+        return Contents()
+    found = [one for one in actions if isinstance(one, Record) or (isinstance(one, Samples) and one.rows)]
+    shown = found[:MAX_SHOWN]
+    records = _versions_of_records(connection, [one for one in shown if isinstance(one, Record)])
+    series = [one for one in shown if isinstance(one, Samples)] if entry["outcome"] == "applied" else []
+    samples = _versions_of_samples(connection, series)
+    return Contents([_content(one, records, samples) for one in shown], len(found))
 
 
-def _contents(connection: Connection, action: Action, entry: dict[str, Any]) -> Iterator[Content]:
-    if isinstance(action, Record):
-        found = provenance.of_record(connection, catalogue()[action.resource], action.user_id, action.id)
-        stored = _compared(action.version, found[0].version) if found else "not stored"
-        yield Content(action.resource, action.user_id, action.id, None, None, 1, action.version, stored)
-    elif isinstance(action, Samples) and action.rows:
-        times = [one.ts for one in action.rows]
-        resource, is_applied = catalogue()[action.resource], entry["outcome"] == "applied"
-        found = provenance.of_sample(connection, resource, action.user_id, min(times)) if is_applied else []
-        mine = [one for one in found if (one.provider, one.subtype) == (action.provider, action.subtype)]
-        stored = _compared(action.version, mine[0].version) if mine else "not stored"
-        yield Content(action.resource, action.user_id, "", min(times), max(times), len(times), action.version, stored)
+def _versions_of_records(connection: Connection, records: Sequence[Record]) -> dict[RecordKey, datetime]:
+    """The stored versions: one statement for each resource."""
+    by_resource: defaultdict[str, list[Record]] = defaultdict(list)
+    for one in records:
+        by_resource[one.resource].append(one)
+    found: dict[RecordKey, datetime] = {}
+    for resource, some in by_resource.items():
+        query = text(VERSIONS_OF_RECORDS.format(table=record_table(catalogue()[resource])))
+        values = {"users": [one.user_id for one in some], "ids": [one.id for one in some]}
+        found |= {(resource, row.user_id, row.id): row.version for row in connection.execute(query, values)}
+    return found
 
 
-def _compared(version: datetime, stored: datetime) -> str:
+def _versions_of_samples(connection: Connection, series: Sequence[Samples]) -> dict[SampleKey, datetime]:
+    """The stored versions of the first sample of each series, in one statement."""
+    if not series:
+        return {}
+    names = ("users", "resources", "providers", "source_types", "subtypes")
+    values: dict[str, Any] = {
+        name: list(column) for name, column in zip(names, zip(*(one.key for one in series), strict=True), strict=True)
+    }
+    values["moments"] = [_first(one) for one in series]
+    return {(tuple(row[:5]), row.ts): row.version for row in connection.execute(VERSIONS_OF_SAMPLES, values)}
+
+
+def _first(one: Samples) -> datetime:
+    return min(row.ts for row in one.rows)
+
+
+def _content(one: Record | Samples, records: dict[RecordKey, datetime], samples: dict[SampleKey, datetime]) -> Content:
+    if isinstance(one, Record):
+        stored = _compared(one.version, records.get((one.resource, one.user_id, one.id)))
+        return Content(one.resource, one.user_id, one.id, None, None, 1, one.version, stored)
+    first, last = _first(one), max(row.ts for row in one.rows)
+    stored = _compared(one.version, samples.get((one.key, first)))
+    return Content(one.resource, one.user_id, "", first, last, len(one.rows), one.version, stored)
+
+
+def _compared(version: datetime, stored: datetime | None) -> str:
+    if stored is None:
+        return "not stored"
     if version == stored:
         return "stored"
     return "a newer version is stored" if version < stored else "an older version is stored"

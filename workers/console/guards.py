@@ -14,7 +14,7 @@ from workers.console.context import console
 from workers.console.sessions import MAX_SECONDS, Session
 
 COOKIE, SECURE_COOKIE = "headrace_console", "__Host-headrace_console"
-PUBLIC = {"livez", "login", "log_in", "static"}  # endpoints without a session
+PUBLIC = {"login", "log_in", "static"}  # endpoints without a session
 MAX_VALUE = 500  # characters of a parameter
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f]")
@@ -37,8 +37,6 @@ def check_request() -> Response | None:
     A page of another site whose name resolves to this machine (DNS rebinding) has another host.
     """
     g.session = None
-    if request.endpoint == "livez":
-        return None
     if not _is_own_host(request.host):
         abort(421, "This host is not the console's; set HEADRACE_CONSOLE_URL to the URL that operators use.")
     g.session = console().sessions.find(request.cookies.get(_cookie(), ""))

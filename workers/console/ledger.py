@@ -3,14 +3,16 @@
 The ledger has an index of ids, and a BRIN index of the time of receipt, by which nothing can be sorted. So a search by
 time reads periods, the newest first, until a page is full. Each is four times as long as the last if that was quick.
 A rare outcome or type may need all periods; the search then stops after a second, and its page offers to continue.
+Deliveries of users are read from the archive, which has an index by user, and only before its first day by periods.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 AGGREGATORS = ("junction", "terra", "unknown")
 OUTCOMES = ("applied", "duplicate", "stale", "ignored", "dead")
@@ -18,36 +20,41 @@ PAGE_ROWS = 50
 FIRST_PERIOD, MAX_NEWEST, GROWTH = timedelta(minutes=1), timedelta(hours=2), 4
 QUICK_SECONDS = 0.05  # a period that took longer is not followed by a longer one
 MAX_SECONDS = 1.0
-COLUMNS = """d.aggregator, d.message_id, d.event_type, d.user_id, d.received_at, d.applied_at, d.outcome, d.attempts,
-d.error"""
+BATCH = 500  # deliveries of users, of which a search reads the outcomes at once
+COLUMNS = "d.event_type, d.user_id, d.applied_at, d.outcome, d.attempts, d.error"
 MATCHES = """(CAST(:outcome AS text) IS NULL OR d.outcome = :outcome)
   AND (CAST(:event_type AS text) IS NULL OR d.event_type LIKE :event_type)"""
-KEY = "(d.received_at, d.aggregator, d.message_id)"
-BEFORE = f"{KEY} < (:before_at, :before_aggregator, :before_id)"
+OF_USERS = "(CAST(:users AS text[]) IS NULL OR d.user_id = ANY(:users))"
+IN_TIME = """received_at >= :start AND received_at <= :stop
+  AND (received_at, aggregator, message_id) < (:before_at, :before_aggregator, :before_id)"""
+ORDER = "ORDER BY received_at DESC, aggregator DESC, message_id DESC"
 IN_PERIOD = text(f"""
-SELECT {COLUMNS} FROM headrace.deliveries d
-WHERE d.received_at >= :start AND d.received_at <= :stop AND {MATCHES} AND {BEFORE}
-ORDER BY d.received_at DESC, d.aggregator DESC, d.message_id DESC LIMIT :limit""")
+SELECT aggregator, message_id, received_at, {COLUMNS} FROM headrace.deliveries d
+WHERE {IN_TIME} AND {MATCHES} AND {OF_USERS} {ORDER} LIMIT :limit""")
 BY_ID = text(f"""
-SELECT {COLUMNS} FROM headrace.deliveries d
-WHERE d.aggregator = ANY(:aggregators) AND d.message_id = :message_id ORDER BY d.aggregator""")
-# The archive has an index by user, and the ledger has none. Dead letters are few.
-BY_USER = text(f"""
-SELECT {COLUMNS} FROM (
-    (SELECT aggregator, message_id FROM headrace.archive d
-     WHERE user_id = ANY(:users) AND d.received_at >= :start AND d.received_at <= :stop AND {BEFORE}
-     ORDER BY received_at DESC, aggregator DESC, message_id DESC LIMIT :most)
-    UNION (SELECT aggregator, message_id FROM headrace.dead_letters WHERE user_id = ANY(:users) AND item = '')
-) AS theirs JOIN headrace.deliveries d USING (aggregator, message_id)
-WHERE {MATCHES} AND {BEFORE} AND d.received_at >= :start AND d.received_at <= :stop
-ORDER BY d.received_at DESC, d.aggregator DESC, d.message_id DESC LIMIT :limit""")
-OLDEST = text("SELECT min(first_seen) FROM headrace.users")
+SELECT aggregator, message_id, received_at, {COLUMNS} FROM headrace.deliveries d
+WHERE aggregator = ANY(:aggregators) AND message_id = :message_id AND {IN_TIME} AND {MATCHES} AND {OF_USERS} {ORDER}""")
+# Dead letters are few. With a short HEADRACE_LEDGER_DAYS, an archived delivery may be without an entry in the ledger.
+ARCHIVED = text(f"""
+SELECT aggregator, message_id, theirs.received_at, {COLUMNS}, d.outcome IS NOT NULL AND {MATCHES} AS is_match FROM (
+    (SELECT aggregator, message_id, received_at FROM headrace.archive
+     WHERE user_id = ANY(:users) AND {IN_TIME} {ORDER} LIMIT :batch)
+    UNION ALL
+    (SELECT aggregator, message_id, received_at FROM headrace.dead_letters
+     WHERE user_id = ANY(:users) AND item = '' AND {IN_TIME} {ORDER} LIMIT :batch)
+    {ORDER} LIMIT :batch
+) AS theirs LEFT JOIN headrace.deliveries d USING (aggregator, message_id)
+ORDER BY theirs.received_at DESC, aggregator DESC, message_id DESC""")
+OLDEST = text("""
+SELECT min(first_seen) FROM headrace.users WHERE CAST(:users AS text[]) IS NULL OR user_id = ANY(:users)""")
+OLDEST_ARCHIVED = text("SELECT min(received_at) FROM headrace.archive")
 MINUTES = text("""
 SELECT date_trunc('minute', received_at) AS minute, count(*) AS received,
        count(*) FILTER (WHERE outcome = 'dead') AS dead,
        coalesce(avg(extract(epoch FROM applied_at - received_at)), 0)::float8 AS delay
 FROM headrace.deliveries WHERE received_at >= :start AND received_at < :stop GROUP BY 1""")
-FAR = datetime(9999, 1, 1, tzinfo=UTC)
+EARLIEST, FAR = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # no delivery is older or newer
+MICROSECOND = timedelta(microseconds=1)
 
 
 class Key(NamedTuple):
@@ -60,8 +67,9 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """Which deliveries to find. An event type may end with `*`."""
+    """Which deliveries to find. An event type may contain `*`, for any text."""
 
+    id: str = ""
     users: tuple[str, ...] = ()
     event_type: str = ""
     outcome: str = ""
@@ -77,38 +85,82 @@ class LedgerPage:
     is_cut: bool = False  # the search took too long, and continues with `next`
 
 
-def by_id(connection: Connection, message_id: str) -> list[dict[str, Any]]:
-    """The deliveries with this id: at most one of each aggregator."""
-    values = {"aggregators": list(AGGREGATORS), "message_id": message_id}
-    return [dict(row) for row in connection.execute(BY_ID, values).mappings()]
-
-
 def find(connection: Connection, search: Search, limit: int = PAGE_ROWS) -> LedgerPage:
     """A page of deliveries, newest first."""
-    stop = search.until or datetime.now(UTC) + timedelta(minutes=5)
-    if search.before:
-        stop = min(stop, search.before.received_at)
-    values = _values(search) | {"limit": limit + 1, "most": 10 * limit}
+    values = _values(search) | {"limit": limit + 1}
+    start = max(search.since, EARLIEST) if search.since else None
+    stop = min(one for one in (datetime.now(UTC) + timedelta(minutes=5), search.until, values["before_at"]) if one)
+    stop = max(stop, EARLIEST)
+    if search.id:
+        values |= {"aggregators": list(AGGREGATORS), "start": start or EARLIEST, "stop": stop}
+        return LedgerPage(_rows(connection, BY_ID, values))
     if search.users:
-        values |= {"users": list(search.users), "start": search.since or datetime.min.replace(tzinfo=UTC), "stop": stop}
-        return _page([dict(row) for row in connection.execute(BY_USER, values).mappings()], limit)
-    return _by_period(connection, values, search.since, stop, limit)
+        return _of_users(connection, values, start or _oldest(connection, search.users), stop, limit)
+    return _by_period(connection, values, start, stop)
 
 
-def _oldest(connection: Connection) -> datetime:
-    """A moment before the first delivery: a user is known since their first one.
+def newest_of(connection: Connection, users: tuple[str, ...], limit: int) -> list[dict[str, Any]]:
+    """The newest archived or dead deliveries of these users, without a search in the ledger."""
+    now = datetime.now(UTC) + timedelta(minutes=5)
+    return _archived(connection, _values(Search(users=users)), EARLIEST, now, limit).rows
+
+
+def _rows(connection: Connection, query: TextClause, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(query, values).mappings()]
+
+
+def _oldest(connection: Connection, users: tuple[str, ...] = ()) -> datetime:
+    """A moment before the first delivery, or before that of these users: a user is known since their first one.
 
     It was received before it was applied, and deliveries without a user may be older: a week covers both.
     """
-    first: datetime | None = connection.scalar(OLDEST)
-    return (first or datetime.now(UTC)) - timedelta(days=7)
+    first: datetime | None = connection.scalar(OLDEST, {"users": list(users) or None})
+    return max((first or datetime.now(UTC)) - timedelta(days=7), EARLIEST)
+
+
+def _of_users(
+    connection: Connection, values: dict[str, Any], start: datetime, stop: datetime, limit: int
+) -> LedgerPage:
+    """From the archive, and from the ledger the deliveries that are older than the archive."""
+    edge: datetime | None = connection.scalar(OLDEST_ARCHIVED)
+    rows: list[dict[str, Any]] = []
+    if edge and stop >= edge:
+        page = _archived(connection, values, max(start, edge), stop, limit)
+        if page.next:
+            return page
+        rows, stop = page.rows, edge - MICROSECOND
+    return _by_period(connection, values, start, stop, rows)
+
+
+def _archived(
+    connection: Connection, values: dict[str, Any], start: datetime, stop: datetime, limit: int
+) -> LedgerPage:
+    """Reads batches by key, because few of a user's deliveries may match."""
+    rows: list[dict[str, Any]] = []
+    began = time.monotonic()
+    while True:
+        found = _rows(connection, ARCHIVED, values | {"start": start, "stop": stop, "batch": BATCH})
+        rows += [row for row in found if row["is_match"]]
+        if len(rows) > limit or len(found) < BATCH:
+            return _page(rows, limit)
+        last = _key(found[-1])
+        if time.monotonic() - began > MAX_SECONDS:
+            return LedgerPage(rows, last, is_cut=True)
+        values = values | _before(last)
 
 
 def _by_period(
-    connection: Connection, values: dict[str, Any], start: datetime | None, stop: datetime, limit: int
+    connection: Connection,
+    values: dict[str, Any],
+    start: datetime | None,
+    stop: datetime,
+    found: Sequence[dict[str, Any]] = (),
 ) -> LedgerPage:
-    """Without a start, the oldest delivery is looked up only if the newest hours do not fill the page."""
-    rows: list[dict[str, Any]] = []
+    """A page that begins with what was `found`.
+
+    Without a start, the oldest delivery is looked up only if the newest hours do not fill the page.
+    """
+    rows, limit = list(found), values["limit"] - 1
     period, began = FIRST_PERIOD, time.monotonic()
     while len(rows) <= limit:
         if start is None and period > MAX_NEWEST:
@@ -116,31 +168,34 @@ def _by_period(
         if start and stop < start:
             break
         if (asked := time.monotonic()) - began > MAX_SECONDS:
-            return LedgerPage(rows, Key(stop + timedelta(microseconds=1), "", ""), is_cut=True)
+            return LedgerPage(rows, Key(stop + MICROSECOND, "", ""), is_cut=True)
         edge = max(start, stop - period) if start else stop - period
         bounds = {"start": edge, "stop": stop, "limit": limit + 1 - len(rows)}
-        rows += [dict(row) for row in connection.execute(IN_PERIOD, values | bounds).mappings()]
-        stop = edge - timedelta(microseconds=1)
+        rows += _rows(connection, IN_PERIOD, values | bounds)
+        stop = edge - MICROSECOND
         period *= GROWTH if time.monotonic() - asked < QUICK_SECONDS else 1
     return _page(rows, limit)
 
 
 def _page(rows: list[dict[str, Any]], limit: int) -> LedgerPage:
-    if len(rows) <= limit:
-        return LedgerPage(rows)
-    last = rows[limit - 1]
-    return LedgerPage(rows[:limit], Key(last["received_at"], last["aggregator"], last["message_id"]))
+    return LedgerPage(rows) if len(rows) <= limit else LedgerPage(rows[:limit], _key(rows[limit - 1]))
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return Key(row["received_at"], row["aggregator"], row["message_id"])
+
+
+def _before(key: Key) -> dict[str, Any]:
+    return {"before_at": key.received_at, "before_aggregator": key.aggregator, "before_id": key.message_id}
 
 
 def _values(search: Search) -> dict[str, Any]:
-    before = search.before or Key(FAR, "", "")
     pattern = search.event_type.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
-    return {
+    return _before(search.before or Key(FAR, "", "")) | {
+        "message_id": search.id,
+        "users": list(search.users) or None,
         "outcome": search.outcome or None,
         "event_type": pattern or None,
-        "before_at": before.received_at,
-        "before_aggregator": before.aggregator,
-        "before_id": before.message_id,
     }
 
 

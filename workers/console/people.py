@@ -24,7 +24,7 @@ WHERE user_id = ANY(:users) AND (CAST(:after AS text) IS NULL OR user_id > :afte
 ONE = text("""
 SELECT user_id, client_user_id, first_seen, erased_at, aggregator, merged_into FROM headrace.users
 WHERE user_id = :user_id""")
-FORMER = text("SELECT user_id FROM headrace.users WHERE merged_into = :user_id ORDER BY user_id")
+FORMER = text("SELECT user_id FROM headrace.users WHERE merged_into = ANY(:users) ORDER BY user_id")
 SAME_PERSON = text("""
 SELECT user_id FROM headrace.users
 WHERE coalesce(client_user_id, user_id) = coalesce(CAST(:client_user_id AS text), :user_id) AND user_id <> :user_id
@@ -97,9 +97,14 @@ def names(connection: Connection, one: Someone) -> dict[str, Sequence[str]]:
     """Former ids of the user, and other users of the same person."""
     values = {"user_id": one.user_id, "client_user_id": one.client_user_id}
     return {
-        "former": connection.scalars(FORMER, values).all(),
+        "former": with_former(connection, (one.user_id,))[1:],
         "others": connection.scalars(SAME_PERSON, values).all(),
     }
+
+
+def with_former(connection: Connection, users: tuple[str, ...]) -> tuple[str, ...]:
+    """These users, then the ids that they had before."""
+    return users + tuple(connection.scalars(FORMER, {"users": list(users)}))
 
 
 def connections(connection: Connection, user_id: str) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)
 @dataclass
 class Compared:
     gaps: list[Gap] = field(default_factory=list)
-    opened: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: {"gaps": 0, "opened": 0})
     notes: list[str] = field(default_factory=list)
 
 
@@ -38,12 +38,15 @@ def reconcile(asked: Asked) -> Plan:
     engine, settings, user_id = asked.console.writer, asked.console.settings, known_user(asked)
     if not settings.fetch_history:
         raise Misconfigured("false, so no worker would fetch the gaps", setting="HEADRACE_FETCH_HISTORY")
-    found = _compare(engine, settings, user_id, dry_run=True)
+    found = Compared()
+    _compare(engine, settings, user_id, found, dry_run=True)
 
     def run() -> str:
-        done = _compare(engine, settings, user_id, dry_run=False)
-        audit.record(engine, "reconcile", user_id, {"gaps": len(done.gaps), "opened": done.opened})
-        return f"{len(done.gaps)} gaps; {done.opened} backfills were opened"
+        done = Compared()
+        with audit.recorded(engine, "reconcile", user_id, done.counts):
+            _compare(engine, settings, user_id, done, dry_run=False)
+        opened = done.counts["opened"]
+        return "; ".join([f"{len(done.gaps)} gaps", f"{opened} backfills were opened", *done.notes])
 
     return Plan(
         f"Reconcile {user_id}",
@@ -57,17 +60,15 @@ def reconcile(asked: Asked) -> Plan:
     )
 
 
-def _compare(engine: Engine, settings: Settings, user_id: str, *, dry_run: bool) -> Compared:
-    """Raises Misconfigured, Unprocessable, and TryLater if the aggregator asks for a long pause."""
+def _compare(engine: Engine, settings: Settings, user_id: str, found: Compared, *, dry_run: bool) -> None:
+    """Adds to `found`. Raises Misconfigured, Unprocessable, and TryLater if the aggregator asks for a long pause."""
     with transaction(engine) as connection:
         aggregator = aggregator_of(connection, settings, user_id)
     comparisons = [one for one in make_comparisons(engine, settings, dry_run=dry_run) if one.aggregator == aggregator]
     if not comparisons:
         raise Misconfigured(f"not set, so users of {aggregator} cannot be compared", setting="TERRA_ADMIN_TOKEN")
-    found = Compared()
     for one in comparisons:
         _run(one, engine, settings, user_id, found)
-    return found
 
 
 def _run(one: Comparison[Any], engine: Engine, settings: Settings, user_id: str, found: Compared) -> None:
@@ -81,8 +82,11 @@ def _run(one: Comparison[Any], engine: Engine, settings: Settings, user_id: str,
             step = next_step(one, at, EARLIEST_COMPARED, user_id)
             at = step.to
             found.gaps += step.found
-            found.opened += len(step.opened)
+            found.counts["gaps"] += len(step.found)
+            found.counts["opened"] += len(step.opened)
             found.notes += step.notes
+            if step.unread:
+                found.notes.append(f"{step.unread} entries of {one.listing} could not be read")
             if step.seconds > MAX_PAUSE_SECONDS or time.monotonic() > until:
                 raise TryLater(f"{one.name} is slow or paused; use headrace reconcile --user {user_id}")
             time.sleep(step.seconds)

@@ -1,6 +1,6 @@
 """Actions on dead letters, backfills and subscriptions: what each would do, and the call of the command's function."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from app.catalogue import catalogue
 from app.errors import NotFound, Unprocessable, UserErased
 from workers.console import formats
-from workers.console.context import Console
+from workers.console.context import Console, record_look
 from workers.console.sessions import Plan
 from workers.ingest.apply import Applier
 from workers.ingest.replay import replay_dead_letters
@@ -32,12 +32,17 @@ class Asked:
     """The form of an action."""
 
     console: Console
+    name: str
     numbers: tuple[int, ...] = ()  # ids
     fields: dict[str, str] | None = None
     resources: tuple[str, ...] = ()
 
     def field(self, name: str) -> str:
         return (self.fields or {}).get(name, "")
+
+    def record_look(self, users: Iterable[str | None]) -> None:
+        """A dry run shows people, and may ask their aggregator, so it is audited also if it is not confirmed."""
+        record_look(f"proposed {self.name}", users)
 
 
 def known_user(asked: Asked, *, may_be_erased: bool = False) -> str:
@@ -49,6 +54,7 @@ def known_user(asked: Asked, *, may_be_erased: bool = False) -> str:
         raise NotFound(f"unknown user {user_id}")
     if found[0].is_erased and not may_be_erased:
         raise UserErased(f"{user_id} was erased, and is not fetched again")
+    asked.record_look([user_id])
     return user_id
 
 
@@ -60,6 +66,7 @@ def _dead_letters(asked: Asked) -> list[DeadLetter]:
     found = dead_letters.listed(asked.console.reader, ids, asked.field("reason") or None, MAX_SELECTED)
     if not found:
         raise NotFound("none of these dead letters exists any more")
+    asked.record_look([one.user_id for one in found])
     return found
 
 
@@ -80,9 +87,10 @@ def dead_replay(asked: Asked) -> Plan:
     found, engine, settings = _dead_letters(asked), asked.console.writer, asked.console.settings
 
     def run() -> str:
-        outcomes = replay_dead_letters(engine, Applier(engine, settings), _present(engine, found))
-        counts = {"dead_letters": len(found), "outcomes": dict(outcomes)}
-        audit.record(engine, "dead replay", "dead letters", counts)
+        detail: dict[str, Any] = {"dead_letters": len(found)}
+        with audit.recorded(engine, "dead replay", "dead letters", detail):
+            outcomes = replay_dead_letters(engine, Applier(engine, settings), _present(engine, found))
+            detail["outcomes"] = dict(outcomes)
         return _sentence("applied again", outcomes)
 
     lines = (f"{len(found)} dead letters are applied again. Those that can be applied leave the list.",)
@@ -93,9 +101,8 @@ def dead_drop(asked: Asked) -> Plan:
     found, engine = _dead_letters(asked), asked.console.writer
 
     def run() -> str:
-        dropped = dead_letters.drop(engine, found)
-        audit.record(engine, "dead drop", "dead letters", {"dead_letters": [one.id for one in found]})
-        return f"dropped {dropped}"
+        with audit.recorded(engine, "dead drop", "dead letters", {"dead_letters": [one.id for one in found]}):
+            return f"dropped {dead_letters.drop(engine, found)}"
 
     lines = (f"{len(found)} dead letters are deleted permanently. Their outcome in the ledger stays dead.",)
     return _plan("Drop", lines, run, found)
@@ -124,6 +131,7 @@ def change_backfills(name: str, change: Change, meaning: str) -> Callable[[Asked
         found = backfill_admin.listed(engine, Filter(ids=asked.numbers[:MAX_SELECTED]), MAX_SELECTED)
         if not found:
             raise NotFound("none of these backfills exists any more")
+        asked.record_look([one.user_id for one in found])
 
         def run() -> str:
             changed = change(engine, [one.id for one in found])
@@ -225,11 +233,12 @@ def resend(asked: Asked) -> Plan:
     statuses: tuple[notifications.NotificationStatus, ...] = ("dead",) if only_dead else ("dead", "sent")
 
     def run() -> str:
-        older = plan_since(engine, subject, since, found.start_position)
-        with transaction(engine, confirm=True) as connection:
-            count = notifications.resend(connection, subject, since, statuses, RETRY_DAYS)
-            detail = {"since": since, "only_dead": only_dead, "notifications": count, "older_changes": older}
-            audit.note(connection, "subscriptions resend", subject, detail)
+        detail: dict[str, Any] = {"since": since, "only_dead": only_dead}
+        with audit.recorded(engine, "subscriptions resend", subject, detail):
+            detail["older_changes"] = older = plan_since(engine, subject, since, found.start_position)
+            with transaction(engine, confirm=True) as connection:
+                count = notifications.resend(connection, subject, since, statuses, RETRY_DAYS)
+            detail["notifications"] = count
         return f"{count} notifications are sent again, and those of {older} older changes are sent"
 
     what = "dead notifications" if only_dead else "notifications that were sent or are dead"

@@ -44,7 +44,10 @@ class ConsoleServer:
         self._waiting = 0
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
-        """Answers one request."""
+        """Answers one request. `/livez` takes no thread: long actions must not look like a process that hangs."""
+        if scope.path == "/livez":
+            protocol.response_bytes(*_plain(200, "ok\n"))
+            return
         try:
             status, headers, body = await self._answer(scope, protocol)
         except Exception as error:  # noqa: BLE001 - the process edge

@@ -2,23 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, apply, delivery, rows, workout
-from tests.support.console import Browser, Clock
+from app.errors import TryLater
+from tests.support import apply, delivery, rows, workout
+from tests.support.console import Browser, Clock, subscribe
+from workers.console import people_plans, plans
 from workers.console.app import create_app
 from workers.console.context import make_console
 from workers.console.views.actions import ACTIONS
-from workers.notify.signing import new_secret, seal_secret
 from workers.simulator.server import API_KEY, Simulator
-from workers.store import subscriptions
-from workers.store.engine import transaction
-from workers.store.subscriptions import SubscriptionSettings
 
 
 def audited(engine: Engine) -> list[tuple[str, str, str]]:
@@ -126,9 +124,7 @@ def test_a_person_is_erased_after_the_id_was_typed(privacy: Browser, engine: Eng
 
 
 def test_a_subscription_is_paused_resumed_and_resent(operator: Browser, engine: Engine) -> None:
-    new = SubscriptionSettings("crm", "https://crm.example/hook?token=sesame", ("*",), 10, False)
-    with transaction(engine) as connection:
-        subscriptions.add(connection, new, seal_secret(Sealer((ENCRYPTION_KEY,)), "crm", new_secret()))
+    subscribe(engine)
     assert "sesame" not in operator.get("/feed").text + operator.get("/subscription?name=crm").text
     assert "paused crm" in operator.confirm(operator.propose("subscription-pause", {"name": "crm"})).text
     assert rows(engine, "SELECT status FROM headrace.subscriptions") == [{"status": "paused"}]
@@ -172,3 +168,60 @@ def test_a_person_is_reconciled_and_refreshed(connected: Browser, simulator: Sim
     assert "refreshed," in connected.confirm(connected.propose("refresh", {"user": user})).text
     assert audited(engine)[-2:] == [("console:operator-1", one, user) for one in ("reconcile", "refresh")]
     assert "unknown user" in connected.propose("refresh", {"user": "nobody"}).text
+
+
+@pytest.mark.usefixtures("broker_url")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_reconciliation_that_ends_early_is_audited(
+    connected: Browser, simulator: Simulator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if backfills are opened without a trace, or entries that could not be read are not named."""
+    user = simulator.world.members[0].user_id
+    real = people_plans.next_step
+
+    def unread(*given: Any) -> Any:
+        return replace(real(*given), unread=7)
+
+    monkeypatch.setattr(people_plans, "next_step", unread)
+    page = connected.propose("reconcile", {"user": user})
+    assert "7 entries of" in page.text
+
+    def paused(*given: Any) -> Any:
+        return replace(real(*given), seconds=60.0)
+
+    monkeypatch.setattr(people_plans, "next_step", paused)
+    assert "is slow or paused" in connected.confirm(page).text
+    (entry,) = rows(engine, "SELECT detail FROM headrace.audit WHERE action = 'reconcile'")
+    assert entry["detail"]["opened"] == len(statuses(engine)) > 0
+
+
+def test_a_replay_that_ends_early_is_audited(
+    operator: Browser, engine: Engine, dead: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise TryLater("PostgreSQL is away")
+
+    page = operator.propose("dead-replay", {"id": [str(number) for number in dead]})
+    monkeypatch.setattr(plans, "replay_dead_letters", away)
+    assert "PostgreSQL is away" in operator.confirm(page).text
+    assert audited(engine) == [("console:operator-1", "dead replay", "dead letters")]
+
+
+def test_every_dry_run_about_people_is_audited(
+    privacy: Browser, viewer: Browser, engine: Engine, dead: list[int], person: str
+) -> None:
+    """Breaks if the rows of a person can be looked at by table, or their aggregator asked, without a trace."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.dead_letters SET user_id = 'u1'"))
+        connection.execute(text("DELETE FROM headrace.audit"))
+    subscribe(engine)
+    (backfill,) = rows(engine, "SELECT id FROM headrace.backfills")
+    given = {"user": person, "name": "crm", "since": "2026-01-01"}
+    for name in ACTIONS:
+        form = given | {"id": str(dead[0] if name.startswith("dead") else backfill["id"])}
+        privacy.propose(name, form)
+        viewer.propose(name, form)  # refused
+    looks = rows(engine, "SELECT os_user, action, subject FROM headrace.audit WHERE action <> 'console people'")
+    expected = [f"console proposed {name}" for name in ACTIONS if not name.startswith("subscription")]
+    assert [one["action"] for one in looks] == expected
+    assert {(one["os_user"], one["subject"]) for one in looks} == {("console:privacy-1", person)}

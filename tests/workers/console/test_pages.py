@@ -1,21 +1,26 @@
 """Pages of the console: what each shows, that it shows no value, and that every look is audited."""
 
 import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from flask import Flask
 from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
-from tests.support import apply, delivery, rows, workout
-from tests.support.console import CANARY, Browser
-from workers.console import ledger, people
-from workers.console.ledger import Rates, Search
+from tests.support import apply, delivery, heartrate, rows, workout
+from tests.support.console import CANARY, LEDGER, Browser, statements, subscribe
+from workers.console import people
+from workers.store import audit
 from workers.store.engine import make_engine, transaction
 
 VALUE = "INSERT INTO headrace.days VALUES ('member-1', 'steps', :day, 1, 'u1', 'steps', :value, NULL, 60, 9, now(), "
 VALUE += "'count', 'garmin', 'watch', 'samples', 'utc')"
+BACKFILLS = """
+INSERT INTO headrace.backfills (aggregator, user_id, provider, resource, requested_by, status)
+SELECT 'junction', 'u1', 'garmin', 'r' || n, 'operator', 'complete' FROM generate_series(1, 60) AS n"""
 PAGES = ("/", "/deliveries", "/deliveries?id=msg_workout", "/deliveries?user=u1", "/people", "/people?name=u1")
 PAGES += ("/delivery?aggregator=junction&id=msg_workout", "/delivery?aggregator=junction&id=msg_heartrate", "/dead")
 PAGES += ("/dead?reason=a", "/backfills", "/backfills?user=u1", "/person?user=u1", "/person?user=u1&until=2026-03-20")
@@ -113,28 +118,91 @@ def test_the_map_shows_stored_and_fetched_days(viewer: Browser, engine: Engine) 
     assert "2026-03-19: empty" in page
 
 
-@pytest.mark.usefixtures("person")
-def test_every_look_at_a_person_is_audited(viewer: Browser, privacy: Browser, engine: Engine) -> None:
-    """Breaks if somebody can look at a person without a trace, or the trace does not name the account."""
+def test_the_map_shows_a_gap_of_one_provider_beside_the_data_of_another(
+    viewer: Browser, engine: Engine, settings: Settings
+) -> None:
+    """Breaks if a day without data of the watch looks complete because the ring stored some."""
+    ring = {"provider": "oura", "type": "ring"}
+    apply(engine, settings, delivery(workout("u1", source=ring)), delivery(heartrate("u1", {0: 61}, **ring)))
     with engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO headrace.gaps (user_id, provider, resource, part, whose, reason, is_pulling, "
+                 "window_start, window_end) VALUES ('u1', 'garmin', 'workouts', 'p', 'ours', 'never fetched', false, "
+                 "'2026-03-14', '2026-03-14')")
+        )  # fmt: skip
+    page = viewer.get("/person?user=u1&until=2026-03-20").text
+    assert re.search(r'class="gap"[^>]*><title>2026-03-14: gap \(garmin\), stored \(oura\)</title>', page)
+
+
+@pytest.mark.usefixtures("person")
+def test_deliveries_of_a_person_include_those_of_former_ids(
+    viewer: Browser, engine: Engine, settings: Settings
+) -> None:
+    """Breaks if the page of a person shows deliveries that "All deliveries" does not."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.users SET merged_into = 'u2' WHERE user_id = 'u1'"))
+    apply(engine, settings, delivery(workout("u2"), name="msg_new"))
+    for path in ("/person?user=u2", "/deliveries?user=u2", "/deliveries?user=u1"):
+        assert "id=msg_workout" in (page := viewer.get(path).text), path
+        assert "id=msg_new" in page, path
+
+
+@pytest.mark.usefixtures("person", "broker_url")
+def test_every_look_at_a_person_is_audited(
+    viewer: Browser, privacy: Browser, engine: Engine, settings: Settings
+) -> None:
+    """Breaks if somebody can look at a person without a trace, or the trace does not name the account."""
+    apply(engine, replace(settings, encryption_keys=(bytes(range(1, 33)),)), delivery(workout("u1"), name="msg_dead"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE headrace.dead_letters SET user_id = 'u1'"))
         connection.execute(text("DELETE FROM headrace.audit"))
+    subscribe(engine)
+
+    def number(table: str) -> int:
+        return int(rows(engine, f"SELECT min(id) AS id FROM headrace.{table}")[0]["id"])
+
     looks = {
         "/person?user=u1": "console person",
         "/deliveries?user=u1": "console deliveries",
+        "/deliveries?id=msg_workout": "console deliveries",
+        "/deliveries": "console deliveries",
         "/delivery?aggregator=junction&id=msg_workout": "console delivery",
         "/backfills?user=u1": "console backfills",
+        "/backfills": "console backfills",
+        f"/backfills/{number('backfills')}": "console backfill",
+        "/dead": "console dead letters",
+        f"/dead/{number('dead_letters')}": "console dead letter",
+        "/subscription?name=crm": "console subscription",
+        "/people?name=u1": "console people",
+        "/": "console overview",
         "/explain?user=u1&resource=workouts&id=w1": "explain",
     }
     for path in looks:
-        viewer.get(path)
+        assert "u1" in viewer.get(path).text, path
     privacy.get("/values?user=u1")
-    viewer.get("/people?name=u1")
+    for path in ("/feed", "/dead?reason=nothing", "/deliveries?id=unknown", "/people?name=unknown"):
+        viewer.get(path)  # these show nobody
     found = rows(engine, "SELECT os_user, action, subject, detail FROM headrace.audit ORDER BY id")
     expected = [("console:viewer-1", action, "u1") for action in looks.values()]
-    expected += [("console:privacy-1", "console values", "u1"), ("console:viewer-1", "console people", "people")]
+    expected += [("console:privacy-1", "console values", "u1")]
     assert [(one["os_user"], one["action"], one["subject"]) for one in found] == expected
-    assert found[-1]["detail"] == {"users": ["u1"]}
     assert str(CANARY) not in str(found)
+
+
+def test_a_look_at_several_people_is_audited_once_with_all_of_them(
+    viewer: Browser, engine: Engine, settings: Settings
+) -> None:
+    """Breaks if a list shows people without a trace, or `headrace audit --subject` does not find the look."""
+    apply(engine, settings, delivery(workout("u1")), delivery(workout("u2")))
+    viewer.get("/deliveries")
+    with transaction(engine) as connection:
+        (look,) = audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), "u2")
+        assert audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), "u3") == []
+    assert (look["action"], look["subject"], look["detail"]) == (
+        "console deliveries",
+        "people",
+        {"users": ["u1", "u2"]},
+    )
 
 
 def test_people_are_found_by_each_of_their_names_and_by_a_part(
@@ -155,14 +223,41 @@ def test_the_overview_says_what_is_wrong_and_what_to_do(
     viewer: Browser, engine: Engine, settings: Settings, broker_url: str
 ) -> None:
     assert "<strong>Healthy</strong>" in viewer.get("/").text
-    viewer.client.application.extensions["console"].snapshot._due = 0.0
+    snapshot = viewer.client.application.extensions["console"].snapshot
+    snapshot._due = snapshot._read_at = time.monotonic() - 3600
     apply(engine, settings, delivery(b"no json"))
-    viewer.get("/")
-    viewer.client.application.extensions["console"].snapshot._running.result(20)
     page = viewer.get("/").text
     assert "1 dead letters in the last hour" in page
     assert "<code>headrace dead list</code>" in page
     assert page.count('class="plot"') == 3
+
+
+@pytest.mark.usefixtures("person", "broker_url")
+def test_pages_need_a_bounded_number_of_statements_that_read_few_rows(
+    app: Flask, viewer: Browser, engine: Engine, settings: Settings
+) -> None:
+    """Breaks if a page executes a statement for each row that it shows, or counts a table that grows without limit."""
+    paths = [path for path in PAGES if not path.startswith("/explain")]
+    viewer.get("/")  # reads the rates and the status, which are kept
+
+    def counts() -> dict[str, int]:
+        found = {}
+        for path in paths:
+            with statements(app) as executed:
+                assert viewer.get(path).status_code == 200, path
+            found[path] = len(executed)
+            reads = [one for one in executed if "headrace.backfills" in one or "headrace.dead_letters" in one]
+            assert all("LIMIT" in one or "= ANY(" in one or "user_id = %" in one for one in reads), (path, reads)
+        return found
+
+    few = counts()
+    assert max(few.values()) <= 100, few
+    with engine.begin() as connection:
+        connection.execute(LEDGER, {"count": 300})
+        connection.execute(text(BACKFILLS))
+    apply(engine, settings, *(delivery(workout("u1", f"w{n}"), name=f"msg_{n}") for n in range(60)))
+    apply(engine, settings, *(delivery(f"no json {n}".encode()) for n in range(60)))
+    assert {path: count for path, count in counts().items() if count > few[path] + 2} == {}
 
 
 def test_a_database_that_is_away_is_an_error_page(viewer: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,78 +279,6 @@ def test_a_page_after_a_restart_of_postgresql_is_served(viewer: Browser, engine:
                  "WHERE application_name = 'headrace-console' AND datname = current_database()")
         )  # fmt: skip
     assert viewer.get("/people").status_code == 200
-
-
-LEDGER = """
-INSERT INTO headrace.deliveries (aggregator, message_id, event_type, received_at, applied_at, outcome, attempts, month)
-SELECT 'junction', 'msg_' || n, CASE n % 100 WHEN 0 THEN 'daily.data.sleep.created' ELSE 'daily.data.steps.created' END,
-       now() - n * interval '1 second', now(), CASE n % 1000 WHEN 0 THEN 'dead' ELSE 'applied' END, 1,
-       headrace.ledger_month()
-FROM generate_series(1, :count) AS n"""
-
-
-@pytest.fixture
-def deliveries(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(LEDGER), {"count": 5000})
-
-
-@pytest.mark.usefixtures("deliveries")
-def test_pages_follow_each_other_by_key(engine: Engine) -> None:
-    """Breaks if a page repeats or skips a delivery, also among equal times."""
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE headrace.deliveries SET received_at = date_trunc('minute', received_at)"))
-    seen: list[str] = []
-    search = Search()
-    with transaction(engine) as connection:
-        while True:
-            found = ledger.find(connection, search, 700)
-            seen += [row["message_id"] for row in found.rows]
-            if found.next is None:
-                break
-            search = Search(before=found.next)
-    assert len(seen) == len(set(seen)) == 5000
-
-
-@pytest.mark.usefixtures("deliveries")
-def test_deliveries_are_selected_by_outcome_type_and_time(engine: Engine) -> None:
-    now = datetime.now(UTC)
-    with transaction(engine) as connection:
-        assert len(ledger.find(connection, Search(outcome="dead"), 100).rows) == 5
-        assert len(ledger.find(connection, Search(event_type="*.sleep.*"), 100).rows) == 50
-        assert ledger.find(connection, Search(event_type="%"), 100).rows == []
-        some = ledger.find(connection, Search(since=now - timedelta(seconds=100), until=now - timedelta(seconds=50)))
-        assert 45 <= len(some.rows) <= 51
-
-
-@pytest.mark.usefixtures("deliveries")
-def test_a_search_that_takes_too_long_is_continued(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a rare outcome in a large ledger holds a thread, or a search cannot go on where it stopped."""
-    monkeypatch.setattr(ledger, "MAX_SECONDS", 0.0)
-    monkeypatch.setattr(ledger, "FIRST_PERIOD", timedelta(minutes=30))
-    seen, search, pages = [], Search(outcome="dead"), 0
-    while search and pages < 200:
-        with transaction(engine) as connection:
-            monkeypatch.setattr(ledger, "MAX_SECONDS", 0.0005 * (pages + 1))
-            found = ledger.find(connection, search)
-        seen += [row["message_id"] for row in found.rows]
-        pages += 1
-        if found.next is None:
-            break
-        search = Search(outcome="dead", before=found.next)
-    assert sorted(seen) == [f"msg_{number}000" for number in range(1, 6)]
-
-
-@pytest.mark.usefixtures("deliveries")
-def test_rates_read_each_minute_once(engine: Engine) -> None:
-    rates, now = Rates(10), datetime.now(UTC)
-    with transaction(engine) as connection:
-        first = rates.read(connection, now)
-        assert [one["received"] for one in first[:-1]] == [60] * 9
-        connection.execute(text("DELETE FROM headrace.deliveries"))
-        again = rates.read(connection, now)
-    assert again[:8] == first[:8]
-    assert again[-1]["received"] == 0
 
 
 @pytest.mark.usefixtures("person")

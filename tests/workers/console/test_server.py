@@ -74,3 +74,19 @@ def test_too_many_waiting_requests_are_refused(
 
     asyncio.run(crowd())
     assert sorted(one.status for one in exchanges) == [200] * 5 + [503] * 3
+
+
+def test_livez_is_answered_while_every_thread_is_busy(served: ConsoleServer, gate: threading.Event) -> None:
+    """Breaks if Kubernetes restarts the console during long actions, or if the route needs a host or a login."""
+    exchange = Exchange([])
+
+    async def busy() -> None:
+        scope = Scope(HEADERS, path="/wait", server="127.0.0.1:5556")
+        tasks = [asyncio.create_task(served.__rsgi__(scope, Exchange([b"name=a"]))) for _ in range(server.THREADS)]
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(served.__rsgi__(Scope(Headers([("host", "10.0.0.7")]), "GET", "/livez"), exchange), 5)
+        gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(busy())
+    assert (exchange.status, exchange.answer) == (200, b"ok\n")

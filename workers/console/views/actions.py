@@ -50,7 +50,7 @@ def propose(name: str) -> str:
     form = request.form
     numbers = tuple(formats.number("id", value) for value in dict.fromkeys(form.getlist("id")))
     fields = {key: value.strip() for key, value in form.items() if key not in {"id", "resource", "csrf"}}
-    return _confirmation(action.build(Asked(console(), numbers, fields, tuple(form.getlist("resource")))))
+    return _confirmation(action.build(Asked(console(), name, numbers, fields, tuple(form.getlist("resource")))))
 
 
 def _confirmation(plan: Plan, failed: str = "") -> str:

@@ -5,8 +5,8 @@ from sqlalchemy import Connection, text
 
 from app.errors import NotFound, Unprocessable
 from workers.console import formats
-from workers.console.context import console
-from workers.store import audit, backfill_admin, user_lookup
+from workers.console.context import console, record_look
+from workers.store import backfill_admin, user_lookup
 from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
 
@@ -19,7 +19,6 @@ WHERE (CAST(:before AS bigint) IS NULL OR id < :before)
   AND (CAST(:status AS text) IS NULL OR status = :status)
   AND (CAST(:users AS text[]) IS NULL OR user_id = ANY(:users))
 ORDER BY id DESC LIMIT :limit""")
-COUNTS = text("SELECT status, count(*) AS backfills FROM headrace.backfills GROUP BY status")
 
 
 @pages.get("/backfills")
@@ -30,14 +29,12 @@ def listed() -> str:
     with transaction(console().reader) as connection:
         users = [one.user_id for one in user_lookup.find(connection, user)] if user else None
         ids = _page(connection, status, users, before)
-        counts = {row.status: row.backfills for row in connection.execute(COUNTS)}
     shown = ids[:PAGE_ROWS]
     rows = backfill_admin.listed(console().reader, Filter(ids=tuple(shown)), PAGE_ROWS) if shown else []
-    for one in users or ():
-        audit.record(console().writer, "console backfills", one, {"backfills": len(rows)})
+    record_look("backfills", [*(users or ()), *(one.user_id for one in rows)])
     following = shown[-1] if len(ids) > PAGE_ROWS else None
     asked = {"status": status, "user": user}
-    return render_template("backfills.html", rows=rows, asked=asked, counts=counts, states=STATES, following=following)
+    return render_template("backfills.html", rows=rows, asked=asked, states=STATES, following=following)
 
 
 def _page(connection: Connection, status: str, users: list[str] | None, before: str) -> list[int]:
@@ -53,5 +50,5 @@ def page(number: int) -> str:
     if not found:
         raise NotFound(f"no backfill {number}")
     chunks = backfill_admin.chunks_of(console().reader, number)
-    audit.record(console().writer, "console backfill", found[0].user_id, {"backfill": number})
+    record_look("backfill", [found[0].user_id], backfill=number)
     return render_template("backfill.html", one=found[0], chunks=chunks[:200], total=len(chunks))

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, text
 
 from app.errors import NotFound
 from workers.console import formats
-from workers.console.context import console
-from workers.store import audit, dead_letters
+from workers.console.context import console, record_look
+from workers.store import dead_letters
 from workers.store.engine import transaction
 
 pages = Blueprint("dead", __name__)
@@ -33,6 +33,7 @@ def listed() -> str:
         reasons = [dict(row) for row in connection.execute(REASONS).mappings()]
     shown = ids[:PAGE_ROWS]
     rows = dead_letters.listed(console().reader, shown, limit=PAGE_ROWS) if shown else []
+    record_look("dead letters", [one.user_id for one in rows])
     following = shown[-1] if len(ids) > PAGE_ROWS else None
     return render_template("dead.html", rows=rows, reason=reason, reasons=reasons, following=following)
 
@@ -49,5 +50,5 @@ def page(number: int) -> str:
     found = dead_letters.listed(console().reader, [min(number, 2**62)])
     if not found:
         raise NotFound(f"no dead letter {number}")
-    audit.record(console().writer, "console dead letter", found[0].user_id or "unknown", {"dead_letter": number})
+    record_look("dead letter", [found[0].user_id or "unknown"], dead_letter=number)
     return render_template("dead_letter.html", one=found[0], fields=asdict(found[0]))

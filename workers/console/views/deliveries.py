@@ -7,11 +7,11 @@ from flask import Blueprint, render_template, url_for
 from sqlalchemy import Connection
 
 from app.errors import NotFound, Unprocessable
-from workers.console import formats, ledger
-from workers.console.context import console
+from workers.console import formats, ledger, people
+from workers.console.context import console, record_look
 from workers.console.deliveries import contents_of, open_delivery
-from workers.console.ledger import Key, LedgerPage, Search
-from workers.store import audit, user_lookup
+from workers.console.ledger import Key, Search
+from workers.store import user_lookup
 from workers.store.engine import transaction
 
 pages = Blueprint("deliveries", __name__)
@@ -23,9 +23,8 @@ def search() -> str:
     asked = {name: formats.text(name) for name in SEARCHED}
     with transaction(console().reader) as connection:
         users = _users(connection, asked["user"])
-        found = _find(connection, asked, users)
-    for user in users:
-        audit.record(console().writer, "console deliveries", user, {"deliveries": len(found.rows)})
+        found = ledger.find(connection, _search(asked, people.with_former(connection, users)))
+    record_look("deliveries", [*users, *(row["user_id"] for row in found.rows)])
     more: dict[str, Any] = {name: value for name, value in asked.items() if value}
     following = url_for("deliveries.search", **more, **_parameters(found.next)) if found.next else ""
     return render_template("deliveries.html", asked=asked, found=found, following=following, outcomes=ledger.OUTCOMES)
@@ -40,12 +39,11 @@ def _users(connection: Connection, name: str) -> tuple[str, ...]:
     return tuple(one.user_id for one in found)
 
 
-def _find(connection: Connection, asked: dict[str, str], users: tuple[str, ...]) -> LedgerPage:
-    if asked["id"]:
-        return LedgerPage(ledger.by_id(connection, asked["id"]))
+def _search(asked: dict[str, str], users: tuple[str, ...]) -> Search:
     if asked["outcome"] and asked["outcome"] not in ledger.OUTCOMES:
         raise Unprocessable("the outcome is unknown")
-    wanted = Search(
+    return Search(
+        id=asked["id"],
         users=users,
         event_type=asked["type"],
         outcome=asked["outcome"],
@@ -53,7 +51,6 @@ def _find(connection: Connection, asked: dict[str, str], users: tuple[str, ...])
         until=formats.instant("until", asked["until"]),
         before=_key(),
     )
-    return ledger.find(connection, wanted)
 
 
 def _key() -> Key | None:
@@ -69,10 +66,12 @@ def _parameters(key: Key) -> dict[str, Any]:
 def page() -> str:
     aggregator, message_id = formats.text("aggregator"), formats.text("id")
     with transaction(console().reader) as connection:
-        rows = [one for one in ledger.by_id(connection, message_id) if one["aggregator"] == aggregator]
+        found = ledger.find(connection, Search(id=message_id)).rows if message_id else []
+        rows = [one for one in found if one["aggregator"] == aggregator]
         if not rows:
             raise NotFound(f"no delivery {message_id} of {aggregator or 'this aggregator'}")
         kept = open_delivery(connection, aggregator, message_id, rows[0]["received_at"])
         contents = contents_of(connection, console().settings, kept, rows[0])
-    audit.record(console().writer, "console delivery", rows[0]["user_id"] or "unknown", {"delivery": message_id})
+    users = {rows[0]["user_id"], *(one.user_id for one in contents.shown)}
+    record_look("delivery", users - {None} or ["unknown"], delivery=message_id)
     return render_template("delivery.html", one=rows[0], kept=kept, contents=contents)

@@ -7,7 +7,7 @@ from flask import Blueprint, render_template
 from sqlalchemy import text
 
 from workers.console import formats
-from workers.console.context import console
+from workers.console.context import console, record_look
 from workers.store import consumers, notifications, subscriptions
 from workers.store.engine import transaction
 
@@ -35,4 +35,5 @@ def subscription() -> str:
     with transaction(console().reader) as connection:
         found = subscriptions.find(connection, name)
         newest = notifications.of_subscription(connection, name, SHOWN)
+    record_look("subscription", [one.user_id for one in newest], subscription=name)
     return render_template("subscription.html", one=found, newest=newest, host=urlsplit(found.url).netloc)

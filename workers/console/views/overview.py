@@ -7,7 +7,7 @@ from flask import Blueprint, current_app, render_template
 
 from app.errors import TryLater
 from workers.console import plots
-from workers.console.context import console
+from workers.console.context import console, record_look
 from workers.console.ledger import Rates
 from workers.operate import health
 from workers.operate.health import Status
@@ -20,6 +20,7 @@ RATES = "console_rates"
 @pages.get("/")
 def page() -> str:
     now = console().snapshot.status()
+    record_look("overview", [one.user_id for one in now.open_backfills] if now else ())
     return render_template(
         "overview.html",
         now=now,

@@ -9,12 +9,11 @@ from sqlalchemy import Connection
 from app.catalogue import catalogue
 from app.errors import NotFound
 from workers.console import days, formats, guards, ledger, people, plots
-from workers.console.context import console
+from workers.console.context import console, record_look
 from workers.console.days import DAYS, ResourceDays
-from workers.console.ledger import Search
 from workers.console.people import DailyValue, Someone
 from workers.operate.explain import SAYS, Question, explain
-from workers.store import audit, backfill_admin
+from workers.store import backfill_admin
 from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
 
@@ -29,7 +28,7 @@ def search() -> str:
         found = people.search(connection, name, formats.text("after"))
     rows = found[: people.PAGE_ROWS]
     users = [row["user_id"] for row in rows]
-    audit.record(console().writer, "console people", "people", {"users": users})
+    record_look("people", users)
     return render_template("people.html", name=name, rows=rows, after=users[-1] if len(found) > len(rows) else "")
 
 
@@ -44,9 +43,9 @@ def page() -> str:
         gaps = people.gaps(connection, one.user_id)
         known = days.days_of(connection, one.user_id, gaps, first, last)
         values = people.values(connection, one, first, last) if shows_values else []
-        delivered = ledger.find(connection, Search(users=(one.user_id, *about["former"])), 10)
+        delivered = ledger.newest_of(connection, (one.user_id, *about["former"]), 10)
         connected = people.connections(connection, one.user_id)
-    audit.record(console().writer, "console person", one.user_id, {"values": shows_values})
+    record_look("person", [one.user_id], values=shows_values)
     return render_template(
         "person.html",
         one=one,
@@ -58,7 +57,7 @@ def page() -> str:
         last=last,
         earlier=first - timedelta(days=1),
         later=last + timedelta(days=DAYS),
-        deliveries=delivered.rows,
+        deliveries=delivered,
         backfills=backfill_admin.listed(console().reader, Filter(user_ids=(one.user_id,)), 20),
         resources=catalogue(),
     )
@@ -92,7 +91,8 @@ def _strip(one: ResourceDays, by_day: dict[tuple[str, date], list[str]], first: 
     cells = []
     for number, state in enumerate(one.states):
         day = first + timedelta(days=number)
-        cells.append((state, "; ".join([f"{day}: {state}", *by_day.get((one.resource, day), [])])))
+        about = f"{day}: {one.details[number] or state}"
+        cells.append((state, "; ".join([about, *by_day.get((one.resource, day), [])])))
     counts = {state: one.states.count(state) for state in ("stored", "fetching", "gap", "empty")}
     label = f"{one.resource}: " + ", ".join(f"{count} days {state}" for state, count in counts.items())
     return {"resource": one.resource, "counts": counts, "svg": plots.strip(cells, label)}
@@ -106,7 +106,7 @@ def values() -> str:
     with transaction(console().reader) as connection:
         one = _someone(connection)
         found = people.values(connection, one, first, last)
-    audit.record(console().writer, "console values", one.user_id, {"first": first, "last": last})
+    record_look("values", [one.user_id], first=first, last=last)
     earlier = first - timedelta(days=1)
     shown, is_cut = found[:MAX_VALUES], len(found) > MAX_VALUES
     return render_template("values.html", one=one, rows=shown, is_cut=is_cut, first=first, last=last, earlier=earlier)
