@@ -22,7 +22,7 @@ import psutil
 import psycopg
 import pytest
 
-from app.accounts import Account, hash_password
+from app.accounts import ROLES, Account, hash_password
 from app.delivery import pack
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, HTTP, ROOT, delivery, event, heartrate, message_id, until, workout
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.stack
 NAME, NUMBER, TOKEN, NOTE = "Canaria Gelbfink", 87.654321, "tok-canary-5d0e7c", "canary: felt dizzy at noon"
 CANARIES = [one.encode() for one in (NAME, str(NUMBER), TOKEN, NOTE)]
 USER = "canary-cage"
-ACCOUNTS = ",".join(Account(role, hash_password(PASSWORD), role).line for role in ("viewer", "operator"))
+ACCOUNTS = ",".join(Account(role, hash_password(PASSWORD), role).line for role in ROLES)
 LINK = re.compile(r'href="(/[^"]+)"')
 MAX_PAGES = 80  # of the console, by role
 SOURCE = {"provider": "garmin", "type": "watch"}
@@ -247,7 +247,8 @@ def test_canaries_are_stored_and_not_disclosed(stack: Stack, spans_collector: Co
             assert stack.post(body).status_code == 202
         places |= files(stack.data) | pages(stack)
     places |= console_pages(stack, "viewer") | console_pages(stack, "operator")
-    places |= outputs_of_commands(stack)
+    assert leaks(console_pages(stack, "privacy")) != []  # shows values, which must not be in the logs
+    places |= outputs_of_commands(stack) | files(stack.data / "log")
     for one in stack.family():
         places[f"command line of {one.pid}"] = " ".join(one.cmdline()).encode()
     assert any("aof" in place for place in places)
