@@ -6,10 +6,11 @@ from typing import Any
 from tests.support.console import PASSWORD
 
 try:
+    from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.expected_conditions import staleness_of
     from selenium.webdriver.support.wait import WebDriverWait
 except ImportError:  # the tests are skipped
-    WebDriverWait = staleness_of = None
+    Keys = WebDriverWait = staleness_of = None
 
 RUN_AXE = """
 const done = arguments[arguments.length - 1];
@@ -68,6 +69,30 @@ class Console:
         old = self.driver.find_element("tag name", "html")
         self.driver.find_element("xpath", xpath).click()
         WebDriverWait(self.driver, 20, 0.02).until(staleness_of(old))
+
+    def keys(self, *keys: str) -> None:
+        """Presses keys in the element that has the focus."""
+        for key in keys:
+            self.focused.send_keys(key)
+
+    def tab_to(self, label: str) -> None:
+        """Moves the focus with the tab key to an element with this text or label, and checks that it is visible."""
+        for _ in range(60):
+            self.keys(Keys.TAB)
+            if label in (self.focused.text, self.focused.accessible_name):
+                assert self.focused.value_of_css_property("outline-style") != "none", label
+                return
+        raise AssertionError(f"the tab key does not reach {label}")
+
+    def submit(self) -> None:
+        """Presses enter in the focused element, and waits for the next page."""
+        old = self.driver.find_element("tag name", "html")
+        self.keys(Keys.ENTER)
+        WebDriverWait(self.driver, 20, 0.02).until(staleness_of(old))
+
+    @property
+    def focused(self) -> Any:
+        return self.driver.switch_to.active_element
 
     def has(self, button: str) -> bool:
         return bool(self.driver.find_elements("xpath", f"//button[normalize-space()='{button}']"))

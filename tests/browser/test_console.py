@@ -6,14 +6,15 @@ import pytest
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
-from tests.browser.pages import Console
+from tests.browser.pages import Console, Keys
 from tests.support import apply, delivery, rows, workout
 from tests.support.backfills import announce, notice
+from tests.support.console import PASSWORD, subscribe
 
 pytestmark = pytest.mark.processes
-PAGES = ("/", "/deliveries", "/delivery?aggregator=junction&id=msg_workout", "/dead", "/backfills")
+PAGES = ("/", "/deliveries", "/delivery?aggregator=junction&id=msg_workout", "/dead", "/dead/{letter}", "/backfills")
 PAGES += ("/backfills/{number}", "/people", "/person?user=u1&until=2026-03-20", "/feed", "/values?user=u1")
-PAGES += ("/explain?user=u1&resource=workouts&id=w1", "/nothing")
+PAGES += ("/explain?user=u1&resource=workouts&id=w1", "/subscription?name=crm", "/nothing")
 
 
 @pytest.fixture
@@ -101,13 +102,54 @@ def test_every_page_is_accessible_in_both_colour_schemes_and_fits_a_phone(
     console: Console, axe: str, engine: Engine
 ) -> None:
     """Breaks if a field has no label, a text too little contrast, or a page is wider than a phone."""
+    subscribe(engine)
     (number,) = (row["id"] for row in rows(engine, "SELECT id FROM headrace.backfills"))
+    (letter,) = (row["id"] for row in rows(engine, "SELECT id FROM headrace.dead_letters"))
+
+    def check(page: str) -> None:
+        for scheme in ("light", "dark"):
+            assert console.violations(axe, scheme) == [], (page, scheme)
+        console.driver.set_window_size(390, 844)
+        assert console.overflow() <= 0, page
+        console.driver.set_window_size(1200, 900)
+
+    console.open("/login")
+    console.fill("name", "privacy-1")
+    console.fill("password", "wrong")
+    console.press("Log in")
+    assert "is wrong" in console.text
+    check("the login")
     console.log_in("privacy")
     for path in PAGES:
-        console.open(path.format(number=number))
+        console.open(path.format(number=number, letter=letter))
         assert console.heading.startswith("Error") == (path == "/nothing"), (path, console.text)
-        for scheme in ("light", "dark"):
-            assert console.violations(axe, scheme) == [], (path, scheme)
-        console.driver.set_window_size(390, 844)
-        assert console.overflow() <= 0, path
-        console.driver.set_window_size(1200, 900)
+        check(path)
+    console.open("/person?user=u1")
+    console.press("Erase this person")
+    console.fill("typed", "u2")
+    console.press("Erase permanently")
+    assert "Nothing was done." in console.text
+    check("the confirmation")
+
+
+@pytest.mark.usefixtures("person")
+def test_a_dead_letter_is_replayed_with_the_keyboard_alone(console: Console, engine: Engine) -> None:
+    """Breaks if a link, field or button cannot be reached or pressed with a key, or its focus is not visible."""
+    (letter,) = (row["id"] for row in rows(engine, "SELECT id FROM headrace.dead_letters"))
+    console.open("/login")
+    assert console.focused.accessible_name == "Name"
+    console.keys("operator-1")
+    console.tab_to("Password")
+    console.keys(PASSWORD)
+    console.submit()
+    console.keys(Keys.TAB)
+    assert console.focused.text == "Skip to the content"
+    console.tab_to("Dead letters")
+    console.submit()
+    console.tab_to(f"select dead letter {letter}")
+    console.keys(Keys.SPACE)
+    console.tab_to("Replay selected")
+    console.submit()
+    console.tab_to("Replay")
+    console.submit()
+    assert "1 applied again: 1 applied" in console.text
