@@ -138,10 +138,11 @@ def _archived(
     """Reads batches by key, because few of a user's deliveries may match."""
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
+    batch = BATCH if values["outcome"] or values["event_type"] else limit + 1
     while True:
-        found = _rows(connection, ARCHIVED, values | {"start": start, "stop": stop, "batch": BATCH})
+        found = _rows(connection, ARCHIVED, values | {"start": start, "stop": stop, "batch": batch})
         rows += [row for row in found if row["is_match"]]
-        if len(rows) > limit or len(found) < BATCH:
+        if len(rows) > limit or len(found) < batch:
             return _page(rows, limit)
         last = _key(found[-1])
         if time.monotonic() - began > MAX_SECONDS:
