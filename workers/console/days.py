@@ -55,7 +55,7 @@ def days_of(
         missing[ResourceKey(user_id, gap["provider"], gap["resource"])].append((gap["window_start"], gap["window_end"]))
     by_resource: defaultdict[str, dict[str, list[State]]] = defaultdict(dict)
     numbers = range(first.toordinal(), last.toordinal() + 1)
-    for key in sorted({*keys, *fetching, *missing}):
+    for key in sorted({*keys, *fetching}):
         every = key._replace(provider="")  # of a backfill that is about all providers
         open_days, missing_days = _days(fetching[key] + fetching[every]), _days(missing[key] + missing[every])
         states = [_state(number, stored.get(key, set()), open_days, missing_days) for number in numbers]

@@ -20,6 +20,7 @@ PAGE_ROWS = 50
 FIRST_PERIOD, MAX_NEWEST, GROWTH = timedelta(minutes=1), timedelta(hours=2), 4
 QUICK_SECONDS = 0.05  # a period that took longer is not followed by a longer one
 MAX_SECONDS = 1.0
+OLDER_SECONDS = 0.1  # for deliveries from before the archive, if the archive has some to show
 BATCH = 500  # deliveries of users, of which a search reads the outcomes at once
 COLUMNS = "d.event_type, d.user_id, d.applied_at, d.outcome, d.attempts, d.error"
 MATCHES = """(CAST(:outcome AS text) IS NULL OR d.outcome = :outcome)
@@ -162,13 +163,13 @@ def _by_period(
     Without a start, the oldest delivery is looked up only if the newest hours do not fill the page.
     """
     rows, limit = list(found), values["limit"] - 1
-    period, began = FIRST_PERIOD, time.monotonic()
+    period, began, most = FIRST_PERIOD, time.monotonic(), OLDER_SECONDS if found else MAX_SECONDS
     while len(rows) <= limit:
         if start is None and period > MAX_NEWEST:
             start = _oldest(connection)
         if start and stop < start:
             break
-        if (asked := time.monotonic()) - began > MAX_SECONDS:
+        if (asked := time.monotonic()) - began > most:
             return LedgerPage(rows, Key(stop + MICROSECOND, "", ""), is_cut=True)
         edge = max(start, stop - period) if start else stop - period
         bounds = {"start": edge, "stop": stop, "limit": limit + 1 - len(rows)}

@@ -98,6 +98,13 @@ def copy_deliveries(engine: Engine, settings: Settings, count: int) -> None:
             connection.execute(text(query), {"count": count})
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches that a busy machine does not cut."""
+    monkeypatch.setattr(ledger, "MAX_SECONDS", 60.0)
+    monkeypatch.setattr(ledger, "OLDER_SECONDS", 60.0)
+
+
 def pages(engine: Engine, **search: object) -> Iterator[list[str]]:
     """The ids on each page of a search."""
     before = None
@@ -109,6 +116,7 @@ def pages(engine: Engine, **search: object) -> Iterator[list[str]]:
             return
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_users_rare_outcome_is_found_behind_hundreds_of_others(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +135,7 @@ def test_a_users_rare_outcome_is_found_behind_hundreds_of_others(
     assert following.rows[0]["message_id"] == "copy_500"
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("count", [49, 50, 99, 120])
 def test_a_users_deliveries_from_before_the_archive_are_found(engine: Engine, settings: Settings, count: int) -> None:
     """Breaks if HEADRACE_KEEP_DAYS limits which deliveries of a person are found, or the page at its edge skips one."""
@@ -151,6 +160,7 @@ def test_an_id_and_other_fields_select_together(engine: Engine) -> None:
         assert list(pages(engine, id="msg_1000", **other)) == [[]], other
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("edge", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999+00:00"])
 @pytest.mark.parametrize("name", ["since", "until"])
 @pytest.mark.parametrize("users", [(), ("u9",)])

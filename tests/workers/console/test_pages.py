@@ -128,9 +128,11 @@ def test_the_map_shows_a_gap_of_one_provider_beside_the_data_of_another(
         connection.execute(
             text("INSERT INTO headrace.gaps (user_id, provider, resource, part, whose, reason, is_pulling, "
                  "window_start, window_end) VALUES ('u1', 'garmin', 'workouts', 'p', 'ours', 'never fetched', false, "
-                 "'2026-03-14', '2026-03-14')")
+                 "'2026-03-14', '2026-03-14'), "
+                 "('u1', 'garmin', 'connection', 'p', 'ours', 'unknown', false, NULL, NULL)")
         )  # fmt: skip
     page = viewer.get("/person?user=u1&until=2026-03-20").text
+    assert 'aria-label="connection: ' not in page
     assert re.search(r'class="gap"[^>]*><title>2026-03-14: gap \(garmin\), stored \(oura\)</title>', page)
 
 
