@@ -658,7 +658,7 @@ def test_a_page_of_another_form_is_named(engine: Engine, settings: Settings) -> 
     provider = failing(*[httpx.Response(200, json={"workouts": {"canary": 1}})] * MAX_ATTEMPTS)
     fetch_history(engine, settings, provider, notice(resource="workouts"))
     error = backfill(engine)["error"]
-    assert error.startswith("a response that cannot be read: workouts: a page: Expected `array`")
+    assert error.startswith("a response that cannot be read: workouts: a page: Expected a list")
     assert "canary" not in error
 
 

@@ -556,7 +556,7 @@ def test_a_failure_costs_a_repetition(engine: Engine, settings: Settings, failur
 def test_a_page_of_another_form_is_named(engine: Engine, settings: Settings) -> None:
     """Breaks if an operator reads that JSON is no JSON, and not which field has another form."""
     api = ScriptedAdmin({}, before=[None, *[httpx.Response(200, json={"data": {"canary": 1}})] * MAX_ATTEMPTS])
-    with pytest.raises(Unprocessable, match="cannot be read: events: Expected `array"):
+    with pytest.raises(Unprocessable, match="cannot be read: events: Expected a list"):
         found_by(api, engine, settings)
 
 

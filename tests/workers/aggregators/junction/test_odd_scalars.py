@@ -6,8 +6,7 @@ from typing import Any
 from tests.support import START, event, heartrate, workout
 from tests.support.cases import each
 from tests.support.junction import MOMENT, USER, dead, only, parsed, sample, series
-from workers.actions import Record, Samples
-from workers.aggregators.repair import unreadable_note
+from workers.actions import Notes, Record, Samples
 
 # The envelope
 
@@ -26,7 +25,7 @@ def test_a_client_user_id_is_any_scalar(given: Any, client_user_id: str | None) 
 @each((None, ()), ("", ()), ("m", ()), *((odd, ("client_user_id",)) for odd in ({}, [], ["m"], {"id": "m"})))
 def test_a_client_user_id_that_cannot_be_read_is_noted(given: Any, names: tuple[str, ...]) -> None:
     """Breaks if a client_user_id is lost without a word in the ledger, or an absent one is noted."""
-    assert parsed(workout("u1") | {"client_user_id": given}).notes == unreadable_note(names)
+    assert parsed(workout("u1") | {"client_user_id": given}).notes == Notes(names).sentences()
 
 
 @each(
