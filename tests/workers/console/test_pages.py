@@ -198,8 +198,8 @@ def test_a_look_at_several_people_is_audited_once_with_all_of_them(
     apply(engine, settings, delivery(workout("u1")), delivery(workout("u2")))
     viewer.get("/deliveries")
     with transaction(engine) as connection:
-        (look,) = audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), "u2")
-        assert audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), "u3") == []
+        (look,) = audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), ["u2"])
+        assert audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), ["u3"]) == []
     assert (look["action"], look["subject"], look["detail"]) == (
         "console deliveries",
         "people",

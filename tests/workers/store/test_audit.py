@@ -12,7 +12,7 @@ from workers.store.engine import transaction
 
 def listed(engine: Engine, subject: str) -> list[tuple[str, object]]:
     with transaction(engine) as connection:
-        found = audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), subject)
+        found = audit.listed(connection, datetime.now(UTC) - timedelta(hours=1), subject and [subject])
     return [(one["action"], one["detail"]) for one in found]
 
 
