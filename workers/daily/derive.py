@@ -13,7 +13,7 @@ from app.errors import RetryAlone, TryLater, Unprocessable, describe
 from app.observability import metrics
 from workers.daily import queue
 from workers.daily.compute import recompute
-from workers.daily.follow import MAX_CHANGES, TRANSACTION_SETTINGS, expire, follow
+from workers.daily.follow import MAX_CHANGES, TRANSACTION_SETTINGS, expire, follow, queue_people
 from workers.daily.metrics import SESSIONS, SUMMARY, derived, summarised
 from workers.daily.people import people_of
 from workers.daily.priorities import ORIGIN
@@ -80,11 +80,20 @@ class Deriver:
             _raise_outage(error)
             if self._changes == 1:
                 log.warning("a change cannot be followed, so all days of its person are computed (%s)", describe(error))
-                follow(self._engine, 1, whole_people=True)
+                self._step_over()
             self._changes = 1
             return True
         self._changes = min(MAX_CHANGES, self._changes * 2)
         return has_more
+
+    def _step_over(self) -> None:
+        """Queues all days of the person of the next change, or leaves the change out if that fails too."""
+        try:
+            follow(self._engine, 1, queue_people)
+        except Exception as error:  # noqa: BLE001 - as above
+            _raise_outage(error)
+            log.error("days of a person are not computed: run `headrace derive rebuild` (%s)", describe(error))  # noqa: TRY400 - no traceback
+            follow(self._engine, 1, lambda _connection, _changes: None)
 
     def _is_empty(self) -> bool:
         with transaction(self._engine) as connection:
@@ -189,7 +198,7 @@ def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str,
         if any(one.first is None or one.last is None for one in of_row):
             queue.bound(connection, of_row[0], _stored_dates(connection, of_row[0]))
             continue
-        for one in of_row:
+        for one in of_row if not of_row[0].failures else [_alone(of_row)]:
             stretch = Stretch(one.person, one.resource, one.first or date.min, one.last or date.max, one.origin)
             if stretch.dates > SHORT_DAYS and stretch.resource not in SESSIONS:
                 if has_long:
@@ -201,6 +210,12 @@ def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str,
     written = recompute(connection, stretches, expired) if stretches else 0
     queue.done(connection, stretches)
     return written, dates
+
+
+def _alone(parts: Sequence[Queued]) -> Queued:
+    """One date of a row that has failed, so that its other dates do not wait for the one that cannot be computed."""
+    newest, oldest = parts[0], parts[-1]
+    return newest._replace(first=newest.last) if newest.failures % 2 else oldest._replace(last=oldest.first)
 
 
 def _stored_dates(connection: Connection, one: Queued) -> tuple[date, date] | None:

@@ -1,7 +1,7 @@
 """Follows the change feed: puts the days that changes touch into the queue, and keeps its own position."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ SELECT DISTINCT n.user_id, n.resource FROM headrace.series n JOIN headrace.daily
 WHERE n.user_id = ANY(:users) AND s.lacks_offset
 UNION SELECT DISTINCT user_id, resource FROM headrace.daily_records
 WHERE user_id = ANY(:users) AND timezone_offset IS NULL AND resource = ANY(:sessions)""")
+QueueDays = Callable[[Connection, Sequence[Row[Any]]], None]
 RETENTION = "retention"  # the origin of changes that leave days as they are
 
 
@@ -79,11 +80,11 @@ def is_due(engine: Engine) -> bool:
         return connection.scalar(IS_STARTED) is None or connection.scalar(REQUEST) is not None
 
 
-def follow(engine: Engine, limit: int = MAX_CHANGES, *, whole_people: bool = False) -> bool:
+def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | None = None) -> bool:
     """Queues what the next changes touch, and advances, in one transaction. Returns whether more changes may be left.
 
-    At the first start, and where the feed no longer has the next changes, everything is queued. With `whole_people`,
-    all days of the people of these changes are queued.
+    At the first start, and where the feed no longer has the next changes, everything is queued. `queue_days` replaces
+    `queue_changes`.
     """
     with transaction(engine) as connection:
         connection.execute(TRANSACTION_SETTINGS)
@@ -103,11 +104,7 @@ def follow(engine: Engine, limit: int = MAX_CHANGES, *, whole_people: bool = Fal
             return True
         changes = connection.execute(CHANGES, {"position": found.position, "limit": limit}).all()
         if changes:
-            if whole_people:
-                persons = people_of(connection, {one.user_id for one in changes})
-                queue.add_all(connection, sorted(set(persons.values())), ORIGIN)
-            else:
-                queue_changes(connection, changes)
+            (queue_days or queue_changes)(connection, changes)
             connection.execute(ADVANCE, {"position": changes[-1].position})
         return len(changes) == limit
 
@@ -135,6 +132,12 @@ def queue_changes(connection: Connection, changes: Sequence[Row[Any]]) -> None:
         stretches += _of_records(connection, resource, changed, person_of, touched)
     stretches += _without_offsets(connection, touched)
     queue.add(connection, stretches)
+
+
+def queue_people(connection: Connection, changes: Sequence[Row[Any]]) -> None:
+    """Queues all days of the people of these changes."""
+    persons = people_of(connection, {one.user_id for one in changes})
+    queue.add_all(connection, sorted(set(persons.values())), ORIGIN)
 
 
 def _note_expired(connection: Connection, expired: Sequence[Row[Any]]) -> None:

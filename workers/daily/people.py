@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, TextClause, text
 
 from workers.daily import queue
 from workers.daily.priorities import ORIGIN
@@ -26,12 +26,13 @@ IS_LEFT = """NOT EXISTS (SELECT FROM headrace.users u WHERE coalesce(u.client_us
     AND u.erased_at IS NULL AND u.merged_into IS NULL)"""
 # Days of which samples have expired cannot be computed again, so the rows themselves move. Those of several users do so
 # with the last of them.
-OF_USER = f"(user_id = :user OR user_id IS NULL AND person = :former AND :former <> :person AND {IS_LEFT})"
+OF_SEVERAL = f"user_id IS NULL AND person = :former AND :former <> :person AND {IS_LEFT}"
 SUMMED = "SELECT count(*) AS rows, min(local_date) AS first, max(local_date) AS last FROM changed"
 MOVE_DAYS = text(f"""
 WITH changed AS (
     UPDATE headrace.days d SET person = :person, user_id = CASE WHEN user_id IS NOT NULL THEN :present END
-    WHERE {OF_USER} AND (person <> :person OR :user <> :present) AND NOT EXISTS (
+    WHERE (user_id = :user AND person = :former OR {OF_SEVERAL}) AND (person <> :person OR :user <> :present)
+      AND NOT EXISTS (
         SELECT FROM headrace.days o WHERE d.person <> :person
            AND (o.person, o.metric, o.local_date) = (:person, d.metric, d.local_date))
     RETURNING local_date)
@@ -39,8 +40,11 @@ WITH changed AS (
 # Where the person has a day of its own. It is computed again.
 REMOVE_DAYS = text(f"""
 WITH changed AS (
-    DELETE FROM headrace.days WHERE {OF_USER} AND (person <> :person OR :user <> :present) RETURNING local_date)
+    DELETE FROM headrace.days WHERE (user_id = :user OR {OF_SEVERAL}) AND (person <> :person OR :user <> :present)
+    RETURNING local_date)
 {SUMMED}""")
+# Waits for computations of these users' days, which hold FOR KEY SHARE: their rows have to move too.
+LOCK_USERS = text("SELECT FROM headrace.users WHERE user_id = ANY(:users) ORDER BY user_id FOR UPDATE")
 MOVE_SESSIONS = [
     text("""
 UPDATE headrace.kept_sessions k SET person = :person, user_id = :present WHERE user_id = :user AND NOT EXISTS (
@@ -50,18 +54,20 @@ UPDATE headrace.kept_sessions k SET person = :person, user_id = :present WHERE u
     text("DELETE FROM headrace.daily_records WHERE user_id = :user AND :user <> :present"),
     text("DELETE FROM headrace.daily_people WHERE user_id = :user AND :user <> :present"),
 ]
-# What an operator set for a name that no user has any longer goes to the new name, unless that has its own.
-RENAME = [
-    text(f"{statement} WHERE person = :former AND :former <> :person AND {IS_LEFT} {unless}")
-    for table, same in (("daily_zones", ""), ("daily_priorities", "AND o.resource = p.resource"))
-    for statement, unless in (
-        (
-            f"UPDATE headrace.{table} p SET person = :person",
-            f"AND NOT EXISTS (SELECT FROM headrace.{table} o WHERE o.person = :person {same})",
-        ),
-        (f"DELETE FROM headrace.{table}", ""),
-    )
-]
+
+
+def _renames(table: str, same: str) -> list[TextClause]:
+    """What an operator set for a name that no user has any longer goes to the new name, unless that has its own."""
+    former = f"WHERE person = :former AND :former <> :person AND {IS_LEFT}"
+    return [
+        text(f"""
+UPDATE headrace.{table} p SET person = :person {former}
+    AND NOT EXISTS (SELECT FROM headrace.{table} o WHERE o.person = :person {same})"""),
+        text(f"DELETE FROM headrace.{table} {former}"),
+    ]
+
+
+RENAME = [*_renames("daily_zones", ""), *_renames("daily_priorities", "AND o.resource = p.resource")]
 
 
 def people_of(connection: Connection, users: Iterable[str]) -> dict[str, str]:
@@ -81,9 +87,10 @@ def check_all(connection: Connection) -> None:
 
 def _move(connection: Connection, rows: Sequence[Row[Any]]) -> None:
     touched = set()
+    rows = [row for row in rows if row.former is not None]
+    if rows:
+        connection.execute(LOCK_USERS, {"users": [row.user_id for row in rows]})
     for row in rows:
-        if row.former is None:
-            continue
         values = {"user": row.user_id, "present": row.present_id, "person": row.person, "former": row.former}
         _move_days(connection, values)
         for statement in (*MOVE_SESSIONS, *RENAME):

@@ -14,7 +14,8 @@ SELECT person, resource, range_agg(daterange(first, last, '[]')), max(origin)
 FROM unnest(CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]),
             CAST(:origins AS text[])) AS given(person, resource, first, last, origin)
 GROUP BY person, resource ORDER BY person, resource
-ON CONFLICT (person, resource) DO UPDATE SET dates = queued.dates + excluded.dates, origin = excluded.origin""")
+ON CONFLICT (person, resource) DO UPDATE SET dates = queued.dates + excluded.dates, origin = excluded.origin,
+    since = least(queued.since, clock_timestamp())""")
 # Everything that is stored or was derived, of everyone or of the given people. Their stored days are included, because
 # nothing else may be left of them.
 ADD_ALL = text("""
@@ -42,17 +43,17 @@ NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
 # Locked rows are left to the process that computes them. The newest dates come first.
 TAKE = text("""
 WITH taken AS MATERIALIZED (
-    SELECT person, resource, dates, origin, since FROM headrace.daily_queue
+    SELECT person, resource, dates, origin, failures, since FROM headrace.daily_queue
     WHERE (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
       AND since <= clock_timestamp() - make_interval(secs => :linger)
     ORDER BY since LIMIT :limit FOR UPDATE SKIP LOCKED)
-SELECT person, resource, origin, since, lower(part) AS first, upper(part) - 1 AS last
+SELECT person, resource, origin, failures, since, lower(part) AS first, upper(part) - 1 AS last
 FROM taken, unnest(dates) AS part ORDER BY since, person, resource, last DESC NULLS FIRST""")
 REPLACE = text("""
 UPDATE headrace.daily_queue SET dates = datemultirange(daterange(CAST(:first AS date), CAST(:last AS date), '[]'))
 WHERE person = :person AND resource = :resource""")
 REMOVE = text("DELETE FROM headrace.daily_queue WHERE person = :person AND resource = :resource")
-# What is left goes to the end of the queue.
+# What is left goes to the end of the queue, except that of a row that has failed, which is taken date by date.
 DONE = text("""
 WITH done AS MATERIALIZED (
     SELECT person, resource, range_agg(daterange(first, last, '[]')) AS dates
@@ -62,12 +63,12 @@ gone AS (
     DELETE FROM headrace.daily_queue queued USING done
     WHERE (queued.person, queued.resource) = (done.person, done.resource) AND queued.dates <@ done.dates)
 UPDATE headrace.daily_queue queued
-SET dates = queued.dates - done.dates, since = clock_timestamp(), failures = 0, error = '' FROM done
+SET dates = queued.dates - done.dates, since = CASE WHEN failures = 0 THEN clock_timestamp() ELSE since END FROM done
 WHERE (queued.person, queued.resource) = (done.person, done.resource) AND NOT queued.dates <@ done.dates""")
-# A row that failed comes again after 1, 2, 4 s and so on, at most after an hour.
+# A row that failed comes again after 1, 2, 4 s and so on, at most after five minutes.
 POSTPONE = text("""
 UPDATE headrace.daily_queue SET failures = failures + 1, error = :error,
-    since = clock_timestamp() + least(interval '1 second' * power(2, least(failures, 20)), interval '1 hour')
+    since = clock_timestamp() + least(interval '1 second' * power(2, least(failures, 20)), interval '5 minutes')
 WHERE person = :person AND resource = :resource""")
 FAILING = 3  # failures in a row from which on a row is reported, and nothing waits for it
 COUNT = text(f"""
@@ -76,7 +77,7 @@ WHERE failures < {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY
 FAILED = text(f"""
 SELECT resource, error, count(*) AS people FROM headrace.daily_queue
 WHERE failures >= {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
-GROUP BY resource, error ORDER BY people DESC, resource, error LIMIT 20""")
+GROUP BY resource, error ORDER BY people DESC, resource, error""")
 # Dates without a bound count as one day: how many they are is only known when a worker takes the row.
 PENDING = text("""
 SELECT coalesce(sum(coalesce(upper(part) - lower(part), 1)), 0)::bigint
@@ -112,6 +113,7 @@ class Queued(NamedTuple):
     first: date | None
     last: date | None
     origin: str
+    failures: int  # of the row, in a row
 
 
 class FailedDays(NamedTuple):
@@ -148,7 +150,8 @@ def take(
     """
     values = {"limit": limit, "persons": persons and list(persons), "linger": linger}
     return [
-        Queued(row.person, row.resource, row.first, row.last, row.origin) for row in connection.execute(TAKE, values)
+        Queued(row.person, row.resource, row.first, row.last, row.origin, row.failures)
+        for row in connection.execute(TAKE, values)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from workers.daily.derive import Deriver
 from workers.daily.follow import follow, is_due
 from workers.operate.erase import Eraser
 from workers.store import retention, retractions
-from workers.store.engine import transaction
+from workers.store.engine import make_writer, transaction
 from workers.store.feed import Sequencer
 from workers.store.user_merges import merge_user
 
@@ -534,6 +535,75 @@ def test_a_change_that_cannot_be_followed_holds_up_nobody(engine: Engine, settin
     derive()
     assert counts(engine) == ["u1", "u2"]
     events.remove(engine, "before_cursor_execute", refuse)
+
+
+def test_a_date_that_cannot_be_computed_holds_up_no_other_date(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if a person's new days wait for an old one that fails, or the old ones for a new one."""
+
+    def refuse(*given: Any) -> None:
+        if "INSERT INTO headrace.days" in given[2] and "datetime.date(2026, 3, 15)" in str(given[3]):
+            raise ZeroDivisionError(12.5)
+
+    events.listen(engine, "before_cursor_execute", refuse)
+    store(engine, settings, samples("u1", "steps", [(NOON + n * 24 * HOUR, 60, 5, 0) for n in range(4)]))
+    derive()
+    assert list(days(engine)) == ["2026-03-14", "2026-03-16", "2026-03-17"]
+    store(engine, settings, samples("u1", "steps", [(NOON + 96 * HOUR, 60, 5, 0)]))
+    derive()
+    with transaction(engine) as connection:
+        connection.execute(text("UPDATE headrace.daily_queue SET since = now() - interval '1 h'"))
+    derive()
+    assert list(days(engine))[-1] == "2026-03-18"
+    events.remove(engine, "before_cursor_execute", refuse)
+
+
+def test_a_change_that_can_never_be_followed_is_left_out(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive
+) -> None:
+    """Breaks if the feed stands still for everyone because nothing of one person can be queued."""
+
+    def refuse(*given: Any) -> None:
+        if "daily_people" in given[2] and "INSERT" in given[2] and "u1" in str(given[3]):
+            raise ZeroDivisionError(12.5)
+
+    events.listen(engine, "before_cursor_execute", refuse)
+    workouts_of_two(engine, settings)
+    derive()
+    events.remove(engine, "before_cursor_execute", refuse)
+    assert counts(engine) == ["u2"]
+    deriver.rebuild(None, lambda *_: None)
+    assert counts(engine) == ["u1", "u2"]
+
+
+def test_a_name_that_changes_during_a_computation_takes_its_days_along(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive
+) -> None:
+    """Breaks if days are written under a name that its user has left, beside those of the new name."""
+    store(engine, settings, samples("u1", "steps", [(NOON, 60, 500, 0)]))
+    derive()
+    store(engine, settings, samples("u1", "steps", [(NOON + HOUR, 60, 5, 0)]))
+    Sequencer(engine).run(everything=True)
+    other = make_writer(settings, "second")
+    with ThreadPoolExecutor(1) as second:
+        renamed: list[Future[bool]] = []
+
+        def rename(*given: Any) -> None:
+            if "INSERT INTO headrace.days" in given[2] and not renamed:
+                store(other, settings, samples("u1", "heartrate", [(NOON, 0, 60, 0)], client="second"))
+                Sequencer(other).run(everything=True)
+                renamed.append(second.submit(Deriver(other, settings).follow))
+                wait(renamed, 0.3)
+
+        events.listen(engine, "before_cursor_execute", rename)
+        deriver.run(lambda: False)
+        events.remove(engine, "before_cursor_execute", rename)
+        renamed[0].result(20)
+    derive()
+    found = rows(engine, "SELECT DISTINCT client_user_id FROM health.daily")
+    assert found == [{"client_user_id": "second"}]
+    other.dispose()
 
 
 def test_an_outage_postpones_nothing(engine: Engine, settings: Settings, deriver: Deriver) -> None:
