@@ -40,7 +40,13 @@ class Misconfigured(HeadraceError):
 
 
 class InvalidSignature(HeadraceError):
-    """A signature is missing, wrong or stale. `reason` is a metric label: missing, signature or stale."""
+    """A signature is missing, wrong or stale. `reason` is a metric label.
+
+    missing     without a signature
+    no_secret   with one, but no secret of the aggregator is configured
+    signature   it fits no secret
+    stale       it fits, but its time is too old
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

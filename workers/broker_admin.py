@@ -99,34 +99,44 @@ def lanes(settings: Settings) -> list[Lane]:
     if not is_amqp(url):
         return _redis_lanes(url)
     depths, held = queue_depths(settings), held_messages(settings)
-    return [
-        replace(_with_held(url, one.lane, held), messages=one.ready + one.delayed, retrying=one.delayed)
-        for one in depths
-    ]
+    found = []
+    for one in depths:
+        unacked, unacked_for = _unacked_of(url, one.lane, held)
+        found.append(
+            Lane(
+                one.lane,
+                one.ready + one.delayed,
+                None,
+                unacked=unacked,
+                unacked_for=unacked_for,
+                retrying=one.delayed,
+            )
+        )
+    return found
 
 
-_seen: dict[tuple[str, str], tuple[int, float]] = {}  # by broker and lane: acknowledgements, and since when so many
+_seen: dict[
+    tuple[str, str], tuple[int | None, float]
+] = {}  # by broker and lane: acknowledgements, and since when so many
 
 
-def _with_held(url: str, name: str, held: Mapping[str, Held]) -> Lane:
-    """A lane of RabbitMQ with its unacknowledged messages. Those of its delay queue wait in a worker for their time."""
+def _unacked_of(url: str, name: str, held: Mapping[str, Held]) -> tuple[int | None, timedelta | None]:
+    """The unacknowledged messages of a lane of RabbitMQ, and since when none was acknowledged; None: unknown.
+
+    Those of its delay queue, which wait in a worker for their time, are counted only.
+    """
     from app.broker.delays import delay_queue
 
     found, waiting = held.get(name), held.get(delay_queue(name).name)
     if found is None or found.messages_unacknowledged is None:
-        return Lane(name, 0, None, unacked=None)
-    now, acknowledged = time.monotonic(), found.message_stats.ack
+        return None, None
+    now, acknowledged = time.monotonic(), found.acknowledgements
     before, since = _seen.get((url, name), (acknowledged, now))
-    if not found.messages_unacknowledged or before != acknowledged:
+    if not found.messages_unacknowledged or acknowledged is None or before != acknowledged:
         since = now
     _seen[url, name] = acknowledged, since
-    return Lane(
-        name,
-        0,
-        None,
-        unacked=found.messages_unacknowledged + ((waiting and waiting.messages_unacknowledged) or 0),
-        unacked_for=timedelta(seconds=now - since) if now > since else None,
-    )
+    unacked = found.messages_unacknowledged + ((waiting and waiting.messages_unacknowledged) or 0)
+    return unacked, timedelta(seconds=now - since) if now > since else None
 
 
 def _redis_lanes(url: str) -> list[Lane]:

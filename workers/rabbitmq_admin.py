@@ -19,7 +19,10 @@ class QueueDepth:
 
 
 def unreachable(error: Exception) -> TryLater:
-    return TryLater(f"the broker cannot be reached ({type(error).__name__})", setting="BROKER_URL")
+    from amqp.exceptions import NotAllowed  # type: ignore[import-untyped]
+
+    what = "rejects the login or the vhost" if isinstance(error, NotAllowed) else "cannot be reached"
+    return TryLater(f"the broker {what} ({type(error).__name__})", setting="BROKER_URL")
 
 
 def need_quorum_queues(settings: Settings) -> None:
@@ -79,5 +82,5 @@ def queue_depths(settings: Settings) -> list[QueueDepth]:
 
     try:
         return on_any_broker(celery, lambda connection: [depth(connection, lane) for lane in celery.conf.task_queues])
-    except (OperationalError, OSError, *errors.channel_errors) as error:
+    except (OperationalError, *errors.connection_errors, *errors.channel_errors) as error:
         raise unreachable(error) from None

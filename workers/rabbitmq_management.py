@@ -34,11 +34,11 @@ class Api:
 
     def get(self, path: str, kind: Any, seconds: float) -> Any:
         """An answer, decoded. Raises Unavailable."""
-        where = urlsplit(self.url)
+        where, login = urlsplit(self.url), {"Authorization": f"Basic {self.login}"}
         make = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
         try:
             with closing(make(where.hostname or "", where.port, timeout=seconds)) as connection:
-                connection.request("GET", where.path + path, headers={"Authorization": f"Basic {self.login}"})
+                connection.request("GET", where.path.rstrip("/") + path, headers=login)
                 response = connection.getresponse()
                 body = response.read(MAX_RESPONSE_BYTES)
         except (OSError, http.client.HTTPException):
@@ -66,16 +66,18 @@ def management_apis(settings: Settings) -> Iterator[Api]:
             return
 
 
-class _Acks(msgspec.Struct, frozen=True):
-    ack: int = 0
-
-
 class Held(msgspec.Struct):
     """The messages of a queue that workers have received and not acknowledged. RabbitMQ does not say since when."""
 
     name: str
     messages_unacknowledged: int | None = None  # a new queue has no count yet
-    message_stats: _Acks = _Acks()
+    message_stats: Any = None  # an object; an empty list if the queue never delivered a message
+
+    @property
+    def acknowledgements(self) -> int | None:
+        """The number of all acknowledgements so far; None if RabbitMQ does not count them (`rates_mode = none`)."""
+        found = self.message_stats.get("ack") if isinstance(self.message_stats, dict) else None
+        return found if isinstance(found, int) else None
 
 
 _unusable_until: dict[str, float] = {}  # by URL, in monotonic seconds

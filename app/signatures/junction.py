@@ -50,7 +50,7 @@ def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacIn
     """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers."""
     given = _signed_headers(headers)
     if not settings.junction_webhook_secrets:
-        raise InvalidSignature("missing")
+        raise InvalidSignature("no_secret")
     if not given["Signature"]:
         raise InvalidSignature("signature")
     if _is_stale(given["Timestamp"], now):
@@ -70,7 +70,7 @@ def verify(
     OverflowError) count as invalid signatures.
     """
     given = _signed_headers(headers)
-    reason, is_stale = "missing", _is_stale(given["Timestamp"], now)
+    reason, is_stale = "no_secret", _is_stale(given["Timestamp"], now)
     for secret in settings.junction_webhook_secrets:
         if not hashed and _library_accepts(secret, given, body):
             return Receipt(given["Id"])

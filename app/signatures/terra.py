@@ -25,7 +25,7 @@ def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacIn
     """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers."""
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
-        raise InvalidSignature("missing")
+        raise InvalidSignature("no_secret" if given else "missing")
     signatures = [_signatures(header) for header in given]
     times = {timestamp for timestamp, candidates in signatures if any(len(one) == HEX_DIGITS for one in candidates)}
     if not times:
@@ -46,7 +46,7 @@ def verify(
     """
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
-        raise InvalidSignature("missing")
+        raise InvalidSignature("no_secret" if given else "missing")
     stale = False
     for header in given:
         timestamp, candidates = _signatures(header)

@@ -31,8 +31,10 @@ from app.errors import Misconfigured, PublishFailed, TryLater
 from tests.support import HTTP, JUNCTION_SECRET, delivery, program, rows, signed, until, worker, workout
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from tests.support.workers import IS_WAITING, SharedWorker, blocking, is_ready
+from workers import broker_admin
 from workers.broker_admin import Lane, lanes, need_durable
 from workers.local.ports import free_port
+from workers.rabbitmq_management import Held
 
 pytestmark = [pytest.mark.processes, pytest.mark.services, pytest.mark.skipif(binaries() is None, reason=ABSENT)]
 SECONDS = 5.0  # the longest time until a sender gets a response
@@ -181,7 +183,7 @@ def test_lanes_are_durable_quorum_queues(without_lanes: RabbitMQ) -> None:
 
 def test_unacknowledged_messages_are_shown(without_lanes: RabbitMQ) -> None:
     """Breaks if `status`, the metrics and the console show none on RabbitMQ while a worker hangs."""
-    settings = Settings(broker_url=without_lanes.url, broker_management_url=without_lanes.management_url)
+    settings = Settings(broker_url=without_lanes.url, broker_management_url=f"{without_lanes.management_url}/")
 
     def live() -> Lane:
         return lanes(settings)[0]
@@ -189,12 +191,20 @@ def test_unacknowledged_messages_are_shown(without_lanes: RabbitMQ) -> None:
     until(lambda: is_accepted(without_lanes.url, "msg_1"))
     with without_lanes.connect() as connection:
         channel = connection.channel()
+        channel.basic_publish(Message("x"), routing_key="notify")  # no worker takes this lane: it has no statistics
         held = until(lambda: channel.basic_get("live"))
         until(lambda: live().unacked == 1, 30)  # RabbitMQ counts every 5 s
         assert until(lambda: live().unacked_for) > timedelta()
         channel.basic_ack(held.delivery_tag)
         until(lambda: live().unacked == 0, 30)
         assert live().unacked_for is None
+
+
+@pytest.mark.parametrize("stats", [[], {}, {"ack": None}])
+def test_a_server_that_counts_no_acknowledgements_hides_nothing_and_alerts_nobody(stats: Any) -> None:
+    """Breaks if `rates_mode = none`, or a lane without deliveries, hides the number or looks like a hanging worker."""
+    held = {"live": Held("live", messages_unacknowledged=3, message_stats=stats)}
+    assert [broker_admin._unacked_of("amqp://x", "live", held) for _ in range(2)] == [(3, None)] * 2
 
 
 def test_an_unknown_number_of_unacknowledged_messages_is_not_zero(server: RabbitMQ) -> None:

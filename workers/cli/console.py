@@ -9,7 +9,6 @@ from app.accounts import MAX_PASSWORD, MIN_PASSWORD, NAME, Account, Role, hash_p
 from app.commands import become, own
 from app.config.settings import load
 from workers.cli import options
-from workers.local.ports import need_port
 from workers.local.secrets import WITHHELD
 
 
@@ -24,7 +23,6 @@ def console(context: click.Context, web: str | None) -> None:
     settings.need_database()
     settings.need_broker()
     settings.need_console_users()
-    need_port(settings.console_host, settings.console_port, "HEADRACE_CONSOLE_PORT")
     become(own("workers.console", *([web] if web else [])), {}, without=WITHHELD["console"])
 
 

@@ -19,7 +19,6 @@ def web() -> None:
     settings.need_broker()
     settings.need_webhook_secret()
     connections_per_process(settings)  # raises Misconfigured
-    need_port(settings.host, settings.port, "HEADRACE_PORT")
     need_durable(settings)
     # The endpoint's processes share their metrics through files in this folder.
     folder = {} if process_environment().get(METRICS_FOLDER) else {METRICS_FOLDER: make_folder()}
@@ -31,6 +30,7 @@ def flower() -> None:
     """Run Flower, Celery's dashboard. HEADRACE_FLOWER_AUTH is its login."""
     settings = load()
     settings.need_broker()
+    login = {"FLOWER_BASIC_AUTH": settings.need_flower_auth()}
     need_port(settings.flower_host, settings.flower_port, "HEADRACE_FLOWER_PORT")
     # In the environment, because every local user can read a command line.
-    become(own("workers.celery.flower"), {"FLOWER_BASIC_AUTH": settings.need_flower_auth()}, without=WITHHELD["flower"])
+    become(own("workers.celery.flower"), login, without=WITHHELD["flower"])

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from workers.daily import queue
-from workers.daily.metrics import derived
+from workers.daily.metrics import SESSIONS, derived
 from workers.daily.model import DataSource
 from workers.daily.ranks import ANY, Entry
 
@@ -36,10 +36,12 @@ LACKS_OFFSETS = text("""
 SELECT 1 FROM headrace.daily_people p WHERE p.user_id = :user AND (
     EXISTS (SELECT FROM headrace.series n JOIN headrace.daily_series s ON s.series_id = n.id
             WHERE n.user_id = p.user_id AND s.lacks_offset)
-    OR EXISTS (SELECT FROM headrace.daily_records r WHERE r.user_id = p.user_id AND r.timezone_offset IS NULL))""")
+    OR EXISTS (SELECT FROM headrace.daily_records r
+               WHERE r.user_id = p.user_id AND r.timezone_offset IS NULL AND r.resource = ANY(:sessions)))""")
 SET_FALLBACK = text("""
-UPDATE headrace.daily_people SET zone = :zone WHERE user_id = :user AND zone IS DISTINCT FROM :zone
-AND EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone) RETURNING person""")
+UPDATE headrace.daily_people SET zone = nullif(:zone, '')
+WHERE user_id = :user AND zone IS DISTINCT FROM nullif(:zone, '')
+  AND (:zone = '' OR EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone)) RETURNING person""")
 AGGREGATORS_ZONE = text("""
 SELECT zone FROM headrace.daily_people WHERE person = :person AND zone IS NOT NULL ORDER BY user_id LIMIT 1""")
 ORIGIN = "reconcile"  # of the changes of days: no event of a provider caused them
@@ -130,11 +132,14 @@ def set_zone(connection: Connection, person: str, zone: str | None) -> bool:
 
 def lacks_offsets(connection: Connection, user_id: str) -> bool:
     """Whether samples or records of the user have no offset, so that the aggregator's fallback zone can decide."""
-    return connection.scalar(LACKS_OFFSETS, {"user": user_id}) is not None
+    return connection.scalar(LACKS_OFFSETS, {"user": user_id, "sessions": list(SESSIONS)}) is not None
 
 
 def set_fallback_zone(connection: Connection, user_id: str, zone: str) -> None:
-    """Stores the aggregator's fallback zone of a user, if PostgreSQL knows it, and queues the person's days."""
+    """Stores the aggregator's fallback zone of a user, '' for none, and queues the person's days if it is another.
+
+    A zone that PostgreSQL does not know is ignored.
+    """
     person = connection.scalar(SET_FALLBACK, {"user": user_id, "zone": zone})
     if person is not None:
         queue.add_all(connection, [person], ORIGIN, list(derived()))

@@ -16,7 +16,13 @@ from workers.store.roles import WRITER_LOGIN, writer_statements
 from workers.store.sql import quoted
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-MAY_CREATE_ROLES = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
+# From PostgreSQL 16 on, CREATEROLE alone does not allow to change a role that another one created.
+MAY_CREATE_ROLES = text("""
+SELECT rolsuper OR rolcreaterole AND (
+    current_setting('server_version_num')::int < 160000 OR NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)
+    OR EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid
+               WHERE r.rolname = :name AND m.member = me.oid AND m.admin_option))
+FROM pg_roles me WHERE rolname = current_user""")
 MIGRATION_LOCK = 0x48454144  # the advisory lock that every `headrace migrate` takes; the number is arbitrary
 
 
@@ -65,10 +71,11 @@ def create_writer(engine: Engine, password: str) -> None:
     may not create roles.
     """
     with transaction(engine) as connection:
-        if not connection.scalar(MAY_CREATE_ROLES):
+        if not connection.scalar(MAY_CREATE_ROLES, {"name": WRITER_LOGIN}):
             raise Misconfigured(
-                "the login of DATABASE_URL may not create the role headrace_writer: grant it CREATEROLE, or unset this "
-                "and create the role as described under Database roles in deploy/docs/retention-and-roles.md",
+                "the login of DATABASE_URL may not create or change the role headrace_writer: grant it CREATEROLE and, "
+                "if the role exists, the role WITH ADMIN OPTION; or unset this and create the role as described under "
+                "Database roles in deploy/docs/retention-and-roles.md",
                 setting="HEADRACE_WRITER_PASSWORD",
             )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})

@@ -133,7 +133,7 @@ def test_no_random_header_is_accepted(value: str, body: bytes) -> None:
 
 def test_without_a_secret_nothing_is_accepted() -> None:
     """Breaks if an empty list of secrets or an empty secret accepts a request."""
-    assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "missing"
+    assert reason({"Terra-Signature": header(secret="")}, settings=Settings()) == "no_secret"
 
 
 SIGNED_MS = 1_773_512_405_000

@@ -12,7 +12,6 @@ from typing import Any
 import click
 import pytest
 
-from app.accounts import Account, hash_password
 from app.config.settings import Settings
 from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET, apply, delivery, workout
 from tests.support.cases import Failures
@@ -194,23 +193,13 @@ def test_explain_lists_every_setting() -> None:
     assert all(row["setting"] in table for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("words", "setting"),
-    [
-        (("web",), "HEADRACE_PORT"),
-        (("flower",), "HEADRACE_FLOWER_PORT"),
-        (("console",), "HEADRACE_CONSOLE_PORT"),
-        (("listen",), "--port"),
-    ],
-)
+@pytest.mark.parametrize(("words", "setting"), [(("flower",), "HEADRACE_FLOWER_PORT"), (("listen",), "--port")])
 def test_a_port_in_use_is_named(words: tuple[str, ...], setting: str) -> None:
-    """Breaks if a server prints a traceback, or shares the port of another with SO_REUSEPORT."""
-    account = Account("ann", hash_password("a password of tests"), "viewer").line
-    given = {"HEADRACE_CONSOLE_USERS": account, "DATABASE_URL": DATABASE, "BROKER_URL": BROKER, **SECRET}
+    """Breaks if a server prints a traceback about its port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         option, variables = ((setting, port), {}) if setting == "--port" else ((), {setting: str(port)})
-        done = invoke(*words, *option, **given, **variables, HEADRACE_FLOWER_AUTH=f"tests:{SESAME}")
+        done = invoke(*words, *option, **variables, BROKER_URL=BROKER, HEADRACE_FLOWER_AUTH=f"tests:{SESAME}")
     assert error_line(done) == f"headrace: {setting}: port {port} on 127.0.0.1 is in use; choose another port"
 
 
