@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 Role = Literal["viewer", "operator", "privacy"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "privacy")  # each includes those before it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
-# 32 MB and about 0.1 s. Without `$`, `:` and `,`, which environment files and compose files interpret.
+# 32 MB and about 0.1 s. The hash has no `$`, `:` and `,`, which environment files and compose files interpret.
 LOG_N, R, P = 15, 8, 1
 SALT_BYTES, HASH_BYTES = 16, 32
 HASH = re.compile(r"scrypt\.(1[4-7])\.(8)\.([1-4])\.([A-Za-z0-9_-]{22,44})\.([A-Za-z0-9_-]{43})")
@@ -56,7 +56,7 @@ def hash_password(password: str) -> str:
 
 
 def is_password(password: str, password_hash: str) -> bool:
-    """Whether a hash is that of this password."""
+    """Whether the hash was made from this password."""
     found = HASH.fullmatch(password_hash)
     if found is None or len(password.encode()) > MAX_PASSWORD:
         return False

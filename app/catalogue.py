@@ -84,7 +84,7 @@ class Resource:
 
     @property
     def is_series(self) -> bool:
-        """Whether it consists of samples rather than records."""
+        """Whether the resource consists of samples rather than records."""
         return self.kind in ("timeseries", "terra_timeseries")
 
     @property
@@ -94,7 +94,7 @@ class Resource:
 
     @property
     def has_history(self) -> bool:
-        """Whether Junction announces and serves its history."""
+        """Whether Junction announces and serves history of the resource."""
         return self.is_junctions and not self.legacy and self.kind != "device"
 
     @property
@@ -115,7 +115,7 @@ class Resource:
 
     @property
     def has_days(self) -> bool:
-        """Whether its stored rows show on which days there is data."""
+        """Whether stored rows show on which days the resource has data."""
         return self.is_series or self.day_field is not None
 
     @property
@@ -175,7 +175,7 @@ class Catalogue(Mapping[str, Resource]):
 
     @property
     def event_names(self) -> list[str]:
-        """The event types of Junction's OpenAPI document, without the legacy ones. It does not have those of orders."""
+        """The event types of Junction's OpenAPI document, which has none about orders. Legacy types are left out."""
         documented = ((name, event) for name, event in self._events.items() if event.does != "order")
         return [name for name, event in documented if not (event.resource and event.resource.legacy)]
 

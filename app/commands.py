@@ -16,7 +16,7 @@ def own(module: str, *arguments: str) -> tuple[str, ...]:
 def become(command: tuple[str, ...], more: Mapping[str, str], *, without: Collection[str] = ()) -> NoReturn:
     """Replaces this process by a command, so that no parent process intercepts signals.
 
-    The command gets the environment with `more` variables, and without those that it does not need.
+    The command gets the environment with the variables in `more`, and without those in `without`.
     """
     environment = {name: value for name, value in process_environment().items() if name not in without}
     os.execve(command[0], command, environment | dict(more))  # noqa: S606 - our own program, without a shell

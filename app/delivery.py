@@ -14,16 +14,16 @@ from app.errors import Unprocessable
 from app.sealing import BOUND, ENCRYPTED, LARGEST, Sealer
 
 MESSAGE_VERSION = 2
-OLD_VERSION = 1  # of 0.2: without the digest, and with bodies that are bound to the aggregator and the id only
+OLD_VERSION = 1  # of 0.2: without the digest; bodies are bound to the aggregator and the id only
 DIGEST_BYTES = 16
 MAX_NAME = 256  # of an id or a reference, in characters
 # A message may have waited for months, and its publisher's clock may be ahead. A time in the future would make the
-# delivery newer than all that follow.
+# delivery newer than all later ones.
 EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # 2020 and 2100, unix seconds
 MAX_AHEAD_SECONDS = 3600.0
 MICROSECONDS = 1_000_000
 
-# Limits that `unpack` checks: PostgreSQL stores neither NaN as a time nor U+0000 in a text.
+# Limits that `unpack` checks. PostgreSQL cannot store NaN as a time or U+0000 in a text.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Moment = Annotated[float, msgspec.Meta(ge=EARLIEST, le=LATEST)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
@@ -59,7 +59,7 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def key(self) -> str:
-        """The name of the delivery among those of all aggregators."""
+        """The name of the delivery, unique among all aggregators."""
         return f"{self.aggregator}:{self.message_id}"
 
     @property
@@ -96,7 +96,7 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
         return changed.with_body(body, sealer)
 
     def _aad(self) -> bytes:
-        """Additional authenticated data: every field but the body.
+        """Additional authenticated data: every field except the body.
 
         The time is bound in whole microseconds, the resolution in which PostgreSQL returns it.
         """
@@ -123,9 +123,9 @@ _decoder = msgspec.msgpack.Decoder(_Message)
 def seal(
     aggregator: str, receipt: Receipt, body: bytes, sealer: Sealer, *, received_at: float | None = None
 ) -> Delivery:
-    """Seals a verified body, which was received at this time (unix seconds), by default now.
+    """Seals a verified body. `received_at` is in unix seconds, by default now.
 
-    A delivery without an id is named by its digest; without a digest it gets a random id and is never a duplicate.
+    The id of a delivery without one is its digest. Without a digest the id is random, so it is never a duplicate.
     """
     moment = round((time.time() if received_at is None else received_at) * MICROSECONDS)
     unsealed = Delivery(
@@ -165,10 +165,10 @@ def unpack_stored(packed: str) -> list[Delivery]:
 
 
 def sealed_again(one: Delivery, sealer: Sealer) -> Delivery:
-    """A delivery of a message in a dead letter, sealed as a new one, because an operator has asked to apply it.
+    """A delivery in a dead letter, sealed as a new one, because an operator applies it again.
 
-    Of a body that version 0.2 has sealed, only the aggregator and the id are authenticated. Raises NotAuthentic if the
-    body is not encrypted although a key is set: such a message may have been forged.
+    A body that version 0.2 has sealed authenticates only the aggregator and the id. Raises NotAuthentic if the body is
+    not encrypted although a key is set: such a message may have been forged.
     """
     sealer.require(one.sealed, ENCRYPTED)
     is_bound = bool(one.sealed) and bool(one.sealed[0] & BOUND)

@@ -123,7 +123,7 @@ class CommitUnknown(TryLater):
 
 
 def describe(error: Exception) -> str:
-    """The text of one of our errors. The text of any other may quote a value, so this is its class and place."""
+    """The text of one of our errors; of any other error its class and place, because its text may quote a value."""
     if isinstance(error, HeadraceError):
         return str(error)
     where = error.__traceback__

@@ -1,4 +1,4 @@
-"""CPU scheduling: what others wait for runs first, what can wait runs last."""
+"""CPU scheduling: gives precedence to processes that others wait for."""
 
 import contextlib
 import ctypes
@@ -18,10 +18,10 @@ ATTEMPTS, PAUSE_SECONDS = 50, 0.1
 
 
 def preempt_others() -> None:
-    """Lets this process, and those that it starts, run as soon as they wake, where the kernel can do that.
+    """Lets this process and its children run as soon as they wake, if the kernel supports that.
 
-    Neither the share of the CPU nor the niceness changes. With 8 connections on two cores, 1.2 times as many events
-    were committed as with the default slice (record 0082).
+    The share of the CPU and the niceness stay the same. With 8 connections on two cores, 1.2 times as many events were
+    committed as with the default slice (record 0082).
     """
     number = SCHED_SETATTR.get(platform.machine())
     if number is None or not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -32,12 +32,12 @@ def preempt_others() -> None:
 
 
 def set_session_niceness(pid: int, niceness: int) -> None:
-    """Gives the session that a process leads this niceness.
+    """Sets the niceness of the session that a process leads.
 
-    Where Linux schedules by session (sched(7), "The autogroup feature", on most machines without containers), the
-    niceness of a process only counts within its session. Measured with two busy processes on one core: niceness 10
-    alone leaves each half of the CPU; with the session's, this one gets a tenth. Retries, because the kernel accepts
-    only one change per 0.1 s from all users but root.
+    If Linux schedules by session (sched(7), "The autogroup feature"; most machines without containers do), the niceness
+    of a process only counts within its session. Measured with two busy processes on one core: with niceness 10 of the
+    process alone, each gets half of the CPU; with that of its session too, it gets a tenth. Retries, because the kernel
+    accepts only one change per 0.1 s from users other than root.
     """
     autogroup = Path("/proc", str(pid), "autogroup")
     for _ in range(ATTEMPTS):
@@ -54,8 +54,8 @@ def set_session_niceness(pid: int, niceness: int) -> None:
 def share_niceness(pid: int, port: int) -> None:
     """Gives the PostgreSQL process that serves a connection from this local port the niceness of this process.
 
-    Only if PostgreSQL runs on this machine and the operating system permits it. PostgreSQL shows the port in the title
-    of the process (update_process_title), so that no other process is meant.
+    Only if PostgreSQL runs on this machine and the operating system permits it. The process is identified by its title,
+    in which PostgreSQL shows the port (update_process_title).
     """
     with contextlib.suppress(OSError):
         title = Path("/proc", str(pid), "cmdline").read_bytes()

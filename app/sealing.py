@@ -12,7 +12,7 @@ from app.errors import NotAuthentic, TooLarge, Unprocessable
 
 PLAIN, DEFLATED, ENCRYPTED, BOUND = 0, 1, 2, 4  # bits of the first byte
 DAMAGED = "the sealed body is damaged or belongs to another delivery"
-# Below this, compression is not worth its time: a workout of 1.1 kB shrinks by 450 bytes in 20 us. Above it, a thousand
+# Compression of smaller bodies is not worth its time: a workout of 1.1 kB shrinks by 450 bytes in 20 us. A thousand
 # samples shrink tenfold.
 COMPRESS_FROM = 2048
 MIB = 1024 * 1024
@@ -25,7 +25,7 @@ class Sealer:
 
     A sealed body is one byte of flags and, if encrypted, a 4-byte key id, a 12-byte nonce and the AES-256-GCM
     ciphertext with its tag (NIST SP 800-38D). The flags and `aad` are authenticated, so that a body cannot be opened as
-    that of another delivery. Without BOUND, the body was sealed by version 0.2 or older, whose `aad` was shorter.
+    another delivery's. Without BOUND, the body was sealed by version 0.2 or older, whose `aad` was shorter.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:

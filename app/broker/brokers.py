@@ -4,13 +4,13 @@ import time
 
 from app.broker.lanes import is_amqp
 
-_failures: dict[str, float] = {}  # per URL, when it last failed (monotonic seconds): one order for the whole process
+_failures: dict[str, float] = {}  # by URL: when it last failed (monotonic seconds); shared by the whole process
 
 
 def in_order(url: str) -> list[str]:
-    """The RabbitMQ nodes of BROKER_URL, the first to be tried first: failed ones are last, in the order of failure.
+    """The RabbitMQ nodes of BROKER_URL in the order in which to try them: failed ones last, in the order of failure.
 
-    Any other URL stands for one broker.
+    Any other URL names one broker.
     """
     return sorted(url.split(";"), key=lambda one: _failures.get(one, 0.0)) if is_amqp(url) else [url]
 

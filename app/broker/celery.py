@@ -1,6 +1,6 @@
 """The Celery application, configured for the endpoint's publisher or for a worker."""
 
-# ruff: noqa: PLC0415 - importing Celery costs 0.1 s of CPU, so commands that use no broker do not import it
+# ruff: noqa: PLC0415 - importing Celery costs 0.1 s of CPU, so commands without a broker do not import it
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.broker.lanes import LANES, is_amqp
@@ -14,10 +14,10 @@ Role = Literal["publisher", "worker"]
 # RabbitMQ and a worker close a connection that is silent for twice this time. RabbitMQ recommends 5 to 20 s. Publishers
 # need no heartbeats: a publish that is not confirmed within 2 s goes to the next broker.
 HEARTBEAT_SECONDS = 6
-# A worker waits so long for a reply. Without a limit, a frozen broker would block its event loop, which then sends and
-# checks no heartbeats. With 12 s, a worker took more than 40 s to continue on the next broker.
+# A worker waits this long for a reply. Without a limit, a frozen broker would block its event loop, which then sends
+# and checks no heartbeats. With 12 s, a worker took more than 40 s to continue on the next broker.
 WORKER_SECONDS = 5
-CYCLE_SECONDS = 60  # for attempts to connect to all brokers of BROKER_URL
+CYCLE_SECONDS = 60  # in total, to try all brokers of BROKER_URL
 
 
 def make_celery(settings: Settings, role: Role) -> "Celery":
@@ -61,8 +61,8 @@ def _queue(lane: str, url: str) -> "Queue":
     from kombu.entity import Exchange, Queue
 
     # Without an exchange of its own: RabbitMQ 3 creates a binding, even one that exists, only after every node has
-    # answered, and a node that has vanished counts for as long as net_ticktime (60 s by default). Redis would read the
-    # bindings with every publish, and a full Redis refuses to write one, so that no worker could start.
+    # answered, and waits for a node that has vanished until net_ticktime (60 s by default). Redis would read the
+    # bindings with every publish, and a full Redis refuses to write one, so that workers could not start.
     arguments = {"x-queue-type": "quorum"} if is_amqp(url) else None
     return Queue(lane, Exchange(""), lane, durable=True, queue_arguments=arguments)
 
@@ -74,18 +74,19 @@ def _broker_options(settings: Settings, role: Role) -> dict[str, Any]:
         return redis_options(settings, role)
     seconds = 2 if role == "publisher" else WORKER_SECONDS
     options: dict[str, Any] = {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
-    # Kombu limits all attempts together to the time of one: with a silent first broker, it never tried the second.
+    # Kombu's limit for one attempt applies to all of them together: with a silent first broker, it never tried the
+    # second.
     options["connect_retries_timeout"] = CYCLE_SECONDS
     if role == "publisher":
         retries = max(settings.need_broker().count(";"), 1)
         options |= {"max_retries": retries, "interval_start": 0, "interval_step": 0, "on_blocked": _refuse}
-    # The next broker of BROKER_URL is tried after so many seconds.
+    # Seconds until the next broker of BROKER_URL is tried.
     timeout = 1 if role == "publisher" else 2
     return {"broker_transport_options": options, "broker_connection_timeout": timeout}
 
 
 def _refuse(reason: str) -> None:
-    """RabbitMQ blocks publishers while it is short of memory or disk."""
+    """Raises an error, because RabbitMQ blocks publishers while it is short of memory or disk."""
     from kombu.exceptions import OperationalError
 
     raise OperationalError(reason)

@@ -9,7 +9,7 @@ from kombu.entity import Exchange, Queue
 
 from app.broker.lanes import is_amqp
 
-MAX_DELAY_SECONDS = 64.0  # workers hold no message longer, whatever it says
+MAX_DELAY_SECONDS = 64.0  # workers do not hold a message longer, whatever it says
 
 
 def delay_queue(lane: str) -> Queue:
@@ -26,13 +26,13 @@ def with_delay_queue(lane: Queue, url: str) -> list[Queue]:
 def delay_options(celery: Celery, lane: str, seconds: float) -> dict[str, Any]:
     """The options of `send_task` or `retry` that delay a task of this lane by `seconds`.
 
-    They name the queue, because `retry` would take exchange and routing key of the message: 0.2 used exchanges, and
-    without an exchange Celery would choose the default queue.
+    They name the queue: `retry` would use the message's exchange and routing key, which are other ones in messages of
+    0.2, and without an exchange Celery would choose the default queue.
     """
     if seconds <= 0 or not is_amqp(celery.conf.broker_url):
         return {"countdown": max(seconds, 0), "queue": lane, "exchange": "", "routing_key": lane}
     queue = delay_queue(lane)
-    # AMQP's timestamp of a delayed message is the time when it is due, in whole unix seconds.
+    # The AMQP timestamp of a delayed message is its due time, in whole unix seconds.
     due = {"timestamp": math.ceil(time.time() + seconds)}
     return {"countdown": 0, "queue": queue, "exchange": "", "routing_key": queue.name, **due}
 

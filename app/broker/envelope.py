@@ -35,7 +35,7 @@ TASKS = {
     "notify": (NOTIFY,),
     "derive": (DERIVE,),
 }
-REPEATED = (SWEEP, NOTIFY, DERIVE)  # sent again and again while there is work, so that a message may expire
+REPEATED = (SWEEP, NOTIFY, DERIVE)  # may expire, because they are sent again while there is work
 MAX_DELAY_SECONDS = 3600.0  # a retry waits 30 s at most, a backfill 50 s
 CONTENT = ("application/json", "utf-8")
 
@@ -106,7 +106,7 @@ _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
 
 
 def checked_headers(headers: Mapping[str, Any], properties: Any, delivery_info: Any, lane: str) -> dict[str, Any]:
-    """The headers that are used, of a message in this lane. Raises Unprocessable."""
+    """The headers that a task in this lane uses. Raises Unprocessable."""
     if "task" not in headers:
         raise Unprocessable("not a Celery message")
     if "compression" in headers:  # merged with others, it would make all of them unreadable

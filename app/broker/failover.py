@@ -13,12 +13,12 @@ from kombu.exceptions import OperationalError
 from app.broker.brokers import in_order, mark_failed
 
 T = TypeVar("T")
-FAILED = (OperationalError, OSError, ConnectionError)  # of a broker: connecting, or an answer that does not come
+FAILED = (OperationalError, OSError, ConnectionError)  # of a broker: it cannot be connected, or does not answer
 NO_ROUTE = 312  # reply code of basic.return: no queue is bound to the routing key (AMQP 0-9-1)
 
 
 class FailoverConnection(Connection):  # type: ignore[misc]
-    """Takes the next broker from the order of the process. Kombu's own order starts anew with each connection."""
+    """Takes the next broker in the order of the process. Kombu's own order starts again with each connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -27,8 +27,8 @@ class FailoverConnection(Connection):  # type: ignore[misc]
     def _connection_factory(self) -> Any:
         """Opens a connection, and closes the channels of the one that it replaces.
 
-        Kombu leaves them open. A publish with retries on such a channel then opens connection after connection without
-        a pause, for ever: a worker whose machine had been frozen for 40 s did so in its heartbeat.
+        Kombu leaves them open. A publish with retries on such a channel then opens connections without a pause and
+        without end: after a freeze of 40 s, a worker did so in its heartbeat.
         """
         if self._connection is not None:
             self._connection.collect()
@@ -100,7 +100,7 @@ def connected(celery: Celery, heartbeat: float = 0) -> Iterator[Any]:
     except BaseException as error:
         if isinstance(error, FAILED):
             mark_failed(broker)
-        connection.collect()  # a graceful close waits for the reply, and a frozen broker sends none
+        connection.collect()  # a graceful close would wait for the reply of a frozen broker
         raise
     connection.release()
 

@@ -13,8 +13,8 @@ SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
 NOTIFY = "headrace.notify"  # sends notifications for a time slice
 DERIVE = "headrace.derive"  # computes days that have changed, for a time slice
 PROBE = "headrace.probe"  # on RabbitMQ: shows that the lane accepts messages; workers ignore it
-# Headers of a task: when it was sent (unix seconds), and of a retried one, how many tries PostgreSQL did not execute
-# (RetryAlone), when the first try failed (unix seconds), and why the last one did.
+# Headers of a task: when it was sent (unix seconds). Headers of a retried task: how many tries PostgreSQL did not
+# execute (RetryAlone), when the first try failed (unix seconds), and why the last try failed.
 SENT_AT, FAILURES = "headrace-sent-at", "headrace-failures"
 FAILING_SINCE, RETRY_REASON = "headrace-failing-since", "headrace-retry-reason"
 RECEIVED_AT = "headrace-received-at"  # header, on Redis: when a worker received the message (unix seconds)

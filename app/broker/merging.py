@@ -14,7 +14,7 @@ from app.errors import Unprocessable
 from app.observability.tracing import MERGED_HEADERS
 
 Message = dict[str, Any]  # of kombu's virtual transports
-# A task's arguments, keyword arguments and callbacks, as Celery writes them. The one argument is packed deliveries.
+# A task's arguments, keyword arguments and callbacks, as Celery writes them. The only argument has packed deliveries.
 Body = tuple[tuple[str], NoKeywords, Callbacks]
 _decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
@@ -61,9 +61,9 @@ def is_first_attempt(message: Message) -> bool:
 def merge_batches(messages: Sequence[Message]) -> Message:
     """The first message with the deliveries of all of them. Raises Unprocessable if one cannot be read.
 
-    A task costs about 9 core-ms besides its deliveries (worker, PostgreSQL and broker), and at few connections the
-    endpoint's messages have one to three. Checking every delivery here costs 3 % of merging: most of it is base64,
-    twice a message.
+    A task costs about 9 core-ms in addition to its deliveries (worker, PostgreSQL and broker), and with few connections
+    the endpoint's messages have one to three deliveries. Checking every delivery here costs 3 % of merging, most of
+    which is base64.
     """
     bodies = [_body(message) for message in messages]
     deliveries = [delivery for (packed,), *_ in bodies for delivery in unpack(packed)]
@@ -75,7 +75,7 @@ def merge_batches(messages: Sequence[Message]) -> Message:
 
 
 def _trace_context(headers: Message) -> dict[str, str]:
-    """W3C's headers. One of another type would make the merged message, and so its other deliveries, invalid."""
+    """W3C's headers. A header of another type would make the merged message invalid, with all its deliveries."""
     return {name: value for name in TRACE_CONTEXT if isinstance(value := headers.get(name), str)}
 
 

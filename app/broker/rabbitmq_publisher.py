@@ -15,11 +15,11 @@ from app.delivery import Delivery, pack
 from app.errors import PublishFailed
 from app.observability import tracing
 
-# Another broker is tried only this soon after the first attempt began. The batcher answers its senders in time anyway.
+# Other brokers are tried only within this time after the first attempt began. The batcher answers in time anyway.
 FAILOVER_SECONDS = 2.5
-# A broker that has just accepted a connection works, so a late confirm is due to the lane. When the leader of a quorum
-# queue has vanished without closing its connections, RabbitMQ sends a message of a new connection to the old leader,
-# and to the new one after 10 s. Another connection would begin to wait again.
+# A broker that has just accepted a connection works, so the lane is the cause of a late confirm. When the leader of a
+# quorum queue has vanished without closing its connections, RabbitMQ sends a message of a new connection to the old
+# leader first, and to the new leader after 10 s. On another connection the 10 s would begin again.
 NEW_CONNECTION_SECONDS = 12.0
 
 
@@ -37,7 +37,7 @@ class RabbitMQPublisher:
         self._probing: RabbitMQPublisher | None = None
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns once a broker has confirmed the message. Raises PublishFailed if it is not certain that one has.
+        """Returns once a broker has confirmed the message. Raises PublishFailed if that is uncertain.
 
         If a broker stored the message but did not confirm it in time, the next broker gets it as well. Applying it
         twice changes nothing.
@@ -60,7 +60,7 @@ class RabbitMQPublisher:
             raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
 
     def ping(self) -> None:
-        """Raises PublishFailed if no broker accepts messages for the live lane.
+        """Raises PublishFailed unless a broker accepts messages for the live lane.
 
         It uses a connection of its own, so that another thread may publish at the same time.
         """
@@ -82,7 +82,7 @@ class RabbitMQPublisher:
         """Leaves the connection for checks open, because another thread uses it."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            # A graceful close waits for the broker's reply, and a frozen or blocked RabbitMQ sends none.
+            # A graceful close would wait for the reply of a frozen or blocked RabbitMQ.
             with contextlib.suppress(*self._errors()):  # raised if the connection is lost already
                 (connection.release if graceful else connection.collect)()
 
@@ -144,8 +144,8 @@ class RabbitMQPublisher:
     def _errors(self) -> tuple[type[Exception], ...]:
         """The exceptions of a broker that is unreachable, full or broken.
 
-        RabbitMQ rejects a message while the leader of a quorum queue moves to another node. That error is in neither
-        list of kombu.
+        RabbitMQ rejects a message while the leader of a quorum queue moves to another node. Neither of kombu's lists
+        has that error.
         """
         transport = self._celery.connection_for_write()
         errors = (*transport.connection_errors, *transport.channel_errors)

@@ -33,7 +33,7 @@ class QuickConnection(Connection):  # type: ignore[misc]
         return super()._ensure_connection(errback, max_retries, interval_start, interval_step, interval_max, **options)
 
     def as_uri(self, include_password: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002
-        """With the password, for which only Flower asks, to count messages: the present primary's URL."""
+        """The present primary's URL. Only Flower asks for it with the password, to count messages."""
         name = self.transport_options.get("sentinels")
         if not include_password or name is None:
             return str(super().as_uri(include_password, **options))
@@ -80,10 +80,10 @@ def redis_options(settings: Settings, role: Literal["publisher", "worker"]) -> d
 
 
 def _restore_seconds(visibility_timeout: float) -> float:
-    """Between two searches for messages of killed workers: a twelfth of the visibility timeout, and 1 to 5 s.
+    """Seconds between two searches for messages of killed workers: a twelfth of the visibility timeout, from 1 to 5.
 
-    A search is five commands, two of which the broker syncs to disk. Once a second in each of six workers was a third
-    of the CPU time of an idle stack.
+    A search is five commands, two of which the broker syncs to disk. Once a second in each of six workers, they took a
+    third of the CPU time of an idle stack.
     """
     return min(max(visibility_timeout / 12, 1.0), MAX_RESTORE_SECONDS)
 

@@ -42,7 +42,7 @@ class RedisPublisher:
         self._waits: Sequence[Command] = ()  # for the replicas
 
     async def publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns once the broker, and the replicas if they are required, have the message on disk.
+        """Returns once the broker and the required replicas have the message on disk.
 
         Raises PublishFailed if that is not certain. If the broker has closed the connection of earlier messages, the
         message is published over a new one. Publishing it twice would change nothing.
@@ -56,12 +56,12 @@ class RedisPublisher:
         return task_message(APPLY, pack(deliveries), self._lane, count, tracing.inject())
 
     async def check(self) -> None:
-        """Raises PublishFailed if the broker accepts no messages, over a connection that is closed again."""
+        """Raises PublishFailed if the broker does not accept messages. Closes its connection."""
         await self._within_limits(self._connect(), "the broker cannot be reached or accepts no messages")
         await self.close()
 
     def ping(self) -> None:
-        """As `check`, for a thread without an event loop, whose connection no other thread may use."""
+        """As `check`, for a thread without an event loop. Other threads must not use its connection."""
         asyncio.run(self._check_and_settle())
 
     async def _check_and_settle(self) -> None:
@@ -120,7 +120,7 @@ class RedisPublisher:
             await self._execute("SET", PROBE, 1, "PX", 60_000)
 
     async def _execute(self, *command: str | int | bytes) -> object:
-        """The reply. Raises RedisError, and NotReplicated if replicas are required and have not confirmed in time."""
+        """The reply. Raises RedisError, and NotReplicated if the required replicas have not confirmed in time."""
         connection = self._connection
         if connection is None:
             raise redis.ConnectionError("not connected")

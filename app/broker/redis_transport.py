@@ -29,17 +29,17 @@ from app.broker.merging import Message, first_attempts, is_first_attempt, merge_
 from app.broker.sentinel import POLL_SECONDS, finder_named, need_replicas, wait_commands
 from app.errors import Unprocessable
 
-# The second names are those of 0.1. A worker of that version may still run, or have been killed. Remove them in 0.3.
+# The second names are those of 0.1, of which a worker may still run or have been killed. Remove them in 0.3.
 ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
-MAX_PROCESSING_SECONDS = 5.0  # after this the consumer is dead; an earlier return would only repeat work
+MAX_PROCESSING_SECONDS = 5.0  # then the consumer counts as dead; returning its messages earlier would only repeat work
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
 # batch that was small and has emptied the lane it lingers for more: record 0072.
 MAX_MERGED_MESSAGES, MAX_MERGED_BYTES = 256, 1024 * 1024
 LINGER_SECONDS, SMALL_BATCH_BYTES = 0.100, 128 * 1024
 MAX_INSPECTED = 2 * MAX_MERGED_MESSAGES  # messages of killed consumers that are returned at once
 log = logging.getLogger(__name__)
-# A broker whose memory is full refuses LMOVE and all other commands that could need memory, unless a script has begun
-# with a write that frees some, as these do. Otherwise workers could not empty a full broker.
+# A broker whose memory is full refuses LMOVE and all other commands that could need memory, except in a script that
+# begins by freeing some. So these scripts do: otherwise workers could not empty a full broker.
 MOVE_BATCH = """
 local taken, bytes = {}, tonumber(ARGV[2])
 while #taken < tonumber(ARGV[1]) do
@@ -59,7 +59,7 @@ MOVE_TO_UNACKED = """
 for place = 4, #ARGV do redis.call('LREM', KEYS[1], -1, ARGV[place]) end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])"""
-FULL_PAUSE_SECONDS = 0.1  # a full broker refuses to wait for a message
+FULL_PAUSE_SECONDS = 0.1  # between two requests to a full broker, which refuses to wait for a message
 # Codes of replies with which a node refuses to work for now: it is a replica, has lost its replicas, or cannot write to
 # its disk. The first word of an error reply is its code (RESP specification, "Simple errors").
 REFUSALS = ("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "UNBLOCKED")
@@ -128,9 +128,10 @@ class QoS(redis.QoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """If the broker refuses, it redelivers the message after the visibility timeout.
+        """Acknowledges a message. If the broker refuses, it redelivers the message after the visibility timeout.
 
-        A message that stayed here would fill the prefetch count, and the worker would never ask for another one.
+        The message is removed here even then: it would fill the prefetch count, and the worker would not ask for
+        another.
         """
         try:
             super().ack(delivery_tag)
@@ -166,7 +167,7 @@ class Channel(redis.Channel):
     QoS = QoS
     connection_class, connection_class_ssl = _Connection, _TlsConnection
     from_transport_options = (*redis.Channel.from_transport_options, "replicas")
-    replicas = 0  # that must have a published message on disk
+    replicas = 0  # the number that must have a published message on disk
     codecs = {"base64": Base64()}  # noqa: RUF012 - kombu's
     _own_client: Any = None
     lane = ""  # the lane that was read last
@@ -245,7 +246,7 @@ class Channel(redis.Channel):
         return found[0]  # type: ignore[no-any-return]
 
     def _merge_queued(self, message: Message, raw: bytes) -> Message:
-        """The message merged with those queued behind it. Until `append` all of them stay in the processing list."""
+        """The message, merged with those queued behind it. All of them stay in the processing list until `append`."""
         lists = (self.lane, self.lane + PROCESSING)
         if self.lingers:
             time.sleep(LINGER_SECONDS)
@@ -254,7 +255,7 @@ class Channel(redis.Channel):
             fresh = first_attempts(others)
             try:
                 merged = merge_batches([message, *fresh]) if fresh else message
-            except Unprocessable:  # of one of them: each is then delivered alone
+            except Unprocessable:  # one of them is invalid: each is then delivered alone
                 merged, fresh = message, []
             for other_raw in reversed(others[len(fresh) :]):
                 client.eval(MOVE_BACK, 2, *reversed(lists), other_raw)
@@ -263,7 +264,7 @@ class Channel(redis.Channel):
         return merged
 
     def _quarantine(self, raw: bytes) -> None:
-        """Moves bytes that are not a message out of the lane, where they would crash one worker after another."""
+        """Moves bytes that are not a message out of the lane: they would crash one worker after another."""
         log.error("lane %s contained bytes that are not a message, now in %s%s", self.lane, self.lane, INVALID)
         with self.conn_or_acquire() as client:
             client.eval(MOVE_BACK, 2, self.lane + PROCESSING, self.lane + INVALID, raw)
@@ -295,8 +296,8 @@ class Channel(redis.Channel):
     ) -> None:
         """Returns a message to the lane it came from, in the transaction that removes it from "unacked".
 
-        Kombu looks the lane up in the exchange's bindings. Without a binding, or if Redis answers with an error, it
-        drops the message and logs its body.
+        Kombu looks up the lane in the exchange's bindings. Without a binding, or after an error of Redis, it drops the
+        message and logs its body.
         """
         payload["headers"]["redelivered"] = True
         payload["properties"]["delivery_info"]["redelivered"] = True
@@ -317,14 +318,14 @@ class SentinelChannel(Channel, redis.SentinelChannel):
     sentinels = ""  # the name of a finder
 
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> SentinelConnectionPool:  # noqa: FBT001, FBT002
-        """Kombu's asks the sentinels in the URL, without TLS and without the precautions of PrimaryFinder."""
+        """The pool of PrimaryFinder. Kombu's own pool asks the sentinels without TLS and trusts the first answer."""
         options = self._connparams(asynchronous)
         for name in ("host", "port"):
             del options[name]
         return finder_named(self.sentinels).pool(**options)
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """Kombu calls this every second, also for consumers of broadcasts only. Follows the primary."""
+        """Follows the primary. Kombu calls this every second, even if the channel consumes broadcasts only."""
         finder_named(self.sentinels).primary(POLL_SECONDS)
         super().maybe_refresh_binding_expiry()
 

@@ -25,33 +25,33 @@ WAITAOF_SINCE = (7, 2)
 log = logging.getLogger(__name__)
 PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 1.0  # a publish may include a new connection
 WAIT_FOR_REPLICAS_SECONDS = 0.6  # twice per publish, together less than PUBLISH_SECONDS; usually a few ms
-# The kernel closes a connection 14 s after the broker's machine is lost, also one that waits for broadcasts only.
+# The kernel closes a connection 14 s after the broker's machine is lost, even one that only waits for broadcasts.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 KEEPALIVE = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
-POLL_SECONDS = 0.5  # the age of an answer that all connections of a process share
+POLL_SECONDS = 0.5  # the maximum age of an answer, which all connections of a process share
 SENTINEL_SECONDS = 0.5  # a sentinel answers from memory, so a slower one is down
-SILENT_SECONDS = 5.0  # for which a silent sentinel is not asked again if another one has answered
+SILENT_SECONDS = 5.0  # in which a silent sentinel is not asked again if another one has answered
 # A connection that the server has closed is opened again. A timeout is not repeated: it would double the wait.
 RECONNECT_ONCE = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
 
 
 class NotReplicated(redis.ConnectionError):
-    """Fewer replicas than HEADRACE_BROKER_REPLICAS have confirmed. A connection error: the next try connects anew."""
+    """Too few replicas have confirmed (HEADRACE_BROKER_REPLICAS). As a connection error, it makes clients reconnect."""
 
 
 class PrimaryFinder(Sentinel):
     """The address of the primary, from a majority of the sentinels.
 
-    redis-py believes the first sentinel that answers. If that is on the machine of an isolated old primary, which
-    clients still reach, it names this old primary for as long as the partition lasts. Here the answer with the highest
-    configuration epoch counts, which the sentinels raise with every failover.
+    redis-py trusts the first sentinel that answers. On the machine of an isolated old primary that clients still reach,
+    a sentinel names the old primary until the partition ends. Here the answer with the highest configuration epoch
+    counts: sentinels raise the epoch with every failover.
     """
 
     def __init__(self, url: SentinelUrl) -> None:
         self.url = url
-        self._failed_at: dict[int, float] = {}  # by id of the sentinel's client: silent ones are asked last
+        self._failed_at: dict[int, float] = {}  # by id of the sentinel's client, to ask silent ones last
         self._pools: WeakSet[SentinelConnectionPool] = WeakSet()
-        self._found: Address | None = None  # by the last question
+        self._found: Address | None = None  # in the last answer
         self._last: Address | None = None  # the last primary that was found
         self._found_at = float("-inf")
         login = {"username": url.sentinel_username, "password": url.sentinel_password, "decode_responses": True}
@@ -86,7 +86,7 @@ class PrimaryFinder(Sentinel):
         return self._found
 
     def is_replaced(self, primary: Address) -> bool:
-        """Whether another node is the primary by now, as far as this process knows."""
+        """Whether this process knows of another primary by now."""
         return self._last not in (None, primary)
 
     def pool(self, **options: Any) -> SentinelConnectionPool:
@@ -98,8 +98,8 @@ class PrimaryFinder(Sentinel):
     def _remember(self, primary: Address | None) -> None:
         """Disconnects all pools of the process from a node that was replaced.
 
-        A frozen node, and one that is cut off from the others but not from here, close no connection. Each pool would
-        notice that by itself only after timeouts, or never.
+        A node that is frozen, or cut off from the others but not from here, does not close connections. By itself, a
+        pool would notice that only after timeouts, or never.
         """
         self._found_at, self._found = time.monotonic(), primary
         if primary is None:
@@ -116,7 +116,7 @@ class PrimaryFinder(Sentinel):
         return self._failed_at.get(id(client), float("-inf"))
 
     def _ask(self, client: redis.Redis, name: str) -> list[Answer]:
-        """The answer of one sentinel; none if it is silent or monitors no primary of this name.
+        """The answer of one sentinel; none if it is silent or does not monitor a primary of this name.
 
         SENTINEL MASTER names the new primary only after all replicas follow it, GET-MASTER-ADDR-BY-NAME at once.
         """
@@ -189,11 +189,11 @@ def make_connection(url: str, node: Address | None = None) -> AbstractConnection
 
 
 def wait_commands(replicas: int, version: str) -> tuple[Command, ...]:
-    """What to send behind a write, in the same round trip, to wait until the replicas have it on disk.
+    """The commands to send after a write, in the same round trip, to wait until the replicas have it on disk.
 
     WAIT until the replicas have executed the write, then WAITAOF until it is on their disks. WAITAOF alone took 600 ms
     (median), and 1 to 3 ms after WAIT: a replica that is asked in the same round in which it executes a write reports
-    what was on disk before, and reports the rest a second later by itself. Before Redis 7.2 there is no WAITAOF:
+    what was on disk before, and reports the rest a second later by itself. Redis before 7.2 lacks WAITAOF:
     `need_durable` then requires replicas with `appendfsync always`, which answer WAIT after their fsync.
     """
     milliseconds = int(WAIT_FOR_REPLICAS_SECONDS * 1000)

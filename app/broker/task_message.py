@@ -31,7 +31,7 @@ _TASK: dict[str, object] = {
 
 
 def task_message(task: str, argument: str, lane: str, argsrepr: str, headers: Mapping[str, str]) -> bytes:
-    """The message of a task with one argument, for the list of a lane. `argsrepr` is shown instead of the argument.
+    """The message of a task with one argument, for the list of a lane. Flower shows `argsrepr` instead of the argument.
 
     The headers, properties and body are those of Celery's message protocol 2 ("Message Protocol" in its documentation),
     in the envelope of kombu's virtual transports.

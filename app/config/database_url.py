@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 SESSION_KINDS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 TARGET = "target_session_attrs"
-# A name, an IPv4 address, an IPv6 address in brackets or the directory of a socket, and a port.
+# A host (name, IPv4 address, IPv6 address in brackets, or directory of a socket) and a port.
 SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|/[^,]*|[^\[\]:,/]+)(:(?P<port>[0-9]+))?")
 
 
@@ -34,7 +34,7 @@ def read(value: str) -> str:
 
 
 def _servers(hosts: str, options: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Hosts and ports; those of the query replace those before the path, as in libpq. Raises ValueError."""
+    """Hosts and ports. The query's replace the ones before the path, as in libpq. Raises ValueError."""
     listed = [_bracketed(part) for text in _of(options, "host") for part in text.split(",")] or hosts.split(",")
     found = [SERVER.fullmatch(part) for part in listed]
     ports = [part for text in _of(options, "port") for part in text.split(",")] or [""]
@@ -51,7 +51,7 @@ def _servers(hosts: str, options: list[tuple[str, str]]) -> list[tuple[str, str]
 
 
 def _bracketed(host: str) -> str:
-    """In a query, libpq reads an IPv6 address without brackets."""
+    """The host in brackets if it is an IPv6 address, which libpq's query has without them."""
     return f"[{host}]" if host.count(":") > 1 and "[" not in host else host
 
 

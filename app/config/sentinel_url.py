@@ -1,7 +1,7 @@
 """URLs of a Redis or Valkey behind Sentinel: sentinel://user:password@host1:26379,host2:26379/0?master=NAME.
 
-User, password and database are those of the data nodes. Kombu's form is read as well, in which every host repeats the
-scheme: sentinel://host1:26379;sentinel://host2:26379/0?master=NAME. Kombu takes the rest from its transport options.
+User, password and database belong to the data nodes. Kombu's form, in which every host repeats the scheme, is also
+read: sentinel://host1:26379;sentinel://host2:26379/0?master=NAME. Kombu takes the rest from its transport options.
 """
 
 import re
@@ -55,7 +55,7 @@ def is_sentinel(url: str) -> bool:
 
 
 def read(value: str) -> SentinelUrl:
-    """Raises ValueError for anything but a sentinel:// URL, also for an unknown or repeated option."""
+    """Raises ValueError unless the text is a sentinel:// URL without unknown or repeated options."""
     if not is_sentinel(value):
         raise ValueError
     addresses, _, query = value.partition("?")

@@ -175,7 +175,7 @@ class Settings:
         "HEADRACE_FETCH_HISTORY", True, types.BOOLEAN, "false: announcements of history are recorded but not fetched"
     )
     history_days: int = _setting(
-        "HEADRACE_HISTORY_DAYS", 365, types.HISTORY_DAYS, "days of history to fetch when nothing announces a range"
+        "HEADRACE_HISTORY_DAYS", 365, types.HISTORY_DAYS, "days of history to fetch if no announcement names a range"
     )
     request_rate: str = _setting(
         "HEADRACE_REQUEST_RATE", "50/second", types.RATE, "maximum request rate of all workers to an aggregator account"
@@ -250,7 +250,8 @@ class Settings:
     log_format: str = _setting(
         "HEADRACE_LOG_FORMAT", "text", types.one_of("text", "json"), "text, or json for one object per line"
     )
-    # Not checked as a URL: a cluster may set it for all programs in another form, which must not stop this one.
+    # Not checked as a URL: a cluster may set the variable in another form for all programs, which must not stop this
+    # one.
     otlp_endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         None,
@@ -341,7 +342,7 @@ class Settings:
             _missing("junction_webhook_secrets", " (or set TERRA_SIGNING_SECRET)" + STACK_HINT)
 
     def need_flower_auth(self) -> str:
-        """Flower's user:password. Flower can read and end tasks, so it does not run without one."""
+        """Flower's user:password. Flower shows all tasks, so it does not run without a login."""
         user, _, password = (self.flower_auth or "").partition(":")
         return f"{user}:{password}" if user and len(password) >= 8 else _missing("flower_auth")
 
@@ -360,7 +361,7 @@ def process_environment() -> dict[str, str]:
 
 
 def replace_environment(environment: Mapping[str, str]) -> None:
-    """Makes this the environment of the process, which was forked from one with another environment."""
+    """Replaces the environment of this process, which was forked from a process with another one."""
     os.environ.clear()
     os.environ.update(environment)
 

@@ -16,7 +16,7 @@ MIN_LEDGER_DAYS = 40
 MAX_DEADLINE_SECONDS = 4.0  # every request is answered within five
 MAX_BYTES = 1024**3
 MAX_DAYS = 36_500  # 100 years: a date of the year 1 cannot be subtracted from
-MAX_TOLERANCE_SECONDS = 24 * 3600  # Terra retries for as long; a captured request can be sent again meanwhile
+MAX_TOLERANCE_SECONDS = 24 * 3600  # as long as Terra retries; a captured request could be sent again within this time
 
 
 class Type(NamedTuple):
@@ -65,7 +65,7 @@ def _redis_url(value: str) -> str:
     if sentinel_url.is_sentinel(value):
         sentinel_url.read(value)
         return value
-    if ";" in value:  # kombu's form of several brokers, which would replace the transport that loses no message
+    if ";" in value:  # kombu's form of several brokers, which would replace our transport by one that can lose messages
         raise ValueError
     return str(url("", "redis", "rediss").read(value))
 
@@ -75,7 +75,7 @@ def _broker_url(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine, which no other machine can observe."""
+    """Whether a host name or address is this machine's loopback, which other machines cannot observe."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -83,7 +83,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _api_url(value: str) -> str:
-    """The base URL of an API. Every request to it carries a key: http is for a simulator on this machine only."""
+    """The base URL of an API. Every request has an API key, so http is only for a simulator on this machine."""
     parts = urlsplit(URL.read(value))
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError
@@ -101,7 +101,7 @@ def _lower_names(value: str) -> tuple[str, ...]:
 
 
 def _resources(value: str) -> tuple[str, ...]:
-    """A stream brings the resource of its records: without the records it is unknown which streams exist."""
+    """A stream includes the resource of its records, because these show which streams exist."""
     found = [catalogue()[name] for name in _lower_names(value)]
     return tuple(dict.fromkeys(name for one in found for name in (one.name, one.of) if name))
 
@@ -128,7 +128,7 @@ def _retention(value: str) -> tuple[tuple[str, int], ...]:
 
 
 def _ledger_days(value: str) -> int:
-    """Reconciliation looks back 35 days for days without deliveries; in a shorter ledger it would find false ones."""
+    """Reconciliation searches 35 days for days without deliveries; with a shorter ledger it would find false ones."""
     found: int = DAYS.read(value)
     if 0 < found < MIN_LEDGER_DAYS:
         raise ValueError

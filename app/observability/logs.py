@@ -1,7 +1,7 @@
 """Logging as text or JSON, with ids and without the contents of deliveries.
 
-The message id of a delivery connects the line of the endpoint, that of the worker and the row in health.deliveries.
-Lines of a worker carry the task's id and, in JSON, the trace id if there is one.
+The message id of a delivery is in the endpoint's line, the worker's line and the row in health.deliveries. A worker's
+lines have the task's id and, in JSON, the trace id if there is one.
 """
 
 import logging
@@ -29,7 +29,7 @@ def configure(settings: Settings) -> None:
 
 
 def bind(**ids: str) -> None:
-    """Adds these ids to every later line of this context."""
+    """Adds these ids to all further lines of this context."""
     _context.set(ids)
 
 

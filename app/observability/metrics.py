@@ -31,7 +31,7 @@ from app.observability.processes import process_alive
 
 log = logging.getLogger(__name__)
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-LIVE_MODE: Literal["livemostrecent"] = "livemostrecent"  # of a gauge that only one process sets
+LIVE_MODE: Literal["livemostrecent"] = "livemostrecent"  # for a gauge that only one process sets
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -42,7 +42,7 @@ ANSWERS = Counter(
     "Webhooks answered, by status; a 413 or 503 only with a valid signature",
     ["aggregator", "status"],
 )
-# Counted apart from the answers, because no secret is needed to cause them: no alert uses these.
+# Counted separately, because anyone without a secret can cause these answers: alerts do not use them.
 UNVERIFIED = Counter(
     "headrace_unverified_total",
     "Webhook requests answered before their signature could be checked (400, 408, 413, 503), by status",
@@ -222,7 +222,7 @@ DAYS_FAILED = Gauge(
     "Pairs of person and resource whose days could not be computed several times in a row",
     multiprocess_mode=LIVE_MODE,
 )
-# The names of 0.1, exposed as well until 0.3.
+# Names of 0.1, which are also exposed until 0.3.
 OLD_NAMES = {
     "headrace_last_publish_timestamp_seconds": "headrace_last_taken_timestamp_seconds",
     "headrace_crashed_deliveries": "headrace_suspects",
@@ -232,7 +232,7 @@ OLD_NAMES = {
 _shown: dict[Gauge, set[str]] = {}
 
 
-# The series of every webhook, remembered: `labels` costs 3 us.
+# The series of every webhook are cached, because `labels` costs 3 us.
 @cache
 def answers(aggregator: str, status: int) -> Counter:
     """The counter of answers with this status."""
@@ -258,7 +258,7 @@ def last_publish(aggregator: str) -> Gauge:
 
 
 def show(gauge: Gauge, found: Mapping[str, float]) -> None:
-    """Sets a gauge with one label. A label that is no longer found becomes 0: a multiprocess file drops no series."""
+    """Sets a gauge with one label. A label that is missing now becomes 0: a multiprocess file keeps every series."""
     seen = _shown.setdefault(gauge, set())
     for label in seen | found.keys():
         gauge.labels(label).set(found.get(label, 0))

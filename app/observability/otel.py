@@ -30,15 +30,15 @@ from app.config.settings import process_environment
 EXPORT_SECONDS = 2.0  # per batch, unless OTEL_EXPORTER_OTLP_TIMEOUT is set; the SDK's 10 s exceed STOP_SECONDS
 STOP_SECONDS = 3.0  # to export the remaining spans when a process stops
 QUIET_SECONDS = 60.0  # between two log lines about an unavailable collector
-ROOT = Context()  # without a parent, neither the sender's nor the current span
+ROOT = Context()  # no parent: neither the sender's span nor the current one
 _headers = TraceContextTextMapPropagator()
 
 
 class LinkedParentBasedSampler(Sampler):
     """Samples a span if its parent or a linked span is sampled; a span without either, as OTEL_TRACES_SAMPLER says.
 
-    A request, its message and the work on that message are three linked traces. Sampled independently, a share would
-    rarely contain all three of one delivery.
+    A request, its message and the work on that message are three linked traces. If each were sampled independently, all
+    three of a delivery would rarely be sampled.
     """
 
     def __init__(self, otherwise: Sampler) -> None:
@@ -121,7 +121,7 @@ class Spans:
     def consumer_span(
         self, task: str, lane: str, message_id: str, carriers: Iterable[Mapping[str, Any]]
     ) -> AbstractContextManager[object]:
-        """Linked to its publishes and not their child: it may run hours later, repeatedly, and for many requests."""
+        """A span linked to its publishes, not a child: the task may run hours later, repeatedly, for many requests."""
         links = [Link(sent) for sent in map(_span_context, carriers) if sent.is_valid]
         about = self._message("process", task, lane) | {"headrace.task": task}
         if message_id:
@@ -206,7 +206,7 @@ def _record_error(span: Span, error: Exception) -> None:
 
 
 class _RateLimitFilter(logging.Filter):
-    """Passes one error per minute."""
+    """Logs at most one error per minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class _RateLimitFilter(logging.Filter):
 
 
 def _without_token(record: logging.LogRecord) -> bool:
-    """The library logs a header that it cannot parse, and with it the collector's token."""
+    """Replaces the library's message about headers that it cannot parse, which quotes the collector's token."""
     record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS: not usable; it should be name=value, comma-separated", ()
     return True
 

@@ -4,7 +4,7 @@ import os
 
 
 def process_alive(pid: int) -> bool:
-    """True also for a process of another user, to which no signal can be sent."""
+    """Also true for a process of another user, which cannot be signalled."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

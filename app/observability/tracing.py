@@ -1,8 +1,8 @@
 """Tracing with OpenTelemetry; off unless an OTLP endpoint is configured.
 
 `headrace[tracing]` installs the SDK. Only `otel` imports it, and is itself imported only if tracing is on. Otherwise
-each function here costs a comparison with None. Spans carry the ids of deliveries, backfills and tasks as the log does
-(`headrace.delivery` ...), and no user, URL, body, answer or error text.
+each function here costs a comparison with None. Spans have the ids of deliveries, backfills and tasks like the log
+(`headrace.delivery` ...), but no user, URL, body, answer or error text.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def start(settings: Settings, process: str, system: str) -> None:
         try:
             use(import_module("app.observability.otel").exporting(f"headrace-{process}", system))
         except ModuleNotFoundError as missing:
-            log.warning("nothing is traced: %s is not installed; pip install 'headrace[tracing]'", missing.name)
+            log.warning("tracing is off: %s is not installed; pip install 'headrace[tracing]'", missing.name)
 
 
 def use(spans: "otel.Spans | None") -> None:

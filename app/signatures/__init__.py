@@ -23,9 +23,9 @@ class Precheck(Protocol):
     """Looks at the headers of a webhook before its body is read."""
 
     def __call__(self, headers: Headers, settings: Settings, now: datetime) -> Sequence[HmacInput]:
-        """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers.
+        """The HMAC inputs for the body. Raises InvalidSignature if these headers cannot fit any body.
 
-        The reason "stale" means here that the time is out of tolerance; whether the signature fits is unknown.
+        Here the reason "stale" means only that the time is out of tolerance: the signature is not checked yet.
         """
 
 

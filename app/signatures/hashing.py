@@ -1,4 +1,4 @@
-"""HMAC-SHA256 of a body, of a whole one or of one that is hashed as it arrives."""
+"""HMAC-SHA256 of a whole body, or of a body that is hashed as it arrives."""
 
 import hashlib
 import hmac

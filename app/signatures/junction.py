@@ -17,7 +17,7 @@ from app.signatures.hashing import HashedBody, HmacInput, digest
 
 MAX_HEADER = 8192
 MAX_ID = 256
-MAX_DIGITS = 20  # of a timestamp
+MAX_DIGITS = 20  # of the timestamp header
 # `v1,` and 32 bytes in canonical base64: the last digit has four bits. The library decodes leniently, without a limit.
 SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 MAX_SIGNATURES = 16  # a secret rotation sends two
@@ -47,7 +47,7 @@ _svix = _svix_webhooks()
 
 
 def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacInput]:
-    """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers."""
+    """The HMAC inputs for the body. Raises InvalidSignature if these headers cannot fit any body."""
     given = _signed_headers(headers)
     if not settings.junction_webhook_secrets:
         raise InvalidSignature("no_secret")
@@ -63,11 +63,11 @@ def verify(
 ) -> Receipt:
     """Checks the Svix signature over the raw bytes with each secret in turn. Raises InvalidSignature.
 
-    The library checks a whole body, with its own clock and a tolerance of five minutes in both directions. A body that
-    was hashed as it arrived is compared here, because the library wants it as one text (tests: both agree). "stale"
-    means that the signature fits and the time does not: the library checks the time first and does not report which
-    check failed. Its other errors on hostile headers (ValueError, with binascii.Error and UnicodeDecodeError;
-    OverflowError) count as invalid signatures.
+    The library checks a whole body, with its own clock and a tolerance of five minutes in both directions. The HMAC of
+    a body that was hashed as it arrived is compared here, because the library needs the body as one text (a test shows
+    that both agree). "stale" means that the signature fits and the time does not: the library checks the time first and
+    does not report which check failed. Its other errors on hostile headers (ValueError, with binascii.Error and
+    UnicodeDecodeError; OverflowError) count as invalid signatures.
     """
     given = _signed_headers(headers)
     reason, is_stale = "no_secret", _is_stale(given["Timestamp"], now)
@@ -107,13 +107,13 @@ def _library_accepts(secret: str, given: dict[str, str], body: bytes) -> bool:
 
 
 def _hmac_input(secret: str, given: dict[str, str]) -> HmacInput:
-    """Svix signs `id.timestamp.body`, with the number that the timestamp stands for."""
+    """The input for `id.timestamp.body`, which Svix signs with the timestamp as a number."""
     prefix = f"{given['Id']}.{int(given['Timestamp'])}."
     return HmacInput(base64.b64decode(secret.removeprefix("whsec_")), prefix.encode())
 
 
 def _fits(secret: str, given: dict[str, str], body: bytes, hashed: HashedBody | None) -> bool:
-    """Whether the signature fits, whatever the time says. As in the library, a body that is not UTF-8 does not fit."""
+    """Whether the signature fits, at any time. As in the library, a body that is not UTF-8 does not fit."""
     expected = digest(_hmac_input(secret, given), body, hashed)
     signatures = [base64.b64decode(one.removeprefix("v1,")) for one in given["Signature"].split()]
     if not any(hmac.compare_digest(expected, one) for one in signatures):

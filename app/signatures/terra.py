@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacInput]:
-    """What a body is hashed with to verify it. Raises InvalidSignature if no body can fit these headers."""
+    """The HMAC inputs for the body. Raises InvalidSignature if these headers cannot fit any body."""
     given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
     if not given or not settings.terra_signing_secrets:
         raise InvalidSignature("no_secret" if given else "missing")
@@ -50,7 +50,7 @@ def verify(
     stale = False
     for header in given:
         timestamp, candidates = _signatures(header)
-        # As in `precheck`, so that every input of a hashed body is known. No other candidate can match.
+        # The same candidates as in `precheck`, for which the body was hashed. Others cannot match.
         candidates = [one for one in candidates if len(one) == HEX_DIGITS]
         if not candidates:
             continue
@@ -108,7 +108,7 @@ def _receipt(headers: Headers, signed_at: int, digest: bytes) -> Receipt:
 def _name(headers: Headers, header: str) -> str | None:
     """An id of at most 256 printable ASCII characters; any other is ignored.
 
-    It is not cut, because two long ids could begin with the same characters.
+    A long id is not cut, because two of them could begin with the same characters.
     """
     name = headers.get(header)
     if not name:

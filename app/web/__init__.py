@@ -1,1 +1,1 @@
-"""The endpoint: verifies webhooks and publishes them, nothing else."""
+"""The endpoint: only verifies and publishes webhooks."""

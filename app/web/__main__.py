@@ -27,17 +27,17 @@ from app.web.limits import connections_per_process, raise_file_limit
 
 FOLDER_PREFIX = "headrace-metrics-"
 MODULE, FACTORY = "app.web.app", "from_environment"
-# Hyper applies this to a connection before its first byte, to incomplete headers, and between two requests (measured).
+# Hyper's limit for the first byte of a connection, for complete headers, and between two requests (measured).
 HEADER_MILLISECONDS = 5_000
-# Larger headers get a 431. Terra may send two signature headers of 8 KiB. Each connection can hold as much:
-# granian's default of 400 kB let 1,000 connections take 400 MB.
+# Larger headers get a 431. Terra may send two signature headers of 8 KiB. Each connection can hold this much: granian's
+# default of 400 kB let 1,000 connections take 400 MB.
 MAX_HEADER_BYTES = 32 * 1024
 BACKLOG = 2048
-RESTART_SECONDS = 1.0  # before an operations process that has ended is started again
+RESTART_SECONDS = 1.0  # until an operations process that has ended is started again
 
 
 def make_folder() -> str:
-    """A metrics directory, named after the pid, which survives exec. Removes those of processes that were killed."""
+    """A metrics directory named after the pid, which exec keeps. Removes the directories of killed processes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
@@ -80,7 +80,7 @@ def operations(settings: Settings) -> Iterator[None]:
     """Runs the operations process until the block ends, unless HEADRACE_OPERATIONS_PORT is 0.
 
     It starts before granian forks: a fork within Popen would inherit the pipe on which Popen waits for the exec, and
-    the watcher would wait for as long as the web process lives.
+    the watcher would wait until the web process ends.
     """
     if not settings.operations_port:
         yield
@@ -103,7 +103,7 @@ def _keep_running(process: "subprocess.Popen[bytes]", stopping: threading.Event)
     while not stopping.wait(RESTART_SECONDS):
         if process.poll() is not None:
             process = _start_operations()
-    process.kill()  # it has no state
+    process.kill()  # the process has no state to save
     process.wait()
 
 

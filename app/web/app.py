@@ -17,7 +17,7 @@ from app.web.webhooks import canonical, make_blueprint, on_error
 
 
 class _Application(Flask):
-    """Routes a webhook to its path in spite of additional slashes. WSGI and RSGI servers both make this context."""
+    """Ignores additional slashes in a webhook's path. WSGI and RSGI servers both use this request context."""
 
     def request_context(self, environ: dict[str, Any]) -> Any:
         environ["PATH_INFO"] = canonical(environ["PATH_INFO"])
@@ -25,7 +25,7 @@ class _Application(Flask):
 
 
 def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Flask:
-    """The Flask application. `ready` raises PublishFailed while the broker accepts no messages, and must not block."""
+    """The Flask application. `ready` raises PublishFailed while the broker refuses messages, and must not block."""
     flask = _Application("headrace", static_folder=None)
     # One byte more than the limit: werkzeug silently truncates a chunked body to this length.
     flask.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1

@@ -14,8 +14,8 @@ from app.observability import metrics, tracing
 from app.web.publishing import Publish
 
 log = logging.getLogger(__name__)
-# Consecutive failed publishes open the circuit: for a second every request fails at once, then the next one tries.
-# Without it, a frozen broker costs each request 3 s, and the waiting requests fill the memory.
+# Consecutive failed publishes open the circuit: every request fails at once for a second, then the next one tries to
+# publish. Without that, each request would wait 3 s for a frozen broker, and waiting requests would fill the memory.
 FAILURES_TO_OPEN, OPEN_SECONDS = 2, 1.0
 
 
@@ -31,8 +31,8 @@ class _Pending:
 class Batcher:
     """Publishes for all requests of a process, on their event loop, one message at a time.
 
-    A message holds the deliveries that arrived during the last publish: under low load one, under high load many, and
-    none of them waits for others. Each request is answered by its deadline, whatever a broken broker does.
+    A message holds the deliveries that arrived during the last publish: under low load one, under high load many. A
+    delivery never waits for others. Each request is answered by its deadline, even if the broker is broken.
     """
 
     def __init__(self, publish: Publish, *, deadline: float, max_deliveries: int, max_bytes: int) -> None:
@@ -54,7 +54,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._waiting.append(_Pending(delivery, span, future))
-        if self._task is None:  # it starts after the requests that the loop has ready now: they share its message
+        if self._task is None:  # starts after the requests that are ready in the loop now, which share its message
             self._task = loop.create_task(self._run())
         timer = loop.call_later(self._deadline, _abandon, future)  # asyncio.timeout costs 15 us more
         try:
@@ -75,7 +75,7 @@ class Batcher:
             self._task = None
 
     def _next_batch(self) -> list[_Pending]:
-        """The deliveries that wait, up to the maximum size of a message. The sender of an abandoned one retries it."""
+        """The waiting deliveries, up to the maximum size of a message, without abandoned ones (their senders retry)."""
         batch: list[_Pending] = []
         size = 0
         while self._waiting and (not batch or len(batch) < self._max_deliveries):
@@ -136,7 +136,7 @@ def _abandon(future: "asyncio.Future[None]") -> None:
 
 @cache
 def _shared_loop() -> asyncio.AbstractEventLoop:
-    """Made by the first request and not on import, because threads do not survive a fork."""
+    """The event loop, started by the first request and not on import, because threads do not survive a fork."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="batcher", daemon=True).start()
     return loop

@@ -31,7 +31,7 @@ class RsgiHeaders(dict[str, str]):
 
 
 def decoded_path(scope: Scope) -> str:
-    """The decoded path, as in WSGI (PEP 3333): bytes as characters."""
+    """The decoded path as in WSGI (PEP 3333): each byte is a character."""
     path = scope.path
     return unquote_to_bytes(path).decode("latin-1") if "%" in path or not path.isascii() else path
 

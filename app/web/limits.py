@@ -13,8 +13,9 @@ from app.errors import Misconfigured
 DEFAULT_CONNECTIONS = 6_144
 CONNECTION_BYTES = 104 * 1024
 RESERVED_FILES = 128  # of a process, for libraries, logs, metrics and the broker
-# From this size on glibc maps a buffer of its own, which goes back to the system when it is freed. By default glibc
-# raises the threshold to 32 MiB as soon as one such buffer was freed, and keeps what it holds.
+# glibc maps each buffer of this size or more separately, and returns it to the system when it is freed. By default,
+# after the first such buffer is freed, glibc raises the threshold, up to 32 MiB, and keeps the memory of smaller
+# buffers.
 MMAP_THRESHOLD = 128 * 1024
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 
@@ -40,7 +41,7 @@ def connections_per_process(settings: Settings) -> int:
 
 
 def raise_file_limit(connections: int) -> None:
-    """Raises the soft limit of open files of this process and its children, as far as the hard limit allows."""
+    """Raises the soft limit of open files of this process and its children to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -65,7 +66,7 @@ class _Holding:
         self._budget, self.size = budget, 0
 
     def add(self, size: int) -> None:
-        """Takes memory for a part of the body. Raises BudgetExceeded."""
+        """Reserves memory for a part of the body. Raises BudgetExceeded."""
         if self._budget.used + size > self._budget.limit:
             raise BudgetExceeded
         self._budget.used += size
@@ -80,7 +81,7 @@ class _Holding:
 class BodyBudget:
     """The memory of the bodies that a process holds, from their first byte until their answer, in bytes.
 
-    Each process has its share of the machine's budget, and at least room for one body of maximum size.
+    Each process has an equal share of the machine's budget, but at least room for one body of maximum size.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from app.web.readiness import Readiness, make_readiness
 CONCURRENT = 16  # more requests at once are closed without an answer
 REQUEST_SECONDS = 5.0
 BIND_SECONDS = 5.0  # between two attempts to bind a port that is in use
-PARENT_SECONDS = 1.0  # between two checks that the parent, which may have been killed, still runs
+PARENT_SECONDS = 1.0  # between two checks whether the parent still runs
 log = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Probes are not logged."""
+        """Does nothing: probes are not logged."""
 
 
 def serve(settings: Settings, parent: int) -> None:

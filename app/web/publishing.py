@@ -16,7 +16,7 @@ Ping = Callable[[], None]
 
 
 def make_publisher(settings: Settings) -> tuple[Publish, Ping]:
-    """Functions that publish, and that check the broker in a thread of the caller. Both raise PublishFailed."""
+    """Two functions: one publishes, one checks the broker in the thread of its caller. Both raise PublishFailed."""
     if is_amqp(settings.need_broker()):
         from app.broker.celery import make_celery
         from app.broker.rabbitmq_publisher import RabbitMQPublisher

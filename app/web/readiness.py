@@ -1,4 +1,4 @@
-"""Readiness: whether the broker accepts messages, known from memory, so that probes cost the broker nothing."""
+"""Readiness: whether the broker accepts messages. The state is in memory, so that probes do not load the broker."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def make_readiness(settings: Settings, ping: Callable[[], None]) -> "Readiness":
-    """The readiness of this process. Behind Sentinel, checks also show a publisher that the primary was replaced."""
+    """The readiness of this process. Behind Sentinel, its checks also make the publisher notice a new primary."""
     is_sentinel = sentinel_url.is_sentinel(settings.need_broker())
     return Readiness(ping, idle_seconds=FRESH_SECONDS if is_sentinel else IDLE_SECONDS)
 
@@ -27,9 +27,9 @@ class Readiness:
     """The result of the last publish or of the last check, which a thread repeats. A probe only reads it."""
 
     def __init__(self, ping: Callable[[], None], *, idle_seconds: float = IDLE_SECONDS) -> None:
-        """`ping` raises PublishFailed if the broker accepts no messages.
+        """`ping` raises PublishFailed if the broker does not accept messages.
 
-        Without probes, the broker is checked every `idle_seconds`, and the first probe reads a state that is as old.
+        Without probes, the broker is checked every `idle_seconds`, and the first probe may read a state of that age.
         """
         self._ping, self._idle_seconds = ping, idle_seconds
         self._error: PublishFailed | None = PublishFailed("the broker has not been checked yet")
@@ -42,7 +42,7 @@ class Readiness:
         threading.Thread(target=self._run, name="readiness", daemon=True).start()
 
     def check(self) -> None:
-        """Raises PublishFailed if the broker accepted no messages when it was last used or checked."""
+        """Raises PublishFailed if the broker did not accept messages when it was last used or checked."""
         now = time.monotonic()
         if now - self._asked_at > IDLE_SECONDS:
             self._asked.set()
@@ -79,7 +79,7 @@ class Readiness:
         try:
             self._ping()
         except PublishFailed as error:
-            if self._known_at < began:  # else a publish has shown meanwhile what the broker accepts
+            if self._known_at < began:  # else a publish since then has shown whether the broker accepts messages
                 self._learn(error)
         except Exception as unexpected:  # noqa: BLE001 - the edge of the thread, which must keep running
             log.error("unexpected %s while checking the broker", type(unexpected).__name__)  # noqa: TRY400

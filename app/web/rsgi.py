@@ -1,8 +1,7 @@
-"""Flask on granian's event loop: no request holds a thread while its body arrives or while the broker confirms.
+"""Flask on granian's event loop: a request does not hold a thread while its body arrives or the broker confirms.
 
-Under WSGI each request holds one of the threads: 250 connections that send a byte a second stop the endpoint
-(measured); here each costs only its buffer. It is also faster, because passing a request between threads costs more
-than verifying it.
+Under WSGI each request holds a thread: 250 connections that send a byte a second stop the endpoint (measured). Here
+each costs only its buffer. It is also faster, because passing a request between threads costs more than verifying it.
 """
 
 import asyncio
@@ -43,9 +42,9 @@ BODY_SECONDS = 15.0  # to receive a whole body; longer than any sender waits (Ju
 SMALL_BODY_SECONDS = 5.0  # to receive a small body, or the first SMALL_BYTES of a larger one
 REFUSED_SECONDS = 1.0  # to receive a small body if its headers cannot be valid
 INLINE_BYTES = 256 * 1024  # a larger body takes milliseconds to seal, so a thread does it, and is hashed as it arrives
-SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and outside the budget: thousands of them fit in memory
+SMALL_BYTES = 16 * 1024  # read in one step, which saves 20 us, and not counted in the budget: thousands fit in memory
 ACCEPTED_HEADERS = list(ACCEPTED.headers.items())
-OVERSIZE = 2  # a body up to twice the limit is hashed and not kept: a 413 counts for alerts only if the signature fits
+OVERSIZE = 2  # bodies up to twice the limit are hashed, not kept: a 413 counts for alerts only if the signature fits
 
 
 class _Unread(Exception):
@@ -57,12 +56,12 @@ class _Unread(Exception):
 
 
 class _Body:
-    """A body that arrives: its bytes, unless there are too many, and its hash, if it may be large."""
+    """An arriving body: its bytes unless it is too large, and its hash if it may be large."""
 
     def __init__(self, inputs: Sequence[HmacInput], max_bytes: int, declared: int) -> None:
         self.declared, self._max_bytes = declared, max_bytes
         self.hashed = None if 0 <= declared <= min(INLINE_BYTES, max_bytes) else HashedBody(inputs)
-        # One buffer that grows in place: joining parts would need twice as much memory.
+        # One buffer that grows in place, because joining parts would need twice as much memory.
         self.data = bytearray()
         self.size = 0
 
@@ -120,11 +119,10 @@ class Server:
         tracing.stop()
 
     async def _answer(self, scope: Scope, protocol: Any) -> Response:
-        """A webhook goes to its receiver, whose route is also Flask's; every other request goes through Flask.
+        """The answer: a webhook goes directly to its receiver, every other request through Flask.
 
-        Flask dispatches a request only within a request context, for which there is no public short cut. A signed
-        webhook needs none of it, and without it costs 38 us less (of 73 us of Python). Flask's view would also hold a
-        thread.
+        Flask dispatches a request only within a request context. A signed webhook does not need one, and costs 38 us
+        less without it (of 73 us of Python). Flask's view would also hold a thread.
         """
         receiver = self._receivers.get(canonical(decoded_path(scope))) if scope.method == "POST" else None
         if receiver is None:
@@ -146,7 +144,7 @@ class Server:
         return close_connection(answer) if answer.status_code >= 400 else answer
 
     async def _small(self, receiver: Receiver, headers: Headers, protocol: Any) -> Response:
-        """Answers a webhook with a small body. Only if that is slow, the headers are checked before it has arrived.
+        """Answers a webhook with a small body. If the body is slow, the headers are checked before it has arrived.
 
         Checking them twice for every webhook would cost 8 % of the route. An answer before the end of the body could be
         lost, because the connection is reset.
@@ -202,8 +200,8 @@ class Server:
     async def _read(self, body: _Body, protocol: Any, hold: Callable[[int], None]) -> None:
         """Reads a body part by part. Raises _Unread as soon as a limit is exceeded.
 
-        Granian ends the parts of a cut body as those of a whole one, so only the declared length shows the difference.
-        Without one (chunked), the signature of a cut body does not fit.
+        Granian reports a cut body like a whole one, so only the declared length shows the difference. If no length is
+        declared (chunked), the signature of a cut body does not fit.
         """
         try:
             async with asyncio.timeout(self._small_body_seconds) as limit:
@@ -225,7 +223,7 @@ class Server:
 def _refuse_slow(
     receiver: Receiver, headers: Headers, refused: list[Response], limit: asyncio.Timeout, until: float
 ) -> None:
-    """Limits the wait for a body, and ends it at once if its headers cannot be valid."""
+    """Limits the wait for a body, and ends the wait at once if the headers cannot be valid."""
     answer = receiver.precheck(headers, is_small=True)
     if isinstance(answer, Response):
         refused.append(answer)

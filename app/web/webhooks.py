@@ -35,9 +35,10 @@ class Accepted:
 
 
 def canonical(path: str) -> str:
-    """The path of a webhook without repeated and trailing slashes; every other path as it is.
+    """The path of a webhook without repeated and trailing slashes; other paths unchanged.
 
-    Such slashes come from a base URL that ends with one. Senders do not follow the redirect that Flask would answer.
+    Such slashes come from a base URL that ends with a slash. Senders do not follow the redirect that Flask would
+    answer.
     """
     if path in PATHS:
         return path
@@ -54,10 +55,10 @@ class Receiver:
         self._sealer = Sealer(settings.encryption_keys)
 
     def precheck(self, headers: Headers, *, is_small: bool = False) -> Sequence[HmacInput] | Response:
-        """What a body is hashed with, or the 401 of a request whose headers no body can fit.
+        """The HMAC inputs for the body, or the 401 if these headers cannot fit any body.
 
-        A small body with a time out of tolerance is verified all the same, because only a signature that fits shows
-        that a clock is wrong.
+        A small body is verified even if its time is out of tolerance, because only a valid signature shows that a clock
+        is wrong.
         """
         try:
             return self._precheck(headers, self._settings, datetime.now(UTC))
@@ -89,7 +90,7 @@ class Receiver:
         return close_connection(_record(too_large(), self._aggregator, span, began))
 
     def unverified(self, answer: Response, span: "tracing.ServerSpan | None" = None) -> Response:
-        """Counts the answer to a request whose signature was not checked, apart from those that alerts count."""
+        """Counts the answer to a request whose signature was not checked. Alerts do not use this counter."""
         if span := span or tracing.server_span(self._aggregator):
             span.end(answer.status_code, "")
         metrics.UNVERIFIED.labels(self._aggregator, str(answer.status_code)).inc()
@@ -107,7 +108,7 @@ def make_receivers(settings: Settings) -> dict[str, Receiver]:
 
 
 def make_blueprint(settings: Settings, batcher: Batcher, ready: Callable[[], None]) -> Blueprint:
-    """All routes. `ready` raises PublishFailed while the broker accepts no messages, and must not wait for it.
+    """All routes. `ready` raises PublishFailed while the broker does not accept messages, and must not wait for it.
 
     /metrics is on the operations port only.
     """
@@ -172,7 +173,7 @@ def _record(
 
 
 def close_connection(answer: Response) -> Response:
-    """The connection of a sender that has not authenticated is closed, so that it cannot keep others out."""
+    """Makes the server close the connection of an unauthenticated sender, so that it cannot keep others out."""
     answer.headers["Connection"] = "close"
     return answer
 
@@ -193,7 +194,7 @@ def too_large() -> Response:
 
 
 def unavailable() -> Response:
-    """503: the error is on this side, and the sender retries."""
+    """503: the error is ours, and the sender retries."""
     return Response("try again\n", 503, {"Retry-After": RETRY_AFTER_SECONDS}, mimetype="text/plain")
 
 

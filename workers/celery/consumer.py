@@ -18,9 +18,9 @@ from app.errors import TryLater, Unprocessable
 Keep = Callable[[bytes, str], object]
 log = logging.getLogger(__name__)
 CONTROL_SECONDS = 20.0  # between two attempts to start remote control
-HOLD_SECONDS = 5.0  # between two attempts to store a message that cannot become a dead letter
-# The commands that Flower sends; they change nothing but whether events are sent. Celery's others include `shutdown`,
-# and `revoke` and `hello`, after which a worker drops a task.
+HOLD_SECONDS = 5.0  # between two attempts to store a dead letter
+# The commands that Flower sends; they only switch the sending of events. Celery's others include `shutdown`, and
+# `revoke` and `hello`, after which a worker drops a task.
 COMMANDS = frozenset({"ping", "stats", "active", "reserved", "scheduled", "registered", "revoked", "active_queues"})
 COMMANDS |= {"conf", "enable_events", "heartbeat"}
 
@@ -50,7 +50,7 @@ class ReadOnlyControl(Control):  # type: ignore[misc]
 
 
 def _steps() -> tuple[Any, ...]:
-    """Without the 28 queues of Celery's delayed delivery, which lanes with a direct exchange do not use."""
+    """Leaves out the 28 queues of Celery's delayed delivery, which lanes with a direct exchange do not use."""
     steps = consumer.Consumer.Blueprint.default_steps
     kept = [one for one in steps if symbol_by_name(one) is not DelayedDelivery]
     return tuple(ReadOnlyControl if symbol_by_name(one) is Control else one for one in kept)
@@ -110,9 +110,9 @@ def _raw(body: Any) -> bytes:
 def _dead_letter(worker: consumer.Consumer, message: Message, reason: str, keep: Keep) -> None:
     """Stores the message and acknowledges it.
 
-    While PostgreSQL is down, the worker keeps the message and tries again. It receives no other message meanwhile, and
-    could apply none. A requeued message would be redelivered at once, and RabbitMQ 4 drops a message that was requeued
-    20 times.
+    While PostgreSQL is down, the worker keeps the message and tries again. It receives no other message meanwhile,
+    because it could not apply one. A requeued message would be redelivered at once, and RabbitMQ 4 drops a message that
+    was requeued 20 times.
     """
     if message.channel.connection is None or getattr(message.channel, "closed", False):
         return  # the connection is lost, so the broker redelivers the message

@@ -21,8 +21,8 @@ from app.broker.lanes import is_amqp
 from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.errors import PublishFailed
 
-# Messages that one worker holds. Those behind them in the queue wait until one of these is due, 50 s at most. A message
-# of the lane `download` may have 100 MB.
+# The number of messages that one worker holds. Those behind them in the queue wait until one of these is due, 50 s at
+# most. A message of the lane `download` may have 100 MB.
 PREFETCH = {"download": 1}
 DEFAULT_PREFETCH = 20
 POLL_SECONDS = 0.5
@@ -69,7 +69,7 @@ class DelayedMessages:
                 connection.heartbeat_check()
 
     def _return_due(self, channel: Any, held: "deque[Any]") -> None:
-        """Returns those that are due, and keeps the others in their order."""
+        """Returns the due messages, and keeps the others in their order."""
         for _ in range(len(held)):
             message = held.popleft()
             if seconds_until_due(message.properties.get("timestamp")) > 0:

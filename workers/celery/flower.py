@@ -26,8 +26,8 @@ from app.errors import Misconfigured
 from workers.celery.guesses import Guesses
 
 settings = load()
-celery = make_celery(settings, "worker")  # without the tasks, whose libraries take 25 MB: their names are in the events
-# Named, because without --app Celery's command line would load the module in the variable APP.
+celery = make_celery(settings, "worker")  # without the tasks, whose libraries take 25 MB; events name them
+# With --app: otherwise Celery's command line would load the module that the variable APP names.
 APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
 READ_ONLY = ("GET", "HEAD", "OPTIONS")
@@ -38,8 +38,8 @@ guesses = Guesses()
 async def check_password(handler: BaseHandler) -> None:
     """Raises HTTPError 401 without the password, for every handler that is not public.
 
-    Compares in constant time, once per request. A request without credentials is not a guess. Flower's own comparison
-    answers 500 to a password that is not ASCII.
+    Compares in constant time, once per request. A request without credentials does not count as a guess. Flower's own
+    comparison answers 500 to a non-ASCII password.
     """
     handler.current_user = None
     if isinstance(handler, PUBLIC):
@@ -51,7 +51,7 @@ async def check_password(handler: BaseHandler) -> None:
     seconds = guesses.wait(address, time.monotonic())
     if seconds is None:
         raise HTTPError(429)
-    if seconds:  # without `await`, because another guess must not be compared between the turn and `record`
+    if seconds:  # no `await` from here to `record`: another guess must not be compared in between
         await asyncio.sleep(seconds)
     scheme, _, encoded = header.partition(" ")
     try:
@@ -76,7 +76,7 @@ class Static(StaticFileHandler):
 
 @functools.cache
 def _script() -> bytes:
-    """Of the length of the original. Raises Misconfigured for a version whose table of tasks would stay empty."""
+    """The changed script, as long as the original. Raises Misconfigured if the table of tasks would be empty."""
     text = (Path(flower.__file__).parent / "static" / SCRIPT).read_bytes()
     head, table, rest = text.partition(b"url: url_prefix() + '/tasks/datatable'")
     before, post, between = head.rpartition(b"type: 'POST',")

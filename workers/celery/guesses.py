@@ -11,8 +11,8 @@ MAX_ADDRESSES = 1000
 class Guesses:
     """Slows down guesses at the password, by address. Every attempt waits for its turn *before* it is compared.
 
-    If only wrong passwords waited, a guess that is not answered at once would be known to be wrong, and many could be
-    sent in parallel. An address without wrong guesses never waits.
+    If only wrong passwords waited, a client could take every late answer for a wrong guess, and send many guesses in
+    parallel. An address without wrong guesses never waits.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Guesses:
         return turn - now
 
     def record(self, address: str, now: float, *, is_right: bool) -> None:
-        """A right password ends the pauses of its address."""
+        """Doubles the pause after a wrong password. The right password ends the pauses of its address."""
         count, turn = self._wrong.pop(address, (0, 0.0))
         if is_right:
             return

@@ -1,8 +1,8 @@
-"""Signs of life of a worker during a task: heartbeat events, heartbeats of AMQP, and the visibility timeout on Redis.
+"""Heartbeats of a worker during a task: Celery's events, AMQP's heartbeats, and Redis' visibility timeout.
 
 Celery sends heartbeats from its event loop, which the pool `solo` blocks during a task. Without the events, Flower
-shows a worker as offline while it works. Without the others, a task that takes longer than two heartbeats of AMQP or
-than HEADRACE_VISIBILITY_TIMEOUT_SECONDS would be redelivered and run on two workers at a time.
+shows a worker as offline while it works. Without the others, a task that takes longer than two AMQP heartbeats or
+HEADRACE_VISIBILITY_TIMEOUT_SECONDS would be redelivered, and run on two workers at a time.
 """
 
 import logging
@@ -18,7 +18,7 @@ from celery.worker.consumer import Consumer
 from app.broker.redis_transport import QoS
 
 INTERVAL_SECONDS = 4.0  # between two heartbeats of the event loop; Flower shows a worker as offline after 8 s
-TICK_SECONDS = INTERVAL_SECONDS / 2  # of the thread: a task may begin right before the event loop's next heartbeat
+TICK_SECONDS = INTERVAL_SECONDS / 2  # of the thread, because a task may begin just before a heartbeat is due
 # After this a task counts as stuck, and its message is redelivered after the visibility timeout. The longest statement
 # may take 45 s, and an event of 60 MB has about 30 of them.
 MAX_TASK_SECONDS = 1800.0
@@ -29,9 +29,9 @@ class TaskHeartbeats:
     """A thread that works while a task runs: it sends heartbeats and extends the visibility timeout.
 
     Heartbeats use the connections of the event loop. The thread sends them only during a task, because the
-    connections must not be used by two threads at a time and the event loop is blocked then. A longer interval instead
-    would show a killed worker as online for minutes; a connection of its own would double the broker's connections. A
-    longer visibility timeout instead would delay the message of a killed worker.
+    connections must not be used by two threads at a time and the event loop is blocked then. Rejected: with a longer
+    interval, a killed worker would be shown as online for minutes; a connection of the thread's own would double the
+    broker's connections; a longer visibility timeout would delay a killed worker's message.
     """
 
     def __init__(self, consumer: Consumer) -> None:
@@ -85,8 +85,8 @@ class TaskHeartbeats:
                 qos.extend()
             elif channel.connection is not None and channel is not self._lost:
                 channel.connection.send_heartbeat()
-                # Nothing is read during a task. The event loop would take the silence for that of the broker and close
-                # the connection after each long task.
+                # The connection is not read during a task. Afterwards the event loop would think that the broker was
+                # silent, and close it.
                 channel.connection.prev_recv = None
         except (*self._consumer.connection_errors, *self._consumer.channel_errors) as error:
             self._lost = channel  # the event loop opens another connection after the task

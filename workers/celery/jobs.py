@@ -35,7 +35,7 @@ class Jobs:
         self._gauges = GaugeCollector(context.engine, context.settings)
 
     def sweep(self) -> None:
-        """Enqueues backfills that are due, whatever happened to their messages; then runs the maintenance.
+        """Enqueues due backfills, in case their messages were lost, then runs the maintenance.
 
         It stops at MAX_QUEUED_FETCHES, so that sweeps do not enqueue the same backfills again while no worker runs.
         """
@@ -81,7 +81,7 @@ class Jobs:
         return any(due)
 
     def _maintain_partitions(self) -> None:
-        """Creates partitions, and drops those of the archive and of the change feed by age, four times a day."""
+        """Creates partitions, and drops old ones of the archive and the change feed, four times a day."""
         if ensure_job(self._engine, PARTITIONS, PARTITIONS_SECONDS) and claim(self._engine, PARTITIONS):
             for name in maintain_partitions(self._engine, self._settings.keep_days):
                 log.info("dropped partition %s: older than HEADRACE_KEEP_DAYS", name)

@@ -21,7 +21,7 @@ def seconds_before(retry: int) -> float:
 
 
 def failures_of(headers: Mapping[str, Any] | None) -> int:
-    """How many tries of this message PostgreSQL did not execute. 0 for a header that is no count."""
+    """How many tries of this message PostgreSQL did not execute. 0 if the header is not a number."""
     found = (headers or {}).get(FAILURES)
     return found if isinstance(found, int) and found > 0 else 0
 

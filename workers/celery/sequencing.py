@@ -1,7 +1,7 @@
-"""Numbers the change feed: a thread of each worker of the lane `notify`, which also starts the tasks that read it.
+"""Numbers the change feed in a thread of each worker of the lane `notify`. It also starts the tasks that read the feed.
 
-A thread and not a task: a task every quarter of a second would cost four durable messages a second. A process of its
-own would cost 15 MB more.
+Not a task, because one every quarter of a second would cost four durable messages a second; not a process, because that
+costs 15 MB more.
 """
 
 import logging

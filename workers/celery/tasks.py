@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def register(celery: Celery, settings: Settings) -> None:
-    """Registers the tasks, and a consumer that stores messages that are no valid task."""
+    """Registers the tasks, and a consumer that stores invalid messages as dead letters."""
 
     @cache
     def context() -> WorkerContext:
@@ -52,7 +52,7 @@ def register(celery: Celery, settings: Settings) -> None:
     @task(name=APPLY, max_retries=None)
     def apply(task: Task, *args: Any, **kwargs: Any) -> None:
         """Applies one message of deliveries and enqueues the backfills that they announce."""
-        # A message with other arguments is not ours. As JSON it is stored with the dead letters.
+        # A message with other arguments is not ours, and becomes a dead letter as JSON.
         packed = args[0] if len(args) == 1 and not kwargs else json.dumps([args, kwargs])
         history = _history(task)
         applied = retry_later(task, lambda: context().apply(str(packed), **history))
@@ -115,7 +115,7 @@ def _sweep(jobs: Jobs) -> None:
 
 
 def _notify(notifier: Notifier) -> None:
-    """Sends notifications. The rest is still due, so that the task is sent again."""
+    """Sends notifications. What is left stays due, so that the task is sent again."""
     try:
         notifier.run(_is_stopping)
     except (TryLater, Unprocessable) as reason:
@@ -123,7 +123,7 @@ def _notify(notifier: Notifier) -> None:
 
 
 def _derive(deriver: Deriver) -> None:
-    """Computes days. The rest is still due, so that the task is sent again."""
+    """Computes days. What is left stays due, so that the task is sent again."""
     try:
         deriver.run(_is_stopping)
     except TryLater as reason:
@@ -133,7 +133,7 @@ def _derive(deriver: Deriver) -> None:
 class _History(TypedDict):
     """What earlier workers have seen of a message."""
 
-    redelivered: bool  # one may have crashed while processing it
+    redelivered: bool  # an earlier worker may have crashed while processing it
     failures: int  # its tries that PostgreSQL did not execute
 
 
@@ -148,8 +148,8 @@ def retry_later(task: Task, work: Callable[[], T]) -> T:
     """Runs the work; on any error, enqueues the task again with a delay. There is no retry limit.
 
     Celery acknowledges a task that fails, so its message would be lost. While the retry cannot be enqueued because the
-    broker accepts no messages, the work is repeated here. Returning the message to the broker instead would have it
-    redelivered at once, and RabbitMQ 4 drops a message that was returned 20 times.
+    broker accepts no messages, the work is repeated here. A message that is returned to the broker instead is
+    redelivered at once, and RabbitMQ 4 drops it after 20 returns.
     """
     while True:
         try:

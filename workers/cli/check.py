@@ -26,9 +26,7 @@ def command(*, data_dir: Path | None, as_json: bool, explain: bool) -> None:
     try:
         settings = attached(data_dir)
     except Misconfigured:
-        logging.getLogger(__name__).debug(
-            "no running stack in the data directory; the checks report each missing setting"
-        )
+        logging.getLogger(__name__).debug("no stack runs in the data directory; checks report missing settings")
     found = []
     for one in check.findings(settings):
         found.append(one)

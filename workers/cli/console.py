@@ -16,7 +16,7 @@ from workers.local.secrets import WITHHELD
 @click.option("--web", help="URL of the endpoint's operations port, e.g. http://web:8001, to show its state too")
 @click.pass_context
 def console(context: click.Context, web: str | None) -> None:
-    """Run the console, a web page for operators. HEADRACE_CONSOLE_USERS has its accounts."""
+    """Run the console, a web page for operators. Its accounts are in HEADRACE_CONSOLE_USERS."""
     if context.invoked_subcommand:
         return
     settings = load()
@@ -32,7 +32,7 @@ def console(context: click.Context, web: str | None) -> None:
     "--role",
     required=True,
     type=click.Choice(get_args(Role)),
-    help="viewer sees states, counts and ids; operator may also act; privacy may also see values and erase",
+    help="viewer sees states, counts and ids; operator may also act; privacy may also see values and erase users",
 )
 def passwd(*, name: str, role: Role) -> None:
     """Ask for a password, and print an account for HEADRACE_CONSOLE_USERS.

@@ -48,8 +48,8 @@ def _selection(command: options.Command) -> options.Command:
 def list_command(*, ids: tuple[int, ...], reason: str | None, limit: int, data_dir: Path | None, as_json: bool) -> None:
     """List dead letters, the newest first, without their bodies.
 
-    A row with a number of items stands for refused items of a delivery or of fetched history, whose other items are
-    stored; a row without it for a whole delivery.
+    A row without a number of items is a whole delivery. With a number, it stands for refused items of a delivery or of
+    fetched history, whose other items are stored.
     """
     engine = make_engine(options.attached(data_dir, broker=False), "headrace-dead")
     _check_ids(engine, ids)
@@ -109,15 +109,15 @@ def show(*, number: int, body: bool, data_dir: Path | None, as_json: bool) -> No
 
 @dead.command("replay")
 @_selection
-@click.option("--timeout", type=Seconds(), help="of each database statement, e.g. 10m (default: 45s)")
+@click.option("--timeout", type=Seconds(), help="time limit of each database statement, e.g. 10m (default: 45s)")
 @options.json_option
 def replay_dead(
     *, ids: tuple[int, ...], reason: str | None, timeout: int | None, data_dir: Path | None, as_json: bool
 ) -> None:
     """Apply dead letters again: all, or those selected by ID or reason.
 
-    Those that are applied leave the list. For a rejected request to Junction, its backfill is resumed. For items that
-    were counted only, their whole delivery is applied from the archive, or their history is fetched again.
+    Applied dead letters leave the list. If a request to Junction was rejected, its backfill is resumed. If items were
+    only counted, the whole delivery is applied from the archive, or the history is fetched again.
     """
     settings = options.attached(data_dir, broker=False)
     session = {"statement_timeout": f"{timeout}s"} if timeout else {}

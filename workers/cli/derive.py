@@ -25,7 +25,7 @@ def derive() -> None:
 @options.data_dir_option
 @options.json_option
 def rebuild(*, user: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Compute all days from the stored rows. Changes nothing if nothing was wrong.
+    """Compute all days from the stored rows. Values that are already correct do not change.
 
     Days whose samples have expired (HEADRACE_RETENTION) stay as they are. Every use is recorded in headrace.audit.
     """

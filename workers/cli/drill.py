@@ -1,6 +1,6 @@
 """`headrace drill`: injects faults into a stack under load, then checks that no event was lost or doubled."""
 
-# ruff: noqa: PLC0415 - the libraries of a drill cost 0.5 s of CPU, too long for --help and for the first line
+# ruff: noqa: PLC0415 - the libraries of a drill cost 0.5 s of CPU, which would delay --help and the first line
 import json
 import random
 import signal

@@ -18,7 +18,7 @@ from workers.store.engine import make_writer
 TOMBSTONE = "later data of this user, including replays and backfills, is recorded as ignored and not stored"
 UNVACUUMED = "deleted rows in PostgreSQL's files, until VACUUM: `headrace erase --user ... --vacuum` runs it now"
 NOT_REMOVED = (
-    "the aggregator's copy: also call DELETE /v2/user/... at Junction, or /auth/deauthenticateUser at Terra",
+    "the aggregator's copy: call DELETE /v2/user/... at Junction, or /auth/deauthenticateUser at Terra",
     "backups, lagging replicas and exports: apply your own rules; after restoring a backup, erase the user again",
     "PostgreSQL's write-ahead log (WAL), until its files are reused after checkpoints; copies in a WAL archive",
     "the free space of PostgreSQL's pages, until new rows overwrite it: only VACUUM FULL rewrites a whole table",
@@ -29,7 +29,7 @@ NOT_REMOVED = (
 @click.command()
 @options.user_option("the user to erase")
 @options.all_option
-@click.option("--unknown", is_flag=True, help="block a user_id of which nothing is stored yet")
+@click.option("--unknown", is_flag=True, help="block a user_id that has no stored data yet")
 @click.option("--vacuum", is_flag=True, help="also run VACUUM, which removes the deleted rows from PostgreSQL's files")
 @click.option("--dry-run", is_flag=True, help="only count the user's rows")
 @options.yes_option
@@ -53,7 +53,7 @@ def erase(
     settings = options.attached(data_dir, broker=False)
     engine = make_writer(settings, "headrace-erase")
     users = _resolve(engine, user, all_users=all_users, unknown=unknown)
-    # A script that names a user_id in full has said whom it means; any other name may belong to another user.
+    # A user_id in full names exactly one user; any other name may belong to another user.
     is_answered = yes or (users == (canonical_id(user),) and not unknown and not output.can_answer())
     if not dry_run:
         output.require_answer(yes=is_answered)

@@ -14,7 +14,7 @@ from workers.store.engine import WORKER_SESSION, make_writer
 
 
 @click.command("etl")
-@click.option("--optional", is_flag=True, help="without HEADRACE_ETL_URL, idle instead of failing")
+@click.option("--optional", is_flag=True, help="wait instead of failing if HEADRACE_ETL_URL is not set")
 def command(*, optional: bool) -> None:
     """Consume the queue of Junction's ETL pipeline. One process per queue works; further ones stand by."""
     settings = load()
@@ -33,5 +33,5 @@ def command(*, optional: bool) -> None:
             work.enqueue(FollowUp(one, 0) for one in applied.backfills)
 
         rabbitmq_pipeline.run(settings, work.applier, hand_over)
-    else:  # without a broker of our own, the sweep starts announced backfills
+    else:  # without a broker, the sweep starts announced backfills
         rabbitmq_pipeline.run(settings, Applier(make_writer(settings, name, WORKER_SESSION), settings))

@@ -59,8 +59,8 @@ def list_(*, data_dir: Path | None, as_json: bool) -> None:
 def read(*, name: str, limit: int, follow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Print the next changes of a consumer. `ack` moves its position; without it, they are printed again.
 
-    A new consumer starts at the oldest change. With --json, each line is one change. Exit status 3: changes that the
-    consumer has not read are dropped.
+    A new consumer starts at the oldest change. With --json, each line is one change. Exit status 3: changes were
+    dropped before the consumer read them.
     """
     engine = _engine(data_dir)
     show = _as_json if as_json else _as_text
@@ -106,7 +106,7 @@ def reset(*, name: str, to: To, data_dir: Path | None) -> None:
 @consumer_option
 @options.data_dir_option
 def remove(*, name: str, data_dir: Path | None) -> None:
-    """Remove a consumer, whose lag is reported otherwise."""
+    """Remove a consumer. Its lag is no longer reported."""
     consumers.remove(_engine(data_dir), name)
 
 

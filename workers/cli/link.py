@@ -57,7 +57,7 @@ class Linked:
     aggregator: str
     client_user_id: str
     user_id: str | None = None  # None: Terra assigns it when the user connects
-    url: str | None = None  # None: already connected
+    url: str | None = None  # None: the demo user is already connected
     token: str | None = None  # for your own widget: Junction's link token or Terra's session
     expires_in: int | None = None  # seconds
     demo: str | None = None
@@ -98,7 +98,7 @@ def link(
 
 
 def _own_id(name: str, data_dir: Path | None) -> str:
-    """The client_user_id of a stored user_id or former user_id. Any other name is one, of a new or a known person.
+    """The client_user_id of a stored user_id or former user_id. Any other name is itself the client_user_id.
 
     Raises NotFound for a user_id without a client_user_id.
     """

@@ -14,7 +14,7 @@ from workers.store.migrate import create_writer, migrate
 from workers.store.roles import WRITER_LOGIN
 
 LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")
-# Only for logins that may read it: superusers and members of pg_read_all_settings.
+# Visible to superusers and members of pg_read_all_settings only.
 DATA_DIRECTORY = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
 
 
@@ -27,7 +27,7 @@ def command(*, is_converting: bool, data_dir: Path | None) -> None:
     With HEADRACE_WRITER_PASSWORD, the login headrace_writer is then created, or its password and rights renewed.
 
     With --convert, the yearly partitions of earlier versions are then replaced by monthly ones while everything runs.
-    This takes about as much free disk as the largest year, can be interrupted, and continues when it is run again.
+    This needs about as much free disk as the largest year. If interrupted, it continues when it is run again.
     """
     settings = attached(data_dir, broker=False)
     engine = make_engine(settings, "headrace-migrate")

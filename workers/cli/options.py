@@ -15,7 +15,7 @@ from app.errors import CommitUnknown, HeadraceError, NotFound, PositionDropped
 from workers.local import attach
 
 Command = Callable[..., Any]
-# Exit statuses: the object that the command names does not exist; changes that a consumer has not read are dropped.
+# Exit statuses: a named object does not exist; changes were dropped before a consumer read them.
 EXIT_STATUS: dict[type[HeadraceError], int] = {NotFound: 4, PositionDropped: 3}
 
 
@@ -82,7 +82,7 @@ class Seconds(click.ParamType[int]):
         """Raises click.BadParameter."""
         found = re.fullmatch(r"([1-9]\d{0,5})([smh])", str(value))
         if found is None:
-            self.fail(f"{value!r} is no duration such as 90s, 10m or 2h", param, context)
+            self.fail(f"{value!r} is not a duration such as 90s, 10m or 2h", param, context)
         return int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-MAX_REFRESH_SHARE = 4  # the pause between two refreshes, in durations of one
+MAX_REFRESH_SHARE = 4  # a pause lasts at least this many times as long as a refresh
 LINE_SECONDS = 10  # between two lines of progress without a terminal
 
 
@@ -25,7 +25,7 @@ def can_answer() -> bool:
 
 
 def require_answer(*, yes: bool) -> None:
-    """Raises click.UsageError if a command that deletes data can neither ask nor was given --yes."""
+    """Raises click.UsageError if a command that deletes data cannot ask and --yes is missing."""
     if not (yes or can_answer()):
         raise click.UsageError("standard input is not a terminal, so the command cannot ask: add --yes to confirm")
 
@@ -54,7 +54,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> N
         print_json(list(rows))
     elif rows:
         table = Table()
-        for name in rows[0]:  # the next command needs a whole id; other cells are wrapped instead of cut
+        for name in rows[0]:  # ids stay whole for the next command; other cells are wrapped
             least = max(len(_cell(row[name])) for row in rows) if name == "id" else None
             table.add_column(name, overflow="fold", min_width=least)
         for row in rows:

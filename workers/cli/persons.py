@@ -13,7 +13,7 @@ from workers.store.engine import transaction
 def person_of(engine: Engine, name: str, *, may_be_new: bool = False) -> str:
     """The person of a user_id, client_user_id or former user_id.
 
-    With `may_be_new`, an unknown name is a client_user_id, so that an application can set something when it creates a
+    With `may_be_new`, an unknown name is taken as a client_user_id: an application can then set something for a new
     person. Raises NotFound, UserErased, and click.ClickException if users of several people match.
     """
     with transaction(engine) as connection:

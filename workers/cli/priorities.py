@@ -52,7 +52,7 @@ def set_(*, resource: str, user: str, new_provider: bool, sources: Sequence[str]
         audit.note(connection, "priorities set", person, {"resource": resource, "sources": names})
     about = f"{resource} of {EVERYONE if person == ANY else person}"
     if is_changed:
-        click.echo(f"set the priorities for {about}: {', '.join(names)}. The days are computed again")
+        click.echo(f"set the priorities for {about}: {', '.join(names)}. Workers compute the days again")
     else:
         click.echo(f"the priorities for {about} were set to this list before; nothing was changed")
 

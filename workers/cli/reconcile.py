@@ -36,7 +36,7 @@ EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)
 @click.command()
 @options.user_option("only this user", required=False)
 @options.all_option
-@click.option("--since", type=Moment(), help="for data sent by webhook, compare from here on (default: all)")
+@click.option("--since", type=Moment(), help="compare data that was sent by webhook from this time on (default: all)")
 @click.option("--dry-run", is_flag=True, help="only list the gaps")
 @options.data_dir_option
 @options.json_option
@@ -84,7 +84,7 @@ def reconcile(
 class Found:
     """The results of all steps. A failed comparison does not prevent the following one."""
 
-    gaps: list[tuple[str, Gap]] = field(default_factory=list)  # with the aggregator
+    gaps: list[tuple[str, Gap]] = field(default_factory=list)  # aggregator and gap
     people: int = 0
     opened: int = 0
     unread: Counter[str] = field(default_factory=Counter)  # by listing
@@ -111,7 +111,7 @@ class Found:
 
 
 def _by_aggregator(engine: Engine, settings: Settings, users: Sequence[str]) -> Mapping[str, list[str]]:
-    """The users of each aggregator. Raises click.ClickException for a user of one that cannot be compared."""
+    """The users of each aggregator. Raises click.ClickException if a user's aggregator cannot be compared."""
     found = defaultdict[str, list[str]](list)
     with transaction(engine) as connection:
         for user in users:
@@ -124,7 +124,7 @@ def _by_aggregator(engine: Engine, settings: Settings, users: Sequence[str]) -> 
 def _steps(
     comparison: Comparison[Any], engine: Engine, settings: Settings, since: datetime, users: Sequence[str | None]
 ) -> Iterator[Step[Any]]:
-    """Every step, with the pauses that the aggregator asks for. Raises click.ClickException for one that is too long.
+    """Every step, with the pauses that the aggregator asks for. Raises click.ClickException if a pause is too long.
 
     An exclusive comparison holds the lease of its job, so that no worker sends requests at the same time.
     """

@@ -14,8 +14,8 @@ from workers.store.engine import make_engine
 
 MAX_SHOWN = 20  # rows per list; --json has all
 COUNTED = (
-    "accepted counts distinct delivery ids of the ledger by the day they were received; pending counts messages in the "
-    "broker, of one delivery or more each. The endpoint's counters restart with its processes and are not compared."
+    "accepted: distinct delivery ids of the ledger, by the day of receipt; pending: messages in the "
+    "broker, each with one or more deliveries. The endpoint's counters restart with its processes and are not compared."
 )
 
 

@@ -26,7 +26,7 @@ from workers.store.users import is_read_only
 def retract(
     *, user: str, name: str, identifier: str, undo: bool, yes: bool, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Hide one record permanently. Its view leaves it out, also after the record is delivered or fetched again.
+    """Hide one record permanently. Its view leaves it out, even after it is delivered or fetched again.
 
     A retracted workout hides its stream as well. Every use is recorded in headrace.audit.
     """
@@ -65,7 +65,7 @@ def _check(connection: Connection, resource: Resource, user_id: str, identifier:
 
 
 def _change(engine: Engine, resource: Resource, user_id: str, identifier: str, *, undo: bool) -> bool:
-    """Hides or shows the record, and records it. False if that was the record's state before."""
+    """Hides or shows the record, and notes that in the audit log. False if nothing changed."""
     with transaction(engine, confirm=True) as connection:
         if is_read_only(connection, user_id):
             raise UserErased(f"{user_id} was erased or has reconnected under a new id; nothing was changed")

@@ -18,7 +18,7 @@ from workers.cli.options import attached, data_dir_option
 @click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="days of history per user")
 @click.option("--seed", type=int, default=1, show_default=True, help="the same seed generates the same users and data")
 @click.option("--to", help="also send signed webhooks to this endpoint, e.g. http://127.0.0.1:8000/webhooks/junction")
-@click.option("--terra-to", help="the same for Terra, e.g. http://127.0.0.1:8000/webhooks/terra")
+@click.option("--terra-to", help="also send Terra's webhooks here, e.g. http://127.0.0.1:8000/webhooks/terra")
 @click.option("--rate", type=click.FloatRange(0.01), default=5.0, show_default=True, help="live events per second")
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="share of events sent twice")
 @click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="share of events sent slightly late")

@@ -25,7 +25,7 @@ from workers.store.engine import make_engine
     show_default=True,
     help="minimum seconds between refreshes",
 )
-@click.option("--web", help="URL of the operations port, e.g. http://web:8001 (default: that of --data-dir)")
+@click.option("--web", help="URL of the operations port, e.g. http://web:8001 (default: of the stack in --data-dir)")
 def command(*, data_dir: Path | None, as_json: bool, watch: bool, interval: float, web: str | None) -> None:
     """Show problems, queue depths, outcomes and backfills."""
     settings = attached(data_dir)

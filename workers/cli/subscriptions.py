@@ -97,7 +97,7 @@ def add(
 ) -> None:
     """Add a subscription. Prints its signing secret, once.
 
-    It begins with the next change. For older ones, use `headrace subscriptions resend --since`.
+    It begins with the next change. For older changes, use `headrace subscriptions resend --since`.
     """
     if not NAME.fullmatch(name):
         raise click.BadParameter(f"{name!r} is not a name: use letters, digits, dots, hyphens and underscores (63)")
@@ -174,7 +174,7 @@ def show(*, name: str, data_dir: Path | None, as_json: bool) -> None:
 @subscriptions.command()
 @_named
 def pause(*, name: str, data_dir: Path | None) -> None:
-    """Pause a subscription. It continues at the same place of the feed when it is resumed."""
+    """Pause a subscription. When resumed, it continues at the same place of the feed."""
     with _changing(data_dir, name, "pause") as (connection, _):
         store.pause(connection, name, PAUSED_BY)
     click.echo(f"paused {name}")
@@ -183,7 +183,7 @@ def pause(*, name: str, data_dir: Path | None) -> None:
 @subscriptions.command()
 @_named
 def resume(*, name: str, data_dir: Path | None) -> None:
-    """Resume a subscription: also one that was paused by a 410, or whose endpoint failed and works again."""
+    """Resume a subscription that an operator or a 410 paused, or retry a failing endpoint now."""
     with _changing(data_dir, name, "resume") as (connection, _):
         store.resume(connection, name, RETRY_DAYS)
     click.echo(f"resumed {name}")
@@ -192,11 +192,11 @@ def resume(*, name: str, data_dir: Path | None) -> None:
 @subscriptions.command()
 @_named
 def rotate(*, name: str, data_dir: Path | None) -> None:
-    """Replace the signing secret. Prints the new one, once. The old one signs too for 24 hours."""
+    """Replace the signing secret. Prints the new secret, once. For 24 hours the old one also signs."""
     secret = new_secret()
     with _changing(data_dir, name, "rotate") as (connection, settings):
         store.rotate(connection, name, seal_secret(Sealer(settings.encryption_keys), name, secret))
-    click.echo(f"rotated {name}; the old secret signs too for {ROTATION_HOURS} hours")
+    click.echo(f"rotated {name}; the old secret also signs for {ROTATION_HOURS} hours")
     click.echo(f"signing secret, shown only now: {secret}")
 
 
@@ -238,9 +238,9 @@ async def _post_test(to: Subscription, secrets: Sequence[str]) -> PostResult:
 @click.option(
     "--since", required=True, type=Moment(), help="notifications created, or changes made, at or after this time"
 )
-@click.option("--dead", is_flag=True, help="only those that are dead, not those that were accepted")
+@click.option("--dead", is_flag=True, help="only dead notifications, not accepted ones")
 def resend(*, name: str, since: datetime, dead: bool, data_dir: Path | None) -> None:
-    """Send notifications again, under their ids.
+    """Send notifications again, with the same ids.
 
     Also sends notifications of changes from before the subscription was added, as far back as the feed reaches.
     """
@@ -254,6 +254,6 @@ def resend(*, name: str, since: datetime, dead: bool, data_dir: Path | None) -> 
             with transaction(engine, confirm=True) as connection:
                 count = notifications.resend(connection, name, since, statuses, RETRY_DAYS)
             detail["notifications"] = count
-    click.echo(f"{count} notifications are sent again, and those of {older} older changes are sent")
+    click.echo(f"{count} notifications are sent again, and notifications of {older} older changes are sent")
     if found.status == "paused":
         click.echo(f"{name} is paused; headrace subscriptions resume {name} starts it", err=True)

@@ -14,7 +14,7 @@ from workers.local import stack
 @data_dir_option
 @click.option("--port", type=click.IntRange(1, 65535), help="port of the endpoint (default: 8000, or a free one)")
 @click.option("--workers", type=click.IntRange(1), help="worker processes per lane (default: one per core)")
-@click.option("--parent", type=int, hidden=True, help="also stop when this process has ended: that of a demo or drill")
+@click.option("--parent", type=int, hidden=True, help="also stop when this process (a demo or drill) has ended")
 def command(data_dir: Path | None, port: int | None, workers: int | None, parent: int | None) -> None:
     """Run everything on this machine, until Ctrl-C."""
     settings = load()

@@ -64,7 +64,7 @@ def _find(engine: Engine, name: str) -> list[FoundUser]:
 
 
 def ambiguous(engine: Engine, name: str, found: Sequence[FoundUser]) -> str:
-    """The error about a name of several users: which user_id is whose."""
+    """The error about a name of several users. It describes each user_id."""
     shown = found[:MAX_SHOWN]
     with transaction(engine) as connection:
         details = user_lookup.details(connection, [one.user_id for one in shown])

@@ -22,8 +22,8 @@ from workers.store.engine import make_engine, transaction
 def zone(*, user: str, name: str | None, reset: bool, data_dir: Path | None, as_json: bool) -> None:
     """Show or set the time zone of a user.
 
-    ZONE is a name such as Europe/Paris. It decides the local date of samples and records that have no offset, if no
-    other data of the user has one.
+    ZONE is a name such as Europe/Paris. It decides the local date of samples and records without an offset, if all data
+    of the user lacks one.
     """
     if name and reset:
         raise click.UsageError("give either a zone or --reset")

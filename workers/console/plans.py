@@ -239,7 +239,7 @@ def resend(asked: Asked) -> Plan:
             with transaction(engine, confirm=True) as connection:
                 count = notifications.resend(connection, subject, since, statuses, RETRY_DAYS)
             detail["notifications"] = count
-        return f"{count} notifications are sent again, and those of {older} older changes are sent"
+        return f"{count} notifications are sent again, and notifications of {older} older changes are sent"
 
     what = "dead notifications" if only_dead else "notifications that were sent or are dead"
     lines = (

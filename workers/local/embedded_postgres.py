@@ -98,9 +98,9 @@ def writer_url(owner_url: str, password: str) -> str:
 
 
 def _postgres_answers(port: int) -> bool:
-    """Whether it asks for a password. Until then it answers a start-up message with an error, or not at all.
+    """Whether PostgreSQL asks for a password. Before it is ready, it answers with an error or not at all.
 
-    Without the client library, which would cost the supervisor 15 MB.
+    Speaks the protocol itself: the client library would cost the supervisor 15 MB.
     """
     parameters = f"user\0{NAME}\0database\0{NAME}\0\0".encode()
     try:
@@ -112,11 +112,10 @@ def _postgres_answers(port: int) -> bool:
 
 
 def _disown_pid_file(file: Path, account: pwd.struct_passwd | None) -> None:
-    """Replaces the pid of a killed server by ours if another program has it now, for example after a reboot.
+    """Replaces the pid in postmaster.pid by ours if it now belongs to another program, for example after a reboot.
 
-    PostgreSQL refuses to start while a process with that pid exists, whatever its program is, but ignores the pid of
-    its own parent. The file is not deleted: its last line lets PostgreSQL find backends of the killed server, which
-    still use the shared memory.
+    PostgreSQL refuses to start while any process has that pid, but ignores the pid of its own parent. The file is not
+    deleted: its last line lets PostgreSQL find backends of the killed server, which still use the shared memory.
     """
     try:
         pid, *rest = file.read_text().splitlines(keepends=True)
@@ -223,7 +222,7 @@ def _make_cluster(binaries: Path, home: Path, data: Path, password: str, account
         _stdout(run_tool(initdb, account, cwd=home))
     finally:
         password_file.unlink()
-    # In single-user mode, which accepts no connections.
+    # In single-user mode, which does not accept connections.
     single = (str(binaries / "postgres"), "--single", "-D", str(new), "-c", "exit_on_error=on", "postgres")
     _stdout(run_tool(single, account, cwd=home, text=f"CREATE DATABASE {NAME};\n"))
     new.rename(data)

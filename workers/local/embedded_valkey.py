@@ -63,7 +63,7 @@ def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> t
 def _cut_zeros(folder: Path) -> None:
     """Removes zero bytes at the end of the append-only files, which a power cut can leave there.
 
-    The file system had enlarged the file, and not yet written the data. Valkey calls this a bad format and exits;
+    The file system had enlarged the file, but not written the data. Valkey then exits with "bad format";
     `aof-load-truncated` only covers a file that ends within a command. No confirmed write is lost: a command ends with
     CR LF, so zeros after the last one belong to a command that was never synced, and therefore never confirmed.
     """
@@ -83,7 +83,7 @@ def _cut_zeros(folder: Path) -> None:
 
 
 def _valkey_answers(port: int, password: str) -> bool:
-    """Without the client library, which would cost the supervisor 0.1 s of CPU and 10 MB."""
+    """Speaks the protocol itself: the client library would cost the supervisor 0.1 s of CPU and 10 MB."""
     secret = password.encode()
     login = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n*1\r\n$4\r\nPING\r\n" % (len(secret), secret)
     try:

@@ -1,14 +1,14 @@
-"""A process that has imported the libraries of the workers, and forks them. They share its memory.
+"""The fork server: it imports the workers' libraries once and forks each worker, so that they share this memory.
 
-A worker that is started as a command keeps 64 MB for itself, of which 55 MB are libraries, and needs 0.9 s of CPU to
-import them.
+A worker that is started as a command uses 64 MB of its own, 55 MB of them for libraries, and imports these in 0.9 s of
+CPU.
 
-Secrets: the fork server's environment and memory have none, so that a child has only its own. The supervisor passes a
-child's environment in a file in memory, which only the child reads. As before, /proc/PID/environ of Flower and beat
-has no key, and now neither has that of a worker.
+Secrets: the fork server has none in its environment and memory, so that a child has only its own. The supervisor passes
+a child's environment in a file in memory, which only the child reads. /proc/PID/environ of Flower, beat and the workers
+has no key.
 
-A child is a child of the supervisor, as if it had started it: the fork server forks twice, and the kernel gives the
-orphan to the supervisor (PR_SET_CHILD_SUBREAPER). So the death of the fork server ends no worker.
+The supervisor becomes the parent of each child: the fork server forks twice, and the kernel gives the orphan to the
+supervisor (PR_SET_CHILD_SUBREAPER). So the workers survive the death of the fork server.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from app.config.settings import replace_environment
 from app.observability import gc
 from workers.local.supervisor import Process, Program, die_with_parent
 
-FORK_SECONDS = 10.0  # after this, the program is started as a command
+FORK_SECONDS = 10.0  # then the program is started as a command instead
 POLL_SECONDS = 0.1
 ADOPTION_SECONDS = 0.001  # between two checks whether the supervisor is the parent yet
-# What a worker, beat and the migration import by the time they are ready.
+# The modules that a worker, beat and the migration import before they are ready.
 MODULES = (
     *("workers.cli.main", "workers.cli.worker", "workers.celery.app", "celery.apps.worker", "celery.apps.beat"),
     *("celery.worker.consumer", "celery.concurrency.solo", "celery.beat", "sqlalchemy.dialects.postgresql.psycopg"),
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def _serve(connection: socket.socket, supervisor: int) -> str:
-    """Returns in each child, with the module to run, and in the fork server when the supervisor has ended: ""."""
+    """Returns the module to run in each child, and "" in the fork server when the supervisor has ended."""
     while True:
         message, files, _, _ = socket.recv_fds(connection, 1, 3)
         if not message:
@@ -169,7 +169,7 @@ def _begin(supervisor: int, request: int, log: int, reply: int) -> str:
 
 
 def _set_title(command: list[str]) -> None:
-    """Shows the child's own command line in `ps`: it replaces the fork server's, and must not be longer."""
+    """Replaces the command line that `ps` shows, which was the fork server's. The new one must not be longer."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     begin, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
     title = "\0".join(command).encode()[: end - begin - 1]

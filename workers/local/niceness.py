@@ -13,7 +13,7 @@ NICE = {"live": 2, "download": 2, "notify": 2, "maintenance": 10, "derive": 10, 
 
 
 def lower_priority(lane: str) -> None:
-    """Lowers this process's priority to that of its lane, and its session's; a lower priority stays."""
+    """Lowers the priority of this process and its session to that of its lane. A lower priority stays."""
     with contextlib.suppress(OSError):  # optional: a sandbox may forbid it
         os.nice(max(0, NICE[lane] - os.nice(0)))
     if os.getsid(0) == os.getpid():

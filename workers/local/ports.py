@@ -27,7 +27,7 @@ def need_port(host: str, port: int, name: str) -> None:
 def held_port(host: str, wish: int | None = None, *, strict: str = "") -> socket.socket:
     """Like `free_port`, and reserves the port while the socket is open. Raises Misconfigured.
 
-    `strict` names the option or setting that asks for the port. With it, no other port is used instead.
+    `strict` names the option or setting that asks for the port. With it, another port is never used instead.
 
     Granian listens with SO_REUSEPORT: two stacks that start on one port at the same time would each receive half of
     the requests of both. So the port is bound exclusively first, and only then shared with our own server.

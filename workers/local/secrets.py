@@ -12,7 +12,7 @@ from app.config.settings import Settings
 from app.errors import Misconfigured
 from workers.local.files import read_json, write_secret
 
-# Generated once unless the operator has set them: the name in secrets.json, the variable, and the generator.
+# Secrets that are generated once unless the operator has set them: name in secrets.json, variable, generator.
 GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
     ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
     ("postgres_writer_password", None, lambda: secrets.token_urlsafe(24)),
@@ -34,7 +34,7 @@ FLOWER, CONSOLE, DATABASE, WRITER, PIPELINE, SEALING = (
     "HEADRACE_ETL_URL",
     "HEADRACE_ENCRYPTION_KEY",
 )
-# The variables with secrets that a process does not need, by its command. They are removed from its environment.
+# By command, the variables with secrets that its process does not need. They are removed from its environment.
 WITHHELD = {
     "web": (DATABASE, WRITER, *API_KEYS, FLOWER, CONSOLE, PIPELINE),
     "worker": (WRITER, *SIGNING, FLOWER, CONSOLE, PIPELINE),
@@ -44,9 +44,10 @@ WITHHELD = {
     "console": (WRITER, *SIGNING, FLOWER, PIPELINE),
     "migrate": (*API_KEYS, *SIGNING, FLOWER, CONSOLE, PIPELINE, SEALING, "BROKER_URL", "REDIS_URL"),
 }
-# What the workers of a lane do not need in addition: `derive` opens no body, and `notify` only subscriptions' secrets.
+# Further variables that the workers of a lane do not need: `derive` opens no body, `notify` only subscriptions'
+# secrets.
 WITHHELD_BY_LANE = {"notify": API_KEYS, "derive": (*API_KEYS, SEALING)}
-# No process needs all of them; the fork server gets none.
+# All variables with secrets: the fork server gets none of them.
 SECRET_VARIABLES = frozenset(one.metadata["name"] for one in fields(Settings) if one.metadata["secret"])
 
 

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def free_bytes(folder: Path) -> int:
-    """The free space of the folder's file system; MIN_FREE_BYTES for one without a size, such as /proc."""
+    """The free space of the folder's file system; MIN_FREE_BYTES if it has no size, such as /proc."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else MIN_FREE_BYTES
 

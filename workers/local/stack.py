@@ -36,8 +36,8 @@ from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, WRITER, l
 from workers.local.space import wait_for_space
 from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
 
-SERVICES, PROGRAMS = range(2)  # stages; the last one is stopped first
-FORKED = ("migrate", "worker", "beat", "etl")  # their libraries are those of the fork server
+SERVICES, PROGRAMS = range(2)  # stages, which are stopped in reverse order
+FORKED = ("migrate", "worker", "beat", "etl")  # the fork server has imported their libraries
 ONE_PROCESS_LANES = ("download", "maintenance", "notify", "derive")
 PGPASS = "pgpass"
 METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
@@ -64,7 +64,7 @@ def up(
     data_dir = data_dir.absolute()
     wait_for_space(data_dir)
     _make_data_dir(data_dir)
-    # The lock is released last, when no process of this stack is left.
+    # The lock is released last, after every process of this stack has ended.
     with (
         contextlib.suppress(KeyboardInterrupt),
         _locked(data_dir) as lock,
@@ -107,7 +107,7 @@ def _make_data_dir(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[int]:
-    """Locks the folder. The servers inherit the lock: no stack starts while those of a killed one still write."""
+    """Locks the folder. The servers inherit the lock: a new stack does not start while a killed one's servers write."""
     lock = _open_lock(data_dir)
     began = time.monotonic()
     try:
@@ -140,7 +140,7 @@ def _open_lock(data_dir: Path) -> int:
 
 
 def _new_metrics_folder(data_dir: Path) -> Path:
-    """An empty folder for the processes' metrics, linked from the data directory. In memory where that is possible.
+    """An empty folder for the processes' metrics, linked from the data directory. In memory if possible.
 
     The Prometheus client maps sparse files: on a full disk the first write to a new page kills the process with SIGBUS.
     The endpoint would then answer nothing instead of 503 (measured: 71 of 72 requests had no response).
@@ -169,7 +169,7 @@ def _unusable(data_dir: Path, error: OSError) -> Misconfigured:
 
 
 def _held_port(settings: Settings, environment: Mapping[str, str], asked: int | None) -> socket.socket:
-    """Reserves the endpoint's port: that of --port or HEADRACE_PORT, otherwise the default or a free one."""
+    """Reserves the endpoint's port: the one in --port or HEADRACE_PORT, otherwise the default or a free one."""
     asked_by = "--port" if asked else "HEADRACE_PORT" if environment.get("HEADRACE_PORT", "").strip() else ""
     return ports.held_port(settings.host, asked or settings.port, strict=asked_by)
 
@@ -239,13 +239,13 @@ class _Stack:
         self.forkserver = self.supervisor.launch([server.program], stage=SERVICES)
 
     def start_endpoint(self, web: int) -> None:
-        """Launches the endpoint and Flower, which need no database. They import their libraries meanwhile."""
+        """Launches the endpoint and Flower, which do not need the database. They import their libraries meanwhile."""
         host, flower_host, wish = self.settings.host, self.settings.flower_host, self.settings.flower_port
         flower = ports.free_port(flower_host, wish if wish != web else None)
         self.web, self.flower = _url(host, web), _url(flower_host, flower)
         self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
         console_host, wish = self.settings.console_host, self.settings.console_port
-        # Held like the endpoint's: the console listens with SO_REUSEPORT too.
+        # The port is reserved like the endpoint's, because the console also listens with SO_REUSEPORT.
         self.held_console = ports.held_port(console_host, wish if wish not in (web, flower) else None)
         console = int(self.held_console.getsockname()[1])
         self.console = _url(console_host, console)
@@ -327,7 +327,7 @@ class _Stack:
             "database_url": self.database_url,
             "broker_url": self.broker_url,
             "redis_url": self.environment.get("REDIS_URL", ""),
-            # One of several, which exist during a rotation.
+            # During a rotation there are several; one is enough.
             "junction_webhook_secret": self.secrets["junction_webhook_secret"].split(",")[0].strip(),
             "terra_signing_secret": self.secrets["terra_signing_secret"].split(",")[0].strip(),
             "processes": pids,
@@ -335,7 +335,7 @@ class _Stack:
         write_secret(self.data_dir / STACK, json.dumps(stack, indent=1))
 
     def update(self, pids: Pids) -> bool:
-        """As `write`. False on a full disk: until the next attempt, stack.json has the pids of ended processes."""
+        """As `write`. False on a full disk: then stack.json names ended processes until the next attempt."""
         try:
             self.write(pids)
         except OSError as error:

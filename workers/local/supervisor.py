@@ -3,8 +3,8 @@
 Why no library: honcho stops everything when one program dies and restarts nothing; supervisord and circus restart, but
 are daemons with configuration files and control sockets, and their children survive a SIGKILL of the daemon. Here the
 kernel signals every program when its supervisor dies (PR_SET_PDEATHSIG), and the supervisor adopts the orphans of a
-dead program (PR_SET_CHILD_SUBREAPER). There are no threads: the death signal fires when the *thread* that started the
-child ends, so everything happens in the main thread, which sleeps until a signal.
+dead program (PR_SET_CHILD_SUBREAPER). There are no threads: the death signal is sent when the *thread* that started the
+child ends, so the main thread does everything, and sleeps until a signal.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from workers.fetch.backoff import backoff
 
 POLL_SECONDS = 0.1
 IDLE_SECONDS = 5.0  # while all programs run: signals, SIGCHLD included, end the pause
-PARENT_SECONDS = 1.0  # the same, with a parent whose death ends everything
+PARENT_SECONDS = 1.0  # the same, if the death of `parent` must end everything
 REPORT_SECONDS = 10.0  # between two lines that say which programs are not ready
 DEATHS_WHILE_STARTING = 5
 MIN_RESTART_PAUSE, MAX_RESTART_PAUSE = 0.1, 5.0
@@ -45,7 +45,7 @@ Pids = dict[str, list[int]]
 
 
 class NotStarted(HeadraceError):
-    """A program did not become ready. The text names its log file instead of quoting it: a log may hold secrets."""
+    """A program did not become ready. The message names the log file instead of quoting it: a log may hold secrets."""
 
 
 class Process(Protocol):
@@ -62,14 +62,14 @@ Fork: TypeAlias = "Callable[[Program, int], Process | None]"
 
 
 def no_fork(_program: "Program", _log: int) -> None:
-    """Has the program started as a command."""
+    """The `fork` of a program that is started as a command."""
 
 
 @dataclass(frozen=True)
 class Program:
     """`name` is unique; `group` is the key of its pid in stack.json.
 
-    `fork` starts the program, with its log file's descriptor, in another way than as a command; None if it cannot.
+    `fork` starts the program from the fork server, with the descriptor of its log file; None if that fails.
     """
 
     group: str
@@ -85,7 +85,7 @@ class Program:
     before_start: Callable[[], None] = lambda: None
     pass_fds: tuple[int, ...] = ()
     fork: Fork = no_fork
-    before_exec: Callable[[], None] = lambda: None  # in the new process; not called for one that `fork` starts
+    before_exec: Callable[[], None] = lambda: None  # called in the new process, unless `fork` started it
 
 
 def die_with_parent(
@@ -168,7 +168,7 @@ class Slot:
         return not self.has_ended() and self.program.ready()
 
     def state(self, now: float) -> str:
-        """For the log of a start that takes long."""
+        """The state that is logged when a start takes long."""
         if self.process is None:
             return f"{self.program.name} (ended {self.deaths} times, see {self.program.log})"
         return f"{self.program.name} (started {now - self.began:.0f} s ago, still starting)"
@@ -257,9 +257,9 @@ class Supervisor:
         return slots
 
     def wait(self, slots: Sequence[Slot]) -> None:
-        """Waits until all of them are ready. Raises NotStarted, and KeyboardInterrupt on a signal.
+        """Waits until all these programs are ready. Raises NotStarted, and KeyboardInterrupt on a signal.
 
-        It waits while a program runs, however long: on a busy machine a worker of low priority takes minutes.
+        There is no limit while a program runs: on a busy machine a worker of low priority takes minutes.
         """
         reported = time.monotonic()
         while waiting := [slot for slot in slots if not slot.is_ready()]:
@@ -300,7 +300,7 @@ class Supervisor:
             self._pause(POLL_SECONDS if is_waiting else IDLE_SECONDS if self._parent is None else PARENT_SECONDS)
 
     def _pause(self, seconds: float) -> None:
-        """Sleeps until a signal at the latest. Polling ten times a second cost 0.8 % of a core."""
+        """Sleeps until a signal, at most `seconds`. Polling ten times a second cost 0.8 % of a core."""
         if self._wakeups is None:
             time.sleep(min(seconds, POLL_SECONDS))
         elif select.select([self._wakeups[0]], [], [], seconds)[0]:
@@ -356,7 +356,7 @@ class Supervisor:
                 os.waitpid(dead.si_pid, 0)
 
     def _reap_all_orphans(self) -> None:
-        """Kills adopted children: those of a dead program that left its process group, as all of PostgreSQL's do."""
+        """Kills adopted children of dead programs: they left their process group, as all of PostgreSQL's do."""
         if not (self._whole_process and _LINUX):
             return
         ours = self._main_pids()

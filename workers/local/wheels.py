@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.errors import Misconfigured
 
-# For files of root that an unprivileged user must read. /var/tmp is second: systems clean it after a month.
+# Places for root's files that an unprivileged user must read. /var/tmp is second: systems clean it after a month.
 SHARED_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 - owner and mode are verified
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
@@ -25,7 +25,7 @@ def wheel_file(package: str, pattern: str) -> Path | None:
 
 
 def service_account() -> pwd.struct_passwd | None:
-    """The account PostgreSQL runs as: None is ours; root, which PostgreSQL refuses, needs another one."""
+    """The account that PostgreSQL runs as, None for ours. It refuses to run as root, so root needs another account."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

@@ -90,8 +90,8 @@ def first_events(world: World) -> Iterator[Event]:
 def live_events(world: World, seed: int = 0) -> Iterator[Event]:
     """Endless events about the newest data of random users and resources; some correct earlier events.
 
-    Each event moves the world's end to the present. Events about new connections, and about revisions by the fault
-    `changing`, are sent first. The events end when no user has a connection.
+    Each event moves the world's end to the present. Events about new connections and about revisions by the fault
+    `changing` come first. The events end when no user has a connection.
     """
     rng = Random(seed)  # noqa: S311 - repeatable on purpose
     while True:
@@ -146,6 +146,6 @@ def _stop_at_signals(stop: Flag) -> None:
 
 
 def _stop(number: int, stop: Flag) -> None:
-    """A second signal ends the process: its handler could wait for the lock of `set` that the first one holds."""
+    """Makes a second signal end the process, because its handler could wait for a lock that the first one holds."""
     signal.signal(number, signal.SIG_DFL)
     stop.set()

@@ -105,7 +105,8 @@ def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
 
 
 def _encode(*numbers: int) -> str:
-    # With a page number, so that no cursor repeats, not even after an empty page: clients treat that as a loop.
+    # With a page number, so that a cursor never repeats, even after an empty page: clients treat a repetition as a
+    # loop.
     page = _decoded()[0] + 1
     return base64.urlsafe_b64encode(".".join(str(each) for each in (page, *numbers)).encode()).decode()
 

@@ -50,12 +50,12 @@ from workers.simulator.terra.admin import AdminApi
 from workers.simulator.terra.api import NAME as TERRA
 from workers.simulator.terra.api import TerraApi
 from workers.simulator.terra.data import TerraWorld
-from workers.simulator.users import LINK_PROVIDERS, add_users, known
+from workers.simulator.users import WITHOUT_KEY, add_users, known
 
 PAGE_SIZE = 500
 CHANGED = 10
 INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
-# Rules that several resources share: one rule for each of the 66 resources took werkzeug 40 ms to compile.
+# Rules that several resources share: with one rule for each of the 66 resources, werkzeug compiled for 40 ms.
 SHARED_RULES: dict[Kind, str] = {
     "summary": "/v2/summary/<name>/<user_id>",
     "timeseries": "/v2/timeseries/<user_id>/<name>/grouped",
@@ -76,8 +76,7 @@ def create_api(
     terra = terra or TerraWorld(world)
     terra_api, admin = TerraApi(terra, links), terra_admin or AdminApi(terra)
     key = {"X-Vital-API-Key": api_key}
-    public = frozenset({LINK_PROVIDERS})  # `security: []` in Junction's API document
-    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_change, world), public)
+    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_change, world), WITHOUT_KEY)
     add_guards(app, faults, {None: junction, TERRA: terra_api.dialect, TERRA_ADMIN: admin.dialect})
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[[World, Resource, str], Response]] = {
@@ -91,6 +90,7 @@ def create_api(
     }.items():
         app.add_url_rule(rule, rule, partial(_read, world, readers[kind]))
     app.add_url_rule("/v2/summary/<name>/<user_id>/raw", "raw", partial(read_raw, world))
+    app.add_url_rule("/v2/user/<user_id>/device/<device_id>", "one_device", partial(_device, world))
     links.add_to(app)
     terra_api.add_to(app)
     admin.add_to(app)
@@ -211,6 +211,11 @@ def _stream(world: World, resource: Resource, identifier: str) -> Response:
 
 def _devices(world: World, resource: Resource, user_id: str) -> Response:
     return answer(world.devices(known(world, user_id), resource))
+
+
+def _device(world: World, user_id: str, device_id: str) -> Response:
+    devices = world.devices(known(world, user_id), catalogue()["device"])
+    return answer(next((one for one in devices if one["id"] == device_id), None) or refuse(404, "Not found"))
 
 
 def _introspect(world: World, describe: Callable[[World, User, str | None], Record]) -> Response:

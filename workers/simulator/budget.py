@@ -1,7 +1,7 @@
 """A moving-window limit with a cost per request and an exact wait.
 
 `limits` (MovingWindowRateLimiter with MemoryStorage) does not fit: it refuses a request that is sent exactly after the
-wait, its wait ends with the oldest entry even if a larger cost needs more entries to end, and it starts timer threads.
+wait, it waits only until the oldest entry expires even if the cost needs more room, and it starts timer threads.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ class Budget:
         self._lock = Lock()
 
     def spend(self, key: str, cost: int = 1) -> int:
-        """Spends `cost`, at most the limit, and returns 0; or returns the seconds until that is possible."""
+        """Spends `cost` (at most the limit) and returns 0, or returns the seconds until that is possible."""
         now = monotonic()
         with self._lock:
             spent = self._recent(key, now)

@@ -1,4 +1,4 @@
-"""States of history pulls and connections that differ from success, as tests have set them."""
+"""States other than success that tests have set for history pulls and connections."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

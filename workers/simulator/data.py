@@ -2,8 +2,8 @@
 
 Records are not stored. A record's moment, id and values follow from (seed, user, provider, resource, slot) alone; a
 slot is one period of the resource's schedule. So a window costs only its own slots, and the same arguments give the
-same world on every machine. Only revisions are remembered, so that the read API returns the same version of a record as
-the newest event about it.
+same world on every machine. Only revisions are stored, so that the read API and the newest event about a record have
+the same version of it.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
 from threading import Lock
+from typing import Any
 from uuid import UUID, uuid5
 
 from app.catalogue import Resource, catalogue
@@ -77,6 +78,11 @@ class World:
             self._put(user)
             return user
 
+    def change_user(self, user_id: str, **changes: Any) -> None:
+        """Changes fields of a user."""
+        with self._lock:
+            self._put(replace(self._by_id[user_id], **changes))
+
     def remove(self, user_id: str) -> None:
         """Removes a user, whose data is no longer served."""
         with self._lock:
@@ -84,7 +90,7 @@ class World:
             self.members = tuple(self._by_id.values())
 
     def restore(self, user_id: str | None, client_user_id: str | None) -> bool:
-        """Brings a removed user back, without connections. False if there is none, or another user has the name."""
+        """Restores a removed user, without connections. False without such a user, or if another one has the name."""
         with self._lock:
             removed = [one for one in self._removed.values() if user_id in (None, one.user_id)]
             user = next((one for one in reversed(removed) if client_user_id in (None, one.client_user_id)), None)
@@ -152,7 +158,7 @@ class World:
         return slot if self.moment(slot) <= end else replace(slot, number=slot.number - 1)
 
     def has(self, connection: Connection, resource: Resource) -> bool:
-        """Whether there is any record yet: a short world may have none of a rare resource."""
+        """Whether the connection has a record of the resource yet: a short world may lack a rare one."""
         return self.moment(self.latest(connection, resource)) >= self.start
 
     def summaries(self, query: Query) -> list[Record]:
@@ -264,7 +270,7 @@ class World:
     def change(self, query: Query, limit: int) -> None:
         """Revises up to `limit` of a query's slots, always the first and the last, and notes them as unannounced.
 
-        A reader between two pages then holds an outdated record, and has another one still to read.
+        A client between two pages has then read one of them in the old version, and still has to read the other.
         """
         found = self.within(query)
         with self._lock:
@@ -310,7 +316,7 @@ class World:
         return Slot(connection, resource, 0 if _is_single(resource) else number)
 
     def _find(self, resource: Resource, identifier: str) -> Slot | None:
-        # An id cannot be turned back into its slot, so all ids are made once, and again after the world has grown.
+        # A slot cannot be computed from an id, so all ids are made once, and again after the world has grown.
         if identifier not in self._found and self._searched_until.get(resource.name) != self.until:
             self._searched_until[resource.name] = self.until
             for user in self.members:

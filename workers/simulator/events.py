@@ -15,7 +15,7 @@ from workers.simulator.shapes import Context, fill
 
 Event = dict[str, Any]
 
-# Slots of a timeseries whose samples one event carries.
+# The number of slots whose samples one event carries.
 BATCH = 12
 
 

@@ -12,7 +12,7 @@ FaultStatus = Literal[
 ]  # fmt: skip
 Special = Literal["slow", "truncated", "expired_cursor", "short_page", "changing", "processing"]
 Kind = FaultStatus | Special
-# Kinds that have a meaning for some requests only.
+# Kinds that apply to some requests only.
 LIMITED: frozenset[Kind] = frozenset({"expired_cursor", "short_page", "changing", "processing"})
 
 

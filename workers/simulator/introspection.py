@@ -36,10 +36,10 @@ def resource_statistics(world: World, user: User, provider: str | None) -> Recor
 
 
 def extent(world: World, connection: Connection, resource: Resource, end: datetime) -> Extent | None:
-    """The data from the world's start to `end`, None if there is none. The cost does not depend on the window's length.
+    """The data from the world's start to `end`, None without data. The cost does not depend on the window's length.
 
-    This is possible because only the first and last slots can be incomplete, and because a schedule has either several
-    records a day or one in several days.
+    Only the first and last slots can be incomplete, and a schedule has either several records a day or one in several
+    days, so that the rest can be counted.
     """
     numbers = world.numbers(resource, world.start, end)
 

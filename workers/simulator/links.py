@@ -1,4 +1,4 @@
-"""Links with which a user connects a provider: URLs to open, in place of a page with buttons."""
+"""Links with which a user connects a provider: opening the URL replaces a page with buttons."""
 
 import secrets
 from collections.abc import Callable
@@ -36,6 +36,13 @@ class Links:
         token = secrets.token_urlsafe(12)
         self._links[token] = link
         return f"{request.host_url.rstrip('/')}{PATH}/{token}", token
+
+    def url_of(self, token: str, provider: str) -> str | None:
+        """The URL that connects this provider; None if no open link has the token, or the link is for others."""
+        link = self._links.get(token)
+        if link is None or provider not in link.providers:
+            return None
+        return f"{request.host_url.rstrip('/')}{PATH}/{token}/{provider}"
 
     def _open(self, token: str, provider: str | None = None) -> Response:
         """Connects the chosen provider, or the only one; otherwise lists the choices."""

@@ -8,7 +8,7 @@ from app.catalogue import Resource
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A source of data. Without `supplies` it has every resource. `share` is the part of movement that it counts."""
+    """A source of data. Without `supplies` it has every resource. It counts `share` of the movement."""
 
     slug: str
     name: str
@@ -78,12 +78,13 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A simulated user. `client_user_id` is on purpose no UUID."""
+    """A simulated user. `client_user_id` is deliberately not a UUID."""
 
     number: int
     user_id: str
     client_user_id: str
     connections: tuple[Connection, ...]
+    fallback_time_zone: str | None = None
 
     def connection(self, slug: str) -> Connection | None:
         return next((connection for connection in self.connections if connection.provider.slug == slug), None)

@@ -37,7 +37,7 @@ NO_ANSWER = 0
 def new_message_id(at: datetime) -> str:
     """A message id in Svix's form: `msg_` and a KSUID, which starts with the time and therefore sorts by it."""
     seconds = int(at.timestamp()) - KSUID_EPOCH
-    # From the microseconds: the fraction of a float timestamp can be just below its 4 ms step.
+    # From the microseconds: a float timestamp can be slightly below its step of 4 ms.
     steps = at.microsecond // 4000
     number = int.from_bytes(seconds.to_bytes(4) + steps.to_bytes(1) + secrets.token_bytes(15))
     digits = ""
@@ -106,7 +106,7 @@ class Sender:
         self._client.close()
 
     def send(self, event: Event, created_at: datetime | None = None, message_id: str | None = None) -> int:
-        """Sends one event until a 2xx response or the last attempt. Returns the last status; 0 is no response.
+        """Sends one event until a 2xx response or the last attempt. Returns the last status, 0 without a response.
 
         `created_at` is the time in the message id (default: now). To send an event again, pass the first `message_id`.
         """

@@ -23,7 +23,7 @@ API_KEY = "sk_us_simulated"
 
 
 class _SilentHandler(WSGIRequestHandler):
-    """Prints no log lines: GET /simulate/requests has all requests."""
+    """Does not log requests: GET /simulate/requests lists them."""
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         pass

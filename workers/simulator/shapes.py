@@ -85,7 +85,7 @@ def link(resource: str) -> Shape:
 
 
 def linked_choice(resource: str, options: tuple[Any, ...]) -> Shape:
-    """One of these, chosen by the id of the linked record: every context of one record gives the same."""
+    """One of these, chosen by the id of the linked record: all contexts of that record choose the same."""
     return lambda context: fill(options[int(context.link(resource)[:8], 16) % len(options)], context)
 
 

@@ -28,8 +28,8 @@ SPORTS: tuple[dict[str, Any], ...] = (
 WORKOUT_SPORT = linked_choice("workouts", SPORTS)
 WORKOUT_SPORT_SLUG = linked_choice("workouts", tuple(sport["slug"] for sport in SPORTS))
 
-# Seconds after which a summary is known, and by which each correction moves its `updated_at`. A day's totals are known
-# only when the day is over.
+# Seconds after which a summary is known, and seconds by which a correction moves its `updated_at`. A day's totals are
+# known after the day ends.
 KNOWN_AFTER = 7200
 DAY_KNOWN_AFTER = 86400 + KNOWN_AFTER
 CORRECTION = 10

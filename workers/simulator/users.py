@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
+from msgspec.structs import asdict
 
 from workers.simulator.answers import answer, invalid, number, refuse, seconds, validation_error
 from workers.simulator.budget import Budget
@@ -20,13 +21,19 @@ from workers.simulator.routes import Route, add_routes
 
 MAX_REFRESHES, REFRESH_WINDOW_SECONDS = 8, 3600.0
 MIN_TIMEOUT, DEFAULT_TIMEOUT, MAX_TIMEOUT = 5.0, 10.0, 60.0
-LINK_PROVIDERS = "/v2/link/providers"
+LINK_PROVIDERS, OAUTH_LINK = "/v2/link/providers", "/v2/link/provider/oauth/<provider>"
+WITHOUT_KEY = frozenset({LINK_PROVIDERS, OAUTH_LINK})  # `security: []` in Junction's API document
 CODE_LASTS = timedelta(hours=1)
 DEMO = ("apple_health_kit", "fitbit", "freestyle_libre", "oura")
 
 
 class _NewUser(msgspec.Struct):
     client_user_id: str
+
+
+class _Changes(msgspec.Struct):
+    client_user_id: str | msgspec.UnsetType = msgspec.UNSET
+    fallback_time_zone: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Token(msgspec.Struct):
@@ -47,7 +54,9 @@ def add_users(app: Flask, world: World, links: Links) -> None:
         ("GET", "/v2/user", partial(_users, world)),
         ("POST", "/v2/user", partial(_make_user, world)),
         ("GET", "/v2/user/<user_id>", partial(_user, world)),
+        ("PATCH", "/v2/user/<user_id>", partial(_change, world)),
         ("DELETE", "/v2/user/<user_id>", partial(_delete, world)),
+        ("POST", "/v2/user/<user_id>/sign_in_token", partial(_sign_in_token, world)),
         ("DELETE", "/v2/user/<user_id>/<provider>", partial(_deregister, world)),
         ("POST", "/v2/user/undo_delete", partial(_undo_delete, world)),
         ("GET", "/v2/user/resolve/<path:client_user_id>", partial(_resolve, world)),
@@ -56,6 +65,7 @@ def add_users(app: Flask, world: World, links: Links) -> None:
         ("GET", "/v2/providers", _known_providers),
         ("GET", LINK_PROVIDERS, _link_providers),
         ("POST", "/v2/link/token", partial(_token, world, links)),
+        ("GET", OAUTH_LINK, partial(_oauth_link, links)),
         ("POST", "/v2/link/code/create", partial(_code, world)),
         ("POST", "/v2/link/connect/demo", partial(_demo, world)),
     )
@@ -83,10 +93,29 @@ def _resolve(world: World, client_user_id: str) -> Response:
 
 def _make_user(world: World) -> Response:
     name = _body(_NewUser).client_user_id
-    if existing := world.named(name):
+    _refuse_taken(world, world.named(name))
+    return answer(_described(world, world.join(name)))
+
+
+def _refuse_taken(world: World, existing: User | None) -> None:
+    if existing:
         conflict = {"error_type": "INVALID_REQUEST", "error_message": "Client user id already exists."}
         refuse(400, {**conflict, "user_id": existing.user_id, "created_on": world.start.isoformat()})
-    return answer(_described(world, world.join(name)))
+
+
+def _change(world: World, user_id: str) -> Response:
+    """Changes a user's client_user_id and fallback zone. Other fields of the public API have no effect."""
+    user, body = known(world, user_id), _body(_Changes)
+    changes = {name: value for name, value in asdict(body).items() if value is not msgspec.UNSET}
+    same_name = world.named(changes.get("client_user_id", user.client_user_id))
+    _refuse_taken(world, same_name if same_name != user else None)
+    world.change_user(user_id, **changes)
+    return Response(status=204)
+
+
+def _sign_in_token(world: World, user_id: str) -> Response:
+    """Issues a token for Junction's mobile SDK. Nothing in the simulator accepts it."""
+    return answer({"user_id": known(world, user_id).user_id, "sign_in_token": secrets.token_hex(32)})
 
 
 def _delete(world: World, user_id: str) -> Response:
@@ -144,6 +173,13 @@ def _token(world: World, links: Links) -> Response:
     return answer({"link_token": token, "link_web_url": url})
 
 
+def _oauth_link(links: Links, provider: str) -> Response:
+    """The provider, with the URL that connects it for the user of a link token."""
+    _check_provider(provider, tuple(PROVIDERS))
+    url = links.url_of(request.headers.get("X-Vital-Link-Token", ""), provider) or refuse(401, "Invalid link token")
+    return answer(next(one for one in _numbered() if one["slug"] == provider) | {"oauth_url": url})
+
+
 def _code(world: World) -> Response:
     """Issues a code for Junction's mobile app. Nothing in the simulator accepts it."""
     known(world, request.args.get("user_id") or invalid("user_id", "field required"))
@@ -164,8 +200,11 @@ def _known_providers() -> Response:
 
 
 def _link_providers() -> Response:
-    listed = [_listed(one) | {"id": number} for number, one in enumerate(PROVIDERS.values(), 1)]
-    return answer([one | {"oauth_url": None, "form_components": {}} for one in listed])
+    return answer([one | {"oauth_url": None, "form_components": {}} for one in _numbered()])
+
+
+def _numbered() -> list[Record]:
+    return [_listed(one) | {"id": number} for number, one in enumerate(PROVIDERS.values(), 1)]
 
 
 def _listed(provider: Provider) -> Record:
@@ -211,7 +250,9 @@ def _described(world: World, user: User) -> Record:
 
 
 def _fallback_zone(world: World, user: User) -> Record | None:
-    """Of users whose data has no offset; it does not move that data to another date of UTC."""
+    """The zone that was set, or one for users whose data has no offset: it does not move that data to another date."""
+    if user.fallback_time_zone:
+        return {"id": user.fallback_time_zone, "source_slug": "manual", "updated_at": world.until.isoformat()}
     if not user.connections or zone_of(user.number)[0]:
         return None
     slug = user.connections[0].provider.slug

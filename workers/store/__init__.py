@@ -1,1 +1,1 @@
-"""The store: everything that speaks SQL. `engine` opens it, `schema` shapes it, `merge` writes it, `ledger` settles."""
+"""The store: everything that speaks SQL. `schema` makes the tables and views, `merge` is the only upsert."""

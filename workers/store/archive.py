@@ -13,8 +13,8 @@ from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
 COUNT = text("""
 SELECT count(*) FROM headrace.archive WHERE received_at >= :since AND received_at < :until
    AND (CAST(:pattern AS text) IS NULL OR event_type LIKE :pattern)""")
-# One query per hour of deliveries instead of one cursor: a replay may take hours, and so long a transaction would block
-# vacuum.
+# One query per hour of deliveries instead of one cursor: a replay may take hours, and such a long transaction would
+# block vacuum.
 READ = text(f"""
 SELECT {DELIVERY_COLUMNS}
 FROM headrace.archive WHERE received_at >= :since AND received_at < :until

@@ -1,8 +1,8 @@
 """The audit log: the operators' actions. Append-only.
 
-`operator` is the login of the database session, a default of the column that the writer cannot override. `os_user` is
-the user of the operating system, as the command reports it, or `console:NAME` for an account of the console: another
-program with the writer's login can insert any.
+`operator` is the login of the database session: a default of the column, which the writer cannot override. `os_user` is
+the user of the operating system as the command reports it, or `console:NAME` for an account of the console. Another
+program with the writer's login can insert any value.
 """
 
 import os
@@ -74,7 +74,7 @@ def _actor() -> str:
 
 
 def _os_user() -> str:
-    """The operating system's user, which no environment variable can change. It may have no name."""
+    """The name of the process's user, or its number. Environment variables cannot change it."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -183,9 +183,9 @@ def newest_ids(engine: Engine) -> list[int]:
 
 
 def known_providers(connection: Connection, names: Collection[str]) -> frozenset[str]:
-    """The documented providers; if one of the names is not documented, also those of stored data.
+    """The documented providers. If one of the names is not documented, the providers of stored data are included.
 
-    The second query reads all series.
+    The query for them reads all series.
     """
     if all(name.lower() in KNOWN for name in names):
         return KNOWN

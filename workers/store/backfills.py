@@ -21,7 +21,7 @@ from workers.store.users import claim_user
 RequestedBy = Literal["notice", "operator", "reconcile"]
 LEASE = "interval '60 seconds'"  # longer than the longest request
 MARGIN = timedelta(days=1)  # added at both ends: the APIs do not document whether edges are inclusive, nor their zone
-EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # earlier dates are errors, and MARGIN before year 1 is no date
+EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # earlier dates are errors, and year 1 minus MARGIN is invalid
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
 MANY_PAGES = 200  # in one slice; the next slice is half as long

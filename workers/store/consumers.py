@@ -35,7 +35,7 @@ FROM headrace.feed, headrace.consumers c LEFT JOIN LATERAL (
 ORDER BY name""")
 
 
-# At most; a larger number is not counted.
+# Counting stops at this number.
 MAX_UNNUMBERED = 100_000
 UNNUMBERED = text(f"SELECT count(*) FROM (SELECT FROM headrace.outbox LIMIT {MAX_UNNUMBERED}) AS outbox")
 
@@ -52,7 +52,7 @@ class Consumer:
     is_dropped: bool  # retention has dropped changes that it has not read
 
     def expires_in(self, feed_days: int, now: datetime) -> timedelta | None:
-        """The time until retention drops a change that it has not read. None: it has read all."""
+        """The time until retention drops an unread change; None if all are read."""
         if self.is_dropped:
             return timedelta()
         return None if self.since is None else self.since + timedelta(days=feed_days) - now
@@ -77,7 +77,7 @@ def read(engine: Engine, name: str, limit: int) -> Sequence[dict[str, Any]]:
 
 
 def read_after(engine: Engine, name: str, position: int, limit: int) -> Sequence[dict[str, Any]]:
-    """The changes after a position, which is not the consumer's own. Raises PositionDropped."""
+    """The changes after any position, instead of the consumer's own. Raises PositionDropped."""
     with transaction(engine) as connection:
         found = connection.execute(READ, {"position": position, "limit": limit}).mappings().all()
         _need_kept(connection, name, position)
@@ -101,7 +101,7 @@ def follow(engine: Engine, name: str, position: int, limit: int) -> Generator[Se
 
 
 def acknowledge(engine: Engine, name: str, position: int) -> None:
-    """Moves a consumer forward. Raises NotFound, and Unprocessable for a position before it, or after the newest."""
+    """Moves a consumer forward. Raises NotFound, and Unprocessable if `position` is behind it or does not exist yet."""
     with transaction(engine) as connection:
         current = _position(connection, name)
         newest = connection.execute(STATE).one().newest

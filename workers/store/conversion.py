@@ -87,7 +87,7 @@ resurrected AS (
     DELETE FROM headrace.samples_converting c USING gone WHERE c.series_id = gone.series_id AND c.ts = gone.ts
     AND NOT EXISTS (SELECT FROM headrace.{source} s WHERE s.series_id = gone.series_id AND s.ts = gone.ts))
 SELECT count(*) FROM gone"""
-BATCH_SECONDS = 0.1  # a writer of a row in the batch waits for as long; workers wait for 0.5 s
+BATCH_SECONDS = 0.1  # writers of the batch's rows wait as long; workers give up after 0.5 s
 MIN_ROWS, MAX_ROWS = 500, 50_000
 MAX_DELETED = 2_000  # keys that one transaction looks up while writers wait
 LOCK_TRIES = 600
@@ -158,7 +158,7 @@ def _alone(engine: Engine) -> Iterator[None]:
 
 
 def _locked(engine: Engine, work: Callable[[Connection], Result]) -> Result:
-    """Runs a transaction that waits for locks for 100 ms, again and again until it gets them. Raises RetryAlone.
+    """Repeats a transaction until it gets its locks, for each of which it waits 100 ms. Raises RetryAlone.
 
     Statements of workers queue behind a lock that waits, and they wait for 500 ms.
     """

@@ -30,7 +30,7 @@ FROM {SPANS} JOIN headrace.series n USING (user_id, provider, resource)
 CROSS JOIN LATERAL generate_series(span_start::timestamp, span_end::timestamp, interval '1 day') AS day
 WHERE EXISTS (SELECT 1 FROM headrace.samples s WHERE s.series_id = n.id
               AND s.ts >= day AT TIME ZONE 'UTC' AND s.ts < (day + interval '1 day') AT TIME ZONE 'UTC')""")
-# A record or sample of 2105, from a device with a wrong clock, would hide that the last month is missing.
+# Data of the year 2105, from a device with a wrong clock, would hide that the last month is missing.
 LATEST = f"now() + interval '{MAX_AHEAD.days} days'"
 NEWEST_SAMPLES = text(f"""
 SELECT n.user_id, n.provider, n.resource, max(newest.ts) AS newest

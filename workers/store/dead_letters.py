@@ -124,7 +124,7 @@ def counter(digest: str, backfill_id: int | None) -> str:
 def listed(
     engine: Engine, ids: Sequence[int] | None = None, reason: str | None = None, limit: int = 100
 ) -> list[DeadLetter]:
-    """Dead letters, newest first; `reason` is a substring of theirs, in any case."""
+    """Dead letters, newest first; `reason` is a part of their reasons, in any case of letters."""
     values = {"ids": list(ids) if ids else None, "reason": reason or None, "limit": limit}
     with transaction(engine) as connection:
         return [DeadLetter(**row) for row in connection.execute(LIST, values).mappings()]

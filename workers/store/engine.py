@@ -50,7 +50,7 @@ UNAVAILABLE = (
     *("08", "28", "53", "57P", "58", "F0"),  # connections, logins, resources, shutdown, I/O, configuration
     *("0A", "25006", "3D", "3F", "42"),  # not migrated yet, no rights, or a standby
 )
-# The connection is of no more use: its server shuts down, or has become a standby, or it is broken.
+# The connection cannot be used again: it is broken, or its server shuts down or has become a standby.
 DISCONNECTED = ("08", "25006", "57P")
 CRASHED = "57P02"  # another process of the server has crashed; the connection of that one breaks without an SQLSTATE
 CAUSES: dict[str, RetryCause] = {
@@ -65,7 +65,7 @@ CAUSES: dict[str, RetryCause] = {
     "53400": "other",  # temp_file_limit
     "53200": "out_of_memory",  # of one backend, usually because of the statement's size; a full disk is 53100
 }
-# The id of this transaction, once it has written, and later what became of it. See record 0065.
+# The id of this transaction once it has written, and later its outcome. See record 0065.
 TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 TRANSACTION_STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
 CONFIRM_SECONDS = 30.0  # a failover takes 10 to 25 s
@@ -114,7 +114,7 @@ def make_engine(
 
     @event.listens_for(engine, "handle_error")
     def reconnect(context: ExceptionContext) -> None:
-        """Discards the connections of the pool: SQLAlchemy itself does so only for a connection that is closed."""
+        """Discards the connections of the pool: SQLAlchemy itself does so only for closed connections."""
         if _is_disconnected(context.original_exception):
             context.is_disconnect = True
 
@@ -140,7 +140,7 @@ def make_writer(
 
 
 def make_background(settings: Settings, name: str) -> Engine:
-    """As `make_engine`, for work that can wait: PostgreSQL's processes for it get the niceness of this process."""
+    """As `make_engine`, for work that can wait: its PostgreSQL processes get the niceness of this process."""
     engine = make_engine(settings, name, WORKER_SESSION)
 
     @event.listens_for(engine, "connect")

@@ -41,7 +41,7 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'user_id'
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
   AND c.relname <> ALL(ARRAY['users', 'deliveries']) ORDER BY c.relname = 'series', c.relname""")
 PRESENT_OR_FORMER_ID = "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)"
-# A person is the client_user_id of users. Its days are computed again for users who stay (REQUEUE).
+# Days belong to a client_user_id. If another user has it too, they are computed again, not deleted (REQUEUE).
 IS_SHARED = """SELECT FROM headrace.users other WHERE other.client_user_id = erased.client_user_id
     AND other.user_id <> :user AND other.erased_at IS NULL AND other.merged_into IS NULL"""
 # The name, and the former one if the days have not moved to the name yet (workers/daily/people.py).
@@ -57,7 +57,7 @@ CONDITIONS = {
     "crash_counts": """EXISTS (SELECT 1 FROM headrace.deliveries d WHERE d.user_id = :user AND d.aggregator
         = split_part(name, ':', 1) AND d.message_id = substr(name, strpos(name, ':') + 1))""",
     "deliveries": "user_id = :user",  # excluded from TABLES
-    # These keep the id with which they arrived, if they arrived with the message of the reconnection or later.
+    # Deliveries keep the former id if they arrived under it with, or after, the message of the reconnection.
     "archive": PRESENT_OR_FORMER_ID,
     "dead_letters": PRESENT_OR_FORMER_ID,
     "days": f"({PRESENT_OR_FORMER_ID} OR user_id IS NULL AND person IN ({NAMES}))",
@@ -70,12 +70,12 @@ CONDITIONS = {
     # The change that announces the erasure stays.
     "changes": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
     "outbox": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
-    # So does the notification of it.
+    # The notification of the erasure stays too.
     "notifications": f"{PRESENT_OR_FORMER_ID} AND type <> 'user.erased'",
 }
 # Waits for a sequencer that has not seen the tombstone. Later ones drop the user's changes.
 WAIT_FOR_SEQUENCER = text("SELECT 1 FROM headrace.feed FOR UPDATE")
-# The same for a planner of notifications, which holds these locks until its commit.
+# Waits for a planner of notifications, which holds these locks until its commit.
 WAIT_FOR_PLANNER = text("SELECT 1 FROM headrace.subscriptions ORDER BY id FOR NO KEY UPDATE")
 # Also for former ids: a reader that has not read the reconnection still holds rows under them.
 ANNOUNCE = text(f"""
@@ -91,7 +91,7 @@ INSERT INTO headrace.daily_queue (person, resource, dates, origin)
 SELECT client_user_id, '*', datemultirange(daterange(NULL, NULL)), 'erase' FROM headrace.users erased
 WHERE user_id = :user AND client_user_id IS NOT NULL AND EXISTS ({IS_SHARED}) ON CONFLICT DO NOTHING""")
 
-# Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. PostgreSQL itself only warns.
+# Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. Others get a warning.
 MAY_VACUUM = """
 SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE') OR {maintain}), false)
 FROM pg_class c WHERE c.oid = CAST(:table AS regclass) OR c.oid IN (SELECT relid FROM pg_partition_tree(:table))"""
@@ -190,8 +190,8 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
 def vacuum(engine: Engine) -> tuple[list[str], list[str]]:
     """Vacuums every table that an erasure changes. Returns the tables, and those that this login may not vacuum.
 
-    All of them, not only those of which rows were just deleted, because an earlier erasure may have been interrupted.
-    PostgreSQL skips the pages without deleted rows.
+    Not only tables with rows that were just deleted, because an earlier erasure may have been interrupted. PostgreSQL
+    skips the pages without deleted rows.
     """
     done: list[str] = []
     skipped: list[str] = []

@@ -18,7 +18,7 @@ FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GR
 
 @dataclass(frozen=True)
 class RequestEstimate:
-    """The pages that were fetched for how many days of history, by provider and resource."""
+    """The pages that were fetched, and the days of history in them, by provider and resource."""
 
     of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
 

@@ -67,8 +67,8 @@ IS_EMPTY = text(f"""
 SELECT NOT EXISTS (SELECT FROM headrace.outbox WHERE {UNSEEN}) AS is_empty,
        CAST(pg_current_snapshot() AS text) AS seen""")
 LOCK = text("SELECT newest FROM headrace.feed FOR UPDATE SKIP LOCKED")
-# In the order in which rows were changed: a transaction that changes a row which another one has changed waits for its
-# commit, and announces its change after that. Changes of erased users are dropped: they were committed before the
+# In the order in which rows were changed: a transaction that changes a row of an open transaction waits for its commit,
+# and announces its own change afterwards. Changes of erased users are dropped: they were committed before the
 # tombstone.
 NUMBER = text(f"""
 WITH moment AS (SELECT greatest(changed_at, clock_timestamp()) AS changed_at FROM headrace.feed),
@@ -167,7 +167,7 @@ def stored_samples(connection: Connection, series: Sequence[int]) -> list[Change
 def drop_older(engine: Engine, before: datetime) -> list[str]:
     """Drops the changes before a day. Returns the names of the dropped partitions.
 
-    First `feed.dropped` is set and committed: a consumer that has not read these changes gets an error, and no gap.
+    `feed.dropped` is committed first: a consumer that has not read these changes gets an error instead of a gap.
     """
     with transaction(engine) as connection:
         connection.execute(SET_DROPPED, {"before": before})

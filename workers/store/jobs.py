@@ -29,12 +29,12 @@ HOLD = text(f"""
 UPDATE headrace.jobs SET lease_until = now() + {LEASE} + make_interval(secs => :seconds)
 WHERE name = :name AND (lease_until < now() OR :renew) RETURNING done_at""")
 RELEASE = text("UPDATE headrace.jobs SET lease_until = '-infinity' WHERE name = :name")
-# A row that is no job: no process claims it.
+# Values for `headrace status`. No process claims this row.
 NOTE = text("""
 INSERT INTO headrace.jobs AS stored (name, due_at, position) VALUES (:name, now(), CAST(:values AS jsonb))
 ON CONFLICT (name) DO UPDATE SET position = coalesce(stored.position, '{}') || excluded.position""")
 NOTED = text("SELECT CAST(position AS text) FROM headrace.jobs WHERE name = :name")
-# An error is such a row too: it is shown until the time that it names.
+# A job's error is also such a row; `status` shows it until its `until`.
 ERRORS = text("""
 SELECT left(name, -length(:suffix)) AS name, position ->> 'error' AS error FROM headrace.jobs
 WHERE right(name, length(:suffix)) = :suffix AND position ->> 'error' <> ''
@@ -94,7 +94,7 @@ def release(engine: Engine, name: str) -> None:
 
 
 def note(engine: Engine, name: str, values: Any) -> None:
-    """Stores values for `headrace status` under a name that is no job. Other values of the name stay."""
+    """Stores values for `headrace status` under a name that is not a job's. Its other values stay."""
     with transaction(engine) as connection:
         connection.execute(NOTE, {"name": name, "values": msgspec.json.encode(values).decode()})
 
@@ -106,7 +106,7 @@ def noted(connection: Connection, name: str) -> bytes | None:
 
 
 def report(engine: Engine, name: str, error: str, seconds: float) -> None:
-    """Shows the error of a job in `headrace status` for this time, in place of the last one; '' shows none."""
+    """Replaces the error of a job that `headrace status` shows for this time; '' removes it."""
     if error:
         note(engine, name + ERROR_SUFFIX, {"error": error, "until": datetime.now(UTC) + timedelta(seconds=seconds)})
         return

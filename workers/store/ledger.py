@@ -76,7 +76,7 @@ UNIQUE_VIOLATION = "23505"
 LOCK = text("""
 SELECT pg_advisory_xact_lock(hashtext('headrace.deliveries'), key) FROM (
     SELECT DISTINCT hashtext(name) & 4095 AS key FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS keys""")
-# Longer than a transaction of a worker lasts, and than the clocks of the hosts differ.
+# More than the longest transaction of a worker, and than the difference between the hosts' clocks.
 NEAR_CHANGE_OF_MONTH = timedelta(minutes=10)
 
 
@@ -127,10 +127,9 @@ def settle(
     """Records outcomes, and returns which deliveries are now dead. The first outcome stands, unless it was `dead`.
 
     If a later attempt resolves a dead delivery, its dead letter is deleted. A replay changes only dead and ignored
-    deliveries. Of `archived`, new deliveries that are not dead and deliveries resolved just now are stored.
+    deliveries. Deliveries in `archived` are stored if they are new and not dead, or if they were resolved just now.
 
-    `now` is the time of a test. Raises TryLater if another transaction has just stored the digest of one under another
-    id.
+    `now` is for tests. Raises TryLater if another transaction has just stored one of their digests under another id.
     """
     if not settled:
         return set()
@@ -162,7 +161,7 @@ def is_near_change_of_month(now: datetime) -> bool:
 def _lock(connection: Connection, settled: Sequence[OutcomeRow]) -> None:
     """Waits for transactions that settle the same deliveries, then sets the months of entries that have been committed.
 
-    Raises TryLater if one has stored a digest of these.
+    Raises TryLater if another transaction has stored one of their digests.
     """
     names = [f"{one.aggregator}:{one.message_id}" for one in settled] + [one.digest for one in settled if one.digest]
     connection.execute(LOCK, {"names": names})

@@ -20,7 +20,7 @@ DO $$ BEGIN
         ALTER TABLE headrace.deliveries ALTER COLUMN month SET DEFAULT headrace.ledger_month();
     END IF;
 END $$"""
-# The indexes of the present table become those of its partition.
+# The indexes of the present table become the partition's.
 INDEXES = {
     "deliveries_before_key": "(aggregator, message_id, month)",
     "deliveries_before_digest": "(aggregator, digest, month) WHERE digest IS NOT NULL",
@@ -90,7 +90,7 @@ def partition_ledger(engine: Engine) -> None:
 
 
 def _run_short(engine: Engine, statement: str) -> None:
-    """Runs a statement that needs an exclusive lock for milliseconds, again while others hold the table."""
+    """Runs a statement that needs an exclusive lock for milliseconds. Tries again while others use the table."""
     until = time.monotonic() + MAX_SECONDS
     while True:
         try:

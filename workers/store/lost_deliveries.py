@@ -1,4 +1,4 @@
-"""Lost deliveries: reported as given up by the sender, and not followed by a reconciliation yet."""
+"""Lost deliveries: the sender has reported that it gave them up, and no reconciliation has followed yet."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -13,7 +13,7 @@ EVERYBODY_SECONDS = 3600.0  # between two reconciliations of everybody: after an
 # Such a delivery is not lost: the endpoint accepted it but answered too late, or an operator resent it.
 ARRIVED = """EXISTS (SELECT 1 FROM headrace.deliveries entry
     WHERE (entry.aggregator, entry.message_id) = (lost.aggregator, lost.message_id))"""
-# Old reports are left out, because a replay of one must not report the loss again: FORGET has deleted its row.
+# Old reports are left out: FORGET has deleted their rows, and a replay must not report the loss again.
 REPORT = text(f"""
 INSERT INTO headrace.lost_deliveries AS stored (aggregator, message_id, user_id, reported_at)
 SELECT lost.aggregator, lost.message_id, coalesce(:user_id, (

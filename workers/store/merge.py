@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# A version this much later than its event is a wrong clock, which was clamped (workers/aggregators/common.py).
+# A version exactly this much later than its event was clamped, because its clock was wrong (aggregators/common.py).
 CLAMPED = "{owner}.version = {owner}.event_at + interval '5 minutes'"
 
 
@@ -111,8 +111,8 @@ SELECT n, count(*) AS rows FROM (
 def _is_newer(owner: str, target: Target) -> str:
     """The guard: whether a row replaces the stored one.
 
-    Equal versions of a record are decided by the time of their events, then by content. A clamped version is no clock
-    of the record, so two records of which one is clamped are compared by the time of their events first.
+    Equal versions of a record are decided by the time of their events, then by content. A clamped version is not a time
+    of the record's clock. So if one of two versions is clamped, the times of their events are compared first.
     """
     ranks, stored = _ranks(owner, target), _ranks("stored", target)
     if not target.is_record:

@@ -88,7 +88,7 @@ def create_writer(engine: Engine, password: str) -> None:
 
 
 def need_utf8(connection: Connection) -> None:
-    """Raises Misconfigured unless the database is in UTF-8: others cannot store every character, and SQL_ASCII any."""
+    """Raises Misconfigured unless the database is in UTF-8. Others lack characters; SQL_ASCII checks none."""
     encoding = connection.scalar(text("SHOW server_encoding"))
     if encoding != "UTF8":
         raise Misconfigured(

@@ -1,7 +1,6 @@
 """Queries of the sender: subscriptions with due notifications, attempts, and their results.
 
-A transaction locks the subscription first and its notifications after it, as the planner does, so that none of them
-deadlock.
+A transaction locks the subscription first and its notifications afterwards, like the planner, to avoid deadlocks.
 """
 
 from collections import Counter
@@ -22,7 +21,7 @@ MIN_KEEP_DAYS = 14  # sent and dead notifications, or longer: as long as the fee
 DUE = """s.status = 'active' AND s.retry_at <= now() AND s.lease_until < now() AND EXISTS (
     SELECT FROM headrace.notifications n
     WHERE n.subscription_id = s.id AND n.status = 'pending' AND n.due_at <= now())"""
-# Requests at most one run in RUN_SECONDS, so that messages do not pile up in the lane while no worker runs.
+# Requests at most one run in RUN_SECONDS, so that messages do not accumulate in the lane while no worker runs.
 REQUEST_RUN = text(f"""
 INSERT INTO headrace.jobs AS stored (name, due_at, lease_until)
 SELECT '{RUN}', now(), now() + interval '{RUN_SECONDS} seconds'
@@ -78,7 +77,7 @@ WHERE n.id = result.id AND n.status = 'pending' RETURNING n.status""")
 EXPIRE = text("""
 UPDATE headrace.notifications SET status = 'dead', attempts = greatest(attempts, 1), last_error = :error
 WHERE subscription_id = :id AND status = 'pending' AND expires_at <= now()""")
-# After an outage of the endpoint, the other notifications do not wait for the pauses that grew in it.
+# After an outage of the endpoint, the other notifications skip the pauses that have grown during it.
 CATCH_UP = text("""
 UPDATE headrace.notifications SET due_at = now()
 WHERE subscription_id = :id AND status = 'pending' AND attempts > 0 AND due_at > now()""")
@@ -158,7 +157,7 @@ class SendAttempt:
 class EndpointState:
     """The state of a subscription after attempts."""
 
-    failures: int = 0  # to add to those in a row; 0: an attempt succeeded
+    failures: int = 0  # new ones in a row; 0: an attempt succeeded
     error: str = ""
     pause: float = 0.0  # seconds before the next request to this endpoint
     gone: str = ""  # the reason to pause the subscription
@@ -168,7 +167,7 @@ class EndpointState:
 def is_due(engine: Engine) -> bool:
     """Whether to send `headrace.notify` now: changes or notifications are due, and no run is active or requested.
 
-    A true answer is a request: the next one follows in 5 s at the earliest.
+    True counts as a request: it is not true again for 5 s.
     """
     with transaction(engine) as connection:
         return connection.execute(REQUEST_RUN).first() is not None
@@ -200,7 +199,7 @@ def claim(engine: Engine, limit: int, max_failures: int) -> list[Subscription]:
 
 
 def start(engine: Engine, subscription_id: int, limit: int) -> list[Notification]:
-    """Counts an attempt of the notifications that are due, before it is made, which fixes their bodies.
+    """Counts an attempt of the due notifications before it is made, and thereby fixes their bodies.
 
     Empty if the subscription is no longer active.
     """

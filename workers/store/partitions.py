@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 def maintain_partitions(engine: Engine, keep_days: int | None, now: datetime | None = None) -> list[str]:
-    """Creates missing partitions and drops those of older archived deliveries. Returns the names of dropped partitions.
+    """Creates missing partitions and drops old ones of the archive. Returns the names of dropped partitions.
 
     Without `keep_days` nothing is deleted. Archived rows of the default partition are deleted in batches.
     """
@@ -88,8 +88,8 @@ def create_ahead(engine: Engine, now: datetime | None = None) -> None:
 def misplaced(connection: Connection) -> list[str]:
     """What `headrace migrate --convert` would convert; nothing if the schema is older than 0007.
 
-    Yearly partitions of samples, and the default one if it has so many rows of a month that `create_ahead` cannot
-    create the month's partition.
+    Yearly partitions of samples, and the default one if it has too many rows of a month for `create_ahead` to create
+    the month's partition.
     """
     if connection.scalar(text("SELECT to_regclass('headrace.partitions')")) is None:
         return []

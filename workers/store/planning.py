@@ -1,7 +1,7 @@
 """Queries of the planner: changes of the feed that subscriptions have not seen, and new or extended notifications.
 
-A subscription has a position of its own in the feed. So a paused one needs no rows while it is paused, and reads the
-changes of that time when it is resumed.
+A subscription has a position of its own in the feed. So a paused subscription does not need rows, and reads the changes
+of the pause when it is resumed.
 """
 
 from collections.abc import Sequence
@@ -138,14 +138,14 @@ def page(connection: Connection, after: int, until: int, limit: int) -> list[Fee
 def erased_users(connection: Connection, users: Sequence[str]) -> set[str]:
     """Those of the users who are erased.
 
-    The erasure of another one, which may have begun, waits for the locks of the subscriptions before it deletes
+    An erasure whose tombstone is not committed yet waits for the locks of the subscriptions before it deletes
     notifications (`create_tombstone`). Locks on users would wait for user merges, which take minutes.
     """
     return set(connection.scalars(ERASED_USERS, {"users": list(users)}))
 
 
 def save(connection: Connection, new: Sequence[NewNotification], retry_days: int) -> None:
-    """Inserts notifications; one that a pending notification without an attempt covers is added to it."""
+    """Inserts notifications, or adds them to pending ones of the same kind that have had no attempt."""
     if new:
         connection.execute(SAVE, {"rows": msgspec.json.encode(new).decode(), "days": retry_days})
 

@@ -38,8 +38,8 @@ OPEN_ARCHIVED = text(f"""
 SELECT {DELIVERY_COLUMNS} FROM headrace.archive
 WHERE user_id = ANY(:users) AND received_at >= :since AND received_at < :until AND message_id = ANY(:ids)""")
 OPEN_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE item = '' AND message_id = ANY(:ids)")
-# A row and the ledger entry of the delivery that wrote it have the same timestamp, that of their transaction. The
-# window on received_at, by which the ledger is indexed, avoids a scan of the whole ledger.
+# A row and the ledger entry of the delivery that wrote it have the same timestamp, their transaction's. The window on
+# received_at, by which the ledger is indexed, avoids a scan of the whole ledger.
 SAME_MOMENT = text("""
 SELECT aggregator, message_id, event_type, received_at FROM headrace.deliveries
 WHERE received_at BETWEEN :stored_at - interval '2 days' AND :stored_at + interval '1 hour'
@@ -184,9 +184,9 @@ def archived(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
 
 
 def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """The whole deliveries among the dead letters that are known to belong to these user ids.
+    """The dead letters that are whole deliveries and are known to belong to these user ids.
 
-    A refused item is no version of the value: its delivery is archived.
+    A refused item is left out: its delivery is archived.
     """
     return [LedgerEntry(**row) for row in connection.execute(DEAD, {"users": list(users)}).mappings()]
 
@@ -194,7 +194,7 @@ def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
 def archived_since(connection: Connection, edge: datetime) -> datetime | None:
     """When the oldest archived delivery was received; None unless deliveries are as old as the age limit `edge`.
 
-    Without deliveries of that age, none was removed, and the archive begins with the first delivery of all.
+    If no delivery is that old, none was removed yet, and the archive begins with the first one ever received.
     """
     if not connection.scalar(RECEIVED_BEFORE, {"edge": edge}):
         return None

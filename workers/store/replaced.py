@@ -126,7 +126,7 @@ class _Other:
 
 @cache
 def _add(resource: Resource) -> TextClause:
-    """Adds the ranges of records. A record that was deleted in a newer version has only replaced samples."""
+    """Adds the ranges of records. If a newer version deleted a record, all its samples are replaced."""
     own, gone = "CASE WHEN NOT is_deleted THEN given.{0} END", "CASE WHEN is_deleted THEN given.{0} END"
     edges = ", ".join(kind.format(edge) for kind in (own, gone) for edge in ("first", "last"))
     return text(f"""
@@ -166,7 +166,7 @@ def add_ranges(
 
 
 def _once_each(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The records with samples, in parts of which none has two versions of one record."""
+    """The records with samples, in parts with at most one version of each record."""
     left = [one for one in records if one.sample_ranges]
     while left:
         part = {(one.user_id, one.id): one for one in left}

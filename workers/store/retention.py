@@ -34,7 +34,7 @@ REMOVE_RANGES = text("""
 DELETE FROM headrace.sample_ranges WHERE series_id = ANY(:series) AND greatest(last, replaced_last) < :before""")
 
 COUNT_DAYS = text("SELECT count(*) FROM headrace.days WHERE local_date < CAST(CAST(:before AS timestamptz) AS date)")
-# Announced for one user of each person.
+# The change feed names one user of each person.
 REMOVE_DAYS = text(f"""
 WITH gone AS (
     DELETE FROM headrace.days WHERE (person, metric, local_date) IN (

@@ -1,7 +1,7 @@
 """Retractions: records that an operator has hidden. The views of schema `health` leave them out.
 
-A retraction names a record and is not a column of it, so that it also applies to a record that is deleted by retention
-and delivered, replayed or fetched again.
+A retraction is a row that names a record, not a column of the record, so that it still applies after the record was
+deleted by retention and delivered, replayed or fetched again.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def _hidden_with(resource: Resource) -> list[Resource]:
 
 
 def find(connection: Connection, resource: Resource, user_id: str, identifier: str) -> Mapping[str, datetime]:
-    """When the record was hidden, by resource: its own, and for a stream that of its record, which has the same id."""
+    """When the record was hidden, by resource: its own or, for a stream, that of its record, which has the same id."""
     names = [name for name in (resource.name, resource.of) if name]
     found = connection.execute(FIND, {"user": user_id, "resources": names, "id": identifier})
     return {row.resource: row.retracted_at for row in found}
@@ -78,7 +78,7 @@ def is_stored(connection: Connection, resource: Resource, user_id: str, identifi
 
 
 def ids(connection: Connection, resource: Resource, user_id: str) -> list[str]:
-    """The ids of a user's records, those that were written last first; at most MAX_IDS."""
+    """The ids of a user's records, the last written first; at most MAX_IDS."""
     query = text(f"""
 SELECT id FROM {record_table(resource)} WHERE user_id = :user AND NOT deleted
 ORDER BY stored_at DESC, id LIMIT :limit""")

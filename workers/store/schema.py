@@ -42,8 +42,8 @@ def record_target(resource: Resource) -> Target:
 def record_source(resource: Resource, parameter: str, *, scalars: bool = True) -> str:
     """A FROM item over one JSON parameter, an array of records. Scalars are read from `columns`, or else the payload.
 
-    One parameter instead of an array per column: to build 30 arrays in Python takes longer than PostgreSQL takes to
-    read the columns from the document.
+    One parameter instead of an array per column: PostgreSQL reads the columns from the document faster than Python
+    builds 30 arrays.
     """
     read = resource.fields if scalars else ()
     columns = "".join(f", {_read(field)} AS {quoted(field.name)}" for field in read)

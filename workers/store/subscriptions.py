@@ -29,7 +29,7 @@ FROM headrace.subscriptions s, LATERAL (
 WHERE CAST(:name AS text) IS NULL OR s.name = :name ORDER BY s.name""")
 NAMES = text("SELECT name FROM headrace.subscriptions ORDER BY name")
 PAUSE = text("UPDATE headrace.subscriptions SET status = 'paused', reason = :reason WHERE name = :name")
-# A notification that waited through the pause gets the whole time of retries again.
+# A notification that waited during the pause gets the full time for retries again.
 RESUME = text("""
 WITH resumed AS (
     UPDATE headrace.subscriptions SET status = 'active', reason = '', failures = 0, failing_since = NULL,
@@ -64,7 +64,7 @@ class Subscription:
     failures: int  # requests in a row without a 2xx
     failing_since: datetime | None
     last_error: str
-    retry_at: datetime | None  # the endpoint gets no request before
+    retry_at: datetime | None  # no request is sent before
     created_at: datetime
     behind: int = 0  # changes of the feed that are not planned yet
     pending: int = 0

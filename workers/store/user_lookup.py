@@ -19,8 +19,8 @@ BY_USER_ID_IN_ANY_CASE = text("""
 SELECT DISTINCT present.user_id, present.client_user_id, present.erased_at, false AS is_exact
 FROM headrace.users named JOIN headrace.users present ON present.user_id = coalesce(named.merged_into, named.user_id)
 WHERE lower(named.user_id) = lower(:name) ORDER BY present.user_id""")
-# Names of about the same length with the same first or last three characters; those with both come first. It takes 2 s
-# where a million names begin alike, and is only read after a typing error.
+# Names of about the same length with the same first or last three characters; those with both come first. The query
+# takes 2 s if a million names begin alike; it only runs after a typing error.
 CANDIDATES = text("""
 SELECT name FROM (
     SELECT user_id AS name FROM headrace.users WHERE erased_at IS NULL
@@ -59,7 +59,7 @@ class UserDetails:
 def find(connection: Connection, name: str) -> list[FoundUser]:
     """The users with this name, under their present user_id. A user_id wins over a client_user_id.
 
-    A user_id is found in any case of letters; a client_user_id, which is the deployment's own, only as it is spelled.
+    A user_id is found in any case of letters; a client_user_id only as it is spelled.
     """
     values = {"name": name, "names": [name, canonical_id(name)]}
     found = connection.execute(BY_NAME, values).all() or connection.execute(BY_USER_ID_IN_ANY_CASE, values).all()

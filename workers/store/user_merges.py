@@ -49,7 +49,7 @@ SERIES_OF_BOTH = text("""
 SELECT o.id AS old, n.id AS new
 FROM headrace.series o JOIN headrace.series n USING (resource, provider, source_type, subtype)
 WHERE o.user_id = :old AND n.user_id = :new ORDER BY n.id""")
-# The time of the last sample of a part. Samples leave the old series, so that the next part begins behind it.
+# The time of the last sample of a part. Moved samples leave the old series, so that the next part begins after it.
 END_OF_PART = text("""
 SELECT max(ts) FROM (SELECT ts FROM headrace.samples WHERE series_id = :old ORDER BY ts LIMIT :rows) AS part""")
 PART = """(

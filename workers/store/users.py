@@ -1,4 +1,4 @@
-"""Users: the aggregator that owns each, their client_user_id, the user that each was merged into, and tombstones."""
+"""Users: their owners (aggregators), client_user_ids, merges and tombstones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ class _Known(NamedTuple):
 def upsert_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> dict[Claim, User]:
     """Inserts unknown users, updates each client_user_id to the newest, and returns every claim's user.
 
-    An unknown user belongs to the aggregator of the first claim. Other aggregators change nothing of the user, and find
-    `other_owner` in their result.
+    An unknown user belongs to the aggregator of the first claim. Claims of other aggregators do not change the user;
+    their result has `other_owner`.
 
     Must be the first write of a transaction that writes data of users: an erasure of one of them then waits for the
     transaction's end. One query if nothing is new. A user that is still missing after the insert was erased.

@@ -1,4 +1,4 @@
-"""A connection that is given up when its server is frozen or cannot end: keepalives show neither."""
+"""A connection that fails when its server is frozen or cannot shut down, which keepalives do not detect."""
 
 import time
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import psycopg
 
 T = TypeVar("T")
-SILENT_SECONDS = 10.0  # without data from the server, until it is asked whether it still accepts connections
+SILENT_SECONDS = 10.0  # without data from the server, then a new connection tests it
 PING_SECONDS = 3
 
 
@@ -15,7 +15,7 @@ class WatchedConnection(psycopg.Connection):
     """Raises OperationalError if its server neither sends data nor accepts connections.
 
     The kernel of a frozen server still acknowledges packets. A primary that was cut off from its replicas and replaced
-    shuts down, but waits without end for its transactions, which wait for a replica. Then it refuses connections.
+    shuts down, but waits for ever for its transactions, which wait for a replica. Meanwhile it refuses connections.
     """
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
@@ -41,8 +41,8 @@ class WatchedConnection(psycopg.Connection):
     def _need_answer(self) -> None:
         """Connects again, to this server only: with several hosts in DATABASE_URL, another one would answer.
 
-        A server that has no connection left refuses one too. Then this transaction is repeated, which is harmless.
-        Not with PQping, which holds the interpreter's lock while it waits.
+        A server at its limit of connections also refuses one. Then this transaction is repeated, which is harmless. Not
+        with PQping, which holds the interpreter's lock while it waits.
         """
         try:
             psycopg.connect(

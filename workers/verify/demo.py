@@ -57,7 +57,7 @@ def bar(console: Console) -> Progress:
 
 
 def send(console: Console, what: str, events: Sequence[Any], sender: Sender) -> None:
-    """Sends events with a progress bar; some twice and some late, each until it is accepted."""
+    """Sends events with a progress bar: some twice, some late, and each until it is accepted."""
     with bar(console) as progress:
         task = progress.add_task(what, total=len(events))
         for start in range(0, len(events), 100):

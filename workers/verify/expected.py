@@ -1,4 +1,4 @@
-"""The rows that the views must have after a run, and the rows that they have."""
+"""The expected rows of the views after a run, and the actual rows."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The check behind the demo and the drill: accepted deliveries against the ledger, expected against stored rows."""
+"""The check behind the demo and the drill: accepted deliveries and the ledger, expected and stored rows."""
 
 import contextlib
 import time
@@ -29,13 +29,13 @@ class Totals:
 
     accepted: int  # distinct delivery ids with a 202
     outcomes: dict[str, int]  # of these, by the ledger
-    pending: list[str]  # those without an outcome
+    pending: list[str]  # accepted deliveries without an outcome
     nowhere: list[str]  # pending deliveries that are not in the broker, and dead ones without a dead letter
     twice: list[str]  # ids with a second row in the ledger
     wrongly_dead: list[str]  # usable deliveries with the outcome dead
     expected: int  # distinct records and samples in the accepted events and at the provider
     missing: list[RowKey] = field(repr=False)
-    outdated: list[RowKey] = field(repr=False)  # rows with another content than that of the newest version
+    outdated: list[RowKey] = field(repr=False)  # rows without the content of the newest version
     surplus: list[RowKey] = field(repr=False)  # unexpected rows, and second rows with the same key
 
     @property

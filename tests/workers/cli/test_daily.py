@@ -46,7 +46,8 @@ def test_priorities_are_set_listed_and_reset(engine: Engine, settings: Settings,
     """Breaks if a list is stored for another person or resource, is not audited, or days do not follow it."""
     assert headrace("priorities", "list", "--json").stdout == "[]\n"
     done = headrace("priorities", "set", "--user", "u1", "--resource", "steps", "Oura/ring", "garmin/*")
-    assert done.stdout == "set the priorities for steps of member-1: oura/ring, garmin/*. The days are computed again\n"
+    about = "set the priorities for steps of member-1: oura/ring, garmin/*"
+    assert done.stdout == f"{about}. Workers compute the days again\n"
     headrace("priorities", "set", "*/phone")
     listed = json.loads(headrace("priorities", "list", "--json").stdout)
     assert [(one["user"], one["resource"], one["sources"]) for one in listed] == [

@@ -176,7 +176,7 @@ def test_a_replay_has_the_time_that_is_asked_for(headrace: Headrace, engine: Eng
 def test_a_timeout_is_a_duration(headrace: Headrace, value: str) -> None:
     done = headrace("dead", "replay", f"--timeout={value}")
     assert done.exit_code == 2
-    assert "is no duration such as 90s, 10m or 2h" in done.stderr
+    assert "is not a duration such as 90s, 10m or 2h" in done.stderr
 
 
 # dead drop

@@ -136,11 +136,11 @@ def test_resend(headrace: Headrace, settings: Settings, engine: Engine) -> None:
         run(engine, "UPDATE headrace.notifications SET status = 'dead'")
         run(engine, "UPDATE headrace.subscriptions SET failures = 0, retry_at = '-infinity'")
         done = headrace("subscriptions", "resend", "app", *LATER, "--dead")
-        assert done.stdout == "1 notifications are sent again, and those of 1 older changes are sent\n"
+        assert done.stdout == "1 notifications are sent again, and notifications of 1 older changes are sent\n"
         sender.run()
         assert app.ids() == {"w0", "w1"}
         again = headrace("subscriptions", "resend", "app", *LATER)
-        assert again.stdout == "2 notifications are sent again, and those of 0 older changes are sent\n"
+        assert again.stdout == "2 notifications are sent again, and notifications of 0 older changes are sent\n"
         sender.run()
     assert len(app.received) == 5
     assert len({(one.id, one.body) for one in app.received}) == 2

@@ -35,9 +35,15 @@ RAW = ("activity", "body", "sleep", "workouts")
 TERRA = ("activity", "body", "daily", "menstruation", "nutrition", "sleep")
 
 
-def junction_calls(world):
-    """All calls about wearables, as (group, method, arguments)."""
+NO_CONTENT = ("patch",)  # methods whose response has status 204
+
+
+def junction_calls(simulator):
+    """The calls about wearables that the simulator serves, as (group, method, arguments)."""
+    world = simulator.world
     user, other = world.members[0].user_id, world.members[-1]
+    device = world.devices(world.members[0], catalogue()["device"])[0]["id"]
+    link = python_client("junction", simulator).link.token(user_id=user).link_token
     record = {
         name: world.record(world.latest(world.members[0].connections[0], catalogue()[name]))["id"]
         for name in ("workouts", "sleep")
@@ -63,10 +69,15 @@ def junction_calls(world):
         ("user", "get_by_client_user_id", {"client_user_id": world.members[0].client_user_id}),
         ("user", "get_connected_providers", {"user_id": user}),
         ("user", "get_devices", {"user_id": user}),
+        ("user", "get_device", {"user_id": user, "device_id": device}),
+        ("user", "get_user_sign_in_token", {"user_id": user}),
+        ("user", "patch", {"user_id": user, "client_user_id": "renamed", "fallback_time_zone": "Europe/Brussels"}),
+        ("user", "get", {"user_id": user}),
         ("user", "refresh", {"user_id": user, "timeout": 10}),
         ("user", "create", {"client_user_id": "new"}),
         ("link", "get_all_providers", {}),
         ("link", "token", {"user_id": user}),
+        ("link", "generate_oauth_link", {"oauth_provider": "oura", "vital_link_token": link}),
         ("link", "code_create", {"user_id": user}),
         ("link", "connect_demo_provider", demo),
         ("user", "deregister_provider", demo),
@@ -91,6 +102,7 @@ def terra_calls(terra):
         ("user", "get_info_for_user_id", {"user_id": user.user_id}),
         ("user", "get_info_for_user_id", {"reference_id": user.person.client_user_id}),
         ("user", "get_info_for_multiple_user_ids", {"request": [user.user_id]}),
+        ("user", "modify_user", {"user_id": user.user_id, "reference_id": "renamed"}),
         ("integrations", "fetch", {}),
         ("integrations", "detailed_fetch", {"sdk": True}),
         ("authentication", "authenticate_user", {"resource": "OURA", "reference_id": "new"}),
@@ -113,7 +125,7 @@ def aggregator(request):
 
 
 def calls_of(aggregator, simulator):
-    return junction_calls(simulator.world) if aggregator == "junction" else terra_calls(simulator.terra)
+    return junction_calls(simulator) if aggregator == "junction" else terra_calls(simulator.terra)
 
 
 def python_client(aggregator, simulator):
@@ -162,7 +174,7 @@ def walk_in_javascript(aggregator, simulator, calls, node_modules):
     else:
         package, client = "terra-api", "TerraClient"
         options = {"baseUrl": simulator.terra_url, "devId": DEV_ID, "apiKey": API_KEY}
-        calls = [(*call, [given.get("request", given)]) for *call, given in calls]
+        calls = [(group, method, terra_arguments(method, given)) for group, method, given in calls]
     asked = {"package": package, "client": client, "options": options, "calls": calls}
     environment = {"NODE_PATH": str(node_modules), "PATH": os.environ["PATH"]}
     command = ["node", str(SDKS / "walk.cjs")]
@@ -170,29 +182,37 @@ def walk_in_javascript(aggregator, simulator, calls, node_modules):
     return json.loads(ran.stdout)
 
 
+def terra_arguments(method, given):
+    """The arguments of Terra's SDK for JavaScript, which takes a parameter of the path before the object."""
+    if method == "modify_user":
+        return [given["user_id"], {name: value for name, value in given.items() if name != "user_id"}]
+    return [given.get("request", given)]
+
+
 def camel(name):
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))
 
 
-def check(simulator, calls, results):
-    """Fails if a call failed, or a response has no content."""
-    failed = [(*call[:2], result) for call, result in zip(calls, results, strict=True) if not result.get("value")]
-    assert failed == []
-    assert [one["path"] for one in simulator.requests if one["status"] != 200] == []
-    assert len(simulator.requests) == len(calls)
+def check(simulator, calls, results, prepared):
+    """Fails if a call failed, or a response has no content. `prepared` requests were made before the calls."""
+    pairs = zip(calls, results, strict=True)
+    assert [(*call[:2], one) for call, one in pairs if not one.get("value") and call[1] not in NO_CONTENT] == []
+    assert [one["error"] for one in results if "error" in one] == []
+    assert [one["path"] for one in simulator.requests if one["status"] not in (200, 204)] == []
+    assert len(simulator.requests) == len(calls) + prepared
 
 
 def test_every_call_of_the_python_sdk_parses(aggregator, simulator):
     """Breaks if a route of the public API is missing, or a response does not have the SDK's types."""
-    calls = calls_of(aggregator, simulator)
-    check(simulator, calls, walk_in_python(aggregator, simulator, calls))
+    calls, prepared = calls_of(aggregator, simulator), len(simulator.requests)
+    check(simulator, calls, walk_in_python(aggregator, simulator, calls), prepared)
 
 
 def test_every_call_of_the_javascript_sdk_parses(aggregator, simulator, node_modules):
     """Breaks if a route of the public API is missing, or a response does not have the SDK's types."""
-    calls = calls_of(aggregator, simulator)
-    check(simulator, calls, walk_in_javascript(aggregator, simulator, calls, node_modules))
+    calls, prepared = calls_of(aggregator, simulator), len(simulator.requests)
+    check(simulator, calls, walk_in_javascript(aggregator, simulator, calls, node_modules), prepared)
 
 
 def test_a_response_of_another_type_does_not_parse(simulator, monkeypatch):
@@ -206,12 +226,16 @@ def test_a_response_of_another_type_does_not_parse(simulator, monkeypatch):
 def test_the_sdks_read_the_errors(aggregator, simulator):
     """Breaks if an unknown user or an unknown path is refused with a body that is not JSON."""
     calls = {
-        "junction": [("user", "get", {"user_id": "nobody"}), ("team", "get_source_priorities", {})],
-        "terra": [("user", "get_info_for_user_id", {"user_id": "nobody"}), ("user", "modify_user", {"user_id": "x"})],
+        "junction": [("user", "get", {"user_id": "nobody"}, 404), ("team", "get_source_priorities", {}, 404)],
+        "terra": [
+            ("user", "get_info_for_user_id", {"user_id": "nobody"}, 404),
+            ("user", "modify_user", {"user_id": "nobody"}, 404),
+            ("nutrition", "delete", {"user_id": "nobody", "data": ["x"]}, 405),
+        ],
     }[aggregator]
     client = python_client(aggregator, simulator)
-    for group, method, arguments in calls:
+    for group, method, arguments, status in calls:
         with pytest.raises((JunctionError, TerraError)) as raised:
             named(getattr(client, group), method)(**arguments)
-        assert raised.value.status_code == 404
+        assert raised.value.status_code == status
         assert raised.value.body["detail"]

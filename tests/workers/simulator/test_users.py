@@ -217,3 +217,48 @@ def test_raw_records_are_refused_like_others(api):
     assert api.get(f"/v2/summary/activity/{user_id}/raw").status_code == 422
     assert api.get(f"/v2/summary/meal/{user_id}/raw").status_code == 404
     assert api.get("/v2/summary/activity/nobody/raw", start_date="2026-11-10").status_code == 404
+
+
+def test_a_user_is_changed(api):
+    """Breaks if a new name or zone is not read again, or a name is given to two users."""
+    first, second = api.world.members
+    path = f"/v2/user/{first.user_id}"
+
+    def change(**fields):
+        return api.client.patch(path, json=fields, headers={"X-Vital-API-Key": KEY}).status_code
+
+    assert change(client_user_id="renamed", fallback_time_zone="Europe/Brussels", ingestion_start="2026-01-01") == 204
+    user = api.get("/v2/user/resolve/renamed").json
+    assert (user["user_id"], user["fallback_time_zone"]["id"]) == (first.user_id, "Europe/Brussels")
+    assert change(client_user_id=second.client_user_id) == 400
+    assert change(fallback_time_zone=None) == 204
+    assert api.get(path).json == user | {"fallback_time_zone": None}
+    assert change(client_user_id=7) == 422
+
+
+def test_one_device_is_read(api):
+    user_id = api.world.members[0].user_id
+    devices = api.get(f"/v2/user/{user_id}/device").json
+    assert [api.get(f"/v2/user/{user_id}/device/{one['id']}").json for one in devices] == devices
+    assert api.get(f"/v2/user/{user_id}/device/none").status_code == 404
+
+
+def test_a_sign_in_token_names_its_user(api):
+    user_id = api.world.members[0].user_id
+    assert api.post(f"/v2/user/{user_id}/sign_in_token").json["user_id"] == user_id
+    assert api.post("/v2/user/nobody/sign_in_token").status_code == 404
+
+
+def test_an_oauth_link_connects_the_provider_of_a_link_token(api):
+    """Breaks if the link connects another provider or user, or is issued for a token that does not allow it."""
+    user_id = make(api, "new").json["user_id"]
+    given = token(api, user_id, filter_on_providers=["garmin", "oura"]).json["link_token"]
+
+    def link(slug, link_token):
+        return api.client.get(f"/v2/link/provider/oauth/{slug}", headers={"X-Vital-Link-Token": link_token})
+
+    assert (link("strava", given).status_code, link("oura", "x").status_code) == (401, 401)
+    assert link("ouraring", given).status_code == 422
+    assert api.client.get(link("oura", given).json["oauth_url"]).json == {"connected": "oura"}
+    sources = api.get(f"/v2/user/{user_id}").json["connected_sources"]
+    assert [source["provider"]["slug"] for source in sources] == ["oura"]

@@ -1,7 +1,17 @@
 """The totals of a run, and that they can fail."""
 
+from functools import partial
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.support import START
 from tests.support.cases import Failures
 from tests.support.drill import EVENTS, IDS, LEDGER, ROWS, totals
+from tests.support.patience import Clock, install
+from workers.store.engine import transaction
+from workers.store.ledger import OutcomeRow, settle
+from workers.verify import totals as verify
 from workers.verify.expected import NEVER, wanted
 
 
@@ -77,3 +87,21 @@ def test_the_provider_overrides_the_events() -> None:
         NEVER,
         [{"id": "w1", "newer": True}],
     )
+
+
+def apply_one(engine: Engine, name: str) -> None:
+    with transaction(engine) as connection:
+        settle(connection, [OutcomeRow("junction", name, "test", "u", START, "applied")])
+
+
+@pytest.mark.parametrize("arriving", [3, 2])
+def test_the_proof_waits_while_outcomes_arrive(engine: Engine, monkeypatch: pytest.MonkeyPatch, arriving: int) -> None:
+    """Breaks if the demo on a busy machine gives up while deliveries get outcomes, or waits on without progress."""
+    accepted = {IDS[name]: EVENTS[name] for name in "abc"}
+    clock = Clock(80, [partial(apply_one, engine, name) for name in list(accepted)[:arriving]])
+    install(monkeypatch, clock, verify)
+
+    found = verify.prove(engine, accepted, {}, idle=90)
+
+    assert found.pending == list(accepted)[arriving:]
+    assert clock.sleeps <= 5

@@ -70,7 +70,7 @@ class AdminApi:
         app.register_blueprint(routes)
 
     def record(self, message: Message, status: int) -> None:
-        """Records a delivery and the status of its last attempt; 0 is no answer."""
+        """Records a delivery and the status of its last attempt, 0 without an answer."""
         event = message.event
         if event["type"] == "s3_payload":
             event = msgspec.json.decode(self._terra.payloads[message.trace_id])

@@ -41,7 +41,7 @@ PROCESSING_SECONDS = 1.0
 UNAUTHORIZED = "dev-id or x-api-key headers are missing or wrong"
 ACCEPTED = "Large request submitted. The data is being processed and will be sent to your destination in chunks"
 PLANNED = KINDS["planned_workout"]
-# The fields of a planned workout that is read by its id, where they have a value.
+# The fields of a planned workout that is read by its id; fields without a value are left out.
 PLAN_SUMMARY = (
     "planned_workout_id", "planned_date", "is_external", "workout_id", "provider_workout_id", "coercion_warnings"
 )  # fmt: skip

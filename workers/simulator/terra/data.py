@@ -1,8 +1,8 @@
 """The simulated users' accounts and objects at Terra, generated on request.
 
 As in `workers.simulator.data`, objects are not stored: an object follows from (seed, user, provider, type, day).
-Remembered are the accounts, how far each type was measured, and corrections, so that the read API is never behind the
-newest event.
+It keeps only the accounts, each type's newest time, and corrections, so that the read API is never behind the newest
+event.
 """
 
 import time
@@ -94,6 +94,13 @@ class TerraWorld:
             self._accounts[renewed.user_id] = renewed
             return renewed
 
+    def rename(self, account: TerraUser, reference_id: str) -> TerraUser:
+        """Gives an account another reference id. Its data and the person's other accounts stay the same."""
+        with self._lock:
+            renamed = replace(account, person=replace(account.person, client_user_id=reference_id))
+            self._accounts[account.user_id] = renamed
+            return renamed
+
     def close(self, account: TerraUser) -> None:
         """Closes an account: the read API no longer finds it."""
         with self._lock:
@@ -102,7 +109,7 @@ class TerraWorld:
     def objects(
         self, account: TerraUser, kind: Kind, start: datetime, end: datetime, *, with_samples: bool = True
     ) -> list[Record]:
-        """The objects that overlap a window, `end` excluded, oldest first. One on an edge belongs to both windows."""
+        """The objects that overlap a window, `end` excluded, oldest first. One on an edge is in both windows."""
         return [self.record(slot, with_samples=with_samples) for slot in self._slots(account, kind, start, end)]
 
     def advance(self, account: TerraUser, kind: Kind, *, updated: bool = False) -> list[Record]:
@@ -151,7 +158,7 @@ class TerraWorld:
         return dict(fill(slot.kind.description, context))
 
     def stamp(self) -> int:
-        """The time of an event in unix milliseconds, later than that of every earlier event."""
+        """The time of an event in unix milliseconds, later than the time of every earlier event."""
         with self._lock:
             self._last_stamp = max(self._last_stamp + 1, time.time_ns() // 1_000_000)
             return self._last_stamp

@@ -30,7 +30,7 @@ class Message:
 
 
 def message(terra: TerraWorld, event: Record, reference: str = "") -> Message:
-    """A delivery of an event that is made now. As at Terra, its user object has the time of this event."""
+    """A new delivery of an event. Its user object has the time of this event, as at Terra."""
     trace, ordering_ms = str(uuid4()), terra.stamp()
     if (user := event.get("user")) and user.get("last_webhook_update"):
         moment = datetime.fromtimestamp(ordering_ms / 1000, UTC).isoformat(timespec="microseconds")

@@ -15,7 +15,7 @@ HOUR = 3600
 class Samples:
     """A shape: the samples of an array, from the object's start to its end, or to the end of the measurement.
 
-    Each array has its own random generator, so measured samples stay the same while more are added. Its value is empty
+    Each array has its own random generator, so measured samples stay the same while more are added. The array is empty
     if the request did not ask for samples.
     """
 

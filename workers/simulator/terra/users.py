@@ -28,12 +28,18 @@ class _Session(msgspec.Struct):
     auth_success_redirect_url: str = ""
 
 
+class _Changes(msgspec.Struct):
+    reference_id: str | None = None
+    active: bool | None = None
+
+
 def routes_of(terra: TerraWorld, links: Links) -> tuple[Route, ...]:
     return (
         ("POST", "/auth/authenticateUser", partial(_authenticate, terra, links)),
         ("POST", "/auth/generateWidgetSession", partial(_session, terra, links)),
         ("POST", "/auth/generateAuthToken", _auth_token),
         ("DELETE", "/auth/deauthenticateUser", partial(_deauthenticate, terra)),
+        ("PATCH", "/users/<user_id>", partial(_change, terra)),
         ("GET", "/userInfo", partial(_user_info, terra)),
         ("POST", "/bulkUserInfo", partial(_bulk_user_info, terra)),
         ("GET", "/subscriptions", partial(_subscriptions, terra)),
@@ -43,7 +49,7 @@ def routes_of(terra: TerraWorld, links: Links) -> tuple[Route, ...]:
 
 
 def _authenticate(terra: TerraWorld, links: Links) -> Response:
-    """Issues a link that connects one provider, and the id that the account has then."""
+    """Issues a link that connects one provider. Also returns the id that the account will have."""
     body = body_of(_Session) if request.get_data() else _Session()
     slug = request.args.get("resource") or refuse(400, "missing resource")
     _check_provider(slug)
@@ -80,6 +86,16 @@ def _deauthenticate(terra: TerraWorld) -> Response:
     user_id = request.args.get("user_id") or refuse(400, "missing user_id")
     terra.put(events.deauth(terra, terra.account(user_id) or refuse(404, "user not found")))
     return answer({"status": "success"})
+
+
+def _change(terra: TerraWorld, user_id: str) -> Response:
+    """Changes an account's reference id, or closes it if `active` is false."""
+    account, body = terra.account(user_id) or refuse(404, "user not found"), body_of(_Changes)
+    if body.reference_id is not None:
+        account = terra.rename(account, body.reference_id)
+    if body.active is False:
+        terra.close(account)
+    return answer({"status": "success", "user": described(terra, account)})
 
 
 def _user_info(terra: TerraWorld) -> Response:

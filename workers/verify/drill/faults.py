@@ -28,7 +28,7 @@ class Injected:
 
     @property
     def ended(self) -> float:
-        """The time at which the process could continue, or be started again."""
+        """The time from which the process could continue or be restarted."""
         return self.began + (self.fault.seconds if self.fault.kind == "freeze" else 0.0)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class FaultInjector:
 
     @property
     def injected(self) -> list[Injected]:
-        """The faults that met a process."""
+        """The injected faults, without skipped ones."""
         return [one for one in self.made if one.pid is not None]
 
     def run(self, stop: Flag) -> None:
@@ -74,13 +74,13 @@ class FaultInjector:
         for until, process in list(self._frozen):
             if until <= now:
                 self._frozen.remove((until, process))
-                if process not in (other for _, other in self._frozen):  # it may be frozen twice
+                if process not in (other for _, other in self._frozen):  # unless a second freeze holds it
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.resume()
 
     def _inject(self, fault: PlannedFault) -> None:
         made = Injected(fault, time.time(), None, f"{fault.group}: no process")
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself in this moment
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself just now
             if victim := self._victim(fault):
                 process, whom = victim
                 self._signal(fault, process, is_main=whom == fault.group)

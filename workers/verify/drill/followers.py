@@ -1,4 +1,4 @@
-"""The consumers of a drill: processes that follow the change feed and are killed, and what they have read."""
+"""The consumers of a drill: processes that follow the change feed and are killed again and again."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ class FollowerTotals:
 
 
 class Follower(Thread):
-    """Runs a consumer, and kills and restarts it again and again until stopped."""
+    """Runs a consumer, and repeatedly kills and restarts it until stopped."""
 
     def __init__(self, name: str, folder: Path, database_url: str, start: int, seed: int) -> None:
         super().__init__(name=name, daemon=True)
@@ -58,7 +58,7 @@ class Follower(Thread):
         return subprocess.Popen(command, env=environment, cwd=os.sep, stdin=subprocess.DEVNULL)
 
     def settle(self) -> None:
-        """The consumer is killed no more."""
+        """From now on the consumer is not killed."""
         self._calm.set()
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class Follower(Thread):
         self.join()
 
     def last(self) -> int:
-        """The last position that it has read."""
+        """The last position that the consumer has read."""
         read = read_positions(self._file)
         return read[-1] if read else self._start
 

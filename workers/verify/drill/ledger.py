@@ -41,7 +41,7 @@ class LedgerReader:
         return self._query(query, began=self._began)
 
     def backfills(self) -> Counter[str]:
-        """The number of these users' backfills by status, including those of single streams."""
+        """The number of these users' backfills by status, including backfills of single streams."""
         query = "SELECT status::text, count(*) FROM headrace.backfills WHERE user_id = ANY(:user_ids) GROUP BY status"
         return Counter(dict(self._query(query, user_ids=self._user_ids)))
 

@@ -26,9 +26,10 @@ UNKNOWN_TYPE: Event = {"event_type": "daily.data.mood_ring.created", "user_id": 
 
 
 def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Event]:
-    """Live events for `seconds`, with every connection, every notice of history and every type once among them.
+    """Live events for `seconds`. Among them are every connection, every notice of history and every type once.
 
-    Each is made when it is sent: an event made before a revision must not be sent after it as if it were newer.
+    Each event is made when it is sent: one that was made before a revision must not be sent after it as if it were
+    newer.
     """
     rng = Random(seed)  # noqa: S311 - repeatable on purpose
     count = sum(len(supplied(one)) + 1 for user in world.members for one in user.connections)
@@ -52,7 +53,7 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
 
 
 def live_event(world: World, rng: Random, user: User, connection: Connection, resource: Resource) -> Event:
-    """An event about a random day of a resource, in some cases a new version, an unknown type or an unusable event."""
+    """An event about a random day of a resource. Some are new versions, of an unknown type, or unusable."""
     share = rng.random()
     if share < BROKEN:
         return cast("Event", rng.choice(UNUSABLE))

@@ -9,7 +9,7 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 GROUPS = ("web", "live", "backfill", "maintenance", "notify", "derive", "beat", "flower", "broker", "postgres")
 ROUND = (*GROUPS, "web", "live", "broker", "postgres")  # the groups of one round, shuffled
 PAUSE, FREEZE = (1.5, 4.5), (1.0, 6.0)  # seconds between faults, and of a freeze: from, to
-CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # the end of a drill without faults: at most so long, at most this share
+CALM_SECONDS, CALM_SHARE = 20.0, 0.3  # no faults at the end: for this time or this share, whichever is less
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PlannedFault:
 
 
 def plan(seed: int, seconds: float) -> list[PlannedFault]:
-    """The faults of a drill of this length. A seed always gives the same faults; a longer drill adds more."""
+    """The faults of a drill of this length. The same seed gives the same faults; a longer drill adds more."""
     rng, end = Random(seed), seconds - min(CALM_SECONDS, CALM_SHARE * seconds)  # noqa: S311 - repeatable on purpose
     faults: list[PlannedFault] = []
     turns: list[str] = []

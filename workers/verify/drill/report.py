@@ -14,7 +14,7 @@ from workers.verify.drill.subscriber import SubscriberTotals
 from workers.verify.totals import Totals, Verdict
 
 MAX_RESPONSE_SECONDS = 5.0
-TOLERANCE_SECONDS = 0.5  # within which every worker learns of a pause
+TOLERANCE_SECONDS = 0.5  # until every worker knows of a pause
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Snapshot:
     left: float  # at most
     acked: int
     settled: int
-    applied: int  # of the settled
+    applied: int  # of the settled deliveries
     faults: int
     backfills_open: int
 

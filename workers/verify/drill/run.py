@@ -1,4 +1,4 @@
-"""Runs a drill: load and faults, then waiting until everything has settled, then the report."""
+"""Runs a drill: sends load and injects faults, waits until everything has settled, then reports."""
 
 import contextlib
 import time
@@ -26,7 +26,7 @@ from workers.verify.expected import expected, history, wanted
 from workers.verify.totals import Totals, reconcile_totals
 
 LEASE_SECONDS, MARGIN_SECONDS = 60, 60  # the lease of a killed fetch, and time for the remaining work
-MAX_SETTLE_SECONDS = 1200.0  # then the simulated present would move: PROVIDER_SLOWNESS
+MAX_SETTLE_SECONDS = 1200.0  # less than PROVIDER_SLOWNESS, after which the simulated present moves
 
 
 def environment(simulator: Simulator, options: Options) -> dict[str, str]:
@@ -113,9 +113,9 @@ class Drill:
                 raise
 
     def _settle(self, subscriber: Subscriber) -> float | None:
-        """Waits until every delivery and backfill has ended and every change was read and notified. Returns the time.
+        """Waits until all deliveries and backfills have ended and all changes were read and notified. Returns the time.
 
-        None if progress stops too long.
+        Returns None if there is no progress for too long.
         """
         subscriber.settle()
         for one in self._followers:
@@ -132,7 +132,7 @@ class Drill:
             time.sleep(0.5)
 
     def _changed(self) -> set[str]:
-        """The ids that the subscriber must be told of. While the database is unavailable, one that does not exist."""
+        """The ids of which the subscriber must be notified. Without the database, an id that does not exist."""
         with contextlib.suppress(TryLater):
             return self._ledger.changed_ids(RESOURCE, self._begin)
         return {""}

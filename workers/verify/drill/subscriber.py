@@ -1,4 +1,4 @@
-"""The subscriber of a drill: an endpoint for notifications that refuses some, and leaves others without an answer."""
+"""The subscriber of a drill: an endpoint that refuses some notifications and does not answer others."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ class SubscriberTotals:
     refused: int
     unanswered: int
     forged: int  # with a wrong signature, or with another body under the same id
-    missing: int  # records that changed, and that no accepted notification names
+    missing: int  # changed records that no accepted notification names
 
     @property
     def is_exact(self) -> bool:
@@ -75,7 +75,7 @@ class Subscriber:
         return self._bodies.setdefault(headers["webhook-id"], body) == body
 
     def hang(self) -> None:
-        """Waits longer than the sender does, or until the end of the load."""
+        """Waits longer than the sender, or until the end of the load."""
         self._calm.wait(HANG_SECONDS)
 
     def settle(self) -> None:

@@ -124,3 +124,16 @@ def test_the_older_path_of_plans_has_an_envelope(api):
     account = api.account("GARMIN")
     old, new = (api.get(path, account).json for path in ("plannedWorkout", "plannedWorkouts"))
     assert (old["type"], old["data"]) == ("planned_workout", new)
+
+
+def test_an_account_is_renamed_and_closed(api):
+    """Breaks if a new reference id changes the account's data, or a closed account is still served."""
+    account = api.account("OURA")
+    path, window = f"/users/{account.user_id}", {"start_date": "2026-11-15", "to_webhook": "false"}
+    before = api.get("daily", account, **window).json["data"]
+
+    renamed = ask(api, "PATCH", path, json={"reference_id": "renamed"}).json["user"]
+    assert (renamed["user_id"], renamed["reference_id"]) == (account.user_id, "renamed")
+    assert api.get("daily", api.account("OURA"), **window).json["data"] == before != []
+    assert ask(api, "PATCH", path, json={"active": False}).json["user"]["active"] is False
+    assert ask(api, "PATCH", path, json={"reference_id": "x"}).status_code == 404
