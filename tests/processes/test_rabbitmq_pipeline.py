@@ -287,13 +287,13 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     ready_counts: list[int] = []
 
     class FailingApplier(Applier):
-        def apply_deliveries(self, deliveries: Any, *, redelivered: bool = False, failures: int = 0) -> Any:
+        def apply_deliveries(self, deliveries: Any, **named: Any) -> Any:
             if len(ready_counts) < 2:
                 with server.connect() as connection:
                     ready_counts.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
                 raise TryLater("PostgreSQL: unavailable")
             consumer.stop()
-            return super().apply_deliveries(deliveries, redelivered=redelivered, failures=failures)
+            return super().apply_deliveries(deliveries, **named)
 
     publish(server, workout("u1"))
     consumer = PipelineConsumer(pipeline_settings, FailingApplier(engine, pipeline_settings))
