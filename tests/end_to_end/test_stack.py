@@ -205,6 +205,14 @@ def test_the_account_of_stack_json_logs_in_to_the_console(stack: Stack) -> None:
     assert httpx.get(f"{stack.info['console']}/people").headers["Location"] == "/login"
 
 
+def test_the_console_is_one_process_that_shares_the_memory_of_the_fork_server(stack: Stack) -> None:
+    """Breaks if the console, which is nearly always idle, takes 85 MB again."""
+    (pid,) = stack.info["processes"]["console"]
+    assert psutil.Process(pid).children() == []
+    memory = psutil.Process(pid).memory_full_info()
+    assert memory.uss < memory.rss / 2
+
+
 def test_status_finds_the_stack(stack: Stack) -> None:
     """Breaks if a command does not find the URLs of the running stack in its data directory."""
     command = (sys.executable, "-m", "workers.cli", "status", "--json", "--data-dir", str(stack.data))

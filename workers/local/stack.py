@@ -37,7 +37,7 @@ from workers.local.space import wait_for_space
 from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
 
 SERVICES, PROGRAMS = range(2)  # stages, which are stopped in reverse order
-FORKED = ("migrate", "worker", "beat", "etl")  # the fork server has imported their libraries
+FORKED = ("migrate", "worker", "beat", "etl", "console")  # the fork server has imported their libraries
 ONE_PROCESS_LANES = ("download", "maintenance", "notify", "derive")
 PGPASS = "pgpass"
 METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
@@ -376,11 +376,11 @@ class _Stack:
         name, _, password = self.secrets["console_auth"].partition(":")
         others = [one for one in self.settings.console_users if one.name != name]
         accounts = [*others, Account(name, hash_password(password), "privacy")]
-        arguments = ("console", "--web", self.operations) if self.operations else ("console",)
-        program = self._program("console", "console", arguments, lambda: _answers(f"{self.console}/livez"))
-        environment = {name: value for name, value in program.environment.items() if name != METRICS_FOLDER}
+        program = self._program("console", "console", ("console",), lambda: _answers(f"{self.console}/livez"))
         users = ",".join(one.line for one in accounts)
-        return replace(program, environment=environment | {"HEADRACE_CONSOLE_USERS": users})
+        # The server instead of the command, which would start another interpreter and share no memory.
+        command = own("workers.console", *([self.operations] if self.operations else []))
+        return replace(program, command=command, environment={**program.environment, "HEADRACE_CONSOLE_USERS": users})
 
     def _file_program(self, group: str, name: str, *arguments: str) -> Program:
         """Ready when it has created its HEADRACE_READY_FILE."""
