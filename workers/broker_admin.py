@@ -217,13 +217,17 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
 
     from app.broker.redis_transport import ALL_INVALID
 
-    url = settings.need_broker()
+    url, names = settings.need_broker(), [*map("".join, itertools.product(LANES, ALL_INVALID))]
     if is_amqp(url):
         return
     try:
         with redis_client(url) as client:
-            for name in map("".join, itertools.product(LANES, ALL_INVALID)):
-                for raw in client.lrange(name, 0, -1):
+            with client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.lrange(name, 0, -1)
+                found = pipeline.execute()
+            for name, messages in zip(names, found, strict=True):
+                for raw in messages:
                     keep(raw, "bytes that are not a message")
                     client.lrem(name, 1, raw)
     except redis.RedisError as error:

@@ -146,19 +146,32 @@ class QoS(redis.QoS):
                 client.zadd(self.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Called every 1 to 5 s: returns messages of killed workers from "unacked" and from the processing lists."""
-        try:
-            super().restore_visible(*args, **options)
-        except OutOfMemoryError:
-            log.warning("the memory of the broker is full: messages of killed workers wait until the lanes are emptied")
+        """Called every 1 to 5 s: returns messages of killed workers from "unacked" and from the processing lists.
+
+        It looks in one round trip. Kombu's search is three, two of which write a lock to the broker's disk.
+        """
+        places = tuple(itertools.product(self.channel.active_queues, ALL_PROCESSING))
         with self.channel.conn_or_acquire() as client:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.zcount(self.unacked_index_key, 0, time.time() - self.visibility_timeout)
+                for lane, suffix in places:
+                    pipe.lrange(lane + suffix, -MAX_INSPECTED, -1)
+                overdue, *found = pipe.execute()
+            if overdue:
+                self._restore_unacked(*args, **options)
             present = {}
-            for lane, suffix in itertools.product(self.channel.active_queues, ALL_PROCESSING):
-                for raw in client.lrange(lane + suffix, -MAX_INSPECTED, -1):
+            for (lane, suffix), messages in zip(places, found, strict=True):
+                for raw in messages:
                     present[raw] = self._seen.get(raw, time.monotonic())
                     if time.monotonic() - present[raw] > MAX_PROCESSING_SECONDS:
                         client.eval(MOVE_BACK, 2, lane + suffix, lane, raw)
             self._seen = present
+
+    def _restore_unacked(self, *args: Any, **options: Any) -> None:
+        try:
+            super().restore_visible(*args, **options)
+        except OutOfMemoryError:
+            log.warning("the memory of the broker is full: messages of killed workers wait until the lanes are emptied")
 
 
 class Channel(redis.Channel):

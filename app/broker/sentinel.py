@@ -158,7 +158,8 @@ def make_client(url: str, node: Address | None = None, *, timeout: float, connec
     The timeouts are in seconds.
     """
     options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
-    options |= {"retry": RECONNECT_ONCE}
+    # By default redis-py reads its version from disk for each client, and opens each connection in four round trips.
+    options |= {"retry": RECONNECT_ONCE, "protocol": 2, "driver_info": None}
     if not sentinel_url.is_sentinel(url):
         return redis.Redis.from_url(url if node is None else _with_host(url, node), **options)
     parts = sentinel_url.read(url)

@@ -18,7 +18,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Misconfigured, TryLater
 from tests.support.broker import BlockingPublisher
-from workers.broker_admin import lanes, need_durable
+from workers.broker_admin import drain_invalid, lanes, need_durable
 from workers.local.ports import free_port
 from workers.redis_durability import redis_client
 
@@ -172,6 +172,13 @@ def test_a_client_has_short_timeouts() -> None:
     with redis_client(nowhere().need_broker()) as client, pytest.raises(redis.ConnectionError):
         client.ping()
     assert time.monotonic() - started < 20
+
+
+def test_an_idle_sweep_sends_the_broker_few_commands(here: Settings, client: Any) -> None:
+    """Breaks if every sweep opens its connections in several round trips, or reads each list in one of its own."""
+    before = client.info("stats")["total_reads_processed"]
+    drain_invalid(here, lambda *_: None)
+    assert client.info("stats")["total_reads_processed"] - before <= 4  # AUTH, the lists, end of connection, INFO
 
 
 def test_unacknowledged_messages_of_any_content_are_counted(here: Settings, client: Any) -> None:

@@ -30,6 +30,7 @@ celery = make_celery(settings, "worker")  # without the tasks, whose libraries t
 # With --app: otherwise Celery's command line would load the module that the variable APP names.
 APP = f"{__name__}:celery"
 OPTIONS = ["--persistent=False", "--max_tasks=5000", "--max_workers=500", "--purge_offline_workers=60"]
+OPTIONS.append("--enable_events=False")  # our workers always send events; Flower would ask for them every five seconds
 READ_ONLY = ("GET", "HEAD", "OPTIONS")
 SCRIPT = "js/flower.js"
 guesses = Guesses()

@@ -7,7 +7,7 @@ HEADRACE_VISIBILITY_TIMEOUT_SECONDS would be redelivered, and run on two workers
 
 import logging
 import time
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from celery import signals
@@ -17,8 +17,8 @@ from celery.worker.consumer import Consumer
 
 from app.broker.redis_transport import QoS
 
-INTERVAL_SECONDS = 4.0  # between two heartbeats of the event loop; Flower shows a worker as offline after 8 s
-TICK_SECONDS = INTERVAL_SECONDS / 2  # of the thread, because a task may begin just before a heartbeat is due
+INTERVAL_SECONDS = 8.0  # between two heartbeats of the event loop; Flower shows a worker as offline after 16 s
+TICK_SECONDS = 2.0  # of the thread: an AMQP heartbeat is due every 3 s
 # After this a task counts as stuck, and its message is redelivered after the visibility timeout. The longest statement
 # may take 45 s, and an event of 60 MB has about 30 of them.
 MAX_TASK_SECONDS = 1800.0
@@ -38,28 +38,32 @@ class TaskHeartbeats:
         self._consumer = consumer
         self._began: float | None = None
         self._lost: Any = None  # the channel of an AMQP connection that was lost during a task
+        self._has_task = Event()
         self._lock = Lock()
         qos = getattr(consumer.task_consumer.channel, "qos", None)  # AMQP channels have none
         self._tick = min(TICK_SECONDS, qos.visibility_timeout / 4) if isinstance(qos, QoS) else TICK_SECONDS
 
     def start(self) -> None:
-        """Starts the thread, which ends with the process. It costs one wake-up every two seconds."""
+        """Starts the thread, which ends with the process. It sleeps while no task runs."""
         signals.task_prerun.connect(self._begin, weak=False)
         signals.task_postrun.connect(self._end, weak=False)
         Thread(target=self._run, name="heartbeats", daemon=True).start()
 
     def _begin(self, **_: Any) -> None:
         self._began = time.monotonic()
+        self._has_task.set()
 
     def _end(self, **_: Any) -> None:
         with self._lock:  # waits for a heartbeat that is being sent
             self._began = None
 
     def _run(self) -> None:
-        while True:
+        while self._has_task.wait():
             time.sleep(self._tick)
+            self._has_task.clear()  # before the look: a task that begins after it sets the event again
             with self._lock:
                 if self._began is not None:
+                    self._has_task.set()
                     self._send()
                     if time.monotonic() - self._began < MAX_TASK_SECONDS:
                         self._extend()

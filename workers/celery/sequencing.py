@@ -21,7 +21,7 @@ from workers.store.engine import SESSION, make_engine
 from workers.store.feed import IsDue, Sequencer
 
 LANE = "notify"
-BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.4  # between two passes; a change is readable within 1 s of its commit
+BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.7  # between two passes; a change is readable within 1 s of its commit
 EVERYTHING_SECONDS = 60.0  # between two passes that read the whole outbox
 CHECK_SECONDS = 2.0  # between two queries for work that is due without a new change
 MESSAGE_SECONDS = 5  # a message that waits longer expires: the next one follows
@@ -36,6 +36,7 @@ class SequencerThread:
         """`tasks` has the lane of each task, and the query that says whether it has work."""
         # A pass over a long outbox may take longer than a worker's statement.
         self.engine = make_engine(settings, "headrace-feed", {**SESSION, "statement_timeout": "10min"})
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")  # one round trip per query
         self._celery, self._tasks = celery, tasks
         self._sequencer = Sequencer(self.engine)
         self._full_at = self._check_at = self._send_at = 0.0
@@ -76,7 +77,7 @@ class SequencerThread:
 
     def _send_tasks(self) -> None:
         for task, (lane, is_due) in self._tasks.items():
-            if is_due(self.engine):
+            if is_due(self._autocommit):
                 self._celery.send_task(task, queue=lane, expires=MESSAGE_SECONDS)
 
 

@@ -29,7 +29,8 @@ maxmemory-policy noeviction
 enable-debug-command no
 hide-user-data-from-log yes
 crash-log-enabled no
-"""
+hz 2
+"""  # hz: by default Valkey wakes up ten times a second, and reads /proc each time
 CHUNK_BYTES = 64 * 1024
 
 _log = logging.getLogger(__name__)

@@ -128,3 +128,26 @@ def test_a_merged_message_stays_within_its_limits(settings: Settings, broker: "r
     while broker.llen(LIVE):
         consume_one(settings, note)
     assert (sum(taken), max(taken), taken[0]) == (4 + 2 * MAX_MERGED_MESSAGES, MAX_MERGED_MESSAGES, 2), taken
+
+
+def test_an_idle_search_for_messages_of_killed_workers_writes_nothing(
+    settings: Settings, broker: "redis.Redis"
+) -> None:
+    """Breaks if each worker of an idle stack has the broker sync to disk every few seconds."""
+
+    def commands() -> dict[str, int]:
+        return {name: one["calls"] for name, one in broker.info("commandstats").items()}
+
+    celery = make_celery(settings, "worker")
+    lane = next(queue for queue in celery.conf.task_queues if queue.name == LIVE)
+    with (
+        celery.connection_for_read() as connection,
+        connection.channel() as channel,
+        celery.amqp.Consumer(channel, [lane], accept=["json"]),
+    ):
+        channel.qos.restore_visible(interval=1)
+        before = commands()
+        channel.qos.restore_visible(interval=1)
+        sent = {name for name, calls in commands().items() if calls > before.get(name, 0)}
+    celery.close()
+    assert sent <= {"cmdstat_zcount", "cmdstat_lrange", "cmdstat_info", "cmdstat_ping"}

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import psycopg
 import pytest
 import redis
-from sqlalchemy import Engine
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, event
 
 from app.broker.celery import make_celery
 from app.broker.lanes import NOTIFY
@@ -15,6 +17,7 @@ from app.errors import TryLater
 from tests.support import rows
 from workers.celery import sequencing
 from workers.celery.sequencing import CHECK_SECONDS, EVERYTHING_SECONDS, PAUSE_SECONDS, SequencerThread
+from workers.store import notifications
 from workers.store.engine import transaction
 from workers.store.feed import Change, IsDue, announce
 
@@ -40,6 +43,22 @@ def test_changes_are_numbered_in_each_step(engine: Engine, settings: Settings, b
         assert thread.step(1.0) == 1
         assert thread.step(2.0) == 0
     assert rows(engine, "SELECT id FROM health.changes") == [{"id": "w1"}]
+
+
+def test_an_idle_step_opens_no_transaction(engine: Engine, settings: Settings, broker_url: str) -> None:
+    """Breaks if each look for changes, several in a second, is three round trips."""
+    states = []
+
+    def note(connection: Connection, *_: object) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        states.append(driver.info.transaction_status)
+
+    with sequencing_with(settings, broker_url, notifications.is_due) as thread:
+        event.listen(thread.engine, "after_cursor_execute", note)
+        thread.step(0.0)
+        thread.step(CHECK_SECONDS)
+    assert set(states) == {TransactionStatus.IDLE}
 
 
 def test_the_whole_outbox_is_read_once_a_minute(engine: Engine, settings: Settings, broker_url: str) -> None:
