@@ -21,7 +21,7 @@ from workers.store.engine import SESSION, make_engine
 from workers.store.feed import IsDue, Sequencer
 
 LANE = "notify"
-BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.7  # between two passes; a change is readable within 1 s of its commit
+BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.4  # between two passes; a change is readable within 1 s of its commit
 EVERYTHING_SECONDS = 60.0  # between two passes that read the whole outbox
 CHECK_SECONDS = 2.0  # between two queries for work that is due without a new change
 MESSAGE_SECONDS = 5  # a message that waits longer expires: the next one follows
