@@ -41,14 +41,14 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'user_id'
 WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
   AND c.relname <> ALL(ARRAY['users', 'deliveries']) ORDER BY c.relname = 'series', c.relname""")
 PRESENT_OR_FORMER_ID = "user_id IN (SELECT user_id FROM headrace.users WHERE user_id = :user OR merged_into = :user)"
-# Days belong to a client_user_id. If another user has it too, they are computed again, not deleted (REQUEUE).
-IS_SHARED = """SELECT FROM headrace.users other WHERE other.client_user_id = erased.client_user_id
+# A person is the client_user_id of users, or their user_id. Its days are computed again for users who stay (REQUEUE).
+IS_SHARED = """SELECT FROM headrace.users other WHERE coalesce(other.client_user_id, other.user_id) = erased.person
     AND other.user_id <> :user AND other.erased_at IS NULL AND other.merged_into IS NULL"""
 # The name, and the former one if the days have not moved to the name yet (workers/daily/people.py).
-NAMES = f"""SELECT client_user_id FROM headrace.users WHERE user_id = :user
+NAMES = f"""SELECT coalesce(client_user_id, user_id) FROM headrace.users WHERE user_id = :user
     UNION SELECT person FROM headrace.daily_people WHERE {PRESENT_OR_FORMER_ID}"""
-OF_PERSON = f"""person IN (SELECT :user UNION ALL SELECT erased.client_user_id
-    FROM ({NAMES}) AS erased(client_user_id) WHERE NOT EXISTS ({IS_SHARED}))"""
+OF_PERSON = f"""person IN (SELECT erased.person FROM (SELECT :user UNION {NAMES}) AS erased(person)
+    WHERE NOT EXISTS ({IS_SHARED}))"""
 # The condition for the user's rows, where it is not `user_id = :user` alone.
 CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
@@ -88,8 +88,8 @@ ORDER BY user_id""")
 # Resource *: every resource.
 REQUEUE = text(f"""
 INSERT INTO headrace.daily_queue (person, resource, dates, origin)
-SELECT client_user_id, '*', datemultirange(daterange(NULL, NULL)), 'erase' FROM headrace.users erased
-WHERE user_id = :user AND client_user_id IS NOT NULL AND EXISTS ({IS_SHARED}) ON CONFLICT DO NOTHING""")
+SELECT person, '*', datemultirange(daterange(NULL, NULL)), 'erase' FROM ({NAMES}) AS erased(person)
+WHERE EXISTS ({IS_SHARED}) ON CONFLICT DO NOTHING""")
 
 # Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. Others get a warning.
 MAY_VACUUM = """
@@ -182,8 +182,13 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     with transaction(engine) as connection:
         tables = list(connection.scalars(TABLES))
     of_person = ("daily_priorities", "daily_zones", "daily_queue", "days")  # before daily_people, which has its name
-    for table in ("crash_counts", "chunks", "sample_ranges", *of_person, *tables):
+    for table in ("crash_counts", "chunks", "sample_ranges", *of_person):
         yield from ((table, number) for number in _remove(engine, table, user_id))
+    with transaction(engine) as connection:
+        connection.execute(REQUEUE, {"user": user_id})
+    for table in tables:
+        if table not in of_person:  # computed again by now
+            yield from ((table, number) for number in _remove(engine, table, user_id))
     yield from _remove_from_ledger(engine, user_id)
 
 
@@ -257,7 +262,6 @@ def finish(engine: Engine, user_id: str, detail: Mapping[str, int]) -> None:
     """
     rows = min(sum(detail.values()), MAX_ROW_COUNT)
     with transaction(engine, confirm=True) as connection:
-        connection.execute(REQUEUE, {"user": user_id})
         connection.execute(CLEAR_CLIENT_ID, {"user": user_id})
         connection.execute(ANNOUNCE, {"user": user_id, "rows": rows})
         audit.note(connection, "erased", user_id, detail)

@@ -286,6 +286,25 @@ def test_an_erasure_reaches_a_former_name_whose_days_have_not_moved_yet(
         assert rows(engine, f"SELECT * FROM headrace.{table}") == [], table
 
 
+@pytest.mark.parametrize(
+    ("names", "change"),
+    [(("a", "a"), "client_user_id = 'b'"), (("u2", None), "client_user_id = 'u2'"), ((None, "u1"), "named_at = now()")],
+    ids=["renamed", "named as another user's id", "another user is named as the id"],
+)
+def test_an_erasure_computes_the_days_of_others_of_a_name_again(
+    engine: Engine, settings: Settings, derive: Derive, names: tuple[str | None, str | None], change: str
+) -> None:
+    """Breaks if others of the person's present or former name, or of a name that is a user_id, lose their days."""
+    for user, client in zip(("u1", "u2"), names, strict=True):
+        store(engine, settings, samples(user, "steps", [(NOON, 60, 500, 0)], client=client))
+    derive()
+    assert {row["user_id"] for row in rows(engine, DAYS)} == {None}
+    run(engine, f"UPDATE headrace.users SET {change} WHERE user_id = 'u1'")
+    Eraser(engine, settings).erase("u1", lambda _: None)
+    derive()
+    assert [(row["user_id"], row["value"]) for row in rows(engine, DAYS)] == [("u2", 500)]
+
+
 def test_days_outlive_their_samples(engine: Engine, settings: Settings, deriver: Deriver, derive: Derive) -> None:
     """Breaks if a rebuild, or a late sample, removes or shrinks a day whose samples have expired."""
     old = NOON - timedelta(days=40)
