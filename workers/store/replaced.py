@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, TextClause, text
 
 from app.catalogue import Resource, catalogue
-from workers.actions import Origin, Record, Samples, SeriesKey
+from workers.actions import Origin, Record, Sample, Samples, SeriesKey
 from workers.aggregators.terra.shapes import Owner, samples_of
 from workers.store import feed
 from workers.store.feed import ChangedSamples
@@ -50,24 +50,28 @@ FROM unnest(CAST(:series AS int[]), CAST(:ids AS text[]), CAST(:versions AS time
      AS given(series_id, id, version)
 JOIN headrace.sample_ranges stored USING (series_id, id) WHERE stored.version > given.version""")
 # Other records that overlap with ranges in which samples are replaced. Samples of newer ones are not replaced there.
+# OFFSET 0: otherwise PostgreSQL reads all ranges of a series, and not only those from `first` on.
 OTHERS = text("""
 SELECT DISTINCT stored.*, user_id, resource, provider, source_type, subtype
 FROM unnest(CAST(:series AS int[]), CAST(:ids AS text[]), CAST(:versions AS timestamptz[]),
-            CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[])) AS given(series_id, id, version, first, last)
-JOIN headrace.sample_ranges stored USING (series_id) JOIN headrace.series ON series.id = series_id
-WHERE stored.id <> given.id AND stored.version < given.version
-  AND stored.last >= given.first AND stored.first <= given.last
-ORDER BY series_id, stored.id""")
+            CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
+     AS given(series_id, id, version, first, last),
+LATERAL (SELECT * FROM headrace.sample_ranges one WHERE one.series_id = given.series_id AND one.id <> given.id
+         AND one.version < given.version AND one.last >= given.first AND one.first <= given.last OFFSET 0) AS stored
+JOIN headrace.series ON series.id = stored.series_id
+ORDER BY stored.series_id, stored.id""")
 LOCK = text("""
 SELECT pg_advisory_xact_lock(hashtext('headrace.sample_ranges'), key)
 FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS keys""")
+# NOT EXISTS and not NOT IN, which PostgreSQL compares row by row once the samples to keep exceed work_mem.
 REMOVE = text("""
 WITH gone AS (
     DELETE FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :first AND :last AND version < :version
-      AND (ts, coalesce(ts_end, ts), coalesce(value, 0), version) NOT IN (
-          SELECT ts, coalesce(ts_end, ts), coalesce(value, 0), version
-          FROM unnest(CAST(:times AS timestamptz[]), CAST(:ends AS timestamptz[]), CAST(:values AS float8[]),
-                      CAST(:versions AS timestamptz[])) AS kept(ts, ts_end, value, version))
+      AND NOT EXISTS (
+          SELECT FROM unnest(CAST(:times AS timestamptz[]), CAST(:ends AS timestamptz[]), CAST(:values AS float8[]),
+                             CAST(:versions AS timestamptz[])) AS kept(ts, ts_end, value, version)
+          WHERE (kept.ts, coalesce(kept.ts_end, kept.ts), coalesce(kept.value, 0), kept.version)
+              = (samples.ts, coalesce(samples.ts_end, samples.ts), coalesce(samples.value, 0), samples.version))
       AND NOT EXISTS (
           SELECT FROM unnest(CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]), CAST(:of AS timestamptz[]))
               AS kept(first, last, version)
@@ -79,6 +83,7 @@ SELECT ts FROM headrace.samples WHERE series_id = :series_id AND ts BETWEEN :fir
 ORDER BY ts OFFSET :rows LIMIT 1""")
 RESOLUTION = timedelta(microseconds=1)  # of timestamptz
 MAX_ROWS = 50_000  # of one statement, which has to end before its timeout
+MAX_RANGES = 2_000  # of one look-up of the records that overlap with them
 MOVE = text(f"""
 INSERT INTO headrace.sample_ranges AS stored ({COLUMNS})
 SELECT n.id, r.id, version, first, last, replaced_first, replaced_last
@@ -89,7 +94,7 @@ DELETE FROM headrace.sample_ranges WHERE series_id IN (SELECT id FROM headrace.s
 REPLACED_OF_USER = text("""
 SELECT series_id, sample_ranges.id, version, replaced_first AS first, replaced_last AS last
 FROM headrace.sample_ranges JOIN headrace.series ON series.id = series_id
-WHERE user_id = :new AND replaced_last IS NOT NULL""")
+WHERE user_id = :new AND replaced_last IS NOT NULL ORDER BY series_id, replaced_first""")
 
 
 @dataclass(frozen=True)
@@ -225,26 +230,39 @@ def remove(connection: Connection, ranges: Sequence[ReplacedRange], origin: Orig
 
 def _remove(connection: Connection, one: ReplacedRange, others: Sequence[_Other]) -> Iterator[ChangedSamples]:
     """Deletes in parts. Yields those with a deleted sample."""
+    others = [other for other in others if other.range.last >= one.first and other.range.first <= one.last]
     kept = [(row, other.samples.version) for other in others if other.samples for row in other.samples.rows]
     spared = [other.range for other in others if not other.samples]
-    left = asdict(one) | {
-        "times": [row.ts for row, _ in kept],
-        "ends": [row.ts_end for row, _ in kept],
-        "values": [row.value for row, _ in kept],
-        "versions": [version for _, version in kept],
+    spared_ranges = {
         "firsts": [range_.first for range_ in spared],
         "lasts": [range_.last for range_ in spared],
         "of": [range_.version for range_ in spared],
     }
-    part = {"series_id": one.series_id, "first": one.first, "last": one.last, "rows": MAX_ROWS}
-    edges = []
-    while edge := connection.scalar(NEXT_PART, part):
-        edges.append(edge)
-        part["first"] = edge
-    for first, end in zip([one.first, *edges], [*edges, one.last + RESOLUTION], strict=True):
-        found = connection.execute(REMOVE, left | {"first": first, "last": end - RESOLUTION}).one()
+    for first, last in _parts(connection, one):
+        part = {"first": first, "last": last}
+        kept_here = [(row, version) for row, version in kept if first <= row.ts <= last]
+        found = connection.execute(REMOVE, asdict(one) | spared_ranges | part | _arrays(kept_here)).one()
         if found.rows:
             yield ChangedSamples(one.series_id, *found)
+
+
+def _parts(connection: Connection, one: ReplacedRange) -> Iterator[tuple[datetime, datetime]]:
+    """The first and last times of parts of a range that have at most MAX_ROWS samples."""
+    first = one.first
+    values = {"series_id": one.series_id, "last": one.last, "rows": MAX_ROWS}
+    while edge := connection.scalar(NEXT_PART, values | {"first": first}):
+        yield first, edge - RESOLUTION
+        first = edge
+    yield first, one.last
+
+
+def _arrays(kept: Sequence[tuple[Sample, datetime]]) -> dict[str, list[Any]]:
+    return {
+        "times": [row.ts for row, _ in kept],
+        "ends": [row.ts_end for row, _ in kept],
+        "values": [row.value for row, _ in kept],
+        "versions": [version for _, version in kept],
+    }
 
 
 def _others(connection: Connection, ranges: Sequence[ReplacedRange]) -> dict[int, list[_Other]]:
@@ -311,5 +329,6 @@ def merge_ranges(connection: Connection, ids: Mapping[str, str]) -> None:
     connection.execute(MOVE, ids)
     connection.execute(DROP, ids)
     ranges = [ReplacedRange(**row) for row in connection.execute(REPLACED_OF_USER, ids).mappings()]
-    _, restored = remove(connection, ranges, "webhook")
-    feed.announce_samples(connection, "put", restored.samples, "webhook")
+    for start in range(0, len(ranges), MAX_RANGES):
+        _, restored = remove(connection, ranges[start : start + MAX_RANGES], "webhook")
+        feed.announce_samples(connection, "put", restored.samples, "webhook")

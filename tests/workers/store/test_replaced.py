@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -23,14 +23,16 @@ from tests.support import ENCRYPTION_KEY, rows
 from tests.support.cases import Failures
 from tests.support.database import emptied
 from tests.support.terra import USER, event
+from workers.actions import Sample, Samples
 from workers.aggregators.terra.api import read_page
 from workers.ingest.apply import Applier
 from workers.ingest.replay import replay
 from workers.operate.erase import Eraser
-from workers.store import retention
+from workers.store import replaced, retention
 from workers.store.archive import ArchiveWindow
-from workers.store.engine import transaction
+from workers.store.engine import make_writer, transaction
 from workers.store.feed import Sequencer
+from workers.store.replaced import ReplacedRange
 from workers.store.series import SeriesNumbers
 from workers.store.user_merges import merge_user
 from workers.store.writer import BatchItem, write
@@ -301,6 +303,51 @@ def test_workers_that_run_side_by_side_end_in_the_same_rows(
             assert stored(engine) == expected, seed
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_large_range_is_replaced_in_parts(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, reverse: bool
+) -> None:
+    """Breaks if a part deletes samples of another object that begin or end it, or keeps replaced ones."""
+    monkeypatch.setattr(replaced, "MAX_ROWS", 1)
+    arrivals, expected = OVERLAPPING["several"]
+    assert hours(arrive(engine, settings, arrivals[::-1] if reverse else arrivals)) == expected
+
+
+NEW_SERIES = text("""
+INSERT INTO headrace.series (user_id, resource, provider, source_type, subtype)
+VALUES ('t1', 'heartrate', 'GARMIN', 'activity', '') RETURNING id""")
+A_THOUSAND = text("""
+INSERT INTO headrace.samples (series_id, ts, value, unit, version, origin, stored_at)
+SELECT :series, :first + make_interval(secs => n), n, 'bpm', :version, 'webhook', now()
+FROM generate_series(1, 1000) n""")
+
+
+def test_many_samples_of_other_objects_do_not_reach_the_timeout(engine: Engine, settings: Settings) -> None:
+    """Breaks if each stored sample is compared with each one to keep, once those exceed work_mem."""
+    impatient = make_writer(settings, session={"work_mem": "64kB", "statement_timeout": "3s"})
+    with engine.begin() as connection:
+        series = connection.execute(NEW_SERIES).scalar_one()
+        connection.execute(A_THOUSAND, {"series": series, "first": FIRST, "version": at(1)})
+    kept = [Sample(FIRST + timedelta(seconds=n / 100), None, -1.0, "bpm", None, None) for n in range(100_000)]
+    one = ReplacedRange(series, "a", at(2), FIRST, FIRST + timedelta(seconds=1000))
+    other = Samples("heartrate", "t1", "GARMIN", "activity", "", kept, at(1), "b")
+    with transaction(impatient) as connection:
+        (found,) = replaced._remove(connection, one, [replaced._Other(cast("Any", one), other)])
+    assert found.rows == 1000
+    impatient.dispose()
+
+
+def test_overlapping_ranges_are_found_by_their_end(engine: Engine) -> None:
+    """Breaks if an update reads all ranges that its series ever had."""
+    none = {name: list[Any]() for name in ("series", "ids", "versions", "firsts", "lasts")}
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+        plan = "\n".join(connection.scalars(text(f"EXPLAIN {replaced.OTHERS}"), none))
+    assert "Index Scan using sample_ranges_last" in plan
+    assert "last >= given.first" in plan
+
+
 def test_a_repetition_and_a_replay_change_nothing(engine: Engine, settings: Settings) -> None:
     """Breaks if a replayed older version brings its samples back, or a repetition deletes those of the newer one."""
     expected = apply_all(engine, settings, VERSIONS)
@@ -340,6 +387,29 @@ def test_a_reconnection_replaces_too(engine: Engine, settings: Settings, order: 
             applier.apply(pack([activity(version, beats=beats, user=step)]))
     assert hours(stored(engine)) == SHORT
     assert rows(engine, "SELECT DISTINCT user_id FROM health.heartrate") == [{"user_id": "new"}]
+
+
+def test_a_reconnection_replaces_in_slices(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if one statement compares all ranges of a person, which reached its timeout for ten years of days."""
+    sizes = list[int]()
+
+    def remove(connection: Any, ranges: Sequence[ReplacedRange], origin: Any) -> Any:
+        sizes.append(len(ranges))
+        return original(connection, ranges, origin)
+
+    original = replaced.remove
+    for user, first in (("old", 1), ("new", 3)):
+        for key, beats in (("a", LONG), ("b", {"07:20": 80, "07:50": 81})):
+            later = {"07:15": 83} if key == "b" else SHORT
+            versions = [activity(first, beats=beats, key=key, user=user)]
+            versions += [activity(first + 1, beats=later, key=key, user=user)] if user == "new" else []
+            apply_all(engine, settings, versions)
+    monkeypatch.setattr(replaced, "remove", remove)
+    monkeypatch.setattr(replaced, "MAX_RANGES", 1)
+    with engine.begin() as connection:
+        merge_user(connection, "old", "new")
+    assert sizes == [1, 1]
+    assert hours(stored(engine)) == SHORT | {"07:15": 83}
 
 
 def test_an_erasure_and_retention_remove_the_ranges(engine: Engine, settings: Settings) -> None:
