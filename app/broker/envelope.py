@@ -18,6 +18,7 @@ from app.broker.lanes import (
     FAILING_SINCE,
     FAILURES,
     FETCH,
+    LOST,
     NOTIFY,
     RECONCILE,
     RETRY_REASON,
@@ -51,6 +52,7 @@ Callbacks = dict[str, None]  # Celery writes every callback of a task that has n
 _NAMES = {
     "sent_at": SENT_AT,
     "failures": FAILURES,
+    "lost": LOST,
     "failing_since": FAILING_SINCE,
     "retry_reason": RETRY_REASON,
     "merged": MERGED_HEADERS,
@@ -76,6 +78,7 @@ class _Headers(msgspec.Struct, rename=_NAMES):
     redelivered: bool | None = None
     sent_at: Moment | None = None
     failures: Count | None = None
+    lost: Count | None = None
     failing_since: Moment | None = None
     retry_reason: Text | None = None
     traceparent: Text | None = None

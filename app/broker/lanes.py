@@ -13,9 +13,9 @@ SWEEP = "headrace.sweep"  # sent by beat: starts work that is due
 NOTIFY = "headrace.notify"  # sends notifications for a time slice
 DERIVE = "headrace.derive"  # computes days that have changed, for a time slice
 PROBE = "headrace.probe"  # on RabbitMQ: shows that the lane accepts messages; workers ignore it
-# Headers of a task: when it was sent (unix seconds). Headers of a retried task: how many tries PostgreSQL did not
-# execute (RetryAlone), when the first try failed (unix seconds), and why the last try failed.
-SENT_AT, FAILURES = "headrace-sent-at", "headrace-failures"
+# Headers of a task: when it was sent (unix seconds), and of a retried one, how many tries PostgreSQL did not execute
+# (RetryAlone), how many lost their connection, when the first try failed (unix seconds), and why the last one did.
+SENT_AT, FAILURES, LOST = "headrace-sent-at", "headrace-failures", "headrace-lost"
 FAILING_SINCE, RETRY_REASON = "headrace-failing-since", "headrace-retry-reason"
 RECEIVED_AT = "headrace-received-at"  # header, on Redis: when a worker received the message (unix seconds)
 # Suffixes of a lane's lists on Redis: messages between the lane and "unacked", and bytes that are not a message.

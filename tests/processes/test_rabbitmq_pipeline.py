@@ -5,13 +5,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from amqp import Message  # type: ignore[import-untyped]
@@ -19,14 +20,15 @@ from sqlalchemy import Engine
 
 from app.broker.lanes import FETCH
 from app.config.settings import Settings
-from app.errors import Misconfigured, TryLater, Unprocessable
+from app.delivery import Delivery
+from app.errors import ConnectionLost, Misconfigured, RetryAlone, TryLater, Unprocessable
 from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
 from tests.support.broker import arguments, waiting
 from tests.support.poison import BAD, RAISE, fault
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, Unsettled
 from workers.ingest.rabbitmq_pipeline import MessageIdentity, PipelineConsumer, ReceivedMessage, decode_body
 
 pytestmark = pytest.mark.processes
@@ -287,13 +289,13 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     ready_counts: list[int] = []
 
     class FailingApplier(Applier):
-        def apply_deliveries(self, deliveries: Any, **named: Any) -> Any:
+        def apply_deliveries(self, deliveries: Any, **options: Any) -> Any:
             if len(ready_counts) < 2:
                 with server.connect() as connection:
                     ready_counts.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
                 raise TryLater("PostgreSQL: unavailable")
             consumer.stop()
-            return super().apply_deliveries(deliveries, **named)
+            return super().apply_deliveries(deliveries, **options)
 
     publish(server, workout("u1"))
     consumer = PipelineConsumer(pipeline_settings, FailingApplier(engine, pipeline_settings))
@@ -301,6 +303,42 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     assert len(ready_counts) == 2
     assert len(rows(engine, "SELECT 1 FROM health.workouts")) == 1
     assert server.ready_count(QUEUE) == 0
+
+
+def commit(settings: Settings, apply_deliveries: Callable[..., Applied]) -> tuple[list[float], list[int]]:
+    """Applies a batch of five events without a broker. Returns the pauses and the acknowledged tags."""
+    pauses, acknowledged = list[float](), list[int]()
+    channel = SimpleNamespace(basic_ack=lambda tag, **_: acknowledged.append(tag))
+    applier = cast("Applier", SimpleNamespace(apply_deliveries=apply_deliveries))
+    consumer = PipelineConsumer(settings, applier)
+    consumer._pause_for = pauses.append  # type: ignore[method-assign]
+    connection = SimpleNamespace(heartbeat_check=lambda: None, default_channel=channel)
+    consumer._commit(connection, [received(tag=n) for n in range(5)], MessageIdentity())
+    return pauses, acknowledged
+
+
+def test_events_that_were_not_tried_yet_wait_for_nothing(settings: Settings) -> None:
+    """Breaks if a batch of large events, of which each pass applies some, is slowed down by pauses."""
+
+    def one_each(deliveries: Sequence[Delivery], **_: Any) -> Applied:
+        return Applied([], [], unsettled=tuple(Unsettled(one) for one in deliveries[1:]))
+
+    assert commit(settings, one_each) == ([], [4])
+
+
+def test_events_are_suspected_after_two_lost_connections(settings: Settings) -> None:
+    """Breaks if an event that crashes PostgreSQL is never found, or lost connections use up the tries of an event."""
+    seen = []
+
+    def lost(_: Sequence[Delivery], *, redelivered: bool, failures: int, **__: Any) -> Applied:
+        seen.append((redelivered, failures))
+        if len(seen) < 5:
+            raise RetryAlone("slow") if len(seen) == 1 else ConnectionLost("lost")
+        return Applied([], [])
+
+    pauses, acknowledged = commit(settings, lost)
+    assert seen == [(False, 0), (False, 1), (False, 1), (True, 1), (True, 1)]
+    assert (len(pauses), acknowledged) == (4, [4])
 
 
 LETTERS = "SELECT 1 FROM headrace.dead_letters"

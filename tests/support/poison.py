@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine, text
 
 from app.delivery import Delivery, pack
-from app.errors import ConnectionLost, RetryAlone
+from app.errors import RetryAlone
 from tests.support import delivery, workout
 from workers.ingest.apply import Applier
 from workers.ingest.outcomes import failures_after
@@ -51,7 +51,7 @@ def run_tries(applier: Applier, deliveries: Sequence[Delivery], limit: int = 100
         assert len(sizes) <= limit, "too many tries"
         try:
             applied = applier.apply(pack(message), failures=failures)
-        except (RetryAlone, ConnectionLost) as error:
+        except RetryAlone as error:
             queue.append((message, failures_after(failures, error)))
         else:
             queue += [([one.delivery], one.failures) for one in applied.unsettled]

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from app.broker.lanes import APPLY, FAILING_SINCE, FAILURES, RETRY_REASON
-from app.errors import RetryCause
+from app.broker.lanes import APPLY, FAILING_SINCE, FAILURES, LOST, RETRY_REASON
+from app.errors import ConnectionLost, RetryCause
 from app.observability import metrics
 from workers.fetch.backoff import backoff
 from workers.ingest.outcomes import retry_reason
@@ -21,14 +21,25 @@ def seconds_before(retry: int) -> float:
 
 
 def failures_of(headers: Mapping[str, Any] | None) -> int:
-    """How many tries of this message PostgreSQL did not execute. 0 if the header is not a number."""
-    found = (headers or {}).get(FAILURES)
+    """How many tries of this message PostgreSQL did not execute. 0 if the header is not a count."""
+    return _count(headers, FAILURES)
+
+
+def lost_of(headers: Mapping[str, Any] | None) -> int:
+    """How many tries of this message lost their connection to PostgreSQL."""
+    return _count(headers, LOST)
+
+
+def _count(headers: Mapping[str, Any] | None, name: str) -> int:
+    found = (headers or {}).get(name)
     return found if isinstance(found, int) and found > 0 else 0
 
 
 def retry_headers(headers: Mapping[str, Any] | None, failures: int, error: Exception | None) -> dict[str, Any]:
     """The headers of a retried message. The time of its first failure is kept."""
     changed: dict[str, Any] = {FAILURES: failures}
+    if isinstance(error, ConnectionLost):
+        changed[LOST] = lost_of(headers) + 1
     if error is not None:
         changed[RETRY_REASON] = retry_reason(error)
     return {FAILING_SINCE: time.time(), **(headers or {}), **changed}

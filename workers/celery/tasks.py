@@ -20,9 +20,9 @@ from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
-from workers.celery.retries import failures_of, retry_headers, seconds_before
+from workers.celery.retries import failures_of, lost_of, retry_headers, seconds_before
 from workers.daily.derive import Deriver
-from workers.ingest.outcomes import cause_of, failures_after, retry_reason
+from workers.ingest.outcomes import MAX_LOST, cause_of, failures_after, retry_reason
 from workers.notify.sender import Notifier
 from workers.store.engine import make_background
 
@@ -133,7 +133,7 @@ def _derive(deriver: Deriver) -> None:
 class _History(TypedDict):
     """What earlier workers have seen of a message."""
 
-    redelivered: bool  # an earlier worker may have crashed while processing it
+    redelivered: bool  # an earlier worker, or PostgreSQL's process, may have crashed while processing it
     failures: int  # its tries that PostgreSQL did not execute
 
 
@@ -141,7 +141,8 @@ def _history(task: Task) -> _History:
     redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
     if redelivered:
         metrics.REDELIVERED.inc()
-    return {"redelivered": redelivered, "failures": failures_of(task.request.headers)}
+    headers = task.request.headers
+    return {"redelivered": redelivered or lost_of(headers) >= MAX_LOST, "failures": failures_of(headers)}
 
 
 def retry_later(task: Task, work: Callable[[], T]) -> T:

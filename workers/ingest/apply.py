@@ -25,7 +25,6 @@ from workers.ingest.crashes import MAX_CRASHES, CrashCounter
 from workers.ingest.events import apply_events
 from workers.ingest.outcomes import (
     MAX_LIVE_BYTES,
-    MAX_LOST,
     MAX_MESSAGE_BYTES,
     Applied,
     ParsedDelivery,
@@ -73,12 +72,12 @@ class Applier:
 
         One transaction applies all deliveries. Each delivery gets its own transaction
         - if PostgreSQL rejects the message, so that only the rejected delivery becomes a dead letter;
-        - if the message is redelivered, because one of its deliveries may have crashed the previous worker;
-        - if its connection was lost several times, because one may have crashed PostgreSQL's process;
+        - if the message is redelivered, because one of its deliveries may have crashed the previous worker. A message
+          whose connection was lost MAX_LOST times counts as redelivered: one may have crashed PostgreSQL's process;
         - if PostgreSQL does not execute a statement. Deliveries that fail alone too are returned in `unsettled`, and
           become dead letters after several tries, of which there were `failures`.
 
-        Raises TryLater if the whole message must be retried; RetryAlone and ConnectionLost count as `failures`.
+        Raises TryLater if the whole message must be retried; RetryAlone counts as one of the `failures`.
         """
         try:
             deliveries = unpack(packed)
@@ -94,11 +93,10 @@ class Applier:
         if len(batch) < len(deliveries):
             batch = self._genuine_first(deliveries, limit)
         tracing.set_batch_size(len(deliveries))
-        is_suspect = redelivered or failures >= MAX_LOST
-        if not is_suspect and len(batch) > 1:
+        if not redelivered and len(batch) > 1:
             applied = self._apply_batch(batch)
         else:
-            applied = self._apply_one_by_one(batch, failures, is_suspect=is_suspect)
+            applied = self._apply_one_by_one(batch, failures, is_suspect=redelivered)
         return _record_metrics(applied)
 
     def _genuine_first(self, deliveries: Sequence[Delivery], limit: int) -> list[ParsedDelivery]:

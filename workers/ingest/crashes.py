@@ -27,6 +27,7 @@ class CrashCounter:
 
     def is_poison(self, one: ParsedDelivery) -> bool:
         """Counts a crash in advance, before the delivery is processed. True if the count exceeds the limit."""
+        self.release()  # counts that could not be cleared while PostgreSQL was away
         self._to_clear.append(one.delivery.key)  # first: the count may be committed although its answer is lost
         return record_crash(self._engine, one.delivery.key) > MAX_CRASHES
 
@@ -46,5 +47,7 @@ class CrashCounter:
     def release(self) -> None:
         """Clears the counts in a transaction of its own: an error is not a crash."""
         if self._to_clear:
-            with contextlib.suppress(TryLater), transaction(self._engine) as connection:
-                self.clear(connection)
+            with contextlib.suppress(TryLater):
+                with transaction(self._engine) as connection:
+                    self.clear(connection)
+                self._to_clear.clear()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from app.delivery import Delivery
-from app.errors import ConnectionLost, RetryAlone, RetryCause, TryLater, Unprocessable, describe
+from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable, describe
 from app.sealing import LARGEST, MIB
 from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples
 from workers.aggregators.repair import repaired
@@ -112,8 +112,6 @@ def combine(parts: Sequence[Applied]) -> Applied:
 
 def failures_after(failures: int, error: Exception) -> int:
     """The failures of a message with this one. Outages do not use up the tries of a delivery alone."""
-    if isinstance(error, ConnectionLost):
-        return max(failures, min(failures + 1, MAX_LOST))
     return failures + isinstance(error, RetryAlone)
 
 

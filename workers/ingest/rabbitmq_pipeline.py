@@ -20,13 +20,13 @@ from kombu.exceptions import OperationalError
 
 from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, seal
-from app.errors import Misconfigured, Unprocessable
+from app.errors import ConnectionLost, Misconfigured, Unprocessable
 from app.observability import metrics, tracing
 from app.observability.ready import mark_ready
 from app.sealing import LARGEST, Sealer
 from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, cause_of, failures_after, retry_reason
+from workers.ingest.outcomes import MAX_LIVE_BYTES, MAX_LOST, Applied, cause_of, failures_after, retry_reason
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
@@ -201,23 +201,27 @@ class PipelineConsumer:
         """
         deliveries = [self._delivery(received, identity) for received in batch]
         redelivered = any(received.redelivered for received in batch)
-        attempt = failures = 0
+        attempt = failures = lost = 0
         while deliveries and not self._stopping:
             try:
                 with tracing.consumer_span(TASK, self._settings.etl_queue or "", "", None):
-                    applied = self._apply(deliveries, redelivered=redelivered, failures=failures)
-                failures += any(one.error for one in applied.unsettled)
+                    is_suspect = redelivered or lost >= MAX_LOST
+                    applied = self._apply(deliveries, redelivered=is_suspect, failures=failures)
+                has_failed = any(one.error for one in applied.unsettled)  # the others were only not tried yet
+                failures += has_failed
                 if self._hand_over:
                     self._hand_over(applied)
             except Exception as error:  # noqa: BLE001 - unexpected errors are retried too; their text may quote a body
-                failures = failures_after(failures, error)
+                has_failed, failures = True, failures_after(failures, error)
+                lost += isinstance(error, ConnectionLost)
                 metrics.RETRIES.labels(TASK, cause_of(error)).inc()
                 log.warning("%d messages wait: %s", len(batch), retry_reason(error))
             else:
                 deliveries = [] if self._hand_over else [(one.delivery, None) for one in applied.unsettled]
             if deliveries:
-                attempt += 1
-                self._pause_for(backoff(attempt, limit=MAX_RETRY_SECONDS))
+                attempt = attempt + 1 if has_failed else 0
+                if has_failed:
+                    self._pause_for(backoff(attempt, limit=MAX_RETRY_SECONDS))
                 connection.heartbeat_check()
         if not deliveries:
             connection.default_channel.basic_ack(batch[-1].tag, multiple=True)

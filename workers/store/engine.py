@@ -52,7 +52,6 @@ UNAVAILABLE = (
 )
 # The connection cannot be used again: it is broken, or its server shuts down or has become a standby.
 DISCONNECTED = ("08", "25006", "57P")
-CRASHED = "57P02"  # another process of the server has crashed; the connection of that one breaks without an SQLSTATE
 CAUSES: dict[str, RetryCause] = {
     "57014": "statement_timeout",
     "55P03": "lock_timeout",
@@ -229,10 +228,9 @@ def _translated(error: Exception, timeouts: Mapping[str, object], *, is_committi
 
 
 def _is_crash(error: Exception) -> bool:
-    """Whether the server process of an open connection may have crashed."""
+    """Whether the server process of an open connection may have crashed. After a crash of another one, it is 57P02."""
     driver_error = getattr(error, "orig", None) or error
-    state = getattr(driver_error, "sqlstate", None)
-    return isinstance(driver_error, psycopg.OperationalError) and (state is None or state == CRASHED)
+    return isinstance(driver_error, psycopg.OperationalError) and driver_error.sqlstate is None
 
 
 def _is_disconnected(error: BaseException) -> bool:

@@ -1,10 +1,11 @@
-"""A connection that fails when its server is frozen or cannot shut down, which keepalives do not detect."""
+"""A connection that gives up a server that is frozen or cannot end, and that notices crashes of other processes."""
 
 import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.errors import CrashShutdown
 
 T = TypeVar("T")
 SILENT_SECONDS = 10.0  # without data from the server, then a new connection tests it
@@ -15,11 +16,25 @@ class WatchedConnection(psycopg.Connection):
     """Raises OperationalError if its server neither sends data nor accepts connections.
 
     The kernel of a frozen server still acknowledges packets. A primary that was cut off from its replicas and replaced
-    shuts down, but waits for ever for its transactions, which wait for a replica. Meanwhile it refuses connections.
+    shuts down, but waits without end for its transactions, which wait for a replica. Then it refuses connections.
+
+    Raises CrashShutdown (57P02) if the server ends all connections because the process of another one has crashed. It
+    says so in a warning and closes the connection, which looks like a crash of this connection's process.
     """
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        states = self._notices = list[str | None]()
+        self.add_notice_handler(lambda notice: states.append(notice.sqlstate))
+
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
-        return super().wait(self._watched(gen), interval, timeout)
+        self._notices.clear()
+        try:
+            return super().wait(self._watched(gen), interval, timeout)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None and CrashShutdown.sqlstate in self._notices:
+                raise CrashShutdown("another process of the server has crashed") from None
+            raise
 
     def _watched(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         """Passes on what `gen` waits for. psycopg sends a value that is false after each interval without data."""

@@ -12,13 +12,13 @@ from celery.exceptions import Reject, Retry
 from celery.worker import state
 
 from app.broker.celery import make_celery
-from app.broker.lanes import FAILING_SINCE, FAILURES, RETRY_REASON
+from app.broker.lanes import FAILING_SINCE, FAILURES, LOST, RETRY_REASON
 from app.config.settings import Settings
-from app.errors import RetryAlone, TryLater
+from app.errors import ConnectionLost, RetryAlone, TryLater
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, publish
 from workers.celery import tasks
-from workers.celery.retries import MAX_RETRY_SECONDS
+from workers.celery.retries import MAX_RETRY_SECONDS, lost_of
 from workers.celery.tasks import retry_later
 
 _numbers = itertools.count()
@@ -112,8 +112,11 @@ def test_a_failing_task_is_retried(broker: "redis.Redis", broker_url: str) -> No
     task.app.close()
 
 
-@pytest.mark.parametrize("error", [RetryAlone("PostgreSQL: slow", "statement_timeout"), TryLater("PostgreSQL: away")])
-def test_only_statements_that_were_not_executed_are_counted(
+@pytest.mark.parametrize(
+    "error",
+    [RetryAlone("PostgreSQL: slow", "statement_timeout"), TryLater("PostgreSQL: away"), ConnectionLost("lost")],
+)
+def test_statements_that_were_not_executed_and_lost_connections_are_counted(
     broker: "redis.Redis", broker_url: str, error: TryLater
 ) -> None:
     """Breaks if an outage separates the deliveries of a message, or a poisonous one is retried together for ever."""
@@ -130,5 +133,7 @@ def test_only_statements_that_were_not_executed_are_counted(
     (raw,) = broker.lrange(LIVE, 0, -1)
     headers = json.loads(raw)["headers"]
     assert (headers[FAILURES], headers[FAILING_SINCE]) == (1 + isinstance(error, RetryAlone), 7.0)
+    assert (headers.get(LOST) == 1) is isinstance(error, ConnectionLost)
+    assert lost_of(headers | {LOST: "odd"}) == 0
     assert headers[RETRY_REASON] == str(error)
     task.app.close()
