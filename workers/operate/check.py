@@ -4,16 +4,19 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.broker.lanes import is_amqp
 from app.catalogue import catalogue
 from app.config.settings import Settings
-from app.errors import HeadraceError, Misconfigured, TryLater
+from app.errors import HeadraceError, Misconfigured, RetryAlone, TryLater
 from workers.aggregators.requests import Request
 from workers.broker_admin import need_durable, need_redis
 from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import NO_ANSWER, describe
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 MIN_POSTGRES = 140000
 API_SECONDS = 5.0
@@ -205,7 +208,6 @@ def _database(settings: Settings) -> str:
 
     from workers.store.engine import make_engine, transaction
     from workers.store.migrate import need_utf8
-    from workers.store.partitions import misplaced
 
     engine = make_engine(settings, "headrace-check")
     try:
@@ -213,7 +215,7 @@ def _database(settings: Settings) -> str:
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             need_utf8(connection)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
-            unsplit = misplaced(connection)
+        unsplit = _unsplit(engine)
     except TryLater as error:
         raise Misconfigured(
             f"cannot connect to the database ({error}). "
@@ -228,6 +230,19 @@ def _database(settings: Settings) -> str:
         raise Misconfigured("the schema is missing; run `headrace migrate`", setting="DATABASE_URL")
     hint = f"; run `headrace migrate --convert` to split {', '.join(unsplit)} into months" if unsplit else ""
     return f"PostgreSQL {number // 10000}, migrated{hint}"
+
+
+def _unsplit(engine: "Engine") -> list[str]:
+    """The tables that should be split into months; none if finding them takes too long, or a lock prevents it."""
+    from sqlalchemy import text
+
+    from workers.store import partitions
+    from workers.store.engine import transaction
+
+    with contextlib.suppress(RetryAlone), transaction(engine) as connection:
+        connection.execute(text("SET LOCAL statement_timeout = '5s'"))  # a scan of samples_other
+        return partitions.misplaced(connection)
+    return []
 
 
 def _flower(settings: Settings) -> str:

@@ -295,11 +295,11 @@ def _others(connection: Connection, ranges: Sequence[ReplacedRange]) -> dict[int
 def _stored_samples(connection: Connection, other: Row[Any]) -> list[Samples]:
     """The samples in the stored payload of a record."""
     query = text(f"""
-SELECT version, CAST(payload AS text) AS payload FROM {record_table(catalogue().of_terra(other.source_type))}
+SELECT version, stored_at, CAST(payload AS text) AS payload FROM {record_table(catalogue().of_terra(other.source_type))}
 WHERE user_id = :user_id AND id = :id AND NOT deleted""")
     row = connection.execute(query, {"user_id": other.user_id, "id": other.id}).one_or_none()
     owner = Owner(other.user_id, other.provider)
-    return samples_of(owner, other.source_type, row.payload.encode(), row.version) if row else []
+    return samples_of(owner, other.source_type, row.payload.encode(), row.version, row.stored_at) if row else []
 
 
 def _restore(

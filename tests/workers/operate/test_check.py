@@ -15,10 +15,12 @@ import redis
 
 from app.catalogue import catalogue
 from app.config.settings import Settings, load
+from app.errors import RetryAlone
 from workers.fetch.rate_limits import Throttle, pauses
 from workers.local.ports import free_port
 from workers.operate.check import explain, findings
 from workers.simulator.server import Simulator
+from workers.store import partitions
 
 LOOKS = [
     "webhook secrets",
@@ -57,6 +59,16 @@ def unmigrated(settings: Settings) -> Iterator[Settings]:
         url = urlunsplit(where._replace(scheme="postgresql+psycopg", path="/unmigrated"))
         yield replace(settings, database_url=url)
         connection.execute("DROP DATABASE unmigrated WITH (FORCE)")
+
+
+def test_a_large_default_partition_is_no_fault(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if `check` says that it cannot connect because the search for tables to split took too long."""
+
+    def slow(_: object) -> list[str]:
+        raise RetryAlone("PostgreSQL: QueryCanceled (57014)", "statement_timeout")
+
+    monkeypatch.setattr(partitions, "misplaced", slow)
+    assert faults(settings) == {}
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ import msgspec
 from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.actions import Action, Notes, Record, Refused, Sample, Samples
-from workers.aggregators.common import MAX_NAME, MAX_REFUSED, NULL, decode, key_text
+from workers.aggregators.common import MAX_AHEAD, MAX_NAME, MAX_REFUSED, NULL, decode, key_text
 from workers.aggregators.json import reject_duplicate_keys
 from workers.aggregators.parts import LARGE_BYTES, parts
-from workers.aggregators.scalars import LATEST, day
+from workers.aggregators.scalars import day
 from workers.aggregators.terra.mapping import (
     TYPES,
     Column,
@@ -157,9 +157,9 @@ class Batch:
                 yield Samples(resource, user_id, provider, record.source_type, subtype, kept, self.version, record.id)
 
 
-def samples_of(owner: Owner, name: str, raw: bytes, version: datetime) -> list[Samples]:
-    """The samples of an object that was stored before as a record."""
-    batch = Batch(owner, version, LATEST)
+def samples_of(owner: Owner, name: str, raw: bytes, version: datetime, stored_at: datetime) -> list[Samples]:
+    """The samples of an object that was stored before as a record. Later ones than at its receipt are not refused."""
+    batch = Batch(owner, version, stored_at + MAX_AHEAD)
     batch.add(name, raw)
     return [one for one in batch.actions() if isinstance(one, Samples)]
 

@@ -12,6 +12,7 @@ from tests.support.cases import each
 from tests.support.terra import METADATA, NAMES, RECEIVED, USER, dead, event, item, of, parsed, recorded, series
 from workers.actions import INFERRED, Connection, Parsed, Record, SampleRange, Samples
 from workers.aggregators.terra.events import identify
+from workers.aggregators.terra.shapes import Owner, samples_of
 
 NO_KEY = "daily: without metadata.start_time the object has no key"
 AHEAD = "more than two days after the receipt"
@@ -221,3 +222,11 @@ def test_a_retracted_object_has_no_ranges() -> None:
     found = parsed(body)
     (record,) = of(Record, found)
     assert (record.is_deleted, record.sample_ranges, of(Samples, found)) == (True, (), [])
+
+
+def test_a_stored_object_brings_no_refused_sample_back() -> None:
+    """Breaks if a sample that was refused for its time is stored when an overlapping object is replaced."""
+    raw = msgspec.json.encode(beats(NOON, "2031-01-01T12:00:00Z"))
+    stored_at = datetime(2026, 3, 15, tzinfo=UTC)
+    (found,) = samples_of(Owner("t1", "garmin"), "daily", raw, stored_at, stored_at)
+    assert [row.value for row in found.rows] == [0]
