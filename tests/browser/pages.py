@@ -6,11 +6,11 @@ from typing import Any
 from tests.support.console import PASSWORD
 
 try:
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.expected_conditions import staleness_of
     from selenium.webdriver.support.wait import WebDriverWait
 except ImportError:  # the tests are skipped
-    Keys = WebDriverWait = staleness_of = None
+    Keys = WebDriverWait = WebDriverException = None
 
 RUN_AXE = """
 const done = arguments[arguments.length - 1];
@@ -68,7 +68,7 @@ class Console:
         """Clicks, and waits for the next page: without scripts, a click returns before the page is left."""
         old = self.driver.find_element("tag name", "html")
         self.driver.find_element("xpath", xpath).click()
-        WebDriverWait(self.driver, 20, 0.02).until(staleness_of(old))
+        WebDriverWait(self.driver, 20, 0.02).until(lambda _: _is_left(old))
 
     def keys(self, *keys: str) -> None:
         """Presses keys in the element that has the focus."""
@@ -88,7 +88,7 @@ class Console:
         """Presses enter in the focused element, and waits for the next page."""
         old = self.driver.find_element("tag name", "html")
         self.keys(Keys.ENTER)
-        WebDriverWait(self.driver, 20, 0.02).until(staleness_of(old))
+        WebDriverWait(self.driver, 20, 0.02).until(lambda _: _is_left(old))
 
     @property
     def focused(self) -> Any:
@@ -124,3 +124,12 @@ class Console:
             return int(self.driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth"))
         finally:
             self._scripts(False)
+
+
+def _is_left(page: Any) -> bool:
+    """Whether the browser shows another page than that of this element. It has several errors for that."""
+    try:
+        page.is_enabled()
+    except WebDriverException:
+        return True
+    return False

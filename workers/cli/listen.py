@@ -59,10 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(min(int(self.headers.get("Content-Length", 0)), MAX_BODY))
         headers = {name: self.headers.get(name, "") for name in HEADERS}
         status, signature = self.server.status_for(body, headers)
+        text = body.decode("utf-8", "replace")
+        self.server.show(f"{status} {headers['webhook-id']} (signature {signature}) {text}")  # in the order of arrival
         self.send_response(status)
         self.end_headers()
-        text = body.decode("utf-8", "replace")
-        self.server.show(f"{status} {headers['webhook-id']} (signature {signature}) {text}")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         pass

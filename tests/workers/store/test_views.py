@@ -1,6 +1,5 @@
 """The views for people who query: comments, indexes, and the columns that are computed when they are read."""
 
-import time
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, text
@@ -124,15 +123,11 @@ def test_a_connection_shows_its_newest_data(engine: Engine, settings: Settings) 
 def test_the_newest_data_of_a_thousand_series_needs_no_scan(engine: Engine, settings: Settings) -> None:
     """Breaks if health.connections reads every sample or record of a person."""
     run(engine, *CROWD.split(";"))
-    began = time.monotonic()
     found = rows(engine, LAST)
-    seconds = time.monotonic() - began
-    print(f"{seconds * 1000:.0f} ms")
     assert len(found) == 100
     assert all(datetime.now(UTC) - row["last_data_at"] < timedelta(days=21) for row in found)
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         plan = "\n".join(connection.scalars(text(f"EXPLAIN {LAST}")))
     assert "Seq Scan on samples" not in plan
-    assert "workouts_days" in plan
-    assert seconds < 3
+    assert "Seq Scan on workouts" not in plan
