@@ -126,7 +126,7 @@ def _derive(deriver: Deriver) -> None:
     """Computes days. What is left stays due, so that the task is sent again."""
     try:
         deriver.run(_is_stopping)
-    except TryLater as reason:
+    except (TryLater, Unprocessable) as reason:
         log.warning("the computation of days stopped (%s); the next task continues", reason)
 
 

@@ -256,14 +256,19 @@ def stored_lists(engine: Engine) -> list[dict[str, Any]]:
     return rows(engine, "SELECT person, resource, sources FROM headrace.daily_priorities")
 
 
-def test_the_name_that_a_user_leaves_keeps_its_priorities_for_the_others(
-    engine: Engine, settings: Settings, derive: Derive
-) -> None:
-    """Breaks if the list of a person follows one of two users who is renamed."""
+def two_users_with_a_list(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Two users of the person `a`, who has a list of priorities."""
     store(engine, settings, *(samples(user, "steps", [(NOON, 60, 500, 0)], client="a") for user in ("u1", "u2")))
     derive()
     with transaction(engine) as connection:
         priorities.set_list(connection, "a", "steps", ["oura/ring"])
+
+
+def test_the_name_that_a_user_leaves_keeps_its_priorities_for_the_others(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if the list of a person follows one of two users who is renamed."""
+    two_users_with_a_list(engine, settings, derive)
     store(engine, settings, samples("u1", "steps", [(NOON + HOUR, 60, 5, 0)], client="b"))
     derive()
     assert [row["person"] for row in stored_lists(engine)] == ["a"]
@@ -275,10 +280,8 @@ def test_an_erasure_reaches_a_former_name_whose_days_have_not_moved_yet(
     engine: Engine, settings: Settings, derive: Derive
 ) -> None:
     """Breaks if priorities, the zone or days of the former name stay when the person is erased after a change of it."""
-    store(engine, settings, *(samples(user, "steps", [(NOON, 60, 500, 0)], client="a") for user in ("u1", "u2")))
-    derive()
+    two_users_with_a_list(engine, settings, derive)
     with transaction(engine) as connection:
-        priorities.set_list(connection, "a", "steps", ["oura/ring"])
         priorities.set_zone(connection, "a", "Europe/Paris")
     run(engine, "UPDATE headrace.users SET client_user_id = 'b'")
     Eraser(engine, settings).erase("u1", lambda _: None)
