@@ -1,11 +1,10 @@
 """`headrace reconcile` finds and fetches missing data; `headrace refresh` makes providers send new data."""
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from workers.fetch.rate_limits import pauses
 from workers.reconcile.comparisons import make_comparisons
 from workers.reconcile.reconciler import CONNECTION
 from workers.reconcile.refresh import NotRefreshed, refresh_user
-from workers.reconcile.runs import Comparison, Step, next_step
-from workers.store import audit, estimates, jobs
+from workers.reconcile.runs import EARLIEST_COMPARED, AlreadyRunning, Comparison, Step, leased_steps
+from workers.store import audit, estimates
 from workers.store.backfill_admin import aggregator_of
 from workers.store.engine import make_engine, transaction
 from workers.store.gaps import Gap, Responsible
 
 MAX_WAIT_SECONDS = 120.0  # longer pauses end the command
-EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @click.command()
@@ -89,7 +87,7 @@ class Found:
     opened: int = 0
     unread: Counter[str] = field(default_factory=Counter)  # by listing
     notes: list[str] = field(default_factory=list)
-    failure: Unprocessable | click.ClickException | None = None
+    failure: Unprocessable | AlreadyRunning | click.ClickException | None = None
 
     def of(self, comparison: Comparison[Any], steps: Iterator[Step[Any]]) -> Iterator[Step[Any]]:
         """The steps of a comparison, once their results are added."""
@@ -101,7 +99,7 @@ class Found:
                 self.unread[comparison.listing] += step.unread
                 self.notes += step.notes
                 yield step
-        except (Unprocessable, click.ClickException) as failure:
+        except (Unprocessable, AlreadyRunning, click.ClickException) as failure:
             self.failure = self.failure or failure
 
     def lines(self) -> list[str]:
@@ -124,37 +122,14 @@ def _by_aggregator(engine: Engine, settings: Settings, users: Sequence[str]) -> 
 def _steps(
     comparison: Comparison[Any], engine: Engine, settings: Settings, since: datetime, users: Sequence[str | None]
 ) -> Iterator[Step[Any]]:
-    """Every step, with the pauses that the aggregator asks for. Raises click.ClickException if a pause is too long.
-
-    An exclusive comparison holds the lease of its job, so that no worker sends requests at the same time.
-    """
-    with _lease(comparison, engine, settings) if comparison.is_exclusive else nullcontext():
-        for user in users:
-            at = comparison.start
-            while at is not None:
-                step = next_step(comparison, at, since, user)
-                at = step.to
-                yield step
-                if step.seconds > MAX_WAIT_SECONDS:
-                    listed = [one for one in pauses(settings) if one.account == comparison.account]
-                    reasons = [one.reason for one in listed if one.is_own is not False] or [step.reason]
-                    name = comparison.name
-                    raise click.ClickException(f"{name} is paused for {step.seconds:.0f} s: {reasons[0]}")
-                if comparison.is_exclusive:
-                    jobs.hold(engine, comparison.job, step.seconds, renew=True)
-                time.sleep(step.seconds)
-
-
-@contextmanager
-def _lease(comparison: Comparison[Any], engine: Engine, settings: Settings) -> Iterator[None]:
-    jobs.ensure_job(engine, comparison.job, settings.reconcile_hours * 3600.0)
-    if not jobs.hold(engine, comparison.job):
-        name = comparison.name
-        raise click.ClickException(f"a worker or another command is comparing with {name}; try again when it has ended")
-    try:
-        yield
-    finally:
-        jobs.release(engine, comparison.job)
+    """Every step. Raises AlreadyRunning, and click.ClickException if the aggregator asks for too long a pause."""
+    with closing(leased_steps(engine, comparison, settings.reconcile_hours * 3600.0, since, users)) as steps:
+        for step in steps:
+            yield step
+            if step.seconds > MAX_WAIT_SECONDS:
+                listed = [one for one in pauses(settings) if one.account == comparison.account]
+                reasons = [one.reason for one in listed if one.is_own is not False] or [step.reason]
+                raise click.ClickException(f"{comparison.name} is paused for {step.seconds:.0f} s: {reasons[0]}")
 
 
 def _rows(engine: Engine, gaps: Sequence[tuple[str, Gap]]) -> list[dict[str, Any]]:

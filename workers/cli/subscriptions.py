@@ -20,7 +20,7 @@ from workers.cli import options, output
 from workers.cli.options import Command, Moment
 from workers.fetch.http import addresses
 from workers.fetch.webhooks import Poster, PostResult, check_addresses, check_url
-from workers.notify.planner import event_types, plan_since
+from workers.notify import planner
 from workers.notify.retries import RETRY_DAYS
 from workers.notify.signing import body_of_test, new_secret, open_secrets, seal_secret, signed_headers
 from workers.store import audit, notifications
@@ -41,7 +41,7 @@ class EventGlob(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
         """Raises click.BadParameter, which suggests similar types."""
-        types = event_types()
+        types = planner.event_types()
         if not any(fnmatchcase(one, value) for one in types):
             near = options.did_you_mean(value, types) or "; examples: 'workouts.changed', 'sleep*', 'user.*'"
             self.fail(f"{value!r} matches no type of notification{near}", param, context)
@@ -247,13 +247,6 @@ def resend(*, name: str, since: datetime, dead: bool, data_dir: Path | None) -> 
     with _opened(data_dir) as (_, engine):
         with transaction(engine) as connection:
             found = store.find(connection, name)
-        detail: dict[str, Any] = {"since": since, "only_dead": dead}
-        with audit.recorded(engine, "subscriptions resend", name, detail):
-            detail["older_changes"] = older = plan_since(engine, name, since, found.start_position)
-            statuses = ("dead",) if dead else ("dead", "sent")
-            with transaction(engine, confirm=True) as connection:
-                count = notifications.resend(connection, name, since, statuses, RETRY_DAYS)
-            detail["notifications"] = count
-    click.echo(f"{count} notifications are sent again, and notifications of {older} older changes are sent")
+        click.echo(planner.resend(engine, found, since, only_dead=dead))
     if found.status == "paused":
         click.echo(f"{name} is paused; headrace subscriptions resume {name} starts it", err=True)

@@ -8,7 +8,7 @@ from flask import Flask, Response, g, redirect, render_template, request, url_fo
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from app.accounts import ROLES, Account
+from app.accounts import ROLES
 from app.config.settings import Settings
 from app.errors import (
     HeadraceError,
@@ -34,6 +34,7 @@ STATUS: dict[type[HeadraceError], int] = {
     UserErased: 409,
     TryLater: 503,
 }
+LOGIN_SECONDS = 3600.0  # of the login page
 SLOW = "PostgreSQL did not answer in time; narrow the search, for example to a shorter time"
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _login_page() -> BaseResponse:
 def _login_form(failed: str = "", status: int = 200) -> Response:
     token = guards.login_token()
     answer = Response(render_template("login.html", failed=failed, csrf=token), status)
-    guards.set_login_cookie(answer, token)
+    guards.set_cookie(answer, token, LOGIN_SECONDS, guards.LOGIN)
     return answer
 
 
@@ -108,22 +109,18 @@ def _log_in() -> BaseResponse:
         log.warning("a login failed, from %s, of %s", address, name if name in known else "an unknown name")
         return _login_form("The name or the password is wrong.", 401)
     lockout.succeed(name)
-    return _start_session(account)
-
-
-def _start_session(account: Account) -> BaseResponse:
     with audit.acting_as(account.name):
         audit.record(console().writer, "console login", "console", {"role": account.role})
-    guards.end_session()
+    console().sessions.end(guards.session_token())
     answer = redirect(url_for("overview.page"), 303)
     guards.set_cookie(answer, console().sessions.start(account))
     return answer
 
 
 def _log_out() -> BaseResponse:
-    guards.end_session()
+    console().sessions.end(guards.session_token())
     answer = redirect(url_for("login"), 303)
-    guards.clear_cookie(answer)
+    guards.set_cookie(answer, "", 0)
     return answer
 
 

@@ -1,12 +1,12 @@
 """The map of a person's days: which days of each resource are stored, empty, missing or being fetched."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from app.catalogue import catalogue
 from workers.store import coverage
@@ -37,7 +37,7 @@ class ResourceDays:
 
 
 def days_of(
-    connection: Connection, user_id: str, gaps: Sequence[Mapping[str, Any]], first: date, last: date
+    connection: Connection, user_id: str, gaps: Sequence[Row[Any]], first: date, last: date
 ) -> list[ResourceDays]:
     """The map, by resource. A day is in UTC, as in the reconciliation.
 
@@ -52,14 +52,15 @@ def days_of(
         fetching[key] += [(one.start, one.end) for one in windows if one.state == "open"]
     missing: defaultdict[ResourceKey, list[Window]] = defaultdict(list)
     for gap in gaps:
-        missing[ResourceKey(user_id, gap["provider"], gap["resource"])].append((gap["window_start"], gap["window_end"]))
+        missing[ResourceKey(user_id, gap.provider, gap.resource)].append((gap.window_start, gap.window_end))
     by_resource: defaultdict[str, dict[str, list[State]]] = defaultdict(dict)
-    numbers = range(first.toordinal(), last.toordinal() + 1)
     for key in sorted({*keys, *fetching}):
         every = key._replace(provider="")  # of a backfill that is about all providers
-        open_days, missing_days = _days(fetching[key] + fetching[every]), _days(missing[key] + missing[every])
-        states = [_state(number, stored.get(key, set()), open_days, missing_days) for number in numbers]
-        by_resource[key.resource][key.provider] = states
+        days: dict[int, State] = dict.fromkeys(range(first.toordinal(), last.toordinal() + 1), "empty")
+        days |= dict.fromkeys(_within(missing[key] + missing[every], first, last), "gap")
+        days |= dict.fromkeys(_within(fetching[key] + fetching[every], first, last), "fetching")
+        days |= dict.fromkeys(stored.get(key, set()) & days.keys(), "stored")
+        by_resource[key.resource][key.provider] = list(days.values())
     return [_merged(resource, found) for resource, found in sorted(by_resource.items()) if _is_shown(found)]
 
 
@@ -89,21 +90,11 @@ def _keys(connection: Connection, user_id: str) -> list[ResourceKey]:
     return [ResourceKey(user_id, *one) for one in sorted(found) if one[1] in catalogue()]
 
 
-def _days(windows: Iterable[Window]) -> list[tuple[int, int]]:
-    """Windows as ordinals of days. One without an end is about every day."""
-    return [
-        (start.toordinal() if start else 0, end.toordinal() if end else date.max.toordinal()) for start, end in windows
-    ]
-
-
-def _state(
-    number: int, stored: set[int], fetching: Sequence[tuple[int, int]], missing: Sequence[tuple[int, int]]
-) -> State:
-    if number in stored:
-        return "stored"
-    if any(start <= number <= end for start, end in fetching):
-        return "fetching"
-    return "gap" if any(start <= number <= end for start, end in missing) else "empty"
+def _within(windows: Iterable[Window], first: date, last: date) -> Iterator[int]:
+    """The days of these windows from `first` to `last`. A window without an end is about every day."""
+    for start, end in windows:
+        begin = max(start.date(), first) if start else first
+        yield from range(begin.toordinal(), (min(end.date(), last) if end else last).toordinal() + 1)
 
 
 def bounds(last: date | None, count: int) -> tuple[date, date]:

@@ -1,8 +1,8 @@
 """One delivery: what it contains, by resource and id and without values, and whether that is stored."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
 from app.sealing import Sealer, is_encrypted
-from workers.actions import Record, Samples, SeriesKey
+from workers.actions import Record, Samples
 from workers.aggregators.registry import AGGREGATORS
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
 from workers.store.schema import record_table
@@ -41,8 +41,6 @@ FROM unnest(CAST(:users AS text[]), CAST(:resources AS text[]), CAST(:providers 
      AS given(user_id, resource, provider, source_type, subtype, ts)
 JOIN headrace.series n USING (user_id, resource, provider, source_type, subtype)
 JOIN headrace.samples s ON s.series_id = n.id AND s.ts = given.ts""")
-RecordKey = tuple[str, str, str]  # resource, user_id, id
-SampleKey = tuple[SeriesKey, datetime]
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,6 @@ class Content:
     stored: str
 
 
-@dataclass(frozen=True)
-class Contents:
-    """The first records and series of a delivery, and the number of all."""
-
-    shown: list[Content] = field(default_factory=list)
-    total: int = 0
-
-
 def open_delivery(connection: Connection, aggregator: str, message_id: str, received_at: datetime) -> KeptBody:
     """The sealed body, unless it is too large for a page."""
     around = {"start": received_at - timedelta(seconds=1), "stop": received_at + timedelta(seconds=1)}
@@ -98,30 +88,44 @@ def open_delivery(connection: Connection, aggregator: str, message_id: str, rece
     )
 
 
-def contents_of(connection: Connection, settings: Settings, kept: KeptBody, entry: dict[str, Any]) -> Contents:
-    """The records and series of the body; none if it cannot be opened or parsed, which is what its error says."""
+def contents_of(
+    connection: Connection, settings: Settings, kept: KeptBody, entry: dict[str, Any]
+) -> tuple[list[Content], int]:
+    """The first records and series of the body, and the number of all.
+
+    None if the body cannot be opened or parsed, which is what its error says.
+    """
     if kept.delivery is None or kept.delivery.aggregator not in AGGREGATORS:
-        return Contents()
+        return [], 0
     everything = replace(settings, resources=(), providers=())
     try:
         body = kept.delivery.open(Sealer(settings.encryption_keys))
         actions = AGGREGATORS[kept.delivery.aggregator].parse(kept.delivery, body, everything).actions
     except (Unprocessable, KeyError):
-        return Contents()
+        return [], 0
     found = [one for one in actions if isinstance(one, Record) or (isinstance(one, Samples) and one.rows)]
     shown = found[:MAX_SHOWN]
-    records = _versions_of_records(connection, [one for one in shown if isinstance(one, Record)])
-    series = [one for one in shown if isinstance(one, Samples)] if entry["outcome"] == "applied" else []
-    samples = _versions_of_samples(connection, series)
-    return Contents([_content(one, records, samples) for one in shown], len(found))
+    stored = _versions_of_records(connection, [one for one in shown if isinstance(one, Record)])
+    if entry["outcome"] == "applied":
+        stored |= _versions_of_samples(connection, [one for one in shown if isinstance(one, Samples)])
+    return [_content(one, stored) for one in shown], len(found)
 
 
-def _versions_of_records(connection: Connection, records: Sequence[Record]) -> dict[RecordKey, datetime]:
+def _key(one: Record | Samples) -> tuple[object, ...]:
+    """Of a record, or of the first sample of a series."""
+    return (one.resource, one.user_id, one.id) if isinstance(one, Record) else (*one.key, _first(one))
+
+
+def _first(one: Samples) -> datetime:
+    return min(row.ts for row in one.rows)
+
+
+def _versions_of_records(connection: Connection, records: Sequence[Record]) -> dict[tuple[object, ...], datetime]:
     """The stored versions: one statement for each resource."""
     by_resource: defaultdict[str, list[Record]] = defaultdict(list)
     for one in records:
         by_resource[one.resource].append(one)
-    found: dict[RecordKey, datetime] = {}
+    found: dict[tuple[object, ...], datetime] = {}
     for resource, some in by_resource.items():
         query = text(VERSIONS_OF_RECORDS.format(table=record_table(catalogue()[resource])))
         values = {"users": [one.user_id for one in some], "ids": [one.id for one in some]}
@@ -129,34 +133,25 @@ def _versions_of_records(connection: Connection, records: Sequence[Record]) -> d
     return found
 
 
-def _versions_of_samples(connection: Connection, series: Sequence[Samples]) -> dict[SampleKey, datetime]:
+def _versions_of_samples(connection: Connection, series: Sequence[Samples]) -> dict[tuple[object, ...], datetime]:
     """The stored versions of the first sample of each series, in one statement."""
     if not series:
         return {}
-    names = ("users", "resources", "providers", "source_types", "subtypes")
-    values: dict[str, Any] = {
-        name: list(column) for name, column in zip(names, zip(*(one.key for one in series), strict=True), strict=True)
-    }
-    values["moments"] = [_first(one) for one in series]
-    return {(tuple(row[:5]), row.ts): row.version for row in connection.execute(VERSIONS_OF_SAMPLES, values)}
+    names = ("users", "resources", "providers", "source_types", "subtypes", "moments")
+    columns = zip(*map(_key, series), strict=True)
+    values = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return {tuple(row[:6]): row.version for row in connection.execute(VERSIONS_OF_SAMPLES, values)}
 
 
-def _first(one: Samples) -> datetime:
-    return min(row.ts for row in one.rows)
-
-
-def _content(one: Record | Samples, records: dict[RecordKey, datetime], samples: dict[SampleKey, datetime]) -> Content:
+def _content(one: Record | Samples, versions: Mapping[tuple[object, ...], datetime]) -> Content:
+    version = versions.get(_key(one))
+    if version is None:
+        stored = "not stored"
+    elif one.version == version:
+        stored = "stored"
+    else:
+        stored = "a newer version is stored" if one.version < version else "an older version is stored"
     if isinstance(one, Record):
-        stored = _compared(one.version, records.get((one.resource, one.user_id, one.id)))
         return Content(one.resource, one.user_id, one.id, None, None, 1, one.version, stored)
-    first, last = _first(one), max(row.ts for row in one.rows)
-    stored = _compared(one.version, samples.get((one.key, first)))
-    return Content(one.resource, one.user_id, "", first, last, len(one.rows), one.version, stored)
-
-
-def _compared(version: datetime, stored: datetime | None) -> str:
-    if stored is None:
-        return "not stored"
-    if version == stored:
-        return "stored"
-    return "a newer version is stored" if version < stored else "an older version is stored"
+    last = max(row.ts for row in one.rows)
+    return Content(one.resource, one.user_id, "", _first(one), last, len(one.rows), one.version, stored)

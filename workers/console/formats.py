@@ -31,10 +31,6 @@ def moment(value: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), f"{at:%Y-%m-%d %H:%M:%S}")
 
 
-def duration(value: timedelta | float | None) -> str:
-    return format_duration(timedelta(seconds=value) if isinstance(value, int | float) else value)
-
-
 def outcome(value: str | None) -> Markup:
     """A state as a coloured word."""
     return Markup('<span class="state {}">{}</span>').format(str(value or "").split(" ")[0], escape(value or "unknown"))
@@ -46,7 +42,7 @@ SHAPES: dict[type, Callable[[Any], Any]] = {
     float: lambda value: f"{value:.6g}",
     timedelta: format_short,
 }
-FILTERS = {"shown": shown, "moment": moment, "duration": duration, "outcome": outcome}
+FILTERS = {"shown": shown, "moment": moment, "duration": format_duration, "outcome": outcome}
 
 
 def text(name: str) -> str:

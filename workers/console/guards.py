@@ -14,6 +14,7 @@ from workers.console.context import console
 from workers.console.sessions import MAX_SECONDS, Session
 
 COOKIE, SECURE_COOKIE = "headrace_console", "__Host-headrace_console"
+LOGIN = "_login"  # the suffix of the login page's cookie
 PUBLIC = {"login", "log_in", "static"}  # endpoints without a session
 MAX_VALUE = 500  # characters of a parameter
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -39,7 +40,7 @@ def check_request() -> Response | None:
     g.session = None
     if not _is_own_host(request.host):
         abort(421, "This host is not the console's; set HEADRACE_CONSOLE_URL to the URL that operators use.")
-    g.session = console().sessions.find(request.cookies.get(_cookie(), ""))
+    g.session = console().sessions.find(session_token())
     _check_parameters()
     if request.method not in {"GET", "HEAD", "OPTIONS"}:
         _check_csrf()
@@ -82,7 +83,7 @@ def _check_csrf() -> None:
         abort(403, "The form came from another site.")
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
         abort(403, "The form came from another site.")
-    expected = g.session.csrf if g.session else request.cookies.get(_login_cookie(), "")
+    expected = g.session.csrf if g.session else request.cookies.get(_cookie(LOGIN), "")
     if not expected or not secrets.compare_digest(request.form.get("csrf", "").encode(), expected.encode()):
         abort(403, "The form is too old, or came from another site. Load the page again.")
 
@@ -114,35 +115,22 @@ def require(role: Role) -> None:
         abort(403, f"Your account lacks the role {role}.")
 
 
-def _cookie() -> str:
-    return SECURE_COOKIE if _is_behind_tls() else COOKIE
-
-
-def set_cookie(answer: Response, token: str) -> None:
-    answer.set_cookie(
-        _cookie(), token, max_age=int(MAX_SECONDS), path="/", secure=_is_behind_tls(), httponly=True, samesite="Strict"
-    )
-
-
-def clear_cookie(answer: Response) -> None:
-    answer.delete_cookie(_cookie(), path="/", secure=_is_behind_tls(), httponly=True, samesite="Strict")
+def session_token() -> str:
+    """The token in the cookie of the session; '' without one."""
+    return request.cookies.get(_cookie(), "")
 
 
 def login_token() -> str:
     """The CSRF token of the login page: that of the browser's cookie, or a new one."""
-    known = request.cookies.get(_login_cookie(), "")
+    known = request.cookies.get(_cookie(LOGIN), "")
     return known if TOKEN.fullmatch(known) else secrets.token_urlsafe(32)
 
 
-def set_login_cookie(answer: Response, token: str) -> None:
-    answer.set_cookie(
-        _login_cookie(), token, path="/", secure=_is_behind_tls(), httponly=True, samesite="Strict", max_age=3600
-    )
+def set_cookie(answer: Response, token: str, seconds: float = MAX_SECONDS, suffix: str = "") -> None:
+    """Sets the cookie of the session, or with the suffix LOGIN that of the login page. No seconds delete it."""
+    name, is_secure = _cookie(suffix), _is_behind_tls()
+    answer.set_cookie(name, token, max_age=int(seconds), path="/", secure=is_secure, httponly=True, samesite="Strict")
 
 
-def _login_cookie() -> str:
-    return _cookie() + "_login"
-
-
-def end_session() -> None:
-    console().sessions.end(request.cookies.get(_cookie(), ""))
+def _cookie(suffix: str = "") -> str:
+    return (SECURE_COOKIE if _is_behind_tls() else COOKIE) + suffix

@@ -27,7 +27,7 @@ MATCHES = """(CAST(:outcome AS text) IS NULL OR d.outcome = :outcome)
   AND (CAST(:event_type AS text) IS NULL OR d.event_type LIKE :event_type)"""
 OF_USERS = "(CAST(:users AS text[]) IS NULL OR d.user_id = ANY(:users))"
 IN_TIME = """received_at >= :start AND received_at <= :stop
-  AND (received_at, aggregator, message_id) < (:before_at, :before_aggregator, :before_id)"""
+  AND (received_at, aggregator, message_id) < (:before, :before_aggregator, :before_id)"""
 ORDER = "ORDER BY received_at DESC, aggregator DESC, message_id DESC"
 IN_PERIOD = text(f"""
 SELECT aggregator, message_id, received_at, {COLUMNS} FROM headrace.deliveries d
@@ -59,11 +59,11 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class Key(NamedTuple):
-    """The last delivery of a page: the next page begins after it."""
+    """The last delivery of a page, as parameters of the page that begins after it."""
 
-    received_at: datetime
-    aggregator: str
-    message_id: str
+    before: datetime
+    before_aggregator: str
+    before_id: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def find(connection: Connection, search: Search, limit: int = PAGE_ROWS) -> Ledg
     """A page of deliveries, newest first."""
     values = _values(search) | {"limit": limit + 1}
     start = max(search.since, EARLIEST) if search.since else None
-    stop = min(one for one in (datetime.now(UTC) + timedelta(minutes=5), search.until, values["before_at"]) if one)
+    stop = min(one for one in (datetime.now(UTC) + timedelta(minutes=5), search.until, values["before"]) if one)
     stop = max(stop, EARLIEST)
     if search.id:
         values |= {"aggregators": list(AGGREGATORS), "start": start or EARLIEST, "stop": stop}
@@ -148,7 +148,7 @@ def _archived(
         last = _key(found[-1])
         if time.monotonic() - began > MAX_SECONDS:
             return LedgerPage(rows, last, is_cut=True)
-        values = values | _before(last)
+        values = values | last._asdict()
 
 
 def _by_period(
@@ -187,13 +187,9 @@ def _key(row: Mapping[str, Any]) -> Key:
     return Key(row["received_at"], row["aggregator"], row["message_id"])
 
 
-def _before(key: Key) -> dict[str, Any]:
-    return {"before_at": key.received_at, "before_aggregator": key.aggregator, "before_id": key.message_id}
-
-
 def _values(search: Search) -> dict[str, Any]:
     pattern = search.event_type.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
-    return _before(search.before or Key(FAR, "", "")) | {
+    return (search.before or Key(FAR, "", ""))._asdict() | {
         "message_id": search.id,
         "users": list(search.users) or None,
         "outcome": search.outcome or None,
@@ -212,15 +208,12 @@ class Rates:
         """The last complete minutes, oldest first."""
         stop = now.replace(second=0, microsecond=0)
         wanted = [stop - timedelta(minutes=number) for number in range(self._minutes, 0, -1)]
-        missing = [minute for minute in wanted if minute not in self._known]
-        known = {minute: self._known[minute] for minute in wanted if minute in self._known}
-        if missing:
-            found = {
-                row["minute"].astimezone(UTC): dict(row)
-                for row in connection.execute(MINUTES, {"start": missing[0], "stop": stop}).mappings()
-            }
+        known = self._known
+        if missing := [minute for minute in wanted if minute not in known]:
             empty = {"received": 0, "dead": 0, "delay": 0.0}
-            known |= {minute: found.get(minute, {"minute": minute, **empty}) for minute in missing}
+            known = known | {minute: {"minute": minute, **empty} for minute in missing}
+            rows = _rows(connection, MINUTES, {"start": missing[0], "stop": stop})
+            known |= {row["minute"]: row for row in rows}
         # A delivery of the last minute may still be queued: it is read again.
-        self._known = {minute: one for minute, one in known.items() if minute < stop - timedelta(minutes=1)}
+        self._known = {minute: known[minute] for minute in wanted[:-1]}
         return [known[minute] for minute in wanted]

@@ -4,7 +4,6 @@ A request takes one of the few threads only when its body has arrived, so a slow
 """
 
 import asyncio
-import functools
 import logging
 import signal
 import sys
@@ -17,6 +16,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined] # not declared as exports
 from granian.server.embed import Server
+from werkzeug.wrappers import Response
 
 from app.config.settings import Settings, load
 from app.observability import gc
@@ -68,10 +68,15 @@ class ConsoleServer:
             return _plain(503, "too many requests; try again\n")
         self._waiting += 1
         try:
-            call = functools.partial(_run, self._flask, wsgi_environ(scope, body) | _length(body))
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            # A chunked body had no length.
+            environ = wsgi_environ(scope, body) | {"CONTENT_LENGTH": str(len(body))}
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, environ)
         finally:
             self._waiting -= 1
+
+    def _run(self, environ: dict[str, Any]) -> Answer:
+        answer = Response.from_app(self._flask, environ, buffered=True)
+        return answer.status_code, list(answer.headers), answer.get_data()
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Granian calls this when the process ends."""
@@ -86,28 +91,6 @@ async def _read(protocol: Any) -> bytes | None:
         if len(data) > MAX_BODY_BYTES:
             return None
     return bytes(data)
-
-
-def _length(body: bytes) -> dict[str, str]:
-    """Of the body that was read: a chunked one had no length."""
-    return {"CONTENT_LENGTH": str(len(body))}
-
-
-def _run(flask: Flask, environ: dict[str, Any]) -> Answer:
-    """Runs Flask as a WSGI application."""
-    started: list[tuple[int, list[tuple[str, str]]]] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> object:
-        started.append((int(status.partition(" ")[0]), headers))
-        return None
-
-    parts = flask.wsgi_app(environ, start_response)  # type: ignore[arg-type] # write() is not supported
-    try:
-        body = b"".join(parts)
-    finally:
-        if close := getattr(parts, "close", None):
-            close()
-    return *started[-1], body
 
 
 def _plain(status: int, text: str) -> Answer:

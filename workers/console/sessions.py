@@ -4,11 +4,11 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.accounts import Account, Role
+from app.accounts import Account
 
 IDLE_SECONDS, MAX_SECONDS = 30 * 60.0, 12 * 3600.0
 MAX_SESSIONS, MAX_PLANS = 500, 20  # a further one replaces the oldest
@@ -23,13 +23,12 @@ class Plan:
     """
 
     title: str
-    role: Role
-    lines: tuple[str, ...]
+    lines: Sequence[str]
     run: Callable[[], str]
     back: str  # the page to return to
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[object, ...], ...] = ()
-    button: str = "Confirm"
+    button: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
     typed: str = ""
 
 

@@ -1,9 +1,10 @@
 """The planner: turns changes of the feed into notifications, together with the subscriptions' positions."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine
@@ -11,9 +12,10 @@ from sqlalchemy import Connection, Engine
 from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.notify.retries import RETRY_DAYS
-from workers.store import planning
+from workers.store import audit, notifications, planning
 from workers.store.engine import transaction
 from workers.store.planning import MAX_IDS, FeedChange, NewNotification, Planned
+from workers.store.subscriptions import Subscription
 
 PAGE_CHANGES = 1000
 ERASED = "user.erased"
@@ -39,11 +41,7 @@ def matches(events: Iterable[str], kind: str) -> bool:
     return any(fnmatchcase(kind, glob) for glob in events)
 
 
-def coalesce(
-    changes: Iterable[FeedChange],
-    subscriptions: Sequence[Planned],
-    new_id: Callable[[], str] = lambda: f"msg_{uuid4().hex}",
-) -> list[NewNotification]:
+def coalesce(changes: Iterable[FeedChange], subscriptions: Sequence[Planned]) -> list[NewNotification]:
     """One notification for each subscription, type, user and resource with a change that matches a glob."""
     found: dict[tuple[int, str, str, str], NewNotification] = {}
     for change in changes:
@@ -55,13 +53,13 @@ def coalesce(
             if key in found:
                 _add(found[key], change)
             else:
-                found[key] = _first(new_id(), one, kind, change)
+                found[key] = _first(one, kind, change)
     return list(found.values())
 
 
-def _first(new_id: str, subscription: Planned, kind: str, change: FeedChange) -> NewNotification:
+def _first(subscription: Planned, kind: str, change: FeedChange) -> NewNotification:
     return NewNotification(
-        id=new_id,
+        id=f"msg_{uuid4().hex}",
         subscription_id=subscription.id,
         type=kind,
         user_id=change.user_id,
@@ -138,7 +136,10 @@ def _next_group(connection: Connection) -> tuple[list[Planned], int] | None:
     group = [one for one in active if one.position == positions[0] and one.position < newest]
     if not group:
         return None
-    _report_missed(connection, group, dropped)
+    if positions[0] < dropped:
+        reason = MISSED.format(dropped)
+        log.warning("%d subscriptions: %s", len(group), reason)
+        planning.note_missed(connection, [one.id for one in group], reason)
     return group, positions[1]
 
 
@@ -153,8 +154,23 @@ def _step_over(engine: Engine, at: int, error: Unprocessable) -> None:
             planning.move(connection, ids, refused)
 
 
+def resend(engine: Engine, to: Subscription, since: datetime, *, only_dead: bool) -> str:
+    """Sends notifications again, and plans changes from before the subscription was added. Returns the result.
+
+    Records both in the audit log.
+    """
+    detail: dict[str, Any] = {"since": since, "only_dead": only_dead}
+    with audit.recorded(engine, "subscriptions resend", to.name, detail):
+        detail["older_changes"] = older = plan_since(engine, to.name, since, to.start_position)
+        with transaction(engine, confirm=True) as connection:
+            statuses = ("dead",) if only_dead else ("dead", "sent")
+            count = notifications.resend(connection, to.name, since, statuses, RETRY_DAYS)
+        detail["notifications"] = count
+    return f"{count} notifications are sent again, and notifications of {older} older changes are sent"
+
+
 def plan_since(engine: Engine, name: str, since: datetime, start_position: int) -> int:
-    """Plans changes from before a subscription's start, for `headrace subscriptions resend`. Returns their number.
+    """Plans changes from before a subscription's start. Returns their number.
 
     `start_position` moves to the beginning, so that a second call plans nothing twice.
     """
@@ -174,10 +190,3 @@ def _save(connection: Connection, changes: Sequence[FeedChange], group: Sequence
     found = coalesce(changes, group)
     erased = planning.erased_users(connection, sorted({one.user_id for one in found if one.type != ERASED}))
     planning.save(connection, [one for one in found if one.type == ERASED or one.user_id not in erased], RETRY_DAYS)
-
-
-def _report_missed(connection: Connection, group: Sequence[Planned], dropped: int) -> None:
-    if group[0].position < dropped:
-        error = MISSED.format(dropped)
-        log.warning("%d subscriptions: %s", len(group), error)
-        planning.note_missed(connection, [one.id for one in group], error)

@@ -16,10 +16,11 @@ from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import NO_ANSWER, describe
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 MIN_POSTGRES = 140000
 API_SECONDS = 5.0
+REPLICATION = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
 # Each lists at most one user: the cheapest authenticated requests. They count against no rate and ignore pauses.
 CHEAP_REQUESTS = {
     "junction": Request("/v2/user", (("limit", "1"),)),
@@ -62,9 +63,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     if is_amqp(settings.broker_url or ""):
         yield from _cluster(settings)
     if settings.database_url:
-        from workers.operate import postgres_replication
-
-        for text in postgres_replication.warnings(settings):
+        for text in replication_warnings(settings):
             yield Finding("PostgreSQL replication", fine=True, text=text, is_warning=True)
 
 
@@ -203,33 +202,65 @@ def _limits(settings: Settings) -> str:
     return "shared by all workers through Redis"
 
 
-def _database(settings: Settings) -> str:
-    from sqlalchemy import text
-
+@contextlib.contextmanager
+def _connected(settings: Settings) -> Iterator["tuple[Engine, Connection]"]:
+    """Raises TryLater, whose text omits that of the driver, which names user and host."""
     from workers.store.engine import make_engine, transaction
-    from workers.store.migrate import need_utf8
 
     engine = make_engine(settings, "headrace-check")
     try:
-        with transaction(engine) as connection:  # its TryLater omits the driver's text, which names user and host
+        with transaction(engine) as connection:
+            yield engine, connection
+    finally:
+        engine.dispose()
+
+
+def _database(settings: Settings) -> str:
+    from sqlalchemy import text
+
+    from workers.store.migrate import need_utf8
+
+    try:
+        with _connected(settings) as (engine, connection):
             number = int(connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
             need_utf8(connection)
             migrated = connection.scalar(text("SELECT to_regclass('headrace.schema_version')"))
-        unsplit = _unsplit(engine)
+            unsplit = _unsplit(engine)
     except TryLater as error:
         raise Misconfigured(
             f"cannot connect to the database ({error}). "
             "Check that it is running and that user, password and database name are correct",
             setting="DATABASE_URL",
         ) from None
-    finally:
-        engine.dispose()
     if number < MIN_POSTGRES:
         raise Misconfigured(f"PostgreSQL {number // 10000} is too old; 14 or newer is needed", setting="DATABASE_URL")
     if migrated is None:
         raise Misconfigured("the schema is missing; run `headrace migrate`", setting="DATABASE_URL")
     hint = f"; run `headrace migrate --convert` to split {', '.join(unsplit)} into months" if unsplit else ""
     return f"PostgreSQL {number // 10000}, migrated{hint}"
+
+
+def replication_warnings(settings: Settings) -> list[str]:
+    """Settings with which PostgreSQL could lose an applied delivery; none if another check reports that it is away.
+
+    A worker acknowledges a message when its deliveries are committed: what PostgreSQL loses afterwards is not sent
+    again. It can be restored from the archive of another copy only, or fetched from the aggregator.
+    """
+    from sqlalchemy import make_url, text
+
+    try:
+        with _connected(settings) as (_, connection):
+            commit, standbys = connection.execute(text(REPLICATION)).one()
+    except TryLater:
+        return []
+    if commit == "off":
+        return ["synchronous_commit is off: a crash of PostgreSQL loses applied deliveries; set it to on"]
+    if "," not in str(make_url(settings.need_database()).query.get("host", "")):
+        return []
+    loses = "the loss of the primary loses applied deliveries"
+    if not standbys:
+        return [f"synchronous_standby_names is empty: {loses}; name the standbys, or use Patroni's synchronous_mode"]
+    return [f"synchronous_commit is local: {loses}; set it to on"] if commit == "local" else []
 
 
 def _unsplit(engine: "Engine") -> list[str]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
@@ -45,16 +45,22 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Holding:
+class Version:
+    """A version of the value, in a delivery."""
+
+    series: SeriesName
+    version: datetime
+    content: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Holding(Version):
     """A delivery that contains the record or the sample, compared with the stored row."""
 
     entry: LedgerEntry
-    version: datetime
     verdict: Verdict
     differs: tuple[str, ...]  # fields that differ from the stored row
     wrote: bool  # wrote the stored row
-    series: SeriesName
-    content: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,10 @@ def explain(
         audit.note(connection, "explain", user_id, about)
         person = provenance.person(connection, user_id)
         users = (user_id, *person.former)
-        rows = _stored(connection, asked)
+        if resource.is_series and asked.at:
+            rows = provenance.of_sample(connection, resource, user_id, asked.at)
+        else:
+            rows = provenance.of_record(connection, resource, user_id, asked.id or "")
         day = next((row.day for row in rows if row.day), asked.at)
         fetches = provenance.fetches(connection, resource.name, user_id, asked.id or "", day)
         known = provenance.archived(connection, users) + provenance.dead(connection, users)
@@ -119,12 +128,6 @@ def _archive_edge(keep_days: int, now: datetime) -> datetime:
     return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=keep_days) if keep_days else now
 
 
-def _stored(connection: Connection, asked: Question) -> list[StoredRow]:
-    if asked.resource.is_series and asked.at:
-        return provenance.of_sample(connection, asked.resource, asked.user_id, asked.at)
-    return provenance.of_record(connection, asked.resource, asked.user_id, asked.id or "")
-
-
 def _may_hold(entry: LedgerEntry | Named, resource: Resource) -> bool:
     """Judged by the event type. A Junction event is about one resource; a Terra object maps to several."""
     if entry.aggregator != "junction" or entry.event_type is None:
@@ -141,7 +144,7 @@ def _read(
     users: Sequence[str],
     entries: Sequence[LedgerEntry],
     on_progress: Callable[[int, int], None],
-) -> tuple[list[tuple[LedgerEntry, "_Held"]], int]:
+) -> tuple[list[tuple[LedgerEntry, Version]], int]:
     """Opens the user's deliveries. Returns those that contain the value, and how many cannot be read."""
     sealer = Sealer(settings.encryption_keys)
     everything = replace(settings, resources=(), providers=())  # include what the settings exclude today
@@ -158,42 +161,29 @@ def _read(
     return found, unread
 
 
-@dataclass(frozen=True)
-class _Held:
-    series: SeriesName
-    version: datetime
-    content: dict[str, Any]
-
-
-def _contents(action: Action, asked: Question) -> Iterator[_Held]:
+def _contents(action: Action, asked: Question) -> Iterator[Version]:
     """The action's versions of the value. The user needs no check: a delivery is about one user."""
     if isinstance(action, Record) and action.resource == asked.resource.name and action.id == asked.id:
         payload = msgspec.json.decode(action.payload)
         content = provenance.content_of_record(payload, is_deleted=action.is_deleted)
-        yield _Held((action.provider, action.source_type, ""), action.version, content)
+        yield Version((action.provider, action.source_type, ""), action.version, content)
     elif isinstance(action, Samples) and action.resource == asked.resource.name and asked.at:
         for one in action.rows:
             if one.ts == asked.at:
                 extra = msgspec.json.decode(one.extra) if one.extra else None
                 content = {name: getattr(one, name) for name in ("ts_end", "value", "unit", "timezone_offset")}
                 series = (action.provider, action.source_type, action.subtype)
-                yield _Held(series, action.version, content | {"extra": extra})
+                yield Version(series, action.version, content | {"extra": extra})
 
 
-def _compare(entry: LedgerEntry, held: _Held, asked: Question, rows: Sequence[StoredRow]) -> Holding:
+def _compare(entry: LedgerEntry, held: Version, asked: Question, rows: Sequence[StoredRow]) -> Holding:
     """Compares with the stored row: a record has one, a moment has one per series."""
     of_series = (row for row in rows if (row.provider, row.source_type, row.subtype) == held.series)
     row = next(of_series if asked.resource.is_series else iter(rows), None)
     differs = _differing(held.content, row.content) if row else ()
-    return Holding(
-        entry=entry,
-        version=held.version,
-        verdict=_verdict(entry, held, row, differs),
-        differs=differs,
-        wrote=row is not None and entry.applied_at == row.stored_at and not differs,
-        series=held.series,
-        content=held.content,
-    )
+    wrote = row is not None and entry.applied_at == row.stored_at and not differs
+    verdict = _verdict(entry, held, row, differs)
+    return Holding(**vars(held), entry=entry, verdict=verdict, differs=differs, wrote=wrote)
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
@@ -201,7 +191,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in names if one.get(name, MISSING) != other.get(name, MISSING))
 
 
-def _verdict(entry: LedgerEntry, held: _Held, row: StoredRow | None, differs: tuple[str, ...]) -> Verdict:
+def _verdict(entry: LedgerEntry, held: Version, row: StoredRow | None, differs: tuple[str, ...]) -> Verdict:
     if entry.outcome == "dead":
         return "dead"
     if row and held.version == row.version:

@@ -34,8 +34,15 @@ COUNTS = {
 # A token that no reconciliation has used for two weeks is no longer set.
 TOKEN_EXPIRES = text("""
 SELECT extract(epoch FROM CAST(position ->> 'expires_at' AS timestamptz))::float8 FROM headrace.jobs
-WHERE name = :name AND CAST(position ->> 'checked_at' AS timestamptz) > now() - interval '14 days'""")
-CRASHED = text("SELECT count(*) FROM headrace.crash_counts")
+WHERE name = :name AND CAST(position ->> 'checked_at' AS timestamptz) > now() - interval '14 days'""").bindparams(
+    name=TERRA_TOKEN
+)
+NUMBERS = {
+    metrics.UNNUMBERED: UNNUMBERED,
+    metrics.CRASHED_DELIVERIES: text("SELECT count(*) FROM headrace.crash_counts"),
+    metrics.LOST_DELIVERIES: COUNT_OPEN,
+    metrics.TERRA_TOKEN_EXPIRES: TOKEN_EXPIRES,
+}
 
 
 class GaugeCollector:
@@ -68,13 +75,12 @@ class GaugeCollector:
         with transaction(self._engine) as connection:
             for gauge, query in COUNTS.items():
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
+            for gauge, query in NUMBERS.items():
+                gauge.set(connection.scalar(query) or 0)
             self._count_consumers(connection)
             metrics.DAYS_PENDING.set(queue.pending_days(connection))
             metrics.DAYS_OLDEST.set(queue.behind(connection).total_seconds())
             metrics.DAYS_FAILED.set(sum(one.people for one in queue.failed(connection)))
-            metrics.CRASHED_DELIVERIES.set(connection.scalar(CRASHED) or 0)
-            metrics.LOST_DELIVERIES.set(connection.scalar(COUNT_OPEN) or 0)
-            metrics.TERRA_TOKEN_EXPIRES.set(connection.scalar(TOKEN_EXPIRES, {"name": TERRA_TOKEN}) or 0)
         if self._settings.has_redis:
             # The pause of one user has a user_id in its name, which must not become a label. The pause of another key,
             # for example of a wrong one in an operator's shell, does not pause this deployment.
@@ -82,7 +88,6 @@ class GaugeCollector:
             metrics.show(metrics.PAUSED, {one.account: one.seconds for one in found})
 
     def _count_consumers(self, connection: Connection) -> None:
-        metrics.UNNUMBERED.set(connection.scalar(UNNUMBERED) or 0)
         following, now, days = consumers(connection), datetime.now(UTC), self._settings.feed_days
         metrics.show(metrics.CONSUMER_LAG, {one.name: one.changes for one in following})
         left = {one.name: one.expires_in(days, now) for one in following}

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,9 @@ MANY_UNNUMBERED = 50_000  # changes; a sequencer numbers as many in a second
 MIN_REPORTED_PAUSE = 60  # seconds; shorter pauses are routine after a 429
 MIN_FAILURES = 3  # requests in a row without a usable answer; fewer are routine
 NAMES = {"junction": "Junction", "terra": "Terra"}
+# Fields of a status that `headrace status --json` does not print, or prints under another name.
+NOT_PRINTED = ("failed_jobs", "since_last_delivery", "endpoint", "away", "at")
+PRINTED_AS = {"unnumbered": "unnumbered_changes", "terra_token": "terra_admin_token"}
 
 
 @dataclass(frozen=True)
@@ -101,32 +104,33 @@ class Status:
         return any(one.setting == "BROKER_URL" for one in self.away) or bool(self.endpoint and self.endpoint.why_not)
 
     def plain(self) -> dict[str, Any]:
-        """JSON values: durations in seconds, times in ISO 8601."""
-        return {
-            "lanes": [{name: _plain_value(value) for name, value in asdict(lane).items()} for lane in self.lanes],
-            "deliveries": self.deliveries,
-            "backfills": self.backfills,
-            "open_backfills": [plain(one) for one in self.open_backfills],
-            "pauses": self.pauses,
-            "gaps": self.gaps,
-            "connections_in_error": [{**row, "since": row["since"].isoformat()} for row in self.connections_in_error],
-            "dead_letters": self.dead_letters,
-            "refused_items": self.refused_items,
-            "failures": self.failures,
-            "consumers": self.consumers,
-            "unnumbered_changes": self.unnumbered,
-            "subscriptions": [{name: _plain_value(value) for name, value in row.items()} for row in self.subscriptions],
-            "days_behind": _seconds(self.days_behind),
-            "days_failed": [one._asdict() for one in self.days_failed],
-            "delay": None if self.delay is None else asdict(self.delay),
-            "swept": _seconds(self.swept),
-            "crashed_deliveries": self.crashed_deliveries,
-            "lost_deliveries": self.lost_deliveries,
-            "idle": self.idle,
-            "terra_admin_token": None if self.terra_token is None else msgspec.to_builtins(self.terra_token),
-            "outage": {name: _seconds(left) for name, left in retry_window_left(self).items()},
-            "faults": [{"what": one.what, "do": one.do} for one in problems(self)],
-        }
+        """The contents of `headrace status --json`."""
+        printed = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.name not in NOT_PRINTED}
+        printed |= {new: printed.pop(name) for name, new in PRINTED_AS.items()}
+        faults = [{"what": one.what, "do": one.do} for one in problems(self)]
+        return printed | {"outage": plain(retry_window_left(self)), "faults": faults}
+
+
+def plain(value: Any) -> Any:
+    """JSON values: durations in seconds, times in ISO 8601, a backfill with its rate and the time left."""
+    match value:
+        case dict():
+            value = {name: plain(one) for name, one in value.items()}
+        case list():
+            value = [plain(one) for one in value]
+        case timedelta():
+            value = round(value.total_seconds(), 1)
+        case datetime():
+            value = value.isoformat()
+        case Backfill():
+            value = plain(asdict(value) | {"rate": value.rate, "left": value.left})
+        case Lane() | Delay():
+            value = plain(asdict(value))
+        case FailedDays():
+            value = value._asdict()
+        case Token():
+            value = msgspec.to_builtins(value)
+    return value
 
 
 def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
@@ -137,13 +141,8 @@ def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
         is_known = any(one.setting == "BROKER_URL" for one in now.away)  # the line above gives the reason
         yield Problem("webhooks are answered 503" + ("" if is_known else f": {now.endpoint.why_not}"), "headrace check")
     yield from _refused(now, before)
-    yield from _stuck(now)
-    yield from _unanswered(now)
-    yield from _paused(now)
-    yield from _terra_token(now)
-    yield from _behind(now)
-    yield from _subscriptions(now)
-    yield from _left_over(now)
+    for find in (_stuck, _unanswered, _paused, _terra_token, _behind, _subscriptions, _left_over):
+        yield from find(now)
 
 
 def retry_window_left(now: Status) -> dict[str, timedelta]:
@@ -175,31 +174,8 @@ def _refused(now: Status, before: Status | None) -> Iterator[Problem]:
 def _stuck(now: Status) -> Iterator[Problem]:
     for lane in now.lanes:
         if lane.oldest and lane.oldest > LATE and lane.name in ("live", "download"):
-            yield Problem(
-                f"{lane.messages} messages queued in lane {lane.name}, the oldest for {format_duration(lane.oldest)}",
-                f"headrace worker --lane {lane.name}",
-                lane.name,
-            )
-    yield from _retried(now)
-    if now.swept is not None and now.swept > MISSED:
-        yield Problem(
-            f"the sweep has not run for {format_duration(now.swept)}",
-            "headrace beat, headrace worker --lane maintenance",
-        )
-    if now.idle and not any(pause["is_own_key"] is not False for pause in now.pauses):
-        yield Problem(
-            f"{now.idle} backfills are due but no worker fetches: none runs in lane backfill, or it has no API key",
-            "headrace worker --lane backfill",
-            "backfill",
-        )
-    if now.crashed_deliveries:
-        yield Problem(
-            f"workers crashed while processing {now.crashed_deliveries} deliveries that are not applied yet",
-            "read the workers' logs",
-        )
-
-
-def _retried(now: Status) -> Iterator[Problem]:
+            what = f"{lane.messages} messages queued in lane {lane.name}, the oldest for {format_duration(lane.oldest)}"
+            yield Problem(what, f"headrace worker --lane {lane.name}", lane.name)
     for lane in now.lanes:
         if lane.unacked_for and lane.unacked_for > BUSY:
             busy = format_duration(lane.unacked_for)
@@ -209,6 +185,15 @@ def _retried(now: Status) -> Iterator[Problem]:
             what = f"{lane.retrying} messages of lane {lane.name} are retried"
             since = f" for {format_duration(lane.retrying_for)}" if lane.retrying_for else ""
             yield Problem(f"{what}{since}: {lane.retry_reason}", "headrace check", lane.name, lane.retry_reason)
+    if now.swept is not None and now.swept > MISSED:
+        what = f"the sweep has not run for {format_duration(now.swept)}"
+        yield Problem(what, "headrace beat, headrace worker --lane maintenance")
+    if now.idle and not any(pause["is_own_key"] is not False for pause in now.pauses):
+        what = f"{now.idle} backfills are due but no worker fetches: none runs in lane backfill, or it has no API key"
+        yield Problem(what, "headrace worker --lane backfill", "backfill")
+    if now.crashed_deliveries:
+        what = f"workers crashed while processing {now.crashed_deliveries} deliveries that are not applied yet"
+        yield Problem(what, "read the workers' logs")
 
 
 def _unanswered(now: Status) -> Iterator[Problem]:
@@ -229,15 +214,14 @@ def _paused(now: Status) -> Iterator[Problem]:
         elif pause["kind"] == "key_refused":
             # A pause of another key is that of the workers, or of a command in a shell with a wrong key.
             verb = "set" if pause["is_own_key"] is not False else "compare the workers'"
-            yield Problem(
-                f"{name}: {reason}" + (f" ({note})" if note else ""), f"{verb} {name.upper()}_API_KEY", reason=reason
-            )
+            what = f"{name}: {reason}" + (f" ({note})" if note else "")
+            yield Problem(what, f"{verb} {name.upper()}_API_KEY", reason=reason)
         elif seconds > MIN_REPORTED_PAUSE:
             why = f"{reason}; {note}" if note else reason
-            yield Problem(f"{name} is paused for {_words(seconds)} ({why})", "headrace status", reason=reason)
+            yield Problem(f"{name} is paused for {format_duration(seconds)} ({why})", "headrace status", reason=reason)
     for (name, reason), left in users.items():
         if max(left) > MIN_REPORTED_PAUSE:
-            what = f"{name} is paused for {len(left)} users, for up to {_words(max(left))} ({reason})"
+            what = f"{name} is paused for {len(left)} users, for up to {format_duration(max(left))} ({reason})"
             yield Problem(what, "headrace status", reason=reason)
 
 
@@ -274,7 +258,8 @@ def _behind(now: Status) -> Iterator[Problem]:
             what = f"changes were dropped that consumer {name} of the change feed has not read"
             yield Problem(what, f"headrace feed reset --consumer {name} --to now, then read the tables again")
         elif left is not None and left < CONSUMER_WARNING.total_seconds():
-            what = f"consumer {name} of the change feed loses changes in {_words(left)}, {one['lag']:,} are unread"
+            soon, lag = format_duration(left), one["lag"]
+            what = f"consumer {name} of the change feed loses changes in {soon}, {lag:,} are unread"
             yield Problem(what, f"start it, or headrace feed remove --consumer {name}")
 
 
@@ -295,10 +280,6 @@ def _subscriptions(now: Status) -> Iterator[Problem]:
             yield Problem(what, "headrace worker --lane notify", "notify")
 
 
-def _words(seconds: float) -> str:
-    return format_duration(timedelta(seconds=seconds))
-
-
 def key_note(row: Mapping[str, Any]) -> str:
     """Which API key a pause belongs to; empty for the key of this shell, and if no key is recorded."""
     if not row["key"] or row["is_own_key"]:
@@ -312,36 +293,18 @@ def _left_over(now: Status) -> Iterator[Problem]:
     if now.lost_deliveries:
         what = f"{now.lost_deliveries} deliveries lost: Junction gave up after its last attempt"
         yield Problem(what, "headrace reconcile")
-    for dead_letters in now.dead_letters:
-        if dead_letters["last_hour"]:
-            yield Problem(
-                f"{dead_letters['last_hour']} dead letters in the last hour: {dead_letters['reason']}",
-                "headrace dead list",
-                reason=dead_letters["reason"],
-            )
+    for row in now.dead_letters:
+        if row["last_hour"]:
+            what = f"{row['last_hour']} dead letters in the last hour: {row['reason']}"
+            yield Problem(what, "headrace dead list", reason=row["reason"])
     if refused := [row for row in now.refused_items if row["last_hour"]]:
         count, most = sum(row["last_hour"] for row in refused), max(refused, key=lambda row: row["last_hour"])
         what = f"{count} items refused in the last hour: {most['reason']}"
         yield Problem(what, "headrace dead list", reason=most["reason"])
     for row in now.backfills:
         if row["status"] == "failed" and row["last_day"]:
-            yield Problem(
-                f"{row['last_day']} backfills failed in the last day", "headrace backfill list --status failed"
-            )
+            what = f"{row['last_day']} backfills failed in the last day"
+            yield Problem(what, "headrace backfill list --status failed")
     for row in now.gaps:
         if row["whose"] == "ours":
             yield Problem(f"{row['gaps']} gaps to fill, the oldest since {row['since'][:16]}", "headrace reconcile")
-
-
-def plain(one: Backfill) -> dict[str, Any]:
-    """A backfill as JSON values, with its rate and the time left."""
-    values = asdict(one) | {"rate": one.rate, "left": _seconds(one.left)}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    return _seconds(value) if isinstance(value, timedelta) else value
-
-
-def _seconds(age: timedelta | None) -> float | None:
-    return None if age is None else round(age.total_seconds(), 1)

@@ -1,7 +1,7 @@
 """`headrace status`: queue depths, delivery outcomes, backfill progress, and problems."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Engine
+from sqlalchemy import Engine, TextClause
 
 from workers.aggregators.admin_token import Token
 from workers.broker_admin import Lane
@@ -48,9 +48,9 @@ def render(status: Status) -> Group:
         {
             "lane": one.name,
             "messages queued": one.messages,
-            "oldest": _age(one.oldest),
+            "oldest": format_short(one.oldest),
             "unacknowledged": "-" if one.unacked is None else one.unacked,
-            "longest": _age(one.unacked_for),
+            "longest": format_short(one.unacked_for),
         }
         for one in status.lanes
     ]
@@ -58,32 +58,35 @@ def render(status: Status) -> Group:
         {
             "lane": one.name,
             "messages": one.retrying,
-            "since": _age(one.retrying_for),
+            "since": format_short(one.retrying_for),
             "most retries": one.retries or "-",
             "last error": one.retry_reason or "-",
         }
         for one in status.lanes
         if one.retrying
     ]
-    backfills = [{name: value for name, value in row.items() if name != "last_day"} for row in status.backfills]
-    paused = [
-        {name: row[name] for name in ("account", "because_of", "seconds_left")} | {"api_key": health.key_note(row)}
-        for row in status.pauses
-    ]
-    parts = [("Lanes", lanes), ("Deliveries", status.deliveries), ("Backfills", backfills)]
-    parts += [("Retried messages", retried), ("Paused accounts", paused), ("Gaps, by responsible party", status.gaps)]
-    parts += [("Connections in error", status.connections_in_error), ("Dead letters", status.dead_letters)]
-    following = [{name: row[name] for name in ("consumer", "position", "lag")} for row in status.consumers]
-    parts += [("Consumers of the change feed", following)]
-    parts += [("Refused items", status.refused_items), ("Token of Terra's Admin API", _token(status.terra_token))]
-    tables: list[RenderableType] = [_table(title, rows) for title, rows in parts if rows]
+    pauses = [row | {"api_key": health.key_note(row)} for row in status.pauses]
+    parts = {
+        "Lanes": lanes,
+        "Deliveries": status.deliveries,
+        "Backfills": _columns(status.backfills, "status", "backfills", "chunks_done", "chunks_total", "records"),
+        "Retried messages": retried,
+        "Paused accounts": _columns(pauses, "account", "because_of", "seconds_left", "api_key"),
+        "Gaps, by responsible party": status.gaps,
+        "Connections in error": status.connections_in_error,
+        "Dead letters": status.dead_letters,
+        "Consumers of the change feed": _columns(status.consumers, "consumer", "position", "lag"),
+        "Refused items": status.refused_items,
+        "Token of Terra's Admin API": _token(status.terra_token),
+    }
+    tables: list[RenderableType] = [_table(title, rows) for title, rows in parts.items() if rows]
     if status.open_backfills:
         tables.insert(BELOW_COUNTS, progress(status.open_backfills, "Backfills in progress"))
     return Group(verdict(status), *(line for line, _ in problems(status)), *tables)
 
 
-def _age(age: timedelta | None) -> str:
-    return "-" if age is None else format_short(age)
+def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in names} for row in rows]
 
 
 def verdict(status: Status, before: Status | None = None) -> Text:
@@ -138,46 +141,36 @@ def read(
 ) -> Status:
     """Reads a snapshot from the database. Raises TryLater."""
     with transaction(engine) as connection:
-        deliveries = (ledger or OutcomeCounter()).read(connection)
-        backfills, gaps, broken, dead, refused = (
-            [dict(row) for row in connection.execute(query).mappings()]
-            for query in (BACKFILLS, GAPS, BROKEN, DEAD, REFUSED_ITEMS)
-        )
+
+        def rows(query: TextClause) -> list[dict[str, Any]]:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
         took = connection.scalar(DELAY)  # median and p99, in seconds
-        swept = connection.scalar(SWEEP, {"name": SWEPT})
-        crashed_deliveries = connection.scalar(CRASHED) or 0
-        lost = connection.scalar(LOST) or 0
-        idle = connection.scalar(IDLE) or 0
         token = noted(connection, TERRA_TOKEN)
-        failed_jobs = errors(connection)
-        following = consumers(connection)
-        unnumbered = connection.scalar(UNNUMBERED) or 0
-        subscriptions = [dict(row) for row in connection.execute(TROUBLED).mappings()]
-        days_behind, days_failed = queue.behind(connection), queue.failed(connection)
-    return Status(
-        lanes=lanes,
-        deliveries=deliveries,
-        backfills=backfills,
-        open_backfills=listed(engine, Filter(states=OPEN), MAX_SHOWN),
-        pauses=[_pause(one) for one in pauses],
-        gaps=gaps,
-        connections_in_error=broken,
-        dead_letters=dead,
-        refused_items=refused,
-        failures=[_failures(one) for one in failures],
-        delay=Delay(median=round(took[0], 3), p99=round(took[1], 3)) if took else None,
-        swept=swept,
-        crashed_deliveries=crashed_deliveries,
-        lost_deliveries=lost,
-        idle=idle,
-        failed_jobs=failed_jobs,
-        consumers=[_consumer(one, feed_days) for one in following],
-        unnumbered=unnumbered,
-        subscriptions=subscriptions,
-        days_behind=days_behind,
-        days_failed=days_failed,
-        terra_token=msgspec.json.decode(token, type=Token) if token else None,
-    )
+        found = Status(
+            lanes=lanes,
+            deliveries=(ledger or OutcomeCounter()).read(connection),
+            backfills=rows(BACKFILLS),
+            pauses=[_pause(one) for one in pauses],
+            gaps=rows(GAPS),
+            connections_in_error=rows(BROKEN),
+            dead_letters=rows(DEAD),
+            refused_items=rows(REFUSED_ITEMS),
+            failures=[_failures(one) for one in failures],
+            delay=Delay(median=round(took[0], 3), p99=round(took[1], 3)) if took else None,
+            swept=connection.scalar(SWEEP, {"name": SWEPT}),
+            crashed_deliveries=connection.scalar(CRASHED) or 0,
+            lost_deliveries=connection.scalar(LOST) or 0,
+            idle=connection.scalar(IDLE) or 0,
+            failed_jobs=errors(connection),
+            consumers=[_consumer(one, feed_days) for one in consumers(connection)],
+            unnumbered=connection.scalar(UNNUMBERED) or 0,
+            subscriptions=rows(TROUBLED),
+            days_behind=queue.behind(connection),
+            days_failed=queue.failed(connection),
+            terra_token=msgspec.json.decode(token, type=Token) if token else None,
+        )
+    return replace(found, open_backfills=listed(engine, Filter(states=OPEN), MAX_SHOWN))
 
 
 def _token(token: Token | None) -> list[dict[str, Any]]:
@@ -190,12 +183,12 @@ def _pause(one: Pause) -> dict[str, Any]:
     return about | {"key": one.key, "is_own_key": one.is_own}
 
 
+def _failures(one: Failures) -> dict[str, Any]:
+    about = {"account": one.account, "because_of": one.reason, "failures": one.count}
+    return about | {"key": one.key, "is_own_key": one.is_own}
+
+
 def _consumer(one: Consumer, feed_days: int) -> dict[str, Any]:
     left = one.expires_in(feed_days, datetime.now(UTC))
     about = {"consumer": one.name, "position": one.position, "lag": one.changes, "is_dropped": one.is_dropped}
     return about | {"expires_in": left and round(left.total_seconds())}
-
-
-def _failures(one: Failures) -> dict[str, Any]:
-    about = {"account": one.account, "because_of": one.reason, "failures": one.count}
-    return about | {"key": one.key, "is_own_key": one.is_own}

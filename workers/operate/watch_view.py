@@ -3,8 +3,8 @@
 import http.client
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -43,56 +43,45 @@ class Watcher:
 
     def poll(self) -> Status:
         """A snapshot. Raises TryLater if a service cannot be reached."""
-        lanes = broker_admin.lanes(self._settings)
-        found = status_view.read(
-            self._engine, lanes, *self._accounts(), self._ledger, feed_days=self._settings.feed_days
-        )
-        return self._complete(replace(found, endpoint=self._endpoint()))
+        return self._read(None)
 
     def page(self) -> "Dashboard":
         """Like `poll`, with rates. Services that cannot be reached are listed on the page."""
-        now = self._complete(self._reachable())
+        now = self._read([])
         while len(self._seen) > 1 and (now.at - self._seen[1].at).total_seconds() >= RATE_SECONDS:
             self._seen.popleft()
         self._seen.append(now)
         return Dashboard(now, self._seen[0], self._seen[-2] if len(self._seen) > 1 else None)
 
-    def _reachable(self) -> Status:
-        """Reads broker and database independently; a part that is away stays empty and is listed in `away`."""
-        away: list[Away] = []
-        lanes, found = list[broker_admin.Lane](), Status()
+    def _read(self, away: list[Away] | None) -> Status:
+        """Reads broker and database independently; the part of one that is added to `away` stays empty."""
+        found, lanes = Status(), list[broker_admin.Lane]()
         accounts: tuple[list[Pause], list[Failures]] = [], []
-        try:
+        with _listed_in(away):
             lanes = broker_admin.lanes(self._settings)
-            accounts = self._accounts()
-        except TryLater as reason:
-            away.append(Away(reason.setting, str(reason)))
-        try:
-            found = status_view.read(self._engine, lanes, *accounts, self._ledger, feed_days=self._settings.feed_days)
-        except TryLater as reason:
-            away.append(Away("DATABASE_URL", str(reason)))
-        return replace(found, lanes=lanes, endpoint=self._endpoint(), away=tuple(away))
-
-    def _complete(self, found: Status) -> Status:
-        """Drops `idle` where history is not fetched. In an outage, adds the time since the last delivery.
-
-        Not otherwise, because that query reads two days of the ledger.
-        """
+            if self._settings.has_redis:
+                accounts = pauses(self._settings), failures(self._settings)
+        with _listed_in(away, "DATABASE_URL"):
+            days = self._settings.feed_days
+            found = status_view.read(self._engine, lanes, accounts[0], accounts[1], self._ledger, feed_days=days)
+        found = replace(found, lanes=lanes, endpoint=scrape(self._web) if self._web else None, away=tuple(away or ()))
         if not self._settings.fetch_history:
             found = replace(found, idle=0)
-        if not found.is_outage:
-            return found
-        try:
-            return replace(found, since_last_delivery=status.since_last_delivery(self._engine))
-        except TryLater:
-            return found
+        if found.is_outage:  # not otherwise, because the query reads two days of the ledger
+            with suppress(TryLater):
+                found = replace(found, since_last_delivery=status.since_last_delivery(self._engine))
+        return found
 
-    def _accounts(self) -> tuple[list[Pause], list[Failures]]:
-        """The paused accounts, and those that do not answer."""
-        return (pauses(self._settings), failures(self._settings)) if self._settings.has_redis else ([], [])
 
-    def _endpoint(self) -> Endpoint | None:
-        return scrape(self._web) if self._web else None
+@contextmanager
+def _listed_in(away: list[Away] | None, setting: str = "") -> Iterator[None]:
+    """Adds a service that cannot be reached to the list. Raises TryLater without one."""
+    try:
+        yield
+    except TryLater as reason:
+        if away is None:
+            raise
+        away.append(Away(setting or reason.setting, str(reason)))
 
 
 def scrape(url: str) -> Endpoint:
@@ -149,10 +138,10 @@ class Dashboard:
         sections = self._sections(options.max_width, {one.reason for _, one in shown if one and one.reason})
         yield from _fitted(list(sections), (options.height or console.height) - used)
 
-    def rate(self, count: Callable[[Status], float]) -> float | None:
+    def rate(self, count: Callable[..., float], *name: str) -> float | None:
         """The growth of a count per second; None on the first page."""
         seconds = (self.now.at - self.since.at).total_seconds()
-        return (count(self.now) - count(self.since)) / seconds if seconds > 0 else None
+        return (count(self.now, *name) - count(self.since, *name)) / seconds if seconds > 0 else None
 
     def _title(self) -> RenderableType:
         line = Table.grid(expand=True)
@@ -177,15 +166,20 @@ class Dashboard:
         more = ("unacked", "retried") if width >= WIDE else ()
         lanes = _columns("lane", "queued", "oldest", "+- per s", *more)
         for lane in self.now.lanes:
-            grows = self.rate(lambda seen, name=lane.name: _depth(seen, name))  # type: ignore[misc]
+            grows = self.rate(_depth, lane.name)
             style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
-            oldest = "-" if lane.oldest is None else durations.format_short(lane.oldest)
             unacked = "-" if lane.unacked is None else f"{lane.unacked:,}"
-            values = (f"{lane.messages:,}", oldest, _signed(grows), unacked, f"{lane.retrying:,}")
+            values = (
+                f"{lane.messages:,}",
+                durations.format_short(lane.oldest),
+                _signed(grows),
+                unacked,
+                f"{lane.retrying:,}",
+            )
             lanes.add_row(lane.name, *values[: len(lanes.columns) - 1], style=style)
         deliveries = _columns("deliveries", "per s", "last hour", "total")
         for row in self.now.deliveries:
-            came = self.rate(lambda seen, name=row["outcome"]: _outcome(seen, name))  # type: ignore[misc]
+            came = self.rate(_outcome, row["outcome"])
             deliveries.add_row(row["outcome"], _number(came), f"{row['last_hour']:,}", f"{row['total']:,}")
         both = Table.grid(padding=(0, 6 if width >= WIDE else 2, 0, 0))
         both.add_row(lanes, deliveries)
@@ -194,8 +188,7 @@ class Dashboard:
     def _facts(self) -> RenderableType:
         facts = ["from 202 to row: no deliveries in 5 min"]
         if self.now.delay:
-            median = durations.format_short(timedelta(seconds=self.now.delay.median))
-            p99 = durations.format_short(timedelta(seconds=self.now.delay.p99))
+            median, p99 = durations.format_short(self.now.delay.median), durations.format_short(self.now.delay.p99)
             facts = [f"from 202 to row: median {median}, p99 {p99}"]
         if self.now.swept is not None:
             facts.append(f"last sweep {durations.format_short(self.now.swept)} ago")
@@ -235,7 +228,7 @@ def _paused(now: Status, reported: set[str]) -> Iterator[str]:
             left[account, one["because_of"], health.key_note(one)].append(one["seconds_left"])
     for (account, reason, note), seconds in left.items():
         users = f" ({len(seconds):,} pauses)" if len(seconds) > 1 else ""
-        longest = durations.format_duration(timedelta(seconds=max(seconds)))
+        longest = durations.format_duration(max(seconds))
         yield f"{account} for {longest}: {reason}{users}" + (f" ({note})" if note else "")
 
 

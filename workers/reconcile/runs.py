@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine
 
-from app.errors import RetryAlone, Unprocessable
+from app.errors import RetryAlone, TryLater, Unprocessable
 from app.observability import metrics
 from workers.actions import Notice
 from workers.aggregators.listings import Listing
@@ -41,6 +41,7 @@ TIME_SLICE_SECONDS = 20.0
 MAX_SEEN_CURSORS = 8
 MAX_PAGES = 100_000  # five million users
 MAX_RETRY_SECONDS = 60.0
+EARLIEST_COMPARED = datetime(2000, 1, 1, tzinfo=UTC)  # of a run that compares everything
 MAX_SKIPPED = 20  # users; with more, the fault is that of the database, and the run ends
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ class Step(Generic[P]):
     reason: str = ""  # of the wait
     unread: int = 0  # entries of the aggregator's listing that could not be read
     notes: tuple[str, ...] = ()  # data that is missing and cannot be fetched
+
+
+class AlreadyRunning(TryLater):
+    """Another process holds the lease of an exclusive comparison."""
 
 
 class Comparison(Protocol[P]):
@@ -177,6 +182,34 @@ def _retry_or_skip(comparison: Comparison[P], at: P, error: RetryAlone) -> Step[
     note = f"a user could not be compared with {comparison.name} in {tries} tries: {error}"
     log.warning("%s", note)
     return Step(to, notes=(note,))
+
+
+def leased_steps(
+    engine: Engine, comparison: Comparison[Any], period: float, since: datetime, users: Iterable[str | None]
+) -> Generator[Step[Any], None, None]:
+    """Every step of a command, with the pauses that the aggregator asks for. A caller stops if a pause is too long.
+
+    An exclusive comparison holds the lease of its job, so that no worker sends requests at the same time. Raises
+    AlreadyRunning.
+    """
+    if comparison.is_exclusive:
+        jobs.ensure_job(engine, comparison.job, period)
+        if not jobs.hold(engine, comparison.job):
+            what = f"a worker or another command is comparing with {comparison.name}"
+            raise AlreadyRunning(f"{what}; try again when it has ended")
+    try:
+        for user in users:
+            at = comparison.start
+            while at is not None:
+                step = next_step(comparison, at, since, user)
+                at = step.to
+                yield step
+                if comparison.is_exclusive:
+                    jobs.hold(engine, comparison.job, step.seconds, renew=True)
+                time.sleep(step.seconds)
+    finally:
+        if comparison.is_exclusive:
+            jobs.release(engine, comparison.job)
 
 
 def run_slice(engine: Engine, comparison: Comparison[Any], period: float) -> float | None:

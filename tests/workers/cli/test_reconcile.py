@@ -17,9 +17,9 @@ from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
 from tests.support.cli import error_line, invoke
 from workers.aggregators.junction import introspection
-from workers.cli import reconcile as commands
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle, pauses
+from workers.reconcile import runs
 from workers.reconcile.terra import JOB
 from workers.simulator.conditions import Pull, State
 from workers.simulator.events import supplied
@@ -60,7 +60,7 @@ def run(
                 )
         return invoke(*words, **environment | more)
 
-    monkeypatch.setattr(commands, "make_engine", lambda *_: engine)
+    monkeypatch.setattr("workers.cli.reconcile.make_engine", lambda *_: engine)
     for module in ("workers.fetch.client", "workers.reconcile.comparisons"):
         monkeypatch.setattr(f"{module}.Client", client)
     yield run
@@ -200,14 +200,14 @@ def test_a_run_that_ends_in_an_outage_is_audited(
     run: Run, simulator: Simulator, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if backfills were opened, and the audit log does not name who opened them."""
-    real, calls = commands.next_step, iter(range(100))
+    real, calls = runs.next_step, iter(range(100))
 
     def away(*given: Any) -> Any:
         if next(calls):
             raise TryLater("PostgreSQL is away")
         return replace(real(*given), opened=(1, 2))
 
-    monkeypatch.setattr(commands, "next_step", away)
+    monkeypatch.setattr(runs, "next_step", away)
     assert run("reconcile", "--user", simulator.world.members[0].user_id).exit_code != 0
     (entry,) = rows(engine, "SELECT detail FROM headrace.audit WHERE action = 'reconcile'")
     assert entry["detail"]["opened"] == 2
@@ -266,7 +266,7 @@ def test_a_short_pause_is_awaited(  # noqa: PLR0917
         slept.append(seconds)
         forget_pauses(settings)
 
-    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(sleep=sleep))
     simulator.faults.add("429", times=1, retry_after=60)
     done = run("reconcile", "--dry-run", "--json")
     assert (done.exit_code, len(json.loads(done.stdout)) > 0) == (0, True)
@@ -353,7 +353,7 @@ def test_only_one_process_compares_with_terra(run: Run, simulator: Simulator, en
     jobs.ensure_job(engine, JOB, 3600)
     assert jobs.hold(engine, JOB)
     line = error_line(run("reconcile", **terra(simulator)))
-    assert line == "Error: a worker or another command is comparing with Terra; try again when it has ended"
+    assert line == "headrace: a worker or another command is comparing with Terra; try again when it has ended"
     assert simulator.requests == []
 
 

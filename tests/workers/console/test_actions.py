@@ -12,10 +12,11 @@ from app.config.settings import Settings
 from app.errors import TryLater
 from tests.support import apply, delivery, rows, workout
 from tests.support.console import Browser, Clock, subscribe
-from workers.console import people_plans, plans
+from workers.console import plans
 from workers.console.app import create_app
 from workers.console.context import make_console
 from workers.console.views.actions import ACTIONS
+from workers.reconcile import runs
 from workers.simulator.server import API_KEY, Simulator
 
 
@@ -177,19 +178,19 @@ def test_a_reconciliation_that_ends_early_is_audited(
 ) -> None:
     """Breaks if backfills are opened without a trace, or entries that could not be read are not named."""
     user = simulator.world.members[0].user_id
-    real = people_plans.next_step
+    real = runs.next_step
 
     def unread(*given: Any) -> Any:
         return replace(real(*given), unread=7)
 
-    monkeypatch.setattr(people_plans, "next_step", unread)
+    monkeypatch.setattr(runs, "next_step", unread)
     page = connected.propose("reconcile", {"user": user})
     assert "7 entries of" in page.text
 
     def paused(*given: Any) -> Any:
         return replace(real(*given), seconds=60.0)
 
-    monkeypatch.setattr(people_plans, "next_step", paused)
+    monkeypatch.setattr(runs, "next_step", paused)
     assert "is slow or paused" in connected.confirm(page).text
     (entry,) = rows(engine, "SELECT detail FROM headrace.audit WHERE action = 'reconcile'")
     assert entry["detail"]["opened"] == len(statuses(engine)) > 0

@@ -11,8 +11,7 @@ from sqlalchemy import make_url
 
 from app.config.settings import Settings, load
 from workers.local.ports import free_port
-from workers.operate.check import findings
-from workers.operate.postgres_replication import warnings
+from workers.operate.check import findings, replication_warnings
 
 
 @pytest.fixture
@@ -41,11 +40,11 @@ def configured(server: psycopg.Connection, *statements: str) -> Iterator[None]:
 
 def test_one_server_is_durable_by_itself(settings: Settings, emptier: psycopg.Connection) -> None:
     """Breaks if a single server is asked for standbys, or one that loses commits in a crash is not reported."""
-    assert warnings(settings) == []
+    assert replication_warnings(settings) == []
     with configured(emptier, "ALTER DATABASE shared SET synchronous_commit = local"):
-        assert warnings(settings) == []
+        assert replication_warnings(settings) == []
     with configured(emptier, "ALTER DATABASE shared SET synchronous_commit = off"):
-        (found,) = warnings(settings)
+        (found,) = replication_warnings(settings)
         assert found.startswith("synchronous_commit is off")
 
 
@@ -58,9 +57,9 @@ def test_several_servers_must_replicate_synchronously(several: Settings, emptier
     standby = "ALTER SYSTEM SET synchronous_standby_names = 'ghost'"
     try:
         with configured(emptier, standby):
-            assert warnings(several) == []
+            assert replication_warnings(several) == []
         with configured(emptier, standby, "ALTER DATABASE shared SET synchronous_commit = local"):
-            (found,) = warnings(several)
+            (found,) = replication_warnings(several)
             assert found.startswith("synchronous_commit is local")
     finally:
         emptier.execute("RESET synchronous_commit")
@@ -68,4 +67,7 @@ def test_several_servers_must_replicate_synchronously(several: Settings, emptier
 
 def test_an_unreachable_server_has_no_second_message(settings: Settings) -> None:
     """Breaks if `check` fails in its warnings, or reports one outage twice."""
-    assert warnings(replace(settings, database_url=f"postgresql+psycopg://u:p@127.0.0.1:{free_port()}/d")) == []
+    assert (
+        replication_warnings(replace(settings, database_url=f"postgresql+psycopg://u:p@127.0.0.1:{free_port()}/d"))
+        == []
+    )

@@ -1,5 +1,6 @@
 """Actions: a POST shows what an action would do, and a second one with its token carries it out, once."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,49 +9,43 @@ from werkzeug.wrappers import Response
 
 from app.accounts import Role
 from app.errors import HeadraceError
-from workers.console import formats, guards, people_plans, plans
+from workers.console import formats, guards, plans
 from workers.console.context import console
 from workers.console.plans import Asked
 from workers.console.sessions import Plan
-from workers.store import backfill_admin
 
 pages = Blueprint("actions", __name__)
 
 
 class _Action(NamedTuple):
-    role: Role
     build: Callable[[Asked], Plan]
+    role: Role = "operator"
 
 
-PAUSE = "These backfills stop after their current page."
-RESUME = "These backfills continue where they stopped."
-CANCEL = "These backfills end after their current page; fetched data stays stored."
 ACTIONS = {
-    "dead-replay": _Action("operator", plans.dead_replay),
-    "dead-drop": _Action("operator", plans.dead_drop),
-    "backfill-pause": _Action("operator", plans.change_backfills("pause", backfill_admin.pause, PAUSE)),
-    "backfill-resume": _Action("operator", plans.change_backfills("resume", backfill_admin.resume, RESUME)),
-    "backfill-cancel": _Action("operator", plans.change_backfills("cancel", backfill_admin.cancel, CANCEL)),
-    "backfill-start": _Action("operator", plans.start_backfills),
-    "subscription-pause": _Action("operator", plans.change_subscription("pause")),
-    "subscription-resume": _Action("operator", plans.change_subscription("resume")),
-    "subscription-resend": _Action("operator", plans.resend),
-    "reconcile": _Action("operator", people_plans.reconcile),
-    "refresh": _Action("operator", people_plans.refresh),
-    "erase": _Action("privacy", people_plans.erase),
+    "dead-replay": _Action(plans.dead_replay),
+    "dead-drop": _Action(plans.dead_drop),
+    **{f"backfill-{verb}": _Action(plans.change_backfills) for verb in plans.CHANGES},
+    "backfill-start": _Action(plans.start_backfills),
+    "subscription-pause": _Action(plans.pause_subscription),
+    "subscription-resume": _Action(plans.resume_subscription),
+    "subscription-resend": _Action(plans.resend_notifications),
+    "reconcile": _Action(plans.reconcile),
+    "refresh": _Action(plans.refresh),
+    "erase": _Action(plans.erase, "privacy"),
 }
 
 
 @pages.post("/actions/<name>")
 def propose(name: str) -> str:
-    """The dry run of an action."""
+    """The dry run of an action. Its role is checked here only: the plan is kept in the session of this account."""
     if (action := ACTIONS.get(name)) is None:
         abort(404, "There is no such action.")
     guards.require(action.role)
     form = request.form
     numbers = tuple(formats.number("id", value) for value in dict.fromkeys(form.getlist("id")))
-    fields = {key: value.strip() for key, value in form.items() if key not in {"id", "resource", "csrf"}}
-    return _confirmation(action.build(Asked(console(), name, numbers, fields, tuple(form.getlist("resource")))))
+    fields = defaultdict(str, {key: value.strip() for key, value in form.items()})
+    return _confirmation(action.build(Asked(name, numbers, fields, tuple(form.getlist("resource")))))
 
 
 def _confirmation(plan: Plan, failed: str = "") -> str:
@@ -64,7 +59,6 @@ def confirm() -> str | Response:
     plan = g.session.confirm(request.form.get("plan", ""), console().sessions.clock())
     if plan is None:
         abort(409, "This action was already confirmed, or its page is older than ten minutes.")
-    guards.require(plan.role)
     if plan.typed and formats.field("typed") != plan.typed:
         return _confirmation(plan, "The text does not match. Nothing was done.")
     try:

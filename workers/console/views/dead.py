@@ -3,16 +3,16 @@
 from dataclasses import asdict
 
 from flask import Blueprint, render_template
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app.errors import NotFound
 from workers.console import formats
 from workers.console.context import console, record_look
+from workers.console.views import MAX_ID, PAGE_ROWS, page_of_ids
 from workers.store import dead_letters
 from workers.store.engine import transaction
 
 pages = Blueprint("dead", __name__)
-PAGE_ROWS = 50
 REASONS = text("""
 SELECT reason, count(*) AS dead_letters FROM (
     SELECT reason FROM headrace.dead_letters ORDER BY id DESC LIMIT 10000) AS newest
@@ -27,27 +27,19 @@ ORDER BY id DESC LIMIT :limit""")
 
 @pages.get("/dead")
 def listed() -> str:
-    reason, before = formats.text("reason"), formats.text("before")
+    reason = formats.text("reason")
     with transaction(console().reader) as connection:
-        ids = _page(connection, reason, before)
-        reasons = [dict(row) for row in connection.execute(REASONS).mappings()]
-    shown = ids[:PAGE_ROWS]
-    rows = dead_letters.listed(console().reader, shown, limit=PAGE_ROWS) if shown else []
+        ids, following = page_of_ids(connection, PAGE, {"reason": reason or None})
+        reasons = connection.execute(REASONS).all()
+    rows = dead_letters.listed(console().reader, ids, limit=PAGE_ROWS) if ids else []
     record_look("dead letters", [one.user_id for one in rows])
-    following = shown[-1] if len(ids) > PAGE_ROWS else None
     return render_template("dead.html", rows=rows, reason=reason, reasons=reasons, following=following)
 
 
-def _page(connection: Connection, reason: str, before: str) -> list[int]:
-    number = formats.number("before", before) if before else None
-    values = {"before": number, "reason": reason or None, "limit": PAGE_ROWS + 1}
-    return list(connection.scalars(PAGE, values))
-
-
-@pages.get("/dead/<int:number>")
+@pages.get(f"/dead/<int(max={MAX_ID}):number>")
 def page(number: int) -> str:
     """One dead letter, without its body: `headrace dead show --body` prints it."""
-    found = dead_letters.listed(console().reader, [min(number, 2**62)])
+    found = dead_letters.listed(console().reader, [number])
     if not found:
         raise NotFound(f"no dead letter {number}")
     record_look("dead letter", [found[0].user_id or "unknown"], dead_letter=number)

@@ -1,6 +1,5 @@
 """Deliveries: search, and one delivery with its way from receipt to rows."""
 
-from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, render_template, url_for
@@ -21,45 +20,35 @@ SEARCHED = ("id", "user", "type", "outcome", "since", "until")
 @pages.get("/deliveries")
 def search() -> str:
     asked = {name: formats.text(name) for name in SEARCHED}
+    if asked["outcome"] not in ("", *ledger.OUTCOMES):
+        raise Unprocessable("the outcome is unknown")
+    before = formats.instant("before", formats.text("before"))
     with transaction(console().reader) as connection:
         users = _users(connection, asked["user"])
-        found = ledger.find(connection, _search(asked, people.with_former(connection, users)))
+        wanted = Search(
+            id=asked["id"],
+            users=people.with_former(connection, users),
+            event_type=asked["type"],
+            outcome=asked["outcome"],
+            since=formats.instant("since", asked["since"]),
+            until=formats.instant("until", asked["until"]),
+            before=Key(before, formats.text("before_aggregator"), formats.text("before_id")) if before else None,
+        )
+        found = ledger.find(connection, wanted)
     record_look("deliveries", [*users, *(row["user_id"] for row in found.rows)])
-    more: dict[str, Any] = {name: value for name, value in asked.items() if value}
-    following = url_for("deliveries.search", **more, **_parameters(found.next)) if found.next else ""
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if found.next:
+        given |= found.next._asdict() | {"before": found.next.before.isoformat()}
+    following = url_for("deliveries.search", **given) if found.next else ""
     return render_template("deliveries.html", asked=asked, found=found, following=following, outcomes=ledger.OUTCOMES)
 
 
 def _users(connection: Connection, name: str) -> tuple[str, ...]:
     """The user_ids of a name. Raises NotFound."""
-    if not name:
-        return ()
-    if not (found := user_lookup.find(connection, name)):
+    found = user_lookup.find(connection, name) if name else []
+    if name and not found:
         raise NotFound(f"unknown user {name}")
     return tuple(one.user_id for one in found)
-
-
-def _search(asked: dict[str, str], users: tuple[str, ...]) -> Search:
-    if asked["outcome"] and asked["outcome"] not in ledger.OUTCOMES:
-        raise Unprocessable("the outcome is unknown")
-    return Search(
-        id=asked["id"],
-        users=users,
-        event_type=asked["type"],
-        outcome=asked["outcome"],
-        since=formats.instant("since", asked["since"]),
-        until=formats.instant("until", asked["until"]),
-        before=_key(),
-    )
-
-
-def _key() -> Key | None:
-    at: datetime | None = formats.instant("before", formats.text("before"))
-    return Key(at, formats.text("before_aggregator"), formats.text("before_id")) if at else None
-
-
-def _parameters(key: Key) -> dict[str, Any]:
-    return {"before": key.received_at.isoformat(), "before_aggregator": key.aggregator, "before_id": key.message_id}
 
 
 @pages.get("/delivery")
@@ -71,7 +60,7 @@ def page() -> str:
         if not rows:
             raise NotFound(f"no delivery {message_id} of {aggregator or 'this aggregator'}")
         kept = open_delivery(connection, aggregator, message_id, rows[0]["received_at"])
-        contents = contents_of(connection, console().settings, kept, rows[0])
-    users = {rows[0]["user_id"], *(one.user_id for one in contents.shown)}
+        contents, total = contents_of(connection, console().settings, kept, rows[0])
+    users = {rows[0]["user_id"], *(one.user_id for one in contents)}
     record_look("delivery", users - {None} or ["unknown"], delivery=message_id)
-    return render_template("delivery.html", one=rows[0], kept=kept, contents=contents)
+    return render_template("delivery.html", one=rows[0], kept=kept, contents=contents, total=total)

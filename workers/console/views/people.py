@@ -1,17 +1,16 @@
 """People: search, one person, their values, and the origin of a stored value."""
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
 from flask import Blueprint, abort, render_template, request
-from sqlalchemy import Connection
+from sqlalchemy import Row
 
 from app.catalogue import catalogue
-from app.errors import NotFound
 from workers.console import days, formats, guards, ledger, people, plots
 from workers.console.context import console, record_look
 from workers.console.days import DAYS, ResourceDays
-from workers.console.people import DailyValue, Someone
 from workers.operate.explain import SAYS, Question, explain
 from workers.store import backfill_admin
 from workers.store.backfill_admin import Filter
@@ -27,7 +26,7 @@ def search() -> str:
     with transaction(console().reader) as connection:
         found = people.search(connection, name, formats.text("after"))
     rows = found[: people.PAGE_ROWS]
-    users = [row["user_id"] for row in rows]
+    users = [row.user_id for row in rows]
     record_look("people", users)
     return render_template("people.html", name=name, rows=rows, after=users[-1] if len(found) > len(rows) else "")
 
@@ -38,7 +37,7 @@ def page() -> str:
     first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
     shows_values = guards.may("privacy")
     with transaction(console().reader) as connection:
-        one = _someone(connection)
+        one = people.person(connection, formats.text("user"))
         about = people.names(connection, one)
         gaps = people.gaps(connection, one.user_id)
         known = days.days_of(connection, one.user_id, gaps, first, last)
@@ -63,15 +62,7 @@ def page() -> str:
     )
 
 
-def _someone(connection: Connection) -> Someone:
-    """The user of the parameter. Raises NotFound."""
-    user_id = formats.text("user")
-    if (one := people.person(connection, user_id)) is None:
-        raise NotFound(f"unknown user {user_id}")
-    return one
-
-
-def _strips(known: list[ResourceDays], values: list[DailyValue], first: date) -> list[dict[str, Any]]:
+def _strips(known: list[ResourceDays], values: Sequence[Row[Any]], first: date) -> list[dict[str, Any]]:
     by_day: dict[tuple[str, date], list[str]] = {}
     for one in values:
         about = f"{one.metric} {one.value:.6g} {one.unit}"
@@ -104,7 +95,7 @@ def values() -> str:
     guards.require("privacy")
     first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
     with transaction(console().reader) as connection:
-        one = _someone(connection)
+        one = people.person(connection, formats.text("user"))
         found = people.values(connection, one, first, last)
     record_look("values", [one.user_id], first=first, last=last)
     earlier = first - timedelta(days=1)
@@ -118,7 +109,7 @@ def origin() -> str:
     if formats.text("resource") not in catalogue():
         abort(400, "The resource is unknown.")
     with transaction(console().reader) as connection:
-        one = _someone(connection)
+        one = people.person(connection, formats.text("user"))
         if not people.is_explained(connection, one.user_id):
             abort(409, f"This person has too many deliveries for a page: headrace explain --user {one.user_id}")
     resource = catalogue()[formats.text("resource")]
@@ -127,11 +118,7 @@ def origin() -> str:
         abort(400, "State the time of a sample, or the id of a record.")
     asked = Question(one.user_id, resource, formats.text("id") or None, at)
     shows_values = guards.may("privacy")
-    found = explain(console().writer, console().settings, asked, _ignore, values=shows_values)
+    found = explain(console().writer, console().settings, asked, lambda _done, _total: None, values=shows_values)
     return render_template(
         "explain.html", asked=asked, found=found, says=SAYS, shows_values=shows_values, query=request.args
     )
-
-
-def _ignore(_done: int, _total: int) -> None:
-    """A page shows no progress."""
