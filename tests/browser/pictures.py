@@ -33,7 +33,7 @@ def take(driver: Any, stack: dict[str, str]) -> None:
     driver.save_screenshot(str(PICTURES / "console-person.png"))
     driver.get(f"{stack['console']}/deliveries?outcome=applied&type=daily.data.*")
     driver.find_element("css selector", "td.id a").click()
-    driver.find_element("xpath", "//h2[.='Its way']")
+    driver.find_element("xpath", "//h2[.='Processing']")
     driver.save_screenshot(str(PICTURES / "console-delivery.png"))
 
 

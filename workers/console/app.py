@@ -9,7 +9,6 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from app.accounts import ROLES
-from app.config.settings import Settings
 from app.errors import (
     HeadraceError,
     Misconfigured,
@@ -21,7 +20,7 @@ from app.errors import (
     describe,
 )
 from workers.console import formats, guards
-from workers.console.context import Console, console, make_console
+from workers.console.context import Console, console
 from workers.console.guards import PUBLIC
 from workers.console.views import actions, backfills, dead, deliveries, feed, overview, people
 from workers.store import audit
@@ -40,11 +39,11 @@ SLOW = "PostgreSQL did not answer in time; narrow the search, for example to a s
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, web: str | None = None, state: Console | None = None) -> Flask:
+def create_app(state: Console) -> Flask:
     """The application. Raises Misconfigured without an account."""
-    settings.need_console_users()
+    state.settings.need_console_users()
     app = Flask("workers.console", static_url_path="/static")
-    app.extensions["console"] = state or make_console(settings, web)
+    app.extensions["console"] = state
     app.config |= {"MAX_CONTENT_LENGTH": 64 * 1024, "MAX_FORM_MEMORY_SIZE": 64 * 1024, "SEND_FILE_MAX_AGE_DEFAULT": 300}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= formats.FILTERS

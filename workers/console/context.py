@@ -1,5 +1,6 @@
 """Shared by the pages: the settings, the database, and a recent snapshot of the installation."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,35 +21,35 @@ from workers.store.engine import make_engine, make_writer
 
 THREADS = 3  # requests at once, each with one connection of the pool
 STATEMENT_TIMEOUT = "5s"  # of the pages' queries, which read at most a few hundred rows
-FRESH_SECONDS, STALE_SECONDS = 5.0, 30.0  # of a status: until it is read again, and until a page waits for that
+FRESH_SECONDS, STALE_SECONDS = 5.0, 30.0  # the ages from which a status is refreshed, and is not shown
 MAX_WAIT_SECONDS = 10.0
 
 
 class StatusCache:
-    """The newest status of the installation, which a thread reads while a page is looked at.
+    """The newest status of the installation, which a thread refreshes after a page has asked for it.
 
-    Counting an old ledger takes seconds, and a broker that is away takes as long to time out, so a page waits for it
-    only if no page was looked at recently.
+    Counting a large ledger takes seconds, and so does the timeout of an unreachable broker, so a page waits for a
+    refresh only if the newest status is stale.
     """
 
     def __init__(self, read: Callable[[], Status]) -> None:
         self._read, self._lock = read, threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._newest: Status | None = None
-        self._read_at, self._due = 0.0, 0.0
+        self._read_at = -math.inf
         self._running: Future[None] | None = None
 
     def status(self) -> Status | None:
         """The newest status, at most STALE_SECONDS old; None if reading it takes longer than a page waits.
 
-        Raises what a status that it waits for has raised.
+        Raises the error of a refresh that it waits for.
         """
         with self._lock:
-            if time.monotonic() >= self._due and (self._running is None or self._running.done()):
+            age = time.monotonic() - self._read_at
+            if age >= FRESH_SECONDS and (self._running is None or self._running.done()):
                 self._running = self._thread.submit(self._refresh)
-            is_stale = self._newest is None or time.monotonic() - self._read_at > STALE_SECONDS
             running = self._running
-        if is_stale and running is not None:
+        if age > STALE_SECONDS and running is not None:
             try:
                 running.result(MAX_WAIT_SECONDS)
             except TimeoutError:
@@ -61,7 +62,6 @@ class StatusCache:
     def _refresh(self) -> None:
         self._newest = self._read()
         self._read_at = time.monotonic()
-        self._due = self._read_at + FRESH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ class Console:
     watched: Engine  # of the snapshot
 
     def close(self) -> None:
-        """Closes the connections."""
         self.snapshot.close()
         for engine in (self.reader, self.writer, self.watched):
             engine.dispose()
@@ -98,7 +97,6 @@ def make_console(settings: Settings, web: str | None = None, clock: Callable[[],
 
 
 def console() -> Console:
-    """Of the current application."""
     found: Any = current_app.extensions["console"]
     assert isinstance(found, Console)
     return found

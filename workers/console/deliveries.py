@@ -1,4 +1,4 @@
-"""One delivery: what it contains, by resource and id and without values, and whether that is stored."""
+"""The content of one delivery: its rows by resource and id, without values, and whether they are stored."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,6 @@ JOIN headrace.samples s ON s.series_id = n.id AND s.ts = given.ts""")
 
 @dataclass(frozen=True)
 class KeptBody:
-    """The sealed body of a delivery, where there is one."""
-
     bytes: int = 0
     is_encrypted: bool = False
     dead_letters: tuple[int, ...] = ()
@@ -93,7 +91,7 @@ def contents_of(
 ) -> tuple[list[Content], int]:
     """The first records and series of the body, and the number of all.
 
-    None if the body cannot be opened or parsed, which is what its error says.
+    Empty if the body cannot be opened or parsed; the error in the ledger gives the reason.
     """
     if kept.delivery is None or kept.delivery.aggregator not in AGGREGATORS:
         return [], 0

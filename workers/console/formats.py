@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 from app.errors import Unprocessable
 from workers.operate.durations import format_duration, format_short
 
+PAGE_ROWS = 50
+
 
 def shown(value: Any) -> Any:
     """A table cell."""
@@ -48,11 +50,6 @@ FILTERS = {"shown": shown, "moment": moment, "duration": format_duration, "outco
 def text(name: str) -> str:
     """A parameter of the query."""
     return request.args.get(name, "").strip()
-
-
-def field(name: str) -> str:
-    """A field of the form."""
-    return request.form.get(name, "").strip()
 
 
 def number(name: str, value: str) -> int:

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask import abort, g, redirect, request, url_for
 from werkzeug.wrappers import Response
@@ -54,17 +54,16 @@ def _is_own_host(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    return is_loopback(name) or name == _own_name()
+    return is_loopback(name) or name == (_own_url().hostname or "")
 
 
-def _own_name() -> str:
-    return urlsplit(console().settings.console_url or "").hostname or ""
+def _own_url() -> SplitResult:
+    return urlsplit(console().settings.console_url or "")
 
 
 def _is_behind_tls() -> bool:
     """Whether the browser reached the console through HEADRACE_CONSOLE_URL, with TLS."""
-    url = urlsplit(console().settings.console_url or "")
-    return url.scheme == "https" and urlsplit(f"//{request.host}").hostname == url.hostname
+    return _own_url().scheme == "https" and urlsplit(f"//{request.host}").hostname == _own_url().hostname
 
 
 def _check_parameters() -> None:

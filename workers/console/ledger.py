@@ -10,18 +10,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection, TextClause, text
 
+from workers.console.formats import PAGE_ROWS
+from workers.store.ledger import Outcome
+
 AGGREGATORS = ("junction", "terra", "unknown")
-OUTCOMES = ("applied", "duplicate", "stale", "ignored", "dead")
-PAGE_ROWS = 50
+OUTCOMES = get_args(Outcome)
 FIRST_PERIOD, MAX_NEWEST, GROWTH = timedelta(minutes=1), timedelta(hours=2), 4
 QUICK_SECONDS = 0.05  # a period that took longer is not followed by a longer one
 MAX_SECONDS = 1.0
 OLDER_SECONDS = 0.1  # for deliveries from before the archive, if the archive has some to show
-BATCH = 500  # deliveries of users, of which a search reads the outcomes at once
+BATCH = 500  # deliveries of users that a search reads at once, with their outcomes
 COLUMNS = "d.event_type, d.user_id, d.applied_at, d.outcome, d.attempts, d.error"
 MATCHES = """(CAST(:outcome AS text) IS NULL OR d.outcome = :outcome)
   AND (CAST(:event_type AS text) IS NULL OR d.event_type LIKE :event_type)"""
@@ -87,7 +89,6 @@ class LedgerPage:
 
 
 def find(connection: Connection, search: Search, limit: int = PAGE_ROWS) -> LedgerPage:
-    """A page of deliveries, newest first."""
     values = _values(search) | {"limit": limit + 1}
     start = max(search.since, EARLIEST) if search.since else None
     stop = min(one for one in (datetime.now(UTC) + timedelta(minutes=5), search.until, values["before"]) if one)
@@ -158,7 +159,7 @@ def _by_period(
     stop: datetime,
     found: Sequence[dict[str, Any]] = (),
 ) -> LedgerPage:
-    """A page that begins with what was `found`.
+    """A page that begins with the rows `found`.
 
     Without a start, the oldest delivery is looked up only if the newest hours do not fill the page.
     """

@@ -30,7 +30,6 @@ class Lockout:
             return max(map(self._left, self._buckets(name, address)))
 
     def fail(self, name: str, address: str) -> None:
-        """Counts a failure."""
         with self._lock:
             for bucket in self._buckets(name, address):
                 self._failures[bucket] = self._count(bucket) + 1, self._clock()

@@ -12,7 +12,7 @@ from flask import url_for
 
 from app.catalogue import catalogue
 from app.errors import Misconfigured, NotFound, TryLater, Unprocessable, UserErased
-from workers.console import formats
+from workers.console import formats, people
 from workers.console.context import console, record_look
 from workers.console.sessions import Plan
 from workers.ingest.apply import Applier
@@ -29,7 +29,6 @@ from workers.store.backfill_admin import Filter, HistoryWanted
 from workers.store.dead_letters import DeadLetter
 from workers.store.engine import transaction
 from workers.store.gaps import Gap
-from workers.store.user_lookup import find
 
 MAX_SELECTED = 500  # in one action; the commands have no limit
 PAUSED_BY = "paused by an operator"
@@ -53,10 +52,10 @@ def _known_user(asked: Asked, *, may_be_erased: bool = False) -> str:
     """The user_id, which must be stated in full. Raises NotFound, and UserErased."""
     user_id = asked.fields["user"]
     with transaction(console().reader) as connection:
-        found = [one for one in find(connection, user_id) if one.user_id == user_id]
-    if not found:
-        raise NotFound(f"unknown user {user_id}")
-    if found[0].is_erased and not may_be_erased:
+        found = people.person(connection, user_id)
+    if found.merged_into:
+        raise NotFound(f"{user_id} is now {found.merged_into}")
+    if found.erased_at and not may_be_erased:
         raise UserErased(f"{user_id} was erased, and is not fetched again")
     asked.record_look([user_id])
     return user_id
@@ -109,7 +108,7 @@ def _of_dead_letters(button: str, line: str, run: Callable[[], str], found: Sequ
     return Plan(f"{button} dead letters", (line,), run, url_for("dead.listed"), button, columns, rows)
 
 
-CHANGES = {
+BACKFILL_CHANGES = {
     "pause": (backfill_admin.pause, "These backfills stop after their current page."),
     "resume": (backfill_admin.resume, "These backfills continue where they stopped."),
     "cancel": (backfill_admin.cancel, "These backfills end after their current page; fetched data stays stored."),
@@ -117,9 +116,8 @@ CHANGES = {
 
 
 def change_backfills(asked: Asked) -> Plan:
-    """Pauses, resumes or cancels backfills."""
     engine, verb = console().writer, asked.action.removeprefix("backfill-")
-    change, meaning = CHANGES[verb]
+    change, meaning = BACKFILL_CHANGES[verb]
     if not asked.numbers:
         raise Unprocessable("select backfills first")
     found = backfill_admin.listed(engine, Filter(ids=asked.numbers[:MAX_SELECTED]), MAX_SELECTED)
@@ -173,18 +171,14 @@ def start_backfills(asked: Asked) -> Plan:
     return Plan("Start backfills", (line,), run, back, "Start", columns, rows)
 
 
-def pause_subscription(asked: Asked) -> Plan:
-    line = "No notification is sent. The subscription continues at the same place when it is resumed."
-    return _change_subscription(asked, "pause", line)
+SUBSCRIPTION_CHANGES = {
+    "pause": "No notification is sent. The subscription continues at the same place when it is resumed.",
+    "resume": "Pending notifications are sent, and the subscription reads on in the feed.",
+}
 
 
-def resume_subscription(asked: Asked) -> Plan:
-    line = "Pending notifications are sent, and the subscription reads on in the feed."
-    return _change_subscription(asked, "resume", line)
-
-
-def _change_subscription(asked: Asked, verb: str, line: str) -> Plan:
-    engine, name = console().writer, asked.fields["name"]
+def change_subscription(asked: Asked) -> Plan:
+    engine, name, verb = console().writer, asked.fields["name"], asked.action.removeprefix("subscription-")
     with transaction(engine) as connection:
         subscriptions.find(connection, name)
 
@@ -197,8 +191,8 @@ def _change_subscription(asked: Asked, verb: str, line: str) -> Plan:
             audit.note(connection, f"subscriptions {verb}", name, {})
         return f"{verb}d {name}"
 
-    button, back = verb.capitalize(), url_for("feed.subscription", name=name)
-    return Plan(f"{button} the subscription {name}", (line,), run, back, button)
+    title, back = f"{verb.capitalize()} the subscription {name}", url_for("feed.subscription", name=name)
+    return Plan(title, (SUBSCRIPTION_CHANGES[verb],), run, back, verb.capitalize())
 
 
 def resend_notifications(asked: Asked) -> Plan:
@@ -221,8 +215,6 @@ def resend_notifications(asked: Asked) -> Plan:
 
 @dataclass
 class Compared:
-    """The results of a comparison so far."""
-
     gaps: list[Gap] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"gaps": 0, "opened": 0})  # for the audit log
     notes: list[str] = field(default_factory=list)
@@ -271,7 +263,6 @@ def _compare(user_id: str, found: Compared, *, dry_run: bool) -> None:
 
 
 def refresh(asked: Asked) -> Plan:
-    """Makes the person's providers send new data."""
     engine, settings, user_id = console().writer, console().settings, _known_user(asked)
     settings.need_junction_api_key()
     with transaction(engine) as connection:

@@ -1,6 +1,6 @@
 """The console's server: Flask on granian's event loop.
 
-A request takes one of the few threads only when its body has arrived, so a slow sender holds none of them.
+A request occupies one of the few threads only after its body has arrived, so slow senders cannot block them.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response
 from app.config.settings import Settings, load
 from app.observability import gc
 from app.web.environ import Scope, wsgi_environ
-from workers.console.context import THREADS
+from workers.console.context import THREADS, make_console
 
 HEADER_MILLISECONDS = 5_000
 MAX_HEADER_BYTES = 16 * 1024
@@ -35,15 +35,13 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
 class ConsoleServer:
-    """The RSGI application."""
-
     def __init__(self, flask: Flask, body_seconds: float = BODY_SECONDS) -> None:
         self._flask, self._body_seconds = flask, body_seconds
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
         self._waiting = 0
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
-        """Answers one request. `/livez` takes no thread: long actions must not look like a process that hangs."""
+        """Answers one request. `/livez` uses no thread, so that long actions do not look like a process that hangs."""
         if scope.path == "/livez":
             protocol.response_bytes(*_plain(200, "ok\n"))
             return
@@ -122,5 +120,6 @@ def main() -> None:
     with gc.paused():
         from workers.console.app import create_app  # noqa: PLC0415 - 1 s of CPU
 
-        application = ConsoleServer(create_app(settings, web=next(iter(sys.argv[1:]), None)))
+        web = next(iter(sys.argv[1:]), None)
+        application = ConsoleServer(create_app(make_console(settings, web)))
     asyncio.run(serve(settings, application))

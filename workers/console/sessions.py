@@ -34,8 +34,6 @@ class Plan:
 
 @dataclass
 class Session:
-    """The login of an account in one browser."""
-
     account: Account
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     started: float = 0.0
@@ -58,8 +56,6 @@ class Session:
 
 
 class Sessions:
-    """Sessions by the digest of their token."""
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self._lock = clock, threading.Lock()
         self._sessions: dict[bytes, Session] = {}

@@ -26,12 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def event_types() -> list[str]:
-    """Every type of notification."""
     return [*SPECIAL_TYPES.values(), ERASED, *(f"{name}.changed" for name in (*catalogue(), "daily"))]
 
 
 def type_of(change: FeedChange) -> str:
-    """The type of the notification that a change causes."""
     if change.op == "erase":
         return ERASED
     return SPECIAL_TYPES.get(change.resource or "", f"{change.resource}.changed")
@@ -92,37 +90,31 @@ def plan(engine: Engine) -> bool:
     """Plans the next page of changes. Returns whether there was one: the feed may have more.
 
     The active subscriptions with the lowest position read the page. It ends at the next position of others, so that
-    they continue together. If PostgreSQL refuses a page, smaller ones are tried, down to the change that it refuses,
-    which is stepped over and reported: otherwise the changes after it would wait for ever.
+    they continue together. If PostgreSQL refuses a page, smaller ones are tried, down to the refused change,
+    which is skipped and reported; otherwise it would block all changes after it.
     """
     limit = PAGE_CHANGES
     while True:
+        at = None
         try:
-            return _plan_page(engine, limit)
-        except Unprocessable:
-            if limit == 1:
+            with transaction(engine) as connection:
+                if not (found := _next_group(connection)):
+                    return False
+                group, until = found
+                at = group[0].position
+                changes = planning.page(connection, at, until, limit)
+                _save(connection, changes, group)
+                is_full = len(changes) == limit
+                planning.move(connection, [one.id for one in group], changes[-1].position if is_full else until)
+                return True
+        except Unprocessable as error:
+            if limit > 1:
+                limit //= 2
+            elif at is None:
                 raise
-            limit //= 2
-
-
-def _plan_page(engine: Engine, limit: int) -> bool:
-    at = None
-    try:
-        with transaction(engine) as connection:
-            if not (found := _next_group(connection)):
-                return False
-            group, until = found
-            at = group[0].position
-            changes = planning.page(connection, at, until, limit)
-            _save(connection, changes, group)
-            is_full = len(changes) == limit
-            planning.move(connection, [one.id for one in group], changes[-1].position if is_full else until)
-            return True
-    except Unprocessable as error:
-        if at is None or limit > 1:
-            raise
-        _step_over(engine, at, error)
-        return True
+            else:
+                _step_over(engine, at, error)
+                return True
 
 
 def _next_group(connection: Connection) -> tuple[list[Planned], int] | None:

@@ -7,7 +7,7 @@ FIRST_PAUSE, MAX_PAUSE = 2.0, 4 * 3600.0  # seconds: 2, 4, 8 ... after half a da
 # Failures in a row from which on an endpoint gets one request at a time, with a pause after each.
 OPEN_AFTER = 5
 FIRST_BREAK, MAX_BREAK = 4.0, 600.0  # seconds
-MAX_ASKED = 3600.0  # of a Retry-After that is followed
+MAX_ASKED = 3600.0  # seconds; the longest Retry-After that is respected
 
 
 def retry_pause(attempts: int) -> float:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -29,19 +28,19 @@ from workers.notify.retries import MAX_ASKED, OPEN_AFTER, endpoint_pause, retry_
 from workers.notify.signing import body_of, open_secrets, signed_headers
 from workers.store import notifications, subscriptions
 from workers.store.engine import transaction
-from workers.store.notifications import EndpointState, Notification, NotificationStatus, SendAttempt
+from workers.store.notifications import EndpointState, Notification, SendAttempt
 from workers.store.subscriptions import Subscription
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 SLICE_SECONDS = 10.0
-TICK_SECONDS = 0.25  # between two looks for changes and due notifications
-MAX_PAGES = 10  # of changes between two looks for due notifications
-# A run without work continues for so long after its last change: the next one often follows, and a start costs 10 ms.
+TICK_SECONDS = 0.25  # between two polls for changes and due notifications
+MAX_PAGES = 10  # of changes between two polls for due notifications
+# A run without work stays active this long after its last change: often another follows, and a start costs 10 ms.
 LINGER_SECONDS = 1.0
 MAX_ENDPOINTS = 100  # at once: with MAX_IN_FLIGHT, this limits the notifications in memory
-MAX_FAILING = 50  # endpoints with failures among them, so that any number that hangs leaves places for others
+MAX_FAILING = 50  # of these, endpoints with failures, so that hanging ones leave places for others
 MAX_IN_FLIGHT = 4  # requests to one endpoint
 ANY_FAILURES = 2**31 - 1
 GONE, GONE_REASON = 410, "the endpoint answered 410 Gone"
@@ -49,8 +48,6 @@ NO_SECRET = PostResult(NO_ANSWER, "the signing secret cannot be opened; check HE
 
 
 class Notifier:
-    """Sends notifications. One per worker process."""
-
     def __init__(
         self,
         engine: Engine,
@@ -59,8 +56,7 @@ class Notifier:
         slice_seconds: float = SLICE_SECONDS,
         make_poster: Callable[[], Poster] = Poster,
     ) -> None:
-        self._engine, self._sealer = engine, Sealer(settings.encryption_keys)
-        self._feed_days = settings.feed_days
+        self._engine, self._settings = engine, settings
         self._slice_seconds, self._make_poster = slice_seconds, make_poster
 
     def run(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
@@ -70,17 +66,15 @@ class Notifier:
         that stops cancels its requests; their notifications are sent again.
         """
         with ThreadPoolExecutor(1, "notify") as database:
-            one = _Slice(self._engine, self._sealer, database, self._slice_seconds, feed_days=self._feed_days)
+            one = _Slice(self._engine, self._settings, database, self._slice_seconds)
             asyncio.run(one.run(self._make_poster, is_stopping))
 
 
 class _Slice:
     """One time slice: the loop that plans and claims, and one task for each claimed subscription."""
 
-    def __init__(
-        self, engine: Engine, sealer: Sealer, database: ThreadPoolExecutor, seconds: float, *, feed_days: int
-    ) -> None:
-        self._engine, self._sealer, self._database, self._feed_days = engine, sealer, database, feed_days
+    def __init__(self, engine: Engine, settings: Settings, database: ThreadPoolExecutor, seconds: float) -> None:
+        self._engine, self._settings, self._database = engine, settings, database
         self._end = time.monotonic() + seconds
         self._planned_at = -math.inf
         self._sends: set[asyncio.Task[None]] = set()
@@ -93,7 +87,7 @@ class _Slice:
                 await self._cancel()
         finally:
             await self._cancel()
-            await self._query(notifications.end_run, self._engine, self._feed_days)
+            await self._query(notifications.end_run, self._engine, self._settings.feed_days)
 
     async def _tick(self, poster: Poster) -> bool:
         """Plans and starts due notifications. Returns whether the slice continues."""
@@ -109,7 +103,7 @@ class _Slice:
         return bool(self._sends) or (left > 0 and (is_soon or time.monotonic() < self._planned_at + LINGER_SECONDS))
 
     async def _plan(self) -> None:
-        """A page that PostgreSQL cannot plan at this moment does not stop the notifications that are due."""
+        """A page that PostgreSQL refuses now does not delay due notifications."""
         try:
             for _ in range(MAX_PAGES):
                 if not await self._query(planner.plan, self._engine):
@@ -158,7 +152,8 @@ class _Slice:
                 results = await asyncio.gather(*(_post(poster, subscription, secrets, one) for one in batch))
                 attempts, state = attempts_of(batch, results), state_after(results, failures)
                 counts = await self._query(notifications.record, self._engine, subscription.id, attempts, state)
-                _count(counts)
+                for status, number in counts.items():
+                    metrics.NOTIFICATIONS.labels("failed" if status == "pending" else status).inc(number)
                 if state.failures or state.gone or time.monotonic() > self._end:
                     return
                 failures = 0
@@ -170,7 +165,7 @@ class _Slice:
         with transaction(self._engine) as connection:
             sealed = subscriptions.sealed_secrets(connection, subscription.id)
         try:
-            return open_secrets(self._sealer, subscription.name, sealed)
+            return open_secrets(Sealer(self._settings.encryption_keys), subscription.name, sealed)
         except Unprocessable:
             return []
 
@@ -203,8 +198,3 @@ def state_after(results: Sequence[PostResult], failures: int) -> EndpointState:
     asked = max(one.retry_after or 0.0 for one in results)
     pause = endpoint_pause(failures + len(results), asked)
     return EndpointState(len(results), results[-1].error, pause, gone)
-
-
-def _count(counts: Counter[NotificationStatus]) -> None:
-    for status, number in counts.items():
-        metrics.NOTIFICATIONS.labels("failed" if status == "pending" else status).inc(number)

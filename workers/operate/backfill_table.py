@@ -1,6 +1,7 @@
 """The table of backfills and their progress."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress_bar import ProgressBar
@@ -18,21 +19,21 @@ OPTIONAL = ("progress", "per s", "requested by", "error", "records", "left")
 
 
 def progress(found: Sequence[Backfill], title: str | None = None) -> RenderableType:
-    """Backfills as a table with progress bars."""
     return _Backfills(found, title) if found else "no backfills"
 
 
+@dataclass(frozen=True)
 class _Backfills:
     """Selects the columns by the width of the screen. The id, which the next command needs, is never cut."""
 
-    def __init__(self, found: Sequence[Backfill], title: str | None) -> None:
-        self._found, self._title = found, title
+    found: Sequence[Backfill]
+    title: str | None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        rows = [_cells(one) for one in self._found]
+        rows = [_cells(one) for one in self.found]
         names = _that_fit(rows, options.max_width)
         room = options.max_width - _total(rows, names)
-        table = Table(title=self._title, title_justify="left", title_style="bold")
+        table = Table(title=self.title, title_justify="left", title_style="bold")
         for name in names:
             width = _width(rows, name)
             is_whole = name != "error" and (room >= 0 or name == "id")
@@ -43,12 +44,12 @@ class _Backfills:
                 min_width=width if is_whole else None,
                 max_width=width + room if name == "error" else None,
             )
-        for one, row in zip(self._found, rows, strict=True):
+        for one, row in zip(self.found, rows, strict=True):
             bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH)
             table.add_row(*(bar if name == "progress" else row[name] for name in names))
         yield table
         if "error" not in names:
-            yield from (Text(f"{one.id}: {one.error}") for one in self._found if one.error)
+            yield from (Text(f"{one.id}: {one.error}") for one in self.found if one.error)
 
 
 def _cells(one: Backfill) -> dict[str, str]:

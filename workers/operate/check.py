@@ -30,8 +30,6 @@ CHEAP_REQUESTS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check."""
-
     what: str
     fine: bool
     text: str
@@ -90,7 +88,6 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
 
 
 def explain() -> list[dict[str, str]]:
-    """Every setting: its name, its default and its meaning."""
     return [
         {"setting": one.metadata["name"], "default": _default(one.default), "meaning": one.metadata["meaning"]}
         for one in fields(Settings)
@@ -131,9 +128,7 @@ def _api(name: str, settings: Settings) -> str:
 
         base_url, headers = AGGREGATORS[name].connect(settings)
         hint = "set a valid key" + (", and its developer id as TERRA_DEV_ID" if name == "terra" else "")
-        status, _ = _answer(base_url, headers, CHEAP_REQUESTS[name], (key, base), hint)
-        if status not in (200, 429):
-            raise Misconfigured(f"{base_url} answers {describe(status)}; check the URL", setting=base)
+        _answer(base_url, headers, CHEAP_REQUESTS[name], (key, base), hint, accepted=(200, 429))
         text = f"the key is accepted; history is fetched from {base_url}"
     with contextlib.suppress(TryLater):  # the check of the rate limits reports an unreachable Redis
         _need_accepted_keys(name, settings)
@@ -152,17 +147,21 @@ def _terra_admin(settings: Settings) -> str:
     settings.need_terra_api_key()  # without it, workers cannot fetch the data of lost deliveries
     base_url, headers = admin.connect(settings)
     settings_of = ("TERRA_ADMIN_TOKEN", "TERRA_ADMIN_BASE_URL")
-    status, body = _answer(base_url, headers, admin.token_request(), settings_of, "set a valid token")
-    if status != 200:
-        raise Misconfigured(f"{base_url} answers {describe(status)}; check the URL", setting="TERRA_ADMIN_BASE_URL")
+    body = _answer(base_url, headers, admin.token_request(), settings_of, "set a valid token", accepted=(200,))
     expires_at = admin.read_token(body).expires_at
     return f"the token is accepted{f'; it expires on {expires_at:%Y-%m-%d}' if expires_at else ''}"
 
 
 def _answer(
-    base_url: str, headers: Mapping[str, str], request: Request, settings: tuple[str, str], hint: str
-) -> tuple[int, bytes]:
-    """The status and body of an answer. Raises Misconfigured if the key is refused, or the API is unreachable.
+    base_url: str,
+    headers: Mapping[str, str],
+    request: Request,
+    settings: tuple[str, str],
+    hint: str,
+    *,
+    accepted: tuple[int, ...],
+) -> bytes:
+    """The body of an answer. Raises Misconfigured if the key is refused, or the answer is missing or of another status.
 
     `settings` are the names of the key's and of the URL's setting.
     """
@@ -176,11 +175,13 @@ def _answer(
     if status == NO_ANSWER or status >= 500:
         what = f"{base_url} is unreachable ({describe(status)}); check the network, DNS and the URL"
         raise Misconfigured(what, setting=settings[1])
-    return status, response.body
+    if status not in accepted:
+        raise Misconfigured(f"{base_url} answers {describe(status)}; check the URL", setting=settings[1])
+    return response.body
 
 
 def _need_accepted_keys(name: str, settings: Settings) -> None:
-    """Raises Misconfigured if another key than that of this shell was refused: it may be that of the workers."""
+    """Raises Misconfigured if another API key than this shell's was refused: it may be the key of the workers."""
     for pause in pauses(settings) if settings.has_redis else ():
         if pause.account == name and pause.kind == "key_refused" and not pause.is_own:
             which = f" for key {pause.key}, which is not the one in this shell" if pause.is_own is False else ""

@@ -52,8 +52,8 @@ class Completeness:
     gaps: Mapping[str, int]  # by responsible party
     listed_gaps: list[OpenGap]
     unfinished: list[Unfinished]
-    refused_items: int = 0  # of webhooks and history
-    listed_refused: list[RefusedItems] = field(default_factory=list)
+    refused_items: int  # of webhooks and history
+    listed_refused: list[RefusedItems]
     holes: list[MissingDays] = field(default_factory=list)
 
     @property
@@ -82,10 +82,10 @@ def read_report(
         days = list(_by_day(entries, store.dead_letters(connection, since, until)))
         counts, listed = store.gaps(connection, MAX_LISTED)
         unfinished = store.unfinished(connection, since, MAX_LISTED)
-        refused = store.refused_items(connection, since, until, MAX_LISTED)
+        refused, listed_refused = store.refused_items(connection, since, until, MAX_LISTED)
         people = store.count_people(connection)
     pending = {lane.name: lane.messages for lane in lanes}
-    report = Completeness(since, until, days, pending, counts, listed, unfinished, *refused)
+    report = Completeness(since, until, days, pending, counts, listed, unfinished, refused, listed_refused)
     if on_progress is not None:
         done = 0
         for users, stored in store.days(engine, since, until):

@@ -46,8 +46,6 @@ class Question:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the value, in a delivery."""
-
     series: SeriesName
     version: datetime
     content: dict[str, Any] = field(repr=False)
@@ -101,7 +99,10 @@ def explain(
         fetches = provenance.fetches(connection, resource.name, user_id, asked.id or "", day)
         known = provenance.archived(connection, users) + provenance.dead(connection, users)
         named = [one for row in rows for one in provenance.same_moment(connection, row.stored_at, users)]
-        since = provenance.archived_since(connection, _archive_edge(settings.keep_days, datetime.now(UTC)))
+        edge = datetime.now(UTC)  # deliveries from before it are not archived
+        if settings.keep_days:
+            edge = edge.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=settings.keep_days)
+        since = provenance.archived_since(connection, edge)
         retracted = {} if asked.id is None else retractions.find(connection, resource, user_id, asked.id)
     entries = [one for one in known if _may_hold(one, resource)]
     here = {one.message_id for one in entries}
@@ -121,11 +122,6 @@ def explain(
         kept_since=since,
         retracted=retracted,
     )
-
-
-def _archive_edge(keep_days: int, now: datetime) -> datetime:
-    """The moment before which deliveries are not archived: midnight of a day, or now if there is no archive."""
-    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=keep_days) if keep_days else now
 
 
 def _may_hold(entry: LedgerEntry | Named, resource: Resource) -> bool:

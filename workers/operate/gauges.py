@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from app.config.settings import Settings
 from app.observability import metrics
@@ -46,8 +46,6 @@ NUMBERS = {
 
 
 class GaugeCollector:
-    """Sets the gauges of a maintenance worker."""
-
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._due = 0.0
@@ -77,18 +75,11 @@ class GaugeCollector:
                 metrics.show(gauge, {row[0]: row[1] for row in connection.execute(query)})
             for gauge, query in NUMBERS.items():
                 gauge.set(connection.scalar(query) or 0)
-            self._count_consumers(connection)
+            following = consumers(connection)
             metrics.DAYS_PENDING.set(queue.pending_days(connection))
             metrics.DAYS_OLDEST.set(queue.behind(connection).total_seconds())
             metrics.DAYS_FAILED.set(sum(one.people for one in queue.failed(connection)))
-        if self._settings.has_redis:
-            # The pause of one user has a user_id in its name, which must not become a label. The pause of another key,
-            # for example of a wrong one in an operator's shell, does not pause this deployment.
-            found = (one for one in pauses(self._settings) if "/" not in one.account and one.is_own is not False)
-            metrics.show(metrics.PAUSED, {one.account: one.seconds for one in found})
-
-    def _count_consumers(self, connection: Connection) -> None:
-        following, now, days = consumers(connection), datetime.now(UTC), self._settings.feed_days
+        now, days = datetime.now(UTC), self._settings.feed_days
         metrics.show(metrics.CONSUMER_LAG, {one.name: one.changes for one in following})
         left = {one.name: one.expires_in(days, now) for one in following}
         self._consumers |= left.keys()
@@ -96,3 +87,8 @@ class GaugeCollector:
             expires = left.get(name)
             seconds = days * 86_400.0 if expires is None else expires.total_seconds()
             metrics.CONSUMER_EXPIRES.labels(name).set(seconds)
+        if self._settings.has_redis:
+            # The pause of one user has a user_id in its name, which must not become a label. The pause of another key,
+            # for example of a wrong one in an operator's shell, does not pause this deployment.
+            found = (one for one in pauses(self._settings) if "/" not in one.account and one.is_own is not False)
+            metrics.show(metrics.PAUSED, {one.account: one.seconds for one in found})

@@ -138,7 +138,7 @@ def problems(now: Status, before: Status | None = None) -> Iterator[Problem]:
     for one in now.away:
         yield Problem(one.why, "headrace check")
     if now.endpoint and now.endpoint.why_not:
-        is_known = any(one.setting == "BROKER_URL" for one in now.away)  # the line above gives the reason
+        is_known = any(one.setting == "BROKER_URL" for one in now.away)  # the problem above gives the reason
         yield Problem("webhooks are answered 503" + ("" if is_known else f": {now.endpoint.why_not}"), "headrace check")
     yield from _refused(now, before)
     for find in (_stuck, _unanswered, _paused, _terra_token, _behind, _subscriptions, _left_over):
@@ -242,7 +242,7 @@ def _terra_token(now: Status) -> Iterator[Problem]:
 
 
 def _behind(now: Status) -> Iterator[Problem]:
-    """A change feed that stands still, days that are late, and consumers that will lose changes soon."""
+    """A change feed without progress, days that are late, and consumers that will lose changes soon."""
     if now.unnumbered >= MANY_UNNUMBERED:
         what = f"at least {now.unnumbered:,} changes are not in the change feed yet"
         yield Problem(what, "headrace worker --lane notify", "notify")

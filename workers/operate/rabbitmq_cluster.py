@@ -36,7 +36,7 @@ class _Overview(msgspec.Struct):
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What is wrong with the cluster, each with the command that corrects it. Raises Unavailable."""
+    """The faults of the cluster, each with the command that corrects it. Raises Unavailable."""
     reasons = []
     for api in management_apis(settings):
         try:
@@ -63,7 +63,7 @@ def _of_nodes(nodes: list[_Node]) -> Iterator[str]:
     slow = max((one.net_ticktime for one in nodes), default=0)
     if len(nodes) > 1 and slow > MAX_TICK_SECONDS:
         yield (
-            f"net_ticktime is {slow} s, and so long the cluster waits for a machine that vanished: "
+            f"net_ticktime is {slow} s, the time after which the cluster notices a lost machine: "
             f"set net_ticktime = {MAX_TICK_SECONDS} in rabbitmq.conf of every node"
         )
 

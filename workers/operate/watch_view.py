@@ -2,16 +2,15 @@
 
 import http.client
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy import Engine
 
@@ -20,7 +19,8 @@ from app.errors import TryLater
 from app.observability import metrics
 from workers import broker_admin
 from workers.fetch.rate_limits import Failures, Pause, failures, pauses
-from workers.operate import durations, health, status_view
+from workers.operate import health, status_view
+from workers.operate.durations import format_duration, format_short
 from workers.operate.health import Away, Endpoint, Problem, Status
 from workers.store import status
 from workers.store.backfill_admin import Backfill
@@ -31,6 +31,7 @@ ENDPOINT_SECONDS = 2.0
 WIDE = 110  # columns; narrower terminals get shorter names and bars
 BAR_WIDTH, NAME_WIDTH = 12, 28
 MAX_PROBLEM_LINES = 8
+URGENCY = ("running", "pending", "failed", "paused", "complete", "cancelled")  # of the states of backfills
 
 
 class Watcher:
@@ -138,15 +139,13 @@ class Dashboard:
         sections = self._sections(options.max_width, {one.reason for _, one in shown if one and one.reason})
         yield from _fitted(list(sections), (options.height or console.height) - used)
 
-    def rate(self, count: Callable[..., float], *name: str) -> float | None:
-        """The growth of a count per second; None on the first page."""
+    def rate(self, name: str) -> float | None:
+        """The growth of a total per second; None on the first page."""
         seconds = (self.now.at - self.since.at).total_seconds()
-        return (count(self.now, *name) - count(self.since, *name)) / seconds if seconds > 0 else None
+        return (_totals(self.now)[name] - _totals(self.since)[name]) / seconds if seconds > 0 else None
 
     def _title(self) -> RenderableType:
-        line = Table.grid(expand=True)
-        line.add_column(ratio=1)
-        line.add_column(justify="right")
+        line = Table.grid(Column(ratio=1), Column(justify="right"), expand=True)
         line.add_row(status_view.verdict(self.now, self.last), f"headrace status, {self.now.at:%H:%M:%S} UTC")
         return line
 
@@ -166,21 +165,15 @@ class Dashboard:
         more = ("unacked", "retried") if width >= WIDE else ()
         lanes = _columns("lane", "queued", "oldest", "+- per s", *more)
         for lane in self.now.lanes:
-            grows = self.rate(_depth, lane.name)
             style = "bold red" if any(lane.name == one.lane for one in health.problems(self.now)) else ""
             unacked = "-" if lane.unacked is None else f"{lane.unacked:,}"
-            values = (
-                f"{lane.messages:,}",
-                durations.format_short(lane.oldest),
-                _signed(grows),
-                unacked,
-                f"{lane.retrying:,}",
-            )
-            lanes.add_row(lane.name, *values[: len(lanes.columns) - 1], style=style)
+            values = [f"{lane.messages:,}", format_short(lane.oldest), _number(self.rate(lane.name), "+")]
+            values += [unacked, f"{lane.retrying:,}"] if more else []
+            lanes.add_row(lane.name, *values, style=style)
         deliveries = _columns("deliveries", "per s", "last hour", "total")
         for row in self.now.deliveries:
-            came = self.rate(_outcome, row["outcome"])
-            deliveries.add_row(row["outcome"], _number(came), f"{row['last_hour']:,}", f"{row['total']:,}")
+            name, rate = row["outcome"], _number(self.rate(row["outcome"]))
+            deliveries.add_row(name, rate, f"{row['last_hour']:,}", f"{row['total']:,}")
         both = Table.grid(padding=(0, 6 if width >= WIDE else 2, 0, 0))
         both.add_row(lanes, deliveries)
         return both
@@ -188,10 +181,10 @@ class Dashboard:
     def _facts(self) -> RenderableType:
         facts = ["from 202 to row: no deliveries in 5 min"]
         if self.now.delay:
-            median, p99 = durations.format_short(self.now.delay.median), durations.format_short(self.now.delay.p99)
+            median, p99 = format_short(self.now.delay.median), format_short(self.now.delay.p99)
             facts = [f"from 202 to row: median {median}, p99 {p99}"]
         if self.now.swept is not None:
-            facts.append(f"last sweep {durations.format_short(self.now.swept)} ago")
+            facts.append(f"last sweep {format_short(self.now.swept)} ago")
         return Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis")
 
     def _sections(self, width: int, reported: set[str]) -> Iterator[Section]:
@@ -199,8 +192,11 @@ class Dashboard:
         now = self.now
         paused = [(row,) for row in _paused(now, reported)]
         yield Section(_counted("Paused accounts", len(paused)), paused, "headrace status")
-        counts = [f"{row['backfills']:,} {row['status']}" for row in sorted(now.backfills, key=_urgency)]
-        if (records := self.rate(_records)) is not None:
+        counts = [
+            f"{row['backfills']:,} {row['status']}"
+            for row in sorted(now.backfills, key=lambda row: URGENCY.index(row["status"]))
+        ]
+        if (records := self.rate("records")) is not None:
             counts.append(f"{_number(records)} records/s")
         furthest = sorted(now.open_backfills, key=lambda one: (one.status != "running", -one.share))
         bars = [_bar(one, width) for one in furthest]
@@ -228,13 +224,8 @@ def _paused(now: Status, reported: set[str]) -> Iterator[str]:
             left[account, one["because_of"], health.key_note(one)].append(one["seconds_left"])
     for (account, reason, note), seconds in left.items():
         users = f" ({len(seconds):,} pauses)" if len(seconds) > 1 else ""
-        longest = durations.format_duration(max(seconds))
+        longest = format_duration(max(seconds))
         yield f"{account} for {longest}: {reason}{users}" + (f" ({note})" if note else "")
-
-
-def _urgency(row: Mapping[str, Any]) -> int:
-    order = ("running", "pending", "failed", "paused", "complete", "cancelled")
-    return order.index(row["status"]) if row["status"] in order else len(order)
 
 
 def _counted(title: str, count: int) -> str:
@@ -262,20 +253,15 @@ def _fitted(sections: Sequence[Section], lines: int) -> Iterator[RenderableType]
 
 
 def _grid(rows: Sequence[ChartRow]) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _ in rows[0]:
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid = Table.grid(*(Column(no_wrap=True, overflow="ellipsis") for _ in rows[0]), padding=(0, 2, 0, 0))
     for row in rows:
         grid.add_row(*row)
     return grid
 
 
 def _columns(first: str, *numbers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
+    return Table(Column(first, no_wrap=True), *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
 
 
 def _bar(one: Backfill, width: int) -> ChartRow:
@@ -285,25 +271,19 @@ def _bar(one: Backfill, width: int) -> ChartRow:
     bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH * (2 if wide else 1))
     rate = "" if one.rate is None else f"{_number(one.rate)}/s"
     records = f"{one.records:,}" + (" records" if wide else "")
-    how = (f"{one.share:.0%}", records, rate, durations.format_duration(one.left) if one.left else one.status)
+    how = (f"{one.share:.0%}", records, rate, format_duration(one.left) if one.left else one.status)
     return (str(one.id), *whose, about, bar, *how)
 
 
-def _depth(seen: Status, name: str) -> int:
-    return sum(lane.messages for lane in seen.lanes if lane.name == name)
+def _totals(seen: Status) -> Counter[str]:
+    """Messages by lane, deliveries by outcome, and the records of backfills."""
+    found = Counter({lane.name: lane.messages for lane in seen.lanes})
+    found.update({row["outcome"]: row["total"] for row in seen.deliveries})
+    found["records"] = sum(row["records"] for row in seen.backfills)
+    return found
 
 
-def _outcome(seen: Status, name: str) -> int:
-    return sum(row["total"] for row in seen.deliveries if row["outcome"] == name)
-
-
-def _records(seen: Status) -> int:
-    return sum(row["records"] for row in seen.backfills)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+,.0f}" if abs(value) >= 10 else f"{value:+.1f}"
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return f"{value:{sign},.0f}" if abs(value) >= 10 else f"{value:{sign}.1f}"

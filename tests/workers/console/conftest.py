@@ -29,7 +29,7 @@ def app(settings: Settings, engine: Engine, clock: Clock) -> Iterator[Flask]:
     accounts = tuple(Account(f"{role}-1", HASH, role) for role in ROLES)
     given = replace(settings, console_users=accounts, console_url="https://console.example.com")
     state = make_console(given, clock=clock)
-    yield create_app(given, state=state)
+    yield create_app(state)
     state.close()
 
 

@@ -151,7 +151,7 @@ def connected(app: Flask, simulator: Simulator, engine: Engine, settings: Settin
     known = app.extensions["console"].settings
     given = replace(known, junction_api_key=API_KEY, junction_base_url=simulator.url, resources=("sleep", "workouts"))
     state = make_console(given)
-    yield Browser(create_app(given, state=state), "operator-1")
+    yield Browser(create_app(state), "operator-1")
     state.close()
 
 

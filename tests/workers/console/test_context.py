@@ -39,16 +39,16 @@ def shown(cache: StatusCache) -> int | None:
 def test_a_recent_status_is_shown_while_the_next_is_read(cache: StatusCache, gate: threading.Event) -> None:
     assert [shown(cache), shown(cache)] == [0, 0]
     gate.clear()
-    cache._due = 0.0
+    cache._read_at -= context.FRESH_SECONDS
     assert shown(cache) == 0
 
 
 def test_an_old_status_is_not_shown(cache: StatusCache, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if the first look of the morning says "healthy" as of yesterday."""
     assert shown(cache) == 0
-    cache._due = cache._read_at = cache._read_at - 3600
+    cache._read_at -= 3600
     assert shown(cache) == 1
-    cache._due = cache._read_at = cache._read_at - 3600
+    cache._read_at -= 3600
     gate.clear()
     monkeypatch.setattr(context, "MAX_WAIT_SECONDS", 0.1)
     assert shown(cache) is None

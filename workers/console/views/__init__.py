@@ -5,8 +5,8 @@ from typing import Any
 from sqlalchemy import Connection, TextClause
 
 from workers.console import formats
+from workers.console.formats import PAGE_ROWS
 
-PAGE_ROWS = 50
 MAX_ID = 2**63 - 1
 
 

@@ -25,10 +25,9 @@ class _Action(NamedTuple):
 ACTIONS = {
     "dead-replay": _Action(plans.dead_replay),
     "dead-drop": _Action(plans.dead_drop),
-    **{f"backfill-{verb}": _Action(plans.change_backfills) for verb in plans.CHANGES},
+    **{f"backfill-{verb}": _Action(plans.change_backfills) for verb in plans.BACKFILL_CHANGES},
     "backfill-start": _Action(plans.start_backfills),
-    "subscription-pause": _Action(plans.pause_subscription),
-    "subscription-resume": _Action(plans.resume_subscription),
+    **{f"subscription-{verb}": _Action(plans.change_subscription) for verb in plans.SUBSCRIPTION_CHANGES},
     "subscription-resend": _Action(plans.resend_notifications),
     "reconcile": _Action(plans.reconcile),
     "refresh": _Action(plans.refresh),
@@ -59,7 +58,7 @@ def confirm() -> str | Response:
     plan = g.session.confirm(request.form.get("plan", ""), console().sessions.clock())
     if plan is None:
         abort(409, "This action was already confirmed, or its page is older than ten minutes.")
-    if plan.typed and formats.field("typed") != plan.typed:
+    if plan.typed and request.form.get("typed", "").strip() != plan.typed:
         return _confirmation(plan, "The text does not match. Nothing was done.")
     try:
         g.session.messages.append(("done", plan.run()))

@@ -6,7 +6,8 @@ from sqlalchemy import text
 from app.errors import NotFound, Unprocessable
 from workers.console import formats
 from workers.console.context import console, record_look
-from workers.console.views import MAX_ID, PAGE_ROWS, page_of_ids
+from workers.console.formats import PAGE_ROWS
+from workers.console.views import MAX_ID, page_of_ids
 from workers.store import backfill_admin, user_lookup
 from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction

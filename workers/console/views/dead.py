@@ -8,7 +8,8 @@ from sqlalchemy import text
 from app.errors import NotFound
 from workers.console import formats
 from workers.console.context import console, record_look
-from workers.console.views import MAX_ID, PAGE_ROWS, page_of_ids
+from workers.console.formats import PAGE_ROWS
+from workers.console.views import MAX_ID, page_of_ids
 from workers.store import dead_letters
 from workers.store.engine import transaction
 

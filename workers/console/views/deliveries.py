@@ -1,4 +1,4 @@
-"""Deliveries: search, and one delivery with its way from receipt to rows."""
+"""Deliveries: the search, and the page of one delivery."""
 
 from typing import Any
 

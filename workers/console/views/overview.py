@@ -6,11 +6,9 @@ from typing import Any
 from flask import Blueprint, current_app, render_template
 
 from app.errors import TryLater
-from workers.console import plots
 from workers.console.context import console, record_look
 from workers.console.ledger import Rates
 from workers.operate import health
-from workers.operate.health import Status
 from workers.store.engine import transaction
 
 pages = Blueprint("overview", __name__)
@@ -27,20 +25,7 @@ def page() -> str:
         faults=list(health.problems(now)) if now else [],
         window_left=list(health.retry_window_left(now).items()) if now else [],
         rates=_rates(),
-        **(_counts(now) if now else {}),
     )
-
-
-def _counts(now: Status) -> dict[str, list[tuple[Any, ...]]]:
-    """The rows of the tables."""
-    names = ("status", "backfills", "chunks_done", "chunks_total", "records")
-    return {
-        "queues": [
-            (one.name, one.messages, one.oldest, one.unacked, one.unacked_for, one.retrying) for one in now.lanes
-        ],
-        "outcomes": [(row["outcome"], row["total"], row["last_hour"]) for row in now.deliveries],
-        "backfills": [tuple(row[name] for name in names) for row in now.backfills],
-    }
 
 
 def _rates() -> list[dict[str, Any]]:
@@ -59,8 +44,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _plot(title: str, unit: str, values: list[float]) -> dict[str, Any]:
-    last, most = values[-1] if values else 0.0, max(values, default=0.0)
-    numbers = f"last minute {_short(last)} {unit}, maximum {_short(most)} {unit}"
-    label = f"{title} of the last {len(values)} minutes: {numbers}"
-    return {"title": title, "numbers": numbers, "svg": plots.bars(values, label)}
+def _plot(title: str, unit: str, heights: list[float]) -> dict[str, Any]:
+    numbers = f"last minute {_short(heights[-1])} {unit}, maximum {_short(max(heights))} {unit}"
+    label = f"{title} of the last {len(heights)} minutes: {numbers}"
+    return {"title": title, "numbers": numbers, "heights": [max(one, 0) for one in heights], "label": label}

@@ -1,16 +1,17 @@
 """People: search, one person, their values, and the origin of a stored value."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from flask import Blueprint, abort, render_template, request
+from flask import Blueprint, abort, render_template
 from sqlalchemy import Row
 
 from app.catalogue import catalogue
-from workers.console import days, formats, guards, ledger, people, plots
+from workers.console import formats, guards, ledger, people
 from workers.console.context import console, record_look
-from workers.console.days import DAYS, ResourceDays
+from workers.console.people import DAYS, ResourceDays
 from workers.operate.explain import SAYS, Question, explain
 from workers.store import backfill_admin
 from workers.store.backfill_admin import Filter
@@ -25,7 +26,7 @@ def search() -> str:
     name = formats.text("name")
     with transaction(console().reader) as connection:
         found = people.search(connection, name, formats.text("after"))
-    rows = found[: people.PAGE_ROWS]
+    rows = found[: formats.PAGE_ROWS]
     users = [row.user_id for row in rows]
     record_look("people", users)
     return render_template("people.html", name=name, rows=rows, after=users[-1] if len(found) > len(rows) else "")
@@ -34,13 +35,13 @@ def search() -> str:
 @pages.get("/person")
 def page() -> str:
     """The page of a person. With the role privacy, the map shows the values of health.daily on hover."""
-    first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
+    first, last = people.bounds(formats.day("until", formats.text("until")))
     shows_values = guards.may("privacy")
     with transaction(console().reader) as connection:
         one = people.person(connection, formats.text("user"))
         about = people.names(connection, one)
         gaps = people.gaps(connection, one.user_id)
-        known = days.days_of(connection, one.user_id, gaps, first, last)
+        known = people.days_of(connection, one.user_id, gaps, first, last)
         values = people.values(connection, one, first, last) if shows_values else []
         delivered = ledger.newest_of(connection, (one.user_id, *about["former"]), 10)
         connected = people.connections(connection, one.user_id)
@@ -51,7 +52,7 @@ def page() -> str:
         **about,
         connections=connected,
         gaps=gaps,
-        rows=_strips(known, values, first),
+        rows=list(_strips(known, values, first)),
         first=first,
         last=last,
         earlier=first - timedelta(days=1),
@@ -62,12 +63,17 @@ def page() -> str:
     )
 
 
-def _strips(known: list[ResourceDays], values: Sequence[Row[Any]], first: date) -> list[dict[str, Any]]:
-    by_day: dict[tuple[str, date], list[str]] = {}
+def _strips(known: list[ResourceDays], values: Sequence[Row[Any]], first: date) -> Iterator[dict[str, Any]]:
+    """The rows of the map, each with a square per day, and values in the text of the squares."""
+    by_day: defaultdict[tuple[str, date], list[str]] = defaultdict(list)
     for one in values:
-        about = f"{one.metric} {one.value:.6g} {one.unit}"
-        by_day.setdefault((_resource_of(one.metric), one.local_date), []).append(about)
-    return [_strip(one, by_day, first) for one in known]
+        by_day[_resource_of(one.metric), one.local_date].append(f"{one.metric} {one.value:.6g} {one.unit}")
+    for row in known:
+        days = [(first + timedelta(days=number), *one) for number, one in enumerate(row.days)]
+        cells = [(state, "; ".join([f"{day}: {about}", *by_day[row.resource, day]])) for day, state, about in days]
+        counts = {state: sum(one[0] == state for one in cells) for state in ("stored", "fetching", "gap", "empty")}
+        label = f"{row.resource}: " + ", ".join(f"{count} days {state}" for state, count in counts.items())
+        yield {"resource": row.resource, "counts": counts, "cells": cells, "label": label}
 
 
 def _resource_of(metric: str) -> str:
@@ -78,22 +84,11 @@ def _resource_of(metric: str) -> str:
     return max(names, key=len, default="sleep" if metric == "nap_total" else "")
 
 
-def _strip(one: ResourceDays, by_day: dict[tuple[str, date], list[str]], first: date) -> dict[str, Any]:
-    cells = []
-    for number, state in enumerate(one.states):
-        day = first + timedelta(days=number)
-        about = f"{day}: {one.details[number] or state}"
-        cells.append((state, "; ".join([about, *by_day.get((one.resource, day), [])])))
-    counts = {state: one.states.count(state) for state in ("stored", "fetching", "gap", "empty")}
-    label = f"{one.resource}: " + ", ".join(f"{count} days {state}" for state, count in counts.items())
-    return {"resource": one.resource, "counts": counts, "svg": plots.strip(cells, label)}
-
-
 @pages.get("/values")
 def values() -> str:
     """The values of a person's days as a table, for the role privacy."""
     guards.require("privacy")
-    first, last = days.bounds(formats.day("until", formats.text("until")), DAYS)
+    first, last = people.bounds(formats.day("until", formats.text("until")))
     with transaction(console().reader) as connection:
         one = people.person(connection, formats.text("user"))
         found = people.values(connection, one, first, last)
@@ -119,6 +114,4 @@ def origin() -> str:
     asked = Question(one.user_id, resource, formats.text("id") or None, at)
     shows_values = guards.may("privacy")
     found = explain(console().writer, console().settings, asked, lambda _done, _total: None, values=shows_values)
-    return render_template(
-        "explain.html", asked=asked, found=found, says=SAYS, shows_values=shows_values, query=request.args
-    )
+    return render_template("explain.html", asked=asked, found=found, says=SAYS, shows_values=shows_values)
