@@ -8,7 +8,6 @@ from flask import Flask, Response, g, redirect, render_template, request, url_fo
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from app.accounts import ROLES
 from app.errors import (
     HeadraceError,
     Misconfigured,
@@ -81,7 +80,7 @@ def _shared() -> dict[str, Any]:
     messages = session.messages[:] if session else []
     if session:
         session.messages.clear()
-    return {"session": session, "messages": messages, "may": guards.may, "roles": ROLES}
+    return {"session": session, "messages": messages, "may": guards.may}
 
 
 def _login_page() -> BaseResponse:

@@ -11,10 +11,9 @@ from sqlalchemy import Connection, text
 from app.catalogue import catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
-from app.errors import Unprocessable
-from app.sealing import Sealer, is_encrypted
+from app.sealing import is_encrypted
 from workers.actions import Record, Samples
-from workers.aggregators.registry import AGGREGATORS
+from workers.operate.explain import actions_of
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
 from workers.store.schema import record_table
 
@@ -93,15 +92,8 @@ def contents_of(
 
     Empty if the body cannot be opened or parsed; the error in the ledger gives the reason.
     """
-    if kept.delivery is None or kept.delivery.aggregator not in AGGREGATORS:
-        return [], 0
-    everything = replace(settings, resources=(), providers=())
-    try:
-        body = kept.delivery.open(Sealer(settings.encryption_keys))
-        actions = AGGREGATORS[kept.delivery.aggregator].parse(kept.delivery, body, everything).actions
-    except (Unprocessable, KeyError):
-        return [], 0
-    found = [one for one in actions if isinstance(one, Record) or (isinstance(one, Samples) and one.rows)]
+    actions = actions_of(kept.delivery, replace(settings, resources=(), providers=())) if kept.delivery else None
+    found = [one for one in actions or () if isinstance(one, Record) or (isinstance(one, Samples) and one.rows)]
     shown = found[:MAX_SHOWN]
     stored = _versions_of_records(connection, [one for one in shown if isinstance(one, Record)])
     if entry["outcome"] == "applied":

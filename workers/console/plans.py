@@ -25,8 +25,6 @@ from workers.reconcile.reconciler import AGGREGATOR
 from workers.reconcile.refresh import refresh_user
 from workers.reconcile.runs import EARLIEST_COMPARED, leased_steps
 from workers.store import audit, backfill_admin, dead_letters, subscriptions
-from workers.store.backfill_admin import Filter, HistoryWanted
-from workers.store.dead_letters import DeadLetter
 from workers.store.engine import transaction
 from workers.store.gaps import Gap
 
@@ -90,7 +88,7 @@ def dead_drop(asked: Asked) -> Plan:
     return _of_dead_letters("Drop", line, run, found)
 
 
-def _dead_letters(asked: Asked) -> list[DeadLetter]:
+def _dead_letters(asked: Asked) -> list[dead_letters.DeadLetter]:
     """The selected dead letters, by id or by reason. Raises NotFound."""
     reason = asked.fields["reason"]
     if not (asked.numbers or reason):
@@ -102,7 +100,7 @@ def _dead_letters(asked: Asked) -> list[DeadLetter]:
     return found
 
 
-def _of_dead_letters(button: str, line: str, run: Callable[[], str], found: Sequence[DeadLetter]) -> Plan:
+def _of_dead_letters(button: str, line: str, run: Callable[[], str], found: Sequence[dead_letters.DeadLetter]) -> Plan:
     columns = ("id", "event", "user", "items", "reason")
     rows = [(one.id, one.event_type, one.user_id, one.items if one.item else None, one.reason) for one in found]
     return Plan(f"{button} dead letters", (line,), run, url_for("dead.listed"), button, columns, rows)
@@ -120,7 +118,7 @@ def change_backfills(asked: Asked) -> Plan:
     change, meaning = BACKFILL_CHANGES[verb]
     if not asked.numbers:
         raise Unprocessable("select backfills first")
-    found = backfill_admin.listed(engine, Filter(ids=asked.numbers[:MAX_SELECTED]), MAX_SELECTED)
+    found = backfill_admin.listed(engine, backfill_admin.Filter(ids=asked.numbers[:MAX_SELECTED]), MAX_SELECTED)
     if not found:
         raise NotFound("none of these backfills exists any more")
     asked.record_look(one.user_id for one in found)
@@ -153,7 +151,7 @@ def start_backfills(asked: Asked) -> Plan:
         if set(providers) - backfill_admin.known_providers(connection, providers):
             raise NotFound(f"unknown provider {provider}")
         aggregator = backfill_admin.aggregator_of(connection, settings, user_id)
-        wanted = HistoryWanted(user_id, since, end, providers, asked.resources, aggregator)
+        wanted = backfill_admin.HistoryWanted(user_id, since, end, providers, asked.resources, aggregator)
         plans = backfill_admin.plan(connection, settings, wanted)
     if not plans:
         raise Unprocessable("HEADRACE_RESOURCES and HEADRACE_PROVIDERS exclude everything that was requested")

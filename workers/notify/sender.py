@@ -48,6 +48,8 @@ NO_SECRET = PostResult(NO_ANSWER, "the signing secret cannot be opened; check HE
 
 
 class Notifier:
+    """Plans and sends. One run at a time."""
+
     def __init__(
         self,
         engine: Engine,
@@ -58,6 +60,7 @@ class Notifier:
     ) -> None:
         self._engine, self._settings = engine, settings
         self._slice_seconds, self._make_poster = slice_seconds, make_poster
+        self._sends: set[asyncio.Task[None]] = set()  # one for each claimed subscription
 
     def run(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
         """Runs for a time slice, or until nothing more is due in it. Raises TryLater.
@@ -65,23 +68,13 @@ class Notifier:
         While requests hang at the end of the slice, endpoints without failures are served for up to 10 s more. A worker
         that stops cancels its requests; their notifications are sent again.
         """
-        with ThreadPoolExecutor(1, "notify") as database:
-            one = _Slice(self._engine, self._settings, database, self._slice_seconds)
-            asyncio.run(one.run(self._make_poster, is_stopping))
+        self._end, self._planned_at = time.monotonic() + self._slice_seconds, -math.inf
+        with ThreadPoolExecutor(1, "notify") as self._database:
+            asyncio.run(self._run(is_stopping))
 
-
-class _Slice:
-    """One time slice: the loop that plans and claims, and one task for each claimed subscription."""
-
-    def __init__(self, engine: Engine, settings: Settings, database: ThreadPoolExecutor, seconds: float) -> None:
-        self._engine, self._settings, self._database = engine, settings, database
-        self._end = time.monotonic() + seconds
-        self._planned_at = -math.inf
-        self._sends: set[asyncio.Task[None]] = set()
-
-    async def run(self, make_poster: Callable[[], Poster], is_stopping: Callable[[], bool]) -> None:
+    async def _run(self, is_stopping: Callable[[], bool]) -> None:
         try:
-            async with make_poster() as poster:
+            async with self._make_poster() as poster:
                 while not is_stopping() and await self._tick(poster):
                     await self._wait()
                 await self._cancel()

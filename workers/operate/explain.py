@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
+from app.delivery import Delivery
 from app.errors import Unprocessable
 from app.sealing import Sealer
 from workers.actions import Action, Record, Samples
@@ -142,19 +143,23 @@ def _read(
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[tuple[LedgerEntry, Version]], int]:
     """Opens the user's deliveries. Returns those that contain the value, and how many cannot be read."""
-    sealer = Sealer(settings.encryption_keys)
     everything = replace(settings, resources=(), providers=())  # include what the settings exclude today
     found, unread = [], 0
     for n, (entry, delivery) in enumerate(provenance.opened(engine, users, entries), 1):
-        try:
-            body = delivery.open(sealer)
-            actions = AGGREGATORS[delivery.aggregator].parse(delivery, body, everything).actions
-        except (Unprocessable, KeyError):
-            unread += 1
-        else:
-            found += [(entry, held) for action in actions for held in _contents(action, asked)]
+        actions = actions_of(delivery, everything)
+        unread += actions is None
+        found += [(entry, held) for action in actions or () for held in _contents(action, asked)]
         on_progress(n, len(entries))
     return found, unread
+
+
+def actions_of(delivery: Delivery, everything: Settings) -> Sequence[Action] | None:
+    """None if the delivery cannot be opened or parsed. `everything` are settings that exclude nothing."""
+    try:
+        body = delivery.open(Sealer(everything.encryption_keys))
+        return AGGREGATORS[delivery.aggregator].parse(delivery, body, everything).actions
+    except (Unprocessable, KeyError):
+        return None
 
 
 def _contents(action: Action, asked: Question) -> Iterator[Version]:

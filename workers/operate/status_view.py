@@ -151,12 +151,12 @@ def read(
             lanes=lanes,
             deliveries=(ledger or OutcomeCounter()).read(connection),
             backfills=rows(BACKFILLS),
-            pauses=[_pause(one) for one in pauses],
+            pauses=[_account(one) for one in pauses],
             gaps=rows(GAPS),
             connections_in_error=rows(BROKEN),
             dead_letters=rows(DEAD),
             refused_items=rows(REFUSED_ITEMS),
-            failures=[_failures(one) for one in failures],
+            failures=[_account(one) for one in failures],
             delay=Delay(median=round(took[0], 3), p99=round(took[1], 3)) if took else None,
             swept=connection.scalar(SWEEP, {"name": SWEPT}),
             crashed_deliveries=connection.scalar(CRASHED) or 0,
@@ -178,13 +178,12 @@ def _token(token: Token | None) -> list[dict[str, Any]]:
     return [{name: f"{at:%Y-%m-%d}" if at else "-" for name, at in times.items()}] if any(times.values()) else []
 
 
-def _pause(one: Pause) -> dict[str, Any]:
-    about = {"account": one.account, "because_of": one.reason, "seconds_left": round(one.seconds), "kind": one.kind}
-    return about | {"key": one.key, "is_own_key": one.is_own}
-
-
-def _failures(one: Failures) -> dict[str, Any]:
-    about = {"account": one.account, "because_of": one.reason, "failures": one.count}
+def _account(one: Pause | Failures) -> dict[str, Any]:
+    about: dict[str, Any] = {"account": one.account, "because_of": one.reason}
+    if isinstance(one, Pause):
+        about |= {"seconds_left": round(one.seconds), "kind": one.kind}
+    else:
+        about["failures"] = one.count
     return about | {"key": one.key, "is_own_key": one.is_own}
 
 

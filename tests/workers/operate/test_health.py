@@ -10,7 +10,7 @@ from tests.support.cases import Failures
 from workers.broker_admin import Lane
 from workers.cli.main import COMMANDS
 from workers.daily.queue import FailedDays
-from workers.operate.health import SENDER_RETRY_WINDOW, Away, Endpoint, Problem, Status, problems, retry_window_left
+from workers.operate.health import SENDER_RETRY_WINDOW, Away, Endpoint, Status, problems, retry_window_left
 
 HOUR = timedelta(hours=1)
 WEB = Endpoint("http://web", None, {"202": 5}, {"stale": 1})
@@ -166,7 +166,6 @@ def test_the_commands_that_are_named_exist() -> None:
     assert len(typed) == 8
     for command in ", ".join(typed).split(", "):
         assert command.split()[1] in COMMANDS
-    assert Problem("a", "b") == Problem("a", "b")
 
 
 @pytest.mark.parametrize(

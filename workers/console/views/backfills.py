@@ -9,7 +9,6 @@ from workers.console.context import console, record_look
 from workers.console.formats import PAGE_ROWS
 from workers.console.views import MAX_ID, page_of_ids
 from workers.store import backfill_admin, user_lookup
-from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
 
 pages = Blueprint("backfills", __name__)
@@ -31,7 +30,7 @@ def listed() -> str:
     with transaction(console().reader) as connection:
         users = [one.user_id for one in user_lookup.find(connection, user)] if user else None
         ids, following = page_of_ids(connection, PAGE, {"status": status or None, "users": users})
-    rows = backfill_admin.listed(console().reader, Filter(ids=tuple(ids)), PAGE_ROWS) if ids else []
+    rows = backfill_admin.listed(console().reader, backfill_admin.Filter(ids=tuple(ids)), PAGE_ROWS) if ids else []
     record_look("backfills", [*(users or ()), *(one.user_id for one in rows)])
     asked = {"status": status, "user": user}
     return render_template("backfills.html", rows=rows, asked=asked, states=STATES, following=following)
@@ -39,7 +38,7 @@ def listed() -> str:
 
 @pages.get(f"/backfills/<int(max={MAX_ID}):number>")
 def page(number: int) -> str:
-    found = backfill_admin.listed(console().reader, Filter(ids=(number,)))
+    found = backfill_admin.listed(console().reader, backfill_admin.Filter(ids=(number,)))
     if not found:
         raise NotFound(f"no backfill {number}")
     chunks = backfill_admin.chunks_of(console().reader, number)

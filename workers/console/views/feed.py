@@ -18,14 +18,13 @@ RANGE = text("SELECT oldest_position, newest_position FROM health.feed")
 
 @pages.get("/feed")
 def page() -> str:
-    now = datetime.now(UTC)
     with transaction(console().reader) as connection:
         bounds = connection.execute(RANGE).one()
-        following = [
-            (one, one.expires_in(console().settings.feed_days, now)) for one in consumers.consumers(connection)
-        ]
-        subscribed = subscriptions.listed(connection)
-    return render_template("feed.html", bounds=bounds, consumers=following, subscriptions=subscribed, now=now)
+        following, subscribed = consumers.consumers(connection), subscriptions.listed(connection)
+    days, now = console().settings.feed_days, datetime.now(UTC)
+    return render_template(
+        "feed.html", bounds=bounds, consumers=following, subscriptions=subscribed, days=days, now=now
+    )
 
 
 @pages.get("/subscription")

@@ -11,10 +11,8 @@ from sqlalchemy import Row
 from app.catalogue import catalogue
 from workers.console import formats, guards, ledger, people
 from workers.console.context import console, record_look
-from workers.console.people import DAYS, ResourceDays
 from workers.operate.explain import SAYS, Question, explain
 from workers.store import backfill_admin
-from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
 
 pages = Blueprint("people", __name__)
@@ -56,14 +54,14 @@ def page() -> str:
         first=first,
         last=last,
         earlier=first - timedelta(days=1),
-        later=last + timedelta(days=DAYS),
+        later=last + timedelta(days=people.DAYS),
         deliveries=delivered,
-        backfills=backfill_admin.listed(console().reader, Filter(user_ids=(one.user_id,)), 20),
+        backfills=backfill_admin.listed(console().reader, backfill_admin.Filter(user_ids=(one.user_id,)), 20),
         resources=catalogue(),
     )
 
 
-def _strips(known: list[ResourceDays], values: Sequence[Row[Any]], first: date) -> Iterator[dict[str, Any]]:
+def _strips(known: list[people.ResourceDays], values: Sequence[Row[Any]], first: date) -> Iterator[dict[str, Any]]:
     """The rows of the map, each with a square per day, and values in the text of the squares."""
     by_day: defaultdict[tuple[str, date], list[str]] = defaultdict(list)
     for one in values:
