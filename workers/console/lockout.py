@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import blake2b
 
 BUCKETS = 1024  # of names and of addresses each
@@ -39,10 +39,8 @@ class Lockout:
         with self._lock:
             self._failures.pop(self._bucket("name", name), None)
 
-    def _buckets(self, name: str, address: str) -> Iterator[tuple[str, int]]:
-        yield self._bucket("name", name)
-        yield self._bucket("address", address)
-        yield "all", 0
+    def _buckets(self, name: str, address: str) -> tuple[tuple[str, int], ...]:
+        return self._bucket("name", name), self._bucket("address", address), ("all", 0)
 
     def _bucket(self, kind: str, value: str) -> tuple[str, int]:
         digest = blake2b(value.encode(errors="replace"), key=self._key, digest_size=4).digest()

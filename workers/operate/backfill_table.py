@@ -1,6 +1,6 @@
 """The table of backfills and their progress."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -31,11 +31,14 @@ class _Backfills:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         rows = [_cells(one) for one in self.found]
-        names = _that_fit(rows, options.max_width)
-        room = options.max_width - _total(rows, names)
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+        widths["error"] = min(widths["error"], ERROR_WIDTH)
+        for name in OPTIONAL:
+            if _total(widths) > options.max_width:
+                del widths[name]
+        room = options.max_width - _total(widths)
         table = Table(title=self.title, title_justify="left", title_style="bold")
-        for name in names:
-            width = _width(rows, name)
+        for name, width in widths.items():
             is_whole = name != "error" and (room >= 0 or name == "id")
             table.add_column(
                 name,
@@ -46,9 +49,9 @@ class _Backfills:
             )
         for one, row in zip(self.found, rows, strict=True):
             bar = ProgressBar(total=1, completed=one.share, width=BAR_WIDTH)
-            table.add_row(*(bar if name == "progress" else row[name] for name in names))
+            table.add_row(*(bar if name == "progress" else row[name] for name in widths))
         yield table
-        if "error" not in names:
+        if "error" not in widths:
             yield from (Text(f"{one.id}: {one.error}") for one in self.found if one.error)
 
 
@@ -69,20 +72,6 @@ def _cells(one: Backfill) -> dict[str, str]:
     }
 
 
-def _that_fit(rows: Sequence[dict[str, str]], width: int) -> list[str]:
-    names = list(rows[0])
-    for name in OPTIONAL:
-        if _total(rows, names) <= width:
-            break
-        names.remove(name)
-    return names
-
-
-def _total(rows: Sequence[dict[str, str]], names: Sequence[str]) -> int:
+def _total(widths: Mapping[str, int]) -> int:
     """The width of a table, with a line and two spaces for each column."""
-    return sum(_width(rows, one) + 3 for one in names) + 1
-
-
-def _width(rows: Sequence[dict[str, str]], name: str) -> int:
-    widest = max(len(name), *(len(row[name]) for row in rows))
-    return min(widest, ERROR_WIDTH) if name == "error" else widest
+    return sum(widths.values()) + 3 * len(widths) + 1
