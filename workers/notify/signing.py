@@ -32,15 +32,15 @@ def open_secrets(sealer: Sealer, name: str, sealed: Sequence[bytes]) -> list[str
 
 
 def body_of(one: Notification) -> bytes:
-    """The body: the same bytes for the same row. It names what changed and contains no value."""
+    """The body: the same bytes for the same row, whose times are in UTC. It names what changed, without values."""
     data = {
         "user_id": one.user_id,
         "client_user_id": one.client_user_id,
         "resource": one.resource or None,
         "provider": one.provider or None,
         "ids": one.ids,
-        "from": _time(one.ts_min),
-        "to": _time(one.ts_max),
+        "from": one.ts_min,
+        "to": one.ts_max,
         "rows": one.row_count,
         "position": one.last_position,
     }
@@ -65,11 +65,7 @@ def signed_headers(message_id: str, body: bytes, signing_secrets: Sequence[str],
 
 
 def _encoded(kind: str, at: datetime, data: dict[str, Any]) -> bytes:
-    return msgspec.json.encode({"type": kind, "timestamp": _time(at), "data": data})
-
-
-def _time(at: datetime | None) -> str | None:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z") if at else None
+    return msgspec.json.encode({"type": kind, "timestamp": at, "data": data})
 
 
 def _aad(name: str) -> bytes:
