@@ -1,6 +1,7 @@
 """The console's Flask application: checks of every request, login, and error pages."""
 
 import logging
+import secrets
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,6 +9,7 @@ from flask import Flask, Response, g, redirect, render_template, request, url_fo
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from app.accounts import hash_password, is_password
 from app.errors import (
     HeadraceError,
     Misconfigured,
@@ -32,6 +34,7 @@ STATUS: dict[type[HeadraceError], int] = {
     UserErased: 409,
     TryLater: 503,
 }
+UNKNOWN_ACCOUNT = hash_password(secrets.token_urlsafe(16))  # compared with the password of an unknown name
 LOGIN_SECONDS = 3600.0  # of the login page
 SLOW = "PostgreSQL did not answer in time; narrow the search, for example to a shorter time"
 
@@ -101,8 +104,9 @@ def _log_in() -> BaseResponse:
     if seconds := lockout.seconds_left(name, address):
         return _login_form(f"Too many failed logins. Try again in {seconds:.0f} seconds.", 429)
     known = {one.name: one for one in console().settings.console_users}
-    account = guards.authenticate(known, name, password)
-    if account is None:
+    account = known.get(name)
+    is_right = is_password(password, account.hash if account else UNKNOWN_ACCOUNT)
+    if account is None or not is_right:
         lockout.fail(name, address)
         log.warning("a login failed, from %s, of %s", address, name if name in known else "an unknown name")
         return _login_form("The name or the password is wrong.", 401)

@@ -2,13 +2,12 @@
 
 import re
 import secrets
-from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from flask import abort, g, redirect, request, url_for
 from werkzeug.wrappers import Response
 
-from app.accounts import Account, Role, hash_password, is_password
+from app.accounts import Role
 from app.config.types import is_loopback
 from workers.console.context import console
 from workers.console.sessions import MAX_SECONDS, Session
@@ -29,7 +28,6 @@ SECURITY = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-UNKNOWN_ACCOUNT = hash_password(secrets.token_urlsafe(16))  # compared with the password of an unknown name
 
 
 def check_request() -> Response | None:
@@ -94,13 +92,6 @@ def add_headers(answer: Response) -> Response:
     if g.get("session") is not None and _is_behind_tls():
         answer.headers["Strict-Transport-Security"] = "max-age=31536000"
     return answer
-
-
-def authenticate(known: Mapping[str, Account], name: str, password: str) -> Account | None:
-    """The account, if the password is its own."""
-    account = known.get(name)
-    is_right = is_password(password, account.hash if account else UNKNOWN_ACCOUNT)
-    return account if is_right else None
 
 
 def may(role: Role) -> bool:
