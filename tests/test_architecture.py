@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "sqlalchemy": "workers.store workers.migrations workers.daily workers.notify workers.ingest workers.backfill "
     "workers.reconcile workers.operate workers.console workers.celery.context workers.verify workers.cli",
     "alembic": "workers.store.migrate workers.migrations",
-    "psycopg": "workers.store.engine workers.store.watched workers.store.samples",
+    "psycopg": "workers.store.engine workers.store.samples",
     "httpx": "workers.simulator workers.fetch.http workers.fetch.webhooks",
     "requests": "",
     "aiohttp": "",

@@ -18,7 +18,7 @@ from tests.bench.stack import running_servers
 from tests.support import ENCRYPTION_KEY
 from workers.ingest.apply import Applier
 from workers.ingest.replay import replay
-from workers.store import digests
+from workers.store import schema
 from workers.store.archive import ArchiveWindow
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
@@ -72,9 +72,9 @@ def _measure_both(source: Settings, target: Settings, kind: str, count: int) -> 
         window = ArchiveWindow(now - timedelta(hours=1), now + timedelta(minutes=1), f"daily.data.{kind}.*")
         storing = _rate(archive, engine, target, window)
         _vacuum(target)
-        digests_before, before = digests.digests(engine), _size(engine)
+        digests_before, before = schema.digests(engine), _size(engine)
         again = _rate(archive, engine, target, window)
-        after, is_same = _size(engine), digests.digests(engine) == digests_before
+        after, is_same = _size(engine), schema.digests(engine) == digests_before
     each = SAMPLES_PER_EVENT if kind == "heartrate" else 1
     return ReplayResult(kind, count * each, storing * each, again * each, before, after, is_same)
 

@@ -47,6 +47,7 @@ from workers.store import ledger, replaced, samples
 from workers.store.archive import ArchiveWindow
 from workers.store.backfills import due
 from workers.store.engine import make_writer
+from workers.store.samples import Written
 from workers.store.users import claim_user
 
 RUNS, STEPS = 12, 30
@@ -680,7 +681,7 @@ def test_the_model_notices(
 
 def outliving(patch: pytest.MonkeyPatch) -> None:
     """Defect: samples outlive the version that they came with."""
-    patch.setattr(replaced, "remove", lambda *_: (0, replaced.Restored()))
+    patch.setattr(replaced, "remove", lambda *_: (0, Written()))
 
 
 def alone(patch: pytest.MonkeyPatch) -> None:
@@ -690,7 +691,7 @@ def alone(patch: pytest.MonkeyPatch) -> None:
 
 def hidden(patch: pytest.MonkeyPatch) -> None:
     """Defect: samples stay away that those of a replaced version have overwritten."""
-    patch.setattr(replaced, "_restore", lambda *_: replaced.Restored())
+    patch.setattr(replaced, "_restore", lambda *_: Written())
 
 
 def unclamped(patch: pytest.MonkeyPatch) -> None:

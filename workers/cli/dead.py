@@ -16,7 +16,7 @@ from app.errors import NotFound
 from app.sealing import Sealer
 from workers.cli import options, output
 from workers.cli.options import Moment, Seconds
-from workers.store import archive, audit, dead_letters, digests
+from workers.store import archive, audit, dead_letters, schema
 from workers.store.archive import ArchiveWindow
 from workers.store.dead_letters import DeadLetter
 from workers.store.engine import make_engine, make_writer
@@ -203,7 +203,7 @@ def replay(
     from workers.ingest.apply import Applier  # noqa: PLC0415 - as above
     from workers.ingest.replay import replay as replay_archived  # noqa: PLC0415
 
-    before = digests.digests(target) if digest else {}
+    before = schema.digests(target) if digest else {}
     what: dict[str, Any] = {"since": window.since, "until": window.until, "event_type": event_type}
     with (
         output.progress("applied again", total, quiet=as_json) as update,
@@ -211,7 +211,7 @@ def replay(
     ):
         outcomes = replay_archived(source, Applier(target, into), window, order, update)
         what["outcomes"] = dict(outcomes)
-    after = digests.digests(target) if digest else {}
+    after = schema.digests(target) if digest else {}
     changed = sorted(name for name, value in after.items() if before[name] != value) if digest else None
     _print_outcomes(outcomes, changed, as_json=as_json)
 

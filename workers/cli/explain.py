@@ -97,7 +97,10 @@ def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
         "why": known.why,
         "stored": [_plain_row(row, values=values) for row in known.rows],
         "deliveries": [_plain_holding(one, values=values) for one in known.holdings],
-        "applied_with_it_and_not_kept": [one._asdict() for one in known.unkept],
+        "applied_with_it_and_not_kept": [
+            {name: getattr(one, name) for name in ("aggregator", "message_id", "event_type", "received_at")}
+            for one in known.unkept
+        ],
         "backfills": [asdict(one) for one in known.fetches],
         "erased_at": known.person.erased_at,
         "former_user_ids": list(known.person.former),

@@ -23,10 +23,10 @@ from workers.reconcile.comparisons import make_comparisons
 from workers.reconcile.reconciler import CONNECTION
 from workers.reconcile.refresh import NotRefreshed, refresh_user
 from workers.reconcile.runs import EARLIEST_COMPARED, AlreadyRunning, Comparison, Step, leased_steps
-from workers.store import audit, estimates
+from workers.store import audit, backfill_admin
 from workers.store.backfill_admin import aggregator_of
+from workers.store.coverage import Gap, Responsible
 from workers.store.engine import make_engine, transaction
-from workers.store.gaps import Gap, Responsible
 
 MAX_WAIT_SECONDS = 120.0  # longer pauses end the command
 
@@ -134,7 +134,7 @@ def _steps(
 
 def _rows(engine: Engine, gaps: Sequence[tuple[str, Gap]]) -> list[dict[str, Any]]:
     with transaction(engine) as connection:
-        costs = estimates.measured_costs(connection)
+        costs = backfill_admin.measured_costs(connection)
     rows = []
     for aggregator, gap in gaps:
         resource, windows = catalogue().get(gap.key.resource), gap.windows

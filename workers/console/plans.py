@@ -25,8 +25,8 @@ from workers.reconcile.reconciler import AGGREGATOR
 from workers.reconcile.refresh import refresh_user
 from workers.reconcile.runs import EARLIEST_COMPARED, leased_steps
 from workers.store import audit, backfill_admin, dead_letters, subscriptions
+from workers.store.coverage import Gap
 from workers.store.engine import transaction
-from workers.store.gaps import Gap
 
 MAX_SELECTED = 500  # in one action; the commands have no limit
 PAUSED_BY = "paused by an operator"

@@ -10,7 +10,7 @@ from app.sealing import Sealer
 from workers.actions import Origin, Parsed
 from workers.ingest.outcomes import ParsedDelivery
 from workers.store.engine import transaction
-from workers.store.ledger_lookup import Attempt, FirstArrival, first_arrivals
+from workers.store.ledger import Attempt, FirstArrival, first_arrivals
 
 
 def as_attempts(

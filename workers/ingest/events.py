@@ -8,10 +8,10 @@ from workers.actions import LargeRequest, LostDelivery, Notice, UserIdChange
 from workers.ingest.outcomes import ParsedDelivery
 from workers.store import lost_deliveries
 from workers.store.backfills import BackfillRequest, open_backfill
-from workers.store.large_requests import expect
+from workers.store.ledger import expect
+from workers.store.samples import Written
 from workers.store.user_merges import merge_user
 from workers.store.writer import BatchItem
-from workers.store.written import Written
 
 
 def apply_events(

@@ -12,8 +12,8 @@ from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed
 from workers.aggregators.repair import repaired
 from workers.ingest.refused import sentence
 from workers.store.ledger import ArchivedDelivery, Outcome, OutcomeRow
+from workers.store.samples import Written
 from workers.store.users import Claim, User
-from workers.store.written import Written
 
 ERASED = "the user was erased"
 # Lost connections after which a message's deliveries go one by one, and their crashes are counted. Most are an outage.

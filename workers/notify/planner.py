@@ -16,6 +16,7 @@ from workers.store import audit, notifications, planning
 from workers.store.engine import transaction
 from workers.store.planning import MAX_IDS, FeedChange, NewNotification, Planned
 from workers.store.subscriptions import Subscription
+from workers.store.users import erased_users
 
 PAGE_CHANGES = 1000
 ERASED = "user.erased"
@@ -179,6 +180,11 @@ def plan_since(engine: Engine, name: str, since: datetime, start_position: int) 
 
 
 def _save(connection: Connection, changes: Sequence[FeedChange], group: Sequence[Planned]) -> None:
+    """Saves the notifications of users who are not erased.
+
+    An erasure whose tombstone is not committed yet waits for the locks of the subscriptions before it deletes
+    notifications (`create_tombstone`). Locks on users would wait for user merges, which take minutes.
+    """
     found = coalesce(changes, group)
-    erased = planning.erased_users(connection, sorted({one.user_id for one in found if one.type != ERASED}))
+    erased = erased_users(connection, sorted({one.user_id for one in found if one.type != ERASED}))
     planning.save(connection, [one for one in found if one.type == ERASED or one.user_id not in erased], RETRY_DAYS)

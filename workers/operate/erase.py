@@ -20,7 +20,7 @@ from workers.store import backfill_admin, dead_letters
 from workers.store import erase as store
 from workers.store.backfill_admin import Filter
 from workers.store.engine import transaction
-from workers.store.erase import ErasureSubject
+from workers.store.users import Person, person
 
 EVERY = 1_000_000
 
@@ -72,16 +72,14 @@ class Eraser:
             finished_at=datetime.now(UTC),
             removed=found,
             unread=unread,
-            others=known.others,
+            others=tuple(known.others),
         )
 
-    def _person(self, user_id: str) -> ErasureSubject:
+    def _person(self, user_id: str) -> Person:
         with transaction(self._engine) as connection:
-            return store.person(connection, user_id)
+            return person(connection, user_id)
 
-    def _dead_letters(
-        self, user_id: str, known: ErasureSubject
-    ) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
+    def _dead_letters(self, user_id: str, known: Person) -> Iterator[tuple[dead_letters.SealedDeadLetter, bool | None]]:
         """Every dead letter, and whether it is about the user; None if that cannot be determined.
 
         The client_user_id counts only if no other user has the same one.

@@ -18,7 +18,8 @@ from workers.actions import Action, Record, Samples
 from workers.aggregators.registry import AGGREGATORS
 from workers.store import audit, provenance, retractions
 from workers.store.engine import transaction
-from workers.store.provenance import Fetch, LedgerEntry, Named, Person, StoredRow
+from workers.store.provenance import Fetch, LedgerEntry, StoredRow
+from workers.store.users import Person, person
 
 Verdict = Literal["won", "same", "older", "outranked", "newer", "ignored", "dead", "gone"]
 SeriesName = tuple[str, str, str]  # provider, source type, subtype
@@ -69,7 +70,7 @@ class Explanation:
     rows: list[StoredRow]
     holdings: list[Holding]
     fetches: list[Fetch]
-    unkept: list[Named]  # applied with the row, but no longer archived
+    unkept: list[LedgerEntry]  # applied with the row, but no longer archived
     unread: int  # deliveries that may contain it but cannot be decrypted or parsed
     looked_at: int
     kept_since: datetime | None  # of the archive; None if no delivery is old enough to have been removed from it
@@ -90,15 +91,15 @@ def explain(
     with transaction(engine) as connection:
         about = {"resource": resource.name, "id": asked.id, "at": asked.at, "values": values}
         audit.note(connection, "explain", user_id, about)
-        person = provenance.person(connection, user_id)
-        users = (user_id, *person.former)
+        about_user = person(connection, user_id)
+        users = (user_id, *about_user.former)
         if resource.is_series and asked.at:
             rows = provenance.of_sample(connection, resource, user_id, asked.at)
         else:
             rows = provenance.of_record(connection, resource, user_id, asked.id or "")
         day = next((row.day for row in rows if row.day), asked.at)
         fetches = provenance.fetches(connection, resource.name, user_id, asked.id or "", day)
-        known = provenance.archived(connection, users) + provenance.dead(connection, users)
+        known = provenance.entries(connection, users)
         named = [one for row in rows for one in provenance.same_moment(connection, row.stored_at, users)]
         edge = datetime.now(UTC)  # deliveries from before it are not archived
         if settings.keep_days:
@@ -113,7 +114,7 @@ def explain(
     providers = {row.provider for row in rows} or {one.series[0] for one in holdings}
     return Explanation(
         question=asked,
-        person=person,
+        person=about_user,
         rows=rows,
         holdings=sorted(holdings, key=lambda one: (one.version, one.entry.received_at)),
         fetches=[one for one in fetches if not (providers and one.provider) or one.provider in providers],
@@ -125,7 +126,7 @@ def explain(
     )
 
 
-def _may_hold(entry: LedgerEntry | Named, resource: Resource) -> bool:
+def _may_hold(entry: LedgerEntry, resource: Resource) -> bool:
     """Judged by the event type. A Junction event is about one resource; a Terra object maps to several."""
     if entry.aggregator != "junction" or entry.event_type is None:
         return True

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from app.catalogue import catalogue
 from workers.aggregators.common import MAX_AHEAD
 from workers.store.backfills import DEFAULT_HISTORY, EARLIEST_HISTORY
-from workers.store.coverage import Fetched, ResourceKey
-from workers.store.gaps import Gap, Window
+from workers.store.coverage import Fetched, Gap, ResourceKey, Window
 
 if TYPE_CHECKING:  # its decoders cost 0.05 s of CPU, which `headrace report` does not need
     from workers.aggregators.junction.introspection import Pull, ResourceCoverage

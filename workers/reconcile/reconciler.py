@@ -29,10 +29,9 @@ from workers.reconcile.gaps import Part, Stored
 from workers.reconcile.runs import MAX_PAGES, MAX_SEEN_CURSORS, Recorder
 from workers.store import coverage, lost_deliveries
 from workers.store.backfills import EARLIEST_HISTORY
-from workers.store.coverage import ResourceKey
+from workers.store.coverage import Gap, ResourceKey, Window, still_pulling
 from workers.store.engine import transaction
-from workers.store.gaps import Gap, Window, still_pulling
-from workers.store.users import is_read_only
+from workers.store.users import erased_users, is_read_only
 from workers.store.writer import BatchItem, write
 
 T = TypeVar("T", Pull, ResourceCoverage)
@@ -104,7 +103,7 @@ class Reconciler:
         now = datetime.now(UTC)
         page, _ = runs.of_one(listing, at.alone)
         with transaction(self._engine) as connection:
-            erased = coverage.erased(connection, listing.users)
+            erased = erased_users(connection, listing.users)
             pulls = [one for one in page.rows if one.user_id not in erased and self._is_wanted(one)]
             spans = {
                 _key(one): gaps.span_of_pull(one, now)
@@ -127,7 +126,7 @@ class Reconciler:
         by_connection: defaultdict[tuple[str, str], list[ResourceCoverage]] = defaultdict(list)
         with transaction(self._engine) as connection:
             pulling = self._recorder.pulling if self._recorder.dry_run else still_pulling(connection, page.users)
-            erased = coverage.erased(connection, page.users)
+            erased = erased_users(connection, page.users)
             for one in page.rows:
                 if one.user_id not in erased and self._is_wanted(one) and _key(one) not in pulling:
                     by_connection[one.user_id, one.provider].append(one)
@@ -172,7 +171,7 @@ class Reconciler:
         runs.count_unread(AGGREGATOR, unread, LISTING)
         now = [one for one in listing.rows if isinstance(one, actions.Connection)]
         with transaction(self._engine) as connection:
-            known = coverage.connected(connection, [user_id]).get(user_id, {})
+            known = coverage.connected(connection, user_id)
             grants = _changed_grants(connection, user_id, listing)
             # An entry that could not be read may be one of the connections that are not in the list.
             gone = () if listing.unread else sorted(known.keys() - {one.provider for one in now})

@@ -20,9 +20,8 @@ from workers.fetch.backoff import backoff
 from workers.ingest.outcomes import is_last_try
 from workers.store import jobs
 from workers.store.backfills import BackfillRequest, open_backfill
-from workers.store.coverage import Fetched, ResourceKey
+from workers.store.coverage import Fetched, Gap, ResourceKey, keep_gaps
 from workers.store.engine import transaction
-from workers.store.gaps import Gap, keep_gaps
 from workers.store.users import Claim, ClientId, upsert_users
 
 

@@ -36,9 +36,9 @@ from workers.reconcile.gaps import Stored
 from workers.reconcile.runs import MAX_PAGES, MAX_SEEN_CURSORS, Recorder, Step
 from workers.store import coverage, jobs
 from workers.store.backfills import EARLIEST_HISTORY
-from workers.store.coverage import ResourceKey
+from workers.store.coverage import ResourceKey, forget_gaps
 from workers.store.engine import transaction
-from workers.store.gaps import forget_gaps
+from workers.store.users import erased_users
 
 R = TypeVar("R", Token, Listing[FailedDelivery], Listing[AdminUser])
 AGGREGATOR = "terra"
@@ -254,7 +254,7 @@ class TerraReconciler:
         """The erased users among these, and what is stored of these keys."""
         with transaction(self._engine) as connection:
             fetched = self._recorder.with_simulated(coverage.fetched(connection, users))
-            return coverage.erased(connection, users), Stored(fetched, newest=coverage.newest_stored(connection, keys))
+            return erased_users(connection, users), Stored(fetched, newest=coverage.newest_stored(connection, keys))
 
     def _events_request(self, at: TerraPosition, cursor: str | None, user_id: str | None) -> Request:
         since, until = at.since or EARLIEST_HISTORY, at.until or datetime.now(UTC)

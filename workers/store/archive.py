@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Engine, text
 
 from app.delivery import Delivery
-from workers.store.engine import transaction
+from workers.store.engine import execute, scalars
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
 
 COUNT = text("""
@@ -48,29 +48,20 @@ class ArchiveWindow:
 
 
 def count(engine: Engine, window: ArchiveWindow) -> int:
-    """The number of archived deliveries in a window."""
-    with transaction(engine) as connection:
-        return int(connection.scalar(COUNT, window.values) or 0)
+    return sum(scalars(engine, COUNT, window.values))
 
 
 def find(engine: Engine, aggregator: str, message_id: str, received_at: datetime) -> Delivery | None:
     """The archived delivery with this id that was received at this time."""
     values = {"aggregator": aggregator, "message_id": message_id, "received_at": received_at}
-    with transaction(engine) as connection:
-        row = connection.execute(FIND, values).first()
-        return to_delivery(row) if row else None
+    return next(map(to_delivery, execute(engine, FIND, values)), None)
 
 
 def read(engine: Engine, window: ArchiveWindow) -> Iterator[list[Delivery]]:
     """The archived deliveries of a window, one list per hour, oldest first."""
-    with transaction(engine) as connection:
-        edges = connection.execute(EDGES, window.values).one()
-    if edges.first is None:
-        return
-    start: datetime = edges.first
-    while start <= edges.last:
+    (edges,) = execute(engine, EDGES, window.values)
+    start: datetime | None = edges.first
+    while start and start <= edges.last:
         hour = window.values | {"since": start, "until": min(start + HOUR, window.until)}
-        with transaction(engine) as connection:
-            found = [to_delivery(row) for row in connection.execute(READ, hour)]
-        yield found
+        yield [to_delivery(row) for row in execute(engine, READ, hour)]
         start += HOUR

@@ -70,11 +70,9 @@ def listed(connection: Connection, since: datetime, subjects: Sequence[str] | No
 
 
 def _actor() -> str:
-    return f"console:{account}" if (account := _account.get()) else _os_user()
-
-
-def _os_user() -> str:
-    """The name of the process's user, or its number. Environment variables cannot change it."""
+    """The account of the console, or the name or number of the process's user. The environment cannot change it."""
+    if account := _account.get():
+        return f"console:{account}"
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

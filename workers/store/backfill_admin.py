@@ -1,7 +1,8 @@
-"""Operator commands for backfills: list, plan, start, pause, resume, cancel."""
+"""Operator commands for backfills: list, plan with an estimate of requests, start, pause, resume, cancel."""
 
+import math
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -13,16 +14,15 @@ from app.config.settings import Settings
 from app.errors import NotFound, UserErased
 from workers.actions import Notice
 from workers.aggregators.providers import KNOWN
-from workers.store.backfills import COMPLETE, BackfillRequest, open_backfill
-from workers.store.engine import transaction
-from workers.store.estimates import RequestEstimate, measured_costs
+from workers.store.backfills import COMPLETE, MARGIN, BackfillRequest, first_slice_days, max_slice_days, open_backfill
+from workers.store.coverage import connected
+from workers.store.engine import execute, scalars, transaction
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 from workers.store.users import claim_user, is_read_only
 
 BackfillState = Literal["pending", "running", "paused", "complete", "failed", "cancelled"]
 OPEN = ("pending", "running", "paused")
-
 REQUESTED = text("""
 SELECT aggregator, user_id, provider, resource, item, window_start, window_end
 FROM headrace.backfills WHERE id = :id""")
@@ -64,10 +64,13 @@ WHERE id = ANY(:ids) AND status IN ('paused', 'failed', 'cancelled')
 RETURNING id""")
 RESET_RESTARTS = text("UPDATE headrace.chunks SET restarts = 0 WHERE backfill_id = ANY(:ids) AND status = 'pending'")
 AGGREGATOR_OF_USER = text("SELECT aggregator FROM headrace.users WHERE user_id = :user_id")
-PROVIDERS_OF_USER = text("SELECT provider FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
 PROVIDERS = text("""
 SELECT provider FROM headrace.connections UNION SELECT provider FROM headrace.backfills
 UNION SELECT provider FROM headrace.series""")
+MEASURED_COSTS = text("""
+SELECT provider, resource, sum(pages)::float8 AS pages,
+       sum(extract(epoch FROM window_end - window_start + interval '2 days') / 86400)::float8 AS days
+FROM headrace.backfills WHERE status = 'complete' AND item = '' AND pages > 0 GROUP BY 1, 2""")
 NEWEST_IDS = text("SELECT id FROM headrace.backfills ORDER BY id DESC LIMIT 1000")
 
 
@@ -143,26 +146,22 @@ def listed(engine: Engine, which: Filter, limit: int = 100) -> list[Backfill]:
     """Backfills, open ones first, then newest first."""
     lists = {"ids": which.ids, "user_ids": which.user_ids, "states": which.states}
     values = asdict(which) | {name: list(given) if given else None for name, given in lists.items()}
-    with transaction(engine) as connection:
-        return [Backfill(**row) for row in connection.execute(LIST, values | {"limit": limit}).mappings()]
+    return [Backfill(**row._asdict()) for row in execute(engine, LIST, values | {"limit": limit})]
 
 
 def chunks_of(engine: Engine, backfill_id: int) -> list[Chunk]:
     """The chunks of a backfill, in the order in which they are fetched."""
-    with transaction(engine) as connection:
-        return [Chunk(**row) for row in connection.execute(CHUNKS, {"id": backfill_id}).mappings()]
+    return [Chunk(**row._asdict()) for row in execute(engine, CHUNKS, {"id": backfill_id})]
 
 
 def pause(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Pauses backfills after the current page. Returns the ids; the others were paused or had ended before."""
-    with transaction(engine, confirm=True) as connection:
-        return list(connection.scalars(PAUSE, {"ids": list(ids)}))
+    return scalars(engine, PAUSE, {"ids": list(ids)}, confirm=True)
 
 
 def cancel(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Cancels backfills after the current page; fetched data stays. Returns the ids."""
-    with transaction(engine, confirm=True) as connection:
-        return list(connection.scalars(CANCEL, {"ids": list(ids)}))
+    return scalars(engine, CANCEL, {"ids": list(ids)}, confirm=True)
 
 
 def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
@@ -177,9 +176,7 @@ def resume(engine: Engine, ids: Sequence[int]) -> list[int]:
 
 
 def newest_ids(engine: Engine) -> list[int]:
-    """The ids of the newest 1000 backfills."""
-    with transaction(engine) as connection:
-        return list(connection.scalars(NEWEST_IDS))
+    return scalars(engine, NEWEST_IDS)
 
 
 def known_providers(connection: Connection, names: Collection[str]) -> frozenset[str]:
@@ -205,6 +202,43 @@ class HistoryWanted:
 
 
 @dataclass(frozen=True)
+class RequestEstimate:
+    """The pages that were fetched, and the days of history in them, by provider and resource."""
+
+    of: Mapping[tuple[str, str], tuple[float, float]]  # pages, days
+
+    def requests(
+        self, provider: str, resource: Resource, start: datetime, end: datetime, aggregator: str = "junction"
+    ) -> tuple[int, bool]:
+        """The number of requests for a window. True if it was measured, False if it is only the lower bound."""
+        days = (end - start + 2 * MARGIN) / timedelta(days=1)
+        if resource.dates == "none":
+            return _min_requests(aggregator, resource, days), True
+        known = [self.of[key] for key in self.of if key == (provider, resource.name)]
+        known = known or [cost for (_, name), cost in self.of.items() if name == resource.name]
+        if known:
+            pages, walked = sum(pages for pages, _ in known), sum(walked for _, walked in known)
+            return max(1, math.ceil(days * pages / walked)), True
+        return _min_requests(aggregator, resource, days), False
+
+
+def measured_costs(connection: Connection) -> RequestEstimate:
+    return RequestEstimate(
+        {(row.provider, row.resource): (row.pages, row.days) for row in connection.execute(MEASURED_COSTS)}
+    )
+
+
+def _min_requests(aggregator: str, resource: Resource, days: float) -> int:
+    """The number of slices in a window without data."""
+    if resource.dates == "none" and resource.kind != "stream":
+        return 1
+    count, length, max_days = 0, first_slice_days(aggregator, resource), max_slice_days(aggregator)
+    while days > 0:
+        days, length, count = days - length, min(length * 2, max_days), count + 1
+    return count
+
+
+@dataclass(frozen=True)
 class BackfillPlan:
     """A backfill to start, and its cost in requests."""
 
@@ -223,8 +257,7 @@ def plan(connection: Connection, settings: Settings, wanted: HistoryWanted) -> l
 
     Without a known provider, one backfill per resource covers all providers.
     """
-    known = tuple(connection.scalars(PROVIDERS_OF_USER, {"user_id": wanted.user_id}))
-    providers = wanted.providers or known or ("",)
+    providers = wanted.providers or [*connected(connection, wanted.user_id)] or [""]
     is_terra = wanted.aggregator == "terra"
     names = wanted.resources or [
         name for name, one in catalogue().items() if (one.terra is not None if is_terra else one.has_history)
@@ -253,12 +286,9 @@ def _plan_one(
     if resource.of and not is_measured:
         requests += _count_records(connection, catalogue()[resource.of], wanted, provider)
     return BackfillPlan(
-        aggregator=wanted.aggregator,
-        user_id=wanted.user_id,
+        **{name: getattr(wanted, name) for name in ("aggregator", "user_id", "since", "until")},
         provider=provider,
         resource=resource.name,
-        since=wanted.since,
-        until=wanted.until,
         requests=requests,
         is_measured=is_measured,
     )
@@ -269,8 +299,7 @@ def _count_records(connection: Connection, resource: Resource, wanted: HistoryWa
     query = text(f"""
 SELECT count(*) FROM {record_table(resource)} WHERE user_id = :user_id AND :provider IN ('', provider)
    AND {quoted(resource.day_field or "version")} BETWEEN :since AND :until""")
-    values = {"user_id": wanted.user_id, "provider": provider, "since": wanted.since, "until": wanted.until}
-    return int(connection.scalar(query, values) or 0)
+    return int(connection.scalar(query, vars(wanted) | {"provider": provider}) or 0)
 
 
 def start(connection: Connection, planned: BackfillPlan) -> int:

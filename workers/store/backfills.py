@@ -14,7 +14,7 @@ from workers.actions import NO_NOTES, Notes, Notice, Record, Refused
 from workers.aggregators.requests import DateRange
 from workers.store import feed
 from workers.store.dead_letters import add_dead_letter
-from workers.store.engine import transaction
+from workers.store.engine import execute, scalars, transaction
 from workers.store.schema import record_table
 from workers.store.users import claim_user
 
@@ -25,7 +25,6 @@ EARLIEST_HISTORY = datetime(1970, 1, 1, tzinfo=UTC)  # earlier dates are errors,
 DEFAULT_HISTORY = timedelta(days=180)
 FIRST_SLICE_DAYS = {"timeseries": 14, "summary": 60, "stream": 30, "device": 60}
 MANY_PAGES = 200  # in one slice; the next slice is half as long
-
 KNOWN = text("""
 SELECT 1 FROM headrace.chunks c JOIN headrace.backfills b ON b.id = c.backfill_id
 WHERE c.message_id = :message_id AND b.aggregator = :aggregator AND b.resource = :resource AND b.item = :item""")
@@ -109,7 +108,6 @@ ORDER BY row_number() OVER (PARTITION BY user_id ORDER BY due_at, id), due_at, i
 
 
 def first_slice_days(aggregator: str, resource: Resource) -> int:
-    """The length of a backfill's first slice, in days."""
     return min(FIRST_SLICE_DAYS[resource.kind], max_slice_days(aggregator))
 
 
@@ -196,9 +194,8 @@ def open_backfill(connection: Connection, asked: BackfillRequest, notice: Notice
     a new id and means a new pull. A non-final chunk that arrives up to a day after its pull was completed is late, and
     reopens that pull.
     """
-    identity = {"user_id": notice.user_id, "provider": notice.provider, "resource": notice.resource}
-    identity |= {"item": notice.item, "aggregator": asked.aggregator, "message_id": asked.message_id}
-    identity["requested_by"] = asked.by
+    identity = {name: getattr(notice, name) for name in ("user_id", "provider", "resource", "item")}
+    identity |= {"aggregator": asked.aggregator, "message_id": asked.message_id, "requested_by": asked.by}
     if connection.execute(KNOWN, identity).first():
         return None
     if not notice.is_final:
@@ -251,7 +248,7 @@ def advance(
     if not _moved(connection, work, then):
         return False
     counted: dict[str, Any] = {"id": work.backfill_id, "pages": pages, "records": records}
-    counted |= {"refused": sum(one.items for one in refused)}
+    counted["refused"] = sum(one.items for one in refused)
     counted["first_refusal"] = refused[0].reason if refused else None
     row = connection.execute(COUNT, counted).one()
     notes += msgspec.json.decode(row.notes, type=Notes) if row.notes else NO_NOTES
@@ -291,8 +288,7 @@ def release(
 ) -> None:
     """Releases the lease; the backfill is due again in `seconds`."""
     values = {"id": work.backfill_id, "seconds": seconds, "failed": int(failed), "error": error}
-    with transaction(engine) as connection:
-        connection.execute(RELEASE, values)
+    execute(engine, RELEASE, values)
 
 
 def move(engine: Engine, work: ChunkPosition, to: ChunkPosition) -> None:
@@ -317,14 +313,11 @@ def owner(engine: Engine, work: ChunkPosition) -> Record | None:
     listed = catalogue()[work.of.of or work.resource]
     for table in (record_table(work.of), record_table(listed)):
         query = text(f"SELECT provider, source_type FROM {table} WHERE user_id = :user_id AND id = :id")
-        with transaction(engine) as connection:
-            row = connection.execute(query, {"user_id": work.user_id, "id": work.item}).first()
-        if row:
+        for row in execute(engine, query, {"user_id": work.user_id, "id": work.item}):
             return Record(listed.name, work.user_id, work.item, row.provider, row.source_type, b"{}", work.slice_end)
     return None
 
 
 def due(engine: Engine, *, user_id: str | None = None, of: Iterable[str] | None = None, limit: int = 500) -> list[int]:
     """The ids of backfills that are due now, optionally of one user or of these aggregators."""
-    with transaction(engine) as connection:
-        return list(connection.scalars(DUE, {"user_id": user_id, "aggregators": of and list(of), "limit": limit}))
+    return scalars(engine, DUE, {"user_id": user_id, "aggregators": of and list(of), "limit": limit})

@@ -2,10 +2,10 @@ r"""Comments on the views of schema `health` and their columns, which psql's `\d
 
 from collections.abc import Iterator
 
-import msgspec
 from sqlalchemy import Connection, text
 
 from app.catalogue import Catalogue, Resource
+from workers.store.sql import RowParameters
 
 COMMON = {
     "user_id": "the person: the id at the aggregator",
@@ -131,50 +131,35 @@ VIEWS = {
         "newest_position": "the last position that can be read",
     },
 }
-# Only those that differ: each comment writes to the system catalogue. DO takes no parameters, hence the setting.
-DIFFERING = """
+# Only those that differ: each comment writes to the system catalogue.
+WANTED = RowParameters("view text, column_name text, comment text")
+DIFFERING = text(f"""
 SELECT CASE column_name WHEN '' THEN format('COMMENT ON VIEW %s IS %L', view, comment)
        ELSE format('COMMENT ON COLUMN %s.%I IS %L', view, column_name, comment) END AS statement
-FROM (SELECT to_regclass(format('health.%I', given.view)) AS view, given.column_name, given.comment
-      FROM jsonb_to_recordset(CAST(current_setting('headrace.comments') AS jsonb))
-           AS given(view text, column_name text, comment text)) AS wanted
+FROM (SELECT to_regclass(format('health.%I', given.view)) AS view, column_name, comment FROM {WANTED}) AS wanted
 LEFT JOIN pg_attribute ON attrelid = view AND attname = column_name
 WHERE view IS NOT NULL AND (column_name = '' OR attnum IS NOT NULL)
   AND comment IS DISTINCT FROM CASE column_name WHEN '' THEN obj_description(view, 'pg_class')
-                               ELSE col_description(view, attnum) END"""
-APPLY = text(f"""
-DO $$ DECLARE one record; BEGIN
-    FOR one IN {DIFFERING} LOOP
-        EXECUTE one.statement;
-    END LOOP;
-END $$""")
-REMEMBER = text("SELECT set_config('headrace.comments', :comments, true)")
+                               ELSE col_description(view, attnum) END""")
 
 
 def comment(connection: Connection, catalogue: Catalogue) -> None:
     """Sets the comments that differ, of the catalogue's views and of those in VIEWS."""
-    wanted = [
-        {"view": view, "column_name": column, "comment": comment}
-        for view, column, comment in (*_of_catalogue(catalogue), *_of_views())
-    ]
-    connection.execute(REMEMBER, {"comments": msgspec.json.encode(wanted).decode()})
-    connection.execute(APPLY)
+    wanted = WANTED.values(_wanted(catalogue))
+    if statements := list(connection.scalars(DIFFERING, wanted)):
+        connection.exec_driver_sql("; ".join(statements), execution_options={"no_parameters": True})
 
 
-def _of_views() -> Iterator[tuple[str, str, str]]:
-    for view, comments in VIEWS.items():
-        common = {} if view in ("changes", "feed") else COMMON
-        for column, comment in (common | comments).items():
+def _wanted(catalogue: Catalogue) -> Iterator[tuple[str, str, str]]:
+    """View, column and comment."""
+    views = {name: ({} if name in ("changes", "feed") else COMMON) | own for name, own in VIEWS.items()}
+    for one in catalogue.values():
+        own = OF_SAMPLES | _of_value(one) if one.is_series else OF_RECORDS
+        fields = {field.name: field_comment(field.name) for field in one.fields}
+        views[one.name] = {"": _of_view(one)} | COMMON | own | fields
+    for view, comments in views.items():
+        for column, comment in comments.items():
             yield view, column, comment
-
-
-def _of_catalogue(catalogue: Catalogue) -> Iterator[tuple[str, str, str]]:
-    for resource in catalogue.values():
-        yield resource.name, "", _of_view(resource)
-        own = OF_SAMPLES | _of_value(resource) if resource.is_series else OF_RECORDS
-        fields = {field.name: field_comment(field.name) for field in resource.fields}
-        for column, comment in (COMMON | own | fields).items():
-            yield resource.name, column, comment
 
 
 def field_comment(name: str) -> str:

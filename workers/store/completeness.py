@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
 from workers.store.coverage import ResourceKey, days_stored
-from workers.store.engine import transaction
+from workers.store.engine import execute, transaction
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
@@ -28,12 +28,9 @@ SELECT coalesce(user_id, '') AS user_id,
             ELSE coalesce(nullif(split_part(event_type, '.', 3), ''), event_type, '') END AS resource,
        coalesce(sum(items) FILTER (WHERE message_id <> 'history'), 0)::bigint AS of_webhooks,
        coalesce(sum(items) FILTER (WHERE message_id = 'history'), 0)::bigint AS of_history,
-       mode() WITHIN GROUP (ORDER BY reason) AS reason
+       mode() WITHIN GROUP (ORDER BY reason) AS reason, (sum(sum(items)) OVER ())::bigint AS total
 FROM headrace.dead_letters WHERE item <> '' AND received_at >= :since AND received_at < :until
 GROUP BY 1, 2 ORDER BY sum(items) DESC, 1, 2 LIMIT :limit""")
-COUNT_REFUSED_ITEMS = text("""
-SELECT coalesce(sum(items), 0)::bigint FROM headrace.dead_letters
-WHERE item <> '' AND received_at >= :since AND received_at < :until""")
 GAPS = text("""
 SELECT user_id, provider, resource, whose, reason, window_start, window_end, since FROM headrace.gaps
 ORDER BY user_id, provider, resource, part LIMIT :limit""")
@@ -42,10 +39,9 @@ UNFINISHED = text("""
 SELECT id, user_id, provider, resource, status, window_start, window_end, error FROM headrace.backfills
 WHERE item = '' AND (status IN ('pending', 'running', 'paused') OR status = 'failed' AND finished_at >= :since)
 ORDER BY status IN ('pending', 'running'), id LIMIT :limit""")  # those that an operator must resume come first
-PEOPLE = text("""
-SELECT user_id FROM headrace.users WHERE user_id > :after AND erased_at IS NULL AND merged_into IS NULL
-ORDER BY user_id LIMIT :limit""")
-COUNT_PEOPLE = text("SELECT count(*) FROM headrace.users WHERE erased_at IS NULL AND merged_into IS NULL")
+IS_PRESENT = "erased_at IS NULL AND merged_into IS NULL"
+PEOPLE = text(f"SELECT user_id FROM headrace.users WHERE user_id > :after AND {IS_PRESENT} ORDER BY 1 LIMIT :limit")
+COUNT_PEOPLE = text(f"SELECT count(*) FROM headrace.users WHERE {IS_PRESENT}")
 SERIES = text("SELECT DISTINCT user_id, provider, resource FROM headrace.series WHERE user_id = ANY(:users)")
 
 
@@ -104,9 +100,7 @@ def ledger(engine: Engine, since: datetime, until: datetime) -> Iterator[Outcome
     while since < until:
         midnight = datetime.combine(since.astimezone(UTC).date(), time(), UTC) + timedelta(days=1)
         end = min(midnight, until)
-        with transaction(engine) as connection:
-            rows = connection.execute(LEDGER, {"since": since, "until": end}).mappings().all()
-        yield from (OutcomeCount(**row) for row in rows)
+        yield from (OutcomeCount(**row._asdict()) for row in execute(engine, LEDGER, {"since": since, "until": end}))
         since = end
 
 
@@ -121,8 +115,9 @@ def refused_items(
 ) -> tuple[int, list[RefusedItems]]:
     """The number of refused items of webhooks and history, and the first `limit` rows by user and resource."""
     values = {"since": since, "until": until, "limit": limit}
-    rows = connection.execute(REFUSED_ITEMS, values).mappings()
-    return int(connection.scalar(COUNT_REFUSED_ITEMS, values) or 0), [RefusedItems(**row) for row in rows]
+    rows = connection.execute(REFUSED_ITEMS, values).all()
+    found = [RefusedItems(row.user_id, row.resource, row.of_webhooks, row.of_history, row.reason) for row in rows]
+    return rows[0].total if rows else 0, found
 
 
 def gaps(connection: Connection, limit: int) -> tuple[dict[str, int], list[OpenGap]]:
@@ -138,7 +133,6 @@ def unfinished(connection: Connection, since: datetime, limit: int) -> list[Unfi
 
 
 def count_people(connection: Connection) -> int:
-    """The number of users that are neither erased nor merged."""
     return int(connection.scalar(COUNT_PEOPLE) or 0)
 
 

@@ -8,24 +8,25 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Engine, text
 
 from app.errors import NotFound, PositionDropped, Unprocessable
-from workers.store.engine import transaction, wait_for_notification
+from workers.store.engine import execute, transaction, wait_for_notification
 from workers.store.feed import CHANNEL
 
 POLL_SECONDS = 5.0  # while no notification arrives
 To = Literal["start", "now"] | int
-COLUMNS = "position, changed_at, op, user_id, client_user_id, resource, provider, source_type, id, ts_min, ts_max, rows"
 STATE = text("SELECT dropped, newest FROM headrace.feed")
 CREATE = text("""
 INSERT INTO headrace.consumers (name, position) SELECT :name, dropped FROM headrace.feed ON CONFLICT DO NOTHING""")
 POSITION = text("SELECT position FROM headrace.consumers WHERE name = :name")
-READ = text(f"""
-SELECT {COLUMNS}, origin FROM health.changes WHERE position > :position ORDER BY position LIMIT :limit""")
+READ = text("""
+SELECT position, changed_at, op, user_id, client_user_id, resource, provider, source_type, id, ts_min, ts_max, rows,
+       origin
+FROM health.changes WHERE position > :position ORDER BY position LIMIT :limit""")
 ACK = text("""
 UPDATE headrace.consumers SET position = :position, moved_at = now() WHERE name = :name AND position <= :position""")
 RESET = text("""
 INSERT INTO headrace.consumers AS stored (name, position) VALUES (:name, :position)
 ON CONFLICT (name) DO UPDATE SET position = excluded.position, moved_at = now()""")
-REMOVE = text("DELETE FROM headrace.consumers WHERE name = :name")
+REMOVE = text("DELETE FROM headrace.consumers WHERE name = :name RETURNING 1")
 # `since` is the time of the first change that the consumer has not read. Without one, it has read everything.
 LIST = text("""
 SELECT name, c.position, feed.newest - c.position AS changes, next.changed_at AS since, c.moved_at,
@@ -33,8 +34,6 @@ SELECT name, c.position, feed.newest - c.position AS changes, next.changed_at AS
 FROM headrace.feed, headrace.consumers c LEFT JOIN LATERAL (
     SELECT changed_at FROM headrace.changes WHERE position > c.position ORDER BY position LIMIT 1) AS next ON true
 ORDER BY name""")
-
-
 # Counting stops at this number.
 MAX_UNNUMBERED = 100_000
 UNNUMBERED = text(f"SELECT count(*) FROM (SELECT FROM headrace.outbox LIMIT {MAX_UNNUMBERED}) AS outbox")
@@ -70,18 +69,13 @@ def read(engine: Engine, name: str, limit: int) -> Sequence[dict[str, Any]]:
     with transaction(engine) as connection:
         connection.execute(CREATE, {"name": name})
         position = _position(connection, name)
-        found = connection.execute(READ, {"position": position, "limit": limit}).mappings().all()
-        # Retention moves `dropped` before it drops, so this finds every gap that the page may have.
-        _need_kept(connection, name, position)
-    return [dict(row) for row in found]
+        return _page(connection, name, position, limit)
 
 
 def read_after(engine: Engine, name: str, position: int, limit: int) -> Sequence[dict[str, Any]]:
     """The changes after any position, instead of the consumer's own. Raises PositionDropped."""
     with transaction(engine) as connection:
-        found = connection.execute(READ, {"position": position, "limit": limit}).mappings().all()
-        _need_kept(connection, name, position)
-    return [dict(row) for row in found]
+        return _page(connection, name, position, limit)
 
 
 def follow(engine: Engine, name: str, position: int, limit: int) -> Generator[Sequence[dict[str, Any]], None, None]:
@@ -106,7 +100,7 @@ def acknowledge(engine: Engine, name: str, position: int) -> None:
         current = _position(connection, name)
         newest = connection.execute(STATE).one().newest
         if position > newest:
-            raise Unprocessable(f"position {position} does not exist yet: the newest one is {newest}")
+            raise _not_yet(position, newest)
         if not connection.execute(ACK, {"name": name, "position": position}).rowcount:
             hint = f"`headrace feed reset --consumer {name} --to {position}` moves it back"
             raise Unprocessable(f"consumer {name} is at position {current} already, behind {position}; {hint}")
@@ -116,20 +110,19 @@ def reset(engine: Engine, name: str, to: To) -> int:
     """Sets the position of a consumer, which may be new. Returns it. Raises Unprocessable, and PositionDropped."""
     with transaction(engine) as connection:
         state = connection.execute(STATE).one()
-        position = {"start": state.dropped, "now": state.newest}.get(str(to), to)
-        if int(position) > state.newest:
-            raise Unprocessable(f"position {position} does not exist yet: the newest one is {state.newest}")
-        if int(position) < state.dropped:
-            raise _dropped(name, int(position), state.dropped)
+        position = int({"start": state.dropped, "now": state.newest}.get(str(to), to))
+        if position > state.newest:
+            raise _not_yet(position, state.newest)
+        if position < state.dropped:
+            raise _dropped(name, position, state.dropped)
         connection.execute(RESET, {"name": name, "position": position})
-    return int(position)
+    return position
 
 
 def remove(engine: Engine, name: str) -> None:
     """Raises NotFound."""
-    with transaction(engine) as connection:
-        if not connection.execute(REMOVE, {"name": name}).rowcount:
-            raise _unknown(name)
+    if not execute(engine, REMOVE, {"name": name}):
+        raise _unknown(name)
 
 
 def _position(connection: Connection, name: str) -> int:
@@ -139,13 +132,20 @@ def _position(connection: Connection, name: str) -> int:
     return int(position)
 
 
+def _not_yet(position: int, newest: int) -> Unprocessable:
+    return Unprocessable(f"position {position} does not exist yet: the newest one is {newest}")
+
+
 def _unknown(name: str) -> NotFound:
     return NotFound(f"unknown consumer {name}; `headrace feed list` shows all, `headrace feed read` creates one")
 
 
-def _need_kept(connection: Connection, name: str, position: int) -> None:
+def _page(connection: Connection, name: str, position: int, limit: int) -> list[dict[str, Any]]:
+    found = [dict(row) for row in connection.execute(READ, {"position": position, "limit": limit}).mappings()]
+    # Retention moves `dropped` before it drops, so this finds every gap that the page may have.
     if position < (dropped := connection.execute(STATE).one().dropped):
         raise _dropped(name, position, dropped)
+    return found
 
 
 def _dropped(name: str, position: int, dropped: int) -> PositionDropped:

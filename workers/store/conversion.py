@@ -13,7 +13,7 @@ Races between a batch and a transaction of a worker:
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +21,8 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from app.errors import Misconfigured, RetryAlone
-from workers.store.engine import transaction
+from app.errors import Misconfigured
+from workers.store.engine import LOCK_PAUSE_SECONDS, insist, transaction
 from workers.store.partitions import create_ahead
 
 Result = TypeVar("Result")
@@ -87,11 +87,9 @@ resurrected AS (
     DELETE FROM headrace.samples_converting c USING gone WHERE c.series_id = gone.series_id AND c.ts = gone.ts
     AND NOT EXISTS (SELECT FROM headrace.{source} s WHERE s.series_id = gone.series_id AND s.ts = gone.ts))
 SELECT count(*) FROM gone"""
-BATCH_SECONDS = 0.1  # writers of the batch's rows wait as long; workers give up after 0.5 s
+BATCH_SECONDS = 0.1  # writers of the batch's rows wait as long; workers time out after 0.5 s
 MIN_ROWS, MAX_ROWS = 500, 50_000
 MAX_DELETED = 2_000  # keys that one transaction looks up while writers wait
-LOCK_TRIES = 600
-LOCK_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -124,16 +122,17 @@ def convert(engine: Engine, source: ConversionSource, progress: Progress) -> Non
             if not connection.scalar(IS_OWNER):
                 raise Misconfigured("only the owner of the tables can convert them; log in as the owner")
         if (current := _current(engine)) is None:
-            _locked(engine, lambda connection: _prepare(connection, source))
+            insist(engine, lambda connection: _prepare(connection, source))
         elif current != source.name:
             raise Misconfigured(f"the conversion of {current} was interrupted and must be completed first")
         _copy(engine, source.name, progress)
-        _analyze(engine)
+        # The planner needs statistics from the first query after the swap on.
+        _run_long(engine, "ANALYZE headrace.samples_converting")
         if source.name != DEFAULT:
             _exclude_from_default(engine, source)
-        while _locked(engine, lambda connection: _forget_deleted(connection, source.name)) == MAX_DELETED:
+        while insist(engine, lambda connection: _forget_deleted(connection, source.name)) == MAX_DELETED:
             time.sleep(LOCK_PAUSE_SECONDS)  # writers that have waited proceed
-        _locked(engine, lambda connection: _swap(connection, source))
+        insist(engine, lambda connection: _swap(connection, source))
     create_ahead(engine)
 
 
@@ -155,23 +154,6 @@ def _alone(engine: Engine) -> Iterator[None]:
             yield
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": CONVERT_LOCK})
-
-
-def _locked(engine: Engine, work: Callable[[Connection], Result]) -> Result:
-    """Repeats a transaction until it gets its locks, for each of which it waits 100 ms. Raises RetryAlone.
-
-    Statements of workers queue behind a lock that waits, and they wait for 500 ms.
-    """
-    for attempt in range(LOCK_TRIES):
-        try:
-            with transaction(engine) as connection:
-                connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
-                return work(connection)
-        except RetryAlone as error:
-            if error.cause not in ("lock_timeout", "conflict") or attempt == LOCK_TRIES - 1:
-                raise
-        time.sleep(LOCK_PAUSE_SECONDS)
-    raise RetryAlone("no lock", "lock_timeout")
 
 
 def _run(connection: Connection, *statements: str) -> None:
@@ -205,8 +187,7 @@ def _months(connection: Connection, source: ConversionSource) -> list[tuple[str,
     starts = MONTHS_OF_DEFAULT if source.name == DEFAULT else MONTHS_OF_YEAR
     query = text(f"""SELECT 'samples_' || to_char(month, 'YYYYMM'), month, month + interval '1 month'
 FROM {starts} AS months(month)""")
-    bounds: Mapping[str, object] = {} if source.name == DEFAULT else {"first": source.first, "last": source.last}
-    return [(name, first, last) for name, first, last in connection.execute(query, bounds)]
+    return [(name, first, last) for name, first, last in connection.execute(query, vars(source))]
 
 
 def _copy(engine: Engine, source: str, progress: Progress) -> None:
@@ -218,16 +199,15 @@ def _copy(engine: Engine, source: str, progress: Progress) -> None:
 
     while copied:
         began = time.monotonic()
-        copied = _locked(engine, batch)
+        copied = insist(engine, batch)
         progress(copied)
         speed = BATCH_SECONDS / (time.monotonic() - began)
         limit = max(MIN_ROWS, min(MAX_ROWS, int(limit * min(2.0, speed))))
 
 
-def _analyze(engine: Engine) -> None:
-    """The planner needs statistics from the first query after the swap on."""
+def _run_long(engine: Engine, statement: str) -> None:
     with transaction(engine) as connection:
-        _run(connection, "SET LOCAL statement_timeout = 0", "ANALYZE headrace.samples_converting")
+        _run(connection, "SET LOCAL statement_timeout = 0", statement)
 
 
 def _exclude_from_default(engine: Engine, source: ConversionSource) -> None:
@@ -235,21 +215,11 @@ def _exclude_from_default(engine: Engine, source: ConversionSource) -> None:
 
     It refuses no row, because rows of the year go to the yearly partition while that is attached.
     """
-
-    def add(connection: Connection) -> None:
-        _run(
-            connection,
-            f"ALTER TABLE headrace.{DEFAULT} DROP CONSTRAINT IF EXISTS converting, ADD CONSTRAINT converting "
-            f"CHECK (ts < '{source.first}' OR ts >= '{source.last}') NOT VALID",
-        )
-
-    _locked(engine, add)
-    with transaction(engine) as connection:
-        _run(
-            connection,
-            "SET LOCAL statement_timeout = 0",
-            f"ALTER TABLE headrace.{DEFAULT} VALIDATE CONSTRAINT converting",
-        )
+    table = f"ALTER TABLE headrace.{DEFAULT}"
+    check = f"CHECK (ts < '{source.first}' OR ts >= '{source.last}') NOT VALID"
+    add = f"{table} DROP CONSTRAINT IF EXISTS converting, ADD CONSTRAINT converting {check}"
+    insist(engine, lambda connection: _run(connection, add))
+    _run_long(engine, f"{table} VALIDATE CONSTRAINT converting")
 
 
 def _forget_deleted(connection: Connection, source: str, limit: int | None = MAX_DELETED) -> int:

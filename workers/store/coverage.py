@@ -1,7 +1,7 @@
-"""Coverage of a user's data: fetched windows, days with data, and periods without a delivery."""
+"""Coverage of users' data: fetched windows, days with data, periods without a delivery, and the table of gaps."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -11,18 +11,17 @@ from sqlalchemy import Connection, TextClause, text
 from app.catalogue import catalogue
 from workers.aggregators.common import MAX_AHEAD
 from workers.store.schema import record_table
-from workers.store.sql import quoted
+from workers.store.sql import RowParameters, quoted
 
 FETCHED = text("""
-SELECT b.user_id, b.provider, b.resource, b.requested_by, c.window_start, c.window_end, c.created_at, b.finished_at,
+SELECT b.user_id, b.provider, b.resource, b.requested_by, c.window_start AS start, c.window_end AS "end", c.created_at,
+       b.finished_at,
        CASE WHEN c.status = 'done' THEN 'done' WHEN b.status = 'failed' THEN 'lost' ELSE 'open' END AS state
 FROM headrace.backfills b JOIN headrace.chunks c ON c.backfill_id = b.id
 WHERE b.user_id = ANY(:users) AND b.item = ''""")
-CONNECTIONS = text("SELECT user_id, provider, status FROM headrace.connections WHERE user_id = ANY(:users)")
+CONNECTIONS = text("SELECT provider, status FROM headrace.connections WHERE user_id = :user_id ORDER BY provider")
 GRANTS = text("SELECT provider, resource, granted FROM headrace.grants WHERE user_id = :user_id")
-ERASED = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
-SPANS = """unnest(CAST(:users AS text[]), CAST(:providers AS text[]), CAST(:resources AS text[]),
-    CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked(user_id, provider, resource, span_start, span_end)"""
+SPANS = RowParameters("user_id text, provider text, resource text, span_start date, span_end date", "asked")
 # Probes the index once per day: counting would read every sample of the day.
 DAYS_OF_SAMPLES = text(f"""
 SELECT DISTINCT user_id, provider, resource, CAST(day AS date) AS day
@@ -49,6 +48,18 @@ WITH hours AS (
 runs AS (SELECT hour, hour - row_number() OVER (ORDER BY hour) * interval '1 hour' AS run FROM hours WHERE NOT received)
 SELECT min(hour) AS silent_from, least(max(hour) + interval '1 hour', now()) AS silent_to
 FROM runs GROUP BY run HAVING count(*) >= 24""")
+KEEP = text("""
+INSERT INTO headrace.gaps AS stored
+    (user_id, provider, resource, part, whose, reason, is_pulling, window_start, window_end)
+VALUES (:user_id, :provider, :resource, :part, :whose, :reason, :is_pulling, :window_start, :window_end)
+ON CONFLICT (user_id, provider, resource, part) DO UPDATE SET whose = excluded.whose, reason = excluded.reason,
+    is_pulling = excluded.is_pulling, window_start = excluded.window_start, window_end = excluded.window_end,
+    since = CASE WHEN stored.whose = excluded.whose THEN stored.since ELSE now() END, seen_at = now()""")
+FORGET = text("DELETE FROM headrace.gaps WHERE user_id = ANY(:users) AND part = :part AND seen_at < now()")
+FORGET_PART = text("DELETE FROM headrace.gaps WHERE part = :part")
+PULLING = text("SELECT user_id, provider, resource FROM headrace.gaps WHERE user_id = ANY(:users) AND is_pulling")
+Responsible = Literal["ours", "aggregator", "provider"]
+Window = tuple[datetime, datetime]
 
 
 class ResourceKey(NamedTuple):
@@ -57,6 +68,22 @@ class ResourceKey(NamedTuple):
     user_id: str
     provider: str
     resource: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Data that the aggregator has or should have, and that is not stored. `whose` is the responsible party.
+
+    ours        Headrace never fetched it, or lost it: fetch the windows
+    aggregator  the aggregator has not pulled it yet, or counts data that it does not return
+    provider    the provider did not send it to the aggregator
+    """
+
+    key: ResourceKey
+    whose: Responsible
+    reason: str
+    windows: tuple[Window, ...] = ()
+    is_pulling: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,27 +99,17 @@ class Fetched:
 
 
 def fetched(connection: Connection, users: Iterable[str]) -> Mapping[ResourceKey, list[Fetched]]:
-    """The windows of these users' backfills."""
     found: defaultdict[ResourceKey, list[Fetched]] = defaultdict(list)
-    for row in connection.execute(FETCHED, {"users": list(users)}):
-        window = Fetched(
-            start=row.window_start,
-            end=row.window_end,
-            requested_by=row.requested_by,
-            state=row.state,
-            created_at=row.created_at,
-            finished_at=row.finished_at,
-        )
-        found[ResourceKey(row.user_id, row.provider, row.resource)].append(window)
+    for row in connection.execute(FETCHED, {"users": list(users)}).mappings():
+        window = dict(row)
+        key = ResourceKey(window.pop("user_id"), window.pop("provider"), window.pop("resource"))
+        found[key].append(Fetched(**window))
     return found
 
 
-def connected(connection: Connection, users: Iterable[str]) -> Mapping[str, dict[str, str]]:
-    """The status of these users' connections, by user and provider."""
-    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for row in connection.execute(CONNECTIONS, {"users": list(users)}):
-        found[row.user_id][row.provider] = row.status
-    return found
+def connected(connection: Connection, user_id: str) -> dict[str, str]:
+    """The status of the user's connections, by provider."""
+    return {row.provider: row.status for row in connection.execute(CONNECTIONS, {"user_id": user_id})}
 
 
 def granted(connection: Connection, user_id: str) -> dict[tuple[str, str], bool]:
@@ -101,29 +118,23 @@ def granted(connection: Connection, user_id: str) -> dict[tuple[str, str], bool]
     return {(row.provider, row.resource): row.granted for row in found}
 
 
-def erased(connection: Connection, users: Iterable[str]) -> set[str]:
-    """The users among these that were erased."""
-    return set(connection.scalars(ERASED, {"users": list(users)}))
-
-
-def outages(connection: Connection, since: datetime) -> list[tuple[datetime, datetime]]:
+def outages(connection: Connection, since: datetime) -> list[Window]:
     """Periods of 24 hours or more in which no delivery arrived."""
     return [(row.silent_from, row.silent_to) for row in connection.execute(OUTAGES, {"since": since})]
 
 
-def days_stored(
-    connection: Connection, spans: Mapping[ResourceKey, tuple[datetime, datetime]]
-) -> Mapping[ResourceKey, set[int]]:
+def days_stored(connection: Connection, spans: Mapping[ResourceKey, Window]) -> Mapping[ResourceKey, set[int]]:
     """The days with data (ordinals, UTC) within these spans. Empty for resources without days, such as profile."""
     found: defaultdict[ResourceKey, set[int]] = defaultdict(set)
-    by_resource: defaultdict[tuple[str, str], dict[ResourceKey, tuple[datetime, datetime]]] = defaultdict(dict)
+    by_resource: defaultdict[tuple[str, str], dict[ResourceKey, Window]] = defaultdict(dict)
     for key, span in spans.items():
         # Samples one user at a time: a page of users with ten years of history would take more than a minute.
         by_resource[(key.user_id, "") if catalogue()[key.resource].is_series else ("", key.resource)][key] = span
     for (_, name), group in by_resource.items():
         query = _days_of_records(name) if name else DAYS_OF_SAMPLES
         if query is not None:
-            for row in connection.execute(query, _arrays(group)):
+            rows = ((*key, *(edge.astimezone(UTC).date() for edge in span)) for key, span in group.items())
+            for row in connection.execute(query, SPANS.values(rows)):
                 found[ResourceKey(row.user_id, row.provider, row.resource)].add(row.day.toordinal())
     return found
 
@@ -170,11 +181,25 @@ FROM {SPANS} JOIN {record_table(resource)} r USING (user_id, provider)
 WHERE {day} BETWEEN span_start AND span_end""")
 
 
-def _arrays(spans: Mapping[ResourceKey, tuple[datetime, datetime]]) -> dict[str, list[object]]:
-    return {
-        "users": [key.user_id for key in spans],
-        "providers": [key.provider for key in spans],
-        "resources": [key.resource for key in spans],
-        "starts": [start.astimezone(UTC).date() for start, _ in spans.values()],
-        "ends": [end.astimezone(UTC).date() for _, end in spans.values()],
-    }
+def keep_gaps(connection: Connection, part: str, users: Sequence[str], gaps: Iterable[Gap]) -> None:
+    """Replaces these users' gaps that one part of the reconciliation found."""
+    rows = [
+        gap.key._asdict()
+        | {"part": part, "whose": gap.whose, "reason": gap.reason, "is_pulling": gap.is_pulling}
+        | {"window_start": gap.windows[0][0] if gap.windows else None}
+        | {"window_end": gap.windows[-1][1] if gap.windows else None}
+        for gap in gaps
+    ]
+    if rows:
+        connection.execute(KEEP, rows)
+    connection.execute(FORGET, {"users": list(users), "part": part})
+
+
+def forget_gaps(connection: Connection, part: str) -> None:
+    """Removes all gaps that one part of the reconciliation found: for a part that does not compare every user."""
+    connection.execute(FORGET_PART, {"part": part})
+
+
+def still_pulling(connection: Connection, users: Sequence[str]) -> set[ResourceKey]:
+    """The resources that the aggregator was still pulling at the last check."""
+    return {ResourceKey(**row) for row in connection.execute(PULLING, {"users": list(users)}).mappings()}

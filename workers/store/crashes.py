@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine, text
 
-from workers.store.engine import transaction
+from workers.store.engine import execute, scalars
 
 RECORD_CRASH = text("""
 INSERT INTO headrace.crash_counts AS stored (name, crashes) VALUES (:name, 1)
@@ -15,14 +15,12 @@ CLEAR_CRASHES = text("DELETE FROM headrace.crash_counts WHERE name = ANY(:names)
 
 def record_crash(engine: Engine, name: str) -> int:
     """Counts a crash in advance, before the worker processes the delivery. Commits, and returns the new count."""
-    with transaction(engine) as connection:
-        return int(connection.scalar(RECORD_CRASH, {"name": name}) or 0)
+    return sum(scalars(engine, RECORD_CRASH, {"name": name}))
 
 
 def crash_counts(engine: Engine, names: Sequence[str]) -> dict[str, int]:
     """The crash counts of those deliveries that have one."""
-    with transaction(engine) as connection:
-        return {row.name: row.crashes for row in connection.execute(CRASH_COUNTS, {"names": list(names)})}
+    return {row.name: row.crashes for row in execute(engine, CRASH_COUNTS, {"names": list(names)})}
 
 
 def clear_crashes(connection: Connection, names: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ from msgspec.structs import asdict
 from sqlalchemy import Connection, Engine, text
 
 from app.delivery import Delivery
-from workers.store.engine import transaction
-from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
-from workers.store.ledger_lookup import DeliveryKey
+from workers.store.engine import execute, transaction
+from workers.store.ledger import DELIVERY_COLUMNS, KEYS, DeliveryKey, to_delivery
+from workers.store.sql import RowParameters
 
 LIST = text("""
 SELECT dead_letter.id, dead_letter.aggregator, dead_letter.message_id,
@@ -43,13 +43,12 @@ UPDATE headrace.deliveries SET outcome = 'applied', error = NULL, applied_at = n
 WHERE aggregator = :aggregator AND message_id = :message_id AND outcome = 'dead'""")
 DELETE = text("DELETE FROM headrace.dead_letters WHERE id = ANY(:ids)")
 # Items of these deliveries that the last replay did not refuse again.
-DELETE_ITEMS = text("""
-DELETE FROM headrace.dead_letters dead_letter
-USING unnest(CAST(:aggregators AS text[]), CAST(:ids AS text[])) AS given(aggregator, message_id)
-WHERE (dead_letter.aggregator, dead_letter.message_id) = (given.aggregator, given.message_id)
-  AND item <> '' AND (dead_letter.aggregator, dead_letter.message_id, item) NOT IN (
-      SELECT * FROM unnest(CAST(:still_aggregators AS text[]), CAST(:still_ids AS text[]), CAST(:still AS text[])))
-RETURNING dead_letter.aggregator, dead_letter.message_id""")
+STILL = RowParameters("aggregator text, message_id text, item text", "still")
+DELETE_ITEMS = text(f"""
+DELETE FROM headrace.dead_letters
+WHERE (aggregator, message_id) IN (SELECT * FROM {KEYS})
+  AND item <> '' AND (aggregator, message_id, item) NOT IN (SELECT * FROM {STILL})
+RETURNING aggregator, message_id""")
 MARK_ITEMS_RESOLVED = text("""
 UPDATE headrace.deliveries entry SET error = 'the refused items were applied by a replay'
 WHERE aggregator = :aggregator AND message_id = :message_id AND outcome <> 'dead' AND NOT EXISTS (
@@ -63,8 +62,8 @@ VALUES (:aggregator, :message_id, :event_type, :user_id, :received_at, :reason, 
         :sealed, :item, :items)
 ON CONFLICT (aggregator, message_id, item) DO NOTHING""")
 IS_COUNTED = text("""
-SELECT EXISTS (SELECT FROM headrace.dead_letters
-    WHERE (aggregator, message_id) = (:aggregator, :message_id) AND starts_with(item, :counter))""")
+SELECT 1 FROM headrace.dead_letters
+WHERE (aggregator, message_id) = (:aggregator, :message_id) AND starts_with(item, :counter) LIMIT 1""")
 HISTORY = "history"  # the message id of items of fetched pages, which belong to no delivery
 FETCH_ID = re.compile(r"fetch-(\d+)-[0-9a-f]+")
 # The `item` of a dead letter that counts refused items without their content, with the backfill that fetched them.
@@ -126,12 +125,10 @@ def listed(
 ) -> list[DeadLetter]:
     """Dead letters, newest first; `reason` is a part of their reasons, in any case of letters."""
     values = {"ids": list(ids) if ids else None, "reason": reason or None, "limit": limit}
-    with transaction(engine) as connection:
-        return [DeadLetter(**row) for row in connection.execute(LIST, values).mappings()]
+    return [DeadLetter(**row._asdict()) for row in execute(engine, LIST, values)]
 
 
 def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
-    """The sealed delivery of a dead letter."""
     with transaction(engine) as connection:
         return to_delivery(connection.execute(GET, {"id": entry.id}).one())
 
@@ -139,18 +136,13 @@ def delivery(engine: Engine, entry: DeadLetter) -> Delivery:
 def is_counted(engine: Engine, entry: DeadLetter) -> bool:
     """Whether a dead letter counts refused items of the delivery."""
     key = {"aggregator": entry.aggregator, "message_id": entry.message_id, "counter": COUNTER}
-    with transaction(engine) as connection:
-        return bool(connection.scalar(IS_COUNTED, key))
+    return bool(execute(engine, IS_COUNTED, key))
 
 
 def read(engine: Engine) -> Iterator[SealedDeadLetter]:
     """Every dead letter, oldest first, including those that are added meanwhile."""
     after = 0
-    while True:
-        with transaction(engine) as connection:
-            rows = connection.execute(READ, {"after": after}).all()
-        if not rows:
-            return
+    while rows := execute(engine, READ, {"after": after}):
         yield from (SealedDeadLetter(row.id, row.user_id, to_delivery(row[2:])) for row in rows)
         after = rows[-1].id
 
@@ -182,7 +174,7 @@ def add_dead_letter(
     connection: Connection, delivery: Delivery, reason: str, event_type: str | None = None, user_id: str | None = None
 ) -> None:
     """Stores a delivery that cannot be applied, sealed as received."""
-    _add(connection, [RefusedItem(delivery, reason, event_type, user_id)])
+    add_items(connection, [RefusedItem(delivery, reason, event_type, user_id)])
 
 
 @dataclass(frozen=True)
@@ -198,29 +190,21 @@ class RefusedItem:
 
 
 def add_items(connection: Connection, items: Sequence[RefusedItem]) -> None:
-    """Stores refused items. Those that are stored already stay as they are."""
-    if items:
-        _add(connection, items)
+    """Stores dead letters. Those that are stored already stay as they are."""
+    rows = [
+        asdict(one.delivery)
+        | {"received_at": one.delivery.received, "event_type": one.event_type, "user_id": one.user_id}
+        | {"reason": one.reason, "item": one.item, "items": one.items}
+        for one in items
+    ]
+    if rows:
+        connection.execute(ADD, rows)
 
 
 def replace_items(connection: Connection, keys: Sequence[DeliveryKey], items: Sequence[RefusedItem]) -> None:
     """Stores the items that the replay of these deliveries has refused, and deletes those it has not refused again."""
-    values = {"aggregators": [aggregator for aggregator, _ in keys], "ids": [message_id for _, message_id in keys]}
-    values["still_aggregators"] = [one.delivery.aggregator for one in items]
-    values |= {"still_ids": [one.delivery.message_id for one in items], "still": [one.item for one in items]}
-    resolved = connection.execute(DELETE_ITEMS, values).all()
+    still = STILL.values((one.delivery.aggregator, one.delivery.message_id, one.item) for one in items)
+    resolved = connection.execute(DELETE_ITEMS, KEYS.values(keys) | still).all()
     add_items(connection, items)
     for aggregator, message_id in sorted(set(map(tuple, resolved))):
         connection.execute(MARK_ITEMS_RESOLVED, {"aggregator": aggregator, "message_id": message_id})
-
-
-def _add(connection: Connection, letters: Sequence[RefusedItem]) -> None:
-    connection.execute(
-        ADD,
-        [
-            asdict(one.delivery)
-            | {"received_at": one.delivery.received, "event_type": one.event_type, "user_id": one.user_id}
-            | {"reason": one.reason, "item": one.item, "items": one.items}
-            for one in letters
-        ],
-    )

@@ -3,20 +3,20 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.errors import CrashShutdown
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
 from app.errors import CommitUnknown, ConnectionLost, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
 from app.scheduling import share_niceness
-from workers.store.watched import WatchedConnection
 
 SESSION = {
     "datestyle": "ISO",  # the only style that psycopg can parse
@@ -35,6 +35,9 @@ NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # ms
 }
+T = TypeVar("T")
+SILENT_SECONDS = 10.0  # without data from the server, then a new connection tests it
+PING_SECONDS = 3
 # With several hosts: two of three machines may be silent, and the third must be reached within the same 12 s.
 CONNECT_TIMEOUT_OF_EACH = 3
 # Lane workers wait less for a lock, because everything behind them waits too, and a retry costs milliseconds. Measured
@@ -44,6 +47,7 @@ WORKER_SESSION = {"lock_timeout": "500ms"}
 # For a delivery that is applied alone after it or its message has failed: a lock that is held for minutes would
 # otherwise cost a worker half a second in every retry.
 WAIT_LITTLE = text("SET LOCAL lock_timeout = '100ms'")
+LOCK_SECONDS, LOCK_PAUSE_SECONDS = 600.0, 0.2  # of tries for a lock, and between two of them
 # The meaning of an SQLSTATE, by its first characters. Any other SQLSTATE concerns the statement: RetryAlone.
 REFUSED = ("22", "23", "54", "XX000")  # invalid data, constraints, limits of PostgreSQL, internal errors such as 1 GB
 UNAVAILABLE = (
@@ -73,6 +77,70 @@ CREATE TEMPORARY TABLE staged_samples (
     n int, series_id int, ts timestamptz, ts_end timestamptz, value double precision, unit text,
     timezone_offset int, extra jsonb, version timestamptz, origin headrace.origin
 ) ON COMMIT DELETE ROWS"""
+
+
+class WatchedConnection(psycopg.Connection):
+    """Raises OperationalError if its server neither sends data nor accepts connections: it is frozen, or cannot end.
+
+    The kernel of a frozen server still acknowledges packets. A primary that was cut off from its replicas and replaced
+    shuts down, but waits without end for its transactions, which wait for a replica. Then it refuses connections.
+
+    Raises CrashShutdown (57P02) if the server ends all connections because the process of another one has crashed. The
+    server sends a warning and closes the connection, which looks like a crash of this connection's process.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        states = self._notices = list[str | None]()
+        self.add_notice_handler(lambda notice: states.append(notice.sqlstate))
+        # Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work.
+        self.adapters.register_dumper(list, ListBinaryDumper)
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+        self._notices.clear()
+        try:
+            return super().wait(self._watched(gen), interval, timeout)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None and CrashShutdown.sqlstate in self._notices:
+                raise CrashShutdown("another process of the server has crashed") from None
+            raise
+
+    def _watched(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Passes on what `gen` waits for. psycopg sends a value that is false after each interval without data."""
+        heard_at = time.monotonic()
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if ready:
+                    heard_at = time.monotonic()
+                elif time.monotonic() > heard_at + SILENT_SECONDS:
+                    self._need_answer()
+                    heard_at = time.monotonic()
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _need_answer(self) -> None:
+        """Connects again, to this server only: with several hosts in DATABASE_URL, another one would answer.
+
+        A server at its limit of connections also refuses one. Then this transaction is repeated, which is harmless. Not
+        with PQping, which holds the interpreter's lock while it waits.
+        """
+        try:
+            psycopg.connect(
+                self.info.dsn,
+                host=self.info.host,
+                hostaddr=self.info.hostaddr,
+                port=self.info.port,
+                password=self.info.password,
+                target_session_attrs="any",
+                connect_timeout=PING_SECONDS,
+            ).close()
+        except psycopg.OperationalError:
+            self.pgconn.finish()
+            raise
 
 
 def make_engine(
@@ -106,11 +174,6 @@ def make_engine(
     def connect(_dialect: object, _record: object, args: tuple[str, ...], named: dict[str, Any]) -> WatchedConnection:
         return WatchedConnection.connect(*args, **named)
 
-    @event.listens_for(engine, "connect")
-    def lists_in_binary(connection: psycopg.Connection, _record: object) -> None:
-        """Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work."""
-        connection.adapters.register_dumper(list, ListBinaryDumper)
-
     @event.listens_for(engine, "handle_error")
     def reconnect(context: ExceptionContext) -> None:
         """Discards the connections of the pool: SQLAlchemy itself does so only for closed connections."""
@@ -121,11 +184,7 @@ def make_engine(
 
 
 def make_writer(
-    settings: Settings,
-    name: str = "headrace-worker",
-    session: Mapping[str, str] = SESSION,
-    *,
-    pre_ping: bool = False,
+    settings: Settings, name: str = "headrace-worker", session: Mapping[str, str] = SESSION, *, pre_ping: bool = False
 ) -> Engine:
     """As `make_engine`, but each connection has the temporary table in which samples are staged."""
     engine = make_engine(settings, name, session, pre_ping=pre_ping)
@@ -205,11 +264,11 @@ def _confirm(engine: Engine, transaction_id: str, failure: CommitUnknown) -> Non
 
 def _status(engine: Engine, transaction_id: str) -> str | None:
     try:
-        with transaction(engine) as connection:
-            status: str | None = connection.scalar(TRANSACTION_STATUS, {"id": transaction_id})
-            return status
+        status: str | None
+        (status,) = scalars(engine, TRANSACTION_STATUS, {"id": transaction_id})
     except Unprocessable:  # "in the future": the new primary has not received this transaction
         return "aborted"
+    return status
 
 
 def _translated(error: Exception, timeouts: Mapping[str, object], *, is_committing: bool) -> HeadraceError:
@@ -235,6 +294,39 @@ def _is_crash(error: Exception) -> bool:
 
 def _is_disconnected(error: BaseException) -> bool:
     return (getattr(error, "sqlstate", None) or "").startswith(DISCONNECTED)
+
+
+def execute(
+    engine: Engine, statement: TextClause, values: Mapping[str, Any] | None = None, *, confirm: bool = False
+) -> Sequence[Row[Any]]:
+    """Runs one statement in a transaction of its own, and returns its rows. Raises as `transaction`."""
+    with transaction(engine, confirm=confirm) as connection:
+        result = connection.execute(statement, values)
+        return result.all() if result.returns_rows else ()
+
+
+def scalars(
+    engine: Engine, statement: TextClause, values: Mapping[str, Any] | None = None, *, confirm: bool = False
+) -> list[Any]:
+    """As `execute`, but returns the first value of each row."""
+    return [row[0] for row in execute(engine, statement, values, confirm=confirm)]
+
+
+def insist(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Repeats a transaction until it gets its locks, for each of which it waits 100 ms. Raises RetryAlone.
+
+    Statements of workers queue behind a lock that waits, and they wait for 500 ms.
+    """
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with transaction(engine) as connection:
+                connection.execute(WAIT_LITTLE)
+                return work(connection)
+        except RetryAlone as error:
+            if error.cause not in ("lock_timeout", "conflict") or time.monotonic() > until:
+                raise
+        time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def wait_for_notification(connection: Connection, seconds: float) -> None:

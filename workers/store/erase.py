@@ -1,26 +1,17 @@
 """Erasure of a user: counts and deletes the rows in every table, behind a tombstone that blocks new data."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from workers.store import audit, feed
-from workers.store.engine import delete_in_batches, transaction
+from workers.store.engine import delete_in_batches, execute, scalars, transaction
 from workers.store.sql import quoted
 
 MAINTAIN_SINCE = 170000  # PostgreSQL 17
 BATCH = 10_000  # rows per transaction; 30 ms for samples
 MAX_ROW_COUNT = 2**31 - 1  # of a change
-PERSON = text("""
-SELECT client_user_id, erased_at,
-       ARRAY(SELECT user_id FROM headrace.users WHERE merged_into = :user ORDER BY 1) AS former, ARRAY(
-    SELECT other.user_id FROM headrace.users other WHERE other.client_user_id = person.client_user_id
-       AND other.user_id <> person.user_id AND other.erased_at IS NULL AND other.merged_into IS NULL
-       ORDER BY 1) AS others
-FROM headrace.users person WHERE user_id = :user""")
 CREATE_TOMBSTONE = text("""
 INSERT INTO headrace.users AS stored (user_id, erased_at) VALUES (:user, now())
 ON CONFLICT (user_id) DO UPDATE SET erased_at = coalesce(stored.erased_at, excluded.erased_at) RETURNING erased_at""")
@@ -49,28 +40,23 @@ NAMES = f"""SELECT coalesce(client_user_id, user_id) FROM headrace.users WHERE u
     UNION SELECT person FROM headrace.daily_people WHERE {PRESENT_OR_FORMER_ID}"""
 OF_PERSON = f"""person IN (SELECT erased.person FROM (SELECT :user UNION {NAMES}) AS erased(person)
     WHERE NOT EXISTS ({IS_SHARED}))"""
-# The condition for the user's rows, where it is not `user_id = :user` alone.
+OF_SERIES = "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)"
+# The condition for the user's rows, where it is not `user_id = :user` alone. Deliveries keep the former id if they
+# arrived under it with, or after, the message of the reconnection. The change and the notification that announce the
+# erasure stay.
 CONDITIONS = {
     "chunks": "backfill_id IN (SELECT id FROM headrace.backfills WHERE user_id = :user)",
-    "samples": "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)",
-    "sample_ranges": "series_id IN (SELECT id FROM headrace.series WHERE user_id = :user)",
+    "samples": OF_SERIES,
+    "sample_ranges": OF_SERIES,
     "crash_counts": """EXISTS (SELECT 1 FROM headrace.deliveries d WHERE d.user_id = :user AND d.aggregator
         = split_part(name, ':', 1) AND d.message_id = substr(name, strpos(name, ':') + 1))""",
     "deliveries": "user_id = :user",  # excluded from TABLES
-    # Deliveries keep the former id if they arrived under it with, or after, the message of the reconnection.
-    "archive": PRESENT_OR_FORMER_ID,
-    "dead_letters": PRESENT_OR_FORMER_ID,
+    **dict.fromkeys(
+        ("archive", "dead_letters", "kept_sessions", "daily_records", "daily_people"), PRESENT_OR_FORMER_ID
+    ),
     "days": f"({PRESENT_OR_FORMER_ID} OR user_id IS NULL AND person IN ({NAMES}))",
-    "kept_sessions": PRESENT_OR_FORMER_ID,
-    "daily_records": PRESENT_OR_FORMER_ID,
-    "daily_people": PRESENT_OR_FORMER_ID,
-    "daily_priorities": OF_PERSON,
-    "daily_zones": OF_PERSON,
-    "daily_queue": OF_PERSON,
-    # The change that announces the erasure stays.
-    "changes": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
-    "outbox": f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'",
-    # The notification of the erasure stays too.
+    **dict.fromkeys(("daily_priorities", "daily_zones", "daily_queue"), OF_PERSON),
+    **dict.fromkeys(("changes", "outbox"), f"{PRESENT_OR_FORMER_ID} AND op <> 'erase'"),
     "notifications": f"{PRESENT_OR_FORMER_ID} AND type <> 'user.erased'",
 }
 # Waits for a sequencer that has not seen the tombstone. Later ones drop the user's changes.
@@ -90,7 +76,6 @@ REQUEUE = text(f"""
 INSERT INTO headrace.daily_queue (person, resource, dates, origin)
 SELECT person, '*', datemultirange(daterange(NULL, NULL)), 'erase' FROM ({NAMES}) AS erased(person)
 WHERE EXISTS ({IS_SHARED}) ON CONFLICT DO NOTHING""")
-
 # Tables that this login may vacuum: the owner's, or with MAINTAIN since PostgreSQL 17. Others get a warning.
 MAY_VACUUM = """
 SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE') OR {maintain}), false)
@@ -118,24 +103,6 @@ done AS (
     WHERE (d.aggregator, d.message_id, d.month) = (theirs.aggregator, theirs.message_id, theirs.month) RETURNING 1)
 SELECT aggregator, message_id, (SELECT count(*) FROM done) AS removed
 FROM batch ORDER BY aggregator DESC, message_id DESC LIMIT 1""")
-
-
-@dataclass(frozen=True)
-class ErasureSubject:
-    """The user to erase, and the other users (not erased, not merged) with the same client_user_id."""
-
-    state: Literal["unknown", "known", "erased"]
-    client_user_id: str | None = None
-    others: tuple[str, ...] = ()
-    former: tuple[str, ...] = ()  # user_ids before reconnections
-
-
-def person(connection: Connection, user_id: str) -> ErasureSubject:
-    row = connection.execute(PERSON, {"user": user_id}).first()
-    if row is None:
-        return ErasureSubject("unknown")
-    state: Literal["known", "erased"] = "erased" if row.erased_at else "known"
-    return ErasureSubject(state, row.client_user_id, tuple(row.others), tuple(row.former))
 
 
 def create_tombstone(engine: Engine, user_id: str) -> datetime:
@@ -179,13 +146,11 @@ def remove(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     Can be interrupted and repeated: rows that lead to other rows are deleted after them.
     """
     yield from _remove_samples(engine, user_id)
-    with transaction(engine) as connection:
-        tables = list(connection.scalars(TABLES))
+    tables = scalars(engine, TABLES)
     of_person = ("daily_priorities", "daily_zones", "daily_queue", "days")  # before daily_people, which has its name
     for table in ("crash_counts", "chunks", "sample_ranges", *of_person):
         yield from ((table, number) for number in _remove(engine, table, user_id))
-    with transaction(engine) as connection:
-        connection.execute(REQUEUE, {"user": user_id})
+    execute(engine, REQUEUE, {"user": user_id})
     for table in tables:
         if table not in of_person:  # computed again by now
             yield from ((table, number) for number in _remove(engine, table, user_id))
@@ -198,8 +163,7 @@ def vacuum(engine: Engine) -> tuple[list[str], list[str]]:
     Not only tables with rows that were just deleted, because an earlier erasure may have been interrupted. PostgreSQL
     skips the pages without deleted rows.
     """
-    done: list[str] = []
-    skipped: list[str] = []
+    done, skipped = list[str](), list[str]()
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")  # VACUUM cannot run in a transaction
     with transaction(autocommit) as connection:
         version = int(connection.scalar(text("SHOW server_version_num")) or 0)
@@ -208,11 +172,10 @@ def vacuum(engine: Engine) -> tuple[list[str], list[str]]:
         try:
             for table in dict.fromkeys(["users", *connection.scalars(TABLES), *CONDITIONS]):
                 name = f"headrace.{quoted(table)}"
-                if connection.scalar(text(MAY_VACUUM.format(maintain=maintain)), {"table": name}):
+                may_vacuum = connection.scalar(text(MAY_VACUUM.format(maintain=maintain)), {"table": name})
+                if may_vacuum:
                     connection.execute(text(f"VACUUM {name}"))
-                    done.append(table)
-                else:
-                    skipped.append(table)
+                (done if may_vacuum else skipped).append(table)
         finally:
             connection.execute(text("RESET statement_timeout"))
     return done, skipped
@@ -232,27 +195,20 @@ def _remove(engine: Engine, table: str, user_id: str) -> Iterator[int]:
 
 
 def _remove_samples(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
-    with transaction(engine) as connection:
-        series = list(connection.scalars(SERIES, {"user": user_id}))
-    for number in series:
+    for number in scalars(engine, SERIES, {"user": user_id}):
         after = "-infinity"
         while after:
-            with transaction(engine) as connection:
-                row = connection.execute(SAMPLES, {"series": number, "after": after, "limit": BATCH}).one()
+            (row,) = execute(engine, SAMPLES, {"series": number, "after": after, "limit": BATCH})
             after = row.last
             yield "samples", row.removed
 
 
 def _remove_from_ledger(engine: Engine, user_id: str) -> Iterator[tuple[str, int]]:
     """Clears the user_id in the ledger. The entries and their outcomes stay."""
-    at = {"aggregator": "", "message_id": ""}
-    while True:
-        with transaction(engine) as connection:
-            row = connection.execute(LEDGER, at | {"user": user_id, "limit": BATCH}).first()
-        if row is None:
-            return
-        at = {"aggregator": row.aggregator, "message_id": row.message_id}
-        yield "deliveries", row.removed
+    values = {"aggregator": "", "message_id": "", "user": user_id, "limit": BATCH}
+    while found := execute(engine, LEDGER, values):
+        values |= {"aggregator": found[0].aggregator, "message_id": found[0].message_id}
+        yield "deliveries", found[0].removed
 
 
 def finish(engine: Engine, user_id: str, detail: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""The change feed: the outbox that writers fill, and the sequencer that numbers what they have committed.
+"""The change feed: the outbox that writers fill, and the sequencer that numbers committed changes.
 
 A transaction that changes rows inserts its changes into the outbox. After its commit, the sequencer moves them to
 `headrace.changes` and numbers them. Only one transaction numbers at a time: it holds the lock of the row
@@ -14,20 +14,18 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource, catalogue
 from workers.store import partitions
-from workers.store.engine import delete_in_batches, transaction
+from workers.store.engine import delete_in_batches, execute, transaction
+from workers.store.sql import RowParameters
 
 Op = Literal["put", "remove", "erase"]
 IsDue = Callable[[Engine], bool]  # whether a task that reads the feed has work
 CHANNEL = "headrace_changes"
 MAX_CHANGES = 50_000  # that one transaction numbers: about 0.5 s
-TYPES = {
-    **dict.fromkeys(("op", "user_id", "resource", "provider", "source_type", "record_id"), "text"),
-    "ts_min": "timestamptz",
-    "ts_max": "timestamptz",
-    "row_count": "int",
-    "origin": "text",
-}
-COLUMNS = ", ".join(TYPES)
+GIVEN = RowParameters(
+    "op text, user_id text, resource text, provider text, source_type text, record_id text, ts_min timestamptz, "
+    "ts_max timestamptz, row_count int, origin text"
+)
+COLUMNS = GIVEN.columns
 # The resource of a change, and for a stream that of its record, which has the same id.
 _PARENTS = "".join(f" WHEN '{one.name}' THEN '{one.of}'" for one in catalogue().values() if one.of)
 _RESOURCES = f"changed.resource, CASE changed.resource{_PARENTS} END"
@@ -38,8 +36,7 @@ _RETRACTED = """SELECT {key} FROM {source} changed JOIN headrace.retractions ret
     FOR SHARE OF retraction"""
 ANNOUNCE = text(f"""
 WITH given AS (
-    SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in TYPES.items())})
-        WITH ORDINALITY AS given({COLUMNS}, number)),
+    SELECT * FROM {GIVEN.arrays} WITH ORDINALITY AS given({COLUMNS}, number)),
 retracted AS MATERIALIZED (
     {_RETRACTED.format(key="number", source="given", id="record_id", resources=_RESOURCES)})
 INSERT INTO headrace.outbox ({COLUMNS})
@@ -50,9 +47,9 @@ INSERT INTO headrace.outbox ({COLUMNS})
 SELECT {{op}}, user_id, resource, provider, source_type, NULL, min(ts_min), max(ts_max), sum(row_count), {{origin}}
 FROM {{source}} JOIN headrace.series ON series.id = series_id
 GROUP BY user_id, resource, provider, source_type"""
+CHANGED = RowParameters("series_id int, ts_min timestamptz, ts_max timestamptz, row_count int", "changed")
 ANNOUNCE_SERIES = text(f"""
-WITH changed AS (SELECT * FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]),
-    CAST(:lasts AS timestamptz[]), CAST(:counts AS int[])) AS changed(series_id, ts_min, ts_max, row_count))
+WITH changed AS (SELECT * FROM {CHANGED})
 {OF_SERIES.format(op="CAST(:op AS text)", origin="CAST(:origin AS text)", source="changed")}""")
 STORED = text("""
 SELECT series_id, min(ts) AS first, max(ts) AS last, count(*) AS rows
@@ -125,7 +122,7 @@ class ChangedSamples:
 def announce(connection: Connection, changes: Sequence[Change]) -> None:
     """Adds changes to the outbox, in the transaction of their rows. Leaves out records that an operator has hidden."""
     if changes:
-        connection.execute(ANNOUNCE, dict(zip(TYPES, map(list, zip(*changes, strict=True)), strict=True)))
+        connection.execute(ANNOUNCE, GIVEN.values(changes))
 
 
 def announced(op: Op, origin: str, source: str) -> str:
@@ -148,20 +145,13 @@ WHERE NOT deleted AND (user_id, id) NOT IN ({retracted})"""
 
 def announce_samples(connection: Connection, op: Op, changed: Iterable[ChangedSamples], origin: str) -> None:
     """As `announce`, for series that are known by their number."""
-    rows = [one for one in changed if one.rows]
+    rows = [(one.series_id, one.first, one.last, one.rows) for one in changed if one.rows]
     if rows:
-        values = {
-            "series": [one.series_id for one in rows],
-            "firsts": [one.first for one in rows],
-            "lasts": [one.last for one in rows],
-            "counts": [one.rows for one in rows],
-        }
-        connection.execute(ANNOUNCE_SERIES, values | {"op": op, "origin": origin})
+        connection.execute(ANNOUNCE_SERIES, CHANGED.values(rows) | {"op": op, "origin": origin})
 
 
 def stored_samples(connection: Connection, series: Sequence[int]) -> list[ChangedSamples]:
-    """All stored samples of series, as changes to announce."""
-    return [ChangedSamples(*row) for row in connection.execute(STORED, {"series": series})]
+    return [ChangedSamples(**row) for row in connection.execute(STORED, {"series": series}).mappings()]
 
 
 def drop_older(engine: Engine, before: datetime) -> list[str]:
@@ -169,8 +159,7 @@ def drop_older(engine: Engine, before: datetime) -> list[str]:
 
     `feed.dropped` is committed first: a consumer that has not read these changes gets an error instead of a gap.
     """
-    with transaction(engine) as connection:
-        connection.execute(SET_DROPPED, {"before": before})
+    execute(engine, SET_DROPPED, {"before": before})
     names = partitions.drop_older(engine, "changes", before)
     for _ in delete_in_batches(engine, REMOVE_STRAY, {"before": before}, STRAY_ROWS):
         pass
@@ -201,8 +190,7 @@ class Sequencer:
         return total
 
     def _pass(self) -> int:
-        with transaction(self._autocommit) as connection:
-            found = connection.execute(IS_EMPTY, {"seen": self._seen}).one()
+        (found,) = execute(self._autocommit, IS_EMPTY, {"seen": self._seen})
         if found.is_empty:
             self._seen = found.seen
             return 0

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, text
 
-from workers.store.engine import transaction
+from workers.store.engine import execute, transaction
 
 TERRA_TOKEN = "terra-token"  # noqa: S105 - a row with the state of the token, which has no part of the token
 SWEPT = "sweep"  # this job's `done_at` shows that beat and the maintenance worker are alive
@@ -64,9 +64,9 @@ def ensure_job(engine: Engine, name: str, period: float) -> bool:
 
 def claim(engine: Engine, name: str) -> Job | None:
     """Leases a job for 60 s; None if it is not due, or leased already."""
-    with transaction(engine) as connection:
-        row = connection.execute(CLAIM, {"name": name}).first()
-        return Job(name, row.position.encode() if row.position else None, row.done_at) if row else None
+    for row in execute(engine, CLAIM, {"name": name}):
+        return Job(name, row.position.encode() if row.position else None, row.done_at)
+    return None
 
 
 def save(
@@ -77,26 +77,21 @@ def save(
     A run that ends without having `completed` leaves `done_at` as it was.
     """
     values = {"name": name, "position": position and msgspec.json.encode(position).decode(), "completed": completed}
-    with transaction(engine) as connection:
-        connection.execute(SAVE, values | {"seconds": seconds, "held": held})
+    execute(engine, SAVE, values | {"seconds": seconds, "held": held})
 
 
 def hold(engine: Engine, name: str, seconds: float = 0.0, *, renew: bool = False) -> bool:
     """Leases a job, whether or not it is due, for 60 s and `seconds`; False if another process holds it."""
-    with transaction(engine) as connection:
-        return connection.execute(HOLD, {"name": name, "seconds": seconds, "renew": renew}).first() is not None
+    return bool(execute(engine, HOLD, {"name": name, "seconds": seconds, "renew": renew}))
 
 
 def release(engine: Engine, name: str) -> None:
-    """Ends the lease."""
-    with transaction(engine) as connection:
-        connection.execute(RELEASE, {"name": name})
+    execute(engine, RELEASE, {"name": name})
 
 
 def note(engine: Engine, name: str, values: Any) -> None:
     """Stores values for `headrace status` under a name that is not a job's. Its other values stay."""
-    with transaction(engine) as connection:
-        connection.execute(NOTE, {"name": name, "values": msgspec.json.encode(values).decode()})
+    execute(engine, NOTE, {"name": name, "values": msgspec.json.encode(values).decode()})
 
 
 def noted(connection: Connection, name: str) -> bytes | None:
@@ -107,19 +102,17 @@ def noted(connection: Connection, name: str) -> bytes | None:
 
 def report(engine: Engine, name: str, error: str, seconds: float) -> None:
     """Replaces the error of a job that `headrace status` shows for this time; '' removes it."""
+    name += ERROR_SUFFIX
     if error:
-        note(engine, name + ERROR_SUFFIX, {"error": error, "until": datetime.now(UTC) + timedelta(seconds=seconds)})
-        return
-    with transaction(engine) as connection:
-        connection.execute(CLEAR_ERROR, {"name": name + ERROR_SUFFIX})
+        note(engine, name, {"error": error, "until": datetime.now(UTC) + timedelta(seconds=seconds)})
+    else:
+        execute(engine, CLEAR_ERROR, {"name": name})
 
 
 def errors(connection: Connection) -> dict[str, str]:
-    """The errors that are shown now, by job."""
     return {row.name: row.error for row in connection.execute(ERRORS, {"suffix": ERROR_SUFFIX})}
 
 
 def touch(engine: Engine, name: str) -> None:
     """Records that the job was completed just now."""
-    with transaction(engine) as connection:
-        connection.execute(TOUCH, {"name": name})
+    execute(engine, TOUCH, {"name": name})

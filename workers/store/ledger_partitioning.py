@@ -1,16 +1,16 @@
-"""Partitions the delivery ledger by month while workers write to it: the last step of `headrace migrate`."""
+"""Partitions the delivery ledger by month, and builds indexes, while workers write: steps of `headrace migrate`."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from app.errors import RetryAlone, TryLater
-from workers.store.engine import transaction
-from workers.store.indexes import create_index, one_at_a_time
+from workers.store.engine import LOCK_PAUSE_SECONDS, insist, transaction
+from workers.store.sql import quoted
 
 IS_PARTITIONED = text("SELECT relkind = 'p' FROM pg_class WHERE oid = 'headrace.deliveries'::regclass")
-# Statements queue behind one that waits for a lock, and workers wait 500 ms at most.
-LOCK_TIMEOUT, PAUSE_SECONDS, MAX_SECONDS = "100ms", 0.2, 600.0
 # A constant default does not rewrite the table. Afterwards a worker that does not know the column inserts this month.
 ADD_MONTH = """
 DO $$ BEGIN
@@ -64,6 +64,10 @@ DO $$ DECLARE views text[]; grants text[]; statement text; BEGIN
         EXECUTE statement;
     END LOOP;
 END $$"""
+# Not the lock of the migrations, which belongs to a transaction: an index is built concurrently outside of one.
+LOCK = text("SELECT pg_try_advisory_lock(hashtext('headrace.ledger_partitioning'))")
+UNLOCK = text("SELECT pg_advisory_unlock(hashtext('headrace.ledger_partitioning'))")
+VALIDITY = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('headrace.' || quote_ident(:name))")
 
 
 def partition_ledger(engine: Engine) -> None:
@@ -78,8 +82,6 @@ def partition_ledger(engine: Engine) -> None:
     with one_at_a_time(engine) as connection:
         if connection.scalar(IS_PARTITIONED):
             return
-        connection.execute(text("SET statement_timeout = 0"))
-        connection.execute(text("SET lock_timeout = 0"))
         _run_short(engine, ADD_MONTH)
         for name, definition in INDEXES.items():
             create_index(connection, name, f"headrace.deliveries {definition}", unique=True)
@@ -91,20 +93,41 @@ def partition_ledger(engine: Engine) -> None:
 
 def _run_short(engine: Engine, statement: str) -> None:
     """Runs a statement that needs an exclusive lock for milliseconds. Tries again while others use the table."""
-    until = time.monotonic() + MAX_SECONDS
-    while True:
+    try:
+        insist(engine, lambda connection: connection.execute(text(statement)))
+    except RetryAlone as error:
+        if error.cause != "lock_timeout":
+            raise
+        raise TryLater(
+            "another transaction has held a lock on headrace.deliveries for 10 minutes; end it, then run "
+            "`headrace migrate` again"
+        ) from None
+
+
+def create_index(connection: Connection, name: str, definition: str, *, unique: bool = False) -> None:
+    """Builds an index of schema `headrace`, unless there is a valid one. An interrupted build is repeated."""
+    is_valid = connection.scalar(VALIDITY, {"name": name})
+    if is_valid:
+        return
+    if is_valid is False:
+        connection.execute(text(f"DROP INDEX CONCURRENTLY headrace.{quoted(name)}"))
+    kind = "UNIQUE INDEX" if unique else "INDEX"
+    connection.execute(text(f"CREATE {kind} CONCURRENTLY {quoted(name)} ON {definition}"))
+
+
+@contextmanager
+def one_at_a_time(engine: Engine) -> Iterator[Connection]:
+    """A connection that holds the lock, without transactions and timeouts.
+
+    It polls: a waiting statement would delay the index.
+    """
+    with transaction(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
+        while not connection.scalar(LOCK):
+            time.sleep(LOCK_PAUSE_SECONDS)
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("SET lock_timeout = 0"))
         try:
-            with transaction(engine) as connection:
-                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-                connection.execute(text(statement))
-        except RetryAlone as error:
-            if error.cause != "lock_timeout":
-                raise
-            if time.monotonic() > until:
-                raise TryLater(
-                    "another transaction has held a lock on headrace.deliveries for 10 minutes; end it, then run "
-                    "`headrace migrate` again"
-                ) from None
-        else:
-            return
-        time.sleep(PAUSE_SECONDS)
+            yield connection
+        finally:
+            connection.execute(UNLOCK)
+            connection.execute(text("RESET ALL"))

@@ -7,9 +7,9 @@ from sqlalchemy import Connection, Engine, text
 
 from app.delivery import Delivery
 from workers.actions import LostDelivery
-from workers.store.engine import transaction
+from workers.store.engine import execute, scalars, transaction
 
-EVERYBODY_SECONDS = 3600.0  # between two reconciliations of everybody: after an outage, reports arrive for 28 hours
+ALL_USERS_SECONDS = 3600.0  # between two reconciliations of all users: after an outage, reports arrive for 28 hours
 # Such a delivery is not lost: the endpoint accepted it but answered too late, or an operator resent it.
 ARRIVED = """EXISTS (SELECT 1 FROM headrace.deliveries entry
     WHERE (entry.aggregator, entry.message_id) = (lost.aggregator, lost.message_id))"""
@@ -27,7 +27,7 @@ ON CONFLICT (aggregator, message_id) DO UPDATE SET user_id = coalesce(stored.use
 OPEN = f"lost.reconciled_at IS NULL AND NOT {ARRIVED}"
 COUNT_OPEN = text(f"SELECT count(*) FROM headrace.lost_deliveries lost WHERE {OPEN}")
 # Each report starts at most one run. If that run fails, the next one follows after HEADRACE_RECONCILE_HOURS.
-NOT_STARTED = f"""lost.aggregator = :aggregator AND (lost.user_id IS NULL) = :is_of_everybody
+NOT_STARTED = f"""lost.aggregator = :aggregator AND (lost.user_id IS NULL) = :is_of_all
     AND lost.started_at IS NULL AND {OPEN}"""
 START_RECONCILIATION = text(f"""
 WITH job AS (
@@ -59,17 +59,16 @@ def start_reconciliation(engine: Engine, aggregator: str, job: str, *, of_users:
 
     A running job is not changed: the reports start the run after it.
     """
-    seconds = 0.0 if of_users else EVERYBODY_SECONDS
-    about = {"aggregator": aggregator, "job": job, "is_of_everybody": not of_users, "seconds": seconds}
-    with transaction(engine) as connection:
-        connection.execute(START_RECONCILIATION, about)
+    seconds = 0.0 if of_users else ALL_USERS_SECONDS
+    about = {"aggregator": aggregator, "job": job, "is_of_all": not of_users, "seconds": seconds}
+    execute(engine, START_RECONCILIATION, about)
 
 
 def next_user(engine: Engine, aggregator: str, after: str) -> str | None:
     """The first user with a lost delivery after this one, in the order of user ids."""
-    with transaction(engine) as connection:
-        found = connection.scalar(NEXT_USER, {"aggregator": aggregator, "after": after})
-        return None if found is None else str(found)
+    user_id: str | None
+    (user_id,) = scalars(engine, NEXT_USER, {"aggregator": aggregator, "after": after})
+    return user_id
 
 
 def reconciled(engine: Engine, aggregator: str, user_id: str | None, began: datetime) -> None:

@@ -96,7 +96,7 @@ FROM {source} LEFT JOIN {_stored(target, staged=staged)} ON {_same_key(target)} 
 def changed_rows_by_delivery_sql(target: Target, source: str, *, staged: bool = False) -> str:
     """SQL that counts, for each delivery (column `n`), its rows among those that this transaction changed.
 
-    For a source in which two deliveries share a key and version, which the result of `upsert_sql` cannot tell apart.
+    For a source in which two deliveries share a key and version: the result of `upsert_sql` does not distinguish them.
     """
     key = ", ".join(f"incoming.{name}" for name in target.key)
     same_row = f"{_same_key(target)} AND incoming.version = stored.version"

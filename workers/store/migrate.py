@@ -5,12 +5,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from app.catalogue import catalogue
+from app.catalogue import Catalogue, catalogue
 from app.errors import Misconfigured
 from workers.store import schema
-from workers.store.engine import transaction
-from workers.store.indexes import index_records
-from workers.store.ledger_partitioning import partition_ledger
+from workers.store.engine import scalars, transaction
+from workers.store.ledger_partitioning import VALIDITY, create_index, one_at_a_time, partition_ledger
 from workers.store.partitions import maintain_partitions
 from workers.store.roles import WRITER_LOGIN, writer_statements
 from workers.store.sql import quoted
@@ -58,10 +57,25 @@ def migrate(engine: Engine) -> str:
         version = str(connection.scalar(text("SELECT version_num FROM headrace.schema_version")))
     partition_ledger(engine)
     index_records(engine, catalogue())
-    maintain_partitions(
-        engine, None
-    )  # None: drops no archived delivery, because HEADRACE_KEEP_DAYS may not be set here
+    # None: drops no archived delivery, because HEADRACE_KEEP_DAYS may not be set here.
+    maintain_partitions(engine, None)
     return version
+
+
+def index_records(engine: Engine, catalogue: Catalogue) -> None:
+    """Builds an index of each table of records that have a day: by user, provider and day.
+
+    Queries for one person's time range use it, as does health.connections for the newest record. `stored_at` is not
+    indexed: every update of a record would then write the indexes. Safe to interrupt, repeat and run twice.
+    """
+    days = {f"{one.name}_days": one for one in catalogue.values() if one.day_field and not one.is_series}
+    missing = [name for name in days if scalars(engine, VALIDITY, {"name": name}) != [True]]
+    if not missing:
+        return
+    with one_at_a_time(engine) as connection:
+        for name in missing:
+            columns = f"(user_id, provider, {quoted(days[name].day_field or '')})"
+            create_index(connection, name, f"headrace.{quoted(days[name].name)} {columns}")
 
 
 def create_writer(engine: Engine, password: str) -> None:

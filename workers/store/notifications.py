@@ -5,14 +5,30 @@ A transaction locks the subscription first and its notifications afterwards, lik
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 
-from workers.store.engine import transaction
-from workers.store.subscriptions import COLUMNS, Subscription
+from workers.store.engine import execute, transaction
+from workers.store.planning import NotificationContent
+from workers.store.sql import RowParameters
+from workers.store.subscriptions import BEHIND, COLUMNS, Subscription
+
+NotificationStatus = Literal["pending", "sent", "dead"]
+
+
+@dataclass
+class Notification(NotificationContent):
+    """A notification, as it is sent, and its state."""
+
+    created_at: datetime
+    attempts: int
+    status: NotificationStatus
+    last_error: str
+    sent_at: datetime | None
+
 
 RUN = "notify"  # the row of headrace.jobs whose lease shows that a run is requested or active
 RUN_SECONDS = 5  # of that lease, which a run renews
@@ -26,9 +42,7 @@ REQUEST_RUN = text(f"""
 INSERT INTO headrace.jobs AS stored (name, due_at, lease_until)
 SELECT '{RUN}', now(), now() + interval '{RUN_SECONDS} seconds'
 WHERE NOT EXISTS (SELECT FROM headrace.jobs WHERE name = '{RUN}' AND lease_until > now())
-  AND (EXISTS (SELECT FROM headrace.subscriptions WHERE status = 'active'
-               AND position < (SELECT newest FROM headrace.feed))
-       OR EXISTS (SELECT FROM headrace.subscriptions s WHERE {DUE}))
+  AND (EXISTS ({BEHIND}) OR EXISTS (SELECT FROM headrace.subscriptions s WHERE {DUE}))
 ON CONFLICT (name) DO UPDATE SET lease_until = excluded.lease_until WHERE stored.lease_until <= now()
 RETURNING 1""")
 RENEW_RUN = text(f"""
@@ -51,8 +65,7 @@ RETURNING {COLUMNS}""")
 RELEASE = text("UPDATE headrace.subscriptions SET lease_until = '-infinity' WHERE id = :id")
 START_LEASE = text(f"""
 UPDATE headrace.subscriptions SET lease_until = now() + {LEASE} WHERE id = :id AND status = 'active' RETURNING 1""")
-FIELDS = """id, type, user_id, client_user_id, resource, provider, ids, ts_min, ts_max, row_count, last_position,
-changed_at, created_at, due_at, attempts, status, last_error, sent_at"""
+FIELDS = ", ".join(field.name for field in fields(Notification))
 START = text(f"""
 UPDATE headrace.notifications SET attempts = attempts + 1
 WHERE id = ANY (ARRAY(SELECT id FROM headrace.notifications
@@ -65,15 +78,15 @@ FAILED = text("""
 UPDATE headrace.subscriptions SET failures = failures + :failures, failing_since = coalesce(failing_since, now()),
        last_error = :error, retry_at = now() + make_interval(secs => :pause) WHERE id = :id""")
 GONE = text("UPDATE headrace.subscriptions SET status = 'paused', reason = :reason WHERE id = :id")
+RESULTS = RowParameters("id text, error text, pause float8", "result")
 # Only pending rows: an operator, or another worker after the lease has ended, may have settled one meanwhile.
-SETTLE = text("""
+SETTLE = text(f"""
 UPDATE headrace.notifications n
 SET status = CASE WHEN result.error = '' THEN 'sent' WHEN n.expires_at <= now() THEN 'dead' ELSE 'pending' END,
     sent_at = CASE WHEN result.error = '' THEN now() END, last_error = result.error,
     due_at = CASE WHEN result.error = '' THEN n.due_at
                   ELSE least(now() + make_interval(secs => result.pause), greatest(n.expires_at, now())) END
-FROM unnest(CAST(:ids AS text[]), CAST(:errors AS text[]), CAST(:pauses AS float8[])) AS result (id, error, pause)
-WHERE n.id = result.id AND n.status = 'pending' RETURNING n.status""")
+FROM {RESULTS} WHERE n.id = result.id AND n.status = 'pending' RETURNING n.status""")
 EXPIRE = text("""
 UPDATE headrace.notifications SET status = 'dead', attempts = greatest(attempts, 1), last_error = :error
 WHERE subscription_id = :id AND status = 'pending' AND expires_at <= now()""")
@@ -117,35 +130,7 @@ SELECT * FROM (
 WHERE status = 'paused' OR reason <> '' OR failures > 0 OR late > interval '2 minutes' ORDER BY name""")
 
 
-NotificationStatus = Literal["pending", "sent", "dead"]
-
-
-@dataclass(frozen=True)
-class Notification:
-    """A notification, as it is sent. Empty texts stand for null."""
-
-    id: str
-    type: str
-    user_id: str
-    client_user_id: str | None
-    resource: str
-    provider: str
-    ids: list[str]
-    ts_min: datetime | None
-    ts_max: datetime | None
-    row_count: int
-    last_position: int
-    changed_at: datetime
-    created_at: datetime
-    due_at: datetime
-    attempts: int
-    status: NotificationStatus
-    last_error: str
-    sent_at: datetime | None
-
-
-@dataclass(frozen=True)
-class SendAttempt:
+class SendAttempt(NamedTuple):
     """The result of one attempt. `error` is empty after a 2xx; `pause` is in seconds."""
 
     id: str
@@ -169,8 +154,7 @@ def is_due(engine: Engine) -> bool:
 
     True counts as a request: it is not true again for 5 s.
     """
-    with transaction(engine) as connection:
-        return connection.execute(REQUEST_RUN).first() is not None
+    return bool(execute(engine, REQUEST_RUN))
 
 
 def renew_run(engine: Engine) -> float | None:
@@ -193,9 +177,8 @@ def end_run(engine: Engine, feed_days: int) -> None:
 
 def claim(engine: Engine, limit: int, max_failures: int) -> list[Subscription]:
     """Leases subscriptions with due notifications, except those with more failures in a row than `max_failures`."""
-    with transaction(engine) as connection:
-        rows = connection.execute(CLAIM, {"limit": limit, "max_failures": max_failures}).mappings()
-        return [Subscription(**row) for row in rows]
+    rows = execute(engine, CLAIM, {"limit": limit, "max_failures": max_failures})
+    return [Subscription(**row._asdict()) for row in rows]
 
 
 def start(engine: Engine, subscription_id: int, limit: int) -> list[Notification]:
@@ -215,8 +198,6 @@ def record(
 ) -> Counter[NotificationStatus]:
     """Stores the results of attempts. Returns the number of notifications by their new status."""
     of = {"id": subscription_id}
-    ids, errors, pauses = zip(*((one.id, one.error, one.pause) for one in attempts), strict=True)
-    settled = {"ids": list(ids), "errors": list(errors), "pauses": list(pauses)}
     with transaction(engine) as connection:
         if state.failures:
             values = {"failures": state.failures, "error": state.error, "pause": state.pause}
@@ -225,7 +206,7 @@ def record(
             connection.execute(SUCCEEDED, of)
         if state.gone:
             connection.execute(GONE, of | {"reason": state.gone})
-        counts = Counter(connection.scalars(SETTLE, settled))
+        counts = Counter(connection.scalars(SETTLE, RESULTS.values(attempts)))
         if state.failures:
             counts["dead"] += connection.execute(EXPIRE, of | {"error": state.error}).rowcount
         if state.recovered:
@@ -234,8 +215,7 @@ def record(
 
 
 def release(engine: Engine, subscription_id: int) -> None:
-    with transaction(engine) as connection:
-        connection.execute(RELEASE, {"id": subscription_id})
+    execute(engine, RELEASE, {"id": subscription_id})
 
 
 def resend(connection: Connection, name: str, since: datetime, statuses: Sequence[str], retry_days: int) -> int:
@@ -245,6 +225,5 @@ def resend(connection: Connection, name: str, since: datetime, statuses: Sequenc
 
 
 def of_subscription(connection: Connection, name: str, limit: int) -> list[Notification]:
-    """The newest notifications of a subscription."""
     rows = connection.execute(OF_SUBSCRIPTION, {"name": name, "limit": limit}).mappings()
     return [Notification(**row) for row in rows]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from app.errors import RetryAlone, TryLater
 from workers.actions import Samples
-from workers.store.engine import delete_in_batches, transaction
+from workers.store.engine import delete_in_batches, execute, scalars, transaction
 
 CREATE = text("SELECT headrace.create_partition(:parent, :moment)")
 DROP = text("SELECT headrace.drop_partition(:parent, :name, :only_empty)")
@@ -49,7 +49,6 @@ BATCH = 10_000
 PAUSES = (0.1, 0.3, 0.6, 1.0)  # seconds between tries for a lock
 FIRST_MONTH = 2000 * 12  # earlier times come from wrong clocks, mostly from 1970, and stay in the default partition
 CACHE_SECONDS, FAILED_SECONDS = 600.0, 10.0  # of the months that exist, and of one that could not be created
-
 log = logging.getLogger(__name__)
 
 
@@ -59,9 +58,7 @@ def maintain_partitions(engine: Engine, keep_days: int | None, now: datetime | N
     Without `keep_days` nothing is deleted. Archived rows of the default partition are deleted in batches.
     """
     now = now or datetime.now(UTC)
-    with transaction(engine) as connection:
-        years = list(connection.scalars(YEARS))
-    for name in years:
+    for name in scalars(engine, YEARS):
         repeated(engine, DROP, {"parent": "samples", "name": name, "only_empty": True})
     create_ahead(engine, now)
     if keep_days is None:
@@ -86,7 +83,7 @@ def create_ahead(engine: Engine, now: datetime | None = None) -> None:
 
 
 def misplaced(connection: Connection) -> list[str]:
-    """What `headrace migrate --convert` would convert; nothing if the schema is older than 0007.
+    """The partitions that `headrace migrate --convert` would convert; none before migration 0007.
 
     Yearly partitions of samples, and the default one if it has too many rows of a month for `create_ahead` to create
     the month's partition.
@@ -98,8 +95,7 @@ def misplaced(connection: Connection) -> list[str]:
 
 def drop_older(engine: Engine, parent: str, before: datetime, *, only_empty: bool = False) -> list[str]:
     """Drops the partitions of a table that end at `before` or earlier. Returns their names."""
-    with transaction(engine) as connection:
-        names = list(connection.scalars(OLDER, {"parent": parent, "before": before}))
+    names = scalars(engine, OLDER, {"parent": parent, "before": before})
     values = {"parent": parent, "only_empty": only_empty}
     return [name for name in names if repeated(engine, DROP, {**values, "name": name})]
 
@@ -144,8 +140,10 @@ class SampleMonths:
         missing = [one for one in months - self._known if FIRST_MONTH <= one <= this_month + 1]
         self._known |= months
         if missing:
+            moments = [datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC) for month in sorted(missing)]
             try:
-                self._create(sorted(missing))
+                for moment in scalars(self._engine, UNCOVERED, {"months": moments}):
+                    execute(self._engine, CREATE, {"parent": "samples", "moment": moment})
             except TryLater as error:
                 self._until = min(self._until, time.monotonic() + FAILED_SECONDS)
                 log.warning("samples are written to the default partition: %s", error)
@@ -156,14 +154,6 @@ class SampleMonths:
         if len(between) <= 2 or self._known.issuperset(between):
             return set(between)
         return {_month(row.ts) for row in samples.rows}
-
-    def _create(self, months: list[int]) -> None:
-        moments = [datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC) for month in months]
-        with transaction(self._engine) as connection:
-            uncovered = list(connection.scalars(UNCOVERED, {"months": moments}))
-        for moment in uncovered:
-            with transaction(self._engine) as connection:
-                connection.execute(CREATE, {"parent": "samples", "moment": moment})
 
 
 def _month(moment: datetime) -> int:

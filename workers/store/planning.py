@@ -5,61 +5,14 @@ of the pause when it is resumed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, text
 
-MAX_IDS = 1000  # in one notification; more rows are counted
-IS_BEHIND = text("""
-SELECT EXISTS (SELECT FROM headrace.subscriptions WHERE status = 'active'
-               AND position < (SELECT newest FROM headrace.feed))""")
-# In the order of the ids. A row that a sender locks at this moment is planned in the next pass.
-ACTIVE = text("""
-SELECT id, events, window_seconds, position FROM headrace.subscriptions
-WHERE status = 'active' ORDER BY id FOR NO KEY UPDATE SKIP LOCKED""")
-ONE = text("""
-SELECT id, events, window_seconds, position FROM headrace.subscriptions WHERE name = :name FOR NO KEY UPDATE""")
-FEED = text("SELECT newest, dropped FROM headrace.feed")
-PAGE = text("""
-SELECT position, changed_at, op, user_id, client_user_id, resource, provider, record_id, ts_min, ts_max, row_count
-FROM headrace.changes WHERE position > :after AND position <= :until ORDER BY position LIMIT :limit""")
-ERASED_USERS = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
-MOVE = text("UPDATE headrace.subscriptions SET position = :position WHERE id = ANY(:ids)")
-MISSED = text("UPDATE headrace.subscriptions SET reason = :reason WHERE id = ANY(:ids)")
-POSITION_AT = text("SELECT max(position) FROM headrace.changes WHERE changed_at < :since")
-BEGIN_AT = text("UPDATE headrace.subscriptions SET start_position = :position WHERE id = :id")
-NEW_COLUMNS = """id, subscription_id, type, user_id, client_user_id, resource, provider, ids, ts_min, ts_max, row_count,
-first_position, last_position, changed_at, due_at"""
-# A planner and a sender lock the subscription first, so that no other transaction adds, extends or fixes its open
-# notifications meanwhile. `provider` is empty once changes of several have joined.
-SAVE = text(f"""
-WITH new AS MATERIALIZED (
-    SELECT *, due_at + make_interval(days => :days) AS expires_at
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (id text, subscription_id int, type text, user_id text,
-        client_user_id text, resource text, provider text, ids text[], ts_min timestamptz, ts_max timestamptz,
-        row_count bigint, first_position bigint, last_position bigint, changed_at timestamptz, due_at timestamptz)),
-joined AS MATERIALIZED (
-    SELECT DISTINCT ON (new.id) new.*, open.id AS open_id FROM new
-    JOIN headrace.notifications open USING (subscription_id, user_id, type, resource)
-    WHERE open.status = 'pending' AND open.attempts = 0 ORDER BY new.id, open.provider),
-extended AS (
-    UPDATE headrace.notifications open SET
-        ids = (open.ids || ARRAY(SELECT unnest(joined.ids) EXCEPT SELECT unnest(open.ids)))[1 : {MAX_IDS}],
-        ts_min = least(open.ts_min, joined.ts_min), ts_max = greatest(open.ts_max, joined.ts_max),
-        row_count = open.row_count + joined.row_count,
-        provider = CASE WHEN open.provider = joined.provider THEN open.provider ELSE '' END,
-        client_user_id = coalesce(joined.client_user_id, open.client_user_id),
-        first_position = least(open.first_position, joined.first_position),
-        last_position = greatest(open.last_position, joined.last_position),
-        changed_at = greatest(open.changed_at, joined.changed_at), due_at = least(open.due_at, joined.due_at),
-        expires_at = greatest(open.expires_at, joined.expires_at)
-    FROM joined WHERE open.id = joined.open_id)
-INSERT INTO headrace.notifications ({NEW_COLUMNS}, expires_at)
-SELECT {NEW_COLUMNS}, expires_at FROM new WHERE id NOT IN (SELECT id FROM joined)""")
-FIRST_BEHIND = text("SELECT min(position) FROM headrace.changes WHERE position > :after")
+from workers.store.subscriptions import BEHIND
 
 
 class FeedChange(NamedTuple):
@@ -88,11 +41,10 @@ class Planned(NamedTuple):
 
 
 @dataclass
-class NewNotification:
-    """A notification to insert, or to add to one that no attempt has fixed yet. Empty texts stand for null."""
+class NotificationContent:
+    """The changes of which a subscriber is notified. Empty texts stand for null."""
 
     id: str
-    subscription_id: int
     type: str
     user_id: str
     client_user_id: str | None
@@ -102,10 +54,60 @@ class NewNotification:
     ts_min: datetime | None
     ts_max: datetime | None
     row_count: int
-    first_position: int
     last_position: int
     changed_at: datetime
     due_at: datetime
+
+
+@dataclass
+class NewNotification(NotificationContent):
+    """A notification to insert, or to add to one that no attempt has fixed yet."""
+
+    subscription_id: int
+    first_position: int
+
+
+MAX_IDS = 1000  # in one notification; more rows are counted
+IS_BEHIND = text(f"SELECT EXISTS ({BEHIND})")
+PLANNED = ", ".join(Planned._fields)
+# In the order of the ids. A row that a sender locks at this moment is planned in the next pass.
+ACTIVE = text(f"""
+SELECT {PLANNED} FROM headrace.subscriptions WHERE status = 'active' ORDER BY id FOR NO KEY UPDATE SKIP LOCKED""")
+ONE = text(f"SELECT {PLANNED} FROM headrace.subscriptions WHERE name = :name FOR NO KEY UPDATE")
+FEED = text("SELECT newest, dropped FROM headrace.feed")
+PAGE = text(f"""
+SELECT {", ".join(FeedChange._fields)} FROM headrace.changes
+WHERE position > :after AND position <= :until ORDER BY position LIMIT :limit""")
+MOVE = text("UPDATE headrace.subscriptions SET position = :position WHERE id = ANY(:ids)")
+MISSED = text("UPDATE headrace.subscriptions SET reason = :reason WHERE id = ANY(:ids)")
+POSITION_AT = text("SELECT max(position) FROM headrace.changes WHERE changed_at < :since")
+BEGIN_AT = text("UPDATE headrace.subscriptions SET start_position = :position WHERE id = :id")
+NEW_COLUMNS = ", ".join(field.name for field in fields(NewNotification))
+# A planner and a sender lock the subscription first, so that no other transaction adds, extends or fixes its open
+# notifications meanwhile. `provider` is empty once changes of several have joined.
+SAVE = text(f"""
+WITH new AS MATERIALIZED (
+    SELECT {NEW_COLUMNS}, due_at + make_interval(days => :days) AS expires_at
+    FROM jsonb_populate_recordset(CAST(NULL AS headrace.notifications), CAST(:rows AS jsonb))),
+joined AS MATERIALIZED (
+    SELECT DISTINCT ON (new.id) new.*, open.id AS open_id FROM new
+    JOIN headrace.notifications open USING (subscription_id, user_id, type, resource)
+    WHERE open.status = 'pending' AND open.attempts = 0 ORDER BY new.id, open.provider),
+extended AS (
+    UPDATE headrace.notifications open SET
+        ids = (open.ids || ARRAY(SELECT unnest(joined.ids) EXCEPT SELECT unnest(open.ids)))[1 : {MAX_IDS}],
+        ts_min = least(open.ts_min, joined.ts_min), ts_max = greatest(open.ts_max, joined.ts_max),
+        row_count = open.row_count + joined.row_count,
+        provider = CASE WHEN open.provider = joined.provider THEN open.provider ELSE '' END,
+        client_user_id = coalesce(joined.client_user_id, open.client_user_id),
+        first_position = least(open.first_position, joined.first_position),
+        last_position = greatest(open.last_position, joined.last_position),
+        changed_at = greatest(open.changed_at, joined.changed_at), due_at = least(open.due_at, joined.due_at),
+        expires_at = greatest(open.expires_at, joined.expires_at)
+    FROM joined WHERE open.id = joined.open_id)
+INSERT INTO headrace.notifications ({NEW_COLUMNS}, expires_at)
+SELECT {NEW_COLUMNS}, expires_at FROM new WHERE id NOT IN (SELECT id FROM joined)""")
+FIRST_BEHIND = text("SELECT min(position) FROM headrace.changes WHERE position > :after")
 
 
 def is_behind(connection: Connection) -> bool:
@@ -114,13 +116,11 @@ def is_behind(connection: Connection) -> bool:
 
 
 def lock_active(connection: Connection) -> list[Planned]:
-    """Locks the active subscriptions."""
-    return [Planned(*row) for row in connection.execute(ACTIVE)]
+    return [Planned(**row) for row in connection.execute(ACTIVE).mappings()]
 
 
 def lock_one(connection: Connection, name: str) -> Planned:
-    """Locks one subscription, which exists."""
-    return Planned(*connection.execute(ONE, {"name": name}).one())
+    return Planned(**connection.execute(ONE, {"name": name}).mappings().one())
 
 
 def feed_range(connection: Connection) -> tuple[int, int]:
@@ -132,16 +132,7 @@ def feed_range(connection: Connection) -> tuple[int, int]:
 def page(connection: Connection, after: int, until: int, limit: int) -> list[FeedChange]:
     """Changes behind `after` up to `until`, in order."""
     rows = connection.execute(PAGE, {"after": after, "until": until, "limit": limit})
-    return [FeedChange(*row) for row in rows]
-
-
-def erased_users(connection: Connection, users: Sequence[str]) -> set[str]:
-    """Those of the users who are erased.
-
-    An erasure whose tombstone is not committed yet waits for the locks of the subscriptions before it deletes
-    notifications (`create_tombstone`). Locks on users would wait for user merges, which take minutes.
-    """
-    return set(connection.scalars(ERASED_USERS, {"users": list(users)}))
+    return [FeedChange(**row) for row in rows.mappings()]
 
 
 def save(connection: Connection, new: Sequence[NewNotification], retry_days: int) -> None:

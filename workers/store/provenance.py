@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.catalogue import Resource
 from app.delivery import Delivery
-from workers.store.engine import transaction
+from workers.store.engine import execute
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
 from workers.store.schema import SAMPLES as SAMPLE_TABLE
 from workers.store.schema import record_table
@@ -20,9 +20,6 @@ SELECT n.provider, n.source_type, n.subtype, s.ts_end, s.value, s.unit, s.timezo
        s.version, CAST(s.origin AS text) AS origin, s.stored_at
 FROM headrace.series n JOIN headrace.samples s ON s.series_id = n.id
 WHERE n.user_id = :user AND n.resource = :resource AND s.ts = :at ORDER BY 1, 2, 3""")
-PERSON = text("""
-SELECT user_id, erased_at, user_id = :user AS is_today FROM headrace.users
-WHERE user_id = :user OR merged_into = :user ORDER BY user_id""")
 ENTRY = "entry.outcome, entry.applied_at, entry.attempts, entry.error"
 ARCHIVED = text(f"""
 SELECT archive.aggregator, archive.message_id, archive.event_type, archive.received_at, {ENTRY}
@@ -40,8 +37,8 @@ WHERE user_id = ANY(:users) AND received_at >= :since AND received_at < :until A
 OPEN_DEAD = text(f"SELECT {DELIVERY_COLUMNS} FROM headrace.dead_letters WHERE item = '' AND message_id = ANY(:ids)")
 # A row and the ledger entry of the delivery that wrote it have the same timestamp, their transaction's. The window on
 # received_at, by which the ledger is indexed, avoids a scan of the whole ledger.
-SAME_MOMENT = text("""
-SELECT aggregator, message_id, event_type, received_at FROM headrace.deliveries
+SAME_MOMENT = text(f"""
+SELECT aggregator, message_id, event_type, received_at, {ENTRY} FROM headrace.deliveries entry
 WHERE received_at BETWEEN :stored_at - interval '2 days' AND :stored_at + interval '1 hour'
   AND applied_at = :stored_at AND user_id = ANY(:users) ORDER BY received_at, message_id""")
 OLDEST_ARCHIVED = text("SELECT min(received_at) FROM headrace.archive")
@@ -76,7 +73,7 @@ class StoredRow:
 
 
 class LedgerEntry(NamedTuple):
-    """An archived or dead delivery of the user, with its ledger entry if there is one."""
+    """A delivery of the user, with its ledger entry if there is one."""
 
     aggregator: str
     message_id: str
@@ -86,23 +83,6 @@ class LedgerEntry(NamedTuple):
     applied_at: datetime | None
     attempts: int | None
     error: str | None
-
-
-class Named(NamedTuple):
-    """A delivery that is in the ledger, but not in the archive."""
-
-    aggregator: str
-    message_id: str
-    event_type: str | None
-    received_at: datetime
-
-
-@dataclass(frozen=True)
-class Person:
-    """A user's former ids (before reconnections), and the time of the erasure, if erased."""
-
-    erased_at: datetime | None
-    former: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,12 +98,6 @@ class Fetch:
     window_end: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
-
-
-def person(connection: Connection, user_id: str) -> Person:
-    found = connection.execute(PERSON, {"user": user_id}).all()
-    erased = [row.erased_at for row in found if row.is_today]
-    return Person(erased[0] if erased else None, tuple(row.user_id for row in found if not row.is_today))
 
 
 def of_record(connection: Connection, resource: Resource, user_id: str, identifier: str) -> list[StoredRow]:
@@ -178,17 +152,13 @@ def of_sample(connection: Connection, resource: Resource, user_id: str, at: date
     return found
 
 
-def archived(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """Every archived delivery of these user ids, without its content."""
-    return [LedgerEntry(**row) for row in connection.execute(ARCHIVED, {"users": list(users)}).mappings()]
-
-
-def dead(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
-    """The dead letters that are whole deliveries and are known to belong to these user ids.
+def entries(connection: Connection, users: Sequence[str]) -> list[LedgerEntry]:
+    """The archived deliveries of these user ids, and their dead letters that are whole deliveries, without contents.
 
     A refused item is left out: its delivery is archived.
     """
-    return [LedgerEntry(**row) for row in connection.execute(DEAD, {"users": list(users)}).mappings()]
+    values = {"users": list(users)}
+    return [LedgerEntry(**row) for query in (ARCHIVED, DEAD) for row in connection.execute(query, values).mappings()]
 
 
 def archived_since(connection: Connection, edge: datetime) -> datetime | None:
@@ -214,17 +184,15 @@ def opened(
         ids = [message_id for _, message_id in wanted]
         values = {"ids": ids, "users": list(users), "since": day, "until": day + DAY}
         for query in (OPEN_ARCHIVED, OPEN_DEAD):
-            with transaction(engine) as connection:
-                found = [to_delivery(row) for row in connection.execute(query, values)]
-            for delivery in found:
+            for delivery in map(to_delivery, execute(engine, query, values)):
                 if known := wanted.get((delivery.aggregator, delivery.message_id)):
                     yield known, delivery
 
 
-def same_moment(connection: Connection, stored_at: datetime, users: Sequence[str]) -> list[Named]:
+def same_moment(connection: Connection, stored_at: datetime, users: Sequence[str]) -> list[LedgerEntry]:
     """The deliveries of these user ids that were applied in the transaction that wrote a row."""
     values = {"stored_at": stored_at, "users": list(users)}
-    return [Named(**row) for row in connection.execute(SAME_MOMENT, values).mappings()]
+    return [LedgerEntry(**row) for row in connection.execute(SAME_MOMENT, values).mappings()]
 
 
 def fetches(connection: Connection, resource: str, user_id: str, item: str, day: datetime | None) -> list[Fetch]:

@@ -1,4 +1,4 @@
-"""Retention: deletes data that is older than its resource's limit, in batches."""
+"""Retention: deletes data and ledger entries that are older than their limits, in partitions and batches."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -7,9 +7,10 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from app.catalogue import Resource, catalogue
 from app.config.settings import Settings
-from workers.store import feed, ledger_retention
-from workers.store.engine import delete_in_batches, transaction
-from workers.store.partitions import drop_older
+from app.delivery import MAX_AHEAD_SECONDS
+from workers.store import feed
+from workers.store.engine import delete_in_batches, execute, scalars, transaction
+from workers.store.partitions import DROP, OLDER, drop_older, repeated
 from workers.store.schema import record_table
 from workers.store.sql import quoted
 
@@ -32,14 +33,13 @@ announced AS ({feed.announced("remove", "retention", "changed")})
 SELECT count(*) FROM gone""")
 REMOVE_RANGES = text("""
 DELETE FROM headrace.sample_ranges WHERE series_id = ANY(:series) AND greatest(last, replaced_last) < :before""")
-
-COUNT_DAYS = text("SELECT count(*) FROM headrace.days WHERE local_date < CAST(CAST(:before AS timestamptz) AS date)")
+OLD_DAY = "local_date < CAST(CAST(:before AS timestamptz) AS date)"
+COUNT_DAYS = text(f"SELECT count(*) FROM headrace.days WHERE {OLD_DAY}")
 # The change feed names one user of each person.
 REMOVE_DAYS = text(f"""
 WITH gone AS (
     DELETE FROM headrace.days WHERE (person, metric, local_date) IN (
-        SELECT person, metric, local_date FROM headrace.days
-        WHERE local_date < CAST(CAST(:before AS timestamptz) AS date) LIMIT :limit)
+        SELECT person, metric, local_date FROM headrace.days WHERE {OLD_DAY} LIMIT :limit)
     RETURNING person, local_date),
 owners AS (
     SELECT DISTINCT ON (person) person, user_id FROM gone
@@ -50,8 +50,18 @@ announced AS (
     SELECT 'remove', user_id, 'daily', NULL, NULL, NULL, min(local_date), max(local_date), count(*), 'retention'
     FROM gone JOIN owners USING (person) GROUP BY user_id)
 SELECT count(*) FROM gone""")
-REMOVE_SESSIONS = text("""
-DELETE FROM headrace.kept_sessions WHERE local_date < CAST(CAST(:before AS timestamptz) AS date)""")
+REMOVE_SESSIONS = text(f"DELETE FROM headrace.kept_sessions WHERE {OLD_DAY}")
+# A dead letter needs its ledger entry, which has its number of attempts.
+HAS_DEAD_LETTER = """EXISTS (SELECT FROM headrace.dead_letters dead_letter
+    WHERE (dead_letter.aggregator, dead_letter.message_id) = (entry.aggregator, entry.message_id))"""
+OLD = f"entry.received_at < :before AND NOT {HAS_DEAD_LETTER}"
+COUNT_ENTRIES = text(f"SELECT count(*) FROM headrace.deliveries entry WHERE {OLD}")
+# In the order in which workers lock entries.
+REMOVE_ENTRIES = text(f"""
+DELETE FROM headrace.deliveries WHERE (aggregator, message_id, month) IN (
+    SELECT aggregator, message_id, month FROM headrace.deliveries entry WHERE {OLD}
+    ORDER BY aggregator, message_id LIMIT :limit)""")
+COUNT_MONTH = 'SELECT count(*), count(*) FILTER (WHERE {has_dead_letter}) FROM headrace."{name}" entry'
 
 
 def limits(settings: Settings, now: datetime) -> dict[str, datetime]:
@@ -73,14 +83,12 @@ def count(engine: Engine, edges: Mapping[str, datetime]) -> dict[str, int]:
 
 
 def _count(connection: Connection, name: str, before: datetime) -> int:
-    if name == LEDGER:
-        query = ledger_retention.COUNT
-    elif name == DAILY:
-        query = COUNT_DAYS
-    elif catalogue()[name].is_series:
+    resource = catalogue().get(name)
+    if resource is None:
+        query = COUNT_DAYS if name == DAILY else COUNT_ENTRIES
+    elif resource.is_series:
         query = COUNT_SAMPLES
     else:
-        resource = catalogue()[name]
         query = text(f"SELECT count(*) FROM {record_table(resource)} WHERE {_age(resource)} < :before")
     return int(connection.scalar(query, {"before": before, "resource": name}) or 0)
 
@@ -103,7 +111,7 @@ def remove(engine: Engine, edges: Mapping[str, datetime]) -> Iterator[tuple[str,
     """Deletes older rows, one transaction per batch, and yields each batch's resource and count. Can be interrupted."""
     for name, before in edges.items():
         if name == LEDGER:
-            batches = ledger_retention.remove(engine, before, BATCH)
+            batches = _remove_entries(engine, before)
         elif name == DAILY:
             batches = _remove_days(engine, before)
         elif catalogue()[name].is_series:
@@ -115,8 +123,7 @@ def remove(engine: Engine, edges: Mapping[str, datetime]) -> Iterator[tuple[str,
 
 def _remove_days(engine: Engine, before: datetime) -> Iterator[int]:
     yield from delete_in_batches(engine, REMOVE_DAYS, {"before": before}, BATCH)
-    with transaction(engine) as connection:
-        connection.execute(REMOVE_SESSIONS, {"before": before})
+    execute(engine, REMOVE_SESSIONS, {"before": before})
 
 
 def _age(resource: Resource) -> str:
@@ -139,13 +146,35 @@ SELECT count(*) FROM gone""")
 
 def _remove_samples(engine: Engine, name: str, before: datetime) -> Iterator[int]:
     after = 0
-    while True:
-        with transaction(engine) as connection:
-            page = {"resource": name, "after": after, "limit": SERIES_PAGE}
-            series = list(connection.scalars(SERIES, page))
-        if not series:
-            return
+    while series := scalars(engine, SERIES, {"resource": name, "after": after, "limit": SERIES_PAGE}):
         yield from delete_in_batches(engine, REMOVE_SAMPLES, {"before": before, "series": series}, BATCH)
-        with transaction(engine) as connection:
-            connection.execute(REMOVE_RANGES, {"before": before, "series": series})
+        execute(engine, REMOVE_RANGES, {"before": before, "series": series})
         after = series[-1]
+
+
+def _remove_entries(engine: Engine, before: datetime) -> Iterator[int]:
+    """Deletes entries of deliveries that were received earlier, and yields row counts. Can be interrupted.
+
+    A month with a dead letter is not dropped: its other entries are deleted in batches. After the dead letter was
+    deleted, the next run drops the month. A locked month is left to the next run.
+    """
+    # A clock that was ahead may have received a delivery later than its entry was inserted.
+    edge = before - timedelta(seconds=MAX_AHEAD_SECONDS)
+    for name in scalars(engine, OLDER, {"parent": LEDGER, "before": edge}):
+        dropped = _drop_month(engine, name)
+        if dropped is None:
+            return  # deleting a whole month in batches would cost hours
+        yield dropped
+    yield from delete_in_batches(engine, REMOVE_ENTRIES, {"before": before}, BATCH)
+
+
+def _drop_month(engine: Engine, name: str) -> int | None:
+    """Drops a month without dead letters. Returns the number of dropped entries; None if the month is locked."""
+    query = text(COUNT_MONTH.format(name=name, has_dead_letter=HAS_DEAD_LETTER))
+    with transaction(engine) as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        entries, of_dead_letters = connection.execute(query).one()
+    if of_dead_letters:
+        return 0
+    is_dropped = repeated(engine, DROP, {"parent": "deliveries", "name": name, "only_empty": False})
+    return int(entries) if is_dropped else None

@@ -72,7 +72,6 @@ def find(connection: Connection, resource: Resource, user_id: str, identifier: s
 
 
 def is_stored(connection: Connection, resource: Resource, user_id: str, identifier: str) -> bool:
-    """Whether there is such a record, hidden or not."""
     query = text(f"SELECT 1 FROM {record_table(resource)} WHERE user_id = :user AND id = :id")
     return connection.scalar(query, {"user": user_id, "id": identifier}) is not None
 

@@ -4,7 +4,6 @@ from workers.store.sql import quoted
 
 WRITER = "-- the role of workers, `headrace etl` and the operator's commands"
 READER = "-- the role of dashboards and analysts: the views only; views read their tables with their owner's rights"
-
 WRITER_LOGIN = "headrace_writer"  # the login of the processes, where `headrace migrate` creates it
 AUDIT_COLUMNS = "os_user, action, subject, detail"  # not `operator` and `at`: the database sets who acted, and when
 

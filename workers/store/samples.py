@@ -2,21 +2,22 @@
 
 import operator
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from workers import actions
 from workers.actions import Origin, Samples, SeriesKey
-from workers.store.feed import ChangedSamples
+from workers.store.feed import Change, ChangedSamples
 from workers.store.merge import changed_rows_by_delivery_sql, comparison_sql, staged_sql, upsert_sql
 from workers.store.schema import SAMPLES
-from workers.store.written import Written
+from workers.store.sql import RowParameters
 
 STAGED = staged_sql(SAMPLES, "staged_samples", "stored.ts BETWEEN :first AND :last")
 COPIED = "series_id, ts, ts_end, value, unit, timezone_offset, extra, version, origin"
@@ -26,6 +27,8 @@ CLEAR_STAGE = text("TRUNCATE staged_samples")
 # `extra` is copied in jsonb's wire format, a version byte and the text. With the type declared as jsonb, psycopg would
 # require the parsed object and encode it again.
 JSONB_VERSION = b"\x01"
+Numbers = Mapping[SeriesKey, int]  # of series
+SampleBatch = Sequence[tuple[int, Samples]]  # with the index of their delivery in the batch
 BY_TIME = operator.itemgetter(0)
 COPIED_TYPES = ["int4", "timestamptz", "timestamptz", "float8", "text", "int4", "bytea", "timestamptz", "text"]
 # Where no samples are stored yet, new ones are copied directly into their table: 3 times as fast as staging and merging
@@ -35,11 +38,9 @@ DIRECT_COPY_MIN_ROWS = 200
 MAX_ROWS = 50_000
 # A join, because Citus rejects an EXISTS for each range (see staged_sql). It reads all stored keys of the ranges: 15 ms
 # instead of 2 for 50,000 keys, before a merge that takes a second.
-OCCUPIED = text("""
-WITH given AS MATERIALIZED (
-    SELECT *, now() AS now
-    FROM unnest(CAST(:series AS int[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
-        WITH ORDINALITY AS given(series_id, first, last, place)),
+RANGES = RowParameters("place int, series_id int, first timestamptz, last timestamptz")
+OCCUPIED = text(f"""
+WITH given AS MATERIALIZED (SELECT *, now() AS now FROM {RANGES}),
 occupied AS MATERIALIZED (
     SELECT DISTINCT place FROM headrace.samples AS stored JOIN given USING (series_id)
     WHERE stored.ts BETWEEN given.first AND given.last AND stored.ts BETWEEN :first AND :last)
@@ -53,6 +54,37 @@ WHERE stored_at = (SELECT min(stored_at) FROM incoming)
 GROUP BY series_id, version""")
 COMPARE_SAMPLES = text(STAGED + comparison_sql(SAMPLES, "incoming", staged=True))
 CHANGED_SAMPLES = text(STAGED + changed_rows_by_delivery_sql(SAMPLES, "incoming", staged=True))
+
+
+@dataclass
+class Written:
+    """The result of a batch: rows changed by each delivery, and stale deliveries (older than a stored row)."""
+
+    changed: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    stale: set[int] = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)  # changed rows, by kind
+    changes: dict[tuple[str, ...], Change] = field(default_factory=dict)  # of records and connections, for the feed
+    samples: list[ChangedSamples] = field(default_factory=list)  # inserted or updated, for the feed
+    series: dict[int, SeriesKey] = field(default_factory=dict)  # of these samples
+
+    def newer(self, compared: Iterable[Row[Any]], given: Sequence[Any]) -> Sequence[Any]:
+        """The rows of `given` whose deliveries are newer than the stored rows. Records stale deliveries."""
+        found = list(compared)
+        self.stale.update(row.n for row in found if row.is_stale)
+        newer = {row.n for row in found if row.is_newer}
+        return [row for row in given if row.n in newer]
+
+    def sample_changes(self, origin: Origin) -> list[Change]:
+        """The changes of inserted and updated samples: one per user, resource and source."""
+        ranges: dict[tuple[str, str, str, str], tuple[datetime, datetime, int]] = {}
+        for one in self.samples:
+            key = self.series[one.series_id][:4]
+            first, last, rows = ranges.get(key, (one.first, one.last, 0))
+            ranges[key] = min(first, one.first), max(last, one.last), rows + one.rows
+        return [
+            Change("put", user_id, resource, provider, source_type, None, first, last, rows, origin)
+            for (user_id, resource, provider, source_type), (first, last, rows) in ranges.items()
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +104,16 @@ class SampleRun:
 
 def write_samples(
     connection: Connection,
-    samples: Sequence[tuple[int, Samples]],
-    numbers: Mapping[SeriesKey, int],
+    batch: SampleBatch,
+    numbers: Numbers,
     origin: Origin,
     *,
     seen: Collection[int],
     written: Written,
 ) -> None:
-    """Writes samples, each with the index of its delivery. `numbers` and `seen` as in `workers.store.writer.write`."""
-    runs = _runs(samples, numbers)
+    """Writes samples. `numbers` and `seen` as in `workers.store.writer.write`."""
+    written.series |= {numbers[one.key]: one.key for _, one in batch}
+    runs = _runs(batch, numbers)
     copied = set(_copy_directly(connection, runs, origin))
     for run in copied:
         written.changed[run.n] += len(run.rows)
@@ -91,9 +124,9 @@ def write_samples(
         _merge(connection, part, origin, seen, written)
 
 
-def _runs(samples: Sequence[tuple[int, Samples]], numbers: Mapping[SeriesKey, int]) -> list[SampleRun]:
+def _runs(batch: SampleBatch, numbers: Numbers) -> list[SampleRun]:
     """Runs in the order of the table's key, which avoids deadlocks between transactions."""
-    found = (SampleRun(n, numbers[a.key], sorted(a.rows, key=BY_TIME), a.version) for n, a in samples if a.rows)
+    found = (SampleRun(n, numbers[a.key], sorted(a.rows, key=BY_TIME), a.version) for n, a in batch if a.rows)
     return sorted(found, key=operator.attrgetter("place"))
 
 
@@ -139,10 +172,9 @@ def _copy_directly(connection: Connection, runs: Sequence[SampleRun], origin: Or
     apart = _non_overlapping(runs)
     if sum(len(run.rows) for run in apart) < DIRECT_COPY_MIN_ROWS:
         return []
-    firsts, lasts = [run.rows[0].ts for run in apart], [run.rows[-1].ts for run in apart]
-    ranges = {"series": [run.series_id for run in apart], "firsts": firsts, "lasts": lasts}
+    ranges = RANGES.values((n, run.series_id, run.rows[0].ts, run.rows[-1].ts) for n, run in enumerate(apart))
     now, occupied = connection.execute(OCCUPIED, ranges | _period(apart)).one()
-    free = [run for place, run in enumerate(apart, start=1) if place not in (occupied or ())]
+    free = [run for place, run in enumerate(apart) if place not in (occupied or ())]
     if not free:
         return []
     try:

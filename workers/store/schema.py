@@ -2,9 +2,9 @@
 
 import json
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
-from app.catalogue import Catalogue, Field, Resource
+from app.catalogue import Catalogue, Field, Resource, catalogue
 from workers.aggregators.common import MAX_AHEAD
 from workers.aggregators.terra.sports import SPORTS
 from workers.store.comments import comment
@@ -24,7 +24,6 @@ READ_TYPES = COLUMN_TYPES | {"integer": "numeric"}
 
 
 def record_table(resource: Resource) -> str:
-    """The table of a resource's records."""
     return f"headrace.{quoted(resource.name)}"
 
 
@@ -90,8 +89,6 @@ GRANTS = Target(
     rank=(("granted", ""),),
     has_since=True,
 )
-
-
 # A former id is only listed after an erasure, so that copies that still have rows under it are deleted too.
 USERS_VIEW = """CREATE OR REPLACE VIEW health.users AS SELECT user_id, client_user_id, first_seen, erased_at
 FROM headrace.users WHERE merged_into IS NULL OR erased_at IS NOT NULL"""
@@ -235,3 +232,14 @@ def _newest_record(resource: Resource, latest: str) -> str | None:
     limit = f"CAST({latest} AS date)" if is_date else latest
     return f"""SELECT {at} FROM {record_table(resource)} r
     WHERE r.user_id = c.user_id AND r.provider = c.provider AND {column} <= {limit}"""
+
+
+def digests(engine: Engine) -> dict[str, str]:
+    """A digest of each view's rows, independent of row order, `origin` and `stored_at`."""
+    row = "to_jsonb(v) - 'stored_at' - 'origin'"
+    digest = f"md5(coalesce(string_agg(md5(({row})::text), '' ORDER BY md5(({row})::text)), ''))"
+    with engine.connect() as connection:
+        return {
+            f"health.{name}": str(connection.scalar(text(f"SELECT {digest} FROM health.{name} v")))
+            for name in catalogue()
+        }

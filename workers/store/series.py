@@ -7,15 +7,14 @@ from sqlalchemy import Engine, text
 from workers.actions import Action, Record, Samples, SeriesKey
 from workers.store.engine import transaction
 from workers.store.partitions import SampleMonths
-from workers.store.users import Claim, claims_of, upsert_users
+from workers.store.sql import RowParameters
+from workers.store.users import Claim, upsert_users
 
-COLUMNS = "user_id, resource, provider, source_type, subtype"
-GIVEN = "unnest(CAST(:u AS text[]), CAST(:r AS text[]), CAST(:p AS text[]), CAST(:s AS text[]), CAST(:d AS text[]))"
+GIVEN = RowParameters("user_id text, resource text, provider text, source_type text, subtype text")
 REGISTER = text(f"""
-INSERT INTO headrace.series ({COLUMNS})
-SELECT * FROM {GIVEN} AS given({COLUMNS}) ORDER BY {COLUMNS} ON CONFLICT DO NOTHING""")
-LOOK_UP = text(f"""
-SELECT id, {COLUMNS} FROM headrace.series JOIN {GIVEN} AS given({COLUMNS}) USING ({COLUMNS})""")
+INSERT INTO headrace.series ({GIVEN.columns})
+SELECT * FROM {GIVEN} ORDER BY {GIVEN.columns} ON CONFLICT DO NOTHING""")
+LOOK_UP = text(f"SELECT id, {GIVEN.columns} FROM headrace.series JOIN {GIVEN} USING ({GIVEN.columns})")
 MAX_CACHED = 200_000
 
 
@@ -49,17 +48,13 @@ class SeriesNumbers:
 
     def _register(self, aggregator: str, keys: list[SeriesKey]) -> None:
         with transaction(self._engine) as connection:
-            rows = connection.execute(LOOK_UP, _columns(keys)).all()
+            rows = connection.execute(LOOK_UP, GIVEN.values(keys)).all()
             if len(rows) < len(keys):
-                users = upsert_users(connection, claims_of(aggregator, (user_id for user_id, *_ in keys)))
+                users = upsert_users(connection, dict.fromkeys(Claim(aggregator, key[0]) for key in keys))
                 if writable := [key for key in keys if not users[Claim(aggregator, key[0])].is_read_only]:
-                    connection.execute(REGISTER, _columns(writable))
-                rows = connection.execute(LOOK_UP, _columns(keys)).all()
+                    connection.execute(REGISTER, GIVEN.values(writable))
+                rows = connection.execute(LOOK_UP, GIVEN.values(keys)).all()
         self._known |= {
             (user_id, resource, provider, source_type, subtype): number
             for number, user_id, resource, provider, source_type, subtype in rows
         }
-
-
-def _columns(keys: list[SeriesKey]) -> dict[str, list[str]]:
-    return dict(zip("urpsd", map(list, zip(*keys, strict=True)), strict=True))

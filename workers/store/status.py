@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from workers.store import lost_deliveries
-from workers.store.engine import transaction
+from workers.store.engine import execute
 
 EDGE_SECONDS = 600.0  # how long the count of deliveries older than an hour is cached: there may be 10^8 of them
 BEFORE = text("SELECT outcome, count(*) AS total FROM headrace.deliveries WHERE received_at < :edge GROUP BY outcome")
@@ -80,5 +80,4 @@ class OutcomeCounter:
 
 def since_last_delivery(engine: Engine) -> dict[str, timedelta]:
     """Time since the last delivery of each aggregator, within the last two days. Raises TryLater."""
-    with transaction(engine) as connection:
-        return {row.aggregator: row.since for row in connection.execute(SINCE_LAST_DELIVERY)}
+    return {row.aggregator: row.since for row in execute(engine, SINCE_LAST_DELIVERY)}

@@ -12,10 +12,13 @@ ROTATION_HOURS = 24  # in which the old secret signs too
 COLUMNS = """s.id, s.name, s.url, s.events, s.window_seconds, s.allow_private, s.status, s.reason, s.start_position,
 s.position, s.failures, s.failing_since, s.last_error,
 nullif(s.retry_at, '-infinity') AS retry_at, s.created_at"""
+# Active subscriptions that have not seen all changes of the feed.
+BEHIND = """SELECT FROM headrace.subscriptions
+    WHERE status = 'active' AND position < (SELECT newest FROM headrace.feed)"""
 ADD = text("""
 INSERT INTO headrace.subscriptions
     (name, url, events, window_seconds, allow_private, secret, start_position, position)
-SELECT :name, :url, CAST(:events AS text[]), :window, :allow_private, :secret, newest, newest
+SELECT :name, :url, CAST(:events AS text[]), :window_seconds, :allow_private, :secret, newest, newest
 FROM (SELECT coalesce((SELECT newest FROM headrace.feed), 0) AS newest) AS feed
 ON CONFLICT (name) DO NOTHING RETURNING id""")
 LIST = text(f"""
@@ -86,13 +89,11 @@ class SubscriptionSettings:
 
 def add(connection: Connection, new: SubscriptionSettings, sealed: bytes) -> bool:
     """Adds a subscription at the present end of the feed. False if its name exists."""
-    values = {"name": new.name, "url": new.url, "events": list(new.events), "window": new.window_seconds}
-    values |= {"allow_private": new.allow_private, "secret": sealed}
+    values = vars(new) | {"events": list(new.events), "secret": sealed}
     return connection.execute(ADD, values).first() is not None
 
 
 def listed(connection: Connection) -> list[Subscription]:
-    """All subscriptions by name."""
     return [Subscription(**row) for row in connection.execute(LIST, {"name": None}).mappings()]
 
 
@@ -126,5 +127,4 @@ def sealed_secrets(connection: Connection, subscription_id: int) -> list[bytes]:
 
 
 def remove(connection: Connection, name: str) -> None:
-    """Deletes a subscription and its notifications."""
     connection.execute(REMOVE, {"name": name})

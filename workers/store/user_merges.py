@@ -57,7 +57,7 @@ PART = """(
     FROM headrace.samples WHERE series_id = :old AND ts <= :last) AS incoming"""
 MERGE_PART = text(upsert_sql(SAMPLES, PART))
 DROP_PART = text("DELETE FROM headrace.samples WHERE series_id = :old AND ts <= :last")
-# Also the old connection and what was granted with it: they say nothing about the new one, which is stored by now.
+# Also the old connection and its grants: they do not concern the new connection, which is stored by now.
 DROP_REST = tuple(
     text(f"DELETE FROM headrace.{table} WHERE user_id = :old") for table in ("series", "gaps", "grants", "retractions")
 )

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, text
 
-GIVEN = """unnest(CAST(:users AS text[]), CAST(:aggregators AS text[]), CAST(:clients AS text[]),
-            CAST(:times AS timestamptz[])) AS given(user_id, aggregator, client_user_id, named_at)"""
+from workers.store.sql import RowParameters
+
+GIVEN = RowParameters("user_id text, aggregator text, client_user_id text, named_at timestamptz")
 # The lock makes an erasure wait for transactions that write data of the user (workers/store/erase.py). FOR KEY SHARE is
 # the weakest lock: workers that write for one user, or update the client_user_id, do not wait for each other. With FOR
 # SHARE, two workers that update the same user's client_user_id deadlock.
@@ -33,6 +34,14 @@ ON CONFLICT (user_id) DO UPDATE SET aggregator = excluded.aggregator,
     named_at = greatest(excluded.named_at, stored.named_at)
 WHERE coalesce(stored.aggregator, excluded.aggregator) = excluded.aggregator
   AND (stored.aggregator IS NULL OR excluded.named_at > stored.named_at) AND stored.erased_at IS NULL""")
+PERSON = text("""
+SELECT true AS is_known, client_user_id, erased_at,
+       ARRAY(SELECT user_id FROM headrace.users WHERE merged_into = :user ORDER BY 1) AS former, ARRAY(
+    SELECT other.user_id FROM headrace.users other WHERE other.client_user_id = person.client_user_id
+       AND other.user_id <> person.user_id AND other.erased_at IS NULL AND other.merged_into IS NULL
+       ORDER BY 1) AS others
+FROM headrace.users person WHERE user_id = :user""")
+ERASED_USERS = text("SELECT user_id FROM headrace.users WHERE user_id = ANY(:users) AND erased_at IS NOT NULL")
 ClientId = tuple[str, datetime] | None  # a client_user_id, and the time of the event that named it
 
 
@@ -60,6 +69,21 @@ class User:
 ERASED = User(is_erased=True)
 
 
+@dataclass(frozen=True)
+class Person:
+    """A user, with former ids and with the other users (not erased, not merged) of the same client_user_id."""
+
+    is_known: bool = False
+    client_user_id: str | None = None
+    erased_at: datetime | None = None
+    former: Sequence[str] = ()  # user_ids before reconnections
+    others: Sequence[str] = ()
+
+    @property
+    def state(self) -> Literal["unknown", "known", "erased"]:
+        return "erased" if self.erased_at else "known" if self.is_known else "unknown"
+
+
 class _Known(NamedTuple):
     user: User
     is_changed: bool  # the claim makes the aggregator the owner, or has a newer client_user_id
@@ -80,7 +104,7 @@ def upsert_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> di
         if (found := known.get(claim)) is None or (found.is_changed and not found.user.other_owner):
             news.setdefault(claim.user_id, claim)
     if news:
-        connection.execute(INSERT_USERS, _columns({claim: claims[claim] for claim in news.values()}))
+        connection.execute(INSERT_USERS, _rows({claim: claims[claim] for claim in news.values()}))
         known |= _known_users(connection, {claim: claims[claim] for claim in claims if claim.user_id in news})
     return {claim: known[claim].user if claim in known else ERASED for claim in claims}
 
@@ -99,9 +123,13 @@ def is_read_only(connection: Connection, user_id: str, aggregator: str | None = 
     return claim_user(connection, user_id, aggregator).is_read_only
 
 
-def claims_of(aggregator: str, users: Iterable[str]) -> dict[Claim, ClientId]:
-    """Claims of one aggregator without client_user_ids."""
-    return {Claim(aggregator, user_id): None for user_id in users}
+def person(connection: Connection, user_id: str) -> Person:
+    row = connection.execute(PERSON, {"user": user_id}).mappings().first()
+    return Person(**row) if row else Person()
+
+
+def erased_users(connection: Connection, users: Iterable[str]) -> set[str]:
+    return set(connection.scalars(ERASED_USERS, {"users": list(users)}))
 
 
 def _known_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> dict[Claim, _Known]:
@@ -110,17 +138,11 @@ def _known_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> di
         return {}
     return {
         Claim(aggregator, user_id): _Known(User(merged_into=merged_into, other_owner=other_owner), is_changed)
-        for aggregator, user_id, merged_into, other_owner, is_changed in connection.execute(
-            KNOWN_USERS, _columns(claims)
-        )
+        for aggregator, user_id, merged_into, other_owner, is_changed in connection.execute(KNOWN_USERS, _rows(claims))
     }
 
 
-def _columns(claims: Mapping[Claim, ClientId]) -> dict[str, Sequence[str | datetime | None]]:
-    given = [client or (None, None) for client in claims.values()]
-    return {
-        "users": [claim.user_id for claim in claims],
-        "aggregators": [claim.aggregator for claim in claims],
-        "clients": [name for name, _ in given],
-        "times": [at for _, at in given],
-    }
+def _rows(claims: Mapping[Claim, ClientId]) -> dict[str, list[Any]]:
+    return GIVEN.values(
+        (claim.user_id, claim.aggregator, *(client or (None, None))) for claim, client in claims.items()
+    )

@@ -1,7 +1,7 @@
 """Writes actions through the guarded upsert, table by table in a fixed order, in statements of bounded size."""
 
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,15 +11,14 @@ from sqlalchemy import Connection, Row, text
 
 from app.catalogue import Resource, catalogue
 from workers import actions
-from workers.actions import Action, Origin, Record, Samples, SeriesKey
+from workers.actions import Action, Origin, Record, Samples
 from workers.aggregators.common import CLOCK_SKEW
 from workers.store import feed, replaced
 from workers.store.feed import Change, Op
 from workers.store.merge import Target, changed_rows_by_delivery_sql, comparison_sql, upsert_sql
 from workers.store.replaced import ReplacedRange
-from workers.store.samples import write_samples
+from workers.store.samples import Numbers, Written, write_samples
 from workers.store.schema import CONNECTIONS, GRANTS, record_source, record_target
-from workers.store.written import Written
 
 CONNECTION_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, user_id text, provider text,
     status text, error text, version timestamptz, origin headrace.origin)"""
@@ -29,44 +28,33 @@ GRANT_SOURCE = """jsonb_to_recordset(CAST(:rows AS jsonb)) AS incoming(n int, us
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 
 
-class RecordRow(msgspec.Struct, omit_defaults=True):
-    """A record to merge; `n` is the index of its delivery in the batch."""
+class _Row(msgspec.Struct):
+    """A row to merge; `n` is the index of its delivery in the batch."""
 
     n: int
     user_id: str
-    id: str
     provider: str
-    source_type: str
-    payload: msgspec.Raw
     version: datetime
     origin: str
+
+
+class RecordRow(_Row, omit_defaults=True):
+    id: str
+    source_type: str
+    payload: msgspec.Raw
     columns: msgspec.Raw | None = None
     deleted: bool = False
     event_at: datetime | None = None  # None: the version
 
 
-class ConnectionRow(msgspec.Struct):
-    """A connection to merge; `n` as in RecordRow."""
-
-    n: int
-    user_id: str
-    provider: str
+class ConnectionRow(_Row):
     status: str
     error: str | None
-    version: datetime
-    origin: str
 
 
-class GrantRow(msgspec.Struct):
-    """A grant to merge; `n` as in RecordRow."""
-
-    n: int
-    user_id: str
-    provider: str
+class GrantRow(_Row):
     resource: str
     granted: bool
-    version: datetime
-    origin: str
 
 
 class BatchItem(NamedTuple):
@@ -77,11 +65,7 @@ class BatchItem(NamedTuple):
 
 
 def write(
-    connection: Connection,
-    batch: Sequence[BatchItem],
-    origin: Origin,
-    numbers: Mapping[SeriesKey, int],
-    seen: Collection[int] = (),
+    connection: Connection, batch: Sequence[BatchItem], origin: Origin, numbers: Numbers, seen: Collection[int] = ()
 ) -> Written:
     """Merges the records, samples, connections and grants of a batch. Tables are written in the order of the catalogue.
 
@@ -103,30 +87,34 @@ def write(
         if name in whole:
             ranges += replaced.add_ranges(connection, resource, whole[name], numbers)
     _count_kind(written, "record")
-    samples = [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]
-    if samples:
-        left = replaced.current(connection, samples, numbers)
-        pairs = zip(samples, left, strict=True)
-        written.stale.update(n for (n, one), (_, kept) in pairs if len(kept.rows) < len(one.rows))
-        write_samples(connection, left, numbers, origin, seen=seen, written=written)
+    if samples := [(one.n, one.action) for one in batch if isinstance(one.action, Samples)]:
+        current = replaced.current(connection, samples, numbers, written)
+        write_samples(connection, current, numbers, origin, seen=seen, written=written)
         _count_kind(written, "sample")
     connections = [
-        ConnectionRow(one.n, a.user_id, a.provider, a.status, a.error, a.version, origin)
+        ConnectionRow(one.n, a.user_id, a.provider, a.version, origin, a.status, a.error)
         for one in batch
         if isinstance(a := one.action, actions.Connection)
     ]
     if connections:
         _write_connections(connection, connections, written)
         _count_kind(written, "connection")
-    if grants := [one for one in batch if isinstance(one.action, actions.Grants)]:
-        _write_grants(connection, grants, origin, written)
+    grants = [
+        GrantRow(one.n, a.user_id, a.provider, a.version, origin, resource, granted)
+        for one in batch
+        if isinstance(a := one.action, actions.Grants)
+        for resource, granted in a.granted
+    ]
+    if grants:
+        merged = connection.execute(GRANT.merge, {"rows": _json(grants)}).all()
+        GRANT.count(connection, grants, merged, written)
         _count_kind(written, "grant")
     # Last, because samples that the newer version has too are only updated.
     removed, restored = replaced.remove(connection, ranges, origin)
     written.samples += restored.samples
-    written.rows["sample"] += removed + restored.rows
-    changes = written.sample_changes({**numbers, **restored.numbers}, origin)
-    feed.announce(connection, [*written.changes.values(), *changes])
+    written.series |= restored.series
+    written.rows["sample"] += removed + sum(restored.changed.values())
+    feed.announce(connection, [*written.changes.values(), *written.sample_changes(origin)])
     return written
 
 
@@ -245,14 +233,3 @@ def _write_connections(connection: Connection, rows: list[ConnectionRow], writte
     for row in CONNECTION.changed(rows, merged):
         key = ("connections", row.user_id, row.provider)
         written.changes[key] = Change("put", row.user_id, key[0], row.provider, None, None, None, None, 1, row.origin)
-
-
-def _write_grants(connection: Connection, batch: Sequence[BatchItem], origin: Origin, written: Written) -> None:
-    rows = [
-        GrantRow(one.n, a.user_id, a.provider, resource, granted, a.version, origin)
-        for one in batch
-        if isinstance(a := one.action, actions.Grants)
-        for resource, granted in a.granted
-    ]
-    if rows:
-        GRANT.count(connection, rows, connection.execute(GRANT.merge, {"rows": _json(rows)}).all(), written)

@@ -21,7 +21,7 @@ from tests.support.poison import eleven, fault, run_tries
 from tests.support.servers import Servers
 from workers.cli import output
 from workers.ingest.apply import Applier
-from workers.store import dead_letters, digests
+from workers.store import dead_letters, schema
 from workers.store.engine import make_engine, make_writer
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -243,11 +243,11 @@ def lose(engine: Engine) -> None:
 def test_a_replay_of_intact_data_changes_nothing(
     headrace: Headrace, engine: Engine, kept: list[Delivery], order: str
 ) -> None:
-    before = digests.digests(engine)
+    before = schema.digests(engine)
     done = headrace("replay", *SINCE, *UNTIL, "--order", order, "--digest")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == "5 applied again: 5 duplicate\nno table has changed\n"
-    assert digests.digests(engine) == before
+    assert schema.digests(engine) == before
     as_json = headrace("replay", *SINCE, *UNTIL, "--order", order, "--digest", "--json")
     assert json.loads(as_json.stdout) == {"duplicate": 5, "changed": []}
 
@@ -307,7 +307,7 @@ def other(servers: Servers) -> Iterator[str]:
 def test_a_replay_into_another_database_stores_the_same_rows(
     headrace: Headrace, engine: Engine, kept: list[Delivery], other: str
 ) -> None:
-    before = digests.digests(engine)
+    before = schema.digests(engine)
     for order, outcome in (("random", "5 applied"), ("newest", "5 duplicate")):
         password = str(urlsplit(other).password)
         into = other.replace(f":{password}@", "@")
@@ -315,7 +315,7 @@ def test_a_replay_into_another_database_stores_the_same_rows(
         assert (done.exit_code, done.stdout) == (0, f"5 applied again: {outcome}\n")
     there = make_engine(Settings(database_url=other.replace("postgresql", "postgresql+psycopg", 1)))
     try:
-        assert digests.digests(there) == before
+        assert schema.digests(there) == before
     finally:
         there.dispose()
     assert {row["origin"] for row in rows(engine, "SELECT origin FROM health.workouts")} == {"webhook"}

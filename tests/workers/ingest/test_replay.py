@@ -24,7 +24,7 @@ from tests.support.provider import FIRST, Provider, daily, gone_streams, heartra
 from tests.support.servers import Servers
 from workers.ingest.apply import Applier
 from workers.ingest.replay import MAX_BATCH, Order, replay, replay_dead_letters
-from workers.store import archive, dead_letters, digests
+from workers.store import archive, dead_letters, schema
 from workers.store.archive import ArchiveWindow
 from workers.store.backfills import due
 from workers.store.dead_letters import add_dead_letter
@@ -93,7 +93,7 @@ def test_a_replay_without_a_loss_changes_nothing(engine: Engine, settings: Setti
     """Breaks if a replay, in any order, writes a single row where nothing was missing."""
     sent = everything()
     apply(engine, settings, *sent)
-    before, stored = physical(engine), digests.digests(engine)
+    before, stored = physical(engine), schema.digests(engine)
     assert before["samples"]
     assert before["chunks"]
     assert before["dead_letters"]
@@ -101,20 +101,20 @@ def test_a_replay_without_a_loss_changes_nothing(engine: Engine, settings: Setti
     assert outcomes.total() == len(sent) - 1  # all but the dead delivery
     assert set(outcomes) <= {"duplicate", "stale", "ignored"}
     assert physical(engine) == before
-    assert digests.digests(engine) == stored
+    assert schema.digests(engine) == stored
 
 
 def test_a_digest_notices_every_change(engine: Engine, settings: Settings) -> None:
     """Breaks if the digests in these tests miss a change."""
     apply(engine, settings, *everything())
-    before = digests.digests(engine)
+    before = schema.digests(engine)
     with engine.begin() as connection:
         connection.execute(text("UPDATE headrace.samples SET stored_at = now(), origin = 'replay'"))
-    assert digests.digests(engine) == before
+    assert schema.digests(engine) == before
     for change in ("samples SET value = value + 1 WHERE value = 63", "workouts SET version = now()"):
         with engine.begin() as connection:
             connection.execute(text(f"UPDATE headrace.{change}"))
-    changed = {name for name, value in digests.digests(engine).items() if before[name] != value}
+    changed = {name for name, value in schema.digests(engine).items() if before[name] != value}
     assert changed == {"health.heartrate", "health.workouts"}
 
 
@@ -126,7 +126,7 @@ def test_an_empty_database_is_restored(engine: Engine, settings: Settings, empty
         apply(engine, settings, one)
     outcomes = replay(engine, Applier(empty, settings), ALWAYS, order, lambda _: None)
     assert outcomes["applied"] > 4
-    assert digests.digests(empty) == digests.digests(engine)
+    assert schema.digests(empty) == schema.digests(engine)
     for query in (
         "SELECT user_id, provider, status, error FROM health.connections ORDER BY 1, 2",
         "SELECT user_id, client_user_id FROM health.users ORDER BY 1",
@@ -141,13 +141,13 @@ def test_an_empty_database_is_restored(engine: Engine, settings: Settings, empty
 def test_a_replay_restores_lost_rows(engine: Engine, settings: Settings) -> None:
     """Breaks if a deleted table is not restored with the newest versions."""
     apply(engine, settings, *everything())
-    before = digests.digests(engine)
+    before = schema.digests(engine)
     with engine.begin() as connection:
         for name in ("samples", "workouts", "connections"):
             connection.execute(text(f"DELETE FROM headrace.{name}"))
-    assert digests.digests(engine) != before
+    assert schema.digests(engine) != before
     run(engine, settings, order="newest")
-    assert digests.digests(engine) == before
+    assert schema.digests(engine) == before
     assert {row["origin"] for row in rows(engine, "SELECT origin FROM health.workouts")} == {"replay"}
     assert rows(engine, "SELECT status FROM health.connections") == [{"status": "error"}] * 2
 

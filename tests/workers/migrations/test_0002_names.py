@@ -8,7 +8,7 @@ from app.config.settings import Settings
 from tests.support import apply, delivery, heartrate, rows, workout
 from tests.support.database import settings_of
 from workers.ingest.apply import Applier
-from workers.store import archive, digests
+from workers.store import archive, schema
 from workers.store.archive import ArchiveWindow
 from workers.store.engine import make_writer
 from workers.store.migrate import migrate
@@ -56,11 +56,11 @@ def test_a_migrated_database_can_be_used(old: Engine, settings: Settings) -> Non
     migrate(old)
     here = settings_of(settings, str(old.url.render_as_string(hide_password=False)).replace("+psycopg", ""))
     writer = make_writer(here)
-    before = digests.digests(writer)
+    before = schema.digests(writer)
     applier, window = Applier(writer, here), ArchiveWindow(*edges(old))
     outcomes = [applier.replay(some).outcomes for some in archive.read(writer, window)]
     assert sum(outcome.total() for outcome in outcomes) == 6
-    assert digests.digests(writer) == before
+    assert schema.digests(writer) == before
     dropped = maintain_partitions(writer, 30, datetime(2027, 1, 1, tzinfo=UTC))
     assert dropped[0] == "archive_20261120"
     assert apply(writer, here, delivery(workout("u1", "w3")), delivery(heartrate("u3", {0: 70}))) == {"applied": 2}

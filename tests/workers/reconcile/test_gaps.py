@@ -25,8 +25,7 @@ from workers.reconcile.gaps import (
     span_of_coverage,
     span_of_pull,
 )
-from workers.store.coverage import Fetched, ResourceKey
-from workers.store.gaps import Gap, Window
+from workers.store.coverage import Fetched, Gap, ResourceKey, Window
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 NOW = datetime(2026, 11, 21, 17, 30, tzinfo=UTC)

@@ -35,17 +35,16 @@ from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS, UNAUTHORIZED_PAUSE
 from workers.operate import status_view
 from workers.operate.health import Status, problems
-from workers.reconcile import runs
+from workers.reconcile import reconciler, runs
 from workers.reconcile.reconciler import JOB, MAX_RESTARTS, ReconcilePosition, Reconciler, Step
 from workers.reconcile.runs import run_slice
 from workers.simulator import events
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
 from workers.simulator.server import API_KEY, Simulator
-from workers.store import coverage
 from workers.store.backfills import due
+from workers.store.coverage import Gap
 from workers.store.engine import transaction
-from workers.store.gaps import Gap
 from workers.store.jobs import ensure_job
 from workers.verify import expected
 
@@ -710,7 +709,7 @@ def test_an_erased_user_is_not_fetched_again(
 ) -> None:
     """Breaks if a user who was erased here but not at Junction, before or during the request, is fetched again."""
     if amid:
-        monkeypatch.setattr(coverage, "erased", lambda *_: set())  # as before the erasure
+        monkeypatch.setattr(reconciler, "erased_users", lambda *_: set())  # as before the erasure
     execute(engine, "INSERT INTO headrace.users (user_id, erased_at) VALUES ('u1', now())")
     api = ScriptedApi(
         pulls=[[of("u1", heartrate=pulled()), of("u2", heartrate=pulled())]],

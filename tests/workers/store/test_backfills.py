@@ -11,8 +11,17 @@ from sqlalchemy import Engine, text
 
 from tests.support import message_id, rows
 from workers.actions import NO_NOTES, Notes, Notice, Refused
-from workers.store.backfills import DEFAULT_HISTORY, BackfillRequest, _next, advance, claim, open_backfill, release
-from workers.store.engine import transaction
+from workers.store.backfills import (
+    DEFAULT_HISTORY,
+    BackfillRequest,
+    ChunkPosition,
+    _next,
+    advance,
+    claim,
+    open_backfill,
+    release,
+)
+from workers.store.engine import scalars, transaction
 
 
 def day(number: int) -> datetime:
@@ -170,13 +179,19 @@ def advanced(engine: Engine, number: int, *refused: str, notes: Notes = NO_NOTES
         return connection.scalar(query, {"id": number})
 
 
+def claimed(engine: Engine, user: str) -> ChunkPosition:
+    """The chunk of a new backfill of the user."""
+    announce(engine, notice(user))
+    (number,) = scalars(engine, text("SELECT id FROM headrace.backfills WHERE user_id = :user"), {"user": user})
+    work = claim(engine, number, 9, 9)
+    assert work is not None
+    return work
+
+
 def test_rejections_stay_and_other_errors_are_cleared(shared: Engine) -> None:
     """Breaks if missing records are not shown; if a past error remains; or if its text decides that."""
-    announce(shared, notice("refused"))
-    with transaction(shared) as connection:
-        number = connection.scalar(text("SELECT id FROM headrace.backfills WHERE user_id = 'refused'"))
-    work = claim(shared, number, 9, 9)
-    assert work is not None
+    work = claimed(shared, "refused")
+    number = work.backfill_id
     assert advanced(shared, number) is None
     release(shared, work, 0, error="7 refused, first: not a refusal of records")
     assert advanced(shared, number) is None
@@ -188,11 +203,8 @@ def test_rejections_stay_and_other_errors_are_cleared(shared: Engine) -> None:
 
 def test_notes_of_all_pages_stay(shared: Engine) -> None:
     """Breaks if a later page, or an error that is over, hides what an earlier page did not store as received."""
-    announce(shared, notice("noted"))
-    with transaction(shared) as connection:
-        number = connection.scalar(text("SELECT id FROM headrace.backfills WHERE user_id = 'noted'"))
-    work = claim(shared, number, 9, 9)
-    assert work is not None
+    work = claimed(shared, "noted")
+    number = work.backfill_id
     null = "stored as NULL, because they cannot be read"
     assert advanced(shared, number, notes=Notes(("title", "calories"))) == f"{null}: calories, title"
     release(shared, work, 0, error="status 503")

@@ -19,7 +19,7 @@ from tests.support.provider import Provider, heartrates, hourly
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.ingest.replay import replay_dead_letters
 from workers.operate.erase import Eraser
-from workers.store import dead_letters, erase, watched
+from workers.store import dead_letters, erase
 from workers.store import engine as engine_module
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import make_writer, transaction
@@ -110,8 +110,8 @@ def test_an_outcome_that_cannot_be_looked_up_stays_unknown(
 
 def test_a_frozen_server_is_left(cut: Engine, proxy: CommitProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a worker waits without end for a stopped server whose kernel acknowledges its packets."""
-    monkeypatch.setattr(watched, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(watched, "PING_SECONDS", 2)
+    monkeypatch.setattr(engine_module, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(engine_module, "PING_SECONDS", 2)
     with transaction(cut) as connection:  # a slow statement of a server that works is not given up
         connection.execute(text("SELECT pg_sleep(1.5)"))
     proxy.is_frozen.set()
@@ -123,7 +123,7 @@ def test_a_frozen_server_is_left(cut: Engine, proxy: CommitProxy, monkeypatch: p
 
 def test_a_server_that_cannot_end_is_left(cut: Engine, proxy: CommitProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a worker waits for ever for a replaced primary, which refuses connections and waits for a replica."""
-    monkeypatch.setattr(watched, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(engine_module, "SILENT_SECONDS", 0.5)
     proxy.is_frozen.set()
     proxy.close()
     with pytest.raises(TryLater):
@@ -134,8 +134,8 @@ def test_another_server_does_not_answer_for_a_frozen_one(
     proxied: Settings, proxy: CommitProxy, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a worker waits without end for a frozen primary because the new primary accepts connections."""
-    monkeypatch.setattr(watched, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(watched, "PING_SECONDS", 2)
+    monkeypatch.setattr(engine_module, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(engine_module, "PING_SECONDS", 2)
     first = make_url(proxied.need_database())
     hosts = [f"{one.host}:{one.port}" for one in (first, make_url(database_url))]
     url = URL.create(

@@ -15,6 +15,7 @@ from tests.support.database import emptied
 from workers.store import coverage
 from workers.store.coverage import ResourceKey
 from workers.store.engine import transaction
+from workers.store.users import erased_users
 
 DAY, HOUR, MICROSECOND = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
 FIRST = datetime(2026, 3, 10, tzinfo=UTC)
@@ -279,7 +280,8 @@ def test_connections_are_grouped_by_user(engine: Engine, settings: Settings) -> 
     bodies = [event("provider.connection.created", user, {"provider": {"slug": "garmin"}}) for user in ("u1", "u2")]
     store(engine, settings, *bodies, event("provider.connection.error", "u1", broken))
     with transaction(engine) as connection:
-        assert coverage.connected(connection, ["u1", "u3"]) == {"u1": {"garmin": "connected", "oura": "error"}}
+        assert coverage.connected(connection, "u1") == {"garmin": "connected", "oura": "error"}
+        assert coverage.connected(connection, "u3") == {}
 
 
 def test_erased_users_are_found(engine: Engine) -> None:
@@ -287,8 +289,8 @@ def test_erased_users_are_found(engine: Engine) -> None:
     users = "('gone', now()), ('here', NULL), ('other', now())"
     execute(engine, f"INSERT INTO headrace.users (user_id, erased_at) VALUES {users}")
     with transaction(engine) as connection:
-        assert coverage.erased(connection, ["gone", "here", "never heard of"]) == {"gone"}
-        assert coverage.erased(connection, []) == set()
+        assert erased_users(connection, ["gone", "here", "never heard of"]) == {"gone"}
+        assert erased_users(connection, []) == set()
 
 
 # Outages

@@ -24,12 +24,11 @@ from tests.support.deliveries import bodies
 from tests.support.provider import Killed, Provider
 from workers.ingest.apply import UNKNOWN, Applier
 from workers.operate.erase import Eraser
-from workers.store import backfill_admin, backfills, dead_letters, digests, erase, users
-from workers.store.coverage import ResourceKey
+from workers.store import backfill_admin, backfills, dead_letters, erase, schema, users
+from workers.store.coverage import Gap, ResourceKey, keep_gaps
 from workers.store.crashes import record_crash
 from workers.store.dead_letters import add_dead_letter
 from workers.store.engine import make_writer, transaction
-from workers.store.gaps import Gap, keep_gaps
 from workers.store.users import Claim, upsert_users
 
 USER, OTHER = "0c7a1a9e-person", "11111111-other"
@@ -113,7 +112,7 @@ def everything(engine: Engine) -> dict[str, Any]:
     """All data that readers see, and the dead letters."""
     dead = rows(engine, "SELECT message_id FROM headrace.dead_letters ORDER BY 1")
     return {
-        "views": digests.digests(engine),
+        "views": schema.digests(engine),
         "dead_letters": dead,
         "archive": rows(engine, "SELECT * FROM headrace.archive"),
     }

@@ -15,10 +15,9 @@ from tests.support.cases import Failures
 from tests.support.database import emptied
 from tests.support.provider import DAY, FIRST, Provider, daily, heartrates, hourly, workouts
 from workers.simulator.server import API_KEY
-from workers.store import backfill_admin, estimates
-from workers.store.backfill_admin import Filter, listed
+from workers.store import backfill_admin
+from workers.store.backfill_admin import Filter, RequestEstimate, listed
 from workers.store.engine import transaction
-from workers.store.estimates import RequestEstimate
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def settings(settings: Settings, broker_url: str) -> Settings:
 
 def experienced(engine: Engine) -> RequestEstimate:
     with transaction(engine) as connection:
-        return estimates.measured_costs(connection)
+        return backfill_admin.measured_costs(connection)
 
 
 def test_an_estimate_follows_from_measured_costs() -> None:

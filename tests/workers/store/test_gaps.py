@@ -6,10 +6,9 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from tests.support import rows
-from workers.store import gaps
-from workers.store.coverage import ResourceKey
+from workers.store import coverage
+from workers.store.coverage import Gap, ResourceKey
 from workers.store.engine import transaction
-from workers.store.gaps import Gap
 
 START = datetime(2026, 3, 10, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -21,7 +20,7 @@ def keep(engine: Engine, *found: Gap, users: tuple[str, ...] = ("u1",), part: st
     earlier = "UPDATE headrace.gaps SET since = since - interval '2 days', seen_at = seen_at - interval '2 days'"
     with transaction(engine) as connection:
         connection.execute(text(earlier))
-        gaps.keep_gaps(connection, part, users, found)
+        coverage.keep_gaps(connection, part, users, found)
 
 
 def account(engine: Engine) -> list[tuple[Any, ...]]:
@@ -91,8 +90,8 @@ def test_open_pulls_are_found(engine: Engine) -> None:
     pulling = [Gap(SLEEP._replace(user_id=user), "aggregator", "retrying", is_pulling=True) for user in ("u1", "u2")]
     keep(engine, *pulling, Gap(SLEEP._replace(resource="hrv"), "aggregator", "gives no more"), users=("u1", "u2"))
     with transaction(engine) as connection:
-        assert gaps.still_pulling(connection, ["u1", "u3"]) == {SLEEP}
-        assert gaps.still_pulling(connection, []) == set()
+        assert coverage.still_pulling(connection, ["u1", "u3"]) == {SLEEP}
+        assert coverage.still_pulling(connection, []) == set()
     keep(engine, OURS)
     with transaction(engine) as connection:
-        assert gaps.still_pulling(connection, ["u1", "u2"]) == {SLEEP._replace(user_id="u2")}
+        assert coverage.still_pulling(connection, ["u1", "u2"]) == {SLEEP._replace(user_id="u2")}

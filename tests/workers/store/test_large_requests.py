@@ -9,8 +9,7 @@ from tests.support.cases import Failures
 from tests.support.database import emptied
 from workers.actions import LargeRequest
 from workers.store.engine import transaction
-from workers.store.large_requests import expect
-from workers.store.ledger import Outcome, OutcomeRow, settle
+from workers.store.ledger import Outcome, OutcomeRow, expect, settle
 
 FOUND = "SELECT expected, received, is_complete FROM health.large_requests WHERE reference = 'r1'"
 

@@ -18,11 +18,10 @@ from tests.support.deliveries import SEALER, received
 from workers.ingest.apply import Applier
 from workers.ingest.replay import replay, replay_dead_letters
 from workers.operate.erase import Eraser
-from workers.store import dead_letters, ledger_retention
+from workers.store import dead_letters, retention
 from workers.store.archive import ArchiveWindow
 from workers.store.engine import make_writer, transaction
-from workers.store.ledger import OutcomeRow, is_near_change_of_month, settle
-from workers.store.ledger_lookup import Attempt, first_arrivals
+from workers.store.ledger import Attempt, OutcomeRow, first_arrivals, is_near_change_of_month, settle
 
 CHANGE = datetime(2026, 11, 1, tzinfo=UTC)  # the end of October
 BEFORE, AFTER = CHANGE - timedelta(minutes=1), CHANGE + timedelta(minutes=1)
@@ -265,13 +264,13 @@ def test_old_months_are_dropped(workers: dict[int, Engine], shared: Engine, shar
     dead = received(delivery(workout("u1", "")), at)
     apply(workers[9], shared_settings, dead)
     try:
-        assert list(ledger_retention.remove(shared, before - timedelta(hours=2), 10)) == [2, 2]
+        assert list(retention._remove_entries(shared, before - timedelta(hours=2))) == [2, 2]
         assert present(shared, months) == months[1:]  # September ends too late, so its entries were deleted
         assert [row["month"] for row in rows(shared, LEDGER)].count("2026-09-01") == 1
-        assert list(ledger_retention.remove(shared, before, 10)) == [0, 0]
+        assert list(retention._remove_entries(shared, before)) == [0, 0]
         assert present(shared, months) == months[1:]
         dead_letters.drop(shared, dead_letters.listed(shared))
-        assert list(ledger_retention.remove(shared, before, 10)) == [1, 0]
+        assert list(retention._remove_entries(shared, before)) == [1, 0]
         assert present(shared, months) == months[2:]
         assert {row["month"] for row in rows(shared, LEDGER)} == {"2026-10-01"}
     finally:
@@ -285,6 +284,6 @@ def test_a_locked_month_is_left_to_the_next_run(
     before = fill(workers, shared_settings)
     with shared.begin() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM headrace.deliveries")
-        assert list(ledger_retention.remove(workers[11], before, 10)) == []
+        assert list(retention._remove_entries(workers[11], before)) == []
     assert present(shared, months) == months
     assert len(rows(shared, LEDGER)) == 6

@@ -17,6 +17,7 @@ from app.config.settings import Settings
 from app.errors import RetryAlone, TryLater
 from tests.support import ROOT, START, message_id, rows
 from tests.support.database import run
+from workers.store import engine as store_engine
 from workers.store import ledger_partitioning
 from workers.store.engine import WORKER_SESSION, make_writer, transaction
 from workers.store.ledger import OutcomeRow, settle
@@ -158,7 +159,7 @@ def test_a_long_query_delays_the_conversion_only(
     plain: Engine, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a report that reads the ledger for hours stops all workers, or the operator is not told of it."""
-    monkeypatch.setattr(ledger_partitioning, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(store_engine, "LOCK_SECONDS", 1.0)
     with plain.begin() as report:
         report.execute(text("SELECT count(*) FROM headrace.deliveries"))
         with Writers(worker, 100).running() as writers, pytest.raises(TryLater, match="end it, then run"):

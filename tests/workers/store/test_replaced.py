@@ -339,7 +339,7 @@ def test_many_samples_of_other_objects_do_not_reach_the_timeout(engine: Engine, 
 
 def test_overlapping_ranges_are_found_by_their_end(engine: Engine) -> None:
     """Breaks if an update reads all ranges that its series ever had."""
-    none = {name: list[Any]() for name in ("series", "ids", "versions", "firsts", "lasts")}
+    none = replaced.RANGES.values([])
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         connection.execute(text("SET LOCAL enable_bitmapscan = off"))

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, TextClause, text
 
 from tests.support import START
+from workers.store import samples
 from workers.store.samples import CHANGED_SAMPLES, COMPARE_SAMPLES, MERGE_SAMPLES, OCCUPIED
 
 STATEMENTS = {
@@ -18,7 +19,7 @@ STATEMENTS = {
     "occupied": OCCUPIED,
 }
 PERIOD = {"first": START, "last": START + timedelta(hours=1)}
-RANGES = {"series": [1], "firsts": [PERIOD["first"]], "lasts": [PERIOD["last"]]}
+RANGES = samples.RANGES.values([(0, 1, PERIOD["first"], PERIOD["last"])])
 LOCKED = text("""
 SELECT count(*) FROM pg_locks JOIN pg_inherits ON inhrelid = relation
 WHERE inhparent = CAST('headrace.samples' AS regclass) AND pid = pg_backend_pid()""")

@@ -8,8 +8,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import apply, delivery, event, heartrate, rows, terra, workout
 from tests.support.database import run
-from workers.store.indexes import index_records
-from workers.store.migrate import migrate
+from workers.store.migrate import index_records, migrate
 from workers.store.retractions import retract
 
 UNCOMMENTED = """

@@ -17,7 +17,8 @@ from tests.support.cases import Failures
 from tests.support.database import emptied
 from workers.ingest.apply import Applier
 from workers.store import replaced, samples, writer
-from workers.store.replaced import ReplacedRange, Restored
+from workers.store.replaced import ReplacedRange
+from workers.store.samples import Written
 
 MINUTE = timedelta(minutes=1)
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -187,5 +188,5 @@ def test_replaced_samples_are_deleted_in_parts(
     last = START + timedelta(minutes=89)
     with engine.begin() as connection:
         range_ = ReplacedRange(row["id"], "w1", START + MINUTE, START, last)
-        assert replaced.remove(connection, [range_], "webhook") == (80, Restored())
+        assert replaced.remove(connection, [range_], "webhook") == (80, Written())
     assert len(stored(engine, "u1")) == 20
