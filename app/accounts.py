@@ -19,19 +19,15 @@ MAX_PASSWORD = 1024  # bytes
 
 
 class Account(NamedTuple):
-    """An account of the console."""
-
     name: str
     hash: str
     role: Role
 
     def may(self, role: Role) -> bool:
-        """Whether the account's role includes this one."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     @property
     def line(self) -> str:
-        """The account as HEADRACE_CONSOLE_USERS has it."""
         return f"{self.name}:{self.hash}:{self.role}"
 
 
@@ -56,7 +52,6 @@ def hash_password(password: str) -> str:
 
 
 def is_password(password: str, password_hash: str) -> bool:
-    """Whether the hash was made from this password."""
     found = HASH.fullmatch(password_hash)
     if found is None or len(password.encode()) > MAX_PASSWORD:
         return False

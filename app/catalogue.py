@@ -15,8 +15,6 @@ Dates = Literal["moment", "day", "none"]
 Day = Literal["counter", "gauge", "last"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-FIELD_TYPES = frozenset(get_args(FieldType))
-DAYS = frozenset(get_args(Day))
 TERRA_PREFIX = "terra_"  # of the names and kinds of resources that only Terra has
 KEY_PARTS = frozenset({"type", "intensity", "source.workout_id", "source.sport"})
 RESERVED = {
@@ -39,7 +37,7 @@ class Field:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name in RESERVED:
             raise ValueError(f"{self.name!r} cannot be a column")
-        if self.type not in FIELD_TYPES:
+        if self.type not in get_args(FieldType):
             raise ValueError(f"{self.name}: {self.type!r} is not a field type")
 
 
@@ -65,22 +63,24 @@ class Resource:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is not a resource name")
-        if self.is_junctions and (not self.path.startswith("/v2/") or "{" not in self.path):
-            raise ValueError(f"{self.name}: {self.path!r} is not a fetch path")
-        if self.path and not self.is_junctions:
-            raise ValueError(f"{self.name}: Junction does not have it")
-        if self.terra is not None and not (self.kind == "summary" and NAME.fullmatch(self.terra)):
-            raise ValueError(f"{self.name}: terra is the type of a summary's objects")
-        if self.dates not in ("moment", "day", "none"):
-            raise ValueError(f"{self.name}: dates cannot be {self.dates!r}")
-        if not self.is_series and (self.key or self.unit or self.interval or self.day):
-            raise ValueError(f"{self.name}: key, unit, interval and day belong to timeseries")
-        if self.day is not None and self.day not in DAYS:
-            raise ValueError(f"{self.name}: day cannot be {self.day!r}")
-        if unknown := set(self.key) - KEY_PARTS:
-            raise ValueError(f"{self.name}: no such key part: {', '.join(sorted(unknown))}")
-        if len({field.name for field in self.fields}) != len(self.fields):
-            raise ValueError(f"{self.name}: a field is named twice")
+        is_path = self.path.startswith("/v2/") and "{" in self.path
+        is_terra = self.terra is None or (self.kind == "summary" and NAME.fullmatch(self.terra))
+        unknown = sorted(set(self.key) - KEY_PARTS)
+        for is_wrong, text in (
+            (self.is_junctions and not is_path, f"{self.path!r} is not a fetch path"),
+            (self.path and not self.is_junctions, "Junction does not have it"),
+            (not is_terra, "terra is the type of a summary's objects"),
+            (self.dates not in get_args(Dates), f"dates cannot be {self.dates!r}"),
+            (
+                not self.is_series and (self.key or self.unit or self.interval or self.day),
+                "key, unit, interval and day belong to timeseries",
+            ),
+            (self.day is not None and self.day not in get_args(Day), f"day cannot be {self.day!r}"),
+            (unknown, f"no such key part: {', '.join(unknown)}"),
+            (len({field.name for field in self.fields}) != len(self.fields), "a field is named twice"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{self.name}: {text}")
 
     @property
     def is_series(self) -> bool:
@@ -101,11 +101,6 @@ class Resource:
     def holds_terra(self) -> bool:
         """Whether objects of a Terra type are stored here."""
         return self.terra is not None or self.kind == "terra"
-
-    @property
-    def paged(self) -> bool:
-        """Only the grouped timeseries endpoints are paged; a summary's size is bounded by its window."""
-        return self.kind == "timeseries"
 
     @property
     def day_field(self) -> str | None:
@@ -206,13 +201,17 @@ def _resource(kind: Kind, name: str, row: Mapping[str, Any]) -> Resource:
             segment = rest.pop("segment", name)
             derived = {"path": f"/v2/timeseries/{{user_id}}/{segment}/grouped", "rows": "groups"}
         texts = rest.pop("values" if kind == "timeseries" else "fields", [])
-        derived["fields"] = tuple(Field(*text.split()) for text in texts)
+        derived["fields"] = tuple(map(_field, texts))
         return Resource(name=full_name, kind=kind, key=tuple(rest.pop("key", ())), **derived, **rest)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{kind}.{name}: {error}") from error
 
 
+def _field(text: str) -> Field:
+    name, kind = text.split()
+    return Field(name=name, type=kind)  # type: ignore[arg-type] # which Field checks
+
+
 @cache
 def catalogue() -> Catalogue:
-    """The catalogue that ships with Headrace."""
     return parse(files("app").joinpath("catalogue.toml").read_text(encoding="utf-8"))

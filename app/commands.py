@@ -1,4 +1,4 @@
-"""Command lines of Headrace's own Python processes."""
+"""Headrace's own Python processes: their command lines, and whether one is alive."""
 
 import os
 import sys
@@ -20,3 +20,14 @@ def become(command: tuple[str, ...], more: Mapping[str, str], *, without: Collec
     """
     environment = {name: value for name, value in process_environment().items() if name not in without}
     os.execve(command[0], command, environment | dict(more))  # noqa: S606 - our own program, without a shell
+
+
+def process_alive(pid: int) -> bool:
+    """Also true for a process of another user, which cannot be signalled."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,6 +1,7 @@
 """Deliveries, and the messages that carry them through the broker."""
 
 import base64
+import contextlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -80,7 +81,6 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
         return self.open(sealer, limit)
 
     def with_body(self, body: bytes, sealer: Sealer) -> "Delivery":
-        """The delivery with another body."""
         return replace(self, sealed=sealer.seal(body, self._aad()))
 
     def with_fields(
@@ -145,37 +145,11 @@ def pack(deliveries: Sequence[Delivery]) -> str:
     return base64.b64encode(_encoder.encode(_Message(MESSAGE_VERSION, list(deliveries)))).decode()
 
 
-def unpack(packed: str) -> list[Delivery]:
+def unpack(packed: str, version: int = MESSAGE_VERSION) -> list[Delivery]:
     """The deliveries of a message. Raises Unprocessable if it has another format or version, or a value out of range.
 
     msgspec decodes base64 strictly and in a fifth of the time of base64.b64decode (16 kB: 14 us, not 68).
     """
-    return _unpack(packed, MESSAGE_VERSION)
-
-
-def unpack_stored(packed: str) -> list[Delivery]:
-    """As `unpack`, for a message in a dead letter, which version 0.2 may have published."""
-    try:
-        return _unpack(packed, MESSAGE_VERSION)
-    except Unprocessable as reason:
-        try:
-            return _unpack(packed, OLD_VERSION)
-        except Unprocessable:
-            raise reason from None
-
-
-def sealed_again(one: Delivery, sealer: Sealer) -> Delivery:
-    """A delivery in a dead letter, sealed as a new one, because an operator applies it again.
-
-    A body that version 0.2 has sealed authenticates only the aggregator and the id. Raises NotAuthentic if the body is
-    not encrypted although a key is set: such a message may have been forged.
-    """
-    sealer.require(one.sealed, ENCRYPTED)
-    is_bound = bool(one.sealed) and bool(one.sealed[0] & BOUND)
-    return (one if is_bound else replace(one, digest=None)).with_fields(sealer)
-
-
-def _unpack(packed: str, version: int) -> list[Delivery]:
     try:
         raw = msgspec.convert(packed, bytes)
         found = _version_decoder.decode(raw).version
@@ -188,3 +162,24 @@ def _unpack(packed: str, version: int) -> list[Delivery]:
     if any(one.received_at > latest for one in deliveries):
         raise Unprocessable("a message of deliveries that were received in the future: check the publisher's clock")
     return deliveries
+
+
+def unpack_stored(packed: str) -> list[Delivery]:
+    """As `unpack`, for a message in a dead letter, which version 0.2 may have published."""
+    try:
+        return unpack(packed)
+    except Unprocessable:
+        with contextlib.suppress(Unprocessable):
+            return unpack(packed, OLD_VERSION)
+        raise
+
+
+def sealed_again(one: Delivery, sealer: Sealer) -> Delivery:
+    """A delivery in a dead letter, sealed as a new one, because an operator applies it again.
+
+    A body that version 0.2 has sealed authenticates only the aggregator and the id. Raises NotAuthentic if the body is
+    not encrypted although a key is set: such a message may have been forged.
+    """
+    sealer.require(one.sealed, ENCRYPTED)
+    is_bound = bool(one.sealed) and bool(one.sealed[0] & BOUND)
+    return (one if is_bound else replace(one, digest=None)).with_fields(sealer)

@@ -17,6 +17,7 @@ HeadraceError
     └── CommitUnknown    retry: the connection broke during COMMIT, so the transaction may be committed
 """
 
+from traceback import extract_tb
 from typing import Literal
 
 RetryCause = Literal[
@@ -126,8 +127,6 @@ def describe(error: Exception) -> str:
     """The text of one of our errors; of any other error its class and place, because its text may quote a value."""
     if isinstance(error, HeadraceError):
         return str(error)
-    where = error.__traceback__
-    while where and where.tb_next:
-        where = where.tb_next
-    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
+    frames = extract_tb(error.__traceback__)
+    line = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
     return f"unexpected {type(error).__name__}{line}"

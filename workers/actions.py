@@ -47,7 +47,6 @@ class Record:
 
     @property
     def series(self) -> list[SeriesKey]:
-        """The series of its samples."""
         return [
             (self.user_id, one.resource, self.provider, self.source_type, one.subtype) for one in self.sample_ranges
         ]
@@ -68,12 +67,10 @@ class Samples:
 
     @property
     def series(self) -> list[SeriesKey]:
-        """The series, as the only item of a list."""
         return [self.key]
 
     @property
     def key(self) -> SeriesKey:
-        """The series."""
         return (self.user_id, self.resource, self.provider, self.source_type, self.subtype)
 
 

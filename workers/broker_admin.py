@@ -6,7 +6,6 @@ The parts for one kind of broker are in rabbitmq_admin and redis_durability.
 # ruff: noqa: PLC0415 - importing redis, Celery and kombu costs 0.2 s of CPU; many commands contact no broker
 import base64
 import contextlib
-import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from app.broker.lanes import FAILING_SINCE, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, is_amqp
+from app.broker.lanes import FAILING_SINCE, INVALID, LANES, PROCESSING, RECEIVED_AT, RETRY_REASON, SENT_AT, is_amqp
 from app.config.settings import Settings
 from app.delivery import unpack
 from app.errors import Misconfigured, TryLater, Unprocessable
@@ -101,23 +100,14 @@ def lanes(settings: Settings) -> list[Lane]:
     depths, held = queue_depths(settings), held_messages(settings)
     found = []
     for one in depths:
-        unacked, unacked_for = _unacked_of(url, one.lane, held)
-        found.append(
-            Lane(
-                one.lane,
-                one.ready + one.delayed,
-                None,
-                unacked=unacked,
-                unacked_for=unacked_for,
-                retrying=one.delayed,
-            )
-        )
+        unacked, since = _unacked_of(url, one.lane, held)
+        messages = one.ready + one.delayed
+        found.append(Lane(one.lane, messages, None, unacked=unacked, unacked_for=since, retrying=one.delayed))
     return found
 
 
-_seen: dict[
-    tuple[str, str], tuple[int | None, float]
-] = {}  # by broker and lane: acknowledgements, and since when so many
+# By broker and lane: the number of acknowledgements, and since when it is that.
+_seen: dict[tuple[str, str], tuple[int | None, float]] = {}
 
 
 def _unacked_of(url: str, name: str, held: Mapping[str, Held]) -> tuple[int | None, timedelta | None]:
@@ -215,9 +205,7 @@ def drain_invalid(settings: Settings, keep: Callable[[bytes, str], object]) -> N
     """Passes invalid messages, which the Redis transport moved to `:invalid` lists, to `keep`, then deletes them."""
     import redis
 
-    from app.broker.redis_transport import ALL_INVALID
-
-    url, names = settings.need_broker(), [*map("".join, itertools.product(LANES, ALL_INVALID))]
+    url, names = settings.need_broker(), [lane + INVALID for lane in LANES]
     if is_amqp(url):
         return
     try:

@@ -34,7 +34,7 @@ def need_quorum_queues(settings: Settings) -> None:
     """
     from kombu.exceptions import OperationalError
 
-    from app.broker.delays import with_delay_queue
+    from app.broker.delays import delay_queue
     from app.broker.failover import on_any_broker
 
     celery = make_celery(settings, "publisher")
@@ -43,11 +43,10 @@ def need_quorum_queues(settings: Settings) -> None:
 
     def declare(connection: Any) -> None:
         nonlocal name
-        for queue in (
-            one for lane in celery.conf.task_queues for one in with_delay_queue(lane, settings.need_broker())
-        ):
-            name = queue.name
-            queue.bind(connection.default_channel).declare()
+        for lane in celery.conf.task_queues:
+            for queue in (lane, delay_queue(lane.name)):
+                name = queue.name
+                queue.bind(connection.default_channel).declare()
 
     try:
         on_any_broker(celery, declare)
@@ -69,16 +68,16 @@ def queue_depths(settings: Settings) -> list[QueueDepth]:
     """The depth of every lane. Raises TryLater if no broker can be reached."""
     from kombu.exceptions import OperationalError
 
-    from app.broker.delays import with_delay_queue
+    from app.broker.delays import delay_queue
     from app.broker.failover import on_any_broker
 
     celery = make_celery(settings, "publisher")
     errors = celery.connection_for_read()
 
     def depth(connection: Any, lane: Any) -> QueueDepth:
-        queues = with_delay_queue(lane, settings.need_broker())
-        ready, *delayed = (one.bind(connection.default_channel).queue_declare().message_count for one in queues)
-        return QueueDepth(lane.name, ready, sum(delayed))
+        queues = (lane, delay_queue(lane.name))
+        ready, delayed = (one.bind(connection.default_channel).queue_declare().message_count for one in queues)
+        return QueueDepth(lane.name, ready, delayed)
 
     try:
         return on_any_broker(celery, lambda connection: [depth(connection, lane) for lane in celery.conf.task_queues])

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from app.broker.brokers import in_order
+from app.broker.lanes import in_order
 from app.config.settings import Settings
 
 PORTS = {"amqp": ("http", 15672), "amqps": ("https", 15671)}

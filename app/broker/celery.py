@@ -36,7 +36,6 @@ def make_celery(settings: Settings, role: Role) -> "Celery":
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_store_errors_even_if_ignored=False,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_publish_retry=role == "worker",
@@ -47,11 +46,7 @@ def make_celery(settings: Settings, role: Role) -> "Celery":
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_heartbeat=HEARTBEAT_SECONDS,
-        broker_pool_limit=10,
         event_queue_ttl=60,
-        event_queue_expires=60,
-        timezone="UTC",
-        enable_utc=True,
         **_broker_options(settings, role),
     )
     return celery

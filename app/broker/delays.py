@@ -18,11 +18,6 @@ def delay_queue(lane: str) -> Queue:
     return Queue(name, Exchange(""), name, durable=True, queue_arguments={"x-queue-type": "quorum"})
 
 
-def with_delay_queue(lane: Queue, url: str) -> list[Queue]:
-    """A lane, and its delay queue if the broker needs one."""
-    return [lane, delay_queue(lane.name)] if is_amqp(url) else [lane]
-
-
 def delay_options(celery: Celery, lane: str, seconds: float) -> dict[str, Any]:
     """The options of `send_task` or `retry` that delay a task of this lane by `seconds`.
 

@@ -11,32 +11,19 @@ from typing import Annotated, Any
 
 import msgspec
 
-from app.broker.lanes import (
-    APPLY,
-    DERIVE,
-    DOWNLOAD,
-    FAILING_SINCE,
-    FAILURES,
-    FETCH,
-    LOST,
-    NOTIFY,
-    RECONCILE,
-    RETRY_REASON,
-    SENT_AT,
-    SWEEP,
-)
+from app.broker import lanes
 from app.errors import Unprocessable
 from app.observability.tracing import MERGED_HEADERS
 
 TASKS = {
-    "live": (APPLY,),
-    "download": (DOWNLOAD,),
-    "backfill": (FETCH, RECONCILE),
-    "maintenance": (SWEEP,),
-    "notify": (NOTIFY,),
-    "derive": (DERIVE,),
+    "live": (lanes.APPLY,),
+    "download": (lanes.DOWNLOAD,),
+    "backfill": (lanes.FETCH, lanes.RECONCILE),
+    "maintenance": (lanes.SWEEP,),
+    "notify": (lanes.NOTIFY,),
+    "derive": (lanes.DERIVE,),
 }
-REPEATED = (SWEEP, NOTIFY, DERIVE)  # may expire, because they are sent again while there is work
+REPEATED = (lanes.SWEEP, lanes.NOTIFY, lanes.DERIVE)  # may expire, because they are sent again while there is work
 MAX_DELAY_SECONDS = 3600.0  # a retry waits 30 s at most, a backfill 50 s
 CONTENT = ("application/json", "utf-8")
 
@@ -50,11 +37,11 @@ NoKeywords = Annotated[dict[str, None], msgspec.Meta(max_length=0)]
 Callbacks = dict[str, None]  # Celery writes every callback of a task that has none as null
 
 _NAMES = {
-    "sent_at": SENT_AT,
-    "failures": FAILURES,
-    "lost": LOST,
-    "failing_since": FAILING_SINCE,
-    "retry_reason": RETRY_REASON,
+    "sent_at": lanes.SENT_AT,
+    "failures": lanes.FAILURES,
+    "lost": lanes.LOST,
+    "failing_since": lanes.FAILING_SINCE,
+    "retry_reason": lanes.RETRY_REASON,
     "merged": MERGED_HEADERS,
 }
 
@@ -99,12 +86,13 @@ class _DeliveryInfo(msgspec.Struct):
 
 
 HEADERS = frozenset(_Headers.__struct_encode_fields__)
+# The arguments, keyword arguments and callbacks of a task, as Celery writes them: here one text of packed deliveries.
+Body = tuple[tuple[str], NoKeywords, Callbacks]
+DELIVERIES_BODY: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
-    APPLY: msgspec.json.Decoder(tuple[tuple[str], NoKeywords, Callbacks]),
-    DOWNLOAD: msgspec.json.Decoder(tuple[tuple[str], NoKeywords, Callbacks]),
-    FETCH: msgspec.json.Decoder(tuple[tuple[BackfillId], NoKeywords, Callbacks]),
-    RECONCILE: msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks]),
-    **{name: msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks]) for name in REPEATED},
+    **dict.fromkeys((lanes.APPLY, lanes.DOWNLOAD), DELIVERIES_BODY),
+    lanes.FETCH: msgspec.json.Decoder(tuple[tuple[BackfillId], NoKeywords, Callbacks]),
+    **dict.fromkeys((lanes.RECONCILE, *REPEATED), msgspec.json.Decoder(tuple[tuple[()], NoKeywords, Callbacks])),
 }
 
 

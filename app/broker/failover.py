@@ -10,7 +10,7 @@ from celery.app.amqp import AMQP
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
-from app.broker.brokers import in_order, mark_failed
+from app.broker.lanes import in_order, mark_failed
 
 T = TypeVar("T")
 FAILED = (OperationalError, OSError, ConnectionError)  # of a broker: it cannot be connected, or does not answer
@@ -20,9 +20,7 @@ NO_ROUTE = 312  # reply code of basic.return: no queue is bound to the routing k
 class FailoverConnection(Connection):  # type: ignore[misc]
     """Takes the next broker in the order of the process. Kombu's own order starts again with each connection."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._broker = self.alt[0] if self.alt else ""
+    _broker = ""  # after the first switch
 
     def _connection_factory(self) -> Any:
         """Opens a connection, and closes the channels of the one that it replaces.
@@ -37,7 +35,7 @@ class FailoverConnection(Connection):  # type: ignore[misc]
     def maybe_switch_next(self) -> None:
         """Called by kombu after each error of a connection."""
         if self.alt:
-            mark_failed(self._broker)
+            mark_failed(self._broker or self.alt[0])
             self._broker = in_order(";".join(self.alt))[0]
             self.switch(self._broker)
 

@@ -1,5 +1,6 @@
-"""Lanes and task names. A lane is a queue and its workers."""
+"""Lanes, task names and the brokers of BROKER_URL. A lane is a queue and its workers."""
 
+import time
 from urllib.parse import urlsplit
 
 from app.config.settings import Settings
@@ -23,10 +24,25 @@ PROCESSING, INVALID = ":processing", ":invalid"
 
 
 def is_amqp(url: str) -> bool:
-    """Whether the broker speaks AMQP (RabbitMQ) rather than Redis."""
     return urlsplit(url).scheme in ("amqp", "amqps")
 
 
 def messaging_system(settings: Settings) -> str:
     """OpenTelemetry's name of the broker."""
     return "rabbitmq" if is_amqp(settings.need_broker()) else "redis"
+
+
+_failures: dict[str, float] = {}  # by URL: when it last failed (monotonic seconds); shared by the whole process
+
+
+def in_order(url: str) -> list[str]:
+    """The RabbitMQ nodes of BROKER_URL in the order in which to try them: failed ones last, in the order of failure.
+
+    Any other URL names one broker.
+    """
+    return sorted(url.split(";"), key=lambda one: _failures.get(one, 0.0)) if is_amqp(url) else [url]
+
+
+def mark_failed(broker: str) -> None:
+    """Moves a broker to the end of the order."""
+    _failures[broker] = time.monotonic()

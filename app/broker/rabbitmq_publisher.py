@@ -9,8 +9,7 @@ from amqp.exceptions import MessageNacked  # type: ignore[import-untyped]
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
-from app.broker.brokers import in_order, mark_failed
-from app.broker.lanes import APPLY, PROBE
+from app.broker.lanes import APPLY, PROBE, in_order, mark_failed
 from app.delivery import Delivery, pack
 from app.errors import PublishFailed
 from app.observability import tracing
@@ -42,22 +41,18 @@ class RabbitMQPublisher:
         If a broker stored the message but did not confirm it in time, the next broker gets it as well. Applying it
         twice changes nothing.
         """
-        packed = pack(deliveries)
-        try:
-            self.try_brokers(lambda: self._send(packed, len(deliveries)))
-        except self._errors() as error:
-            raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
+        packed, count = pack(deliveries), f"({len(deliveries)} deliveries)"  # Flower and logs show the count only
+        self._try_brokers(
+            lambda: self._send(APPLY, args=(packed,), headers=tracing.inject(), argsrepr=count, kwargsrepr="{}")
+        )
 
     def publish_raw(self, lane: str, message: Any) -> None:
         """Publishes a message of the AMQP library to a lane, as it is. Raises PublishFailed."""
-        try:
-            self.try_brokers(
-                lambda: self._producer.channel.basic_publish(
-                    message, exchange="", routing_key=lane, mandatory=True, confirm_timeout=self._confirm_seconds
-                )
+        self._try_brokers(
+            lambda: self._producer.channel.basic_publish(
+                message, exchange="", routing_key=lane, mandatory=True, confirm_timeout=self._confirm_seconds
             )
-        except self._errors() as error:
-            raise PublishFailed(f"the broker did not confirm ({type(error).__name__})") from error
+        )
 
     def ping(self) -> None:
         """Raises PublishFailed unless a broker accepts messages for the live lane.
@@ -65,12 +60,15 @@ class RabbitMQPublisher:
         It uses a connection of its own, so that another thread may publish at the same time.
         """
         self._probing = self._probing or RabbitMQPublisher(self._celery)
-        try:
-            self._probing.try_brokers(self._probing.probe)
-        except self._errors() as error:
-            raise PublishFailed(
-                f"the broker cannot be reached or accepts no messages ({type(error).__name__})"
-            ) from error
+        self._probing.probe()
+
+    def probe(self) -> None:
+        """Publishes a message that expires at once. A worker that is free receives and ignores it.
+
+        Only a message for the lane shows whether a majority of its members can store one: RabbitMQ answers a passive
+        declaration without asking the members, and confirms an unroutable message without storing it.
+        """
+        self._try_brokers(lambda: self._send(PROBE, expiration=0), "cannot be reached or accepts no messages")
 
     def close(self, *, graceful: bool = True) -> None:
         """Closes the connections; the next publish opens another."""
@@ -86,8 +84,8 @@ class RabbitMQPublisher:
             with contextlib.suppress(*self._errors()):  # raised if the connection is lost already
                 (connection.release if graceful else connection.collect)()
 
-    def try_brokers(self, send: Callable[[], object]) -> None:
-        """Sends over the open connection; if that fails, to each other broker in order. Raises the last error."""
+    def _try_brokers(self, send: Callable[[], object], failure: str = "did not confirm") -> None:
+        """Sends over the open connection; if that fails, to each other broker in order. Raises PublishFailed."""
         began = time.monotonic()
         left = in_order(self._url)
         while True:
@@ -98,11 +96,11 @@ class RabbitMQPublisher:
                 if self._producer is None:
                     self._connect()
                 send()
-            except self._errors():
+            except self._errors() as error:
                 self._disconnect()
                 mark_failed(self._broker)
                 if not left or time.monotonic() - began > FAILOVER_SECONDS:
-                    raise
+                    raise PublishFailed(f"the broker {failure} ({type(error).__name__})") from error
             else:
                 self._confirm_seconds = None
                 return
@@ -113,32 +111,14 @@ class RabbitMQPublisher:
         self._confirm_seconds = NEW_CONNECTION_SECONDS
         self._producer = self._celery.amqp.Producer(self._connection)
 
-    def _send(self, packed: str, count: int) -> None:
+    def _send(self, task: str, **options: Any) -> None:
         self._celery.send_task(
-            APPLY,
-            args=(packed,),
-            queue=self._lane,
-            producer=self._producer,
-            headers=tracing.inject(),
-            retry=False,
-            confirm_timeout=self._confirm_seconds,
-            argsrepr=f"({count} deliveries)",  # shown by Flower and in logs instead of the deliveries
-            kwargsrepr="{}",
-        )
-
-    def probe(self) -> None:
-        """Publishes a message that expires at once. A worker that is free receives and ignores it.
-
-        Only a message for the lane shows whether a majority of its members can store one: RabbitMQ answers a passive
-        declaration without asking the members, and confirms an unroutable message without storing it.
-        """
-        self._celery.send_task(
-            PROBE,
+            task,
             queue=self._lane,
             producer=self._producer,
             retry=False,
             confirm_timeout=self._confirm_seconds,
-            expiration=0,
+            **options,
         )
 
     def _errors(self) -> tuple[type[Exception], ...]:

@@ -46,8 +46,6 @@ class QuickConnection(Connection):  # type: ignore[misc]
 
 
 class QuickAMQP(AMQP):  # type: ignore[misc]
-    """Makes connections of this class for `RedisCelery`."""
-
     Connection = QuickConnection
 
 
@@ -58,7 +56,6 @@ class RedisCelery(Celery):  # type: ignore[misc]
 
 
 def redis_options(settings: Settings, role: Literal["publisher", "worker"]) -> dict[str, Any]:
-    """The settings of Celery that depend on the broker's URL."""
     url, options = settings.need_broker(), _transport_options(settings, role)
     if not sentinel_url.is_sentinel(url):
         # Kombu connects without TLS otherwise: it reads rediss:// only with a transport of its own.

@@ -34,7 +34,7 @@ class RedisPublisher:
     """Publishes over one connection; for one event loop, and one message at a time."""
 
     def __init__(self, settings: Settings, lane: str = "live") -> None:
-        self.settings, self._url, self._replicas = settings, settings.need_broker(), settings.broker_replicas
+        self._url, self._replicas = settings.need_broker(), settings.broker_replicas
         self._lane = lane
         self._sentinels = finder(sentinel_url.read(self._url)) if sentinel_url.is_sentinel(self._url) else None
         self._connection: AbstractConnection | None = None
@@ -55,18 +55,17 @@ class RedisPublisher:
         count = f"({len(deliveries)} deliveries)"  # shown by Flower and in logs
         return task_message(APPLY, pack(deliveries), self._lane, count, tracing.inject())
 
-    async def check(self) -> None:
-        """Raises PublishFailed if the broker does not accept messages. Closes its connection."""
-        await self._within_limits(self._connect(), "the broker cannot be reached or accepts no messages")
-        await self.close()
-
     def ping(self) -> None:
-        """As `check`, for a thread without an event loop. Other threads must not use its connection."""
-        asyncio.run(self._check_and_settle())
+        """Raises PublishFailed if the broker does not accept messages.
 
-    async def _check_and_settle(self) -> None:
+        For a thread without an event loop. Closes the connection, which other threads must not use.
+        """
+        asyncio.run(self._check())
+
+    async def _check(self) -> None:
         try:
-            await self.check()
+            await self._within_limits(self._connect(), "the broker cannot be reached or accepts no messages")
+            await self.close()
         finally:
             await asyncio.sleep(0)  # asyncio closes the socket in its next round
 

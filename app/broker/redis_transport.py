@@ -6,13 +6,12 @@ of random kill -9. BLMOVE (Redis 6.2, Valkey) moves the message into a processin
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,8 +28,6 @@ from app.broker.merging import Message, first_attempts, is_first_attempt, merge_
 from app.broker.sentinel import POLL_SECONDS, finder_named, need_replicas, wait_commands
 from app.errors import Unprocessable
 
-# The second names are those of 0.1, of which a worker may still run or have been killed. Remove them in 0.3.
-ALL_PROCESSING, ALL_INVALID = (PROCESSING, ":taken"), (INVALID, ":foreign")
 MAX_PROCESSING_SECONDS = 5.0  # then the consumer counts as dead; returning its messages earlier would only repeat work
 # A consumer merges the messages that are queued behind the one it received, up to this number and size. After a shared
 # batch that was small and has emptied the lane it lingers for more: record 0072.
@@ -82,20 +79,8 @@ class _LeavesRefusingNodes:
             raise RedisConnectionError(f"the node refuses commands: {code}") from None
 
 
-class _Connection(_LeavesRefusingNodes, Connection):
-    pass
-
-
-class _TlsConnection(_LeavesRefusingNodes, SSLConnection):
-    pass
-
-
-class _SentinelConnection(_LeavesRefusingNodes, redis.SentinelChannel.connection_class):
-    pass
-
-
-class _SentinelTlsConnection(_LeavesRefusingNodes, redis.SentinelChannel.connection_class_ssl):
-    pass
+def _leaving(connection_class: type) -> type:
+    return type(connection_class.__name__, (_LeavesRefusingNodes, connection_class), {})
 
 
 class Base64(virtual.base.Base64):
@@ -111,9 +96,7 @@ class Base64(virtual.base.Base64):
 class QoS(redis.QoS):
     """The messages that are received and not acknowledged."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._seen: dict[bytes, float] = {}
+    _seen: Mapping[bytes, float] = {}  # when a message was first seen in a processing list (monotonic seconds)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Moves a message from the processing list to "unacked" in one script."""
@@ -150,21 +133,21 @@ class QoS(redis.QoS):
 
         It looks in one round trip. Kombu's search is three, two of which write a lock to the broker's disk.
         """
-        places = tuple(itertools.product(self.channel.active_queues, ALL_PROCESSING))
+        lanes = tuple(self.channel.active_queues)
         with self.channel.conn_or_acquire() as client:
             with client.pipeline(transaction=False) as pipe:
                 pipe.zcount(self.unacked_index_key, 0, time.time() - self.visibility_timeout)
-                for lane, suffix in places:
-                    pipe.lrange(lane + suffix, -MAX_INSPECTED, -1)
+                for lane in lanes:
+                    pipe.lrange(lane + PROCESSING, -MAX_INSPECTED, -1)
                 overdue, *found = pipe.execute()
             if overdue:
                 self._restore_unacked(*args, **options)
             present = {}
-            for (lane, suffix), messages in zip(places, found, strict=True):
+            for lane, messages in zip(lanes, found, strict=True):
                 for raw in messages:
                     present[raw] = self._seen.get(raw, time.monotonic())
                     if time.monotonic() - present[raw] > MAX_PROCESSING_SECONDS:
-                        client.eval(MOVE_BACK, 2, lane + suffix, lane, raw)
+                        client.eval(MOVE_BACK, 2, lane + PROCESSING, lane, raw)
             self._seen = present
 
     def _restore_unacked(self, *args: Any, **options: Any) -> None:
@@ -178,7 +161,7 @@ class Channel(redis.Channel):
     """Receives messages by BLMOVE. A worker consumes one lane, and messages have no priorities."""
 
     QoS = QoS
-    connection_class, connection_class_ssl = _Connection, _TlsConnection
+    connection_class, connection_class_ssl = _leaving(Connection), _leaving(SSLConnection)
     from_transport_options = (*redis.Channel.from_transport_options, "replicas")
     replicas = 0  # the number that must have a published message on disk
     codecs = {"base64": Base64()}  # noqa: RUF012 - kombu's
@@ -326,7 +309,8 @@ class Transport(redis.Transport):
 class SentinelChannel(Channel, redis.SentinelChannel):
     """Finds the primary through Sentinel, and follows it when another node becomes the primary."""
 
-    connection_class, connection_class_ssl = _SentinelConnection, _SentinelTlsConnection
+    connection_class = _leaving(redis.SentinelChannel.connection_class)
+    connection_class_ssl = _leaving(redis.SentinelChannel.connection_class_ssl)
     from_transport_options = (*Channel.from_transport_options, "sentinels", "master_name")
     sentinels = ""  # the name of a finder
 
@@ -344,6 +328,4 @@ class SentinelChannel(Channel, redis.SentinelChannel):
 
 
 class SentinelTransport(Transport):
-    """The transport of sentinel:// URLs."""
-
     Channel = SentinelChannel

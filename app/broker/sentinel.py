@@ -90,7 +90,6 @@ class PrimaryFinder(Sentinel):
         return self._last not in (None, primary)
 
     def pool(self, **options: Any) -> SentinelConnectionPool:
-        """A pool of connections to the primary, with redis-py's options."""
         made = SentinelConnectionPool(self.url.master, self, **options)  # type: ignore[no-untyped-call]
         self._pools.add(made)
         return made
@@ -152,6 +151,10 @@ def finder_named(name: str) -> PrimaryFinder:
     return _finders[name]
 
 
+def _login(url: SentinelUrl) -> dict[str, Any]:
+    return {"username": url.username, "password": url.password, "db": url.database, **dict(url.tls or ())}
+
+
 def make_client(url: str, node: Address | None = None, *, timeout: float, connect_timeout: float) -> redis.Redis:
     """A client of a redis://, rediss:// or sentinel:// URL: of the primary, or of `node` with the same login.
 
@@ -163,8 +166,7 @@ def make_client(url: str, node: Address | None = None, *, timeout: float, connec
     if not sentinel_url.is_sentinel(url):
         return redis.Redis.from_url(url if node is None else _with_host(url, node), **options)
     parts = sentinel_url.read(url)
-    options |= {"username": parts.username, "password": parts.password, "db": parts.database}
-    options |= {} if parts.tls is None else {"ssl": True, **dict(parts.tls)}
+    options |= _login(parts) | ({} if parts.tls is None else {"ssl": True})
     if node is not None:
         return redis.Redis(*node, **options)
     return redis.Redis(connection_pool=finder(parts).pool(**options))
@@ -181,12 +183,9 @@ def make_connection(url: str, node: Address | None = None) -> AbstractConnection
         pool: Any = ConnectionPool.from_url(url, **options)
         return cast("AbstractConnection", pool.make_connection())
     parts = sentinel_url.read(url)
-    options |= {"username": parts.username, "password": parts.password, "db": parts.database}
     host, port = node
-    if parts.tls is None:
-        return AsyncConnection(host=host, port=port, **options)
-    options |= dict(parts.tls)
-    return SSLConnection(host=host, port=port, **options)
+    connection_class = AsyncConnection if parts.tls is None else SSLConnection
+    return connection_class(host=host, port=port, **options, **_login(parts))
 
 
 def wait_commands(replicas: int, version: str) -> tuple[Command, ...]:

@@ -1,7 +1,8 @@
 """DATABASE_URL: reads libpq's and SQLAlchemy's forms, with one host or several, and returns a URL for SQLAlchemy."""
 
 import re
-from urllib.parse import parse_qsl, quote, urlencode
+from collections.abc import Mapping
+from urllib.parse import parse_qs, quote, urlencode
 
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 SESSION_KINDS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
@@ -20,24 +21,26 @@ def read(value: str) -> str:
     scheme, separator, rest = value.partition("://")
     place, _, query = rest.partition("#")[0].partition("?")
     login, at, hosts = place.partition("/")[0].rpartition("@")
-    options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    if scheme not in SCHEMES or not separator or any(kind not in SESSION_KINDS for kind in _of(options, TARGET)):
+    options = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query))
+    if scheme not in SCHEMES or not separator or any(kind not in SESSION_KINDS for kind in options.get(TARGET, ())):
         raise ValueError
     servers = _servers(hosts, options)
     if len(servers) == 1:
         return f"postgresql+psycopg://{rest}"
-    kept = [(name, text) for name, text in options if name not in ("host", "port")]
-    kept += [] if _of(options, TARGET) else [(TARGET, "read-write")]
-    listed = [("host", ",".join(host for host, _ in servers)), ("port", ",".join(port for _, port in servers))]
+    names, ports = zip(*servers, strict=True)
+    listed = {"host": [",".join(names)], "port": [",".join(ports)]}
+    named = listed | {name: texts for name, texts in options.items() if name not in listed}
+    named.setdefault(TARGET, ["read-write"])
     database = place.partition("/")[2]
-    return f"postgresql+psycopg://{login}{at}/{database}?{urlencode(listed + kept, safe=',:/', quote_via=quote)}"
+    query = urlencode(named, doseq=True, safe=",:/", quote_via=quote)
+    return f"postgresql+psycopg://{login}{at}/{database}?{query}"
 
 
-def _servers(hosts: str, options: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _servers(hosts: str, options: Mapping[str, list[str]]) -> list[tuple[str, str]]:
     """Hosts and ports. The query's replace the ones before the path, as in libpq. Raises ValueError."""
-    listed = [_bracketed(part) for text in _of(options, "host") for part in text.split(",")] or hosts.split(",")
+    listed = [_bracketed(part) for text in options.get("host", ()) for part in text.split(",")] or hosts.split(",")
     found = [SERVER.fullmatch(part) for part in listed]
-    ports = [part for text in _of(options, "port") for part in text.split(",")] or [""]
+    ports = [part for text in options.get("port", ()) for part in text.split(",")] or [""]
     if len(ports) == 1:
         ports *= len(listed)
     servers = [
@@ -53,7 +56,3 @@ def _servers(hosts: str, options: list[tuple[str, str]]) -> list[tuple[str, str]
 def _bracketed(host: str) -> str:
     """The host in brackets if it is an IPv6 address, which libpq's query has without them."""
     return f"[{host}]" if host.count(":") > 1 and "[" not in host else host
-
-
-def _of(options: list[tuple[str, str]], name: str) -> list[str]:
-    return [text for option, text in options if option == name]

@@ -12,7 +12,6 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 SCHEME = "sentinel"
 WANT = "sentinel://host1:26379,host2:26379/0?master=NAME"
 DEFAULT_PORT = 26379
-MAX_DATABASE = 1_000_000
 BOOLEANS = {"true": True, "false": False}
 FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 VERIFICATION = ("none", "optional", "required")

@@ -26,6 +26,11 @@ class Type(NamedTuple):
     read: Callable[[str], Any]
 
 
+def _need(is_valid: object) -> None:
+    if not is_valid:
+        raise ValueError
+
+
 def text(want: str) -> Type:
     return Type(want, str)
 
@@ -34,11 +39,9 @@ def number(unit: str, low: int = 0, high: int | None = None) -> Type:
     """A whole number from `low` to `high`, in ASCII digits: int() would also read 1_000 and digits of other scripts."""
 
     def read(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", value):
-            raise ValueError
+        _need(re.fullmatch(r"[0-9]{1,18}", value))
         found = int(value)
-        if found < low or (high is not None and found > high):
-            raise ValueError
+        _need(found >= low and (high is None or found <= high))
         return found
 
     limit = f"{low} or more" if high is None else f"{low} to {high}"
@@ -54,8 +57,7 @@ def one_of(*words: str) -> Type:
 def url(want: str, *schemes: str) -> Type:
     def read(value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname or parts.port == 0:  # `port` checks the rest
-            raise ValueError
+        _need(parts.scheme in schemes and parts.hostname and parts.port != 0)  # `port` checks the rest
         return value
 
     return Type(want, read)
@@ -65,8 +67,7 @@ def _redis_url(value: str) -> str:
     if sentinel_url.is_sentinel(value):
         sentinel_url.read(value)
         return value
-    if ";" in value:  # kombu's form of several brokers, which would replace our transport by one that can lose messages
-        raise ValueError
+    _need(";" not in value)  # several brokers, for which kombu would replace our transport by one that loses messages
     return str(url("", "redis", "rediss").read(value))
 
 
@@ -85,10 +86,9 @@ def is_loopback(host: str) -> bool:
 def _api_url(value: str) -> str:
     """The base URL of an API. Every request has an API key, so http is only for a simulator on this machine."""
     parts = urlsplit(URL.read(value))
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ValueError
-    if parts.username is not None or parts.query or parts.fragment or {".", ".."} & set(parts.path.split("/")):
-        raise ValueError
+    _need(parts.scheme == "https" or is_loopback(parts.hostname or ""))
+    _need(parts.username is None and not parts.query and not parts.fragment)
+    _need(not {".", ".."} & set(parts.path.split("/")))
     return value
 
 
@@ -108,36 +108,32 @@ def _resources(value: str) -> tuple[str, ...]:
 
 def _hosts(value: str) -> tuple[str, ...]:
     hosts = _lower_names(value)
-    if not all(re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+", host) for host in hosts):
-        raise ValueError
+    _need(all(re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+", host) for host in hosts))
     return hosts
 
 
 def _deadline(value: str) -> float:
     found = float(value)
-    if not 0 < found <= MAX_DEADLINE_SECONDS:
-        raise ValueError
+    _need(0 < found <= MAX_DEADLINE_SECONDS)
     return found
 
 
 def _retention(value: str) -> tuple[tuple[str, int], ...]:
     pairs = [part.partition("=") for part in _lower_names(value)]
-    if any(name.strip() not in catalogue() and name.strip() not in ("*", "daily") for name, _, _ in pairs):
-        raise ValueError
-    return tuple((name.strip(), DAYS.read(days)) for name, _, days in pairs)
+    found = tuple((name.strip(), DAYS.read(days)) for name, _, days in pairs)
+    _need(all(name in catalogue() or name in ("*", "daily") for name, _ in found))
+    return found
 
 
 def _ledger_days(value: str) -> int:
     """Reconciliation searches 35 days for days without deliveries; with a shorter ledger it would find false ones."""
     found: int = DAYS.read(value)
-    if 0 < found < MIN_LEDGER_DAYS:
-        raise ValueError
+    _need(found == 0 or found >= MIN_LEDGER_DAYS)
     return found
 
 
 def _rate(value: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*/(second|minute|hour)", value):
-        raise ValueError
+    _need(re.fullmatch(r"[1-9]\d*/(second|minute|hour)", value))
     return value
 
 
@@ -149,29 +145,26 @@ def _junction_secrets(value: str) -> tuple[str, ...]:
     """Svix signing secrets: `whsec_` and base64, decoded strictly, because a lenient decoder accepts typing errors."""
     for secret in _names(value):
         raw = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-        if not secret.startswith("whsec_") or len(raw) < MIN_SECRET_BYTES:
-            raise ValueError
+        _need(secret.startswith("whsec_") and len(raw) >= MIN_SECRET_BYTES)
     return _names(value)
 
 
 def _terra_secrets(value: str) -> tuple[str, ...]:
-    if any(len(secret) < MIN_SECRET_BYTES for secret in _names(value)):
-        raise ValueError
+    _need(all(len(secret) >= MIN_SECRET_BYTES for secret in _names(value)))
     return _names(value)
 
 
 def _encryption_keys(value: str) -> tuple[bytes, ...]:
     keys = tuple(base64.b64decode(part, validate=True) for part in _names(value))
-    if not keys or any(len(key) != 32 or len(set(key)) == 1 for key in keys):  # 32 equal bytes are a placeholder
-        raise ValueError
+    _need(keys and all(len(key) == 32 and len(set(key)) > 1 for key in keys))  # 32 equal bytes are a placeholder
     return keys
 
 
+ADDRESS = text("an address")
 BOOLEAN = Type("true or false", _boolean)
 BYTES = number("bytes", 1, MAX_BYTES)
 DAYS = number("days", 0, MAX_DAYS)
-FEED_DAYS = number("days", 1, MAX_DAYS)
-HISTORY_DAYS = number("days", 1, MAX_DAYS)
+DAYS_FROM_1 = number("days", 1, MAX_DAYS)
 HOURS = number("hours", 0, 24 * MAX_DAYS)
 TOLERANCE = number("seconds", 1, MAX_TOLERANCE_SECONDS)
 VISIBILITY = number("seconds", 1, 24 * 3600)

@@ -21,7 +21,11 @@ def configure(settings: Settings) -> None:
     """Configures the log of this process."""
     handler = logging.StreamHandler()
     handler.addFilter(_add_context)
-    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    if settings.log_format == "json":
+        names = {"levelname": "level", "name": "logger"}  # one object per line, in UTC
+        handler.setFormatter(JsonFormatter("%(levelname)s %(name)s %(message)s", timestamp="time", rename_fields=names))
+    else:
+        handler.setFormatter(_Text("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     # httpx logs every URL, which contains the user's id; Celery logs the arguments of tasks.
     for name in ("celery.app.trace", "celery.worker.strategy", "kombu", "amqp", "httpx", "httpcore", "urllib3"):
@@ -44,17 +48,6 @@ def _add_context(record: logging.LogRecord) -> bool:
 class _Text(logging.Formatter):
     """A line that ends with its ids."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         ids = (f" {name}={record.__dict__[name]}" for name in IDS if name in record.__dict__)
         return super().formatMessage(record) + "".join(ids)
-
-
-class _Json(JsonFormatter):
-    """One JSON object per line, in UTC."""
-
-    def __init__(self) -> None:
-        names = {"levelname": "level", "name": "logger"}
-        super().__init__("%(levelname)s %(name)s %(message)s", timestamp="time", rename_fields=names)

@@ -9,7 +9,7 @@ from collections import Counter as Counted
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from prometheus_client import (
     REGISTRY,
@@ -26,15 +26,20 @@ from prometheus_client import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from app.commands import process_alive
 from app.config.settings import process_environment
-from app.observability.processes import process_alive
 
 log = logging.getLogger(__name__)
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-LIVE_MODE: Literal["livemostrecent"] = "livemostrecent"  # for a gauge that only one process sets
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+def _live_gauge(name: str, documentation: str, *labels: str) -> Gauge:
+    """A gauge that only one process sets."""
+    return Gauge(name, documentation, labels, multiprocess_mode="livemostrecent")
+
 
 # The endpoint.
 ANSWERS = Counter(
@@ -101,8 +106,6 @@ SAMPLES_WITHOUT_TIMESTAMP = Counter(
 REFUSED_ITEMS = Counter(
     "headrace_refused_items_total", "Items refused while the rest of their delivery or page was stored", ["origin"]
 )
-for _origin in ("webhook", "backfill", "reconcile", "replay"):
-    REFUSED_ITEMS.labels(_origin)  # starts at 0: Prometheus' increase() does not count a series' first value
 
 # Requests to the aggregators.
 REQUESTS = Counter("headrace_requests_total", "Requests to aggregators, by class of status", ["aggregator", "status"])
@@ -112,35 +115,25 @@ REQUEST_SECONDS = Histogram(
 UNREAD_ENTRIES = Counter(
     "headrace_unread_entries_total", "Entries of an aggregator's own listings that could not be read", ["aggregator"]
 )
-for _aggregator in ("junction", "terra"):
-    UNREAD_ENTRIES.labels(_aggregator)  # starts at 0, as above
 THROTTLED = Counter("headrace_throttled_total", "Requests delayed by the rate limit or a pause", ["aggregator"])
 
 # The change feed.
 CHANGES = Counter("headrace_changes_total", "Changes added to the change feed", [])
 
-CONSUMER_LAG = Gauge(
-    "headrace_feed_consumer_lag",
-    "Changes that a consumer of the change feed has not read",
-    ["consumer"],
-    multiprocess_mode=LIVE_MODE,
+CONSUMER_LAG = _live_gauge(
+    "headrace_feed_consumer_lag", "Changes that a consumer of the change feed has not read", "consumer"
 )
-CONSUMER_EXPIRES = Gauge(
+CONSUMER_EXPIRES = _live_gauge(
     "headrace_feed_consumer_expires_seconds",
     "Time until a change is dropped that a consumer has not read; HEADRACE_FEED_DAYS if it has read all",
-    ["consumer"],
-    multiprocess_mode=LIVE_MODE,
+    "consumer",
 )
-UNNUMBERED = Gauge(
-    "headrace_feed_unnumbered", "Changes that are not in the change feed yet", multiprocess_mode=LIVE_MODE
-)
+UNNUMBERED = _live_gauge("headrace_feed_unnumbered", "Changes that are not in the change feed yet")
 
 # Notifications.
 NOTIFICATIONS = Counter(
     "headrace_notifications_total", "Attempts of notifications, by outcome: sent, failed (retried), dead", ["outcome"]
 )
-for _outcome in ("sent", "failed", "dead"):
-    NOTIFICATIONS.labels(_outcome)  # starts at 0, as above
 
 # Values per day.
 DAYS_COMPUTED = Counter(
@@ -148,113 +141,69 @@ DAYS_COMPUTED = Counter(
 )
 
 # Set by the sweep, in the maintenance worker.
-LAST_SWEEP = Gauge("headrace_last_sweep_timestamp_seconds", "When the sweep last ran", multiprocess_mode=LIVE_MODE)
-LANE_MESSAGES = Gauge("headrace_lane_messages", "Messages queued in a lane", ["lane"], multiprocess_mode=LIVE_MODE)
-LANE_OLDEST = Gauge(
-    "headrace_lane_oldest_seconds",
-    "Age of the next message of a lane; not available on RabbitMQ",
-    ["lane"],
-    multiprocess_mode=LIVE_MODE,
+LAST_SWEEP = _live_gauge("headrace_last_sweep_timestamp_seconds", "When the sweep last ran")
+LANE_MESSAGES = _live_gauge("headrace_lane_messages", "Messages queued in a lane", "lane")
+LANE_OLDEST = _live_gauge(
+    "headrace_lane_oldest_seconds", "Age of the next message of a lane; not available on RabbitMQ", "lane"
 )
-LANE_UNACKED = Gauge(
+LANE_UNACKED = _live_gauge(
     "headrace_lane_unacked",
     "Messages of a lane that a worker has received and not acknowledged; NaN if unknown (RabbitMQ)",
-    ["lane"],
-    multiprocess_mode=LIVE_MODE,
+    "lane",
 )
-LANE_UNACKED_SECONDS = Gauge(
+LANE_UNACKED_SECONDS = _live_gauge(
     "headrace_lane_unacked_seconds",
     "Time since a worker received the oldest unacknowledged message that is not delayed; on RabbitMQ, as long as the "
     "sweep has seen such messages and no acknowledgement",
-    ["lane"],
-    multiprocess_mode=LIVE_MODE,
+    "lane",
 )
-LANE_RETRYING = Gauge(
-    "headrace_lane_retrying", "Messages of a lane whose last try failed", ["lane"], multiprocess_mode=LIVE_MODE
+LANE_RETRYING = _live_gauge("headrace_lane_retrying", "Messages of a lane whose last try failed", "lane")
+BACKFILLS = _live_gauge("headrace_backfills", "Backfills by status", "status")
+GAPS = _live_gauge("headrace_gaps", "Gaps by responsible party", "whose")
+DEAD_LETTERS = _live_gauge("headrace_dead_letters", "Stored dead letters", "aggregator")
+CONNECTIONS = _live_gauge("headrace_connections", "Connections by status", "status")
+CRASHED_DELIVERIES = _live_gauge(
+    "headrace_crashed_deliveries", "Deliveries that crashed a worker and are not yet applied"
 )
-BACKFILLS = Gauge("headrace_backfills", "Backfills by status", ["status"], multiprocess_mode=LIVE_MODE)
-GAPS = Gauge("headrace_gaps", "Gaps by responsible party", ["whose"], multiprocess_mode=LIVE_MODE)
-DEAD_LETTERS = Gauge("headrace_dead_letters", "Stored dead letters", ["aggregator"], multiprocess_mode=LIVE_MODE)
-CONNECTIONS = Gauge("headrace_connections", "Connections by status", ["status"], multiprocess_mode=LIVE_MODE)
-CRASHED_DELIVERIES = Gauge(
-    "headrace_crashed_deliveries",
-    "Deliveries that crashed a worker and are not yet applied",
-    multiprocess_mode=LIVE_MODE,
+LOST_DELIVERIES = _live_gauge(
+    "headrace_lost_deliveries", "Deliveries that Junction gave up, and that no reconciliation has followed yet"
 )
-LOST_DELIVERIES = Gauge(
-    "headrace_lost_deliveries",
-    "Deliveries that Junction gave up, and that no reconciliation has followed yet",
-    multiprocess_mode=LIVE_MODE,
-)
-PAUSED = Gauge(
-    "headrace_account_paused_seconds", "Remaining pause of an account", ["aggregator"], multiprocess_mode=LIVE_MODE
-)
-TERRA_TOKEN_EXPIRES = Gauge(
+PAUSED = _live_gauge("headrace_account_paused_seconds", "Remaining pause of an account", "aggregator")
+TERRA_TOKEN_EXPIRES = _live_gauge(
     "headrace_terra_admin_token_expires_timestamp_seconds",
     "When the token of Terra's Admin API expires; 0: unknown or never",
-    multiprocess_mode=LIVE_MODE,
 )
-NOTIFICATIONS_PENDING = Gauge(
-    "headrace_notifications_pending",
-    "Notifications that are not sent yet",
-    ["subscription"],
-    multiprocess_mode=LIVE_MODE,
+NOTIFICATIONS_PENDING = _live_gauge(
+    "headrace_notifications_pending", "Notifications that are not sent yet", "subscription"
 )
-NOTIFICATIONS_OLDEST = Gauge(
+NOTIFICATIONS_OLDEST = _live_gauge(
     "headrace_notifications_oldest_seconds",
     "Age of the oldest notification of an active subscription that is due or failed",
-    ["subscription"],
-    multiprocess_mode=LIVE_MODE,
+    "subscription",
 )
-SUBSCRIPTIONS = Gauge("headrace_subscriptions", "Subscriptions by status", ["status"], multiprocess_mode=LIVE_MODE)
-DAYS_PENDING = Gauge(
-    "headrace_days_pending",
-    "Days in the queue to be computed, each of one person and resource",
-    multiprocess_mode=LIVE_MODE,
-)
-DAYS_OLDEST = Gauge(
+SUBSCRIPTIONS = _live_gauge("headrace_subscriptions", "Subscriptions by status", "status")
+DAYS_PENDING = _live_gauge("headrace_days_pending", "Days in the queue to be computed, each of one person and resource")
+DAYS_OLDEST = _live_gauge(
     "headrace_days_oldest_seconds",
     "Time that the oldest dates have been queued since their last turn, or that a change has not been read",
-    multiprocess_mode=LIVE_MODE,
 )
-DAYS_FAILED = Gauge(
-    "headrace_days_failed",
-    "Pairs of person and resource whose days could not be computed several times in a row",
-    multiprocess_mode=LIVE_MODE,
+DAYS_FAILED = _live_gauge(
+    "headrace_days_failed", "Pairs of person and resource whose days could not be computed several times in a row"
 )
-# Names of 0.1, which are also exposed until 0.3.
-OLD_NAMES = {
-    "headrace_last_publish_timestamp_seconds": "headrace_last_taken_timestamp_seconds",
-    "headrace_crashed_deliveries": "headrace_suspects",
-    "headrace_duplicate_samples": "headrace_collapsed_samples",
-    "headrace_samples_without_timestamp": "headrace_timeless_values",
-}
+for _counter, _labels in (
+    (REFUSED_ITEMS, ("webhook", "backfill", "reconcile", "replay")),
+    (UNREAD_ENTRIES, ("junction", "terra")),
+    (NOTIFICATIONS, ("sent", "failed", "dead")),
+):
+    for _label in _labels:
+        _counter.labels(_label)  # starts at 0: Prometheus' increase() does not count a series' first value
 _shown: dict[Gauge, set[str]] = {}
 
 
-# The series of every webhook are cached, because `labels` costs 3 us.
 @cache
-def answers(aggregator: str, status: int) -> Counter:
-    """The counter of answers with this status."""
-    return ANSWERS.labels(aggregator, str(status))
-
-
-@cache
-def answer_seconds(aggregator: str) -> Histogram:
-    """The histogram of answer times."""
-    return ANSWER_SECONDS.labels(aggregator)
-
-
-@cache
-def publish_seconds(result: str) -> Histogram:
-    """The histogram of publish times; `result` is "taken" or "failed"."""
-    return PUBLISH_SECONDS.labels(result)
-
-
-@cache
-def last_publish(aggregator: str) -> Gauge:
-    """The time of the last publish."""
-    return LAST_PUBLISH.labels(aggregator)
+def series(metric: Counter | Gauge | Histogram, *labels: object) -> Any:
+    """The series of a metric, cached for those of every webhook, because `labels` costs 3 us."""
+    return metric.labels(*labels)
 
 
 def show(gauge: Gauge, found: Mapping[str, float]) -> None:
@@ -278,7 +227,6 @@ def status_class(status: int) -> str:
 
 
 def exposition() -> bytes:
-    """All metrics in Prometheus' text format."""
     return generate_latest(_registry())
 
 
@@ -313,19 +261,9 @@ class _Machine(Collector):
         return found
 
 
-class _WithOldNames(CollectorRegistry):
-    """Also exposes each renamed metric under its old name."""
-
-    def collect(self) -> Iterable[Metric]:
-        for family in super().collect():
-            yield family
-            if old := OLD_NAMES.get(family.name):
-                copy = Metric(old, family.documentation, family.type)
-                copy.samples = [one._replace(name=one.name.replace(family.name, old)) for one in family.samples]
-                yield copy
-
-
 def _registry() -> CollectorRegistry:
-    registry = _WithOldNames()
-    registry.register(REGISTRY if values.ValueClass is values.MutexValue else _Machine())
+    if values.ValueClass is values.MutexValue:
+        return REGISTRY
+    registry = CollectorRegistry()
+    registry.register(_Machine())
     return registry

@@ -54,7 +54,6 @@ class LinkedParentBasedSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """The decision for a new span."""
         parent = get_current_span(parent_context).get_span_context()
         if before := [parent] if parent.is_valid else [link.context for link in links or ()]:
             sampled = any(one.trace_flags.sampled for one in before)
@@ -66,8 +65,6 @@ class LinkedParentBasedSampler(Sampler):
 
 
 class ServerSpan:
-    """The span of a webhook."""
-
     __slots__ = ("_span",)
 
     def __init__(self, span: Span) -> None:

@@ -71,13 +71,11 @@ def consumer_span(
 
 
 def set_batch_size(count: int) -> None:
-    """Sets the number of deliveries of the current message."""
     if _spans is not None:
         _spans.set_batch_size(count)
 
 
 def client_span(method: str, **about: str | int) -> AbstractContextManager[object]:
-    """The span of an HTTP request."""
     return _nothing if _spans is None else _spans.client_span(method, about)
 
 
@@ -88,12 +86,10 @@ def set_status(status: int) -> None:
 
 
 def span(name: str, **about: str | int) -> AbstractContextManager[object]:
-    """The span of a stage of the work."""
     return _nothing if _spans is None else _spans.span(name, about)
 
 
 def set_attributes(**about: str | int) -> None:
-    """Adds attributes to the current span."""
     if _spans is not None:
         _spans.set_attributes(about)
 

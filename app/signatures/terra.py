@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+from collections.abc import Iterator
 from datetime import datetime
 
 from app.config.settings import Settings
@@ -23,11 +24,7 @@ log = logging.getLogger(__name__)
 
 def precheck(headers: Headers, settings: Settings, now: datetime) -> list[HmacInput]:
     """The HMAC inputs for the body. Raises InvalidSignature if these headers cannot fit any body."""
-    given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
-    if not given or not settings.terra_signing_secrets:
-        raise InvalidSignature("no_secret" if given else "missing")
-    signatures = [_signatures(header) for header in given]
-    times = {timestamp for timestamp, candidates in signatures if any(len(one) == HEX_DIGITS for one in candidates)}
+    times = {timestamp for timestamp, _ in _signatures(headers, settings)}
     if not times:
         raise InvalidSignature("signature")
     if all(_is_stale(timestamp, settings, now) for timestamp in times):
@@ -44,35 +41,41 @@ def verify(
     again with others. The digest identifies the signed time and body whatever the trace id says. It is a part of the
     HMAC with the secret that signed, whatever other secrets are configured, so it reveals nothing of the body.
     """
-    given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
-    if not given or not settings.terra_signing_secrets:
-        raise InvalidSignature("no_secret" if given else "missing")
     stale = False
-    for header in given:
-        timestamp, candidates = _signatures(header)
-        # The same candidates as in `precheck`, for which the body was hashed. Others cannot match.
-        candidates = [one for one in candidates if len(one) == HEX_DIGITS]
-        if not candidates:
-            continue
+    for timestamp, candidates in _signatures(headers, settings):
         digest = _digest(timestamp, candidates, body, hashed, settings.terra_signing_secrets)
         if digest is None:
             continue
-        if not _is_stale(timestamp, settings, now):
-            return _receipt(headers, int(timestamp), digest)
-        stale = True
+        if _is_stale(timestamp, settings, now):
+            stale = True
+            continue
+        ordering = headers.get("X-Terra-Ordering-Timestamp") or ""
+        return Receipt(  # with the unsigned headers that are within their limits
+            message_id=_name(headers, "X-Terra-Trace-Id") or "",
+            ordering_ms=_ordering_ms(ordering, int(timestamp) * 1000),
+            reference=_name(headers, "Terra-Reference"),
+            digest=digest,
+        )
     # "stale" is a reason of its own: if Terra signs retries with the first attempt's time, raise the tolerance.
     raise InvalidSignature("stale" if stale else "signature")
 
 
-def _signatures(header: str) -> tuple[str, list[str]]:
-    """The `t` and every `v1` of a signature header; '' and [] if it is malformed. Other schemes are ignored."""
-    if len(header) > MAX_HEADER:
-        return "", []
-    pairs = [part.strip().partition("=") for part in header.split(",")]
-    times = [value for name, _, value in pairs if name == "t"]
-    if len(times) != 1 or not (times[0].isascii() and times[0].isdigit() and len(times[0]) <= 12):
-        return "", []
-    return times[0], [value for name, _, value in pairs if name == "v1"]
+def _signatures(headers: Headers, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """The `t` and every `v1` of each signature header. Malformed headers, and other schemes, are left out.
+
+    Raises InvalidSignature if there is no header, or no secret.
+    """
+    given = [header for name in SIGNATURE_HEADERS if (header := headers.get(name))]
+    if not given or not settings.terra_signing_secrets:
+        raise InvalidSignature("no_secret" if given else "missing")
+    for header in given:
+        if len(header) > MAX_HEADER:
+            continue
+        pairs = [part.strip().partition("=") for part in header.split(",")]
+        times = [value for name, _, value in pairs if name == "t"]
+        candidates = [value for name, _, value in pairs if name == "v1" and len(value) == HEX_DIGITS]
+        if candidates and len(times) == 1 and times[0].isascii() and times[0].isdigit() and len(times[0]) <= 12:
+            yield times[0], candidates
 
 
 def _is_stale(timestamp: str, settings: Settings, now: datetime) -> bool:
@@ -93,16 +96,6 @@ def _digest(
         if any(hmac.compare_digest(expected, candidate.encode("utf-8", "replace")) for candidate in candidates):
             return mac[:DIGEST_BYTES]
     return None
-
-
-def _receipt(headers: Headers, signed_at: int, digest: bytes) -> Receipt:
-    """The receipt, with the unsigned headers that are within their limits."""
-    return Receipt(
-        message_id=_name(headers, "X-Terra-Trace-Id") or "",
-        ordering_ms=_ordering_ms(headers.get("X-Terra-Ordering-Timestamp") or "", signed_at * 1000),
-        reference=_name(headers, "Terra-Reference"),
-        digest=digest,
-    )
 
 
 def _name(headers: Headers, header: str) -> str | None:

@@ -10,8 +10,8 @@ from app.config.settings import Settings, load
 from app.observability import gc, logs, tracing
 from app.web import limits
 from app.web.batcher import Batcher
-from app.web.publishing import Publish, make_publisher
-from app.web.readiness import make_readiness
+from app.web.publishing import make_publisher
+from app.web.readiness import start_readiness
 from app.web.rsgi import Server
 from app.web.webhooks import canonical, make_blueprint, on_error
 
@@ -34,16 +34,6 @@ def create_app(settings: Settings, batcher: Batcher, ready: Callable[[], None]) 
     return flask
 
 
-def make_batcher(settings: Settings, publish: Publish) -> Batcher:
-    """The batcher of one process."""
-    return Batcher(
-        publish,
-        deadline=settings.enqueue_deadline_seconds,
-        max_deliveries=settings.message_deliveries,
-        max_bytes=settings.message_bytes,
-    )
-
-
 def from_environment() -> Server:
     """The application of one web process."""
     settings = load()
@@ -51,9 +41,8 @@ def from_environment() -> Server:
     logs.configure(settings)
     tracing.start(settings, "web", messaging_system(settings))
     publish, ping = make_publisher(settings)
-    readiness = make_readiness(settings, ping)
-    readiness.start()
-    batcher = make_batcher(settings, readiness.observed(publish))
+    readiness = start_readiness(settings, ping)
+    batcher = Batcher(settings, readiness.observed(publish))
     server = Server(create_app(settings, batcher, readiness.check), batcher, settings)
     limits.return_large_buffers()
     gc.freeze()

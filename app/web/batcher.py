@@ -7,7 +7,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
+from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import metrics, tracing
@@ -19,13 +21,12 @@ log = logging.getLogger(__name__)
 FAILURES_TO_OPEN, OPEN_SECONDS = 2, 1.0
 
 
-class _Pending:
+class _Pending(NamedTuple):
     """A delivery and the request that waits until it is published."""
 
-    __slots__ = ("delivery", "future", "span")
-
-    def __init__(self, delivery: Delivery, span: "tracing.ServerSpan | None", future: "asyncio.Future[None]") -> None:
-        self.delivery, self.span, self.future = delivery, span, future
+    delivery: Delivery
+    span: "tracing.ServerSpan | None"
+    future: "asyncio.Future[None]"
 
 
 class Batcher:
@@ -35,9 +36,9 @@ class Batcher:
     delivery never waits for others. Each request is answered by its deadline, even if the broker is broken.
     """
 
-    def __init__(self, publish: Publish, *, deadline: float, max_deliveries: int, max_bytes: int) -> None:
-        self._publish = publish
-        self._deadline, self._max_deliveries, self._max_bytes = deadline, max_deliveries, max_bytes
+    def __init__(self, settings: Settings, publish: Publish) -> None:
+        self._publish, self._deadline = publish, settings.enqueue_deadline_seconds
+        self._max_deliveries, self._max_bytes = settings.message_deliveries, settings.message_bytes
         self._waiting: deque[_Pending] = deque()
         self._task: asyncio.Task[None] | None = None
         self._in_flight_since: float | None = None
@@ -107,7 +108,7 @@ class Batcher:
             self._count(batch, error, time.monotonic() - began)
 
     def _count(self, batch: Sequence[_Pending], error: PublishFailed | None, seconds: float) -> None:
-        metrics.publish_seconds("failed" if error else "taken").observe(seconds)
+        metrics.series(metrics.PUBLISH_SECONDS, "failed" if error else "taken").observe(seconds)
         is_open = self._failures >= FAILURES_TO_OPEN
         if is_open != self._was_open:
             metrics.CIRCUIT_OPEN.set(is_open)
@@ -115,7 +116,7 @@ class Batcher:
         if error is None:
             metrics.MESSAGE_DELIVERIES.observe(len(batch))
             for aggregator in {pending.delivery.aggregator for pending in batch}:
-                metrics.last_publish(aggregator).set_to_current_time()
+                metrics.series(metrics.LAST_PUBLISH, aggregator).set_to_current_time()
 
 
 def _complete(batch: Sequence[_Pending], error: PublishFailed | None) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from app.config.settings import Settings
 from app.errors import Misconfigured
@@ -59,25 +59,6 @@ class BudgetExceeded(Exception):
     """The bodies in memory have used up their budget."""
 
 
-class _Holding:
-    """The share of one request."""
-
-    def __init__(self, budget: "BodyBudget") -> None:
-        self._budget, self.size = budget, 0
-
-    def add(self, size: int) -> None:
-        """Reserves memory for a part of the body. Raises BudgetExceeded."""
-        if self._budget.used + size > self._budget.limit:
-            raise BudgetExceeded
-        self._budget.used += size
-        self.size += size
-
-    def release(self) -> None:
-        """Returns the share."""
-        self._budget.used -= self.size
-        self.size = 0
-
-
 class BodyBudget:
     """The memory of the bodies that a process holds, from their first byte until their answer, in bytes.
 
@@ -89,10 +70,18 @@ class BodyBudget:
         self.used = 0
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[_Holding]:
-        """The share of a request, which is returned at the end of the block."""
-        holding = _Holding(self)
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """A function that reserves memory for a part of a body until the end of the block, or raises BudgetExceeded."""
+        held = 0
+
+        def reserve(size: int) -> None:
+            nonlocal held
+            if self.used + size > self.limit:
+                raise BudgetExceeded
+            self.used += size
+            held += size
+
         try:
-            yield holding
+            yield reserve
         finally:
-            holding.release()
+            self.used -= held

@@ -11,11 +11,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
-from app.config.settings import Settings, load
+from app.config.settings import load
 from app.errors import PublishFailed
 from app.observability import logs, metrics
 from app.web.publishing import make_publisher
-from app.web.readiness import Readiness, make_readiness
+from app.web.readiness import Readiness, start_readiness
 
 CONCURRENT = 16  # more requests at once are closed without an answer
 REQUEST_SECONDS = 5.0
@@ -43,7 +43,6 @@ class OperationsServer(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def process_request(self, request: "socket.socket | tuple[bytes, socket.socket]", client_address: object) -> None:
-        """Starts the thread of a request."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -52,7 +51,6 @@ class OperationsServer(ThreadingHTTPServer):
     def process_request_thread(
         self, request: "socket.socket | tuple[bytes, socket.socket]", client_address: object
     ) -> None:
-        """The thread of a request."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -90,16 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Does nothing: probes are not logged."""
 
 
-def serve(settings: Settings, parent: int) -> None:
-    """Serves until the parent ends. Waits for the port while it is in use."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _, ping = make_publisher(settings)
-    readiness = make_readiness(settings, ping)
-    readiness.start()
-    _bound(settings.operations_host, settings.operations_port, readiness).serve_forever()
-
-
 def _bound(host: str, port: int, readiness: Readiness) -> OperationsServer:
+    """The server. Waits for the port while it is in use."""
     is_logged = False
     while True:
         try:
@@ -124,11 +114,14 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serves the operations port of the parent process."""
+    """Serves the operations port of the parent process until that ends."""
     parent = os.getppid()
     settings = load()
     logs.configure(settings)
-    serve(settings, parent)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _, ping = make_publisher(settings)
+    readiness = start_readiness(settings, ping)
+    _bound(settings.operations_host, settings.operations_port, readiness).serve_forever()
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ SLOW_SECONDS = 2.0  # a check that takes longer means that the broker is frozen
 log = logging.getLogger(__name__)
 
 
-def make_readiness(settings: Settings, ping: Callable[[], None]) -> "Readiness":
+def start_readiness(settings: Settings, ping: Callable[[], None]) -> "Readiness":
     """The readiness of this process. Behind Sentinel, its checks also make the publisher notice a new primary."""
     is_sentinel = sentinel_url.is_sentinel(settings.need_broker())
-    return Readiness(ping, idle_seconds=FRESH_SECONDS if is_sentinel else IDLE_SECONDS)
+    readiness = Readiness(ping, idle_seconds=FRESH_SECONDS if is_sentinel else IDLE_SECONDS)
+    readiness.start()
+    return readiness
 
 
 class Readiness:

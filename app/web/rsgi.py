@@ -5,7 +5,6 @@ each costs only its buffer. It is also faster, because passing a request between
 """
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -27,13 +26,10 @@ from app.web.webhooks import (
     Receiver,
     canonical,
     close_connection,
+    failure,
     finish,
-    incomplete,
     make_receivers,
     on_error,
-    too_large,
-    too_slow,
-    unavailable,
     unverified,
 )
 
@@ -73,7 +69,7 @@ class _Body:
         """Adds a part, for which `hold` takes memory. Raises _Unread if the body exceeds every limit."""
         self.size += len(part)
         if self.size > OVERSIZE * self._max_bytes:
-            raise _Unread(too_large())
+            raise _Unread(failure(413))
         if self.hashed:
             self.hashed.update(part)
         if not self.is_too_large:
@@ -84,18 +80,8 @@ class _Body:
 
 
 class Server:
-    """The RSGI application."""
-
-    def __init__(
-        self,
-        flask: Flask,
-        batcher: Batcher,
-        settings: Settings,
-        body_seconds: float = BODY_SECONDS,
-        small_body_seconds: float = SMALL_BODY_SECONDS,
-    ) -> None:
+    def __init__(self, flask: Flask, batcher: Batcher, settings: Settings) -> None:
         self._flask, self._batcher = flask, batcher
-        self._body_seconds, self._small_body_seconds = body_seconds, small_body_seconds
         self._receivers = make_receivers(settings)
         self._max_bytes = settings.max_body_bytes
         self.budget = BodyBudget(settings)
@@ -103,12 +89,11 @@ class Server:
         self._sealing_large = asyncio.Semaphore(1)
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
-        """Answers one request."""
         try:
             answer = await self._answer(scope, protocol)
         except Exception as error:  # noqa: BLE001 - the process edge; a sender that disconnects ends here as well
             log.warning("a request failed: %s", type(error).__name__)
-            answer = unverified(scope.path, unavailable())
+            answer = unverified(scope.path, failure(503))
         if answer is ACCEPTED:
             protocol.response_empty(202, ACCEPTED_HEADERS)
         else:
@@ -152,17 +137,25 @@ class Server:
         refused: list[Response] = []
         try:
             async with asyncio.timeout(None) as limit:
-                until = asyncio.get_running_loop().time() + self._small_body_seconds
-                check = functools.partial(_refuse_slow, receiver, headers, refused, limit, until)
-                timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, check)
+                loop = asyncio.get_running_loop()
+                until = loop.time() + SMALL_BODY_SECONDS
+
+                def check_headers() -> None:
+                    """Limits the wait for the body, and ends it at once if the headers cannot be valid."""
+                    answer = receiver.precheck(headers, is_small=True)
+                    if isinstance(answer, Response):
+                        refused.append(answer)
+                    limit.reschedule(0.0 if refused else until)
+
+                timer = loop.call_later(REFUSED_SECONDS, check_headers)
                 try:
                     body = bytes(await protocol())
                 finally:
                     timer.cancel()
         except TimeoutError:
-            return refused[0] if refused else receiver.unverified(too_slow())
+            return refused[0] if refused else receiver.unverified(failure(408))
         except (ProtocolClosed, ProtocolError):
-            return receiver.unverified(incomplete())
+            return receiver.unverified(failure(400))
         accepted = receiver.receive(headers, body, is_too_large=len(body) > self._max_bytes)
         return accepted if isinstance(accepted, Response) else await self._publish(accepted)
 
@@ -172,11 +165,11 @@ class Server:
         if isinstance(inputs, Response):
             return inputs
         if declared > OVERSIZE * self._max_bytes:
-            return receiver.unverified(too_large())
-        with self.budget.hold() as holding:
+            return receiver.unverified(failure(413))
+        with self.budget.hold() as hold:
             body = _Body(inputs, self._max_bytes, declared)
             try:
-                await self._read(body, protocol, holding.add)
+                await self._read(body, protocol, hold)
             except _Unread as reason:
                 return receiver.unverified(reason.answer)
             accepted = await self._receive(receiver, headers, body)
@@ -194,7 +187,7 @@ class Server:
         try:
             await self._batcher.publish(accepted.delivery, accepted.span)
         except PublishFailed:
-            return finish(accepted, unavailable())
+            return finish(accepted, failure(503))
         return finish(accepted, ACCEPTED)
 
     async def _read(self, body: _Body, protocol: Any, hold: Callable[[int], None]) -> None:
@@ -204,28 +197,17 @@ class Server:
         declared (chunked), the signature of a cut body does not fit.
         """
         try:
-            async with asyncio.timeout(self._small_body_seconds) as limit:
-                latest = asyncio.get_running_loop().time() + self._body_seconds
+            async with asyncio.timeout(SMALL_BODY_SECONDS) as limit:
+                latest = asyncio.get_running_loop().time() + BODY_SECONDS
                 async for part in protocol:
                     body.add(part, hold)
                     if body.size >= SMALL_BYTES and limit.when() != latest:
                         limit.reschedule(latest)
         except TimeoutError:
-            raise _Unread(too_large() if body.is_too_large else too_slow()) from None
+            raise _Unread(failure(413) if body.is_too_large else failure(408)) from None
         except BudgetExceeded:
-            raise _Unread(unavailable()) from None
+            raise _Unread(failure(503)) from None
         except (ProtocolClosed, ProtocolError):
-            raise _Unread(incomplete()) from None
+            raise _Unread(failure(400)) from None
         if body.declared not in (-1, body.size):
-            raise _Unread(incomplete())
-
-
-def _refuse_slow(
-    receiver: Receiver, headers: Headers, refused: list[Response], limit: asyncio.Timeout, until: float
-) -> None:
-    """Limits the wait for a body, and ends the wait at once if the headers cannot be valid."""
-    answer = receiver.precheck(headers, is_small=True)
-    if isinstance(answer, Response):
-        refused.append(answer)
-        until = 0.0
-    limit.reschedule(until)
+            raise _Unread(failure(400))

@@ -21,6 +21,13 @@ from app.web.batcher import Batcher
 
 RETRY_AFTER_SECONDS = "5"
 ACCEPTED = Response(status=202)  # one for all requests: to make one costs 5 us
+FAILURES = {
+    400: "the body is shorter than Content-Length\n",
+    401: "signature refused\n",
+    408: "the body did not arrive in time\n",
+    413: "larger than HEADRACE_MAX_BODY_BYTES\n",
+    503: "try again\n",
+}
 PATHS = {f"/webhooks/{aggregator}": aggregator for aggregator in VERIFIERS}
 log = logging.getLogger(__name__)
 
@@ -85,9 +92,9 @@ class Receiver:
             # Only the type: the text of an error may quote a body.
             log.error("unexpected %s on /webhooks/%s", type(error).__name__, self._aggregator)  # noqa: TRY400
             if not is_verified:
-                return self.unverified(unavailable(), span)
-            return _record(unavailable(), self._aggregator, span, began)
-        return close_connection(_record(too_large(), self._aggregator, span, began))
+                return self.unverified(failure(503), span)
+            return _record(failure(503), self._aggregator, span, began)
+        return close_connection(_record(failure(413), self._aggregator, span, began))
 
     def unverified(self, answer: Response, span: "tracing.ServerSpan | None" = None) -> Response:
         """Counts the answer to a request whose signature was not checked. Alerts do not use this counter."""
@@ -98,12 +105,10 @@ class Receiver:
 
     def _refused(self, reason: str, span: "tracing.ServerSpan | None", began: float | None = None) -> Response:
         metrics.REJECTED.labels(self._aggregator, reason).inc()
-        answer = Response("signature refused\n", 401, mimetype="text/plain")
-        return close_connection(_record(answer, self._aggregator, span, began))
+        return close_connection(_record(failure(401), self._aggregator, span, began))
 
 
 def make_receivers(settings: Settings) -> dict[str, Receiver]:
-    """The receivers by path."""
     return {path: Receiver(aggregator, settings) for path, aggregator in PATHS.items()}
 
 
@@ -145,7 +150,7 @@ def _webhook(receiver: Receiver, batcher: Batcher, max_bytes: int) -> Callable[[
         try:
             batcher.publish_from_thread(accepted.delivery, accepted.span)
         except PublishFailed:
-            return finish(accepted, unavailable())
+            return finish(accepted, failure(503))
         return finish(accepted, ACCEPTED)
 
     return webhook
@@ -166,9 +171,9 @@ def _record(
 ) -> Response:
     if span is not None:
         span.end(answer.status_code, delivery)
-    metrics.answers(aggregator, answer.status_code).inc()
+    metrics.series(metrics.ANSWERS, aggregator, answer.status_code).inc()
     if began is not None:
-        metrics.answer_seconds(aggregator).observe(time.perf_counter() - began)
+        metrics.series(metrics.ANSWER_SECONDS, aggregator).observe(time.perf_counter() - began)
     return answer
 
 
@@ -178,35 +183,21 @@ def close_connection(answer: Response) -> Response:
     return answer
 
 
-def incomplete() -> Response:
-    """400: the connection ended before the body did."""
-    return Response("the body is shorter than Content-Length\n", 400, mimetype="text/plain")
-
-
-def too_slow() -> Response:
-    """408: the body did not arrive in time."""
-    return Response("the body did not arrive in time\n", 408, mimetype="text/plain")
-
-
-def too_large() -> Response:
-    """413: the body exceeds the limit."""
-    return Response("larger than HEADRACE_MAX_BODY_BYTES\n", 413, mimetype="text/plain")
-
-
-def unavailable() -> Response:
-    """503: the error is ours, and the sender retries."""
-    return Response("try again\n", 503, {"Retry-After": RETRY_AFTER_SECONDS}, mimetype="text/plain")
+def failure(status: int) -> Response:
+    """An answer of FAILURES. 503 means that the error is ours, and that the sender retries."""
+    headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
+    return Response(FAILURES[status], status, headers, mimetype="text/plain")
 
 
 def on_error(error: Exception) -> Any:
     """Flask's error handler. An unexpected error is 503, so that the sender keeps the event."""
     if isinstance(error, RequestEntityTooLarge):
-        return unverified(request.path, too_large())
+        return unverified(request.path, failure(413))
     if isinstance(error, HTTPException) and (request.method != "POST" or error.code in (404, 405)):
         return error
     # Only the type: the text of an error may quote a body.
     log.error("unexpected %s on %s", type(error).__name__, request.path)
-    return unverified(request.path, unavailable())
+    return unverified(request.path, failure(503))
 
 
 def unverified(path: str, answer: Response) -> Response:

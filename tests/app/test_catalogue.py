@@ -117,24 +117,24 @@ def test_there_are_194_event_names() -> None:
 def test_where_a_resource_is_fetched() -> None:
     """Breaks if a fetch path, a date format or the key of a page's rows is wrong."""
     failures = Failures()
-    for name, path, rows, dates, paged in (
-        ("activity", "/v2/summary/activity/{user_id}", "activity", "moment", False),
-        ("workouts", "/v2/summary/workouts/{user_id}", "workouts", "moment", False),
-        ("meal", "/v2/summary/meal/{user_id}", "meals", "moment", False),
-        ("profile", "/v2/summary/profile/{user_id}", None, "none", False),
-        ("sleep_cycle", "/v2/summary/sleep_cycle/{user_id}", "sleep_cycle", "day", False),
-        ("menstrual_cycle", "/v2/summary/menstrual_cycle/{user_id}", "menstrual_cycle", "day", False),
-        ("electrocardiogram", "/v2/summary/electrocardiogram/{user_id}", "electrocardiogram", "day", False),
-        ("workout_stream", "/v2/timeseries/workouts/{workout_id}/stream", None, "moment", False),
-        ("sleep_stream", "/v2/timeseries/sleep/{sleep_id}/stream", None, "moment", False),
-        ("weight", "/v2/timeseries/{user_id}/body_weight/grouped", "groups", "moment", True),
-        ("fat", "/v2/timeseries/{user_id}/body_fat/grouped", "groups", "moment", True),
-        ("heartrate", "/v2/timeseries/{user_id}/heartrate/grouped", "groups", "moment", True),
-        ("body_temperature", "/v2/timeseries/{user_id}/body_temperature/grouped", "groups", "moment", True),
+    for name, path, rows, dates in (
+        ("activity", "/v2/summary/activity/{user_id}", "activity", "moment"),
+        ("workouts", "/v2/summary/workouts/{user_id}", "workouts", "moment"),
+        ("meal", "/v2/summary/meal/{user_id}", "meals", "moment"),
+        ("profile", "/v2/summary/profile/{user_id}", None, "none"),
+        ("sleep_cycle", "/v2/summary/sleep_cycle/{user_id}", "sleep_cycle", "day"),
+        ("menstrual_cycle", "/v2/summary/menstrual_cycle/{user_id}", "menstrual_cycle", "day"),
+        ("electrocardiogram", "/v2/summary/electrocardiogram/{user_id}", "electrocardiogram", "day"),
+        ("workout_stream", "/v2/timeseries/workouts/{workout_id}/stream", None, "moment"),
+        ("sleep_stream", "/v2/timeseries/sleep/{sleep_id}/stream", None, "moment"),
+        ("weight", "/v2/timeseries/{user_id}/body_weight/grouped", "groups", "moment"),
+        ("fat", "/v2/timeseries/{user_id}/body_fat/grouped", "groups", "moment"),
+        ("heartrate", "/v2/timeseries/{user_id}/heartrate/grouped", "groups", "moment"),
+        ("body_temperature", "/v2/timeseries/{user_id}/body_temperature/grouped", "groups", "moment"),
     ):
-        with failures.of(name, path, rows, dates, paged):
+        with failures.of(name, path, rows, dates):
             resource = catalogue()[name]
-            assert (resource.path, resource.rows, resource.dates, resource.paged) == (path, rows, dates, paged)
+            assert (resource.path, resource.rows, resource.dates) == (path, rows, dates)
     assert failures == {}
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from app.config.settings import Settings
 from app.delivery import Delivery
-from app.web.app import create_app, make_batcher
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import in_thread
 from app.web.rsgi import Server
 from tests.support import signed, workout
@@ -57,7 +58,7 @@ def statuses(
 ) -> Counter[int]:
     """The statuses of `count` mutations, without those that are still valid."""
     accepted: list[Delivery] = []
-    batcher = make_batcher(settings, in_thread(accepted.extend))
+    batcher = Batcher(settings, in_thread(accepted.extend))
     app = Server(create_app(settings, batcher, lambda: None), batcher, settings)
     dice, found = random.Random(seed), Counter[int]()
 
@@ -108,7 +109,7 @@ def test_the_original_is_accepted(plain_settings: Settings) -> None:
     """Breaks if the unmutated request is rejected, so that the tests above cannot fail."""
     for path, headers in (("/webhooks/junction", signed(BODY)), ("/webhooks/terra", terra_signed(BODY))):
         accepted: list[Delivery] = []
-        batcher = make_batcher(plain_settings, in_thread(accepted.extend))
+        batcher = Batcher(plain_settings, in_thread(accepted.extend))
         exchange: Any = Exchange([BODY])
         pairs = [(name.lower(), value) for name, value in headers.items()]
         app = Server(create_app(plain_settings, batcher, lambda: None), batcher, plain_settings)

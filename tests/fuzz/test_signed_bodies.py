@@ -18,7 +18,8 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from app.delivery import Delivery, pack
-from app.web.app import create_app, make_batcher
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import in_thread
 from app.web.rsgi import Server
 from tests.support import apply, delivery, event, heartrate, message_id, rows, workout
@@ -44,7 +45,7 @@ class Endpoint:
 
     def __init__(self, settings: Settings) -> None:
         self.published: list[Delivery] = []
-        batcher = make_batcher(settings, in_thread(self.published.extend))
+        batcher = Batcher(settings, in_thread(self.published.extend))
         self._server = Server(create_app(settings, batcher, lambda: None), batcher, settings)
         self._loop = asyncio.Runner()
 

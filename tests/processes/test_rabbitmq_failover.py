@@ -18,7 +18,7 @@ from amqp import Message  # type: ignore[import-untyped]
 from kombu import Exchange, Producer
 from sqlalchemy import Engine
 
-from app.broker import brokers
+from app.broker import lanes as brokers
 from app.broker.celery import make_celery
 from app.broker.delays import delay_queue
 from app.broker.rabbitmq_publisher import RabbitMQPublisher

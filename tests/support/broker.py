@@ -20,6 +20,7 @@ class BlockingPublisher:
     """The endpoint's publisher for Redis, for tests without an event loop."""
 
     def __init__(self, settings: Settings, lane: str = "live") -> None:
+        self._settings = settings
         self.publisher, self._runner = RedisPublisher(settings, lane), asyncio.Runner()
 
     def publish(self, deliveries: Sequence[Delivery]) -> None:
@@ -28,7 +29,7 @@ class BlockingPublisher:
 
     def ping(self) -> None:
         """Raises PublishFailed."""
-        RedisPublisher(self.publisher.settings).ping()
+        RedisPublisher(self._settings).ping()
 
     def close(self) -> None:
         """The next publish connects anew."""

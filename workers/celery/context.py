@@ -39,21 +39,19 @@ class WorkerContext:
         self.applier = Applier(self.engine, settings)
         self.fetches = bool(settings.readable) and settings.fetch_history
         self.period = settings.reconcile_hours * 3600.0 if settings.reconcilable else 0.0
-        self._lane = next(queue for queue in celery.conf.task_queues if queue.name == "backfill")
+
+    # Each of these is used by the workers of one lane.
 
     @cached_property
     def fetcher(self) -> Fetcher:
-        """Used by workers of the backfill lane only."""
         return Fetcher(self.engine, self.settings, make_clients(self.settings))
 
     @cached_property
     def comparisons(self) -> list[Comparison[Any]]:
-        """Used by workers of the backfill lane only."""
         return make_scheduled(self.engine, self.settings)
 
     @cached_property
     def downloader(self) -> Downloader:
-        """Used by workers of the download lane only."""
         files = Files(self.settings.download_hosts, self.settings.max_download_bytes)
         return Downloader(self.applier, self.settings, files)
 

@@ -43,7 +43,6 @@ class DelayedMessages:
         self._publisher = RabbitMQPublisher(celery)
 
     def start(self) -> None:
-        """Starts the thread, which ends with the process."""
         Thread(target=self._run, name="delayed", daemon=True).start()
 
     def _run(self) -> None:
@@ -86,7 +85,6 @@ class DelayedMessages:
 
 
 def start_delayed_messages(sender: Consumer, **_: Any) -> None:
-    """The handler of the signal `worker_ready`."""
     if is_amqp(sender.app.conf.broker_url):
         (lane,) = sender.app.amqp.queues.consume_from
         DelayedMessages(sender.app, lane).start()

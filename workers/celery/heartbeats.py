@@ -98,5 +98,4 @@ class TaskHeartbeats:
 
 
 def start_heartbeats(sender: Consumer, **_: Any) -> None:
-    """The handler of the signal `worker_ready`."""
     TaskHeartbeats(sender).start()

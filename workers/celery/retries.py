@@ -20,17 +20,8 @@ def seconds_before(retry: int) -> float:
     return backoff(retry, limit=MAX_RETRY_SECONDS)
 
 
-def failures_of(headers: Mapping[str, Any] | None) -> int:
-    """How many tries of this message PostgreSQL did not execute. 0 if the header is not a count."""
-    return _count(headers, FAILURES)
-
-
-def lost_of(headers: Mapping[str, Any] | None) -> int:
-    """How many tries of this message lost their connection to PostgreSQL."""
-    return _count(headers, LOST)
-
-
-def _count(headers: Mapping[str, Any] | None, name: str) -> int:
+def count_of(headers: Mapping[str, Any] | None, name: str) -> int:
+    """The failed tries of a message that FAILURES or LOST counts. 0 if the header is not a count."""
     found = (headers or {}).get(name)
     return found if isinstance(found, int) and found > 0 else 0
 
@@ -39,7 +30,7 @@ def retry_headers(headers: Mapping[str, Any] | None, failures: int, error: Excep
     """The headers of a retried message. The time of its first failure is kept."""
     changed: dict[str, Any] = {FAILURES: failures}
     if isinstance(error, ConnectionLost):
-        changed[LOST] = lost_of(headers) + 1
+        changed[LOST] = count_of(headers, LOST) + 1
     if error is not None:
         changed[RETRY_REASON] = retry_reason(error)
     return {FAILING_SINCE: time.time(), **(headers or {}), **changed}

@@ -42,7 +42,6 @@ class SequencerThread:
         self._full_at = self._check_at = self._send_at = 0.0
 
     def start(self) -> None:
-        """Starts the thread, which ends with the process."""
         Thread(target=self._run, name="sequencer", daemon=True).start()
 
     def _run(self) -> None:

@@ -1,18 +1,17 @@
 """The Celery tasks: a few lines each around a plain function, and their retry policy."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 from celery import Celery, Task
 from celery.exceptions import Reject
 from celery.worker import state
 
 from app.broker.delays import delay_options
-from app.broker.lanes import APPLY, DERIVE, DOWNLOAD, FETCH, NOTIFY, RECONCILE, SWEEP
+from app.broker.lanes import APPLY, DERIVE, DOWNLOAD, FAILURES, FETCH, LOST, NOTIFY, RECONCILE, SWEEP
 from app.config.settings import Settings
 from app.errors import TryLater, Unprocessable
 from app.observability import metrics, tracing
@@ -20,7 +19,7 @@ from workers.backfill.fetcher import FollowUp
 from workers.celery.consumer import make_consumer
 from workers.celery.context import WorkerContext
 from workers.celery.jobs import Jobs
-from workers.celery.retries import failures_of, lost_of, retry_headers, seconds_before
+from workers.celery.retries import count_of, retry_headers, seconds_before
 from workers.daily.derive import Deriver
 from workers.ingest.outcomes import MAX_LOST, cause_of, failures_after, retry_reason
 from workers.notify.sender import Notifier
@@ -50,12 +49,10 @@ def register(celery: Celery, settings: Settings) -> None:
     )
 
     @task(name=APPLY, max_retries=None)
-    def apply(task: Task, *args: Any, **kwargs: Any) -> None:
+    def apply(task: Task, packed: str) -> None:
         """Applies one message of deliveries and enqueues the backfills that they announce."""
-        # A message with other arguments is not ours, and becomes a dead letter as JSON.
-        packed = args[0] if len(args) == 1 and not kwargs else json.dumps([args, kwargs])
         history = _history(task)
-        applied = retry_later(task, lambda: context().apply(str(packed), **history))
+        applied = retry_later(task, lambda: context().apply(packed, **history))
         context().enqueue(FollowUp(one, 0) for one in applied.backfills)
 
     @task(name=DOWNLOAD, max_retries=None)
@@ -67,17 +64,15 @@ def register(celery: Celery, settings: Settings) -> None:
 
     @task(name=FETCH, max_retries=None)
     def fetch(task: Task, backfill_id: int) -> None:
-        """Runs a backfill for one time slice."""
         if context().fetches:
             context().enqueue(retry_later(task, lambda: context().fetcher.run(backfill_id)))
 
     @task(name=SWEEP, max_retries=0)
     def sweep(task: Task) -> None:  # noqa: ARG001
-        _sweep(jobs())
+        _run_slice(jobs().sweep, "the sweep", TryLater)
 
     @task(name=RECONCILE, max_retries=None)
     def reconcile(task: Task) -> None:
-        """Runs the reconciliation for one time slice."""
         if context().fetches and context().period:
             retry_later(task, jobs().reconcile)
 
@@ -85,8 +80,6 @@ def register(celery: Celery, settings: Settings) -> None:
 
 
 def _register_readers(task: Callable[..., Decorator], context: Callable[[], WorkerContext]) -> None:
-    """Registers the tasks that read the change feed."""
-
     @cache
     def notifier() -> Notifier:
         return Notifier(context().engine, context().settings)
@@ -97,37 +90,22 @@ def _register_readers(task: Callable[..., Decorator], context: Callable[[], Work
 
     @task(name=NOTIFY, max_retries=0)
     def notify(task: Task) -> None:  # noqa: ARG001
-        """Plans and sends notifications for a time slice."""
-        _notify(notifier())
+        _run_slice(partial(notifier().run, _is_stopping), "sending notifications", TryLater, Unprocessable)
 
     @task(name=DERIVE, max_retries=0)
     def derive(task: Task) -> None:  # noqa: ARG001
-        """Computes days that have changed for a time slice."""
-        _derive(deriver())
+        _run_slice(partial(deriver().run, _is_stopping), "the computation of days", TryLater, Unprocessable)
 
 
-def _sweep(jobs: Jobs) -> None:
-    """Runs a sweep. Celery would log an outage as an unexpected error with a traceback, every five seconds."""
+def _run_slice(work: Callable[[], object], name: str, *errors: type[Exception]) -> None:
+    """Runs work whose rest stays due, so that the task is sent again. An outage is one line of the log.
+
+    Celery would log it as an unexpected error with a traceback, for the sweep every five seconds.
+    """
     try:
-        jobs.sweep()
-    except TryLater as reason:
-        log.warning("the sweep stopped (%s); the next sweep continues", reason)
-
-
-def _notify(notifier: Notifier) -> None:
-    """Sends notifications. What is left stays due, so that the task is sent again."""
-    try:
-        notifier.run(_is_stopping)
-    except (TryLater, Unprocessable) as reason:
-        log.warning("notifications stopped (%s); the next task continues", reason)
-
-
-def _derive(deriver: Deriver) -> None:
-    """Computes days. What is left stays due, so that the task is sent again."""
-    try:
-        deriver.run(_is_stopping)
-    except (TryLater, Unprocessable) as reason:
-        log.warning("the computation of days stopped (%s); the next task continues", reason)
+        work()
+    except errors as reason:
+        log.warning("%s stopped (%s); the next task continues", name, reason)
 
 
 class _History(TypedDict):
@@ -142,7 +120,7 @@ def _history(task: Task) -> _History:
     if redelivered:
         metrics.REDELIVERED.inc()
     headers = task.request.headers
-    return {"redelivered": redelivered or lost_of(headers) >= MAX_LOST, "failures": failures_of(headers)}
+    return {"redelivered": redelivered or count_of(headers, LOST) >= MAX_LOST, "failures": count_of(headers, FAILURES)}
 
 
 def retry_later(task: Task, work: Callable[[], T]) -> T:
@@ -176,7 +154,7 @@ def _enqueue_retry(task: Task, error: Exception) -> float:
     request, reason = task.request, retry_reason(error)
     seconds = seconds_before(request.retries)
     log.warning("%s is retried in %.1f s: %s", task.name, seconds, reason)
-    failures = failures_after(failures_of(request.headers), error)
+    failures = failures_after(count_of(request.headers, FAILURES), error)
     options = delay_options(task.app, request.delivery_info["routing_key"], seconds)
     options |= {"headers": retry_headers(request.headers, failures, error)}
     try:

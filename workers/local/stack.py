@@ -23,11 +23,10 @@ import click
 
 from app.accounts import Account, hash_password
 from app.broker.lanes import LANES
-from app.commands import own
+from app.commands import own, process_alive
 from app.config.settings import Settings
 from app.errors import Misconfigured
 from app.observability.metrics import METRICS_FOLDER
-from app.observability.processes import process_alive
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
 from workers.local.files import user_name, write_secret

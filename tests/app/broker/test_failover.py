@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.broker import brokers
-from app.broker.brokers import in_order, mark_failed
+from app.broker import lanes
 from app.broker.celery import make_celery
+from app.broker.lanes import in_order, mark_failed
 from app.broker.rabbitmq_publisher import RabbitMQPublisher
 from app.config.settings import Settings
 from app.errors import PublishFailed, TryLater
@@ -21,9 +21,9 @@ DEADLINE = 5.0  # seconds until a sender must have its answer
 
 @pytest.fixture(autouse=True)
 def _no_failures() -> Iterator[None]:
-    brokers._failures.clear()
+    lanes._failures.clear()
     yield
-    brokers._failures.clear()
+    lanes._failures.clear()
 
 
 def test_a_broker_that_failed_goes_to_the_end() -> None:
@@ -47,12 +47,12 @@ def test_every_broker_is_tried_before_the_deadline(kind: Broken) -> None:
     with kind() as first, kind() as second:
         publisher = RabbitMQPublisher(make_celery(Settings(broker_url=amqp_url(first, second)), "publisher"))
         for fails in (lambda: publisher.publish([delivery(workout("u1"))]), publisher.ping):
-            brokers._failures.clear()
+            lanes._failures.clear()
             began = time.monotonic()
             with pytest.raises(PublishFailed):
                 fails()
             assert time.monotonic() - began < DEADLINE
-            assert set(brokers._failures) == {amqp_url(first), amqp_url(second)}
+            assert set(lanes._failures) == {amqp_url(first), amqp_url(second)}
 
 
 @pytest.mark.parametrize("kind", BROKEN.values(), ids=BROKEN)
@@ -75,4 +75,4 @@ def test_an_administrative_command_tries_all(use: Callable[[Settings], Any]) -> 
     with refusing() as first, halting() as second, silent() as third:
         with pytest.raises(TryLater):
             use(Settings(broker_url=amqp_url(first, second, third)))
-        assert list(brokers._failures) == [amqp_url(first), amqp_url(second), amqp_url(third)]
+        assert list(lanes._failures) == [amqp_url(first), amqp_url(second), amqp_url(third)]

@@ -31,7 +31,6 @@ Read the change, adapt what overrides or calls it (app/broker/redis_transport.py
 failover.py, workers/celery/consumer.py, heartbeats.py and flower.py), then update its digest here to {digest!r}."""
 # The first twelve hexadecimal digits of the SHA-256 of each source.
 OVERRIDDEN: dict[Callable[..., Any], str] = {
-    redis.QoS.__init__: "77545b203b86",
     redis.QoS.append: "35c655f6ecc6",
     redis.QoS.ack: "1bc15a4ddf54",
     redis.QoS.restore_visible: "d4a4a40a3eaf",
@@ -44,7 +43,6 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.SentinelChannel._sentinel_managed_pool: "bde54a2d6e93",
     Connection._ensure_connection: "9928a72370fd",
     Connection.as_uri: "84a4b582d143",
-    Connection.__init__: "e9c58f881d0a",
     Connection._connection_factory: "b96326e2cccc",
     Connection.maybe_switch_next: "4224624771e9",
     AMQP._create_task_sender: "f648c9fd2959",

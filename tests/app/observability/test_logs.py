@@ -14,7 +14,8 @@ from sqlalchemy import Engine
 from app.config.settings import Settings, load
 from app.delivery import Delivery
 from app.observability import logs
-from app.web.app import create_app, make_batcher
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import in_thread
 from tests.support import apply, delivery, rows, signed, workout
 
@@ -67,7 +68,7 @@ def test_a_line_for_people_ends_with_its_ids(plain_settings: Settings) -> None:
 def test_one_id_from_the_receipt_to_the_row(engine: Engine, settings: Settings, form: str) -> None:
     """Breaks if the log lines of an event lack its id, or contain its values, its user or a secret."""
     out, taken = said(settings, form, "DEBUG"), list[Delivery]()
-    batcher = make_batcher(settings, in_thread(taken.extend))
+    batcher = Batcher(settings, in_thread(taken.extend))
     client = create_app(settings, batcher, lambda: None).test_client()
     body = msgspec.json.encode(workout("u-secret", average_hr=141))
     assert client.post("/webhooks/junction", data=body, headers=signed(body, name="msg_41")).status_code == 202

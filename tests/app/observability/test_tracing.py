@@ -25,7 +25,8 @@ from app.config.settings import Settings, load
 from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import logs, tracing
-from app.web.app import create_app, make_batcher
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import in_thread
 from tests.support import ROOT, TERRA_SECRET, delivery, program, signed, until, workout
 from tests.support.broker import BlockingPublisher, arguments, waiting
@@ -41,7 +42,7 @@ class Endpoint:
     """The endpoint with a given publish function."""
 
     def __init__(self, settings: Settings, publish: Any) -> None:
-        batcher = make_batcher(settings, in_thread(publish))
+        batcher = Batcher(settings, in_thread(publish))
         self._client = create_app(settings, batcher, lambda: None).test_client()
 
     def post(self, name: str, *, secret: str | None = None, **headers: str) -> int:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.web.batcher import Batcher
@@ -51,7 +52,8 @@ def broker() -> Iterator[Broker]:
 
 
 def batcher_of(broker: Broker, *, deadline: float = LONG, max_deliveries: int = 200, max_bytes: int = 10**6) -> Batcher:
-    return Batcher(in_thread(broker.publish), deadline=deadline, max_deliveries=max_deliveries, max_bytes=max_bytes)
+    limits = Settings(enqueue_deadline_seconds=deadline, message_deliveries=max_deliveries, message_bytes=max_bytes)
+    return Batcher(limits, in_thread(broker.publish))
 
 
 def pending(name: str, size: int = 1) -> Delivery:
@@ -259,6 +261,7 @@ def test_the_text_of_an_unexpected_error_is_not_printed() -> None:
     program = """
 from app.web.batcher import Batcher
 from app.web.publishing import in_thread
+from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import PublishFailed
 import asyncio
@@ -267,7 +270,7 @@ async def publish(deliveries):
     raise ValueError("canary")
 
 try:
-    batcher = Batcher(publish, deadline=5, max_deliveries=1, max_bytes=1)
+    batcher = Batcher(Settings(), publish)
     asyncio.run(batcher.publish(Delivery("junction", "m", 0.0, b"x")))
 except PublishFailed:
     print("refused")

@@ -64,11 +64,11 @@ def test_a_share_is_returned() -> None:
     """Breaks if a request that fails keeps its share of the budget, so that it is used up in the end."""
     budget = BodyBudget(Settings(web_processes=1, body_memory_bytes=100, max_body_bytes=100))
     with budget.hold() as first:
-        first.add(60)
+        first(60)
         with budget.hold() as second:
-            second.add(40)
+            second(40)
             with pytest.raises(BudgetExceeded):
-                second.add(1)
+                second(1)
         assert budget.used == 60
     assert budget.used == 0
 

@@ -18,7 +18,9 @@ from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import metrics
 from app.signatures import VERIFIERS
-from app.web.app import create_app, make_batcher
+from app.web import rsgi
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import in_thread
 from app.web.rsgi import INLINE_BYTES, SMALL_BYTES, Server
 from tests.support import signed, workout
@@ -34,10 +36,10 @@ def taken() -> list[Delivery]:
     return []
 
 
-def server(settings: Settings, publish: Any, **options: Any) -> Server:
+def server(settings: Settings, publish: Any) -> Server:
     """The endpoint with a given publish function."""
-    batcher = make_batcher(settings, in_thread(publish))
-    return Server(create_app(settings, batcher, lambda: None), batcher, settings, **options)
+    batcher = Batcher(settings, in_thread(publish))
+    return Server(create_app(settings, batcher, lambda: None), batcher, settings)
 
 
 def counted(name: str, **labels: str) -> float:
@@ -162,10 +164,14 @@ def test_the_signature_of_an_oversized_body_is_checked(
 
 
 @pytest.mark.parametrize("size", [100, SMALL_BYTES * 2])
-def test_a_body_that_never_ends_times_out(plain_settings: Settings, taken: list[Delivery], size: int) -> None:
+def test_a_body_that_never_ends_times_out(
+    plain_settings: Settings, taken: list[Delivery], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     """Breaks if a slow body has no time limit, or counts as a fault of the broker."""
     before = counted("headrace_unverified_total", status="408")
-    app = server(plain_settings, taken.extend, body_seconds=0.1, small_body_seconds=0.05)
+    monkeypatch.setattr(rsgi, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(rsgi, "SMALL_BODY_SECONDS", 0.05)
+    app = server(plain_settings, taken.extend)
     exchange = ask(app, Exchange([b"x" * size] * 1000, wait=0.01), signed(BODY) | {"content-length": "1000000"})
     assert (exchange.status, exchange.headers["Connection"]) == (408, "close")
     assert exchange.read < 1000
@@ -174,9 +180,12 @@ def test_a_body_that_never_ends_times_out(plain_settings: Settings, taken: list[
     assert counted("headrace_unverified_total", status="408") == before + 2
 
 
-def test_a_large_body_may_take_longer_than_a_small_one(plain_settings: Settings, taken: list[Delivery]) -> None:
+def test_a_large_body_may_take_longer_than_a_small_one(
+    plain_settings: Settings, taken: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Breaks if a large body of a slow network is cut off at the time limit of a small one."""
-    app = server(plain_settings, taken.extend, small_body_seconds=0.1)
+    monkeypatch.setattr(rsgi, "SMALL_BODY_SECONDS", 0.1)
+    app = server(plain_settings, taken.extend)
     body = json.dumps(workout("u1", title="x" * SMALL_BYTES * 4)).encode()
     parts = [body[start : start + SMALL_BYTES] for start in range(0, len(body), SMALL_BYTES)]
     headers = signed(body) | {"content-length": str(len(body))}

@@ -24,7 +24,8 @@ from app.delivery import Delivery
 from app.errors import PublishFailed
 from app.observability import metrics
 from app.sealing import Sealer
-from app.web.app import create_app, make_batcher
+from app.web.app import create_app
+from app.web.batcher import Batcher
 from app.web.publishing import BlockingPublish, in_thread
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, TERRA_SECRET, signed, workout
 from tests.support.rsgi import SLASHED
@@ -43,7 +44,7 @@ def nothing_wrong() -> None:
 
 def endpoint(settings: Settings, publish: BlockingPublish, ready: Callable[[], None]) -> Flask:
     """The endpoint with a given publish function."""
-    return create_app(settings, make_batcher(settings, in_thread(publish)), ready)
+    return create_app(settings, Batcher(settings, in_thread(publish)), ready)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from app.errors import ConnectionLost, RetryAlone, TryLater
 from tests.support import delivery, workout
 from tests.support.workers import LIVE, publish
 from workers.celery import tasks
-from workers.celery.retries import MAX_RETRY_SECONDS, lost_of
+from workers.celery.retries import MAX_RETRY_SECONDS, count_of
 from workers.celery.tasks import retry_later
 
 _numbers = itertools.count()
@@ -134,6 +134,6 @@ def test_statements_that_were_not_executed_and_lost_connections_are_counted(
     headers = json.loads(raw)["headers"]
     assert (headers[FAILURES], headers[FAILING_SINCE]) == (1 + isinstance(error, RetryAlone), 7.0)
     assert (headers.get(LOST) == 1) is isinstance(error, ConnectionLost)
-    assert lost_of(headers | {LOST: "odd"}) == 0
+    assert count_of(headers | {LOST: "odd"}, LOST) == 0
     assert headers[RETRY_REASON] == str(error)
     task.app.close()
