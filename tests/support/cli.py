@@ -15,12 +15,15 @@ from workers.cli.main import main
 
 Headrace = Callable[..., Result]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-# Imports every command once. Each line of standard input is a command, which runs in a fork of this process.
+# Imports every command once, with what commands import lazily. Each line of standard input is a command, which runs in
+# a fork of this process.
 SERVER = """
 import gc, json, os, sys
 from workers.cli.main import COMMANDS, main
 for name in COMMANDS:
     main.get_command(None, name)
+for module in list(sys.modules.values()):
+    dir(module)
 gc.freeze()
 for line in sys.stdin:
     given = json.loads(line)

@@ -1,36 +1,38 @@
-"""`headrace explain`: the origin of a stored value."""
+"""`headrace explain`: the origin of a stored value, or of a value of a day."""
+
+from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime
-from pathlib import Path
+from datetime import date, datetime
 from typing import Any
 
 import click
-from sqlalchemy import Engine
 
 from app.catalogue import catalogue
+from app.errors import NotFound
 from workers.cli import options, output
-from workers.cli.explain_daily import explain_daily
-from workers.cli.options import Moment, ResourceName
-from workers.cli.users import resolve_user
-from workers.operate.explain import SAYS, Explanation, Holding, Question
-from workers.operate.explain import explain as look_up
-from workers.store import provenance
-from workers.store.engine import make_engine, transaction
-from workers.store.provenance import Fetch, StoredRow
+from workers.cli.deployment import Deployment, query_options
+from workers.cli.options import did_you_mean
+from workers.daily import explain as daily_origin
+from workers.daily import metrics
+from workers.operate import explain as origin
+from workers.store import audit, provenance, retractions
+
+ROW_FIELDS = ("provider", "source_type", "subtype", "version", "origin", "stored_at")
+HEALTH_VALUES = ("value", "summary_value")
+MAX_ROWS = 60  # of a list that is printed as text
 
 
 @click.command()
 @options.user_option("whose value")
-@click.option("--resource", "name", type=ResourceName(), help="workouts, sleep, heartrate ...")
+@click.option("--resource", "name", type=options.resource, help="workouts, sleep, heartrate ...")
 @click.option("--id", "identifier", help="the id of a record")
-@click.option("--at", type=Moment(), help="the time of a sample, or the day of a record")
+@click.option("--at", type=options.moment, help="the time of a sample, or the day of a record")
 @click.option("--daily", is_flag=True, help="explain a value of health.daily, with --metric and --date")
 @click.option("--metric", help="of health.daily: steps, heartrate_avg, sleep_total ...")
-@click.option("--date", "day", type=Moment(), help="the local date of health.daily")
+@click.option("--date", "day", type=options.moment, help="the local date of health.daily")
 @click.option("--values", is_flag=True, help="also print the values, which are health data")
-@options.data_dir_option
-@options.json_option
+@query_options
 def explain(
     *,
     user: str,
@@ -41,8 +43,7 @@ def explain(
     metric: str | None,
     day: datetime | None,
     values: bool,
-    data_dir: Path | None,
-    as_json: bool,
+    deployment: Deployment,
 ) -> None:
     """Show where a stored value came from. Lists its deliveries and fetches, and the version that won.
 
@@ -51,43 +52,51 @@ def explain(
     if daily:
         if metric is None or day is None or name or identifier or at:
             raise click.UsageError("--daily needs --metric and --date, and no --resource, --id or --at")
-        explain_daily(user, metric, day.date(), data_dir, values=values, as_json=as_json)
+        _explain_daily(deployment, user, metric, day.date(), values=values)
         return
     if name is None or metric or day:
         raise click.UsageError("give --resource with --id or --at, or --daily with --metric and --date")
     if (identifier is None) == (at is None):
         raise click.UsageError("give either --id for a record or --at for a time")
-    settings = options.attached(data_dir, broker=False)
-    engine = make_engine(settings, "headrace-explain")
-    asked = _question(engine, user, name, identifier, at)
-    with output.progress("deliveries read", quiet=as_json) as update:
-        known = look_up(engine, settings, asked, update, values=values)
-    if as_json:
+    asked = _question(deployment, user, name, identifier, at)
+    with output.progress("deliveries read") as update:
+        known = origin.explain(deployment.engine, deployment.settings, asked, update, values=values)
+    if known.is_unknown:
+        raise _unknown(deployment, asked)
+    if output.is_json():
         output.print_json(_plain(known, values=values))
     else:
         _print_explanation(known, values=values)
 
 
-def _question(engine: Engine, user: str, name: str, identifier: str | None, at: datetime | None) -> Question:
+def _question(
+    deployment: Deployment, user: str, name: str, identifier: str | None, at: datetime | None
+) -> origin.Question:
     """Raises click.ClickException unless exactly one user and record, or moment of a series, match."""
-    found = resolve_user(engine, user)
-    resource = catalogue()[name]
-    if resource.is_series:
-        if at is None:
-            raise click.ClickException(f"{name} is a timeseries, whose samples have no id; use --at")
-        return Question(found.user_id, resource, at=at)
-    if at is not None:
-        with transaction(engine) as connection:
-            ids = provenance.ids_on(connection, resource, found.user_id, at)
-        if not ids:
-            raise click.ClickException(f"no record of {name} is stored for {at:%Y-%m-%d}; use --id")
-        if len(ids) > 1:
-            raise click.ClickException(f"several records on {at:%Y-%m-%d}: {', '.join(ids)}; use --id")
-        identifier = ids[0]
-    return Question(found.user_id, resource, id=identifier)
+    user_id, resource = deployment.user(user).user_id, catalogue()[name]
+    if resource.is_series and at is None:
+        raise click.ClickException(f"{name} is a timeseries, whose samples have no id; use --at")
+    if resource.is_series or at is None:
+        return origin.Question(user_id, resource, id=identifier, at=at)
+    with deployment.transaction() as connection:
+        ids = provenance.ids_on(connection, resource, user_id, at)
+    if not ids:
+        raise NotFound(f"no record of {name} is stored for {at:%Y-%m-%d}; use --id")
+    if len(ids) > 1:
+        raise click.ClickException(f"several records on {at:%Y-%m-%d}: {', '.join(ids)}; use --id")
+    return origin.Question(user_id, resource, id=ids[0])
 
 
-def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
+def _unknown(deployment: Deployment, asked: origin.Question) -> NotFound:
+    """The error about a value that is neither stored nor in a delivery."""
+    what = f"{asked.resource.name} {asked.id}" if asked.id else f"sample of {asked.resource.name} at {asked.at}"
+    with deployment.transaction() as connection:
+        ids = retractions.ids(connection, asked.resource, asked.user_id) if asked.id else ()
+    near = did_you_mean(asked.id or "", ids, ", and no archived delivery contains it")
+    return NotFound(f"no {what} of {asked.user_id} is stored{near}")
+
+
+def _plain(known: origin.Explanation, *, values: bool) -> dict[str, Any]:
     asked = known.question
     return {
         "user_id": asked.user_id,
@@ -111,26 +120,18 @@ def _plain(known: Explanation, *, values: bool) -> dict[str, Any]:
     }
 
 
-def _plain_row(row: StoredRow, *, values: bool) -> dict[str, Any]:
-    return {
-        "provider": row.provider,
-        "source_type": row.source_type,
-        "subtype": row.subtype,
-        "version": row.version,
-        "origin": row.origin,
-        "stored_at": row.stored_at,
-        "deleted": row.is_deleted,
-        "columns": row.columns if values else list(row.columns),
-    }
+def _plain_row(row: provenance.StoredRow, *, values: bool) -> dict[str, Any]:
+    plain = {name: getattr(row, name) for name in ROW_FIELDS}
+    return plain | {"deleted": row.is_deleted, "columns": row.columns if values else list(row.columns)}
 
 
-def _plain_holding(one: Holding, *, values: bool) -> dict[str, Any]:
+def _plain_holding(one: origin.Holding, *, values: bool) -> dict[str, Any]:
     left_out = {"entry", "applied_at"} | (set() if values else {"content"})
-    plain = one.entry._asdict() | vars(one) | {"meaning": SAYS[one.verdict]}
+    plain = one.entry._asdict() | vars(one) | {"meaning": origin.SAYS[one.verdict]}
     return {name: value for name, value in plain.items() if name not in left_out}
 
 
-def _print_explanation(known: Explanation, *, values: bool) -> None:
+def _print_explanation(known: origin.Explanation, *, values: bool) -> None:
     for sentence in known.why:
         click.echo(sentence[0].upper() + sentence[1:] + ".")
     for row in known.rows:
@@ -139,16 +140,13 @@ def _print_explanation(known: Explanation, *, values: bool) -> None:
             click.echo(f"  {name:10} {getattr(row, name)}")
         shown = row.columns.items() if values else [(name, "") for name in row.columns]
         click.echo("  columns    " + (", ".join(f"{name} {value}".rstrip() for name, value in shown) or "none"))
-    if known.holdings:
-        click.echo("\ndeliveries that contain it, oldest version first:")
-        output.print_rows([_holding_row(one, values=values) for one in known.holdings])
-    if known.fetches:
-        click.echo("\nbackfills that requested it:")
-        output.print_rows([_fetch_row(one) for one in known.fetches])
+    holdings = [_holding_row(one, values=values) for one in known.holdings]
+    output.print_list(holdings, "deliveries that contain it, oldest version first:")
+    output.print_list([_fetch_row(one) for one in known.fetches], "backfills that requested it:")
     _print_limits(known)
 
 
-def _holding_row(one: Holding, *, values: bool) -> dict[str, Any]:
+def _holding_row(one: origin.Holding, *, values: bool) -> dict[str, Any]:
     return {
         "delivery": one.entry.message_id,
         "event": one.entry.event_type,
@@ -160,7 +158,7 @@ def _holding_row(one: Holding, *, values: bool) -> dict[str, Any]:
     }
 
 
-def _fetch_row(one: Fetch) -> dict[str, Any]:
+def _fetch_row(one: provenance.Fetch) -> dict[str, Any]:
     return {
         "id": one.id,
         "provider": one.provider or "any",
@@ -172,7 +170,7 @@ def _fetch_row(one: Fetch) -> dict[str, Any]:
     }
 
 
-def _print_limits(known: Explanation) -> None:
+def _print_limits(known: origin.Explanation) -> None:
     """Prints why the evidence may be incomplete."""
     if known.person.former:
         click.echo(f"former user_ids, whose deliveries were read as well: {', '.join(known.person.former)}")
@@ -185,3 +183,64 @@ def _print_limits(known: Explanation) -> None:
         f"; deliveries before {since:%Y-%m-%d %H:%M} UTC are no longer archived (HEADRACE_KEEP_DAYS)" if since else ""
     )
     click.echo(f"\n{known.looked_at} archived deliveries read{removed}")
+
+
+def _explain_daily(deployment: Deployment, user: str, metric: str, day: date, *, values: bool) -> None:
+    """Prints the samples and sources behind a value of a day. `values` includes health values."""
+    if metrics.resource_of(metric) is None:
+        every = [one for names in metrics.derived().values() for one in names]
+        raise NotFound(f"unknown metric {metric}{did_you_mean(metric, every, '; see deploy/docs/daily.md')}")
+    person = deployment.person(user)
+    with deployment.transaction() as connection:
+        known = daily_origin.explain_day(connection, person, metric, day)
+        audit.note(connection, "explain", person, {"metric": metric, "date": day.isoformat(), "values": values})
+    plain = _plain_day(known, values=values)
+    if output.is_json():
+        output.print_json(plain)
+    else:
+        _print_day(plain)
+
+
+def _plain_day(known: daily_origin.DayExplanation, *, values: bool) -> dict[str, Any]:
+    plain = asdict(known) | {"local_date": known.local_date.isoformat()}
+    for row in (plain["stored"], *plain["sources"], *plain["samples"]) if not values else ():
+        for name in HEALTH_VALUES if row else ():
+            row.pop(name, None)
+    return plain
+
+
+def _print_day(known: dict[str, Any]) -> None:
+    stored = known["stored"]
+    click.echo(f"{known['metric']} of {known['person']} on {known['local_date']}")
+    if stored is None:
+        click.echo("no value is stored")
+    else:
+        for name, value in stored.items():
+            click.echo(f"  {name:16} {'' if value is None else value}".rstrip())
+    if known["zone"]:
+        click.echo(f"zone: {known['zone']}")
+    for entries in known["lists"]:
+        click.echo(f"priorities: {', '.join(entries)}")
+    output.print_list(known["sources"], "sources, the best first:")
+    output.print_list([_stretch_row(one) for one in known["stretches"]], "what won (UTC):", MAX_ROWS)
+    output.print_list([_sample_row(one) for one in known["samples"]], "samples (UTC):", MAX_ROWS)
+
+
+def _period(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "from": f"{one['start']:%Y-%m-%d %H:%M:%S}",
+        "to": f"{one['stop']:%Y-%m-%d %H:%M:%S}",
+        "source": f"{one['provider']}/{one['source_type']}",
+        "offset": one["offset"],
+        "zone_source": one["zone_source"],
+    }
+
+
+def _sample_row(one: dict[str, Any]) -> dict[str, Any]:
+    row = _period(one) | {"counted": "yes" if one["is_counted"] else "no"}
+    return row | ({"value": one["value"]} if "value" in one else {})
+
+
+def _stretch_row(one: dict[str, Any]) -> dict[str, Any]:
+    row = _period(one) | {"samples": one["samples"]}
+    return row | ({"id": one["id"], "also": ", ".join(one["also"])} if one["id"] else {})

@@ -1,18 +1,18 @@
 """`headrace feed`: named consumers of the change feed."""
 
+from __future__ import annotations
+
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Engine
 
-from workers.cli import options, output
+from workers.cli import output
+from workers.cli.deployment import Deployment, deployment_option, query_options
 from workers.store import consumers
-from workers.store.consumers import To
-from workers.store.engine import make_engine, transaction
 
 PAGE = 1000
 
@@ -29,11 +29,10 @@ def feed() -> None:
 
 
 @feed.command("list")
-@options.data_dir_option
-@options.json_option
-def list_(*, data_dir: Path | None, as_json: bool) -> None:
+@query_options
+def list_(*, deployment: Deployment) -> None:
     """List the consumers with their position and lag."""
-    with transaction(_engine(data_dir)) as connection:
+    with deployment.transaction() as connection:
         found = consumers.consumers(connection)
     now = datetime.now(UTC)
     rows = [
@@ -47,81 +46,80 @@ def list_(*, data_dir: Path | None, as_json: bool) -> None:
         }
         for one in found
     ]
-    output.print_rows(rows, as_json=as_json)
+    output.print_rows(rows)
 
 
 @feed.command()
 @consumer_option
 @click.option("--limit", type=click.IntRange(1, 100_000), default=PAGE, show_default=True, help="changes to read")
 @click.option("--follow", is_flag=True, help="print new changes until Ctrl-C")
-@options.data_dir_option
-@options.json_option
-def read(*, name: str, limit: int, follow: bool, data_dir: Path | None, as_json: bool) -> None:
+@query_options
+def read(*, name: str, limit: int, follow: bool, deployment: Deployment) -> None:
     """Print the next changes of a consumer. `ack` moves its position; without it, they are printed again.
 
     A new consumer starts at the oldest change. With --json, each line is one change. Exit status 3: changes were
     dropped before the consumer read them.
     """
-    engine = _engine(data_dir)
-    show = _as_json if as_json else _as_text
+    show = _as_json if output.is_json() else _as_text
+    engine = deployment.engine
     found = consumers.read(engine, name, limit)
-    _print(found, show)
-    if follow:
-        position = found[-1]["position"] if found else _position(engine, name)
-        for page in consumers.follow(engine, name, position, limit):
-            _print(page, show)
+    position = found[-1]["position"] if found else _position(deployment, name) or 0
+    following = consumers.follow(engine, name, position, limit) if follow else ()
+    for change in itertools.chain(found, itertools.chain.from_iterable(following)):
+        click.echo(show(change))
 
 
 @feed.command()
 @consumer_option
 @click.argument("position", type=click.IntRange(0))
-@options.data_dir_option
-def ack(*, name: str, position: int, data_dir: Path | None) -> None:
+@deployment_option
+def ack(*, name: str, position: int, deployment: Deployment) -> None:
     """Move a consumer to POSITION: it has processed this change and all before it."""
-    consumers.acknowledge(_engine(data_dir), name, position)
+    engine = deployment.engine
+    consumers.acknowledge(engine, name, position)
 
 
-class _To(click.ParamType[To]):
-    name = "start|now|POSITION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> To:
-        if value in ("start", "now") or isinstance(value, int):
-            place: To = value
-            return place
-        if value.isascii() and value.isdigit():
-            return int(value)
-        return self.fail(f"{value!r} is not `start`, `now` or a position", param, ctx)
-
-
-@feed.command()
-@consumer_option
-@click.option("--to", required=True, type=_To(), help="the oldest change, the end of the feed, or a position")
-@options.data_dir_option
-def reset(*, name: str, to: To, data_dir: Path | None) -> None:
-    """Set the position of a consumer, which may be new."""
-    click.echo(f"consumer {name} continues after position {consumers.reset(_engine(data_dir), name, to)}")
+def _place(value: Any) -> consumers.To:
+    """Raises click.BadParameter."""
+    if value in ("start", "now"):
+        place: consumers.To = value
+        return place
+    if value.isascii() and value.isdigit():
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not `start`, `now` or a position")
 
 
 @feed.command()
 @consumer_option
-@options.data_dir_option
-def remove(*, name: str, data_dir: Path | None) -> None:
-    """Remove a consumer. Its lag is no longer reported."""
-    consumers.remove(_engine(data_dir), name)
+@click.option(
+    "--to",
+    required=True,
+    type=_place,
+    metavar="start|now|POSITION",
+    help="the oldest change, the end of the feed, or a position",
+)
+@deployment_option
+def reset(*, name: str, to: consumers.To, deployment: Deployment) -> None:
+    """Set the position of a consumer, which may be new. Prints the position before and after."""
+    before = _position(deployment, name)
+    after = consumers.reset(deployment.engine, name, to)
+    click.echo(f"consumer {name} continues after position {after}{'' if before is None else f', it was at {before}'}")
 
 
-def _engine(data_dir: Path | None) -> Engine:
-    return make_engine(options.attached(data_dir, broker=False), "headrace-feed-reader")
+@feed.command()
+@consumer_option
+@deployment_option
+def remove(*, name: str, deployment: Deployment) -> None:
+    """Remove a consumer, whose lag is then no longer reported. Prints its position, for `reset`."""
+    position = _position(deployment, name)
+    consumers.remove(deployment.engine, name)
+    click.echo(f"removed consumer {name}, which was at position {position}")
 
 
-def _position(engine: Engine, name: str) -> int:
-    with transaction(engine) as connection:
-        return next(one.position for one in consumers.consumers(connection) if one.name == name)
-
-
-def _print(changes: Any, show: Callable[[Mapping[str, Any]], str]) -> None:
-    for one in changes:
-        click.echo(show(one))
+def _position(deployment: Deployment, name: str) -> int | None:
+    """The position of a consumer; None if it does not exist."""
+    with deployment.transaction() as connection:
+        return next((one.position for one in consumers.consumers(connection) if one.name == name), None)
 
 
 def _as_json(change: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """`headrace link`: creates the URL at which a user connects a provider."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,34 +16,13 @@ from app.errors import Misconfigured, NotFound, Unprocessable
 from workers.aggregators import junction, terra
 from workers.aggregators.junction import linking as junction_linking
 from workers.aggregators.providers import KNOWN
-from workers.aggregators.requests import Request
 from workers.aggregators.terra import linking as terra_linking
 from workers.cli import options, output
-from workers.fetch.http import Client, HttpResponse
-from workers.fetch.retry import NO_ANSWER, retry_after
+from workers.cli.deployment import Deployment, query_options
+from workers.fetch import http, retry
+from workers.store import user_lookup
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Linker:
-    """How to call an aggregator, and which settings to check when it rejects a request."""
-
-    label: str
-    key: str  # the settings of its API key
-    base_url: str  # the setting of its address
-    connect: Callable[[Settings], tuple[str, Mapping[str, str]]]
-    read_refusal: Callable[[bytes], str]
-
-
-LINKERS: Mapping[str, Linker] = {
-    "junction": Linker(
-        "Junction", "JUNCTION_API_KEY", "JUNCTION_BASE_URL", junction.connect, junction_linking.read_refusal
-    ),
-    "terra": Linker(
-        "Terra", "TERRA_API_KEY and TERRA_DEV_ID", "TERRA_BASE_URL", terra.connect, terra_linking.read_refusal
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -69,16 +50,13 @@ class Linked:
     required=True,
     help="your own user id (Junction's client_user_id, Terra's reference_id), or a known user_id",
 )
-@click.option("--aggregator", type=click.Choice(tuple(LINKERS)), help="default: the one whose API key is set")
+@click.option("--aggregator", type=click.Choice(("junction", "terra")), help="default: the one whose API key is set")
 @click.option("--provider", "providers", multiple=True, help="offer only this provider, repeatable")
 @options.new_provider_option
 @click.option("--redirect-url", help="where the user is sent afterwards")
 @click.option("--demo", metavar="PROVIDER", help="connect a demo user instead (Junction's sandbox)")
-@options.data_dir_option
-@options.json_option
-def link(
-    *, user: str, aggregator: str | None, new_provider: bool, data_dir: Path | None, as_json: bool, **wished: Any
-) -> None:
+@query_options
+def link(*, user: str, aggregator: str | None, new_provider: bool, deployment: Deployment, **wished: Any) -> None:
     """Create the URL at which a user connects a provider.
 
     Nothing is stored: the connection, its history and its data arrive by webhook.
@@ -88,27 +66,22 @@ def link(
     name = aggregator or _default_aggregator(settings)
     _check(wish, name, settings)
     options.check_providers(wish.providers, KNOWN, new=new_provider)
-    wish = replace(wish, user=_own_id(wish.user, data_dir))
-    with contextlib.closing(_Api(LINKERS[name], settings)) as api:
-        linked = MAKERS[name](api, wish)
-    if as_json:
-        output.print_json(linked)
-    else:
-        _print_links(linked)
+    wish = replace(wish, user=_own_id(wish.user, deployment))
+    with contextlib.closing(APIS[name](settings)) as api:
+        linked = api.link(wish)
+    output.show(linked, _lines(linked, api.label))
 
 
-def _own_id(name: str, data_dir: Path | None) -> str:
+def _own_id(name: str, deployment: Deployment) -> str:
     """The client_user_id of a stored user_id or former user_id. Any other name is itself the client_user_id.
 
     Raises NotFound for a user_id without a client_user_id.
     """
     try:
-        settings = options.attached(data_dir, broker=False)
+        with deployment.transaction() as connection:
+            found = user_lookup.find(connection, name)
     except Misconfigured:  # no database is configured, and no stack runs here
         return name
-    from workers.cli.users import matching_users  # noqa: PLC0415 - only with a database: SQLAlchemy costs 0.4 s of CPU
-
-    found = matching_users(settings, name)
     own = {one.client_user_id for one in found}
     if not found or name in own:
         return name
@@ -143,87 +116,106 @@ def _check(wish: LinkRequest, aggregator: str, settings: Settings) -> None:
         )
 
 
-class _Api:
+class _Api(ABC):
     """Calls an aggregator without retries, because an operator is waiting. Errors become one line."""
 
-    def __init__(self, aggregator: Linker, settings: Settings) -> None:
-        self._aggregator = aggregator
-        self._url, headers = aggregator.connect(settings)
-        self._client = Client(self._url, headers)
+    label: str
+    key: str  # the settings of its API key
+    base_url: str  # the setting of its address
 
-    def fetch(self, request: Request, read: Callable[[bytes], T]) -> T:
-        """The parsed body of a successful response. Raises click.ClickException."""
-        return self.read(self.send(request), read)
+    def __init__(self, settings: Settings) -> None:
+        self._url, headers = self.connect(settings)
+        self._client = http.Client(self._url, headers)
+        self.send, self.close = self._client.fetch, self._client.close
 
-    def send(self, request: Request) -> HttpResponse:
-        return self._client.fetch(request)
+    @abstractmethod
+    def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]: ...
 
-    def read(self, response: HttpResponse, read: Callable[[bytes], T]) -> T:
+    @abstractmethod
+    def read_refusal(self, body: bytes) -> str: ...
+
+    @abstractmethod
+    def link(self, wish: LinkRequest) -> Linked: ...
+
+    def read(self, response: http.HttpResponse, read: Callable[[bytes], T]) -> T:
         """The parsed body of a successful response. Raises click.ClickException."""
         if response.status not in (200, 201):
             raise click.ClickException(self._error(response))
         try:
             return read(response.body)
         except Unprocessable as reason:
-            text = self._aggregator.read_refusal(response.body) or str(reason)
-            raise click.ClickException(f"{self._aggregator.label} reports: {text}") from None
+            text = self.read_refusal(response.body) or str(reason)
+            raise click.ClickException(f"{self.label} reports: {text}") from None
 
-    def close(self) -> None:
-        self._client.close()
-
-    def _error(self, response: HttpResponse) -> str:
-        label, base_url = self._aggregator.label, self._aggregator.base_url
-        if response.status == NO_ANSWER:
-            return f"{label} cannot be reached at {self._url}; check the network and {base_url}"
-        text = self._aggregator.read_refusal(response.body)
+    def _error(self, response: http.HttpResponse) -> str:
+        if response.status == retry.NO_ANSWER:
+            return f"{self.label} cannot be reached at {self._url}; check the network and {self.base_url}"
+        text = self.read_refusal(response.body)
         status = f"status {response.status}" + (f": {text}" if text else "")
         if response.status in (401, 403):
-            return f"{label} rejects the API key ({status}); check {self._aggregator.key} for {self._url}"
+            return f"{self.label} rejects the API key ({status}); check {self.key} for {self._url}"
         if response.status in (400, 422):
-            return f"{label} rejects the request ({status}); check that it lists the provider under this name"
+            return f"{self.label} rejects the request ({status}); check that it lists the provider under this name"
         if response.status == 429 or response.status >= 500:
-            seconds = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+            seconds = retry.retry_after(response.headers.get("retry-after"), datetime.now(UTC))
             when = "later" if seconds is None else f"in {seconds:.0f} s"
-            return f"{label} is unavailable ({status}); try again {when}"
-        return f"{label} answers unexpectedly ({status}); check {base_url}, which is {self._url}"
+            return f"{self.label} is unavailable ({status}); try again {when}"
+        return f"{self.label} answers unexpectedly ({status}); check {self.base_url}, which is {self._url}"
 
 
-def _at_junction(api: _Api, wish: LinkRequest) -> Linked:
-    """Creates the user, or finds the existing one, then creates the link or the demo connection."""
-    created = api.send(junction_linking.user_request(wish.user))
-    user_id = _existing(api, wish.user) if created.status == 400 else None
-    user_id = user_id or api.read(created, junction_linking.read_user)
-    if wish.demo:
-        api.fetch(junction_linking.demo_request(user_id, wish.demo), junction_linking.read_demo)
-        return Linked("junction", wish.user, user_id, demo=wish.demo)
-    request = junction_linking.token_request(user_id, wish.providers, wish.redirect_url)
-    made = api.fetch(request, junction_linking.read_token)
-    return Linked("junction", wish.user, user_id, url=made.url, token=made.token, expires_in=made.expires_in)
+class _Junction(_Api):
+    label, key, base_url = "Junction", "JUNCTION_API_KEY", "JUNCTION_BASE_URL"
+
+    def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
+        return junction.connect(settings)
+
+    def read_refusal(self, body: bytes) -> str:
+        return junction_linking.read_refusal(body)
+
+    def link(self, wish: LinkRequest) -> Linked:
+        """Creates the user, or finds the existing one, then creates the link or the demo connection."""
+        created = self.send(junction_linking.user_request(wish.user))
+        user_id = self._existing(wish.user) if created.status == 400 else None
+        user_id = user_id or self.read(created, junction_linking.read_user)
+        if wish.demo:
+            connected = self.send(junction_linking.demo_request(user_id, wish.demo))
+            self.read(connected, junction_linking.read_demo)
+            return Linked("junction", wish.user, user_id, demo=wish.demo)
+        answer = self.send(junction_linking.token_request(user_id, wish.providers, wish.redirect_url))
+        made = self.read(answer, junction_linking.read_token)
+        return Linked("junction", wish.user, user_id, url=made.url, token=made.token, expires_in=made.expires_in)
+
+    def _existing(self, name: str) -> str | None:
+        """The existing user_id; None if the user does not exist, so that the 400 had another reason."""
+        found = self.send(junction_linking.resolve_request(name))
+        return None if found.status == 404 else self.read(found, junction_linking.read_user)
 
 
-def _existing(api: _Api, name: str) -> str | None:
-    """The existing user_id; None if the user does not exist, so that the 400 had another reason."""
-    found = api.send(junction_linking.resolve_request(name))
-    return None if found.status == 404 else api.read(found, junction_linking.read_user)
+class _Terra(_Api):
+    label, key, base_url = "Terra", "TERRA_API_KEY and TERRA_DEV_ID", "TERRA_BASE_URL"
+
+    def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
+        return terra.connect(settings)
+
+    def read_refusal(self, body: bytes) -> str:
+        return terra_linking.read_refusal(body)
+
+    def link(self, wish: LinkRequest) -> Linked:
+        answer = self.send(terra_linking.session_request(wish.user, wish.providers, wish.redirect_url))
+        made = self.read(answer, terra_linking.read_session)
+        return Linked("terra", wish.user, url=made.url, token=made.token, expires_in=made.expires_in)
 
 
-def _at_terra(api: _Api, wish: LinkRequest) -> Linked:
-    request = terra_linking.session_request(wish.user, wish.providers, wish.redirect_url)
-    made = api.fetch(request, terra_linking.read_session)
-    return Linked("terra", wish.user, url=made.url, token=made.token, expires_in=made.expires_in)
+APIS: Mapping[str, type[_Api]] = {"junction": _Junction, "terra": _Terra}
 
 
-MAKERS: Mapping[str, Callable[[_Api, LinkRequest], Linked]] = {"junction": _at_junction, "terra": _at_terra}
-
-
-def _print_links(linked: Linked) -> None:
+def _lines(linked: Linked, label: str) -> Iterator[str]:
     if linked.user_id:
-        click.echo(f"user_id   {linked.user_id}")
+        yield f"user_id   {linked.user_id}"
     if linked.url and linked.expires_in:
-        click.echo(f"open      {linked.url}")
-        click.echo(f"          within {linked.expires_in // 60} minutes, as {linked.client_user_id}\n")
-    label = LINKERS[linked.aggregator].label
+        yield f"open      {linked.url}"
+        yield f"          within {linked.expires_in // 60} minutes, as {linked.client_user_id}\n"
     when = f"{linked.client_user_id} is connected with {linked.demo}." if linked.demo else "After that,"
-    click.echo(f"{when} {label} sends the connection and its data to your endpoint, /webhooks/{linked.aggregator}:")
-    click.echo("    headrace status")
-    click.echo(f"    headrace backfill list{f' --user {linked.user_id}' if linked.user_id else ''}")
+    yield f"{when} {label} sends the connection and its data to your endpoint, /webhooks/{linked.aggregator}:"
+    yield "    headrace status"
+    yield f"    headrace backfill list{f' --user {linked.user_id}' if linked.user_id else ''}"

@@ -1,27 +1,25 @@
 """`headrace migrate`: upgrades the schema."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
-from sqlalchemy import Engine, text
 
 from workers.cli import output
-from workers.cli.options import attached, data_dir_option
+from workers.cli.deployment import Deployment, deployment_option
 from workers.local.space import free_bytes
-from workers.store.conversion import ConversionSource, convert, unconverted
-from workers.store.engine import make_engine, transaction
-from workers.store.migrate import create_writer, migrate
-from workers.store.roles import WRITER_LOGIN
+from workers.store import conversion, migrate, roles
 
 LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")
 # Visible to superusers and members of pg_read_all_settings only.
-DATA_DIRECTORY = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+DATA_DIRECTORY = "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
 
 
 @click.command("migrate")
 @click.option("--convert", "is_converting", is_flag=True, help="replace yearly partitions of samples by monthly ones")
-@data_dir_option
-def command(*, is_converting: bool, data_dir: Path | None) -> None:
+@deployment_option
+def command(*, is_converting: bool, deployment: Deployment) -> None:
     """Upgrade the database to the newest schema. Safe to run twice, and concurrently.
 
     With HEADRACE_WRITER_PASSWORD, the login headrace_writer is then created, or its password and rights renewed.
@@ -29,50 +27,46 @@ def command(*, is_converting: bool, data_dir: Path | None) -> None:
     With --convert, the yearly partitions of earlier versions are then replaced by monthly ones while everything runs.
     This needs about as much free disk as the largest year. If interrupted, it continues when it is run again.
     """
-    settings = attached(data_dir, broker=False)
-    engine = make_engine(settings, "headrace-migrate")
-    try:
-        click.echo(f"the schema is at version {migrate(engine)}")
-        if settings.writer_password:
-            create_writer(engine, settings.writer_password)
-            click.echo(f"{WRITER_LOGIN} has the rights of a writer")
-        sources = unconverted(engine)
-        if sources and not is_converting:
-            names = ", ".join(one.name for one in sources)
-            click.echo(f"not split into months yet: {names}; run `headrace migrate --convert` while everything runs")
-            return
-        for one in sources:
-            _convert(engine, one)
-    finally:
-        engine.dispose()
+    engine, settings = deployment.engine, deployment.settings
+    click.echo(f"the schema is at version {migrate.migrate(engine)}")
+    if settings.writer_password:
+        migrate.create_writer(engine, settings.writer_password)
+        click.echo(f"{roles.WRITER_LOGIN} has the rights of a writer")
+    sources = conversion.unconverted(engine)
+    if sources and not is_converting:
+        names = ", ".join(one.name for one in sources)
+        click.echo(f"not split into months yet: {names}; run `headrace migrate --convert` while everything runs")
+        return
+    for one in sources:
+        _convert(deployment, one)
 
 
-def _convert(engine: Engine, source: ConversionSource) -> None:
+def _convert(deployment: Deployment, source: conversion.ConversionSource) -> None:
     click.echo(f"{source.name}: about {source.rows:,} rows; needs {_gigabytes(source.bytes)} of free disk for a while")
-    free = _free(engine)
+    free = _free(deployment)
     if free is not None and free < source.bytes:
         raise click.ClickException(
             f"only {_gigabytes(free)} are free on the disk of the database; add space and repeat"
         )
     copied = 0
-    with output.progress(f"rows of {source.name} copied", source.rows, quiet=False) as update:
+    with output.progress(f"rows of {source.name} copied", source.rows) as update:
 
         def count(rows: int) -> None:
             nonlocal copied
             copied += rows
             update(copied)
 
-        convert(engine, source, count)
+        conversion.convert(deployment.engine, source, count)
     click.echo(f"{source.name}: {copied:,} rows are in monthly partitions")
 
 
-def _free(engine: Engine) -> int | None:
+def _free(deployment: Deployment) -> int | None:
     """The free space of the server's disk; None if the server runs on another machine, or hides its directory."""
-    host = engine.url.host
+    host = deployment.engine.url.host
     if host not in LOCAL_HOSTS and not str(host).startswith("/"):
         return None
-    with transaction(engine) as connection:
-        directory = connection.scalar(DATA_DIRECTORY)
+    with deployment.transaction() as connection:
+        directory = connection.exec_driver_sql(DATA_DIRECTORY).scalar()
     try:
         return free_bytes(Path(directory)) if directory else None
     except OSError:

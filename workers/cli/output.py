@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from workers.cli.options import JSON
 
 MAX_REFRESH_SHARE = 4  # a pause lasts at least this many times as long as a refresh
 LINE_SECONDS = 10  # between two lines of progress without a terminal
@@ -43,16 +45,32 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
+def is_json() -> bool:
+    """Whether the running command has the option --json."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(JSON))
+
+
+def show(plain: Any, text: str | Iterable[str]) -> None:
+    """Prints the plain value as JSON with --json, otherwise the text or its lines."""
+    if is_json():
+        print_json(plain)
+    else:
+        click.echo(text if isinstance(text, str) else "\n".join(text))
+
+
 def print_json(value: Any) -> None:
     """Plain values, dataclasses, times as ISO 8601 and durations in seconds."""
     click.echo(json.dumps(value, indent=2, default=_plain))
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
-    """A table, or a JSON list of objects."""
-    if as_json:
-        print_json(list(rows))
-    elif rows:
+def print_rows(rows: Sequence[Mapping[str, Any]], plain: Sequence[Any] | None = None, *, empty: str = "") -> None:
+    """A table; with --json, a list of objects: `plain` or the rows. Without rows, the text of `empty`."""
+    if is_json():
+        print_json(list(rows if plain is None else plain))
+    elif not rows:
+        click.echo(empty, nl=bool(empty))
+    else:
         table = Table()
         for name in rows[0]:  # ids stay whole for the next command; other cells are wrapped
             least = max(len(_cell(row[name])) for row in rows) if name == "id" else None
@@ -60,6 +78,22 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> N
         for row in rows:
             table.add_row(*map(_cell, row.values()))
         console().print(table)
+
+
+def print_list(rows: Sequence[Mapping[str, Any]], title: str, limit: int | None = None) -> None:
+    """A part of a report: a title and the first rows; nothing without rows."""
+    if rows:
+        click.echo(f"\n{title}")
+        print_rows(rows[:limit])
+        if limit and len(rows) > limit:
+            click.echo(f"and {len(rows) - limit} more; --json lists all")
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """A line for each field, with the values in one column; with --json, an object."""
+    width = max(map(len, fields))
+    values = {name: " ".join(value) if isinstance(value, list) else value for name, value in fields.items()}
+    show(fields, (f"{name.replace('_', ' '):{width}} {value}" for name, value in values.items()))
 
 
 def _cell(value: Any) -> str:
@@ -73,14 +107,12 @@ class Update(Protocol):
 
 
 @contextlib.contextmanager
-def progress(
-    phase: str, total: float | None = None, *, quiet: bool = False, screen: Console | None = None
-) -> Iterator[Update]:
-    """A bar on a terminal; elsewhere a line every LINE_SECONDS and at each new phase. Prints to standard error.
+def progress(phase: str, total: float | None = None, *, screen: Console | None = None) -> Iterator[Update]:
+    """A bar on a terminal; elsewhere a line every LINE_SECONDS and at each new phase. Nothing with --json.
 
-    The yielded function may change `phase` and `total`; `detail` replaces the text "done/total".
+    Prints to standard error. The yielded function may change `phase` and `total`; `detail` replaces "done/total".
     """
-    screen = screen or Console(stderr=True, quiet=quiet)
+    screen = screen or Console(stderr=True, quiet=is_json())
     detail_column = TextColumn("{task.fields[detail]}", markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(20), detail_column, TimeRemainingColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
@@ -109,17 +141,15 @@ def live_view(render: Callable[[], RenderableType], every: float) -> None:
     """
     screen = console()
     with contextlib.suppress(KeyboardInterrupt):
-        shown, took = _timed(render)
-        if not screen.is_terminal:
+        shown, took = _timed(render)  # before the terminal is cleared, so that an error is visible
+        with Live(shown, console=screen, screen=True) if screen.is_terminal else contextlib.nullcontext() as live:
             while True:
-                screen.print(shown)
+                if live is None:
+                    screen.print(shown)
                 time.sleep(max(every, MAX_REFRESH_SHARE * took))
                 shown, took = _timed(render)
-        with Live(shown, console=screen, screen=True) as live:
-            while True:
-                time.sleep(max(every, MAX_REFRESH_SHARE * took))
-                shown, took = _timed(render)
-                live.update(shown, refresh=True)
+                if live is not None:
+                    live.update(shown, refresh=True)
 
 
 def _timed(render: Callable[[], RenderableType]) -> tuple[RenderableType, float]:

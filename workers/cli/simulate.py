@@ -1,13 +1,15 @@
 """`headrace simulate`: the simulated aggregators alone."""
 
-from pathlib import Path
+from __future__ import annotations
+
+from functools import partial
 from typing import Any
 
 import click
 
 from app.config.settings import load
 from workers import simulator
-from workers.cli.options import attached, data_dir_option
+from workers.cli.deployment import Deployment, deployment_option
 
 
 @click.command("simulate")
@@ -24,17 +26,16 @@ from workers.cli.options import attached, data_dir_option
 @click.option("--reordering", type=click.FloatRange(0, 1), default=0.0, help="share of events sent slightly late")
 @click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="share of events sent very late")
 @click.option("--pinged", type=click.FloatRange(0, 1), default=0.0, help="share of Terra events sent as a URL to fetch")
-@data_dir_option
-def simulate(*, to: str | None, terra_to: str | None, data_dir: Path | None, **options: Any) -> None:
+@partial(deployment_option, needs_broker=True)
+def simulate(*, to: str | None, terra_to: str | None, deployment: Deployment, **given: Any) -> None:
     """Run the simulated aggregators alone. Meant for your own tests; Ctrl-C stops them.
 
     Events for --to and --terra-to are signed with JUNCTION_WEBHOOK_SECRET and TERRA_SIGNING_SECRET, or with the
     secrets of the stack in --data-dir.
     """
     settings = load()
-    secrets, terra_secrets = settings.junction_webhook_secrets, settings.terra_signing_secrets
-    if (to and not secrets) or (terra_to and not terra_secrets):
-        stack = attached(data_dir)
-        secrets, terra_secrets = stack.junction_webhook_secrets, stack.terra_signing_secrets
-    secret, terra_secret = next(iter(secrets), None), next(iter(terra_secrets), None)
-    simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **options)
+    if (to and not settings.junction_webhook_secrets) or (terra_to and not settings.terra_signing_secrets):
+        settings = deployment.settings
+    secret = next(iter(settings.junction_webhook_secrets), None)
+    terra_secret = next(iter(settings.terra_signing_secrets), None)
+    simulator.run(to=to, secret=secret, terra_to=terra_to, terra_secret=terra_secret, **given)

@@ -8,7 +8,8 @@ import click
 from app.broker.lanes import LANES
 from app.config.settings import load
 from app.errors import TryLater
-from workers.broker_admin import need_durable
+from workers import broker_admin
+from workers.celery import app
 from workers.local.niceness import lower_priority
 
 
@@ -22,11 +23,9 @@ def worker(lane: str) -> None:
     if lane == "backfill" and settings.readable and settings.fetch_history:
         settings.need_redis()
     with contextlib.suppress(TryLater):  # Celery waits until the broker can be reached
-        need_durable(settings)
+        broker_admin.need_durable(settings)
     lower_priority(lane)
-    from workers.celery.app import run_worker  # noqa: PLC0415 - 0.4 s of CPU, too long for --help and for an error
-
-    sys.exit(run_worker(settings, lane))
+    sys.exit(app.run_worker(settings, lane))
 
 
 @click.command()
@@ -35,7 +34,5 @@ def beat() -> None:
     settings = load()
     settings.need_broker()
     with contextlib.suppress(TryLater):
-        need_durable(settings)
-    from workers.celery.app import run_beat  # noqa: PLC0415 - as above
-
-    run_beat(settings)
+        broker_admin.need_durable(settings)
+    app.run_beat(settings)

@@ -77,6 +77,11 @@ class Explanation:
     retracted: Mapping[str, datetime]  # by resource: an operator hid the record, or the record of a stream
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether no trace of the value exists: a row, a delivery, a retraction, or an erasure of the user."""
+        return not (self.rows or self.holdings or self.retracted or self.person.erased_at or self.unread)
+
+    @property
     def why(self) -> list[str]:
         """A sentence for each row, or one sentence about why no row exists; then one for each retraction."""
         stored = [_of_row(self, row) for row in self.rows] or [_of_nothing(self)]

@@ -26,6 +26,7 @@ WHERE received_at = :received_at AND aggregator = :aggregator AND message_id = :
 EDGES = text("""
 SELECT min(received_at) AS first, max(received_at) AS last
 FROM headrace.archive WHERE received_at >= :since AND received_at < :until""")
+EVENT_TYPES = text("SELECT DISTINCT event_type FROM headrace.archive WHERE event_type IS NOT NULL")
 HOUR = timedelta(hours=1)
 
 
@@ -49,6 +50,11 @@ class ArchiveWindow:
 
 def count(engine: Engine, window: ArchiveWindow) -> int:
     return sum(scalars(engine, COUNT, window.values))
+
+
+def event_types(engine: Engine) -> list[str]:
+    """The event types of all archived deliveries. Reads the whole archive."""
+    return scalars(engine, EVENT_TYPES)
 
 
 def find(engine: Engine, aggregator: str, message_id: str, received_at: datetime) -> Delivery | None:

@@ -25,6 +25,7 @@ LIST = text("""
 SELECT at, operator, os_user, action, subject, detail FROM headrace.audit
 WHERE at >= :since AND (CAST(:subjects AS text[]) IS NULL OR subject = ANY(:subjects)
                         OR detail -> 'users' ?| CAST(:subjects AS text[])) ORDER BY id""")
+SUBJECTS = text("SELECT DISTINCT subject FROM headrace.audit")
 
 _account: ContextVar[str] = ContextVar("account", default="")
 
@@ -67,6 +68,11 @@ def listed(connection: Connection, since: datetime, subjects: Sequence[str] | No
     """The actions since a moment, oldest first; with subjects, also those whose `users` contain one of them."""
     values = {"since": since, "subjects": subjects and list(subjects)}
     return [dict(row) for row in connection.execute(LIST, values).mappings()]
+
+
+def subjects(connection: Connection) -> list[str]:
+    """The subjects of all actions."""
+    return list(connection.scalars(SUBJECTS))
 
 
 def _actor() -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.support import apply, delivery, rows, workout
-from tests.support.cli import Headrace
+from tests.support.cli import Headrace, error_line
 
 SINCE = ("audit", "--since", "2026-01-01")
 CANARY = "canary-3b1c"
@@ -83,3 +83,5 @@ def test_a_subject_may_be_any_id_of_a_user(headrace: Headrace, settings: Setting
     headrace("zone", "--user", "member-1", "Europe/Paris")
     for name in ("u1", "member-1"):
         assert [one["action"] for one in recorded(headrace, "--subject", name)] == ["explain", "zone set"]
+    unknown = headrace(*SINCE, "--subject", "membr-1")
+    assert error_line(unknown, 4).endswith("nor the subject of an action; did you mean member-1?")

@@ -19,8 +19,8 @@ from tests.support.backfills import announce, notice, settle, status
 from tests.support.cli import Headrace, error_line, invoke
 from tests.support.commit_proxy import commit_proxy
 from tests.support.provider import Provider, daily, heartrates
-from workers.cli import backfill as commands
 from workers.cli import options, output
+from workers.cli.deployment import Deployment
 from workers.store import backfill_admin
 from workers.store.backfill_admin import Backfill, BackfillPlan, Chunk, Filter, listed
 
@@ -44,7 +44,7 @@ def environment(settings: Settings, broker_url: str) -> dict[str, str]:
 @pytest.fixture
 def run(environment: dict[str, str], engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `headrace backfill` in this process, with the test's engine."""
-    monkeypatch.setattr(commands, "make_engine", lambda *_: engine)
+    monkeypatch.setattr(Deployment, "engine", engine)
     return lambda *words, **more: invoke("backfill", *words, **environment | more)
 
 
@@ -302,7 +302,7 @@ def test_a_period_ends_now_at_the_latest(run: Run, engine: Engine, settings: Set
     ],
 )
 def test_a_moment_without_an_offset_is_utc(given: str, taken: str) -> None:
-    assert options.Moment().convert(given, None, None).isoformat() == taken
+    assert options.moment(given).isoformat() == taken
 
 
 def test_the_earliest_possible_date_is_accepted(run: Run, engine: Engine, settings: Settings, broker_url: str) -> None:
@@ -568,23 +568,6 @@ def test_as_a_process(environment: dict[str, str], engine: Engine, settings: Set
     sesame = "postgresql://u:sesame@127.0.0.1:1/d"
     away = process("list", DATABASE_URL=sesame)
     assert (away.returncode, away.stdout, away.stderr) == (1, "", "headrace: PostgreSQL: OperationalError\n")
-
-
-@pytest.mark.parametrize(
-    "words", [("start", "--user", "u1", *SINCE), ("list",), ("show", "1"), ("pause", "1"), ("resume", "1")]
-)
-def test_without_a_stack_the_error_is_one_line(words: tuple[str, ...]) -> None:
-    assert error_line(invoke("backfill", *words)).startswith("headrace: no stack runs in ")
-
-
-def test_help_is_independent_of_docstrings() -> None:
-    def do(_engine: Engine, _ids: object) -> list[int]:
-        """Does something. Returns nothing."""
-        return []
-
-    commands._command("spare", do, "did", (), "Its meaning.")
-    assert commands.backfill.commands.pop("spare").help == "Its meaning."
-    assert "fetched data stays" in (commands.backfill.commands["cancel"].help or "")
 
 
 def test_list_resolves_a_client_user_id(run: Run, engine: Engine, settings: Settings) -> None:

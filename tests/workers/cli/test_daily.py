@@ -103,6 +103,13 @@ def test_a_list_can_be_set_before_the_first_data(engine: Engine, headrace) -> No
 
 
 @pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("words", [("priorities", "list"), ("priorities", "reset"), ("zone",), ("zone", "--reset")])
+def test_an_unknown_person_has_nothing_to_show_or_reset(headrace, words: tuple[str, ...]) -> None:
+    """Breaks if a typing error in a name is answered as if nothing were set for the person."""
+    assert error_line(headrace(*words, "--user", "membr-1"), 4).endswith("unknown user membr-1; did you mean member-1?")
+
+
+@pytest.mark.usefixtures("stored")
 def test_an_erased_person_gets_no_rows_again(engine: Engine, settings: Settings, headrace) -> None:
     """Breaks if a command stores something of a person after the erasure, or takes the name as a new one."""
     Eraser(engine, settings).erase("u1", lambda _: None)

@@ -102,7 +102,7 @@ def test_show_omits_the_body(headrace: Headrace, ids: dict[str, int]) -> None:
     for number in ids.values():
         done = headrace("dead", "show", str(number))
         assert done.exit_code == 0
-        assert f"id            {number}" in done.stdout
+        assert f"id           {number}" in done.stdout
         assert "reason" in done.stdout
         as_json = headrace("dead", "show", str(number), "--json")
         assert json.loads(as_json.stdout)["id"] == number
@@ -271,11 +271,20 @@ def test_a_dry_run_only_counts(headrace: Headrace, engine: Engine, kept: list[De
     assert headrace("replay", *SINCE, *part).stdout == "2 applied again: 2 applied\n"
 
 
-@pytest.mark.parametrize("words", [("--dry-run",), ("--event-type", "none")])
-def test_a_count_as_json(headrace: Headrace, kept: list[Delivery], words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("words", "count"), [(("--dry-run",), 5), (("--event-type", "daily.data.sleep.*"), 0)])
+def test_a_count_as_json(headrace: Headrace, kept: list[Delivery], words: tuple[str, ...], count: int) -> None:
     done = headrace("replay", *SINCE, *UNTIL, "--json", *words)
-    assert done.exit_code == 0
-    json.loads(done.stdout)
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"kept": count})
+
+
+def test_an_event_type_that_cannot_match_is_an_error(headrace: Headrace, kept: list[Delivery]) -> None:
+    """Breaks if a typing error ends as a replay that had nothing to do."""
+    unknown = headrace("replay", *SINCE, *UNTIL, "--event-type", "daily.data.workout.created")
+    line = error_line(unknown, 4)
+    assert line.startswith(
+        "headrace: unknown event type daily.data.workout.created; did you mean daily.data.workouts.c"
+    )
+    assert "is not before --until" in headrace("replay", "--since", "2999-01-01").stderr
 
 
 def test_an_empty_period_is_no_error(headrace: Headrace) -> None:

@@ -230,23 +230,24 @@ def test_every_use_is_recorded(headrace: Headrace, settings: Settings, engine: E
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code", "message"),
     [
-        (("--user", "u9", "--resource", "workouts", "--id", "w1"), "unknown user u9"),
-        (("--user", "u1", "--resource", "heartrate", "--id", "w1"), "heartrate is a timeseries, whose samples have"),
-        (("--user", "u1", "--resource", "workouts"), "either --id for a record or --at for a time"),
-        (
-            ("--user", "u1", "--resource", "workouts", "--at", "2020-01-01"),
-            "no record of workouts is stored for 2020-01-01",
-        ),
+        ("--user u9 --resource workouts --id w1", 4, "unknown user u9"),
+        ("--user u1 --resource workouts --id w-1", 4, "no workouts w-1 of u1 is stored; did you mean w1?"),
+        ("--user u1 --resource sleep --id w1", 4, "no sleep w1 of u1 is stored, and no archived delivery contains it"),
+        ("--user u1 --resource heartrate --at 2020-01-01", 4, "no sample of heartrate at 2020-01-01"),
+        ("--user u1 --resource workouts --at 2020-01-01", 4, "no record of workouts is stored for 2020-01-01"),
+        ("--user u1 --resource heartrate --id w1", 1, "heartrate is a timeseries, whose samples have"),
+        ("--user u1 --resource workouts", 2, "either --id for a record or --at for a time"),
     ],
 )
 def test_questions_without_an_answer_are_refused(
-    headrace: Headrace, settings: Settings, engine: Engine, words: tuple[str, ...], message: str
+    headrace: Headrace, settings: Settings, engine: Engine, words: str, *, code: int, message: str
 ) -> None:
+    """Breaks if a typing error is answered as if the value had never been delivered."""
     apply(engine, settings, ran(1))
-    done = headrace("explain", *words)
-    assert done.exit_code in (1, 2, 4)
+    done = headrace("explain", *words.split())
+    assert (done.exit_code, done.stdout) == (code, "")
     assert message in done.stderr
 
 

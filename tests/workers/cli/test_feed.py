@@ -71,13 +71,18 @@ def test_positions_that_do_not_exist_are_refused(headrace: Headrace, fill: Fill)
 def test_a_consumer_can_be_reset_listed_and_removed(headrace: Headrace, fill: Fill) -> None:
     """Breaks if `reset` goes to another place, or `list` shows another lag."""
     fill("w1", "w2", "w3")
-    for to, left in (("now", []), ("start", ["w1", "w2", "w3"]), ("1", ["w2", "w3"])):
-        assert headrace("feed", "reset", "--consumer", "c1", "--to", to).exit_code == 0
+    for to, left, told in (
+        ("now", [], "3"),
+        ("start", ["w1", "w2", "w3"], "0, it was at 3"),
+        ("1", ["w2", "w3"], "1, it was at 0"),
+    ):
+        done = headrace("feed", "reset", "--consumer", "c1", "--to", to)
+        assert done.stdout == f"consumer c1 continues after position {told}\n"
         assert read(headrace) == left
     (listed,) = json.loads(headrace("feed", "list", "--json").stdout)
     assert (listed["consumer"], listed["position"], listed["lag"], listed["state"]) == ("c1", 1, 2, "ok")
     assert 0 < listed["lag_seconds"] < 60
-    assert headrace("feed", "remove", "--consumer", "c1").exit_code == 0
+    assert headrace("feed", "remove", "--consumer", "c1").stdout == "removed consumer c1, which was at position 1\n"
     assert json.loads(headrace("feed", "list", "--json").stdout) == []
     assert "unknown consumer" in error_line(headrace("feed", "remove", "--consumer", "c1"), 4)
 

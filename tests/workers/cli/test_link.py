@@ -15,7 +15,7 @@ from app.config.settings import Settings
 from tests.support import apply, delivery, workout
 from tests.support.cli import invoke
 from tests.support.database import run as database_run
-from workers.cli import link as commands
+from workers.fetch import http
 from workers.fetch.http import Client
 from workers.simulator.server import API_KEY, Simulator
 
@@ -45,7 +45,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], 
         return answer(request)
 
     transport = httpx.MockTransport(note)
-    monkeypatch.setattr(commands, "Client", lambda url, headers: Client(url, headers, transport))
+    monkeypatch.setattr(http, "Client", lambda url, headers: Client(url, headers, transport))
     return asked
 
 

@@ -7,8 +7,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from app.config.settings import Settings
 from app.errors import HeadraceError, Misconfigured, TryLater
 from workers.cli import options
+from workers.cli.deployment import Deployment
 
 
 def group(error: BaseException) -> click.Group:
@@ -55,14 +57,17 @@ def test_errors_of_click_are_unchanged() -> None:
 
 
 def test_settings_win_over_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(data_dir: Path | None, *, needs_broker: bool = True) -> Settings:
+        return Deployment(click.Context(group(ValueError())), data_dir, needs_broker=needs_broker).settings
+
     monkeypatch.delenv("BROKER_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@h/d")
-    assert options.attached(tmp_path, broker=False).database_url == "postgresql+psycopg://u:p@h/d"
+    assert settings(tmp_path, needs_broker=False).database_url == "postgresql+psycopg://u:p@h/d"
     with pytest.raises(Misconfigured, match=f"no stack runs in {tmp_path}"):
-        options.attached(tmp_path)
+        settings(tmp_path)
     monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path / "other"))
     with pytest.raises(Misconfigured, match=f"no stack runs in {tmp_path / 'other'}"):
-        options.attached(None)
+        settings(None)
     monkeypatch.setenv("BROKER_URL", "redis://h")
-    assert options.attached(None).broker_url == "redis://h"
+    assert settings(None).broker_url == "redis://h"

@@ -3,15 +3,19 @@
 import io
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from rich.console import Console
 
 from workers.cli import output
+from workers.cli.options import JSON
 
 ALTERNATE = "\x1b[?1049"  # a terminal's other screen
 MOMENT = datetime(2026, 3, 14, 6, 30, tzinfo=UTC)
@@ -22,6 +26,14 @@ class Thing:
     at: datetime
     took: timedelta
     inner: "Thing | None" = None
+
+
+@contextmanager
+def with_json() -> Iterator[None]:
+    """A running command with --json."""
+    with click.Context(click.Command("a-command")) as context:
+        context.meta[JSON] = True
+        yield
 
 
 def test_json_of_supported_types(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +56,7 @@ ROWS: list[dict[str, Any]] = [{"name": "first", "count": 1, "at": None}, {"name"
 
 
 def test_rows_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_rows(ROWS, as_json=False)
+    output.print_rows(ROWS)
     shown = capsys.readouterr().out
     for part in ("name", "count", "at", "first", "second", "20", "2026-03-14 06:30"):
         assert part in shown
@@ -52,16 +64,18 @@ def test_rows_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_rows(ROWS, as_json=True)
-    assert json.loads(capsys.readouterr().out) == [ROWS[0], ROWS[1] | {"at": MOMENT.isoformat()}]
-    output.print_rows([], as_json=True)
-    assert json.loads(capsys.readouterr().out) == []
-    output.print_rows([], as_json=False)
-    assert capsys.readouterr().out == ""
+    plain = [ROWS[0], ROWS[1] | {"at": MOMENT.isoformat()}]
+    with with_json():
+        for rows, expected in (((ROWS,), plain), (([],), []), ((ROWS[:1], ROWS), plain)):
+            output.print_rows(*rows, empty="no rows")
+            assert json.loads(capsys.readouterr().out) == expected
+    for empty in ("", "no rows"):
+        output.print_rows([], empty=empty)
+        assert capsys.readouterr().out.rstrip("\n") == empty
 
 
 def test_a_table_in_a_file_is_wide(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_rows([{"left": "l" * 80, "right": "r" * 80}], as_json=False)
+    output.print_rows([{"left": "l" * 80, "right": "r" * 80}])
     shown = capsys.readouterr().out
     assert "l" * 80 in shown
     assert "r" * 80 in shown
@@ -79,7 +93,7 @@ def test_no_id_is_cut_on_a_narrow_screen(capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.parametrize("text", ["[bold] move", "no [/path]", "a :warning: b"])
 def test_brackets_in_a_cell_are_no_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    output.print_rows([{"why": text}], as_json=False)
+    output.print_rows([{"why": text}])
     assert text in capsys.readouterr().out
 
 
@@ -157,9 +171,9 @@ def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPat
     assert screen.file.getvalue().splitlines() == ["rows: 2,000/4,000", "settling: [1] left"]
 
 
-def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_prints_nothing_with_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "LINE_SECONDS", 0)
-    for quiet, shown in ((False, "rows: 1\n"), (True, "")):
-        with output.progress("rows", quiet=quiet) as update:
+    for context, shown in ((nullcontext(), "rows: 1\n"), (with_json(), "")):
+        with context, output.progress("rows") as update:
             update(1)
         assert capsys.readouterr().err == shown

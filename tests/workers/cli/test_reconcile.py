@@ -17,6 +17,7 @@ from tests.support import apply, delivery, event, rows
 from tests.support.backfills import forget_pauses
 from tests.support.cli import error_line, invoke
 from workers.aggregators.junction import introspection
+from workers.cli.deployment import Deployment
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle, pauses
 from workers.reconcile import runs
@@ -60,7 +61,7 @@ def run(
                 )
         return invoke(*words, **environment | more)
 
-    monkeypatch.setattr("workers.cli.reconcile.make_engine", lambda *_: engine)
+    monkeypatch.setattr(Deployment, "engine", engine)
     for module in ("workers.fetch.client", "workers.reconcile.comparisons"):
         monkeypatch.setattr(f"{module}.Client", client)
     yield run
@@ -211,12 +212,6 @@ def test_a_run_that_ends_in_an_outage_is_audited(
     assert run("reconcile", "--user", simulator.world.members[0].user_id).exit_code != 0
     (entry,) = rows(engine, "SELECT detail FROM headrace.audit WHERE action = 'reconcile'")
     assert entry["detail"]["opened"] == 2
-
-
-def test_an_invalid_since_is_refused(run: Run) -> None:
-    done = run("reconcile", "--since", "lately")
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "'lately' is neither a day" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["reconcile", "refresh"])
@@ -428,9 +423,3 @@ def test_a_failed_refresh_is_an_error(run: Run, simulator: Simulator, kind: Any)
     simulator.faults.add(kind)
     line = error_line(run("refresh", "--user", simulator.world.members[0].user_id))
     assert ("cannot be reached" if kind == "truncated" else kind) in line
-
-
-def test_refresh_needs_a_user(run: Run) -> None:
-    done = run("refresh")
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "--user" in done.stderr

@@ -14,7 +14,7 @@ from tests.support import HTTP, rows
 from tests.support.cli import Headrace, error_line, invoke
 from tests.support.database import run
 from tests.support.receivers import change, commit, endpoint, now, refusing, verify
-from workers.cli import listen
+from workers.cli import listen, output
 from workers.cli.listen import NotificationReceiver
 from workers.fetch.webhooks import REFUSED_ADDRESS
 from workers.notify.sender import Notifier
@@ -73,6 +73,16 @@ def test_list_and_show(headrace: Headrace, engine: Engine) -> None:
     assert (found["status"], found["reason"], found["retry_at"]) == ("paused", "paused by an operator", None)
     assert shown(headrace)["notifications"] == []
     assert URL in headrace("subscriptions", "show", "app").stdout
+
+
+def test_remove_asks_only_on_a_terminal(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a secret is deleted without a question, or a program that names the subscription needs --yes."""
+    for words, answer, code in ((("app",), "n\n", 1), (("app",), "y\n", 0), (("app", "--yes"), "", 0)):
+        add(headrace, URL)
+        with monkeypatch.context() as terminal:
+            terminal.setattr(output, "can_answer", lambda: True)
+            assert headrace("subscriptions", "remove", *words, answer=answer).exit_code == code
+        assert headrace("subscriptions", "remove", "app").exit_code == (4 if code == 0 else 0)
 
 
 @pytest.mark.parametrize(

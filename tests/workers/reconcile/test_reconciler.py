@@ -1332,7 +1332,7 @@ def run(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     """`headrace reconcile` in this process, on the test's connections."""
     for name in (one.metadata["name"] for one in Settings.__dataclass_fields__.values()):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("workers.cli.reconcile.make_engine", lambda *_: engine)
+    monkeypatch.setattr("workers.cli.deployment.Deployment.engine", engine)
     environment = {
         "DATABASE_URL": settings.need_database().replace("+psycopg", ""),
         "BROKER_URL": settings.need_broker(),
