@@ -22,8 +22,7 @@ from tests.support.database import emptied, run
 from workers.daily.derive import Deriver
 from workers.simulator import World
 from workers.simulator.events import connected, historical
-from workers.simulator.people import PHONE, Connection, User
-from workers.simulator.query import Query
+from workers.simulator.people import PHONE, Connection, Query, User
 from workers.store.feed import Sequencer
 
 PAGE = (DEPLOY / "docs" / "questions.md").read_text(encoding="utf-8")
@@ -54,7 +53,7 @@ class People:
         """Stores everything two days ago, as far as the feed is concerned, and a correction and new samples today."""
         for user in self.world.members:
             for connection in user.connections:
-                self._store(connected(self.world, user, connection), *self._events(user, connection))
+                self._store(connected(self.world, connection), *self._events(user, connection))
         self._request_history()
         self._measure_in_other_units()
         self._derive()
@@ -87,7 +86,7 @@ class People:
     def _request_history(self) -> None:
         user = self.world.members[0]
         for name in ("workouts", "sleep"):
-            self._store(historical(self.world, user, user.connections[0], catalogue()[name]))
+            self._store(historical(self.world, user.connections[0], catalogue()[name]))
         run(self.engine, "UPDATE headrace.backfills SET status = 'complete' WHERE resource = 'sleep'")
 
     def _measure_in_other_units(self) -> None:

@@ -154,9 +154,8 @@ def test_a_fault_requests_a_pause(fault: Fault, ends: float | None) -> None:
 def announce(engine: Engine, settings: Settings, world: World) -> int:
     """Applies the notices of the history of all users; returns the number of backfills."""
     notices = [
-        delivery(events.historical(world, user, connection, resource))
-        for user in world.members
-        for connection in user.connections
+        delivery(events.historical(world, connection, resource))
+        for connection in world.all_connections
         for resource in events.supplied(connection)
     ]
     return len(Applier(engine, settings).apply(pack(notices)).backfills)
@@ -267,8 +266,8 @@ def test_cursors_that_expire_after_three_pages_suffice(
 ) -> None:
     """Breaks if a backfill fails because cursors expire within a date range, although shorter ranges would succeed."""
     with Simulator(1, 2, until=END, page_size=100) as simulator:
-        world, user = simulator.world, simulator.world.members[0]
-        one = events.historical(world, user, user.connections[0], catalogue()["heartrate"])
+        connection = simulator.world.members[0].connections[0]
+        one = events.historical(simulator.world, connection, catalogue()["heartrate"])
         wanted = replace(settings, junction_base_url=simulator.url, junction_api_key=API_KEY)
         monkeypatch.setattr(simulator.faults, "pick", ShortLivedCursors(simulator.faults).pick)
         Applier(engine, wanted).apply(pack([delivery(one)]))

@@ -103,11 +103,10 @@ def live_event(number: int) -> Any:
 
 def announcements(world: World, resources: Container[str]) -> Iterator[Any]:
     """The notices of the history of all users for these resources."""
-    for user in world.members:
-        for connection in user.connections:
-            for resource in events.supplied(connection):
-                if resource.name in resources:
-                    yield events.historical(world, user, connection, resource)
+    for connection in world.all_connections:
+        for resource in events.supplied(connection):
+            if resource.name in resources:
+                yield events.historical(world, connection, resource)
 
 
 @contextlib.contextmanager

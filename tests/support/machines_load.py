@@ -107,8 +107,8 @@ class Traffic:
         """Connects the next user, whose history Headrace then fetches."""
         user = self._users.popleft()
         for connection in user.connections:
-            events = (historical(self._world, user, connection, resource) for resource in supplied(connection))
-            self._announced.extend((connected(self._world, user, connection), *events))
+            events = (historical(self._world, connection, resource) for resource in supplied(connection))
+            self._announced.extend((connected(self._world, connection), *events))
 
     def finish(self) -> Counter[int]:
         """Ends the load. Returns the number of events by last status, after all were accepted or given up."""
@@ -123,14 +123,15 @@ class Traffic:
 
     def _events(self) -> Iterator[Event]:
         sources = [
-            (user, connection, resource)
-            for user in self._world.members
-            for connection in user.connections
+            (connection, resource)
+            for connection in self._world.all_connections
             for resource in supplied(connection)
             if self._world.has(connection, resource)
         ]
         while not self._over.is_set() or self._announced:
             if self._announced:
                 yield self._announced.popleft()
-            elif is_usable(event := live_event(self._world, self._rng, *self._rng.choice(sources))):
+                continue
+            connection, resource = self._rng.choice(sources)
+            if is_usable(event := live_event(self._world, self._rng, connection, resource)):
                 yield event

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from flask import Flask, request
 from werkzeug.serving import make_server
 
+from workers.simulator import server
 from workers.simulator.terra.api import API_KEY, DEV_ID
 
 UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
-KEY = "sk_us_test"
+KEY = server.API_KEY
 KEYS = {"dev-id": DEV_ID, "x-api-key": API_KEY}  # headers of Terra's API
 
 

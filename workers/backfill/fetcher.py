@@ -143,8 +143,8 @@ class BackfillRun:
         api = AGGREGATORS[work.aggregator]
         try:
             request = api.request(work.of, work.user_id, work.provider, work.slice, work.cursor)
-        except Unprocessable as reason:
-            self._suspend(_refusal(reason))
+        except Unprocessable as reason:  # an id would change the path
+            self._suspend(Decision(FetchAction.REJECT, reason=str(reason)))
             return None
         page = self._request(request, self._reader(work.of), optional=work.of.dates == "none")
         if page is None:
@@ -168,7 +168,8 @@ class BackfillRun:
         try:
             request = junction.stream_request(work.of, owner.id)
         except Unprocessable as reason:  # concerns this record only
-            return self._empty_page(_refusal(reason), None), work.after(owner.id, 0)
+            decision = Decision(FetchAction.REJECT, reason=str(reason))
+            return self._empty_page(decision, None), work.after(owner.id, 0)
         page = self._request(
             request,
             lambda response: junction.read_stream(work.of, owner, response.body, response.asked_at),
@@ -287,11 +288,6 @@ class BackfillRun:
     def _commit(self) -> bool:
         pending, self._pending = self._pending, None
         return pending is None or self._fetcher.writer.commit(pending)
-
-
-def _refusal(reason: Unprocessable) -> Decision:
-    """The decision about a request that cannot be sent, because an id would change its path."""
-    return Decision(FetchAction.REJECT, reason=str(reason))
 
 
 def _slice_key(work: ChunkPosition) -> SliceKey:

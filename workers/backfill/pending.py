@@ -135,18 +135,15 @@ class PageWriter:
         refused, failed = [], None
         for action in actions:
             try:
-                is_stored = self._store(work, action)
+                if not self._store(work, action):
+                    return None
             except Unprocessable as reason:
-                is_stored = True
                 refused.append(_refused(work, action, str(reason)))
             except RetryAlone as error:
-                is_stored = True
                 if isinstance(action, Record) and is_last_try(work.attempts + 1, error):
                     refused.append(_refused(work, action, reason_of(error)))
                 else:
                     failed = failed or error
-            if not is_stored:
-                return None
         if failed:
             raise failed
         return refused

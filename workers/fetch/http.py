@@ -59,7 +59,6 @@ class Client:
         return _send(self._client, outgoing, MAX_RESPONSE_BYTES)
 
     def close(self) -> None:
-        """Closes the connections."""
         self._client.close()
 
 
@@ -90,6 +89,19 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
+def pinned(target: httpx.URL, address: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The parameters of a request to this URL that connects to this address of its host, which was checked before.
+
+    A second lookup could return another address (OWASP: Server Side Request Forgery Prevention). The certificate is
+    checked against the host name.
+    """
+    return {
+        "url": target.copy_with(host=address),
+        "headers": {**(headers or {}), "Host": target.netloc.decode("ascii")},
+        "extensions": {"sni_hostname": target.host.lower()},
+    }
+
+
 def download_client(trusted: ssl.SSLContext | None = None) -> httpx.Client:
     """The client of downloads.
 
@@ -101,11 +113,7 @@ def download_client(trusted: ssl.SSLContext | None = None) -> httpx.Client:
 
 
 class Files:
-    """Downloads from URLs in webhook payloads: https on port 443, listed hosts, public addresses, no redirects.
-
-    The client connects to the address that was checked, because a second lookup could return another one (OWASP:
-    Server Side Request Forgery Prevention). The certificate is checked against the host name.
-    """
+    """Downloads from URLs in webhook payloads: https on port 443, listed hosts, public addresses, no redirects."""
 
     def __init__(
         self,
@@ -139,12 +147,7 @@ class Files:
             raise Unprocessable("the host of the announced URL has an address that is not public")
         if not found:
             return HttpResponse(NO_ANSWER, {}, b"", datetime.now(UTC))
-        request = self._client.build_request(
-            "GET",
-            target.copy_with(host=found[0]),
-            headers={"Host": target.netloc.decode("ascii")},
-            extensions={"sni_hostname": host},
-        )
+        request = self._client.build_request("GET", **pinned(target, found[0]))
         return _send(self._client, request, self._max_bytes, self._max_seconds)
 
 

@@ -4,9 +4,9 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from app.errors import TryLater
 from workers.redis_durability import redis_client
 
 if TYPE_CHECKING:
+    import redis
     from limits import RateLimitItem
 
 PREFIX = "headrace:pause:"
@@ -171,40 +172,34 @@ def key_id(text: str) -> str:
 
 def pauses(settings: Settings) -> list[Pause]:
     """The current pauses, of every API key. Raises TryLater without Redis."""
-    own, found = key_ids(settings), []
+    found = []
     with _redis_errors_as_try_later(), redis_client(settings.need_redis()) as client:
-        for name in client.scan_iter(PREFIX + "*", count=1000):
+        for name, of in _stored(client, settings, PREFIX):
             left, raw = client.pttl(name), client.get(name)
             if isinstance(left, int) and left > 0 and isinstance(raw, bytes):
-                account, key, user = _parts(name.decode().removeprefix(PREFIX))
                 stored = _decode(raw)
-                of = f"{account}/{user}" if user else account
-                found.append(Pause(of, left / 1000, stored.reason, stored.kind, key, _is_own(own, account, key)))
+                found.append(Pause(seconds=left / 1000, reason=stored.reason, kind=stored.kind, **of))
     return found
 
 
 def failures(settings: Settings) -> list[Failures]:
     """The accounts whose last requests failed, of every API key. Raises TryLater without Redis."""
-    own, found = key_ids(settings), []
+    found = []
     with _redis_errors_as_try_later(), redis_client(settings.need_redis()) as client:
-        for name in client.scan_iter(FAILURES + "*", count=1000):
-            fields = client.hgetall(name)
-            if fields:  # else it has expired since
-                account, key, _ = _parts(name.decode().removeprefix(FAILURES))
-                count, reason = int(fields[b"count"]), fields[b"reason"].decode()
-                found.append(Failures(account, count, reason, key, _is_own(own, account, key)))
+        for name, of in _stored(client, settings, FAILURES):
+            if fields := client.hgetall(name):  # else it has expired since
+                found.append(Failures(count=int(fields[b"count"]), reason=fields[b"reason"].decode(), **of))
     return found
 
 
-def _parts(name: str) -> tuple[str, str, str]:
-    """Account, id of the key and user_id of a name in Redis. A worker of an older version writes no key."""
-    head, _, user = name.partition("/")
-    account, _, key = head.partition(":")
-    return account, key, user
-
-
-def _is_own(own: Mapping[str, str], account: str, key: str) -> bool | None:
-    return own[account] == key if key and account in own else None
+def _stored(client: "redis.Redis", settings: Settings, prefix: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The names in Redis with this prefix, and their `account`, `key` and `is_own`. See `Throttle._named`."""
+    own = key_ids(settings)
+    for name in client.scan_iter(prefix + "*", count=1000):
+        head, slash, user = name.decode().removeprefix(prefix).partition("/")
+        account, _, key = head.partition(":")  # a worker of an older version writes no key
+        is_own = own[account] == key if key and account in own else None
+        yield name, {"account": account + slash + user, "key": key, "is_own": is_own}
 
 
 def _decode(raw: bytes) -> _StoredPause:

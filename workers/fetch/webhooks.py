@@ -13,7 +13,7 @@ from typing import Self
 import httpx
 
 from app.errors import Unprocessable
-from workers.fetch.http import addresses, is_public
+from workers.fetch.http import addresses, is_public, pinned
 from workers.fetch.retry import NO_ANSWER, describe, retry_after
 
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
@@ -70,11 +70,7 @@ def check_addresses(host: str, found: Sequence[str], *, allow_private: bool) -> 
 
 
 class Poster:
-    """Posts to subscribers inside an `async with`: no redirects, no proxy, no kept connection, no body is read.
-
-    Each post resolves the name once and connects to an address that was checked, because a second lookup could return
-    another one. The certificate is checked against the host name.
-    """
+    """Posts to subscribers inside an `async with`: no redirects, no proxy, no kept connection, no body is read."""
 
     def __init__(
         self,
@@ -129,13 +125,8 @@ class Poster:
         return await self._send(target, last, headers, body)
 
     async def _send(self, target: httpx.URL, address: str, headers: Mapping[str, str], body: bytes) -> PostResult:
-        request = self._client.build_request(
-            "POST",
-            target.copy_with(host=address),
-            content=body,
-            headers={**headers, "Host": target.netloc.decode("ascii"), "User-Agent": "headrace"},
-            extensions={"sni_hostname": target.host},
-        )
+        parameters = pinned(target, address, {**headers, "User-Agent": "headrace"})
+        request = self._client.build_request("POST", content=body, **parameters)
         response = await self._client.send(request, stream=True)
         await response.aclose()
         if response.is_success:

@@ -1,24 +1,23 @@
 """Query parameters of the simulated Junction API, and the responses that several routes share."""
 
 import base64
+import contextlib
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, time
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import msgspec
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from app.catalogue import Resource
-from workers.simulator.query import Position
 
+N = TypeVar("N", int, float)
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 MIN_MOMENT = len("2026-01-31T10:00")
 
 
 def answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response."""
     return Response(msgspec.json.encode(body), status, headers, mimetype="application/json")
 
 
@@ -46,22 +45,13 @@ def window(resource: Resource, newest: datetime) -> tuple[datetime, datetime]:
     return start, end
 
 
-def number(name: str, default: int, low: int, high: int) -> int:
-    """An integer parameter."""
-    text = request.args.get(name, str(default))
-    if not text.isdecimal() or not low <= int(text) <= high:
-        invalid(name, f"not a number from {low} to {high}")
-    return int(text)
-
-
-def seconds(name: str, default: float, low: float, high: float) -> float:
-    """A parameter in seconds, with or without a fraction."""
-    try:
-        value = float(request.args.get(name, default))
-    except ValueError:
-        invalid(name, "not a number")
-    # In this form the comparison also refuses "nan", which float() accepts.
-    return value if low <= value <= high else invalid(name, f"not a number from {low:g} to {high:g}")
+def number(name: str, default: N, low: N, high: N) -> N:
+    """A number parameter of the default's type."""
+    with contextlib.suppress(ValueError):
+        value = type(default)(request.args.get(name, default))
+        if low <= value <= high:  # never true for "nan", which float() accepts
+            return value
+    invalid(name, f"not a number from {low:g} to {high:g}")
 
 
 def cursor() -> str | None:
@@ -69,22 +59,19 @@ def cursor() -> str | None:
     return request.args.get("next_cursor") or request.args.get("cursor") or None
 
 
-def pages(total: Sequence[Any], size: int) -> tuple[Sequence[Any], str | None]:
-    """The part of a list that the cursor selects, and the cursor of the next part."""
-    (begin,) = _decode(1)
-    end = begin + size
-    return total[begin:end], _encode(end) if end < len(total) else None
+def position(count: int) -> tuple[int, ...]:
+    """The position at which the requested page begins, of `count` numbers."""
+    numbers = _decoded()[1:] or (0,) * count
+    return numbers if len(numbers) == count else invalid("next_cursor", "no such cursor")
 
 
-def position() -> Position:
-    """The position at which the requested page begins."""
-    connection, slot, sample = _decode(3)
-    return connection, slot, sample
+def cursor_at(*position: int) -> str:
+    """The cursor of the page that begins at a position.
 
-
-def cursor_at(position: Position) -> str:
-    """The cursor of the page that begins at a position."""
-    return _encode(*position)
+    It contains a page number, so that it never repeats, even after an empty page: clients treat a repetition as a loop.
+    """
+    page = _decoded()[0] + 1
+    return base64.urlsafe_b64encode(".".join(map(str, (page, *position))).encode()).decode()
 
 
 def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
@@ -104,21 +91,9 @@ def _moment(resource: Resource, name: str, of_day: time) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _encode(*numbers: int) -> str:
-    # With a page number, so that a cursor never repeats, even after an empty page: clients treat a repetition as a
-    # loop.
-    page = _decoded()[0] + 1
-    return base64.urlsafe_b64encode(".".join(str(each) for each in (page, *numbers)).encode()).decode()
-
-
-def _decode(count: int) -> list[int]:
-    numbers = _decoded()[1:] or [0] * count
-    return numbers if len(numbers) == count else invalid("next_cursor", "no such cursor")
-
-
-def _decoded() -> list[int]:
+def _decoded() -> tuple[int, ...]:
     encoded = cursor()
     try:
-        return [int(part) for part in base64.urlsafe_b64decode(encoded).decode().split(".")] if encoded else [0]
+        return tuple(map(int, base64.urlsafe_b64decode(encoded).decode().split("."))) if encoded else (0,)
     except ValueError:
         invalid("next_cursor", "no such cursor")

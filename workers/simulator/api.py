@@ -23,28 +23,16 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 
 from app.catalogue import Kind, Resource, catalogue
-from workers.simulator.answers import (
-    answer,
-    cursor,
-    cursor_at,
-    number,
-    pages,
-    position,
-    refuse,
-    validation_error,
-    window,
-)
+from workers.simulator.answers import answer, cursor, cursor_at, number, position, refuse, validation_error, window
 from workers.simulator.conditions import Pull, State
 from workers.simulator.data import World
 from workers.simulator.events import changes
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
 from workers.simulator.guards import OWN, Dialect, add_guards, has_fault, reason
-from workers.simulator.introspection import historical_pulls, resource_statistics
+from workers.simulator.introspection import pulls, statistics
 from workers.simulator.links import Links
-from workers.simulator.people import User
-from workers.simulator.query import Query, Record, grouped
-from workers.simulator.raw import read_raw
+from workers.simulator.people import PROVIDERS, Connection, Query, Record, grouped
 from workers.simulator.terra.admin import NAME as TERRA_ADMIN
 from workers.simulator.terra.admin import AdminApi
 from workers.simulator.terra.api import NAME as TERRA
@@ -52,9 +40,11 @@ from workers.simulator.terra.api import TerraApi
 from workers.simulator.terra.data import TerraWorld
 from workers.simulator.users import WITHOUT_KEY, add_users, known
 
-PAGE_SIZE = 500
+PRIORITY = 1
+# Raw summaries: the resource by its name in the path, which is also the name of the array in the response.
+RAW = {name: name for name in ("activity", "body", "profile", "sleep", "workouts")} | {"devices": "device"}
 CHANGED = 10
-INTROSPECTION = {"historical_pull": historical_pulls, "resources": resource_statistics}
+INTROSPECTION = {"historical_pull": pulls, "resources": statistics}
 # Rules that several resources share: with one rule for each of the 66 resources, werkzeug compiled for 40 ms.
 SHARED_RULES: dict[Kind, str] = {
     "summary": "/v2/summary/<name>/<user_id>",
@@ -63,21 +53,14 @@ SHARED_RULES: dict[Kind, str] = {
 
 
 def create_api(
-    world: World,
-    api_key: str,
-    faults: Faults,
-    page_size: int = PAGE_SIZE,
-    terra: TerraWorld | None = None,
-    *,
-    terra_admin: AdminApi | None = None,
+    world: World, api_key: str, faults: Faults, *, page_size: int, terra: TerraWorld, admin: AdminApi
 ) -> Flask:
     """The API of a world. A page of a timeseries has at most `page_size` samples."""
     app, links = Flask(__name__), Links()
-    terra = terra or TerraWorld(world)
-    terra_api, admin = TerraApi(terra, links), terra_admin or AdminApi(terra)
-    key = {"X-Vital-API-Key": api_key}
-    junction = Dialect(key, _refusal, _possible_faults, _expired, partial(_change, world), WITHOUT_KEY)
+    terra_api = TerraApi(terra, links)
+    junction = Dialect({"X-Vital-API-Key": api_key}, _refusal, _possible_faults, _expired, WITHOUT_KEY)
     add_guards(app, faults, {None: junction, TERRA: terra_api.dialect, TERRA_ADMIN: admin.dialect})
+    app.after_request(partial(_change, world))
     _add_own_routes(app, world, faults)
     readers: dict[Kind, Callable[[World, Resource, str], Response]] = {
         "summary": _summary,
@@ -85,11 +68,10 @@ def create_api(
         "stream": _stream,
         "device": _devices,
     }
-    for rule, kind in {
-        SHARED_RULES.get(one.kind, rule): one.kind for rule, one in _resources_by_rule().items()
-    }.items():
+    rules = {SHARED_RULES.get(one.kind, rule): one.kind for rule, one in _resources_by_rule().items()}
+    for rule, kind in rules.items():
         app.add_url_rule(rule, rule, partial(_read, world, readers[kind]))
-    app.add_url_rule("/v2/summary/<name>/<user_id>/raw", "raw", partial(read_raw, world))
+    app.add_url_rule("/v2/summary/<name>/<user_id>/raw", "raw", partial(_read_raw, world))
     app.add_url_rule("/v2/user/<user_id>/device/<device_id>", "one_device", partial(_device, world))
     links.add_to(app)
     terra_api.add_to(app)
@@ -121,9 +103,10 @@ def _expired(fault: Fault) -> Response | None:
     return answer({"detail": "cursor_expired"}, 400) if fault.kind == "expired_cursor" else None
 
 
-def _change(world: World, _: Response) -> None:
+def _change(world: World, response: Response) -> Response:
     if has_fault("changing") and "query" in g:
         world.change(g.query, CHANGED if g.fault.records is None else g.fault.records)
+    return response
 
 
 def _possible_faults() -> set[FaultKind]:
@@ -149,8 +132,8 @@ def _add_own_routes(app: Flask, world: World, faults: Faults) -> None:
     app.add_url_rule(f"{OWN}changes", "forget_changes", partial(_clear, partial(changes, world)), methods=["DELETE"])
     settings: tuple[tuple[str, Any, Callable[[Any], None], Callable[[], None]], ...] = (
         ("faults", Fault, faults.put, faults.clear),
-        ("pulls", Pull, conditions.put_pull, conditions.clear_pulls),
-        ("connections", State, conditions.put_state, conditions.clear_states),
+        ("pulls", Pull, conditions.put_pull, conditions.pulls.clear),
+        ("connections", State, conditions.put_state, conditions.states.clear),
     )
     for name, kind, put, clear in settings:
         app.add_url_rule(OWN + name, f"put_{name}", partial(_put, kind, put), methods=["POST"])
@@ -195,13 +178,13 @@ def _summary(world: World, resource: Resource, user_id: str) -> Response:
 
 
 def _timeseries(page_size: int, world: World, resource: Resource, user_id: str) -> Response:
-    found = world.samples(_query(world, resource, user_id), position())
+    found = world.samples(_query(world, resource, user_id), position(3))
     page = list(islice(found, _size(page_size)))
     following = next(found, None)
     groups: dict[str, list[Record]] = {}
     for group in grouped(page):
         groups.setdefault(group["source"]["provider"], []).append(group)
-    after = cursor_at(following.position) if following else None
+    after = cursor_at(*following.position) if following else None
     return answer({"groups": groups, "next": after, "next_cursor": after})
 
 
@@ -210,17 +193,63 @@ def _stream(world: World, resource: Resource, identifier: str) -> Response:
 
 
 def _devices(world: World, resource: Resource, user_id: str) -> Response:
-    return answer(world.devices(known(world, user_id), resource))
+    return answer(world.summaries(Query(known(world, user_id), resource, world.start, world.until)))
 
 
 def _device(world: World, user_id: str, device_id: str) -> Response:
-    devices = world.devices(known(world, user_id), catalogue()["device"])
+    devices = world.summaries(Query(known(world, user_id), catalogue()["device"], world.start, world.until))
     return answer(next((one for one in devices if one["id"] == device_id), None) or refuse(404, "Not found"))
 
 
-def _introspect(world: World, describe: Callable[[World, User, str | None], Record]) -> Response:
+def _read_raw(world: World, name: str, user_id: str) -> Response:
+    """The raw records of a user. A profile is one object, other resources are arrays."""
+    resource = catalogue()[RAW.get(name) or refuse(404, "Not Found")]
+    user, is_dated = known(world, user_id), resource.kind == "summary" and resource.dates != "none"
+    start, end = window(resource, world.until) if is_dated else (world.start, world.until)
+    slots = world.within(Query(user, resource, start, end, request.args.get("provider")))
+    found = [_raw(resource, world.record(slot)) for slot in slots]
+    if name == "profile":
+        return answer({name: found[0] if found else refuse(404, "Not found")})
+    return answer({name: found})
+
+
+def _raw(resource: Resource, record: Record) -> Record:
+    """A record in the raw form. The simulated providers have no formats of their own: `data` is the unified record."""
+    slug = record["source"]["provider"] if "source" in record else record["provider"]
+    raw: Record = {
+        "id": record["id"],
+        "user_id": record["user_id"],
+        "data": record,
+        "provider_id": record.get("provider_id") or record["id"],
+        "source_id": list(PROVIDERS).index(slug) + 1,
+        "source": PROVIDERS[slug].described(),
+    }
+    if resource.kind == "device":
+        return raw
+    raw |= {"priority_id": PRIORITY, "created_at": record["created_at"], "updated_at": record["updated_at"]}
+    if resource.dates != "none":
+        at = record.get("time_start") or record.get("bedtime_start") or record["date"]
+        raw |= {"timestamp": at, "source_device_id": record.get("source_device_id")}
+    if "sport" in record:
+        raw |= {"sport": record["sport"], "sport_id": record["sport"]["id"]}
+    return raw
+
+
+def _introspect(world: World, describe: Callable[[World, Connection], Record]) -> Response:
     asked, provider = request.args.get("user_id"), request.args.get("provider")
     users = [user for user in world.members if asked in (None, user.user_id)]
-    found, following = pages(users, _size(number("user_limit", 50, 1, 500)))
-    data = [{"user_id": user.user_id, "provider": describe(world, user, provider)} for user in found]
-    return answer({"data": data, "next": following, "next_cursor": following})
+    (begin,) = position(1)
+    end = begin + _size(number("user_limit", 50, 1, 500))
+    data = [
+        {
+            "user_id": user.user_id,
+            "provider": {
+                one.provider.slug: describe(world, one)
+                for one in world.conditions.listed(user)
+                if provider in (None, one.provider.slug)
+            },
+        }
+        for user in users[begin:end]
+    ]
+    after = cursor_at(end) if end < len(users) else None
+    return answer({"data": data, "next": after, "next_cursor": after})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from threading import Lock
 from typing import Annotated, Literal
 
 import msgspec
@@ -54,13 +53,12 @@ SUCCESS, CONNECTED = Pull("success"), State("connected")
 
 
 class Conditions:
-    """The states that were set for pulls and connections of a world. Safe to use from several threads."""
+    """The states that were set for pulls and connections of a world."""
 
     def __init__(self, members: Callable[[], tuple[User, ...]]) -> None:
         self._members = members
-        self._pulls: dict[tuple[Connection, str], Pull] = {}
-        self._states: dict[Connection, State] = {}
-        self._lock = Lock()
+        self.pulls: dict[tuple[Connection, str], Pull] = {}
+        self.states: dict[Connection, State] = {}
 
     def put_pull(self, pull: Pull) -> None:
         """Sets the state of the named pulls. Raises ValueError if there is none."""
@@ -72,39 +70,28 @@ class Conditions:
         ]
         if not pulls:
             raise ValueError("no user has such a pull; check user_id, provider and resource")
-        with self._lock:
-            self._pulls |= dict.fromkeys(pulls, pull)
+        self.pulls |= dict.fromkeys(pulls, pull)
 
     def put_state(self, state: State) -> None:
         """Sets the state of the named connections. Raises ValueError if there is none."""
         connections = self._named(state.user_id, state.provider)
         if not connections:
             raise ValueError("no user has such a connection; check user_id and provider")
-        with self._lock:
-            self._states |= dict.fromkeys(connections, state)
-
-    def clear_pulls(self) -> None:
-        with self._lock:
-            self._pulls = {}
-
-    def clear_states(self) -> None:
-        with self._lock:
-            self._states = {}
+        self.states |= dict.fromkeys(connections, state)
 
     def pull(self, connection: Connection, resource: str) -> Pull:
         """The state of a resource's history pull."""
-        return self._pulls.get((connection, resource), SUCCESS)
+        return self.pulls.get((connection, resource), SUCCESS)
 
     def state(self, connection: Connection) -> State:
-        return self._states.get(connection, CONNECTED)
+        return self.states.get(connection, CONNECTED)
 
     def reconnect(self, connection: Connection) -> bool:
         """Ends the state of a deregistered connection. False if the connection is not deregistered."""
-        with self._lock:
-            if self.state(connection).status != "deregistered":
-                return False
-            del self._states[connection]
-            return True
+        if self.state(connection).status != "deregistered":
+            return False
+        self.states.pop(connection, None)
+        return True
 
     def listed(self, user: User) -> list[Connection]:
         """The user's connections that are not deregistered; those in error are included."""

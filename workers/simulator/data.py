@@ -17,17 +17,15 @@ from uuid import UUID, uuid5
 
 from app.catalogue import Resource, catalogue
 from workers.simulator.conditions import Conditions
-from workers.simulator.people import NARROW, PHONE, WIDE, Connection, Provider, User
-from workers.simulator.query import Position, Query, Record, Sample, Slot, grouped
+from workers.simulator.people import Connection, Provider, Query, Record, Sample, Slot, User, grouped, usual, zone_of
 from workers.simulator.series import DAY, Series, schedule_of, series_of, timing_of
-from workers.simulator.shapes import Context, fill, later
+from workers.simulator.shapes import Context, fill, later, seeded
 from workers.simulator.summaries import EXTRAS, NOTICES, STREAMS, SUMS, TOTALS, known_after, shape_of
 
 NAMESPACE = UUID("6f1c2f0e-2d3a-5b57-9a44-0f4f3b1c7a10")
 # The local hours in which users move. They lie within one day of UTC in every time zone of TIME_ZONES, so that a day's
 # samples have the same total whether days are separated at midnight UTC or at local midnight.
 AWAKE = range(9, 19)
-TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/Tokyo", 32400), (None, None))
 
 
 @dataclass
@@ -54,16 +52,24 @@ class World:
         self.conditions = Conditions(lambda: self.members)
         self._by_id = {member.user_id: member for member in self.members}
         self._removed: dict[str, User] = {}
-        self._arrived: list[tuple[User, Connection]] = []
+        self._arrived: list[Connection] = []
         self._revisions: dict[Slot, int] = {}
         self._changed: dict[Slot, None] = {}
-        self._chooser = Random(f"{self.seed}/changes")  # noqa: S311 - repeatable on purpose
+        self._chooser = seeded(self.seed, "changes")
         self._lock = Lock()
         self._found: dict[str, Slot] = {}
         self._searched_until: dict[str, datetime] = {}
 
     def user(self, user_id: str) -> User | None:
         return self._by_id.get(user_id)
+
+    def owner(self, connection: Connection) -> User:
+        """The user of a connection, also after the user was removed."""
+        return self._by_id.get(connection.user_id) or self._removed[connection.user_id]
+
+    @property
+    def all_connections(self) -> list[Connection]:
+        return [connection for member in self.members for connection in member.connections]
 
     def named(self, client_user_id: str) -> User | None:
         return next((member for member in self.members if member.client_user_id == client_user_id), None)
@@ -79,7 +85,6 @@ class World:
             return user
 
     def change_user(self, user_id: str, **changes: Any) -> None:
-        """Changes fields of a user."""
         with self._lock:
             self._put(replace(self._by_id[user_id], **changes))
 
@@ -106,17 +111,17 @@ class World:
             user = self._by_id[user_id]
             if known := user.connection(provider.slug):
                 if self.conditions.reconnect(known):
-                    self._arrived.append((user, known))
+                    self._arrived.append(known)
                 return known
             device_id = self.identity("device", user.number, provider.slug)
             made = Connection(user.number, user_id, provider, device_id, self.until)
             user = replace(user, connections=(*user.connections, made))
             self._put(user)
-            self._arrived.append((user, made))
+            self._arrived.append(made)
             self._searched_until.clear()
             return made
 
-    def arrived(self) -> list[tuple[User, Connection]]:
+    def arrived(self) -> list[Connection]:
         """The connections made since the last call, whose events are not sent yet."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
@@ -135,8 +140,7 @@ class World:
     ) -> Iterator[Slot]:
         """The slots that can have data in a window, oldest first, from the one numbered `begin`."""
         numbers = self.numbers(resource, start, end)
-        for number in range(max(numbers.start, begin), numbers.stop):
-            yield self._slot(connection, resource, number)
+        return (Slot(connection, resource, number) for number in range(max(numbers.start, begin), numbers.stop))
 
     def numbers(self, resource: Resource, start: datetime, end: datetime) -> range:
         """The numbers of the slots that can have data in a window."""
@@ -175,7 +179,7 @@ class World:
             if low <= self.moment(slot) <= high
         ]
 
-    def samples(self, query: Query, begin: Position = (0, 0, 0)) -> Iterator[Sample]:
+    def samples(self, query: Query, begin: tuple[int, ...] = (0, 0, 0)) -> Iterator[Sample]:
         """The samples of a window in their fixed order, from a position on."""
         low, high = max(query.start, self.start), min(query.end, self.until)
         connections = self.connections(query.user, query.resource, query.provider)
@@ -224,7 +228,7 @@ class World:
         series, connection = series_of(slot.resource), slot.connection
         if (self.moment(slot) + timedelta(seconds=zone_of(connection.user_number)[1] or 0)).hour not in AWAKE:
             return [0] * series.count
-        rng = Random(f"{self.seed}/{connection.user_number}/{slot.resource.name}/{slot.number}")  # noqa: S311
+        rng = seeded(self.seed, connection.user_number, slot.resource.name, slot.number)
         context = Context(rng, self.until, {}, str)
         whole: list[float] = [fill(series.value, context) for _ in range(series.count)]
         values = [round(value * connection.provider.share, None if isinstance(value, int) else 1) for value in whole]
@@ -232,7 +236,6 @@ class World:
         return values[turned:] + values[:turned]
 
     def _total(self, day: Slot, resource: Resource) -> float:
-        """The sum of a day's samples."""
         slots = DAY // schedule_of(resource).every
         numbers = range(day.number * slots, (day.number + 1) * slots)
         return round(sum(sum(self.counted(Slot(day.connection, resource, number))) for number in numbers), 1)
@@ -257,10 +260,6 @@ class World:
         if slot is None:
             return None
         return dict(fill(STREAMS[resource.name], self._context(replace(slot, resource=resource))))
-
-    def devices(self, user: User, resource: Resource) -> list[Record]:
-        """The user's devices, one for each connection."""
-        return [self.record(self._slot(connection, resource)) for connection in self.connections(user, resource)]
 
     def revise(self, slot: Slot) -> None:
         """Makes the slot's record newer: other values, and a later `updated_at` where it has one."""
@@ -351,28 +350,20 @@ class World:
 
     def _rng(self, slot: Slot, purpose: str, name: str) -> Random:
         connection = slot.connection
-        seed = f"{self.seed}/{connection.user_number}/{connection.provider.slug}/{name}/{slot.number}/{purpose}"
-        return Random(seed)  # noqa: S311 - repeatable on purpose, and not used for secrets
+        return seeded(self.seed, connection.user_number, connection.provider.slug, name, slot.number, purpose)
 
     def _put(self, user: User) -> None:
         self._by_id[user.user_id] = user
         self.members = tuple(self._by_id.values())
 
     def _member(self, number: int) -> User:
-        rng = Random(f"{self.seed}/{number}")  # noqa: S311 - repeatable on purpose
+        rng = seeded(self.seed, number)
         user_id = self.identity("user", number)
-        second = [PHONE] if number == 1 else rng.sample(NARROW, rng.randrange(1, 3))
-        providers = [WIDE[number % len(WIDE)], *second]
         connections = (
             Connection(number, user_id, provider, self.identity("device", number, provider.slug), self.start)
-            for provider in providers
+            for provider in usual(number, rng)
         )
         return User(number, user_id, f"member-{number:04d}", tuple(connections))
-
-
-def zone_of(user_number: int) -> tuple[str | None, int | None]:
-    """A user's time zone: its name, and seconds east of UTC."""
-    return TIME_ZONES[user_number % len(TIME_ZONES)]
 
 
 def _is_single(resource: Resource) -> bool:

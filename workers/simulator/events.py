@@ -1,38 +1,65 @@
 """The webhook events that the simulated Junction sends: envelopes around the world's records."""
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
 from app.catalogue import EventType, Resource, catalogue
 from workers.simulator.data import World
 from workers.simulator.labs import BODIES, WITHOUT_USER
-from workers.simulator.people import Connection, Provider, User
-from workers.simulator.query import Record, Slot
+from workers.simulator.people import Connection, Provider, Record, Slot
 from workers.simulator.series import schedule_of
 from workers.simulator.shapes import Context, fill
 
 Event = dict[str, Any]
 
-# The number of slots whose samples one event carries.
-BATCH = 12
+BATCH = 12  # slots whose samples one event carries
+SHARE_OF_UPDATES = 0.3
 
 
-def envelope(world: World, user: User | None, event_type: str, data: Any) -> Event:
-    """An event around its data."""
+def first_events(world: World) -> Iterator[Event]:
+    """The events of all connections: each connection's own event, then one per resource that has history."""
+    for connection in world.all_connections:
+        yield from _arrival(world, connection)
+
+
+def live_events(world: World, seed: int = 0) -> Iterator[Event]:
+    """Endless events about the newest data of random users and resources; some correct earlier events.
+
+    Each event moves the world's end to the present. Events about new connections and about revisions by the fault
+    `changing` come first. The events end when no user has a connection.
+    """
+    rng = Random(seed)  # noqa: S311 - repeatable on purpose
+    while True:
+        world.until = max(world.until, datetime.now(UTC))
+        for connection in world.arrived():
+            yield from _arrival(world, connection)
+        yield from changes(world)
+        connected_users = [member for member in world.members if member.connections]
+        if not connected_users:
+            return
+        connection = rng.choice(rng.choice(connected_users).connections)
+        resource = rng.choice([each for each in supplied(connection) if world.has(connection, each)])
+        yield daily(world, connection, resource, updated=rng.random() < SHARE_OF_UPDATES)
+
+
+def _arrival(world: World, connection: Connection) -> Iterator[Event]:
+    yield connected(world, connection)
+    yield from (historical(world, connection, resource) for resource in supplied(connection))
+
+
+def envelope(world: World, connection: Connection | None, event_type: str, data: Any) -> Event:
+    """An event around its data, about the user of the connection, if one is given."""
     event = {"event_type": event_type, "team_id": world.team_id, "data": data}
-    return event if user is None else event | {"user_id": user.user_id, "client_user_id": user.client_user_id}
+    if connection is None:
+        return event
+    user = world.owner(connection)
+    return event | {"user_id": user.user_id, "client_user_id": user.client_user_id}
 
 
 def daily(
-    world: World,
-    user: User,
-    connection: Connection,
-    resource: Resource,
-    *,
-    at: datetime | None = None,
-    updated: bool = False,
+    world: World, connection: Connection, resource: Resource, *, at: datetime | None = None, updated: bool = False
 ) -> Event:
     """An event with the newest record of a resource, or its newest samples, as of `at` (default: now).
 
@@ -45,7 +72,7 @@ def daily(
         for each in slots:
             world.revise(each)
     event_type = f"daily.data.{resource.name}.{'updated' if updated else 'created'}"
-    return envelope(world, user, event_type, _data(world, slot, slots, None if updated else at))
+    return envelope(world, connection, event_type, _data(world, slot, slots, None if updated else at))
 
 
 def changes(world: World, *, forget: bool = True) -> list[Event]:
@@ -54,57 +81,47 @@ def changes(world: World, *, forget: bool = True) -> list[Event]:
     A client that read the old version, and does not read it again, gets the new one only from these events.
     """
     return [
-        envelope(world, world.user(slot.connection.user_id), name, _data(world, slot, [slot]))
+        envelope(world, slot.connection, f"daily.data.{slot.resource.name}.updated", _data(world, slot, [slot]))
         for slot in world.changed(forget=forget)
-        if (name := f"daily.data.{slot.resource.name}.updated")
     ]
 
 
-def historical(
-    world: World,
-    user: User,
-    connection: Connection,
-    resource: Resource,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    is_final: bool = True,
-) -> Event:
-    """The event that a resource's history can be fetched, by default for the whole world."""
+def historical(world: World, connection: Connection, resource: Resource) -> Event:
+    """The event that a resource's history can be fetched, for the whole world."""
     data = {
-        "user_id": user.user_id,
-        "start_date": (start or world.start).isoformat(),
-        "end_date": (end or world.until).isoformat(),
-        "is_final": is_final,
+        "user_id": connection.user_id,
+        "start_date": world.start.isoformat(),
+        "end_date": world.until.isoformat(),
+        "is_final": True,
         "provider": connection.provider.slug,
     }
-    return envelope(world, user, f"historical.data.{resource.name}.created", data)
+    return envelope(world, connection, f"historical.data.{resource.name}.created", data)
 
 
-def connected(world: World, user: User, connection: Connection) -> Event:
+def connected(world: World, connection: Connection) -> Event:
     """The event that a user has connected a provider."""
     described = connection.provider.described()
     data = {
-        "user_id": user.user_id,
+        "user_id": connection.user_id,
         "provider": described,
         "source": described,
         "external_user_id": connection.external_user_id,
         "resource_availability": availability(connection),
     }
-    return envelope(world, user, "provider.connection.created", data)
+    return envelope(world, connection, "provider.connection.created", data)
 
 
-def connection_error(world: World, user: User, connection: Connection) -> Event:
+def connection_error(world: World, connection: Connection) -> Event:
     """The event that a provider refuses access to the account. Its `provider` is a slug, not an object."""
     state = world.conditions.state(connection)
     data = {
-        "user_id": user.user_id,
+        "user_id": connection.user_id,
         "provider": connection.provider.slug,
         "error_type": state.error_type,
         "error_details": state.error_message,
         "message": "The connection needs the user's consent again.",
     }
-    return envelope(world, user, "provider.connection.error", data)
+    return envelope(world, connection, "provider.connection.error", data)
 
 
 def supplied(connection: Connection) -> list[Resource]:
@@ -119,39 +136,36 @@ def supplies(provider: Provider) -> list[Resource]:
 
 
 def availability(connection: Connection) -> Record:
-    """The status of each resource that a connection supplies."""
     return {resource.name: {"status": "available"} for resource in supplied(connection)}
 
 
 def every_type(world: World) -> Iterator[Event]:
     """One event of every type in the catalogue, all about the first user."""
     for name in catalogue().event_names:
-        yield _example(world, world.members[0], catalogue().event(name))
+        yield _example(world, catalogue().event(name))
 
 
-def _example(world: World, user: User, event_type: EventType) -> Event:
-    name, is_update = event_type.name, event_type.name.endswith(".updated")
+def _example(world: World, event_type: EventType) -> Event:
+    name, connection = event_type.name, world.members[0].connections[0]
     if event_type.does in ("query", "lab"):
-        return _lab(world, user, name)
+        return _lab(world, connection, name)
     if event_type.does == "connection":
-        make = connected if name.endswith(".created") else connection_error
-        return make(world, user, user.connections[0])
+        return (connected if name.endswith(".created") else connection_error)(world, connection)
     if event_type.does == "device":
-        slot = world.latest(user.connections[0], catalogue()["device"])
-        return envelope(world, user, name, world.record(slot))
+        return envelope(world, connection, name, world.record(world.latest(connection, catalogue()["device"])))
     assert event_type.resource is not None
-    connection = world.connections(user, event_type.resource)[0]
+    connection = world.connections(world.members[0], event_type.resource)[0]
     if event_type.does == "historical":
-        return historical(world, user, connection, event_type.resource)
-    return daily(world, user, connection, event_type.resource, updated=is_update)
+        return historical(world, connection, event_type.resource)
+    return daily(world, connection, event_type.resource, updated=name.endswith(".updated"))
 
 
-def _lab(world: World, user: User, event_type: str) -> Event:
+def _lab(world: World, connection: Connection, event_type: str) -> Event:
     name = event_type.rpartition(".")[0]
-    variables = {"user_id": user.user_id, "team_id": world.team_id}
+    variables = {"user_id": connection.user_id, "team_id": world.team_id}
     rng = Random(world.seed)  # noqa: S311 - repeatable on purpose
     data = fill(BODIES[name], Context(rng, world.until, variables, lambda _resource: world.team_id))
-    return envelope(world, None if name in WITHOUT_USER else user, event_type, data)
+    return envelope(world, None if name in WITHOUT_USER else connection, event_type, data)
 
 
 def _batch(world: World, slot: Slot) -> list[Slot]:

@@ -1,8 +1,8 @@
-"""Hooks around every route of the simulated APIs: authentication, requested faults and the request log."""
+"""Tables of routes, and hooks around every route of the simulated APIs: keys, requested faults and the request log."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -11,13 +11,14 @@ from http import HTTPStatus
 from itertools import count
 from math import ceil
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.faults import Kind as FaultKind
-from workers.simulator.query import Record
+from workers.simulator.people import Record
 
+Route = tuple[str, str, Callable[..., Response]]  # method, path and view
 OWN = "/simulate/"
 MAX_LOGGED = 100_000
 SIMULATED = "as asked by a simulated fault"
@@ -31,7 +32,6 @@ class Dialect:
     refusal: Callable[[int], Response]  # by status
     possible: Callable[[], set[FaultKind]]  # which of the faults in LIMITED the request can meet
     failed: Callable[[Fault], Response | None] = lambda _: None  # the response to such a fault, if it has its own
-    served: Callable[[Response], None] = lambda _: None  # called after a response
     public: frozenset[str] = frozenset()  # rules that need no key
 
     def is_authenticated(self) -> bool:
@@ -40,6 +40,11 @@ class Dialect:
         return all(
             compare_digest(request.headers.get(name, "").encode(), key.encode()) for name, key in self.keys.items()
         )
+
+
+def add_routes(app: Flask | Blueprint, routes: Iterable[Route]) -> None:
+    for method, path, view in routes:
+        app.add_url_rule(path, f"{method} {path}", view, methods=[method])
 
 
 def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect]) -> None:
@@ -82,7 +87,6 @@ def add_guards(app: Flask, faults: Faults, dialects: Mapping[str | None, Dialect
         asked = {"method": request.method, "path": request.path, "query": request.query_string.decode()}
         at = datetime.fromtimestamp(g.started, UTC).isoformat()
         log.append({"id": next(numbers), **asked, "status": response.status_code, "time": at})
-        dialect_of_request().served(response)
         return _truncate(response) if has_fault("truncated") else response
 
 

@@ -7,8 +7,7 @@ from app.catalogue import Resource
 from workers.simulator.conditions import Pull
 from workers.simulator.data import World
 from workers.simulator.events import supplied
-from workers.simulator.people import Connection, User
-from workers.simulator.query import Record, Slot
+from workers.simulator.people import Connection, Record, Slot
 from workers.simulator.series import series_of
 
 
@@ -20,19 +19,6 @@ class Extent:
     newest: datetime
     count: int
     days: int
-
-
-def historical_pulls(world: World, user: User, provider: str | None) -> Record:
-    """For each of a user's providers, the state of each resource's history pull."""
-    return {connection.provider.slug: _pulls(world, connection) for connection in _listed(world, user, provider)}
-
-
-def resource_statistics(world: World, user: User, provider: str | None) -> Record:
-    """For each of a user's providers, the oldest and newest data of each resource."""
-    return {
-        connection.provider.slug: {each.name: _statistics(world, connection, each) for each in supplied(connection)}
-        for connection in _listed(world, user, provider)
-    }
 
 
 def extent(world: World, connection: Connection, resource: Resource, end: datetime) -> Extent | None:
@@ -70,12 +56,8 @@ def _samples_per_slot(resource: Resource) -> int:
     return series.count * max(1, len(series.subtypes)) if resource.kind == "timeseries" else 1
 
 
-def _listed(world: World, user: User, provider: str | None) -> list[Connection]:
-    listed = world.conditions.listed(user)
-    return [connection for connection in listed if provider in (None, connection.provider.slug)]
-
-
-def _pulls(world: World, connection: Connection) -> Record:
+def pulls(world: World, connection: Connection) -> Record:
+    """The state of each resource's history pull."""
     pulled, not_pulled = {}, []
     for resource in supplied(connection):
         pull = world.conditions.pull(connection, resource.name)
@@ -102,7 +84,12 @@ def _pull(world: World, connection: Connection, resource: Resource, pull: Pull) 
     }
 
 
-def _statistics(world: World, connection: Connection, resource: Resource) -> Record:
+def statistics(world: World, connection: Connection) -> Record:
+    """The coverage of each resource."""
+    return {resource.name: _coverage(world, connection, resource) for resource in supplied(connection)}
+
+
+def _coverage(world: World, connection: Connection, resource: Resource) -> Record:
     found = extent(world, connection, resource, world.until)
     status = "success" if world.conditions.state(connection).status == "connected" else "failure"
     return {

@@ -1,9 +1,15 @@
-"""The simulated users and the providers that they have connected."""
+"""The parts of the simulated world: users, the providers that they have connected, and queries about their data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from random import Random
+from typing import Any
 
 from app.catalogue import Resource
+
+Record = dict[str, Any]
+TIME_ZONES = (("Europe/Brussels", 3600), ("America/New_York", -18000), ("Asia/Tokyo", 32400), (None, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +94,52 @@ class User:
 
     def connection(self, slug: str) -> Connection | None:
         return next((connection for connection in self.connections if connection.provider.slug == slug), None)
+
+
+def usual(user_number: int, rng: Random) -> list[Provider]:
+    """The providers that a user has from the start."""
+    second = [PHONE] if user_number == 1 else rng.sample(NARROW, rng.randrange(1, 3))
+    return [WIDE[user_number % len(WIDE)], *second]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One period of a resource's schedule. It identifies a record, or the samples of one moment."""
+
+    connection: Connection
+    resource: Resource
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample, its source, and its place in the fixed order of a query's samples: connection, slot and sample."""
+
+    position: tuple[int, int, int]
+    source: Record
+    body: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A user's records of a resource in a window, both ends included."""
+
+    user: User
+    resource: Resource
+    start: datetime
+    end: datetime
+    provider: str | None = None
+
+
+def zone_of(user_number: int) -> tuple[str | None, int | None]:
+    """A user's time zone: its name, and seconds east of UTC."""
+    return TIME_ZONES[user_number % len(TIME_ZONES)]
+
+
+def grouped(samples: Iterable[Sample]) -> list[Record]:
+    """Samples grouped by source, in the order in which the sources first appear."""
+    groups: dict[tuple[Any, ...], Record] = {}
+    for sample in samples:
+        key = tuple(sorted((name, value or "") for name, value in sample.source.items()))
+        groups.setdefault(key, {"source": sample.source, "data": []})["data"].append(sample.body)
+    return list(groups.values())

@@ -6,7 +6,7 @@ The sender of another aggregator overrides `name`, `body` and `sign`.
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from heapq import heappop, heappush
@@ -65,9 +65,12 @@ class Sender:
     waits        seconds between attempts; there is one attempt more than waits
     stop         once set, no event is sent or retried
     remember     whether to keep accepted events, to compare them with the stored rows
+    ended        called after the last attempt of each event, with the event and the status of that attempt
     counts       how many messages ended with each status; 0 stands for no response
     taken        the events with a 2xx response by message id, if `remember` is set
     """
+
+    aggregator = "Junction"
 
     def __init__(
         self,
@@ -82,15 +85,16 @@ class Sender:
         waits: tuple[float, ...] = WAITS,
         stop: Flag | None = None,
         remember: bool = False,
+        ended: Callable[[Event, int], None] | None = None,
     ) -> None:
         self.counts: Counter[int] = Counter()
         self.taken: dict[str, Event] = {}
         self._url, self._secret, self._remember = url, secret, remember
         self._duplicates, self._reordering, self._late = duplicates, reordering, late
         self._rng = Random(seed)  # noqa: S311 - repeatable on purpose
-        self._waits = waits
+        self._waits, self._ended = waits, ended
         self._lock = Lock()
-        self._stop = stop or Flag()
+        self.stop = stop or Flag()
         self._connections = connections
         self._client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_connections=connections))
 
@@ -102,25 +106,27 @@ class Sender:
 
     def close(self) -> None:
         """Stops retries, and closes the connections."""
-        self._stop.set()
+        self.stop.set()
         self._client.close()
 
-    def send(self, event: Event, created_at: datetime | None = None, message_id: str | None = None) -> int:
+    def send(self, event: Event, message_id: str | None = None) -> int:
         """Sends one event until a 2xx response or the last attempt. Returns the last status, 0 without a response.
 
-        `created_at` is the time in the message id (default: now). To send an event again, pass the first `message_id`.
+        To send an event again, pass the first `message_id`.
         """
-        name = message_id or self.name(event, created_at or datetime.now(UTC))
+        name = message_id or self.name(event)
         body = self.body(event)
         status = self._attempt(name, event, body)
         for wait in self._waits:
-            if 200 <= status < 300 or self._stop.wait(wait):
+            if 200 <= status < 300 or self.stop.wait(wait):
                 break
             status = self._attempt(name, event, body)
         with self._lock:
             self.counts[status] += 1
             if self._remember and 200 <= status < 300:
                 self.taken[name] = event
+        if self._ended:
+            self._ended(event, status)
         return status
 
     def send_all(self, events: Iterable[Event], rate: float | None = None) -> Counter[int]:
@@ -139,9 +145,9 @@ class Sender:
                 future.add_done_callback(lambda _done: room.release())
         return self.counts - before
 
-    def name(self, event: Event, at: datetime) -> str:  # noqa: ARG002 - events of other aggregators have an id
+    def name(self, event: Event) -> str:  # noqa: ARG002 - events of other aggregators have an id
         """The id that all attempts of a message share."""
-        return new_message_id(at)
+        return new_message_id(datetime.now(UTC))
 
     def body(self, event: Event) -> bytes:
         return msgspec.json.encode(event)
@@ -160,7 +166,7 @@ class Sender:
         started = time.monotonic()
         for number, event in enumerate(events):
             wait = started + number / rate - time.monotonic() if rate else 0
-            if self._stop.wait(max(wait, 0)):
+            if self.stop.wait(max(wait, 0)):
                 return
             yield event
 
@@ -168,14 +174,14 @@ class Sender:
         """The events with their message ids, some of them delayed or twice."""
         held: list[tuple[int, int, tuple[Event, str]]] = []
         for number, event in enumerate(events):
-            message = event, self.name(event, datetime.now(UTC))
+            message = event, self.name(event)
             if delay := self._delay():
                 heappush(held, (number + delay, number, message))
             else:
                 yield from self._once_or_twice(message)
             while held and held[0][0] <= number:
                 yield from self._once_or_twice(heappop(held)[2])
-        while held and not self._stop.is_set():
+        while held and not self.stop.is_set():
             yield from self._once_or_twice(heappop(held)[2])
 
     def _delay(self) -> int:

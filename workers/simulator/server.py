@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from workers.simulator.api import PAGE_SIZE, create_api
+from workers.simulator.api import create_api
 from workers.simulator.data import World
 from workers.simulator.events import Event, changes
 from workers.simulator.faults import Fault, Faults
-from workers.simulator.query import Record
+from workers.simulator.people import Record
 from workers.simulator.terra import admin
 from workers.simulator.terra.admin import AdminApi
 from workers.simulator.terra.api import API_KEY as TERRA_API_KEY
@@ -45,18 +45,18 @@ class Simulator:
         until: datetime | None = None,
         host: str = HOST,
         port: int = 0,
-        api_key: str = API_KEY,
-        page_size: int = PAGE_SIZE,
+        page_size: int = 500,
         at_terra: int | None = None,
         on_fault: Callable[[Fault], None] | None = None,
     ) -> None:
         self.world = World(seed, users, until or datetime.now(UTC), days)
         self.conditions = self.world.conditions
         self.faults = Faults(seed, on_fault)
-        self.api_key = api_key
         self.terra = TerraWorld(self.world, at_terra)
         self.terra_admin = AdminApi(self.terra)
-        self._app = create_api(self.world, api_key, self.faults, page_size, self.terra, terra_admin=self.terra_admin)
+        self.app = create_api(
+            self.world, API_KEY, self.faults, page_size=page_size, terra=self.terra, admin=self.terra_admin
+        )
         self._host, self._port = host, port
         self._server: BaseWSGIServer | None = None
 
@@ -73,10 +73,9 @@ class Simulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of a client."""
         return {
             "JUNCTION_BASE_URL": self.url,
-            "JUNCTION_API_KEY": self.api_key,
+            "JUNCTION_API_KEY": API_KEY,
             "TERRA_BASE_URL": self.terra_url,
             "TERRA_API_KEY": TERRA_API_KEY,
             "TERRA_DEV_ID": DEV_ID,
@@ -86,14 +85,14 @@ class Simulator:
 
     @property
     def requests(self) -> list[Record]:
-        return list(self._app.extensions["simulated_requests"])
+        return list(self.app.extensions["simulated_requests"])
 
     def changes(self) -> list[Event]:
         """The unsent events about revisions that the fault `changing` has made; each is returned once."""
         return changes(self.world)
 
     def __enter__(self) -> Self:
-        self._server = make_server(self._host, self._port, self._app, threaded=True, request_handler=_SilentHandler)
+        self._server = make_server(self._host, self._port, self.app, threaded=True, request_handler=_SilentHandler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), name="simulator", daemon=True)
         self._thread.start()
         return self

@@ -226,6 +226,5 @@ def known_after(resource: Resource) -> int:
 
 
 def shape_of(resource: Resource, column: Field) -> Any:
-    """The description of a field of a resource."""
     fallback = FIELDS.get(column.name, BY_TYPE[column.type])
     return FIELDS.get(f"{resource.name}.{column.name}", fallback)

@@ -7,17 +7,15 @@ from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
-from msgspec.structs import asdict
 
-from workers.simulator.answers import answer, invalid, number, refuse, seconds, validation_error
+from workers.simulator.answers import answer, invalid, number, refuse, validation_error
 from workers.simulator.budget import Budget
 from workers.simulator.conditions import State
-from workers.simulator.data import World, zone_of
+from workers.simulator.data import World
 from workers.simulator.events import availability, supplied, supplies
+from workers.simulator.guards import Route, add_routes
 from workers.simulator.links import Link, Links
-from workers.simulator.people import PROVIDERS, Connection, Provider, User
-from workers.simulator.query import Record
-from workers.simulator.routes import Route, add_routes
+from workers.simulator.people import PROVIDERS, Connection, Provider, Record, User, zone_of
 
 MAX_REFRESHES, REFRESH_WINDOW_SECONDS = 8, 3600.0
 MIN_TIMEOUT, DEFAULT_TIMEOUT, MAX_TIMEOUT = 5.0, 10.0, 60.0
@@ -105,8 +103,7 @@ def _refuse_taken(world: World, existing: User | None) -> None:
 
 def _change(world: World, user_id: str) -> Response:
     """Changes a user's client_user_id and fallback zone. Other fields of the public API have no effect."""
-    user, body = known(world, user_id), _body(_Changes)
-    changes = {name: value for name, value in asdict(body).items() if value is not msgspec.UNSET}
+    user, changes = known(world, user_id), msgspec.to_builtins(_body(_Changes))
     same_name = world.named(changes.get("client_user_id", user.client_user_id))
     _refuse_taken(world, same_name if same_name != user else None)
     world.change_user(user_id, **changes)
@@ -142,7 +139,7 @@ def _deregister(world: World, user_id: str, provider: str) -> Response:
 def _refresh(world: World, budget: Budget, user_id: str) -> Response:
     """Responds with the sources of a user. A refresh adds no data: the world is always up to date."""
     user = known(world, user_id)
-    seconds("timeout", DEFAULT_TIMEOUT, MIN_TIMEOUT, MAX_TIMEOUT)
+    number("timeout", DEFAULT_TIMEOUT, MIN_TIMEOUT, MAX_TIMEOUT)
     if wait := budget.spend(user_id):
         detail = f"at most {MAX_REFRESHES} refreshes of a user in an hour"
         return answer({"detail": detail}, 429, {"Retry-After": str(wait)})

@@ -17,10 +17,9 @@ from workers.aggregators import junction, terra
 from workers.aggregators.registry import AGGREGATORS
 from workers.simulator.data import World
 from workers.simulator.events import supplied
-from workers.simulator.query import Query
-from workers.simulator.terra.data import TerraWorld
+from workers.simulator.people import Query
+from workers.simulator.terra.data import TerraUser, TerraWorld
 from workers.simulator.terra.events import Message, envelope
-from workers.simulator.terra.people import TerraUser
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 RowKey = tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""The stored history, whatever the API, the workers and the order of notices do."""
+"""The stored history, for any behaviour of the API, any faults of workers and any order of notices."""
 
 import itertools
 import random
@@ -41,7 +41,7 @@ from workers.celery.context import WorkerContext
 from workers.fetch.rate_limits import pauses
 from workers.fetch.retry import MAX_ATTEMPTS
 from workers.simulator import events
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 from workers.simulator.server import Simulator
 from workers.store.backfills import claim, due
 
@@ -84,7 +84,7 @@ def test_every_record_is_there_once(engine: Engine, settings: Settings, page_siz
         world, user = simulator.world, simulator.world.members[0]
         connection = user.connections[0]
         resources = catalogue().of_kind("summary", "timeseries")
-        notices = [delivery(events.historical(world, user, connection, one)) for one in resources]
+        notices = [delivery(events.historical(world, connection, one)) for one in resources]
         wanted = replace(settings, junction_base_url=simulator.url)
         assert len(announce(engine, wanted, *notices)) == len(resources)
         with junction_client(wanted) as client:
@@ -115,7 +115,7 @@ def test_streams_are_fetched_with_their_workouts(engine: Engine, settings: Setti
         world, user = simulator.world, simulator.world.members[0]
         connection, resource = user.connections[0], catalogue()["workout_stream"]
         wanted = replace(settings, junction_base_url=simulator.url)
-        announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
+        announce(engine, wanted, delivery(events.historical(world, connection, resource)))
         with junction_client(wanted) as client:
             settle(engine, Fetcher(engine, wanted, [client]))
         query = Query(user, catalogue()["workouts"], world.start, world.until, connection.provider.slug)
@@ -140,7 +140,7 @@ def test_faults_over_http_lose_nothing(engine: Engine, settings: Settings, kind:
         connection, resource = user.connections[0], catalogue()["heartrate"]
         simulator.faults.add(kind, times=2, **({"retry_after": 0} if kind in ("503", "429") else {}))
         wanted = replace(settings, junction_base_url=simulator.url)
-        announce(engine, wanted, delivery(events.historical(world, user, connection, resource)))
+        announce(engine, wanted, delivery(events.historical(world, connection, resource)))
         with junction_client(wanted) as client:
             for _ in range(5):
                 settle(engine, Fetcher(engine, wanted, [client]), 5)
@@ -151,6 +151,12 @@ def test_faults_over_http_lose_nothing(engine: Engine, settings: Settings, kind:
     assert expected > 200
     assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": expected}]
     assert status(engine, user.user_id) == [("complete", 1, 1)]
+
+
+def check_complete(engine: Engine, count: int) -> None:
+    """The user's one backfill is complete, and so many heart rates are stored."""
+    assert status(engine) == [("complete", 1, 1)]
+    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": count}]
 
 
 # Slices and pages
@@ -177,8 +183,7 @@ def test_empty_years_are_crossed_in_long_steps(engine: Engine, settings: Setting
     provider = Provider(heartrates(daily(5)))
     fetch_history(engine, settings, provider, notice(days=(-3650, 10)))
     assert len(provider.requests) < 30
-    assert status(engine) == [("complete", 1, 1)]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 5}]
+    check_complete(engine, 5)
 
 
 @pytest.mark.parametrize("days", [(5.0, 5.0), (10.0, 0.0), (0.0, 4000.0)])
@@ -186,8 +191,7 @@ def test_odd_windows_are_fetched(engine: Engine, settings: Settings, days: tuple
     """Breaks if an empty window, a reversed one, or one that ends in the future never completes."""
     provider = Provider(heartrates([FIRST + 5 * DAY]))
     fetch_history(engine, settings, provider, notice(days=days))
-    assert status(engine) == [("complete", 1, 1)]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 1}]
+    check_complete(engine, 1)
 
 
 @pytest.mark.parametrize("resource", ["heartrate", "workouts", "workout_stream", "sleep_cycle"])
@@ -447,8 +451,7 @@ def test_a_page_that_was_not_committed_is_requested_again(engine: Engine, settin
     make_due(engine, leases=True)
     settle(engine, provider.fetcher(engine, settings))
     assert max(Counter(str(request.url) for request in provider.requests).values()) == 2
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 480}]
-    assert status(engine) == [("complete", 1, 1)]
+    check_complete(engine, 480)
 
 
 def test_workers_at_once_do_not_double_or_lose(engine: Engine, settings: Settings) -> None:
@@ -464,8 +467,7 @@ def test_workers_at_once_do_not_double_or_lose(engine: Engine, settings: Setting
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, fetchers))
     assert max(Counter(str(request.url) for request in provider.requests).values()) == 1
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 24 * 60}]
-    assert status(engine) == [("complete", 1, 1)]
+    check_complete(engine, 24 * 60)
 
 
 def overtaken(engine: Engine, settings: Settings, late: httpx.Response | None = None, **limits: float) -> Provider:
@@ -493,8 +495,7 @@ def test_a_worker_that_lost_its_lease_stops(engine: Engine, settings: Settings, 
     assert backfill(engine)["records"] == 72
     assert rows(engine, "SELECT 1 FROM headrace.backfills WHERE lease_until > now()") == []
     assert len(provider.requests) == max(pages, 2)
-    assert status(engine) == [("complete", 1, 1)]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
+    check_complete(engine, 72)
 
 
 def test_a_lost_lease_fails_nothing(engine: Engine, settings: Settings) -> None:
@@ -565,23 +566,16 @@ def test_a_refused_key_burns_no_attempt(engine: Engine, settings: Settings, stat
     assert status(engine) == [("complete", 1, 1)]
 
 
-@pytest.mark.parametrize(("resource", "status_code"), [("heartrate", 404), ("workouts", 404), ("sleep_cycle", 404)])
-def test_a_deleted_user_fails(engine: Engine, settings: Settings, resource: str, status_code: int) -> None:
-    """Breaks if requests about a user whom the aggregator has deleted are repeated."""
-    provider = Provider(lambda _: httpx.Response(status_code, json={"detail": "Not found"}))
+@pytest.mark.parametrize("resource", ["heartrate", "workouts", "sleep_cycle", "workout_stream"])
+def test_a_deleted_user_fails(engine: Engine, settings: Settings, resource: str) -> None:
+    """Breaks if requests about a user whom the aggregator has deleted are repeated, or are reported as complete."""
+    provider = Provider(lambda _: httpx.Response(404, json={"detail": "Not found"}))
     (one,) = announce(engine, settings, notice(resource=resource))
     assert provider.fetcher(engine, settings).run(one) == []
     row = backfill(engine)
     assert (row["status"], row["error"], row["finished_at"] is None) == ("failed", "status 404", False)
     assert due(engine) == []
     assert len(provider.requests) == 1
-
-
-def test_a_deleted_user_fails_for_streams_too(engine: Engine, settings: Settings) -> None:
-    """Breaks if the streams of a deleted user are reported as complete."""
-    provider = Provider(lambda _: httpx.Response(404))
-    fetch_history(engine, settings, provider, notice(resource="workout_stream"))
-    assert status(engine) == [("failed", 0, 1)]
 
 
 def test_a_missing_profile_is_a_success(engine: Engine, settings: Settings) -> None:
@@ -695,16 +689,7 @@ def test_a_slice_that_is_too_large_is_halved(engine: Engine, settings: Settings,
     provider.answer = answer
     fetch_history(engine, settings, provider, notice(days=(0, 60)))
     assert windows(provider)[:3] == [14 * DAY, 7 * DAY, 3 * DAY]
-    assert status(engine) == [("complete", 1, 1)]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 60}]
-
-
-@pytest.mark.parametrize("status_code", [413, 504])
-def test_a_slice_that_cannot_be_halved_fails_in_the_end(engine: Engine, settings: Settings, status_code: int) -> None:
-    """Breaks if a window of one day that the API cannot answer is requested every second or two without end."""
-    provider = Provider(lambda _: httpx.Response(status_code))
-    fetch_history(engine, settings, provider, notice(), rounds=40)
-    assert status(engine) == [("failed", 0, 1)]
+    check_complete(engine, 60)
 
 
 @pytest.mark.parametrize("status_code", [400, 410])
@@ -714,8 +699,7 @@ def test_an_expired_cursor_begins_the_slice_again(engine: Engine, settings: Sett
     fetch_history(engine, settings, provider, notice(days=(0, 3)))
     assert provider.all("next_cursor") == [None, "40", None, "40"]
     assert len(set(provider.all("start_date"))) == 1
-    assert status(engine) == [("complete", 1, 1)]
-    assert rows(engine, "SELECT count(*) AS n FROM health.heartrate") == [{"n": 72}]
+    check_complete(engine, 72)
 
 
 def paged(*cursors: str | None, then: str | None = None) -> Provider:
@@ -744,17 +728,20 @@ def test_a_cursor_that_repeats_begins_the_slice_again(engine: Engine, settings: 
     assert status(engine) == [("complete", 1, 1)]
 
 
-def test_a_cursor_that_always_repeats_fails_in_the_end(engine: Engine, settings: Settings) -> None:
-    """Breaks if the same two pages are requested every second without end."""
-    provider = paged(then="a")
+@pytest.mark.parametrize(
+    "provider",
+    [
+        Provider(lambda _: httpx.Response(413)),
+        Provider(lambda _: httpx.Response(504)),
+        paged(then="a"),
+        paged(*["a", "b"] * 200),
+    ],
+    ids=["413", "504", "repeated cursor", "loop of cursors"],
+)
+def test_a_slice_that_never_ends_fails_in_the_end(engine: Engine, settings: Settings, provider: Provider) -> None:
+    """Breaks if one day that the API cannot answer, or the pages of a loop of cursors, are requested without end."""
     fetch_history(engine, settings, provider, notice(days=(0, 3)), rounds=40)
     assert status(engine) == [("failed", 0, 1)]
-
-
-def test_cursors_that_form_a_loop_are_noticed(engine: Engine, settings: Settings) -> None:
-    """Breaks if two pages whose cursors form a loop are requested without a pause and without end."""
-    provider = paged(*["a", "b"] * 200)
-    fetch_history(engine, settings, provider, notice(days=(0, 3)), rounds=40)
 
 
 # Bad data

@@ -95,7 +95,7 @@ def test_a_page_of_rubbish_makes_a_hundred_dead_letters(engine: Engine, settings
 
 
 def test_counted_items_of_history_are_fetched_again(engine: Engine, settings: Settings) -> None:
-    """Breaks if a replay declares items resolved that nobody fetched, or fetches a window once for each page."""
+    """Breaks if a replay declares items resolved that were never fetched, or fetches a window once for each page."""
     data = heartrate("u1", dict.fromkeys(range(2 * MAX_ITEMS + 20), 60))["data"]["data"]
     for one in data:
         one["value"] = None

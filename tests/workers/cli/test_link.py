@@ -109,8 +109,8 @@ def test_a_demo_user_is_connected_immediately(run: Run, here: dict[str, str], si
     user = simulator.world.named("demo-1")
     assert user is not None
     assert user.connection("oura") is not None
-    ((arrived, connection),) = simulator.world.arrived()
-    assert (arrived, connection.provider.slug) == (user, "oura")
+    (connection,) = simulator.world.arrived()
+    assert (connection.user_id, connection.provider.slug) == (user.user_id, "oura")
 
 
 def test_a_wrong_api_key_is_reported_without_it(run: Run, here: dict[str, str]) -> None:

@@ -409,7 +409,7 @@ def test_refresh_is_limited_to_eight_per_hour_and_user(run: Run, simulator: Simu
 
 def test_a_paused_account_is_not_refreshed(run: Run, simulator: Simulator, settings: Settings, broker_url: str) -> None:
     user = simulator.world.members[0]
-    Throttle(replace(settings, junction_api_key=simulator.api_key)).pause("junction", 60, "status 429")
+    Throttle(replace(settings, junction_api_key=API_KEY)).pause("junction", 60, "status 429")
     for _ in range(9):
         line = error_line(run("refresh", "--user", user.user_id))
     assert "headrace status shows why" in line

@@ -222,7 +222,9 @@ def test_every_dry_run_about_people_is_audited(
         form = given | {"id": str(dead[0] if name.startswith("dead") else backfill["id"])}
         privacy.propose(name, form)
         viewer.propose(name, form)  # refused
-    looks = rows(engine, "SELECT os_user, action, subject FROM headrace.audit WHERE action <> 'console people' ORDER BY id")
+    looks = rows(
+        engine, "SELECT os_user, action, subject FROM headrace.audit WHERE action <> 'console people' ORDER BY id"
+    )
     expected = [f"console proposed {name}" for name in ACTIONS if not name.startswith("subscription")]
     assert [one["action"] for one in looks] == expected
     assert {(one["os_user"], one["subject"]) for one in looks} == {("console:privacy-1", person)}

@@ -1,4 +1,4 @@
-"""The HTTP client: it returns a response whatever the network and the API do."""
+"""The HTTP client: it returns a response for any status and any network error."""
 
 import gzip
 import time

@@ -221,8 +221,8 @@ class Stage:
         """Applies every connection and the notice of every resource, and fetches the history."""
         for user in self.world.members:
             for connection in user.connections:
-                api = [events.connected(self.world, user, connection)]
-                api += [events.historical(self.world, user, connection, one) for one in events.supplied(connection)]
+                api = [events.connected(self.world, connection)]
+                api += [events.historical(self.world, connection, one) for one in events.supplied(connection)]
                 apply(self.engine, self.settings, *(delivery(one, datetime.now(UTC)) for one in api))
         self.settle()
 
@@ -505,7 +505,7 @@ def test_a_running_pull_is_not_fetched(engine: Engine, settings: Settings, statu
         assert {key[2] for key in opened(engine)} == {"steps", "activity"}
         again = on.reconcile()
         assert {gap.key for gap in found(again)} == {gap.key for gap in pulling}
-        on.simulator.conditions.clear_pulls()
+        on.simulator.conditions.pulls.clear()
         on.restore()
         on.check()
 
@@ -587,9 +587,9 @@ def test_connections_are_corrected(  # noqa: PLR0917
     with stage(engine, replace(settings, resources=("profile",)), days=1) as on:
         user = on.world.members[0]
         connection, slug = user.connections[0], user.connections[0].provider.slug
-        others = [events.connected(on.world, user, each) for each in user.connections[1:]]
+        others = [events.connected(on.world, each) for each in user.connections[1:]]
         if known:
-            others.append(events.connected(on.world, user, connection))
+            others.append(events.connected(on.world, connection))
         if known == "error":
             data = {"provider": slug, "error_type": "provider_error"}
             others.append(event("provider.connection.error", user.user_id, data))
@@ -866,8 +866,8 @@ def test_older_data_is_compared_on_demand_only(engine: Engine, settings: Setting
 def test_a_dry_run_writes_nothing(engine: Engine, settings: Settings) -> None:
     """Breaks if a dry run fetches, corrects or stores anything, or reports less."""
     with stage(engine, settings, days=3) as on:
-        user, connection = on.world.members[0], on.world.members[0].connections[0]
-        notices = [events.historical(on.world, user, connection, catalogue()[name]) for name in ("heartrate", "sleep")]
+        connection = on.world.members[0].connections[0]
+        notices = [events.historical(on.world, connection, catalogue()[name]) for name in ("heartrate", "sleep")]
         apply(engine, on.settings, *(delivery(one, datetime.now(UTC)) for one in notices))
         on.settle()
         delete_data(on, today(-2), today(-1), ["heartrate"])

@@ -29,7 +29,7 @@ from workers.reconcile.runs import Step, run_slice
 from workers.reconcile.terra import JOB, TerraPosition, TerraReconciler
 from workers.simulator.server import Simulator
 from workers.simulator.terra import events
-from workers.simulator.terra.people import TerraUser
+from workers.simulator.terra.data import TerraUser
 from workers.simulator.terra.sender import TerraSender
 from workers.store import jobs
 from workers.store.engine import transaction

@@ -1,21 +1,20 @@
 """A client of the simulated Junction API, with a world of its own."""
 
+from functools import partial
+
 import pytest
 
 from app.catalogue import catalogue
 from tests.support.simulated import KEY, UNTIL
-from workers.simulator.api import create_api
-from workers.simulator.data import World
-from workers.simulator.faults import Faults
+from workers.simulator.server import Simulator
 
 
 class Api:
     """Sends requests to the API of a world, with the key."""
 
-    def __init__(self, world, page_size):
-        self.world = world
-        self.faults = Faults(world.seed)
-        self.client = create_api(world, KEY, self.faults, page_size).test_client()
+    def __init__(self, *, users, days, until, page_size):
+        simulator = Simulator(users, days, until=until, page_size=page_size)
+        self.world, self.faults, self.client = simulator.world, simulator.faults, simulator.app.test_client()
 
     def get(self, path, **query):
         return self.client.get(path, query_string=query, headers={"X-Vital-API-Key": KEY})
@@ -41,7 +40,7 @@ class Api:
 
 @pytest.fixture
 def make_api():
-    return lambda users=2, days=20, until=UNTIL, page_size=500: Api(World(1, users, until, days), page_size)
+    return partial(Api, users=2, days=20, until=UNTIL, page_size=500)
 
 
 @pytest.fixture

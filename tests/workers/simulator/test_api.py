@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from app.catalogue import catalogue
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WEEK = {"start_date": "2026-11-13", "end_date": "2026-11-20"}

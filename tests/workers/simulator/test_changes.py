@@ -6,7 +6,7 @@ import pytest
 
 from app.catalogue import catalogue
 from workers.simulator import Simulator, live_events
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 from workers.verify.expected import history
 
 MONTH = {"start_date": "2026-10-20", "end_date": "2026-11-20"}

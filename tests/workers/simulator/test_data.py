@@ -10,7 +10,7 @@ from app.catalogue import catalogue
 from workers.simulator import first_events, live_events
 from workers.simulator.data import World
 from workers.simulator.events import daily, every_type, historical
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SUMMARIES = catalogue().of_kind("summary")
@@ -175,8 +175,8 @@ def test_every_envelope_names_its_user_but_for_match_reviews():
         assert event["team_id"] == world.team_id
         assert event["data"]
         named = event.get("user_id"), event.get("client_user_id")
-        of_nobody = event["event_type"].startswith("labtest.match_review")
-        assert named == ((None, None) if of_nobody else (world.members[0].user_id, "member-0001"))
+        is_anonymous = event["event_type"].startswith("labtest.match_review")
+        assert named == ((None, None) if is_anonymous else (world.members[0].user_id, "member-0001"))
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_an_update_of_a_summary_is_newer_and_the_read_api_has_it(resource):
     world = make_world()
     user = world.members[0]
     connection = world.connections(user, resource)[0]
-    first = daily(world, user, connection, resource)["data"]
+    first = daily(world, connection, resource)["data"]
 
-    second = daily(world, user, connection, resource, updated=True)["data"]
+    second = daily(world, connection, resource, updated=True)["data"]
 
     assert second["id"] == first["id"]
     assert second["created_at"] == first["created_at"]
@@ -200,9 +200,9 @@ def test_an_update_of_a_summary_is_newer_and_the_read_api_has_it(resource):
 def test_an_update_of_samples_changes_values_and_no_moment():
     world = make_world()
     user, resource = world.members[0], catalogue()["heartrate"]
-    first = daily(world, user, user.connections[0], resource)["data"]
+    first = daily(world, user.connections[0], resource)["data"]
 
-    second = daily(world, user, user.connections[0], resource, updated=True)["data"]
+    second = daily(world, user.connections[0], resource, updated=True)["data"]
 
     assert [sample["timestamp"] for sample in second["data"]] == [sample["timestamp"] for sample in first["data"]]
     assert all(new["value"] != old["value"] for new, old in zip(second["data"], first["data"], strict=True))
@@ -215,25 +215,24 @@ def test_an_event_about_the_past_carries_what_was_newest_then():
     user, resource = world.members[0], catalogue()["steps"]
     at = UNTIL - timedelta(days=9)
 
-    event = daily(world, user, user.connections[0], resource, at=at)
+    event = daily(world, user.connections[0], resource, at=at)
 
     assert at - timedelta(minutes=15) < datetime.fromisoformat(event["data"]["data"][-1]["timestamp"]) <= at
 
 
 def test_a_historical_notice_carries_a_window_and_no_data():
     world = make_world()
-    user = world.members[0]
-    start = UNTIL - timedelta(days=5)
+    connection = world.members[0].connections[0]
 
-    event = historical(world, user, user.connections[0], catalogue()["steps"], start=start, is_final=False)
+    event = historical(world, connection, catalogue()["steps"])
 
     assert event["event_type"] == "historical.data.steps.created"
     assert event["data"] == {
-        "user_id": user.user_id,
-        "start_date": start.isoformat(),
+        "user_id": connection.user_id,
+        "start_date": world.start.isoformat(),
         "end_date": UNTIL.isoformat(),
-        "is_final": False,
-        "provider": user.connections[0].provider.slug,
+        "is_final": True,
+        "provider": connection.provider.slug,
     }
 
 

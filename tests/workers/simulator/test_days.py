@@ -12,7 +12,7 @@ from workers.actions import Record, Samples
 from workers.aggregators.terra import read_page
 from workers.simulator.data import World
 from workers.simulator.events import daily
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 from workers.simulator.summaries import TOTALS
 from workers.simulator.terra.data import TerraWorld
 from workers.simulator.terra.events import data, envelope
@@ -92,13 +92,13 @@ def test_the_events_of_a_day_add_up_to_the_event_of_its_summary(world):
     """Breaks if webhooks have other values than the read API, or a corrected batch lacks a moved value."""
     user = world.members[0]
     connection = user.connections[0]
-    day = daily(world, user, connection, catalogue()["activity"])["data"]
+    day = daily(world, connection, catalogue()["activity"])["data"]
     begin = datetime.fromisoformat(day["date"])
     for field, series in TOTALS["activity"].items():
         held = {}
         for hours in range(24):
             at = begin + timedelta(hours=hours, minutes=45)
-            event = daily(world, user, connection, catalogue()[series], at=at, updated=hours % 3 == 0)
+            event = daily(world, connection, catalogue()[series], at=at, updated=hours % 3 == 0)
             held |= {sample["timestamp"]: sample for sample in event["data"]["data"]}
         totals = {"utc": defaultdict(float), "local": defaultdict(float)}
         add(totals, "all", held.values())

@@ -9,7 +9,7 @@ from app.catalogue import catalogue
 from workers.simulator.data import World
 from workers.simulator.events import connection_error, supplied
 from workers.simulator.introspection import extent
-from workers.simulator.query import Query
+from workers.simulator.people import Query
 
 PULLS, RESOURCES = "/v2/introspect/historical_pull", "/v2/introspect/resources"
 UNTIL = datetime(2026, 11, 20, 12, 34, 56, tzinfo=UTC)
@@ -159,7 +159,7 @@ def test_a_connection_can_be_in_error_and_well_again(api):
     assert {state for slug, state in states().items() if slug != broken.provider.slug} == {("connected", None)}
     attempts = api.get(RESOURCES, user_id=user.user_id).json["data"][0]["provider"][broken.provider.slug].values()
     assert {each["last_attempt"]["status"] for each in attempts} == {"failure"}
-    event = connection_error(api.world, user, broken)["data"]
+    event = connection_error(api.world, broken)["data"]
     assert (event["error_type"], event["error_details"]) == (error["error_type"], error["error_message"])
     api.client.delete("/simulate/connections")
     assert set(states().values()) == {("connected", None)}

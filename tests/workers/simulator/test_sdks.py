@@ -24,6 +24,7 @@ from terra.core.api_error import ApiError as TerraError
 from app.catalogue import catalogue
 from tests.support.simulated import UNTIL
 from workers.simulator import Simulator, summaries
+from workers.simulator.server import API_KEY as JUNCTION_API_KEY
 from workers.simulator.terra.api import API_KEY, DEV_ID
 
 USERS, DAYS = 6, 30
@@ -42,11 +43,10 @@ def junction_calls(simulator):
     """The calls about wearables that the simulator serves, as (group, method, arguments)."""
     world = simulator.world
     user, other = world.members[0].user_id, world.members[-1]
-    device = world.devices(world.members[0], catalogue()["device"])[0]["id"]
     link = python_client("junction", simulator).link.token(user_id=user).link_token
     record = {
         name: world.record(world.latest(world.members[0].connections[0], catalogue()[name]))["id"]
-        for name in ("workouts", "sleep")
+        for name in ("workouts", "sleep", "device")
     }
     demo = {"user_id": other.user_id, "provider": "oura"}
     return [
@@ -69,7 +69,7 @@ def junction_calls(simulator):
         ("user", "get_by_client_user_id", {"client_user_id": world.members[0].client_user_id}),
         ("user", "get_connected_providers", {"user_id": user}),
         ("user", "get_devices", {"user_id": user}),
-        ("user", "get_device", {"user_id": user, "device_id": device}),
+        ("user", "get_device", {"user_id": user, "device_id": record["device"]}),
         ("user", "get_user_sign_in_token", {"user_id": user}),
         ("user", "patch", {"user_id": user, "client_user_id": "renamed", "fallback_time_zone": "Europe/Brussels"}),
         ("user", "get", {"user_id": user}),
@@ -130,7 +130,7 @@ def calls_of(aggregator, simulator):
 
 def python_client(aggregator, simulator):
     if aggregator == "junction":
-        return Junction(base_url=simulator.url, api_key=simulator.api_key, max_retries=0)
+        return Junction(base_url=simulator.url, api_key=JUNCTION_API_KEY, max_retries=0)
     return Terra(base_url=simulator.terra_url, dev_id=DEV_ID, api_key=API_KEY)
 
 
@@ -169,7 +169,7 @@ def node_modules():
 def walk_in_javascript(aggregator, simulator, calls, node_modules):
     if aggregator == "junction":
         package, client = "@junction-api/sdk", "JunctionClient"
-        options = {"baseUrl": simulator.url, "apiKey": simulator.api_key, "maxRetries": 0}
+        options = {"baseUrl": simulator.url, "apiKey": JUNCTION_API_KEY, "maxRetries": 0}
         calls = [(*call, [{camel(name): value for name, value in given.items()}]) for *call, given in calls]
     else:
         package, client = "terra-api", "TerraClient"

@@ -10,13 +10,14 @@ import pytest
 
 from tests.support import HTTP
 from workers.simulator import Simulator, _stop
+from workers.simulator.server import API_KEY
 
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 def test_the_server_serves_what_the_world_holds_and_stops():
     with Simulator(users=1, days=2, until=UNTIL) as simulator:
-        headers = {"X-Vital-API-Key": simulator.api_key}
+        headers = {"X-Vital-API-Key": API_KEY}
         users = HTTP.get(f"{simulator.url}/v2/user", headers=headers).json()["users"]
         assert [user["user_id"] for user in users] == [simulator.world.members[0].user_id]
         assert [entry["path"] for entry in simulator.requests] == ["/v2/user"]
@@ -28,7 +29,7 @@ def test_the_server_serves_what_the_world_holds_and_stops():
 
 def test_a_truncated_answer_breaks_off_and_a_slow_one_is_late():
     with Simulator(users=1, days=2, until=UNTIL) as simulator:
-        headers = {"X-Vital-API-Key": simulator.api_key}
+        headers = {"X-Vital-API-Key": API_KEY}
         simulator.faults.add("truncated", times=1)
         with pytest.raises(httpx.RemoteProtocolError):
             HTTP.get(f"{simulator.url}/v2/user", headers=headers)

@@ -9,8 +9,8 @@ from app.catalogue import catalogue
 from tests.support.simulated import KEY
 from tests.workers.simulator.schemas import errors_of
 from workers.simulator import live_events
-from workers.simulator.data import zone_of
 from workers.simulator.events import supplied
+from workers.simulator.people import zone_of
 
 USER_FIELDS = {"user_id", "team_id", "client_user_id", "created_on", "connected_sources", "fallback_time_zone"}
 

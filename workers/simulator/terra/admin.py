@@ -17,11 +17,10 @@ from werkzeug.exceptions import HTTPException
 
 from workers.simulator.answers import answer
 from workers.simulator.guards import Dialect
-from workers.simulator.query import Record
+from workers.simulator.people import Record
 from workers.simulator.terra.api import DEV_ID
-from workers.simulator.terra.data import TerraWorld
+from workers.simulator.terra.data import TerraUser, TerraWorld
 from workers.simulator.terra.events import Message
-from workers.simulator.terra.people import TerraUser
 
 NAME = "terra-admin"
 PREFIX = "/v3/admin"

@@ -7,7 +7,7 @@ import msgspec
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from workers.simulator.query import Record
+from workers.simulator.people import Record
 
 # Python 3.13 has another phrase for this status (RFC 9110).
 TITLES = {413: "request entity too large"}

@@ -19,16 +19,14 @@ from workers.simulator.answers import DAY, answer
 from workers.simulator.budget import Budget
 from workers.simulator.faults import Fault
 from workers.simulator.faults import Kind as FaultKind
-from workers.simulator.guards import OWN, Dialect, reason
+from workers.simulator.guards import OWN, Dialect, Route, add_routes, reason
 from workers.simulator.links import Links
-from workers.simulator.query import Record
-from workers.simulator.routes import Route, add_routes
+from workers.simulator.people import Record
 from workers.simulator.terra import events
 from workers.simulator.terra.answers import body_of, problem, refuse
-from workers.simulator.terra.data import TerraWorld
+from workers.simulator.terra.data import TerraUser, TerraWorld
 from workers.simulator.terra.events import PAYLOADS, Message, described, envelope, large_request
 from workers.simulator.terra.objects import KINDS, Kind
-from workers.simulator.terra.people import TerraUser
 from workers.simulator.terra.users import routes_of
 
 NAME = "terra"
@@ -45,6 +43,8 @@ PLANNED = KINDS["planned_workout"]
 PLAN_SUMMARY = (
     "planned_workout_id", "planned_date", "is_external", "workout_id", "provider_workout_id", "coercion_warnings"
 )  # fmt: skip
+
+INCIDENTS = {"reauth": events.reauth, "deauth": events.deauth, "connection_error": events.connection_error}
 
 
 class Incident(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,7 +66,7 @@ class TerraApi:
     @property
     def dialect(self) -> Dialect:
         keys = {"dev-id": DEV_ID, "x-api-key": API_KEY}
-        return Dialect(keys, _refusal, _possible_faults, self._failed, _served)
+        return Dialect(keys, _refusal, _possible_faults, self._failed)
 
     def add_to(self, app: Flask) -> None:
         blueprint = Blueprint(NAME, __name__, url_prefix=PREFIX)
@@ -79,6 +79,7 @@ class TerraApi:
             *routes_of(self._terra, self._links),
         )
         add_routes(blueprint, routes)
+        blueprint.after_request(_with_rate)
         app.register_blueprint(blueprint)
         app.add_url_rule(f"{OWN}terra", "incident", self._incident, methods=["POST"])
         app.add_url_rule(f"{PAYLOADS}/<trace_id>", "payload", self._payload)
@@ -168,12 +169,7 @@ class TerraApi:
     def _incident(self) -> Response:
         incident = body_of(Incident)
         account = self._terra.account(incident.user_id) or refuse(404, "user not found")
-        if incident.kind == "reauth":
-            self._terra.put(*events.reauth(self._terra, account))
-        elif incident.kind == "deauth":
-            self._terra.put(events.deauth(self._terra, account))
-        else:
-            self._terra.put(events.connection_error(self._terra, account))
+        self._terra.put(*INCIDENTS[incident.kind](self._terra, account))
         return answer({"ok": True}, 201)
 
     def _payload(self, trace_id: str) -> Response:
@@ -185,9 +181,9 @@ def _possible_faults() -> set[FaultKind]:
     return {"processing"} if request.method == "GET" and not _is_for_webhook() else set()
 
 
-def _served(response: Response) -> None:
-    if "rate" in g:
-        response.headers.update(g.rate)
+def _with_rate(response: Response) -> Response:
+    response.headers.update(g.get("rate", {}))
+    return response
 
 
 def _refusal(status: int) -> Response:

@@ -9,20 +9,53 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta, timezone
-from random import Random
 from threading import RLock
 from typing import Any
 
-from workers.simulator.data import TIME_ZONES, World
-from workers.simulator.people import User
-from workers.simulator.query import Record
-from workers.simulator.shapes import Context, fill
+from workers.simulator.data import World
+from workers.simulator.people import Provider, Record, User, zone_of
+from workers.simulator.shapes import Context, fill, seeded
 from workers.simulator.terra.objects import ATHLETE, KINDS, Kind
-from workers.simulator.terra.people import PROVIDERS, TerraUser, usual
 
 UNSEEN = timedelta(hours=8)  # age of a provider's last data when the user connects
 STEP = timedelta(hours=2)  # new data per event, at most
 CYCLE_DAYS = 28
+_WATCH = frozenset({"activity", "daily", "sleep", "body", "menstruation", "planned_workout"})
+
+# By Terra's names. A user's number selects the two that the user has.
+PROVIDERS = {
+    provider.slug: provider
+    for provider in (
+        Provider("PELOTON", "Peloton", "exercise_machine", "Bike+", frozenset({"activity"})),
+        Provider("OURA", "Oura", "ring", "Gen3", frozenset({"daily", "sleep"})),
+        Provider("GARMIN", "Garmin", "watch", "Forerunner 265", _WATCH),
+        Provider("FREESTYLELIBRE", "FreeStyle Libre", "automatic", "Libre 3", frozenset({"body"})),
+        Provider("WITHINGS", "Withings", "scale", "Body Cardio", frozenset({"body", "sleep"})),
+        Provider("MYFITNESSPAL", "MyFitnessPal", "app", "MyFitnessPal", frozenset({"nutrition"})),
+    )
+}
+APART = 2  # places between a user's two providers
+
+
+@dataclass(frozen=True, slots=True)
+class TerraUser:
+    """One person's connection with one provider, which Terra calls a user. Reconnecting gives it another id."""
+
+    user_id: str
+    person: User
+    provider: Provider
+    since: datetime
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """The identity that all ids of the account share."""
+        return self.person.number, self.provider.slug
+
+
+def usual(person: User) -> list[Provider]:
+    """The providers that a person has from the start."""
+    providers = list(PROVIDERS.values())
+    return [providers[(person.number + step) % len(providers)] for step in (0, APART)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +88,6 @@ class TerraWorld:
                 self._open(TerraUser(self._id(person, provider.slug), person, provider, world.start))
 
     def accounts(self) -> list[TerraUser]:
-        """The open accounts."""
         return list(self._accounts.values())
 
     def account(self, user_id: str) -> TerraUser | None:
@@ -129,7 +161,7 @@ class TerraWorld:
             return [self.record(slot) for slot in slots]
 
     def athlete(self, account: TerraUser) -> Record:
-        context = Context(Random(self._seed("athlete", *account.key)), self.world.start, {}, str)  # noqa: S311
+        context = Context(seeded(self._seed("athlete", *account.key)), self.world.start, {}, str)
         return dict(fill(ATHLETE, context))
 
     def record(self, slot: Slot, *, with_samples: bool = True) -> Record:
@@ -153,8 +185,7 @@ class TerraWorld:
             "day_in_cycle": in_cycle + 1,
             "period_start": date.fromordinal(slot.day - in_cycle).isoformat(),
         }
-        rng = Random(seed)  # noqa: S311 - repeatable on purpose
-        context = Context(rng, _local(number, start), variables, str, self._revisions.get(slot, 0))
+        context = Context(seeded(seed), _local(number, start), variables, str, self._revisions.get(slot, 0))
         return dict(fill(slot.kind.description, context))
 
     def stamp(self) -> int:
@@ -201,8 +232,8 @@ class TerraWorld:
         return start < at if slot.kind.is_running else end <= at
 
     def _span(self, slot: Slot, revision: int | None = None) -> tuple[datetime, datetime]:
-        rng, kind = Random(self._seed("moment", *slot.seed)), slot.kind  # noqa: S311 - repeatable on purpose
-        midnight = datetime.fromordinal(slot.day) - timedelta(seconds=_offset(slot.account[0]) or 0)
+        rng, kind = seeded(self._seed("moment", *slot.seed)), slot.kind
+        midnight = datetime.fromordinal(slot.day) - timedelta(seconds=zone_of(slot.account[0])[1] or 0)
         jitter = int(rng.random() * kind.jitter * 3600)
         start = midnight.replace(tzinfo=UTC) + timedelta(hours=kind.hour, seconds=jitter)
         low, high = kind.lasts
@@ -217,11 +248,7 @@ class TerraWorld:
         return "/".join(str(part) for part in (self.world.seed, "terra", *parts))
 
 
-def _offset(number: int) -> int | None:
-    return TIME_ZONES[number % len(TIME_ZONES)][1]
-
-
 def _local(number: int, at: datetime) -> datetime:
     """A moment in the user's time zone; without an offset where the provider does not know it."""
-    offset = _offset(number)
+    offset = zone_of(number)[1]
     return at.replace(tzinfo=None) if offset is None else at.astimezone(timezone(timedelta(seconds=offset)))

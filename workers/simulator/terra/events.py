@@ -3,20 +3,21 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from random import Random
 from uuid import uuid4
 
 import msgspec
 
-from workers.simulator.query import Record
-from workers.simulator.terra.data import TerraWorld
+from workers.simulator.people import Record
+from workers.simulator.terra.data import TerraUser, TerraWorld
 from workers.simulator.terra.objects import Kind
-from workers.simulator.terra.people import TerraUser
 
 VERSION = "2022-03-16"
 SCOPES = "activity,sleep,daily,body"
 CHUNK = 10  # objects in one delivery of a large request
 EXPIRES_SECONDS = 600
 PAYLOADS = "/simulate/payloads"
+SHARE_OF_UPDATES = 0.3
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,30 @@ class Message:
     ordering_ms: int  # when it was made
     reference: str  # of the request that asked for the data; otherwise its own trace id
     trace_id: str
+
+
+def first_events(terra: TerraWorld) -> Iterator[Message]:
+    """The events of new connections: `auth` and `athlete`. Terra does not announce history."""
+    for account in terra.accounts():
+        yield from arrival(terra, account)
+
+
+def live_events(terra: TerraWorld, seed: int = 0, pinged: float = 0.0, base_url: str = "") -> Iterator[Message]:
+    """Events about new data of random accounts and types, until no account is open; some correct earlier events.
+
+    Days and bodies are sent again while they last, each time with more data. Each event moves the world's end to the
+    present. Events of `TerraWorld.put` are sent first. `pinged` is the share of events with only a URL at `base_url`.
+    """
+    rng = Random(seed)  # noqa: S311 - repeatable on purpose
+    while True:
+        terra.world.until = max(terra.world.until, datetime.now(UTC))
+        yield from terra.pending()
+        accounts = terra.accounts()
+        if not accounts:
+            return
+        account = rng.choice(accounts)
+        event = data(terra, account, rng.choice(terra.kinds(account)), updated=rng.random() < SHARE_OF_UPDATES)
+        yield by_url(terra, event, base_url) if rng.random() < pinged else event
 
 
 def message(terra: TerraWorld, event: Record, reference: str = "") -> Message:
@@ -87,17 +112,17 @@ def arrival(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
     yield athlete(terra, account)
 
 
-def deauth(terra: TerraWorld, account: TerraUser) -> Message:
+def deauth(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
     """A user has disconnected a provider: the account is closed."""
     terra.close(account)
     text = "User has deauthenticated"
-    return message(terra, {"type": "deauth", "status": "success", "message": text, "user": described(terra, account)})
+    yield message(terra, {"type": "deauth", "status": "success", "message": text, "user": described(terra, account)})
 
 
-def connection_error(terra: TerraWorld, account: TerraUser) -> Message:
+def connection_error(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:
     """A provider refuses access to an account."""
     event = {"type": "connection_error", "status": "warning", "message": "User connection degraded"}
-    return message(terra, event | {"user": described(terra, account)})
+    yield message(terra, event | {"user": described(terra, account)})
 
 
 def reauth(terra: TerraWorld, account: TerraUser) -> Iterator[Message]:

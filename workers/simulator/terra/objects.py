@@ -1,11 +1,27 @@
 """Terra's types: schedules and descriptions of their objects, with the names and units of Terra's API document."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
-from workers.simulator.shapes import at, between, day, digits, empty_lists, nulls, one_of, variable
-from workers.simulator.terra.shapes import Samples, mean, only, seconds_in, total
+from workers.simulator.shapes import (
+    Context,
+    Shape,
+    at,
+    between,
+    day,
+    digits,
+    empty_lists,
+    fill,
+    later,
+    nulls,
+    one_of,
+    seeded,
+    variable,
+)
 
+HOUR = 3600
 DAY_HOURS = 24.0
 
 
@@ -22,6 +38,70 @@ class Kind:
     is_running: bool = False  # sent while it lasts, not only after its end
     extends: float = 0.0  # hours that each correction adds to it
     path: str = ""  # in the read API, if it differs from the name
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A shape: the samples of an array, from the object's start to its end, or to the end of the measurement.
+
+    Each array has its own random generator, so measured samples stay the same while more are added. The array is empty
+    if the request did not ask for samples.
+    """
+
+    name: str
+    every: float  # seconds
+    item: Mapping[str, Any]
+    hours: tuple[float, float] = (0, 24)  # of the object, between which samples exist
+    running_total: str = ""  # the field that holds a running total since the object's start
+    time: str = "timestamp"
+
+    def __call__(self, context: Context) -> list[dict[str, Any]]:
+        return self.all(context) if context.variables["with_samples"] else []
+
+    def all(self, context: Context) -> list[dict[str, Any]]:
+        """All samples, whether or not the request asked for them."""
+        rng = seeded(context.variables["seed"], self.name)
+        begin = later(replace(context, rng=rng), self.hours[0] * HOUR)
+        last = min(context.variables["until"], context.instant + timedelta(hours=self.hours[1]))
+        found: list[dict[str, Any]] = []
+        total, item = 0.0, dict(self.item)
+        while (moment := later(begin, len(found) * self.every)).instant < last:
+            sample = {self.time: moment.instant.isoformat(), **fill(item, moment)}
+            if self.running_total:
+                total = sample[self.running_total] = round(total + sample[self.running_total], 1)
+            found.append(sample)
+        return found
+
+
+def total(samples: Samples, name: str) -> Shape:
+
+    def value(context: Context) -> float:
+        values: list[float] = [sample[name] for sample in samples.all(context)]
+        if samples.running_total == name:
+            return values[-1] if values else 0
+        return round(sum(values), 1)
+
+    return value
+
+
+def mean(samples: Samples, name: str) -> Shape:
+    """The mean of a field of the samples; None if there are none."""
+
+    def value(context: Context) -> float | None:
+        values = [sample[name] for sample in samples.all(context)]
+        return round(sum(values) / len(values), 1) if values else None
+
+    return value
+
+
+def seconds_in(samples: Samples, *stages: int) -> Shape:
+    """The seconds during which an array of sleep stages shows one of these stages."""
+    return lambda context: samples.every * sum(sample["level"] in stages for sample in samples.all(context))
+
+
+def only(*providers: str, **fields: Any) -> Shape:
+    """An object that only these providers measure; None for the others."""
+    return lambda context: fill(fields, context) if context.variables["provider"] in providers else None
 
 
 METADATA = {"start_time": at(), "end_time": variable("end_time"), "timestamp_localization": 1}

@@ -2,9 +2,8 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
@@ -13,21 +12,11 @@ from workers.simulator.terra.events import Message
 
 
 class TerraSender(Sender):
-    """A sender of Terra's events. An event brings its own id and the time at which it was made.
+    """A sender of Terra's events. An event brings its own id and the time at which it was made."""
 
-    `ended` is called after the last attempt of each event, with the event and the status of that attempt.
-    """
+    aggregator = "Terra"
 
-    def __init__(self, *given: Any, ended: Callable[[Message, int], None] = lambda *_: None, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._ended = ended
-
-    def send(self, event: Message, created_at: datetime | None = None, message_id: str | None = None) -> int:
-        status = super().send(event, created_at, message_id)
-        self._ended(event, status)
-        return status
-
-    def name(self, event: Message, at: datetime) -> str:  # noqa: ARG002 - signature of Sender
+    def name(self, event: Message) -> str:
         return event.trace_id
 
     def body(self, event: Message) -> bytes:

@@ -7,15 +7,14 @@ import msgspec
 from flask import Response, request
 
 from workers.simulator.answers import answer
+from workers.simulator.guards import Route
 from workers.simulator.links import Link, Links
-from workers.simulator.query import Record
-from workers.simulator.routes import Route
+from workers.simulator.people import Record
 from workers.simulator.terra import events
 from workers.simulator.terra.answers import body_of, refuse
-from workers.simulator.terra.data import TerraWorld
+from workers.simulator.terra.data import PROVIDERS, TerraWorld
 from workers.simulator.terra.events import described
 from workers.simulator.terra.objects import KINDS
-from workers.simulator.terra.people import PROVIDERS
 
 SESSION_SECONDS, TOKEN_SECONDS = 900, 180
 USERS_PER_PAGE = 500
@@ -84,7 +83,7 @@ def _auth_token() -> Response:
 def _deauthenticate(terra: TerraWorld) -> Response:
     """Closes an account, whose `deauth` event is sent next."""
     user_id = request.args.get("user_id") or refuse(400, "missing user_id")
-    terra.put(events.deauth(terra, terra.account(user_id) or refuse(404, "user not found")))
+    terra.put(*events.deauth(terra, terra.account(user_id) or refuse(404, "user not found")))
     return answer({"status": "success"})
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from random import Random
 from threading import Event as Flag
@@ -14,10 +13,10 @@ import msgspec
 from app.catalogue import Resource, catalogue
 from workers.simulator import World, first_events
 from workers.simulator.events import Event, daily, every_type, supplied
-from workers.simulator.people import Connection, User
+from workers.simulator.people import Connection
 from workers.simulator.sender import Sender
 
-DISORDER = {"duplicates": 0.1, "reordering": 0.1, "late": 0.02}
+DISORDER: dict[str, Any] = {"duplicates": 0.1, "reordering": 0.1, "late": 0.02}
 WAITS = (0.05, 0.5, 1.0, *[2.0] * 60)  # two minutes of retries: Svix retries for more than a day
 CONNECTIONS = 16
 UPDATED, BROKEN, UNKNOWN = 0.4, 0.005, 0.01  # shares of the live events
@@ -32,14 +31,13 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
     newer.
     """
     rng = Random(seed)  # noqa: S311 - repeatable on purpose
-    count = sum(len(supplied(one)) + 1 for user in world.members for one in user.connections)
+    count = sum(len(supplied(one)) + 1 for one in world.all_connections)
     share_once = (count + len(catalogue().event_names)) / (0.6 * seconds * rate)
     once = chain(UNUSABLE, [UNKNOWN_TYPE], first_events(world), every_type(world))
     until = time.monotonic() + seconds
     sources = [
-        (user, connection, resource)
-        for user in world.members
-        for connection in user.connections
+        (connection, resource)
+        for connection in world.all_connections
         for resource in supplied(connection)
         if world.has(connection, resource)
     ]
@@ -47,12 +45,12 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
         if rng.random() < share_once and (special := next(once, None)) is not None:
             yield special
         else:
-            user, connection, resource = rng.choice(sources)
-            yield live_event(world, rng, user, connection, resource)
+            connection, resource = rng.choice(sources)
+            yield live_event(world, rng, connection, resource)
     yield from once
 
 
-def live_event(world: World, rng: Random, user: User, connection: Connection, resource: Resource) -> Event:
+def live_event(world: World, rng: Random, connection: Connection, resource: Resource) -> Event:
     """An event about a random day of a resource. Some are new versions, of an unknown type, or unusable."""
     share = rng.random()
     if share < BROKEN:
@@ -61,7 +59,7 @@ def live_event(world: World, rng: Random, user: User, connection: Connection, re
         return UNKNOWN_TYPE
     at = world.start + rng.random() * (world.until - world.start)
     known = world.moment(world.latest(connection, resource, at)) >= world.start
-    return daily(world, user, connection, resource, at=at if known else None, updated=rng.random() < UPDATED)
+    return daily(world, connection, resource, at=at if known else None, updated=rng.random() < UPDATED)
 
 
 def is_usable(event: Event) -> bool:
@@ -86,8 +84,8 @@ class ObservingSender(Sender):
         self.answers: list[Response] = []
         self.given_up: dict[str, Event] = {}
 
-    def send(self, event: Event, created_at: datetime | None = None, message_id: str | None = None) -> int:
-        status = super().send(event, created_at, message_id)
+    def send(self, event: Event, message_id: str | None = None) -> int:
+        status = super().send(event, message_id)
         if message_id and not 200 <= status < 300:
             self.given_up[message_id] = event
         return status

@@ -14,6 +14,7 @@ from workers.local.patience import Patience
 from workers.local.temporary import Stack
 from workers.simulator import Simulator
 from workers.simulator.events import Event
+from workers.simulator.server import API_KEY
 from workers.verify.drill.faults import FaultInjector, Injected
 from workers.verify.drill.followers import Follower
 from workers.verify.drill.ledger import LedgerReader, queued_ids
@@ -33,7 +34,7 @@ def environment(simulator: Simulator, options: Options) -> dict[str, str]:
     """The stack's settings. Reconciliation is off: it would repair, and so hide, a loss."""
     return {
         "JUNCTION_BASE_URL": simulator.url,
-        "JUNCTION_API_KEY": simulator.api_key,
+        "JUNCTION_API_KEY": API_KEY,
         "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": str(options.visibility_seconds),
         "HEADRACE_RECONCILE_HOURS": "0",
         "HEADRACE_FETCH_HISTORY": "true",

@@ -2,20 +2,17 @@
 
 import pytest
 
-from tests.support.simulated import KEY, KEYS, UNTIL
-from workers.simulator.api import create_api
-from workers.simulator.data import World
-from workers.simulator.faults import Faults
-from workers.simulator.terra.data import TerraWorld
+from tests.support.simulated import KEYS, UNTIL
+from workers.simulator.server import Simulator
 
 
 class Api:
     """Sends requests to the API of a world, with the keys."""
 
-    def __init__(self, world):
-        self.terra = TerraWorld(world)
-        self.faults = Faults(world.seed)
-        self.client = create_api(world, KEY, self.faults, terra=self.terra).test_client()
+    def __init__(self):
+        simulator = Simulator(6, 20, until=UNTIL)
+        self.terra, self.admin, self.faults = simulator.terra, simulator.terra_admin, simulator.faults
+        self.client = simulator.app.test_client()
 
     def account(self, provider):
         return next(account for account in self.terra.accounts() if account.provider.slug == provider)
@@ -30,7 +27,7 @@ class Api:
 
 @pytest.fixture
 def api():
-    return Api(World(1, 6, UNTIL, 20))
+    return Api()
 
 
 @pytest.fixture

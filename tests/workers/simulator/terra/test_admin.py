@@ -6,9 +6,8 @@ import pytest
 
 from tests.support import TERRA_SECRET
 from tests.support.simulated import KEYS, Endpoint
-from workers.simulator.api import create_api
 from workers.simulator.terra import events
-from workers.simulator.terra.admin import PREFIX, TOKEN, AdminApi
+from workers.simulator.terra.admin import PREFIX, TOKEN
 from workers.simulator.terra.api import DEV_ID
 from workers.simulator.terra.sender import TerraSender
 
@@ -17,9 +16,7 @@ class Admin:
     """Sends requests to the Admin API of a world, with the token."""
 
     def __init__(self, api):
-        self.terra, self.state = api.terra, AdminApi(api.terra)
-        app = create_api(api.terra.world, "key", api.faults, terra=api.terra, terra_admin=self.state)
-        self.client = app.test_client()
+        self.terra, self.state, self.client = api.terra, api.admin, api.client
 
     def get(self, path, headers=None, **query):
         headers = {"Authorization": f"Bearer {TOKEN}"} if headers is None else headers

@@ -85,7 +85,8 @@ def test_live_events_are_of_every_type_and_correct_some(terra):
 
 def test_the_stream_ends_when_the_last_account_is_closed(terra):
     """Breaks if the stream ends with an error, or continues with closed accounts."""
-    terra.put(*[deauth(terra, account) for account in terra.accounts()])
+    for account in terra.accounts():
+        terra.put(*deauth(terra, account))
     types = [event.event["type"] for event in live_events(terra)]
     assert types == ["deauth"] * 12
 
