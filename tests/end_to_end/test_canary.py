@@ -8,12 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,10 @@ import pytest
 from app.accounts import ROLES, Account, hash_password
 from app.delivery import pack
 from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, HTTP, ROOT, delivery, event, heartrate, message_id, until, workout
+from tests.support import ENVIRONMENT, HTTP, SEALER, delivery, event, heartrate, message_id, until, workout
 from tests.support.collector import Collector, collector
 from tests.support.console import PASSWORD, log_in
+from tests.support.http_servers import Handler, serving
 from tests.support.stack import Stack, started
 
 pytestmark = pytest.mark.stack
@@ -75,10 +74,10 @@ def leaks(places: dict[str, bytes]) -> list[str]:
     ]
 
 
-class Provider(BaseHTTPRequestHandler):
+class Provider(Handler):
     """Junction's read API with canaries: a page of samples, an invalid page, and errors that quote a canary."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name of http.server
         samples = [{"timestamp": "2026-03-01T12:00:00+00:00", "value": NUMBER, "unit": "bpm"}]
         answers: dict[str, tuple[int, Any]] = {
             "/heartrate/": (200, {"groups": {"garmin": [{"source": SOURCE, "data": samples}]}, "next_cursor": None}),
@@ -86,15 +85,7 @@ class Provider(BaseHTTPRequestHandler):
             "/activity/": (422, {"detail": f"{NAME} {TOKEN}"}),
         }
         status, body = next((found for part, found in answers.items() if part in self.path), (500, {"detail": TOKEN}))
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: Any) -> None:
-        """Logs nothing."""
+        self.answer(status, json.dumps(body).encode(), **{"Content-Type": "application/json"})
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +98,10 @@ def spans_collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def stack(spans_collector: Collector) -> Iterator[Stack]:
     """A stack that fetches history from Provider."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": spans_collector.url}
-    try:
+    with serving(Provider) as base:
+        more = {"JUNCTION_BASE_URL": base, "OTEL_EXPORTER_OTLP_ENDPOINT": spans_collector.url}
         with started(JUNCTION_API_KEY=f"sk_us_{TOKEN}", HEADRACE_CONSOLE_USERS=ACCOUNTS, **more) as one:
             yield one
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def canary_events(number: int) -> list[Any]:
@@ -222,7 +207,7 @@ def test_the_search_finds_an_unencrypted_body() -> None:
     open_body = delivery(workout(USER, title=NAME))
     message = json.dumps([[pack([open_body])], {}]).encode()
     assert leaks({"sealed": base64.b64encode(message)}) == []
-    bare = open_body.with_body(open_body.open(Sealer([ENCRYPTION_KEY])), Sealer([]))
+    bare = open_body.with_body(open_body.open(SEALER), Sealer([]))
     message = json.dumps([[pack([bare])], {}]).encode()
     assert leaks({"open": b'{"body": "' + base64.b64encode(message) + b'"}'}) != []
 
@@ -272,8 +257,7 @@ def outputs_of_errors(stack: Stack) -> dict[str, bytes]:
         finally:
             connection.execute(change.format("workouts_away", "workouts"))
     until(lambda: stack.rows("SELECT 1 FROM health.workouts WHERE id = 'w99'"), 90)
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    environment |= {
+    environment = ENVIRONMENT | {
         "DATABASE_URL": f"postgresql://u:{TOKEN}@127.0.0.1:1/x",
         "BROKER_URL": f"redis://:{TOKEN}@127.0.0.1:1",
     }

@@ -1,34 +1,31 @@
 """`headrace drill` as a separate process."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ENVIRONMENT
+from tests.support.servers import server_place
 from workers.verify.drill.plan import plan
 from workers.verify.totals import OUTCOMES
 
 pytestmark = pytest.mark.stack
 SEED, MINUTES = 3820, 0.2
-KILLED = [
-    "broker",
-    "live",
-    "notify",
-]  # with this seed; a killed fetch would only resume after its lease, which takes too long here
+# With this seed. A killed fetch would only resume after its lease, which takes too long here.
+KILLED = ["broker", "live", "notify"]
 
 
 def test_a_short_drill_passes() -> None:
     """Breaks if a stack loses or duplicates an event when its processes are killed, or the drill does not finish."""
     assert [(one.kind, one.group) for one in plan(SEED, MINUTES * 60)] == [("kill", group) for group in KILLED]
     command = (sys.executable, "-m", "workers.cli", "drill", "--minutes", str(MINUTES), "--seed", str(SEED))
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5"}
-    environment |= {"HEADRACE_WEB_PROCESSES": "1"}
+    environment = {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"}
+    environment |= {"HEADRACE_BACKFILLS_PER_USER": "100", "TMPDIR": str(server_place())}
     done = subprocess.run(
         [*command, "--rate", "20", "--workers", "1", "--json"],
-        env=environment,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         timeout=240,

@@ -2,12 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import ceil, floor
 from random import Random
 from threading import Lock
 from typing import Any
@@ -25,18 +24,17 @@ from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle
 from workers.ingest.apply import Applier
-from workers.simulator import World, events
+from workers.simulator import World, events, first_events
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.server import API_KEY, Simulator
 from workers.store.backfills import due
 from workers.store.engine import make_writer
+from workers.verify.drill.provider import Pause, pause_of
 from workers.verify.expected import history, stored
 
 END = datetime(2026, 3, 14, 12, tzinfo=UTC)
 WORKERS = 3
 TIMEOUT_SECONDS = 150
-# Without Retry-After a 429 or 503 asks for no specific pause; the shortest one that a worker then takes is 0.5 s.
-SHORTEST_PAUSE = 0.5
 # The time between a 429 or 503 and the shared key that pauses the other workers: a worker that checks for the key
 # before it is set still sends its request.
 TOLERANCE = 0.25
@@ -49,14 +47,6 @@ FAULTS = (
     Fault("slow", seconds=0.5),
 )
 DECK = 40
-
-
-@dataclass(frozen=True)
-class RequestedPause:
-    """A pause that the provider requested, as Unix timestamps."""
-
-    begins: float
-    ends: float
 
 
 @dataclass
@@ -101,11 +91,9 @@ class FaultDeck:
         return [fault for _, fault in self.dealt]
 
     @property
-    def pauses(self) -> list[RequestedPause]:
+    def pauses(self) -> list[Pause]:
         """The pauses that the faults so far requested."""
-        return [
-            RequestedPause(at, at + _seconds(fault, at)) for at, fault in self.dealt if fault.kind in ("429", "503")
-        ]
+        return [(at, at + pause_of(fault, at)) for at, fault in self.dealt if fault.kind in ("429", "503")]
 
     @property
     def without_page(self) -> int:
@@ -113,17 +101,9 @@ class FaultDeck:
         return sum(fault.kind != "slow" for fault in self.kinds)
 
 
-def _seconds(fault: Fault, at: float) -> float:
-    """The pause in seconds that a 429 or 503 requests; an HTTP date has whole seconds only."""
-    if fault.retry_after is None:
-        return SHORTEST_PAUSE
-    return floor(at + ceil(fault.retry_after)) - at if fault.as_date else fault.retry_after
-
-
-def violations(pauses: Iterable[RequestedPause], asked: Iterable[float]) -> list[tuple[float, RequestedPause]]:
+def violations(pauses: Sequence[Pause], asked: Iterable[float]) -> list[tuple[float, Pause]]:
     """The requests that began within a pause, later than TOLERANCE after its beginning."""
-    pauses = list(pauses)
-    return [(at, one) for at in asked for one in pauses if one.begins + TOLERANCE < at < one.ends]
+    return [(at, (begins, ends)) for at in asked for begins, ends in pauses if begins + TOLERANCE < at < ends]
 
 
 @pytest.mark.parametrize(
@@ -131,33 +111,13 @@ def violations(pauses: Iterable[RequestedPause], asked: Iterable[float]) -> list
 )
 def test_a_request_during_a_pause_is_detected(seconds: float, count: int) -> None:
     """Breaks if `violations`, which the test below uses, misses a request during a pause."""
-    pauses = [RequestedPause(100.0, 101.0), RequestedPause(100.8, 102.0)]
+    pauses = [(100.0, 101.0), (100.8, 102.0)]
     assert len(violations(pauses, [99.0, 100.0 + seconds, 103.0])) == count
-
-
-@pytest.mark.parametrize(
-    ("fault", "ends"),
-    [
-        (Fault("429", retry_after=1), 101.6),
-        (Fault("503", retry_after=2, as_date=True), 102.0),
-        (Fault("429"), 101.1),
-        (Fault("500"), None),
-        (Fault("truncated"), None),
-    ],
-)
-def test_a_fault_requests_a_pause(fault: Fault, ends: float | None) -> None:
-    """Breaks if the pause of a fault is computed wrong, so that the test below checks the wrong time."""
-    found = [one.ends for one in FaultDeck(Faults(), Random(1), [(100.6, fault)]).pauses]
-    assert found == ([] if ends is None else [pytest.approx(ends)])
 
 
 def announce(engine: Engine, settings: Settings, world: World) -> int:
     """Applies the notices of the history of all users; returns the number of backfills."""
-    notices = [
-        delivery(events.historical(world, connection, resource))
-        for connection in world.all_connections
-        for resource in events.supplied(connection)
-    ]
+    notices = [delivery(one) for one in first_events(world) if one["event_type"].startswith("historical.")]
     return len(Applier(engine, settings).apply(pack(notices)).backfills)
 
 
@@ -212,7 +172,7 @@ def test_three_faults_in_ten_lose_nothing(
     backfills without faults (measured here by fetching them again), plus one for each response without a page. The
     rest are pages that were requested again because an expired cursor restarted their date range.
     """
-    with Simulator(1, 2, until=END, page_size=100) as simulator:
+    with Simulator(1, 2, until=END, page_size=250) as simulator:
         fault_deck = FaultDeck(simulator.faults, Random(7))
         wanted = replace(
             settings, junction_base_url=simulator.url, junction_api_key=API_KEY, request_rate="1000000/second"

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
 import psutil
 import pytest
 
 from app.web.limits import CONNECTION_BYTES
-from tests.support import HTTP, JUNCTION_SECRET, program, signed, until, workout
+from tests.support import HTTP, JUNCTION_SECRET, program, signed, status, until, workout
 from tests.support.servers import Servers
 from workers.local.ports import free_port
 
@@ -73,9 +72,7 @@ def endpoint(servers: Servers) -> Iterator[Endpoint]:
 
 def is_ready(port: int) -> bool:
     """Whether /readyz answers 200 at this port."""
-    with contextlib.suppress(httpx.TransportError):
-        return HTTP.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    return False
+    return status(f"http://127.0.0.1:{port}/readyz") == 200
 
 
 @contextmanager

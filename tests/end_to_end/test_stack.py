@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ import psutil
 import pytest
 
 from app.broker.lanes import LANES
-from tests.support import HTTP, ROOT, event, heartrate, message_id, until, workout
+from tests.support import HTTP, event, heartrate, message_id, status, until, workout
 from tests.support.console import log_in
 from tests.support.processes import memory_of
 from tests.support.stack import Stack, started
@@ -215,10 +213,7 @@ def test_the_console_is_one_process_that_shares_the_memory_of_the_fork_server(st
 
 def test_status_finds_the_stack(stack: Stack) -> None:
     """Breaks if a command does not find the URLs of the running stack in its data directory."""
-    command = (sys.executable, "-m", "workers.cli", "status", "--json", "--data-dir", str(stack.data))
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    found = json.loads(done.stdout)
+    found = json.loads(stack.run("status", "--json").stdout)
     assert {lane["name"] for lane in found["lanes"]} == set(LANES)
     assert sum(row["total"] for row in found["deliveries"]) >= 1
 
@@ -233,8 +228,8 @@ def test_a_frozen_broker_is_answered_503_in_time(stack: Stack) -> None:
             answer = stack.post(workout("frozen"))
             assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
             assert answer.elapsed.total_seconds() < 5  # the limit of the contract
-        assert HTTP.get(f"{stack.info['web']}/livez").status_code == 200
-        assert HTTP.get(f"{stack.info['web']}/readyz").status_code == 503
+        assert status(f"{stack.info['web']}/livez") == 200
+        assert status(f"{stack.info['web']}/readyz") == 503
     finally:
         os.kill(broker, signal.SIGCONT)
     stack.deliver(workout("thawed"))

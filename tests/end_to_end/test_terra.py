@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from app.config import settings as config
 from app.errors import TryLater
 from tests.support import until
 from tests.support.backfills import make_due
+from tests.support.servers import server_place
 from workers.local.temporary import Stack, running_stack
 from workers.simulator import Simulator, terra
 from workers.simulator.terra.sender import TerraSender
@@ -76,8 +78,9 @@ def is_up(engine: Engine) -> bool:
     return False
 
 
-def test_kills_lose_or_duplicate_nothing(simulator: Simulator, load: Load) -> None:
+def test_kills_lose_or_duplicate_nothing(simulator: Simulator, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a killed process loses or duplicates an accepted event of Terra or a page of its history."""
+    monkeypatch.setattr(tempfile, "tempdir", str(server_place()))  # of running_stack
     twin = simulator.terra
     settings = simulator.environment | {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_HISTORY_DAYS": "60"}
     settings |= {"HEADRACE_WEB_PROCESSES": "1"}

@@ -54,6 +54,7 @@ INVALID_MESSAGES = {
     "two arguments": put_task(APPLY, "sesame", "sesame"),
     "keyword arguments": put_task(APPLY, packed="sesame"),
     "another type": put_task(APPLY, {"sesame": 1}),
+    "no deliveries": put_task(APPLY, "sesame!"),
     "a task of another lane": put_task("headrace.fetch", "sesame"),
     "a task of Celery": put_task("celery.chord_unlock", "sesame"),
     "no task": put_bytes({"sesame": 1}),

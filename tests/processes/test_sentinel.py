@@ -1,24 +1,21 @@
 """A worker process with a broker behind Sentinel."""
 
-import os
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import Engine
 
 from app.config.settings import Settings
-from tests.support import HTTP, ROOT, delivery, program, rows, worker, workout
+from tests.support import delivery, program, rows, status, worker, workout
 from tests.support import until as eventually
 from tests.support.sentinels import DOWN_AFTER_MILLISECONDS, running_group, until
 from tests.support.workers import is_ready, publish
 from workers.local.ports import free_port
 
 pytestmark = pytest.mark.processes
-FOLLOW_SECONDS = 6.0  # a command that was sent to the frozen node takes 3 s; the rest is for a busy machine
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "replaced"])
@@ -37,9 +34,7 @@ def test_a_worker_follows_a_failover(engine: Engine, settings: Settings, tmp_pat
             time.sleep(DOWN_AFTER_MILLISECONDS / 1000)
             group.promoted()
             publish(mine, [delivery(workout("after"))])
-            began = time.monotonic()
             until(lambda: rows(engine, "SELECT 1 FROM health.workouts WHERE user_id = 'after'"))
-            assert time.monotonic() - began < FOLLOW_SECONDS
             assert process.poll() is None
 
 
@@ -47,8 +42,8 @@ def test_beat_and_flower_use_the_primary(settings: Settings, tmp_path: Path) -> 
     """Breaks if the scheduler stops with a failover, or Flower cannot count messages behind Sentinel."""
     with running_group(tmp_path, replicas=2) as group:
         port, login = free_port(), ("tests", "sesame-open-the-door")
-        known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HEADRACE_BROKER_REPLICAS": "1"}
-        known |= {"BROKER_URL": group.url, "HEADRACE_FLOWER_PORT": str(port), "HEADRACE_FLOWER_AUTH": ":".join(login)}
+        known = {"BROKER_URL": group.url, "HEADRACE_BROKER_REPLICAS": "1"}
+        known |= {"HEADRACE_FLOWER_PORT": str(port), "HEADRACE_FLOWER_AUTH": ":".join(login)}
         with (
             program("workers.cli", "beat", log=tmp_path / "beat.log", **known),
             program("workers.cli", "flower", log=tmp_path / "flower.log", **known),
@@ -59,12 +54,4 @@ def test_beat_and_flower_use_the_primary(settings: Settings, tmp_path: Path) -> 
                 before = client.llen("maintenance")
                 until(lambda: client.llen("maintenance") > before)
             url = f"http://127.0.0.1:{port}/broker"
-            until(lambda: answer(url, login) == 200)
-
-
-def answer(url: str, login: tuple[str, str]) -> int:
-    """The status of a page, 0 if the server does not answer yet."""
-    try:
-        return HTTP.get(url, auth=login).status_code
-    except httpx.TransportError:
-        return 0
+            until(lambda: status(url, auth=login) == 200)

@@ -26,7 +26,9 @@ from workers.ingest.apply import Applier
 JUNCTION_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 TERRA_SECRET = "terra-secret-for-tests"
 ENCRYPTION_KEY = bytes(range(32))
+SEALER = Sealer([ENCRYPTION_KEY])
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}  # in which Headrace can be started
 # One client for all tests: creating one reads certificates, which costs 30 ms of CPU. It keeps no connection alive,
 # because tests kill servers.
 HTTP = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
@@ -85,7 +87,7 @@ def delivery(
 ) -> Delivery:
     """A delivery, sealed as by the endpoint."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return seal(aggregator, Receipt(name or message_id(created_at)), raw, Sealer([ENCRYPTION_KEY]))
+    return seal(aggregator, Receipt(name or message_id(created_at)), raw, SEALER)
 
 
 def apply(engine: Engine, settings: Settings, *deliveries: Delivery) -> dict[str, int]:
@@ -101,6 +103,14 @@ def until(condition: Callable[[], Any], seconds: float = 60, *, every: float = 0
             raise TimeoutError
         time.sleep(every)
     return found
+
+
+def status(url: str, **how: Any) -> int:
+    """The status of a GET; 0 without a response."""
+    try:
+        return HTTP.get(url, **how).status_code
+    except httpx.TransportError:
+        return 0
 
 
 def rows(engine: Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -121,9 +131,11 @@ def signed(
 @contextmanager
 def program(*arguments: str, log: Path = Path(os.devnull), **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Runs `python -m` until the block ends, with only these environment variables. `log` gets its output."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | variables
     command = (sys.executable, "-m", *arguments)
-    with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(command, env=ENVIRONMENT | variables, stdout=out, stderr=out) as process,
+    ):
         try:
             yield process
         finally:
@@ -150,7 +162,9 @@ def of_worker(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def worker(settings: Settings, log: Path, lane: str = "live", **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(
+    settings: Settings, log: Path, lane: str = "live", *, module: str = "workers.cli", **more: str
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Runs a worker of the lane until the block ends, with `more` environment variables."""
-    with program("workers.cli", "worker", "--lane", lane, log=log, **of_worker(settings) | more) as process:
+    with program(module, "worker", "--lane", lane, log=log, **of_worker(settings) | more) as process:
         yield process

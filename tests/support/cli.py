@@ -1,7 +1,6 @@
 """Runs commands in the test's process, or each command in a forked process."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from tests.support import ROOT
+from tests.support import ENVIRONMENT
 from workers.cli.main import main
 
 Headrace = Callable[..., Result]
@@ -57,15 +56,14 @@ def error_line(done: Result, code: int = 1) -> str:
 @contextmanager
 def processes(folder: Path) -> Iterator[Run]:
     """Forks a preloaded process for each command, which saves the seconds of importing the libraries."""
-    known = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     out, err = folder / "stdout", folder / "stderr"
     command, pipe = (sys.executable, "-c", SERVER), subprocess.PIPE
-    with subprocess.Popen(command, env=known, stdin=pipe, stdout=pipe, text=True) as server:
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True) as server:
         if server.stdin is None or server.stdout is None:
             raise TypeError
 
         def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-            given = {"arguments": arguments, "environment": known | environment, "folder": str(Path.cwd())}
+            given = {"arguments": arguments, "environment": ENVIRONMENT | environment, "folder": str(Path.cwd())}
             server.stdin.write(json.dumps(given | {"stdout": str(out), "stderr": str(err)}) + "\n")
             server.stdin.flush()
             status = int(server.stdout.readline())

@@ -1,10 +1,8 @@
 """An OpenTelemetry collector that records the spans it receives, and functions that read spans in memory."""
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -12,6 +10,8 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tests.support.http_servers import Handler, serving
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,17 @@ def collector() -> Iterator[Collector]:
     """Runs a collector until the block ends."""
     found = Collector()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Traces(Handler):
         """POST /v1/traces."""
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+        def do_POST(self) -> None:  # noqa: N802 - the name of http.server
+            body = self.read_body()
             if self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf":
                 found.raw.append(body)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(200)
 
-        def log_message(self, *_: Any) -> None:
-            """Suppresses the request log."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Traces) as found.url:
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:

@@ -8,10 +8,8 @@ from sqlalchemy import Engine, text
 
 from app.delivery import Delivery, Receipt, seal
 from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, START, delivery, event, message_id
+from tests.support import SEALER, START, delivery, event, message_id
 from workers.store.ledger import DELIVERY_COLUMNS, to_delivery
-
-SEALER = Sealer([ENCRYPTION_KEY])
 
 
 def received(one: Delivery, at: datetime) -> Delivery:

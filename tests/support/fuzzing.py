@@ -14,38 +14,12 @@ from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET
 FIXED_SEED = 7
 SEED_VARIABLE = "HEADRACE_FUZZ_SEED"
 # JSON text that json.dumps cannot produce. `raw` marks it, and `encode` replaces the mark.
-RAW = (
-    "1e999",
-    "-1e999",
-    "1E400",
-    "NaN",
-    "-Infinity",
-    "1" * 400,
-    "0.1e-400",
-    "-0",
-    '"\\ud800"',
-    '"\\u0000"',
-    '"\\uDC00x"',
-)
+RAW = ("1e999", "-1e999", "1E400", "NaN", "-Infinity", "1" * 400, "0.1e-400", "-0", '"\\ud800"', '"\\u0000"')
+RAW += ('"\\uDC00x"',)
 RAW += ("[" * 2000 + "]" * 2000, '{"a":' * 600 + "1" + "}" * 600, '"\ufeff"', "[]" * 2, '{"a":1,"a":2}', "01", "tru")
 NUMBERS = (0, -1, 1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**30, 1e300, -1e300, 5e-324, 0.1, -0.0, True, False)
-TEXTS = (
-    "",
-    " ",
-    "null",
-    "NaN",
-    "0",
-    "-1",
-    "1e5",
-    "é" * 300,
-    "\u0000",
-    "a\u0000b",
-    "\ufffd",
-    "😀" * 50,
-    "..",
-    "../../x",
-    "%2e",
-)
+TEXTS = ("", " ", "null", "NaN", "0", "-1", "1e5", "é" * 300, "\u0000", "a\u0000b", "\ufffd", "😀" * 50)
+TEXTS += ("..", "../../x", "%2e")
 TEXTS += ("2026-03-14", "2026-02-30", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00", "2026-03-14T06:30:00")
 TEXTS += ("+275760-09-13T00:00:00Z", "1773469800", "infinity", "epoch", "'; DROP TABLE x; --", "\u202e", "\r\nx: y")
 DATES = re.compile(r"\d{4}-\d\d-\d\d")
@@ -181,11 +155,7 @@ def junction_events() -> list[Any]:
 
 def terra_events() -> list[Any]:
     """The recorded and generated events of Terra."""
-    files = [
-        *_recorded("terra/events/*.json"),
-        *_recorded("terra/variants/*.json"),
-        *_recorded("terra/generated/*.json"),
-    ]
+    files = [file for part in ("events", "variants", "generated") for file in _recorded(f"terra/{part}/*.json")]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 

@@ -24,6 +24,7 @@ from typing import Self
 import psutil
 
 from tests.support import ROOT
+from tests.support.servers import remove_leftovers
 
 MACHINES = (1, 2, 3)
 SENDER = 9  # the place of the senders and of the simulated provider
@@ -68,7 +69,7 @@ class Machines:
     """The machines, within a `with`. The calling thread, and the threads that it starts, are at the senders' place."""
 
     def __init__(self) -> None:
-        _remove_old_folders()
+        remove_leftovers(Path(tempfile.gettempdir()), PREFIX)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)  # the user of PostgreSQL must be able to enter it
         self._stack = contextlib.ExitStack()
@@ -288,11 +289,3 @@ def _enter_network(descriptor: int) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot enter a network namespace: {os.strerror(number)}")
-
-
-def _remove_old_folders() -> None:
-    """Removes the folders of earlier runs whose process was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import httpx
 from workers.simulator import World
 from workers.simulator.events import Event, connected, historical, supplied
 from workers.simulator.sender import NO_ANSWER, Sender
-from workers.verify.drill.load import is_usable, live_event
+from workers.verify.drill.load import is_usable, live_event, suppliers_in
 
 WAITS = (0.05, 0.5, 1.0, *[2.0] * 120)  # four minutes of retries
 # Threads, and so requests in flight. More than the rate needs if a third of all requests is never answered.
@@ -122,16 +122,9 @@ class Traffic:
         self._statuses = self.sender.send_all(self._events(), self._rate)
 
     def _events(self) -> Iterator[Event]:
-        sources = [
-            (connection, resource)
-            for connection in self._world.all_connections
-            for resource in supplied(connection)
-            if self._world.has(connection, resource)
-        ]
+        suppliers = suppliers_in(self._world)
         while not self._over.is_set() or self._announced:
             if self._announced:
                 yield self._announced.popleft()
-                continue
-            connection, resource = self._rng.choice(sources)
-            if is_usable(event := live_event(self._world, self._rng, connection, resource)):
+            elif is_usable(event := live_event(self._world, self._rng, suppliers)):
                 yield event

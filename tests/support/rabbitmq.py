@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,9 +18,13 @@ from typing import Any, Self
 import amqp  # type: ignore[import-untyped]
 import psutil
 
+from app.broker.celery import make_celery
 from app.broker.delays import delay_queue
 from app.broker.lanes import LANES
+from app.broker.rabbitmq_publisher import RabbitMQPublisher
+from app.config.settings import Settings
 from tests.support import until
+from tests.support.servers import server_folder
 from workers.local.ports import free_port
 from workers.local.supervisor import Program, running
 
@@ -59,7 +62,8 @@ class RabbitMQ:
         (folder / "plugins").write_text("[rabbitmq_management].\n" if management else "[].\n")
         # This file, also an empty one, replaces that of an installed server.
         listener = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management_port}\n"
-        (folder / "rabbitmq.conf").write_text(listener if management else "")
+        counts = "collect_statistics_interval = 500\n"  # by default the management API counts every 5 s
+        (folder / "rabbitmq.conf").write_text(listener + counts if management else "")
 
     def __enter__(self) -> Self:
         # Starts epmd, Erlang's name server, first: RabbitMQ would start one as a daemon, which outlives the test.
@@ -267,14 +271,24 @@ class RabbitMQ:
 @contextlib.contextmanager
 def rabbitmq(*, management: bool = False) -> Iterator[RabbitMQ]:
     """Runs a server, with its management API if wanted, until the block ends. It leaves no file and no process."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-rabbitmq-"))
-    try:
+    with server_folder("rabbitmq") as folder:
         with RabbitMQ(folder, management=management) as server:
             yield server
             processes = server.processes()
         assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+@contextlib.contextmanager
+def publishing(url: str, *, confirms: bool = True) -> Iterator[RabbitMQPublisher]:
+    """A publisher as in each process of the endpoint; `confirms=False` is Celery's default."""
+    celery = make_celery(Settings(broker_url=url), "publisher")
+    celery.conf.broker_transport_options = celery.conf.broker_transport_options | {"confirm_publish": confirms}
+    publisher = RabbitMQPublisher(celery)
+    try:
+        yield publisher
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        publisher.close(graceful=False)
+        celery.close()
 
 
 def _listens(port: int) -> bool:

@@ -7,21 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from sqlalchemy import Engine, text
 from standardwebhooks.webhooks import Webhook
 
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY
+from tests.support import SEALER
+from tests.support.http_servers import Handler, serving
 from workers.notify.signing import new_secret, seal_secret
 from workers.store import subscriptions
 from workers.store.engine import transaction
 from workers.store.feed import Change, Sequencer, announce
 from workers.store.subscriptions import SubscriptionSettings
-
-SEALER = Sealer([ENCRYPTION_KEY])
 
 
 @dataclass(frozen=True)
@@ -70,36 +67,24 @@ def endpoint(answer: Callable[[Endpoint], int] = lambda _: 204, **headers: str) 
     """A receiver that serves inside the block."""
     found = Endpoint(answer, headers)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    class Hook(Handler):
+        def do_POST(self) -> None:  # noqa: N802 - the name of http.server
+            body = self.read_body()
             status = found.answer(found)
             given = {name.lower(): value for name, value in self.headers.items()}
             found.received.append(Received(time.monotonic(), given, body, status))
-            self.send_response(status)
-            for name, value in found.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
+            self.answer(status, b"", **found.headers)
 
         def handle(self) -> None:
             with suppress(ConnectionError):  # the sender has given up
                 super().handle()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}/hook"
-    try:
-        yield found
-    finally:
-        found.hung.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Hook) as url:
+        found.url = f"{url}/hook"
+        try:
+            yield found
+        finally:
+            found.hung.set()
 
 
 def refusing(first: int, status: int = 500) -> Callable[[Endpoint], int]:

@@ -6,10 +6,8 @@ from typing import Any
 import msgspec
 
 from app.delivery import Delivery, Receipt, seal
-from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, START
+from tests.support import SEALER, START
 
-SEALER = Sealer([ENCRYPTION_KEY])
 MINUTE = timedelta(minutes=1)
 
 

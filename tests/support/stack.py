@@ -1,12 +1,9 @@
 """A complete `headrace up` for tests."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +15,8 @@ import msgspec
 import psutil
 import psycopg
 
-from tests.support import HTTP, ROOT, message_id, signed, until
+from tests.support import ENVIRONMENT, HTTP, message_id, signed, until
+from tests.support.servers import server_folder
 from workers.local.ports import free_port
 from workers.local.stack import _remove_metrics_folder
 
@@ -51,13 +49,12 @@ class Stack:
     def launch(self) -> "subprocess.Popen[bytes]":
         """Starts `headrace up`, and does not wait until it is ready."""
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         # A killed worker's message is redelivered after 5 s; one process is enough for the endpoint.
-        environment |= {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"}
+        environment = {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"}
         # The default port could be chosen by two stacks that start at the same time; the second server would not start.
         environment |= {"HEADRACE_OPERATIONS_PORT": str(free_port())} | self.more
         with self.output.open("ab") as out:
-            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+            self.process = subprocess.Popen(command, env=ENVIRONMENT | environment, stdout=out, stderr=out)
         return self.process
 
     def end(self, number: signal.Signals) -> int:
@@ -113,7 +110,7 @@ class Stack:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | self.more
+        return ENVIRONMENT | self.more
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The result rows of a query; [] while the database is unavailable."""
@@ -139,14 +136,12 @@ class Stack:
 @contextmanager
 def started(**more: str) -> Iterator[Stack]:
     """Runs a stack with these environment variables until the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-end-to-end-"))
-    folder.chmod(0o755)  # as root, PostgreSQL runs as another user, which must be able to enter
-    one = Stack(folder, **more)
-    try:
-        one.start()
-        yield one
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.end(signal.SIGTERM)
-        _remove_metrics_folder(one.data)  # of a stack that was killed
-        shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("stack") as folder:
+        one = Stack(folder, **more)
+        try:
+            one.start()
+            yield one
+        finally:
+            if one.process is not None and one.process.poll() is None:
+                one.end(signal.SIGTERM)
+            _remove_metrics_folder(one.data)  # of a stack that was killed

@@ -1,7 +1,5 @@
 """Events of Terra, and the actions that they are parsed into."""
 
-import hashlib
-import hmac
 import json
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -12,6 +10,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import ROOT, TERRA_SECRET
 from tests.support.cases import refusal
+from tests.support.fuzzing import terra_headers
 from workers.actions import Parsed, Record, Sample, Samples
 from workers.aggregators.terra import parse
 
@@ -81,6 +80,4 @@ def series(body: Any, resource: str, subtype: str = "") -> list[Sample]:
 
 def terra_signed(body: bytes, *, at: datetime | None = None, secret: str = TERRA_SECRET) -> dict[str, str]:
     """Terra's headers that sign a body."""
-    seconds = str(int((at or datetime.now(UTC)).timestamp()))
-    signature = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
-    return {"X-Terra-Signature": f"t={seconds},v1={signature}", "X-Terra-Trace-Id": "trace-1"}
+    return terra_headers(body, "trace-1", int((at or datetime.now(UTC)).timestamp()), secret)

@@ -86,6 +86,7 @@ class SharedWorker:
 
     settings: Settings
     folder: Path
+    module: str = "workers.cli"
     starts: int = 0
     seen: int = 0  # length of the log before this test
     process: "subprocess.Popen[bytes]" = field(init=False)
@@ -117,7 +118,7 @@ class SharedWorker:
         if not self.is_alive:
             self._stack.close()
             self.starts += 1
-            self.process = self._stack.enter_context(worker(self.settings, self.log))
+            self.process = self._stack.enter_context(worker(self.settings, self.log, module=self.module))
             until(lambda: is_ready(self.log) or not self.is_alive)
         self.seen = len(self.log.read_text())
         return self

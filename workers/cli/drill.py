@@ -84,8 +84,8 @@ def _drill(drill: plan.Options, workers: int, *, keep: bool) -> None:
 def _run(console: Console, drill: plan.Options, workers: int, *, keep: bool) -> reporting.Report:
     began = time.monotonic()
     console.print("Starting a stack ...")
-    pauses = provider.PauseRecorder()
-    with provider.make_simulator(drill, pauses.note) as simulator:
+    pauses: list[provider.Pause] = []
+    with provider.make_simulator(drill, pauses) as simulator:
         with temporary.running_stack("drill", run.environment(simulator, drill), workers) as stack:
             console.print(f"Ready after {time.monotonic() - began:.0f} s.", highlight=False)
             _print_external_causes(console, stack)

@@ -8,7 +8,7 @@ import click
 
 from workers.cli import output
 from workers.cli.deployment import Deployment, deployment_option
-from workers.local.space import free_bytes
+from workers.local.files import free_bytes
 from workers.store import conversion, migrate, roles
 
 LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")

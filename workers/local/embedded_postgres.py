@@ -62,7 +62,7 @@ POSTGRES_SETTINGS = {
 _log = logging.getLogger(__name__)
 
 
-def postgres(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
+def postgres(folder: Path, password: str, log: Path) -> tuple[Program, str]:
     """PostgreSQL and its URL. The cluster in `folder` is created on first use. Raises Misconfigured."""
     account = service_account()
     binaries = _postgres_binaries(account)
@@ -71,7 +71,7 @@ def postgres(folder: Path, password: str, log: Path, port: int | None = None) ->
     if not data.exists():
         _make_cluster(binaries, home, data, password, account)
     _check_version(binaries, data, account)
-    port = saved_port(home / "port") if port is None else port
+    port = saved_port(home / "port")
     settings = {**POSTGRES_SETTINGS, "port": str(port), "shared_buffers": f"{_shared_buffers_mb()}MB"}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     url = f"postgresql://{NAME}:{password}@127.0.0.1:{port}/{NAME}"

@@ -36,14 +36,14 @@ CHUNK_BYTES = 64 * 1024
 _log = logging.getLogger(__name__)
 
 
-def valkey(folder: Path, password: str, log: Path, port: int | None = None) -> tuple[Program, str]:
+def valkey(folder: Path, password: str, log: Path) -> tuple[Program, str]:
     """Valkey and its URL; its data is in `folder`. Raises Misconfigured."""
     binary = valkey_binary()
     if binary is None:
         raise Misconfigured("not set, and no embedded Valkey exists for this platform; set it", setting="BROKER_URL")
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    port = saved_port(folder / "port") if port is None else port
+    port = saved_port(folder / "port")
     configuration = folder / "valkey.conf"
     text = VALKEY_CONFIGURATION.format(port=port, password=_quoted(password), folder=_quoted(str(folder)))
     write_secret(configuration, text)

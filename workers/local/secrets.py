@@ -12,6 +12,7 @@ from app.config.settings import Settings
 from app.errors import Misconfigured
 from workers.local.files import read_json, write_secret
 
+SECRETS = "secrets.json"
 # Secrets that are generated once unless the operator has set them: name in secrets.json, variable, generator.
 GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
     ("postgres_password", None, lambda: secrets.token_urlsafe(24)),
@@ -26,14 +27,9 @@ GENERATED_SECRETS: tuple[tuple[str, str | None, Callable[[], str]], ...] = (
 
 SIGNING = ("JUNCTION_WEBHOOK_SECRET", "TERRA_SIGNING_SECRET")
 API_KEYS = ("JUNCTION_API_KEY", "TERRA_API_KEY", "TERRA_ADMIN_TOKEN")
-FLOWER, CONSOLE, DATABASE, WRITER, PIPELINE, SEALING = (
-    "HEADRACE_FLOWER_AUTH",
-    "HEADRACE_CONSOLE_USERS",
-    "DATABASE_URL",
-    "HEADRACE_WRITER_PASSWORD",
-    "HEADRACE_ETL_URL",
-    "HEADRACE_ENCRYPTION_KEY",
-)
+FLOWER, CONSOLE = "HEADRACE_FLOWER_AUTH", "HEADRACE_CONSOLE_USERS"
+DATABASE, WRITER = "DATABASE_URL", "HEADRACE_WRITER_PASSWORD"
+PIPELINE, SEALING = "HEADRACE_ETL_URL", "HEADRACE_ENCRYPTION_KEY"
 # By command, the variables with secrets that its process does not need. They are removed from its environment.
 WITHHELD = {
     "web": (DATABASE, WRITER, *API_KEYS, FLOWER, CONSOLE, PIPELINE),
@@ -73,6 +69,3 @@ def load_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, st
     if new:
         write_secret(data_dir / SECRETS, json.dumps({**kept, **new}, indent=1))
     return {**kept, **new, **{name: value for name, value in given.items() if value}}
-
-
-SECRETS = "secrets.json"

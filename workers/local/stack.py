@@ -29,11 +29,10 @@ from app.errors import Misconfigured
 from app.observability.metrics import METRICS_FOLDER
 from workers.local import embedded_postgres, embedded_valkey, ports
 from workers.local.attach import LOCK, STACK, try_lock
-from workers.local.files import user_name, write_secret
+from workers.local.files import user_name, wait_for_space, write_secret
 from workers.local.forkserver import ForkServer
 from workers.local.secrets import GENERATED_SECRETS, SECRET_VARIABLES, WRITER, load_secrets, withheld
-from workers.local.space import wait_for_space
-from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor, no_fork
+from workers.local.supervisor import Fork, Pids, Program, Slot, Supervisor
 
 SERVICES, PROGRAMS = range(2)  # stages, which are stopped in reverse order
 FORKED = ("migrate", "worker", "beat", "etl", "console")  # the fork server has imported their libraries
@@ -74,10 +73,9 @@ def up(
         at_the_end.callback(_remove_metrics_folder, data_dir)
         try:
             (data_dir / STACK).unlink(missing_ok=True)  # of a killed stack
-            stack = _Stack(settings, environment, data_dir, supervisor)
-            at_the_end.callback(stack.release)
+            stack = _Stack(settings, environment, data_dir, supervisor, at_the_end)
             stack.start_broker(lock)
-            stack.start_endpoint(held.getsockname()[1])
+            stack.start_endpoint(held)
             stack.start_database(lock)
             stack.migrate()
             stack.start_workers(workers or os.cpu_count() or 1)
@@ -180,14 +178,12 @@ def _url(host: str, port: int) -> str:
 
 def _answers(url: str) -> bool:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=2)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=2)) as connection:
+        try:
+            connection.request("GET", parts.path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 @dataclass
@@ -196,18 +192,18 @@ class _Stack:
     given: Mapping[str, str]  # the environment of `headrace up`
     data_dir: Path
     supervisor: Supervisor
+    at_the_end: contextlib.ExitStack
 
     def __post_init__(self) -> None:
         self.secrets = load_secrets(self.data_dir, self.given)
         metrics = _new_metrics_folder(self.data_dir)
         own = {variable: self.secrets[name] for name, variable, _ in GENERATED_SECRETS if variable}
-        self.environment = {**self.given, **own, METRICS_FOLDER: str(metrics)}
-        self.environment["HEADRACE_DATA_DIR"] = str(self.data_dir)
+        folders = {METRICS_FOLDER: str(metrics), "HEADRACE_DATA_DIR": str(self.data_dir)}
+        self.environment = {**self.given, **own, **folders}
         self.psql = 'psql "$DATABASE_URL"'
         self.web = self.flower = self.console = self.operations = ""
-        self.held_console: socket.socket | None = None
         self.is_outdated = False
-        self.fork: Fork = no_fork
+        self.fork: Fork | None = None
         self.forkserver: Sequence[Slot] = ()
         self.launched: list[Slot] = []
 
@@ -237,33 +233,34 @@ class _Stack:
         self.fork = server.fork
         self.forkserver = self.supervisor.launch([server.program], stage=SERVICES)
 
-    def start_endpoint(self, web: int) -> None:
+    def start_endpoint(self, web: socket.socket) -> None:
         """Launches the endpoint and Flower, which do not need the database. They import their libraries meanwhile."""
-        host, flower_host, wish = self.settings.host, self.settings.flower_host, self.settings.flower_port
-        flower = ports.free_port(flower_host, wish if wish != web else None)
-        self.web, self.flower = _url(host, web), _url(flower_host, flower)
-        self.environment |= {"HEADRACE_HOST": host, "HEADRACE_PORT": str(web), "HEADRACE_FLOWER_PORT": str(flower)}
-        console_host, wish = self.settings.console_host, self.settings.console_port
-        # The port is reserved like the endpoint's, because the console also listens with SO_REUSEPORT.
-        self.held_console = ports.held_port(console_host, wish if wish not in (web, flower) else None)
-        console = int(self.held_console.getsockname()[1])
-        self.console = _url(console_host, console)
-        self.environment |= {"HEADRACE_CONSOLE_HOST": console_host, "HEADRACE_CONSOLE_PORT": str(console)}
-        self._choose_operations_port({web, flower, console})
+        wanted = self.settings
+        self.web = self._listen_at("", wanted.host, web)
+        with contextlib.ExitStack() as choosing:  # until then the ports are reserved, so that they differ
+            flower = choosing.enter_context(ports.held_port(wanted.flower_host, wanted.flower_port))
+            self.flower = self._listen_at("FLOWER_", wanted.flower_host, flower)
+            # This port stays reserved like the endpoint's, because the console also listens with SO_REUSEPORT.
+            console = self.at_the_end.enter_context(ports.held_port(wanted.console_host, wanted.console_port))
+            self.console = self._listen_at("CONSOLE_", wanted.console_host, console)
+            if wanted.operations_port:  # 0: no server for /metrics and /readyz
+                operations = choosing.enter_context(ports.held_port(wanted.operations_host, wanted.operations_port))
+                self.operations = self._listen_at("OPERATIONS_", wanted.operations_host, operations)
         # Flower is stopped with SIGKILL: it has no state and no children, and a clean exit waits for threads that may
         # hang. Its metrics have worker names as labels, so they stay on its own page.
         flower_program = self._http_program("flower", f"{self.flower}/healthcheck")
         environment = {name: value for name, value in flower_program.environment.items() if name != METRICS_FOLDER}
         programs = [
-            self._http_program("web", f"{self.web}/readyz", *self._operations_probe()),
+            self._http_program("web", *(f"{url}/readyz" for url in (self.web, self.operations) if url)),
             replace(flower_program, environment=environment, stop_signal=signal.SIGKILL),
         ]
         self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
 
-    def release(self) -> None:
-        """Releases the console's port."""
-        if self.held_console:
-            self.held_console.close()
+    def _listen_at(self, name: str, host: str, reserved: socket.socket) -> str:
+        """Sets the address of a server in the environment. Returns its URL."""
+        port = reserved.getsockname()[1]
+        self.environment |= {f"HEADRACE_{name}HOST": host, f"HEADRACE_{name}PORT": str(port)}
+        return _url(host, port)
 
     def start_database(self, lock: int) -> None:
         """Starts PostgreSQL if none is configured; it inherits the lock."""
@@ -302,17 +299,6 @@ class _Stack:
         ]
         self.launched += self.supervisor.launch(programs, stage=PROGRAMS)
         self.supervisor.wait(self.launched)
-
-    def _choose_operations_port(self, taken: set[int]) -> None:
-        """A free port for /metrics and /readyz, unless the setting is 0."""
-        host, wish = self.settings.operations_host, self.settings.operations_port
-        if wish:
-            port = ports.free_port(host, None if wish in taken else wish)
-            self.operations = _url(host, port)
-            self.environment |= {"HEADRACE_OPERATIONS_HOST": host, "HEADRACE_OPERATIONS_PORT": str(port)}
-
-    def _operations_probe(self) -> tuple[str, ...]:
-        return (f"{self.operations}/readyz",) if self.operations else ()
 
     def write(self, pids: Pids) -> None:
         """Writes stack.json, which other commands read."""
@@ -363,7 +349,7 @@ class _Stack:
     def _program(self, group: str, name: str, arguments: tuple[str, ...], ready: Callable[[], bool]) -> Program:
         command, unneeded = own("workers.cli", *arguments), withheld(arguments)
         environment = {name: value for name, value in self.environment.items() if name not in unneeded}
-        fork = self.fork if arguments[0] in FORKED else no_fork
+        fork = self.fork if arguments[0] in FORKED else None
         return Program(group, name, command, environment, self._log_of(name), ready, fork=fork)
 
     def _http_program(self, name: str, *urls: str) -> Program:

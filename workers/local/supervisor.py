@@ -61,15 +61,12 @@ class Process(Protocol):
 Fork: TypeAlias = "Callable[[Program, int], Process | None]"
 
 
-def no_fork(_program: "Program", _log: int) -> None:
-    """The `fork` of a program that is started as a command."""
-
-
 @dataclass(frozen=True)
 class Program:
     """`name` is unique; `group` is the key of its pid in stack.json.
 
-    `fork` starts the program from the fork server, with the descriptor of its log file; None if that fails.
+    `fork` starts the program from the fork server, with the descriptor of its log file. If it is not set or returns
+    None, the program is started as a command.
     """
 
     group: str
@@ -84,7 +81,7 @@ class Program:
     cwd: Path | None = None
     before_start: Callable[[], None] = lambda: None
     pass_fds: tuple[int, ...] = ()
-    fork: Fork = no_fork
+    fork: "Fork | None" = None
     before_exec: Callable[[], None] = lambda: None  # called in the new process, unless `fork` started it
 
 
@@ -111,8 +108,9 @@ def _spawn(program: Program) -> Process:
         as_user = {"user": program.user, "group": pwd.getpwuid(program.user).pw_gid, "extra_groups": []}
     log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
+        forked = program.fork(program, log) if program.fork else None
         # The death signal is the stop signal, not SIGKILL, so that a program can stop its own children.
-        return program.fork(program, log) or subprocess.Popen(
+        return forked or subprocess.Popen(
             program.command,
             env=dict(program.environment),
             cwd=program.cwd,

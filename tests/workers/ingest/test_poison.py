@@ -1,13 +1,10 @@
 """Deliveries that PostgreSQL does not execute must not hold the others of their message."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from secrets import token_hex
 
 import pytest
@@ -19,14 +16,13 @@ from app.errors import ConnectionLost, RetryAlone, TryLater
 from tests.support import delivery, heartrate, rows, until, workout
 from tests.support.database import settings_of
 from tests.support.poison import BAD, RAISE, SLEEP, eleven, fault, run_tries
+from tests.support.servers import own_postgres
 from workers.ingest import apply as ingest
 from workers.ingest.apply import Applier
 from workers.ingest.crashes import MAX_CRASHES
 from workers.ingest.outcomes import MAX_LOST, MAX_TRIES, MAX_TRIES_TRANSIENT, failures_after
 from workers.ingest.replay import replay_dead_letters
-from workers.local import embedded_postgres
 from workers.local.ports import free_port
-from workers.local.supervisor import running
 from workers.store import dead_letters
 from workers.store.engine import make_engine, make_writer, transaction
 from workers.store.migrate import migrate
@@ -162,20 +158,14 @@ CRASH = "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'"  # the shell's parent is th
 
 
 @contextmanager
-def own_postgres(settings: Settings) -> Iterator[Settings]:
+def migrated_postgres(settings: Settings) -> Iterator[Settings]:
     """A PostgreSQL that the test may crash."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
-    folder.chmod(0o755)
-    try:
-        postgres, url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "postgres.log")
-        with running(postgres):
-            own = settings_of(settings, url)
-            owner = make_engine(own)
-            migrate(owner)
-            owner.dispose()
-            yield own
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_postgres() as url:
+        own = settings_of(settings, url)
+        owner = make_engine(own)
+        migrate(owner)
+        owner.dispose()
+        yield own
 
 
 def crash_tries(applier: Applier, sent: Sequence[Delivery]) -> int:
@@ -195,7 +185,7 @@ def crash_tries(applier: Applier, sent: Sequence[Delivery]) -> int:
 
 def test_a_delivery_that_crashes_postgresql_holds_no_neighbour(settings: Settings) -> None:
     """Breaks if a delivery that ends PostgreSQL's processes is retried with its neighbours for ever."""
-    with own_postgres(settings) as own:
+    with migrated_postgres(settings) as own:
         engine = make_writer(own)
         with fault(engine, f"EXECUTE $kill${CRASH}$kill$"):
             assert crash_tries(Applier(engine, own), eleven()) == MAX_LOST + MAX_CRASHES
@@ -224,7 +214,7 @@ def test_a_lost_connection_uses_up_no_try_of_a_delivery_alone() -> None:
 
 def test_the_crash_of_another_process_is_recognised(settings: Settings) -> None:
     """Breaks if a statement in flight counts as one that crashed PostgreSQL: the server only says so in a warning."""
-    with own_postgres(settings) as own:
+    with migrated_postgres(settings) as own:
         here, there = make_writer(own), make_writer(own)
 
         def innocent() -> type[Exception]:

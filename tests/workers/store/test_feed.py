@@ -1,12 +1,9 @@
 """The change feed: what is announced, and that positions become visible in order, whatever other transactions do."""
 
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,8 +14,7 @@ from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import START, apply, delivery, event, heartrate, message_id, rows, until, workout
 from tests.support.database import run, settings_of
-from workers.local import embedded_postgres
-from workers.local.supervisor import running
+from tests.support.servers import own_postgres
 from workers.local.wheels import wheel_file
 from workers.store import consumers, erase, feed, replaced, retention, retractions
 from workers.store.engine import make_engine, transaction
@@ -202,14 +198,8 @@ def test_a_restored_outbox_is_numbered(engine: Engine, sequencer: Sequencer) -> 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """The URL of an empty database in another cluster."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-restored-"))
-    folder.chmod(0o755)  # as root, the user of PostgreSQL must be able to enter it
-    try:
-        postgres, url = embedded_postgres.postgres(folder / "postgres", "tests", folder / "log")
-        with running(postgres):
-            yield url
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_postgres() as url:
+        yield url
 
 
 def test_a_dump_restored_in_another_cluster_continues(

@@ -1,7 +1,15 @@
-"""The consumers of a drill: processes that follow the change feed and are killed again and again."""
+"""The consumers of a drill: processes that follow the change feed, and are killed and restarted again and again.
 
+Each appends the positions that it reads to a file. The file is the consumer's own store: positions and their place are
+written together, so a killed consumer continues after the last whole line. That is how any consumer reads each change
+exactly once.
+"""
+
+import contextlib
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +18,15 @@ from threading import Event as Flag
 from threading import Thread
 
 from app.commands import own
-from app.config.settings import process_environment
-from workers.verify.drill.consumer import read_positions
+from app.config.settings import load, process_environment
+from app.errors import TryLater
+from workers.store import consumers
+from workers.store.engine import make_engine
 
 LIFE = (1.0, 6.0)  # seconds until a consumer is killed: from, to
+PAGE = 500
+PAUSE_SECONDS = 0.2
+PARENT_GONE = 1  # the pid of the parent of an orphan
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Follower(Thread):
             process.wait()
 
     def _process(self) -> subprocess.Popen[bytes]:
-        command = own("workers.verify.drill.consumer", str(self._file), self.name, str(self._start))
+        command = own("workers.verify.drill.followers", str(self._file), self.name, str(self._start))
         environment = process_environment() | {"DATABASE_URL": self._url}
         return subprocess.Popen(command, env=environment, cwd=os.sep, stdin=subprocess.DEVNULL)
 
@@ -77,3 +90,33 @@ class Follower(Thread):
         read = [one for one in read_positions(self._file) if one <= newest]
         missed = len(set(stored) - set(read))
         return FollowerTotals(self.name, self.kills, len(read), missed, len(read) - len(set(read)))
+
+
+def read_positions(file: Path) -> list[int]:
+    """The positions that a consumer has written. A line that it was writing when it was killed does not count."""
+    whole = file.read_bytes().rpartition(b"\n")[0] if file.exists() else b""
+    return [int(line) for line in whole.split()]
+
+
+def consume(file: Path, name: str, start: int) -> None:
+    """Appends the positions after `start`, until the process is killed or its parent has ended."""
+    engine = make_engine(load(), f"headrace-drill-{name}")
+    read = read_positions(file)
+    last = read[-1] if read else start
+    with file.open("r+b" if file.exists() else "w+b") as output:
+        output.truncate(sum(len(f"{one}\n") for one in read))
+        output.seek(0, os.SEEK_END)
+        while os.getppid() != PARENT_GONE:
+            page = []
+            with contextlib.suppress(TryLater):
+                page = [change["position"] for change in consumers.read_after(engine, name, last, PAGE)]
+            if not page:
+                time.sleep(PAUSE_SECONDS)
+                continue
+            output.write(b"".join(b"%d\n" % one for one in page))
+            output.flush()
+            last = page[-1]
+
+
+if __name__ == "__main__":
+    consume(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

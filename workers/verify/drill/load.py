@@ -1,7 +1,7 @@
 """The load of a drill: live events of every type, and a sender that records every response."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from random import Random
@@ -35,23 +35,28 @@ def events(world: World, seed: int, seconds: float, rate: float) -> Iterator[Eve
     share_once = (count + len(catalogue().event_names)) / (0.6 * seconds * rate)
     once = chain(UNUSABLE, [UNKNOWN_TYPE], first_events(world), every_type(world))
     until = time.monotonic() + seconds
-    sources = [
+    suppliers = suppliers_in(world)
+    while time.monotonic() < until:
+        if rng.random() < share_once and (special := next(once, None)) is not None:
+            yield special
+        else:
+            yield live_event(world, rng, suppliers)
+    yield from once
+
+
+def suppliers_in(world: World) -> list[tuple[Connection, Resource]]:
+    """The connections, each with a resource that it has data of."""
+    return [
         (connection, resource)
         for connection in world.all_connections
         for resource in supplied(connection)
         if world.has(connection, resource)
     ]
-    while time.monotonic() < until:
-        if rng.random() < share_once and (special := next(once, None)) is not None:
-            yield special
-        else:
-            connection, resource = rng.choice(sources)
-            yield live_event(world, rng, connection, resource)
-    yield from once
 
 
-def live_event(world: World, rng: Random, connection: Connection, resource: Resource) -> Event:
-    """An event about a random day of a resource. Some are new versions, of an unknown type, or unusable."""
+def live_event(world: World, rng: Random, suppliers: Sequence[tuple[Connection, Resource]]) -> Event:
+    """An event about a random day of one of the resources. Some are new versions, of an unknown type, or unusable."""
+    connection, resource = rng.choice(suppliers)
     share = rng.random()
     if share < BROKEN:
         return cast("Event", rng.choice(UNUSABLE))

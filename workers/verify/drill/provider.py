@@ -1,7 +1,6 @@
 """The simulated provider of a drill: its users, its faults, and the pauses that it asks for."""
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from math import ceil, floor
 
@@ -22,26 +21,20 @@ FAULTS = (
     Fault("short_page", share=0.05),
     Fault("slow", share=0.01, seconds=0.5),
 )
+Pause = tuple[float, float]  # begin and end in unix seconds
 
 
-def make_simulator(options: Options, on_fault: Callable[[Fault], None] | None = None) -> Simulator:
-    """The provider of a drill, without faults yet; `on_fault` is called with each fault that it produces."""
-    until = datetime.now(UTC) + PROVIDER_SLOWNESS + timedelta(seconds=options.seconds)
-    users = min(ceil(options.seconds / 60 * USERS_PER_MINUTE), MAX_USERS)
-    return Simulator(users, DAYS, options.seed, until=until, page_size=PAGE_SIZE, on_fault=on_fault)
+def make_simulator(options: Options, pauses: list[Pause]) -> Simulator:
+    """The provider of a drill, without faults yet. It appends the pauses that it asks for with 429 and 503."""
 
-
-class PauseRecorder:
-    """Records the pauses that the provider asks for with 429 and 503, as (begin, end) in unix seconds."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[float, float]] = []
-
-    def note(self, fault: Fault) -> None:
-        """Records the pause of a fault that is produced now."""
+    def record(fault: Fault) -> None:
         if fault.kind in ("429", "503"):
             now = time.time()
-            self.found.append((now, now + pause_of(fault, now)))
+            pauses.append((now, now + pause_of(fault, now)))
+
+    until = datetime.now(UTC) + PROVIDER_SLOWNESS + timedelta(seconds=options.seconds)
+    users = min(ceil(options.seconds / 60 * USERS_PER_MINUTE), MAX_USERS)
+    return Simulator(users, DAYS, options.seed, until=until, page_size=PAGE_SIZE, on_fault=record)
 
 
 def pause_of(fault: Fault, now: float) -> float:

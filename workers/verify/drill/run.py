@@ -20,7 +20,7 @@ from workers.verify.drill.followers import Follower
 from workers.verify.drill.ledger import LedgerReader, queued_ids
 from workers.verify.drill.load import ObservingSender, events, is_usable
 from workers.verify.drill.plan import Options, plan
-from workers.verify.drill.provider import FAULTS, PauseRecorder
+from workers.verify.drill.provider import FAULTS, Pause
 from workers.verify.drill.report import Report, Snapshot, max_response, rate_limit_violations
 from workers.verify.drill.subscriber import RESOURCE, Subscriber
 from workers.verify.expected import expected, history, wanted
@@ -49,7 +49,7 @@ class Drill:
     def __init__(
         self,
         simulator: Simulator,
-        pauses: PauseRecorder,
+        pauses: list[Pause],
         stack: Stack,
         options: Options,
         *,
@@ -64,7 +64,8 @@ class Drill:
         self._stop = Flag()
         url, secret = f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]
         self._sender = ObservingSender(url, secret, options.seed, self._stop)
-        self._begin = 0  # the newest position of the change feed at the beginning
+        # The newest positions of the change feed at the beginning, and when everything was read: days may still change.
+        self._begin, self._end = 0, 0
         self._followers: list[Follower] = []
         self._stack = stack
         self._last: tuple[list[tuple[str, str]], Counter[str]] = ([], Counter())
@@ -125,25 +126,20 @@ class Drill:
         while True:
             ledger, backfills = self._snapshot("settling", patience.waited, patience.left)
             is_done = self._sender.taken.keys() <= {name for name, _ in ledger} and not _open(backfills)
-            if is_done and self._is_read() and self._changed() <= subscriber.ids:
-                return time.time()
+            with contextlib.suppress(TryLater):
+                if is_done and self._is_read(subscriber):
+                    return time.time()
             read = [*(one.last() for one in self._followers), len(subscriber.ids)]
             if patience.ends(len(ledger), backfills, len(self._simulator.requests), read):
                 return None
             time.sleep(0.5)
 
-    def _changed(self) -> set[str]:
-        """The ids of which the subscriber must be notified. Without the database, an id that does not exist."""
-        with contextlib.suppress(TryLater):
-            return self._ledger.changed_ids(RESOURCE, self._begin)
-        return {""}
-
-    def _is_read(self) -> bool:
-        """Whether every change is numbered, and every consumer has read it."""
-        with contextlib.suppress(TryLater):
-            newest = self._ledger.newest_position()
-            return not self._ledger.unnumbered() and all(one.last() >= newest for one in self._followers)
-        return False
+    def _is_read(self, subscriber: Subscriber) -> bool:
+        """Whether every change is numbered, and the consumers and the subscriber have it. Raises TryLater."""
+        if self._ledger.unnumbered():
+            return False
+        changed, self._end = self._ledger.changed_ids(RESOURCE, self._begin), self._ledger.newest_position()
+        return changed <= subscriber.ids and all(one.last() >= self._end for one in self._followers)
 
     def _snapshot(
         self, phase: Literal["load", "settling", "counting"], seconds: float, left: float
@@ -171,8 +167,9 @@ class Drill:
         injected, requests = self._injector.injected, self._simulator.requests
         asked = [datetime.fromisoformat(one["time"]).timestamp() for one in requests]
         slowest, whole = max_response(self._sender.answers, injected)
-        found, excused = rate_limit_violations(self._pauses.found, asked, injected)
+        found, excused = rate_limit_violations(self._pauses, asked, injected)
         last = max((one.ended for one in injected), default=settled_at or 0.0)
+        positions = [one for one in self._ledger.positions(self._begin) if settled_at is None or one <= self._end]
         return Report(
             seed=self._options.seed,
             totals=self._totals(self._sender.taken),
@@ -187,7 +184,7 @@ class Drill:
             provider_refused=sum(one["status"] != 200 for one in requests),
             rate_limit_violations=found,
             excused=excused,
-            followers=[one.totals(self._ledger.positions(self._begin)) for one in self._followers],
+            followers=[one.totals(positions) for one in self._followers],
             subscriber=subscriber.totals(self._ledger.changed_ids(RESOURCE, self._begin)),
         )
 

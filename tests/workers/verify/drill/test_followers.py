@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.verify.drill.consumer import read_positions
-from workers.verify.drill.followers import Follower, FollowerTotals
+from workers.verify.drill.followers import Follower, FollowerTotals, read_positions
 
 
 def follower(folder: Path, written: bytes) -> Follower:

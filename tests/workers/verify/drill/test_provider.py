@@ -4,7 +4,7 @@ import pytest
 
 from workers.simulator.faults import Fault, Faults
 from workers.verify.drill.plan import Options
-from workers.verify.drill.provider import MIN_PAUSE, PauseRecorder, make_simulator, pause_of
+from workers.verify.drill.provider import MIN_PAUSE, Pause, make_simulator, pause_of
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def test_on_pick_is_called_with_each_produced_fault() -> None:
 
 def test_refusals_of_the_simulator_are_recorded_as_pauses() -> None:
     """Breaks if a drill misses a pause, or patches the simulator."""
-    pauses = PauseRecorder()
-    simulator = make_simulator(Options(seconds=1, seed=1, rate=1, visibility_seconds=5), pauses.note)
+    pauses: list[Pause] = []
+    simulator = make_simulator(Options(seconds=1, seed=1, rate=1, visibility_seconds=5), pauses)
     for kind in ("500", "429", "503"):
         simulator.faults.add(kind, times=1, retry_after=2)
     found = [simulator.faults.pick("/v2/summary") for _ in range(4)]
     assert [fault and fault.kind for fault in found] == ["500", "429", "503", None]
-    assert [ends - begins for begins, ends in pauses.found] == [pytest.approx(2), pytest.approx(2)]
+    assert [ends - begins for begins, ends in pauses] == [pytest.approx(2), pytest.approx(2)]
     assert "pick" not in vars(simulator.faults)

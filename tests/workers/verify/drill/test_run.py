@@ -19,7 +19,6 @@ from workers.store.engine import transaction
 from workers.store.ledger import OutcomeRow, settle
 from workers.verify.drill import run
 from workers.verify.drill.plan import Options
-from workers.verify.drill.provider import PauseRecorder
 from workers.verify.drill.run import LEASE_SECONDS, MARGIN_SECONDS, Drill
 
 SUBSCRIBER: Any = SimpleNamespace(settle=lambda: None, ids=set())
@@ -40,7 +39,7 @@ def test_a_drill_waits_while_deliveries_finish(
     (tmp_path / "data" / "stack.json").write_text(json.dumps(info | {"junction_webhook_secret": JUNCTION_SECRET}))
     options = Options(seconds=1, seed=1, rate=1, visibility_seconds=15)
     simulator, stack = Simulator(users=1, days=1), Stack(tmp_path, os.getpid())
-    drill = Drill(simulator, PauseRecorder(), stack, options, show=lambda _: None, on_progress=lambda _: None)
+    drill = Drill(simulator, [], stack, options, show=lambda _: None, on_progress=lambda _: None)
     names = ["a", "b", "c"]
     drill._sender.taken.update({name: {} for name in names})
     step = options.visibility_seconds + LEASE_SECONDS + MARGIN_SECONDS - 10

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.local.space import MIN_FREE_BYTES, POLL_SECONDS, free_bytes, wait_for_space
+from workers.local.files import MIN_FREE_BYTES, POLL_SECONDS, free_bytes, wait_for_space
 
 
 def test_a_disk_with_space_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
