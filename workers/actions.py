@@ -162,12 +162,14 @@ class Notes:
     unreadable: tuple[str, ...] = ()  # fields whose column is NULL
     without_timestamp: int = 0  # values that are in the payload only
     is_replaced: bool = False  # U+FFFD replaces characters that PostgreSQL cannot store
+    has_nulls: bool = False  # null replaces NaN, Infinity and -Infinity
 
     def __add__(self, other: "Notes") -> "Notes":
         return Notes(
             unreadable=tuple(sorted({*self.unreadable, *other.unreadable})),
             without_timestamp=self.without_timestamp + other.without_timestamp,
             is_replaced=self.is_replaced or other.is_replaced,
+            has_nulls=self.has_nulls or other.has_nulls,
         )
 
     def sentences(self) -> tuple[str, ...]:
@@ -179,6 +181,8 @@ class Notes:
             found.append(f"values without a time, which are in the payload only: {self.without_timestamp}")
         if self.is_replaced:
             found.append("characters that PostgreSQL cannot store were replaced by U+FFFD")
+        if self.has_nulls:
+            found.append("NaN and Infinity, which are not JSON, were read as null")
         return tuple(found)
 
 

@@ -1,9 +1,9 @@
 """Shared by the aggregator modules: decoding, reading item by item, times, versions, and the operator's filter."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -13,6 +13,7 @@ from app.errors import Unprocessable
 from workers.actions import Action, Notice, Record, Refused, Samples
 from workers.aggregators import scalars
 
+T = TypeVar("T")
 CLOCK_SKEW = timedelta(minutes=5)
 MAX_AHEAD = timedelta(days=2)  # of a sample, after its receipt; clocks and time zones explain no more than this
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -102,13 +103,25 @@ def first_reason(refused: Sequence[Refused], what: str) -> Unprocessable:
     return Unprocessable(refused[0].reason if len(refused) == 1 else f"{what}: all refused, first: {refused[0].reason}")
 
 
-def moment_or_none(text: Any, *, earliest: datetime | None = None) -> datetime | None:
-    """A time of any form that can be read, or None; a time before `earliest` counts as `earliest`."""
+def reject_too_many(refused: Sequence[Refused], what: str) -> None:
+    """Raises Unprocessable if more items are refused than can be refused one by one."""
+    if len(refused) > MAX_REFUSED:
+        raise Unprocessable(f"{what}: more than {MAX_REFUSED:,} refused, first: {refused[0].reason}")
+
+
+def or_none(read: Callable[[Any], T], value: Any) -> T | None:
+    """The value as `read` returns it; None if it is null or cannot be read."""
     try:
-        found = scalars.moment(text)
-        return max(found, earliest) if earliest else found
+        return None if value is None else read(value)
     except ValueError:
         return None
+
+
+def ordered_at(delivery: Delivery) -> datetime | None:
+    """The time of the ordering timestamp; a time beyond the calendar counts as a day after the receipt."""
+    if delivery.ordering_ms is None:
+        return None
+    return UNIX_EPOCH + timedelta(milliseconds=min(delivery.ordering_ms, int(delivery.received_at * 1000) + 86_400_000))
 
 
 def version_of(created_at: datetime | None, delivery: Delivery) -> datetime:

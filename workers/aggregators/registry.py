@@ -24,7 +24,7 @@ class Aggregator(Protocol):
         """The type and the user of an event that `parse` refuses, as far as they can be read."""
 
     def event_of(self, record: Record) -> bytes:
-        """JSON of an event with this record."""
+        """JSON of the event in which the aggregator would send a record."""
 
     def connect(self, settings: Settings) -> tuple[str, Mapping[str, str]]:
         """The base URL and the headers of every request. Raises Misconfigured."""

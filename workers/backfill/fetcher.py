@@ -19,6 +19,7 @@ from app.observability import metrics, tracing
 from app.sealing import Sealer
 from workers.actions import Record, Refused
 from workers.aggregators import junction
+from workers.aggregators.junction.api import read_stream, stream_request
 from workers.aggregators.registry import AGGREGATORS
 from workers.aggregators.requests import Page, Request
 from workers.backfill.pending import COMMIT_LIMITS, ONE_PAGE, CommitLimits, PageWriter, PendingPages
@@ -166,13 +167,13 @@ class BackfillRun:
             self._fetcher.owners.pop(_slice_key(work), None)
             return Page((), 0), work.after(None, len(owners))
         try:
-            request = junction.stream_request(work.of, owner.id)
+            request = stream_request(work.of, owner.id)
         except Unprocessable as reason:  # concerns this record only
             decision = Decision(FetchAction.REJECT, reason=str(reason))
             return self._empty_page(decision, None), work.after(owner.id, 0)
         page = self._request(
             request,
-            lambda response: junction.read_stream(work.of, owner, response.body, response.asked_at),
+            lambda response: read_stream(work.of, owner, response.body, response.asked_at),
             optional=True,
             item=owner.id,
         )

@@ -1,1 +1,1 @@
-"""Compares what an aggregator says it has with what is stored, and fetches what is missing."""
+"""Compares the data that an aggregator lists with the stored data, and fetches missing data."""

@@ -9,14 +9,13 @@ from workers.aggregators.terra import admin
 from workers.fetch.client import make_client
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle
-from workers.reconcile import lost, reconciler, terra
-from workers.reconcile.lost import LostDeliveryReconciler
-from workers.reconcile.reconciler import Reconciler
+from workers.reconcile import reconciler, terra
+from workers.reconcile.reconciler import LostDeliveryReconciler, Reconciler
 from workers.reconcile.runs import Comparison
 from workers.reconcile.terra import TerraReconciler
 from workers.store import lost_deliveries
 
-JOBS = {reconciler.AGGREGATOR: (reconciler.JOB, lost.JOB), terra.AGGREGATOR: (terra.JOB,)}
+JOBS = {reconciler.AGGREGATOR: (reconciler.JOB, reconciler.LOST_JOB), terra.AGGREGATOR: (terra.JOB,)}
 
 
 def make_comparisons(
@@ -47,5 +46,5 @@ def make_scheduled(engine: Engine, settings: Settings) -> list[Comparison[Any]]:
 def start_after_losses(engine: Engine, settings: Settings) -> None:
     """Makes a reconciliation due for new reports of lost deliveries: of their users, or of all if one names no user."""
     if reconciler.AGGREGATOR in settings.reconcilable:
-        lost_deliveries.start_reconciliation(engine, reconciler.AGGREGATOR, lost.JOB, of_users=True)
+        lost_deliveries.start_reconciliation(engine, reconciler.AGGREGATOR, reconciler.LOST_JOB, of_users=True)
         lost_deliveries.start_reconciliation(engine, reconciler.AGGREGATOR, reconciler.JOB, of_users=False)

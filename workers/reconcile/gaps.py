@@ -1,4 +1,4 @@
-"""Compares what an aggregator says it has, or has sent, with what is stored, in whole days. Pure functions."""
+"""Compares the data that an aggregator lists, or has sent, with the stored data, in whole days. Pure functions."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ DENSE = 0.5  # a resource with data on this share of the days has data daily: an
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored of some users: fetched windows, days with data, newest data, periods without deliveries."""
+    """The stored data of some users: fetched windows, days with data, newest data, periods without deliveries."""
 
     fetched: Mapping[ResourceKey, Sequence[Fetched]] = field(default_factory=dict)
     days: Mapping[ResourceKey, Days] = field(default_factory=dict)
@@ -36,8 +36,12 @@ class Stored:
     outages: Sequence[Window] = ()
 
 
+def key_of(one: "Pull | ResourceCoverage") -> ResourceKey:
+    return ResourceKey(one.user_id, one.provider, one.resource)
+
+
 def span_of_pull(pull: "Pull", now: datetime) -> Window:
-    """The window of a pull; Junction's default range if the listing has none."""
+    """The window of a pull; Junction's default range if the listing has no window."""
     end = max(min(pull.end or now, now), EARLIEST_HISTORY)
     start = max(min(pull.start or end - DEFAULT_HISTORY, end), EARLIEST_HISTORY)
     return start, end
@@ -45,7 +49,7 @@ def span_of_pull(pull: "Pull", now: datetime) -> Window:
 
 def of_pull(pull: "Pull", stored: Stored, now: datetime) -> Gap | None:
     """The gap in the history that was pulled when the user connected."""
-    key = ResourceKey(pull.user_id, pull.provider, pull.resource)
+    key = key_of(pull)
     if pull.status == "pulling":
         return Gap(key, "aggregator", f"still pulling: {pull.status_text}", is_pulling=True)
     if pull.status != "pulled":
@@ -89,16 +93,8 @@ def of_coverage(
     would open a gap with each run.
     """
     coverages = tuple(coverages)
-    ahead = {
-        ResourceKey(one.user_id, one.provider, one.resource)
-        for one in coverages
-        if one.newest and one.newest > now + MAX_AHEAD
-    }
-    spans = {
-        ResourceKey(one.user_id, one.provider, one.resource): span
-        for one in coverages
-        if (span := span_of_coverage(one, since, now))
-    }
+    ahead = {key_of(one) for one in coverages if one.newest and one.newest > now + MAX_AHEAD}
+    spans = {key_of(one): span for one in coverages if (span := span_of_coverage(one, since, now))}
     days = {key: _days(*span) for key, span in spans.items()}
     covered = {key: _covered(stored.fetched.get(key, ()), "done", "open") for key in spans}
     have = {key: set(stored.days.get(key, ())) for key in spans}

@@ -2,7 +2,7 @@
 
 from app.config.settings import Settings
 from app.errors import TryLater
-from workers.aggregators import junction
+from workers.aggregators.junction import introspection
 from workers.aggregators.junction.introspection import Refreshed
 from workers.fetch import client
 from workers.reconcile.reconciler import AGGREGATOR
@@ -23,11 +23,11 @@ def refresh_user(settings: Settings, user_id: str) -> Refreshed:
         times = REFRESHES.replace("/", " times this ")
         raise NotRefreshed(f"{user_id} was refreshed {times}; try again in {seconds:.0f} s")
     try:
-        answer = account.client.fetch(junction.refresh_request(user_id))
+        answer = account.client.fetch(introspection.refresh_request(user_id))
     finally:
         account.client.close()
     if not answer.status:
         raise NotRefreshed("Junction cannot be reached; check the network and JUNCTION_BASE_URL")
     if answer.status not in (200, 202, 400):
         raise NotRefreshed(f"Junction answers with status {answer.status}")
-    return junction.read_refresh(answer.body)
+    return introspection.read_refresh(answer.body)

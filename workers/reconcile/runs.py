@@ -26,8 +26,13 @@ from workers.store.users import Claim, ClientId, upsert_users
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a position that counts the steps which PostgreSQL did not execute."""
+    """The part of a position that every reconciliation has."""
 
+    cursor: str | None = None
+    attempts: int = 0  # of the same request
+    pages: int = 0
+    seen: tuple[str, ...] = ()  # the last cursors, to detect a loop
+    # Steps that PostgreSQL did not execute
     alone: int | None = None  # the page's users are compared one by one; this one is next
     failures: int = 0  # tries of this step
     skipped: int = 0  # users who are left out of this run
@@ -62,6 +67,14 @@ class Step(Generic[P]):
 
 class AlreadyRunning(TryLater):
     """Another process holds the lease of an exclusive comparison."""
+
+
+class Again(Exception):
+    """A request has no usable answer yet: the step that sends it again."""
+
+    def __init__(self, step: Step[Any]) -> None:
+        super().__init__(step.reason)
+        self.step = step
 
 
 class Comparison(Protocol[P]):
@@ -151,6 +164,27 @@ def of_one(listing: Listing[Any], number: int | None) -> tuple[Listing[Any], boo
     chosen = users[number : number + 1]
     rows = tuple(row for row in listing.rows if row.user_id in chosen)
     return replace(listing, rows=rows, users=chosen), number + 1 >= len(users)
+
+
+def turned(at: P, name: str) -> P:
+    """The position with one more page. Raises Unprocessable."""
+    if at.pages > MAX_PAGES:
+        raise Unprocessable(f"{name}'s listings have more than {MAX_PAGES} pages: their cursors form a loop")
+    return msgspec.structs.replace(at, attempts=0, pages=at.pages + 1)
+
+
+def next_page(at: P, cursor: str | None) -> P | None:
+    """The position at the next page; None after the last page, and if the cursor was returned before."""
+    if cursor is None or cursor in at.seen:
+        return None
+    return msgspec.structs.replace(at, cursor=cursor, seen=(*at.seen, cursor)[-MAX_SEEN_CURSORS:])
+
+
+def skip_in_page(at: P) -> P:
+    """The position after a user of a page who cannot be compared. The page is compared user by user first."""
+    if at.alone is None:
+        return msgspec.structs.replace(at, alone=0)
+    return msgspec.structs.replace(at, alone=at.alone + 1, skipped=at.skipped + 1)
 
 
 def next_step(comparison: Comparison[P], at: P, since: datetime, user_id: str | None = None) -> Step[P]:

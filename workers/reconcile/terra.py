@@ -33,7 +33,7 @@ from workers.fetch.rate_limits import Throttle, key_id
 from workers.fetch.retry import FINAL, UNREADABLE, FetchAction, decide
 from workers.reconcile import gaps, runs
 from workers.reconcile.gaps import Stored
-from workers.reconcile.runs import MAX_PAGES, MAX_SEEN_CURSORS, Recorder, Step
+from workers.reconcile.runs import Recorder, Step
 from workers.store import coverage, jobs
 from workers.store.backfills import EARLIEST_HISTORY
 from workers.store.coverage import ResourceKey, forget_gaps
@@ -64,7 +64,6 @@ class TerraPosition(runs.Position, frozen=True):
     """The position of a reconciliation, saved as JSON after each step."""
 
     part: Literal["token", "events", "users", "end"] = "token"
-    cursor: str | None = None
     since: datetime | None = None  # of the deliveries
     until: datetime | None = None
     segment: int = 0  # of admin.SEGMENTS
@@ -72,9 +71,6 @@ class TerraPosition(runs.Position, frozen=True):
     people: tuple[tuple[str, str], ...] = ()  # users, with their providers, whose deliveries are listed next
     person_cursor: str | None = None
     asked: int = 0  # users whose deliveries were listed
-    attempts: int = 0
-    pages: int = 0
-    seen: tuple[str, ...] = ()  # the last cursors, to detect a loop
     unavailable: int = 0  # failed deliveries of types that the read API does not have
     fault: str = ""  # why Terra refused a part
 
@@ -115,18 +111,23 @@ class TerraReconciler:
     def step(self, at: TerraPosition, since: datetime, user_id: str | None = None) -> Step[TerraPosition]:
         """Sends one request and compares. Raises Unprocessable if a retry cannot succeed, and TryLater."""
         try:
-            if at.people:
-                return self._failed_of_user(at)
-            match at.part:
-                case "token":
-                    return self._token(at, since, user_id)
-                case "events":
-                    return self._events(at, user_id)
-                case "users":
-                    return self._users(at, user_id)
-            return self._end(at)
+            return self._part(at, since, user_id)
+        except runs.Again as again:
+            return again.step
         except _Refused as refusal:
             return self._refused(at, refusal, user_id)
+
+    def _part(self, at: TerraPosition, since: datetime, user_id: str | None) -> Step[TerraPosition]:
+        if at.people:
+            return self._failed_of_user(at)
+        match at.part:
+            case "token":
+                return self._token(at, since, user_id)
+            case "events":
+                return self._events(at, user_id)
+            case "users":
+                return self._users(at, user_id)
+        return self._end(at)
 
     def skip(self, at: TerraPosition) -> TerraPosition:
         """The position after a user who cannot be compared. A page is compared user by user first."""
@@ -134,14 +135,10 @@ class TerraReconciler:
             return self._after_person(msgspec.structs.replace(at, person_cursor=None, skipped=at.skipped + 1))
         if at.part != "users":
             raise Unprocessable("PostgreSQL did not execute a step that concerns no user")
-        if at.alone is None:
-            return msgspec.structs.replace(at, alone=0)
-        return msgspec.structs.replace(at, alone=at.alone + 1, skipped=at.skipped + 1)
+        return runs.skip_in_page(at)
 
     def _token(self, at: TerraPosition, since: datetime, user_id: str | None) -> Step[TerraPosition]:
         token = self._ask(at, admin.token_request(), admin.read_token)
-        if isinstance(token, Step):
-            return token
         self._note(token)
         if not (user_id or self._recorder.dry_run):
             with transaction(self._engine) as connection:
@@ -152,8 +149,6 @@ class TerraReconciler:
     def _events(self, at: TerraPosition, user_id: str | None) -> Step[TerraPosition]:
         """Counts the failed deliveries, by provider."""
         listing = self._ask(at, self._events_request(at, at.cursor, user_id), admin.read_events)
-        if isinstance(listing, Step):
-            return listing
         rows = _first_attempts(listing)
         failed = Counter(at.failed) + Counter(one.provider for one in rows if self._resource(one))
         unavailable = at.unavailable + sum(one.data_type not in _fetchable().keys() | IGNORED.keys() for one in rows)
@@ -163,8 +158,6 @@ class TerraReconciler:
     def _users(self, at: TerraPosition, user_id: str | None) -> Step[TerraPosition]:
         """Compares the newest data of a page of users, and selects those that may have failed deliveries."""
         listing = self._ask(at, admin.users_request(self._dev_id, at.cursor, user_id), admin.read_users)
-        if isinstance(listing, Step):
-            return listing
         page, is_end = runs.of_one(listing, at.alone)
         active = [one for one in page.rows if one.is_active]
         keys = {one.user_id: self._keys(one) for one in active}
@@ -179,17 +172,15 @@ class TerraReconciler:
         people = people[: MAX_ASKED - at.asked]
         to = msgspec.structs.replace(at, people=people, asked=at.asked + len(people))
         if is_end:
-            to = self._after_page(msgspec.structs.replace(to, alone=None), listing.cursor, "end")
+            to = self._after_page(to, listing.cursor, "end")
         else:
-            to = msgspec.structs.replace(_turned(to), alone=(at.alone or 0) + 1)
+            to = msgspec.structs.replace(runs.turned(to, self.name), alone=(at.alone or 0) + 1)
         return Step(to, people=len(page.rows), found=kept, opened=opened, unread=_counted(listing))
 
     def _failed_of_user(self, at: TerraPosition) -> Step[TerraPosition]:
         """Opens backfills for the failed deliveries of one user."""
         user_id, provider = at.people[0]
         listing = self._ask(at, self._events_request(at, at.person_cursor, user_id), admin.read_events)
-        if isinstance(listing, Step):
-            return listing
         rows = _first_attempts(listing)
         sent: defaultdict[ResourceKey, list[datetime]] = defaultdict(list)
         for one in rows:
@@ -251,7 +242,7 @@ class TerraReconciler:
         return resource if is_kept else None
 
     def _stored(self, users: Sequence[str], keys: Sequence[ResourceKey]) -> tuple[set[str], Stored]:
-        """The erased users among these, and what is stored of these keys."""
+        """The erased users among these, and the stored data of these keys."""
         with transaction(self._engine) as connection:
             fetched = self._recorder.with_simulated(coverage.fetched(connection, users))
             return erased_users(connection, users), Stored(fetched, newest=coverage.newest_stored(connection, keys))
@@ -263,15 +254,14 @@ class TerraReconciler:
 
     def _after_page(self, at: TerraPosition, cursor: str | None, following: Literal["users", "end"]) -> TerraPosition:
         """The position after a page: the next page, or else the following part."""
-        at = _turned(at)
-        if cursor is None or cursor in at.seen:
-            return msgspec.structs.replace(at, part=following, cursor=None, seen=())
-        return msgspec.structs.replace(at, cursor=cursor, seen=(*at.seen, cursor)[-MAX_SEEN_CURSORS:])
+        at = runs.turned(at, self.name)
+        at = msgspec.structs.replace(at, alone=None)
+        return runs.next_page(at, cursor) or msgspec.structs.replace(at, part=following, cursor=None, seen=())
 
     def _after_person(self, at: TerraPosition) -> TerraPosition:
         """The position after a page of one user's deliveries. Once all are matched, the other users are skipped."""
-        people = at.people if at.person_cursor else at.people[1:]
-        return msgspec.structs.replace(_turned(at), people=people if at.failed or at.person_cursor else ())
+        people = at.people if at.person_cursor else at.people[1:] if at.failed else ()
+        return msgspec.structs.replace(runs.turned(at, self.name), people=people)
 
     def _note(self, values: TokenFault) -> None:
         if not self._recorder.dry_run and (not self._is_command or self._is_of_workers(values)):
@@ -286,11 +276,11 @@ class TerraReconciler:
             return not values.fault
         return msgspec.json.decode(noted, type=TokenFault).key == self._key
 
-    def _ask(self, at: TerraPosition, request: Request, read: Callable[[bytes], R]) -> R | Step[TerraPosition]:
-        """The parsed response, or the step that sends the request again. Raises _Refused, Unprocessable, TryLater."""
+    def _ask(self, at: TerraPosition, request: Request, read: Callable[[bytes], R]) -> R:
+        """The parsed response. Raises Again, _Refused, Unprocessable, TryLater."""
         seconds = self._throttle.wait(ACCOUNT) or self._throttle.take(RATE, ACCOUNT)
         if seconds > 0:
-            return Step(at, seconds, reason=f"at most {RATE.replace('/', ' requests per ')}")
+            raise runs.Again(Step(at, seconds, reason=f"at most {RATE.replace('/', ' requests per ')}"))
         attributes: dict[str, str | int] = {"aggregator": AGGREGATOR, "part": at.part, "attempt": at.attempts + 1}
         with metrics.REQUEST_SECONDS.labels(AGGREGATOR).time(), tracing.client_span(request.method, **attributes):
             response = self._client.fetch(request)
@@ -319,14 +309,7 @@ class TerraReconciler:
         to = msgspec.structs.replace(at, attempts=at.attempts + decision.counts)
         if decision.action == FetchAction.RESTART:
             to = msgspec.structs.replace(to, cursor=None, person_cursor=None, seen=())
-        return Step(to, decision.seconds, reason=decision.reason)
-
-
-def _turned(at: TerraPosition) -> TerraPosition:
-    """The position with one more page."""
-    if at.pages > MAX_PAGES:
-        raise Unprocessable(f"Terra's listings have more than {MAX_PAGES} pages: their cursors form a loop")
-    return msgspec.structs.replace(at, attempts=0, pages=at.pages + 1)
+        raise runs.Again(Step(to, decision.seconds, reason=decision.reason))
 
 
 @cache

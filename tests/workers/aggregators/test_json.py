@@ -15,7 +15,8 @@ from app.delivery import Delivery
 from app.errors import Unprocessable
 from tests.support import workout
 from tests.support.cases import each
-from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.actions import Notes
+from workers.aggregators.json import checked, reject_duplicate_keys, storable, with_nulls
 from workers.aggregators.registry import AGGREGATORS
 
 TWICE = [
@@ -36,7 +37,8 @@ ONCE = [
     b'"text"',
 ]
 # Numbers and escapes that msgspec cannot decode where they are read, and skips where they are not.
-HALF_JSON = [b"NaN", b"-Infinity", b"1e999", b"-1e999", b"1E400", b"1" * 5000, b'"\\ud800"', b'"\\u0000"', b"0.1e-400"]
+LITERALS = [b"NaN", b"Infinity", b"-Infinity"]  # of Python's json.dumps
+HALF_JSON = [b"1e999", b"-1e999", b"1E400", b"1" * 5000, b'"\\ud800"', b'"\\u0000"', b"0.1e-400"]
 NO_JSON = [
     b"",
     b'{"a":',
@@ -77,7 +79,7 @@ def test_text_that_cannot_be_checked_is_refused(raw: Any) -> None:
 
 JUNCTION = json.dumps(workout("uA"))
 TERRA = json.dumps({"type": "auth", "user": {"user_id": "uA", "provider": "GARMIN"}, "status": "success"})
-ODD_VALUES = [one.decode() for one in HALF_JSON] + ["[" * n + "]" * n for n in (900, 980, 990, 995, 999)]
+ODD_VALUES = [one.decode() for one in LITERALS + HALF_JSON] + ["[" * n + "]" * n for n in (900, 980, 990, 995, 999)]
 
 
 @each("junction", "terra")
@@ -100,9 +102,9 @@ def test_no_value_switches_the_check_off(name: str) -> None:
 @each("[{}]", '{{"groups": {{"garmin": [{}]}}}}', '{{"workouts": [{}]}}', '{{"data": [{}]}}')
 def test_no_value_switches_the_check_of_an_item_off(page: str) -> None:
     """Breaks if an item of a page or a raw group that repeats a name is not reported to its reader."""
-    for value in ODD_VALUES[:9]:
+    for value in ODD_VALUES[: len(LITERALS + HALF_JSON)]:
         raw = page.format(f'{{"id": 1, "i\\u0064": 2, "x": {value}}}').encode()
-        assert not reject_duplicate_keys(raw, "what", in_arrays=False)
+        assert not checked(raw, "what").is_unique
 
 
 @each(
@@ -111,11 +113,11 @@ def test_no_value_switches_the_check_of_an_item_off(page: str) -> None:
     (b'{"a":[{"b":1,"b":1}]}', False),
     (b'{"a":1.50,"b":[[{"c":{"d":1,"d":2}}]]}', False),
     (b'[{"a":1,"a":2}]', False),
-    *((raw, True) for raw in HALF_JSON),
+    *((raw, True) for raw in LITERALS + HALF_JSON),
 )
 def test_a_duplicate_name_in_an_array_is_left_to_the_check_of_its_item(raw: bytes, is_unique: Any) -> None:
     """Breaks if a repeated name in one item costs all others, or is not reported to the reader of the items."""
-    assert reject_duplicate_keys(raw, "what", in_arrays=False) is is_unique
+    assert checked(raw, "what").is_unique is is_unique
 
 
 @each(
@@ -129,6 +131,42 @@ def test_a_duplicate_name_outside_of_arrays_is_rejected_in_both_modes(raw: bytes
     for in_arrays in (True, False):
         with pytest.raises(Unprocessable, match="what: an object repeats a name"):
             reject_duplicate_keys(raw, "what", in_arrays=in_arrays)
+
+
+# Literals that are not JSON
+
+
+@each(
+    *((value, b"null") for value in LITERALS),
+    (b'{"a":NaN,"b":[-Infinity,1e999, Infinity ]}', b'{"a":null,"b":[null,1e999, null ]}'),
+    (rb'{"NaN":NaN,"a\"NaN":"\\\"Infinity\\"}', rb'{"NaN":null,"a\"NaN":"\\\"Infinity\\"}'),
+)
+def test_a_literal_is_read_as_null(raw: bytes, expected: bytes) -> None:
+    """Breaks if a literal costs its document, or a string that contains its name is changed."""
+    found = checked(raw, "what")
+    assert (found.text, found.notes) == (expected, Notes(has_nulls=True))
+    json.loads(found.text)
+
+
+@each(*HALF_JSON, b'["NaN","Infinity"]', b'{"NaN":1}')
+def test_a_document_without_literals_is_the_same(raw: bytes) -> None:
+    """Breaks if another value is replaced, or a text is noted."""
+    assert not checked(raw, "what").notes.has_nulls
+    assert with_nulls(raw) == raw
+
+
+@each(*(b'{"a":%s,%s}' % (value, twice) for value in LITERALS for twice in (b'"b":1,"b":2', b'"a":1')))
+def test_a_duplicate_name_beside_a_literal_is_rejected(raw: bytes) -> None:
+    """Breaks if the second reading of a document skips the check."""
+    with pytest.raises(Unprocessable, match="what: an object repeats a name"):
+        checked(raw, "what")
+
+
+@each(b"-NaN", b"nan", b"+Infinity", b"NaN1", b"[NaN", b"{NaN:1}", b'"NaN', b'{"a":NaN,}', b'"\\' + b'\\"NaN' * 100_000)
+def test_other_text_that_is_not_json_is_refused(raw: bytes) -> None:
+    """Breaks if text becomes JSON because a literal in it is replaced, or a string without an end takes minutes."""
+    with pytest.raises(Unprocessable):
+        checked(raw, "what")
 
 
 # Characters

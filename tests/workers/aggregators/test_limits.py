@@ -15,9 +15,9 @@ from app.errors import Unprocessable
 from tests.support import START, event, heartrate, workout
 from tests.support.cases import each
 from workers.actions import Parsed, Record, Samples
-from workers.aggregators import json, parts
+from workers.aggregators import json
+from workers.aggregators.json import divided
 from workers.aggregators.junction import api, introspection
-from workers.aggregators.parts import divided
 from workers.aggregators.registry import AGGREGATORS
 
 LONG = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=3000))  # does not compress
@@ -132,9 +132,8 @@ def test_long_texts_of_listings_are_left_out() -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treats documents of a few bytes as large."""
-    for module in (parts, json):
-        monkeypatch.setattr(module, "LARGE_BYTES", 60)
-    monkeypatch.setattr(parts, "PART_BYTES", 20)
+    monkeypatch.setattr(json, "LARGE_BYTES", 60)
+    monkeypatch.setattr(json, "PART_BYTES", 20)
 
 
 ITEMS = st.recursive(
@@ -148,9 +147,9 @@ ITEMS = st.recursive(
 def test_the_parts_of_an_array_are_its_items(items: list[Any]) -> None:
     """Breaks if an array is cut inside a text or an item: a sample would be lost or another one invented."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "LARGE_BYTES", 40)
-        patch.setattr(parts, "PART_BYTES", 10)
-        found = [one for part in parts.parts(msgspec.json.encode(items)) for one in msgspec.json.decode(part)]
+        patch.setattr(json, "LARGE_BYTES", 40)
+        patch.setattr(json, "PART_BYTES", 10)
+        found = [one for part in json.parts(msgspec.json.encode(items)) for one in msgspec.json.decode(part)]
     assert found == items
 
 
@@ -161,14 +160,17 @@ def test_the_parts_of_an_array_are_its_items(items: list[Any]) -> None:
     (b'[[%b,{"x":1,"x":2}]]' % b",".join([b'{"x":1}'] * 20), False),
     (b'{"a":{"b":[%b]}}' % b",".join([b'{"x":1}'] * 20), True),
     (b'{"a":[%b],"a":[]}' % b",".join([b'{"x":1}'] * 20), None),
+    (b'{"a":[%b],"b":NaN}' % b",".join([b'{"x":-Infinity}'] * 20), True),
+    (b'[%b,{"x":1,"x":NaN}]' % b",".join([b'{"x":1}'] * 20), False),
+    (b'{"a":[%b],"a":NaN}' % b",".join([b'{"x":1}'] * 20), None),
 )
 def test_repeated_names_of_large_documents(raw: bytes, is_unique: Any) -> None:
     """Breaks if a large document is checked otherwise than a small one."""
     if is_unique is None:
         with pytest.raises(Unprocessable, match="repeats a name"):
-            json.reject_duplicate_keys(raw, "what", in_arrays=False)
+            json.checked(raw, "what")
     else:
-        assert json.reject_duplicate_keys(raw, "what", in_arrays=False) is is_unique
+        assert json.checked(raw, "what").is_unique is is_unique
 
 
 def test_a_document_of_too_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +181,8 @@ def test_a_document_of_too_many_values_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_an_odd_sample_of_a_large_event_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_odd_sample_of_a_large_event_is_refused_alone() -> None:
     """Breaks if a large event is read otherwise than a small one."""
-    monkeypatch.setattr("workers.aggregators.junction.samples.LARGE_BYTES", 60)
     body = heartrate("u1", {minute: 60 + minute for minute in range(50)})
     body["data"]["data"][7]["value"] = "n/a"
     found = parsed(body)
@@ -192,7 +193,7 @@ def test_an_odd_sample_of_a_large_event_is_refused_alone(monkeypatch: pytest.Mon
 
 def test_too_many_odd_samples_are_refused_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a million odd samples are refused one by one, which takes 12 s and a dead letter's memory each."""
-    monkeypatch.setattr("workers.aggregators.junction.samples.MAX_REFUSED", 3)
+    monkeypatch.setattr("workers.aggregators.common.MAX_REFUSED", 3)
     body = heartrate("u1", dict.fromkeys(range(9), 60))
     for item in body["data"]["data"][:5]:
         item["value"] = "n/a"

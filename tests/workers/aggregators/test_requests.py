@@ -9,7 +9,7 @@ import pytest
 from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.aggregators import junction, terra
-from workers.aggregators.junction import linking
+from workers.aggregators.junction import api, introspection, linking
 from workers.aggregators.requests import DateRange, Request
 from workers.aggregators.terra import admin
 from workers.fetch.http import Client
@@ -21,15 +21,15 @@ STREAMS = [one for one in catalogue().values() if one.kind == "stream"]
 # Every function that puts an id into a request.
 IN_A_PATH: dict[str, Callable[[str], Request]] = {
     **{one.name: lambda text, one=one: junction.request(one, text, "", PART) for one in USERS},  # type: ignore[misc]
-    **{one.name: lambda text, one=one: junction.stream_request(one, text) for one in STREAMS},  # type: ignore[misc]
-    "connections": junction.connections_request,
-    "refresh": junction.refresh_request,
+    **{one.name: lambda text, one=one: api.stream_request(one, text) for one in STREAMS},  # type: ignore[misc]
+    "connections": introspection.connections_request,
+    "refresh": introspection.refresh_request,
     "resolve": linking.resolve_request,
     "environment": admin.users_request,
 }
 IN_A_QUERY: dict[str, Callable[[str], Request]] = {
-    "pulls": lambda text: junction.pulls_request(text, text),
-    "coverage": lambda text: junction.coverage_request(text, text),
+    "pulls": lambda text: introspection.pulls_request(text, text),
+    "coverage": lambda text: introspection.coverage_request(text, text),
     "cursor": lambda text: junction.request(USERS[0], "u1", text, PART, text),
     "terra": lambda text: terra.request(catalogue()["sleep"], text, text, PART),
     "events": lambda text: admin.events_request("dev", "events", since=NOW, until=NOW, cursor=text, user_id=text),

@@ -20,7 +20,7 @@ from workers.aggregators.junction import introspection
 from workers.cli.deployment import Deployment
 from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle, pauses
-from workers.reconcile import runs
+from workers.reconcile import reconciler, runs
 from workers.reconcile.terra import JOB
 from workers.simulator.conditions import Pull, State
 from workers.simulator.events import supplied
@@ -282,7 +282,7 @@ def test_entries_that_could_not_be_read_are_counted(
         document = json.loads(body)
         return original(json.dumps(document | {"data": [*document["data"], None]}).encode())
 
-    monkeypatch.setattr("workers.aggregators.junction.read_pulls", with_null)
+    monkeypatch.setitem(reconciler.LISTINGS, "pulls", (introspection.pulls_request, with_null))  # type: ignore[arg-type]
     done = run("reconcile", "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (0, [])
     assert done.stderr == "1 entries of Junction's introspection could not be read\n"

@@ -24,10 +24,9 @@ from workers.celery.jobs import Jobs
 from workers.operate import status_view
 from workers.operate.erase import Eraser
 from workers.operate.health import problems
-from workers.reconcile import lost, reconciler
+from workers.reconcile import reconciler
 from workers.reconcile.comparisons import make_scheduled
-from workers.reconcile.lost import LostDeliveryReconciler
-from workers.reconcile.reconciler import Reconciler
+from workers.reconcile.reconciler import LostDeliveryReconciler, Reconciler
 from workers.reconcile.runs import run_slice
 from workers.store.engine import transaction
 from workers.store.jobs import ensure_job
@@ -97,7 +96,7 @@ def faults(engine: Engine) -> list[str]:
 def due(engine: Engine) -> set[str]:
     return {row["name"] for row in rows(engine, "SELECT name FROM headrace.jobs WHERE due_at <= now()")} & {
         reconciler.JOB,
-        lost.JOB,
+        reconciler.LOST_JOB,
     }
 
 
@@ -122,7 +121,7 @@ def test_one_user_is_reconciled_alone(engine: Engine, settings: Settings, jobs: 
     apply(engine, settings, report("m1", "u1"), report("m2", "u2"), report("m3", "u2"))
     assert faults(engine) == ["3 deliveries lost: Junction gave up after its last attempt"]
     jobs.sweep()
-    assert due(engine) == {lost.JOB}
+    assert due(engine) == {reconciler.LOST_JOB}
     assert Api(engine, settings).run(users=True) == ["u1", "u1", "u2", "u2"]
     assert (faults(engine), due(engine)) == ([], set())
     jobs.sweep()
@@ -151,7 +150,7 @@ def test_reports_of_a_user_are_found_by_client_user_id(engine: Engine, settings:
     apply(engine, settings, report("m3", client_user_id="member-1"))
     assert len(rows(engine, "SELECT 1 FROM headrace.lost_deliveries WHERE user_id IS NULL")) == 2
     jobs.sweep()
-    assert due(engine) == {lost.JOB, reconciler.JOB}
+    assert due(engine) == {reconciler.LOST_JOB, reconciler.JOB}
 
 
 def test_reports_do_not_find_users_of_another_aggregator(engine: Engine, settings: Settings) -> None:
@@ -225,7 +224,7 @@ def test_a_dry_run_ends_no_fault(engine: Engine, settings: Settings) -> None:
 
 def test_the_task_runs_both(engine: Engine, settings: Settings) -> None:
     """Breaks if the scheduled task does not know the comparison of users with a lost delivery."""
-    assert [one.job for one in make_scheduled(engine, settings)] == [reconciler.JOB, lost.JOB]
+    assert [one.job for one in make_scheduled(engine, settings)] == [reconciler.JOB, reconciler.LOST_JOB]
 
 
 def test_erasure_removes_reports(engine: Engine, settings: Settings) -> None:

@@ -1165,7 +1165,7 @@ def test_a_time_slice_that_waits_continues_at_its_position(engine: Engine, setti
     assert 30 <= (run_slice(engine, api.reconciler(engine, settings), PERIOD) or 0) <= 30.2
     after = job_state(engine)
     assert after["position"].pop("began")
-    at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": [""]}
+    at = {"part": "pulls", "cursor": "1", "people": [], "attempts": 0, "restarts": 0, "pages": 1, "seen": ["1"]}
     assert after["position"].items() >= at.items()
     assert not after["held"]
     assert 28 < after["seconds"] < 31

@@ -1,11 +1,10 @@
 """Junction's read API (Junction: API reference): requests for history, and the content of the answers."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -14,31 +13,21 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from workers.actions import Notes, Record, Refused
 from workers.aggregators.common import MAX_AHEAD, cursor_of, decode
-from workers.aggregators.json import reject_duplicate_keys, storable
-from workers.aggregators.junction.samples import GroupContent, GroupReader, SampleGroup, plain
-from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record
-from workers.aggregators.parts import LARGE_BYTES
+from workers.aggregators.json import checked, read_leniently, reject_duplicate_keys, storable
+from workers.aggregators.junction.samples import GroupContent, GroupReader
+from workers.aggregators.junction.shapes import as_event, record
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request, segment
 
 API_LIMITS = ApiLimits()  # one rate for the whole account, reported with 429 (Junction: rate limits)
 
-_Group = TypeVar("_Group", bound=SampleGroup)
 
-
-class _Groups(msgspec.Struct, Generic[_Group]):
-    groups: dict[str, list[_Group]]
+class _Groups(msgspec.Struct):
+    groups: dict[str, msgspec.Raw]  # by provider
     next_cursor: Any = None
     next: Any = None  # the older name of the cursor
 
 
-class _LooseGroups(msgspec.Struct):
-    groups: dict[str, msgspec.Raw]
-    next_cursor: Any = None
-    next: Any = None
-
-
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
-    """The base URL and the headers of every request. Raises Misconfigured."""
     return settings.junction_api_url, {"X-Vital-API-Key": settings.need_junction_api_key()}
 
 
@@ -60,15 +49,15 @@ def request(resource: Resource, user_id: str, provider: str, part: DateRange, cu
 
 def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, provider: str = "") -> Page:  # noqa: ARG001 - every aggregator has this signature
     """The content of an answer, without the records and samples that cannot be used. Raises Unprocessable: no page."""
-    body, is_replaced = storable(body)
-    page = _read_page(resource, user_id, body, asked_at)
-    return replace(page, notes=page.notes + Notes(is_replaced=True)) if is_replaced else page
+    body, is_unique, notes = checked(body, f"{resource.name}: a page")
+    page = _read_page(resource, user_id, body, asked_at, is_unique=is_unique)
+    return replace(page, notes=page.notes + notes)
 
 
-def _read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime) -> Page:
-    is_unique = reject_duplicate_keys(body, f"{resource.name}: a page", in_arrays=False)
+def _read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime, *, is_unique: bool) -> Page:
     if resource.kind == "timeseries":
-        return _read_groups(GroupReader(resource, user_id, asked_at, asked_at + MAX_AHEAD), body, is_unique=is_unique)
+        reader = GroupReader(resource, user_id, asked_at, asked_at + MAX_AHEAD, _event_name(resource))
+        return _read_groups(reader, body, is_unique=is_unique)
     found: list[Record] = []
     refused: list[Refused] = []
     unreadable: set[str] = set()
@@ -103,26 +92,22 @@ def _rows(resource: Resource, body: bytes) -> list[msgspec.Raw]:
 
 
 def _read_groups(reader: GroupReader, body: bytes, *, is_unique: bool) -> Page:
-    """Reads the page as a whole if that is possible, otherwise group by group."""
-    if is_unique and len(body) <= LARGE_BYTES:
-        with contextlib.suppress(Unprocessable, *UNDECODABLE):
-            page = msgspec.json.decode(body, type=_groups(reader.resource))
-            return _page(reader, page, [reader.decoded(group) for groups in page.groups.values() for group in groups])
-    loose = decode(body, _LooseGroups, f"{reader.resource.name}: a page")
+    page = decode(body, _Groups, f"{reader.resource.name}: a page")
     found: list[GroupContent] = []
     refused: list[Refused] = []
-    for raw in (raw for groups in loose.groups.values() for raw in _groups_of(groups)):
+    for raw in (raw for groups in page.groups.values() for raw in _groups_of(groups)):
         try:
             found.append(reader.read(bytes(raw), is_unique=is_unique))
         except Unprocessable as reason:
-            refused.append(Refused(str(reason), as_event(_event_name(reader.resource), reader.user_id, raw)))
-    return _page(reader, loose, found, refused)
-
-
-@cache
-def _groups(resource: Resource) -> Any:
-    group = plain(resource) or SampleGroup
-    return _Groups[group]  # type: ignore[valid-type]
+            refused.append(reader.refusal(reason, raw))
+    return Page(
+        actions=tuple(series for one in found for series in one.series),
+        records=sum(one.read for one in found),
+        cursor=cursor_of(page.next_cursor, page.next),
+        refused=(*refused, *(item for one in found for item in one.refused)),
+        notes=Notes(tuple(sorted({name for one in found for name in one.unreadable}))),
+        duplicate_samples=sum(one.duplicates for one in found),
+    )
 
 
 def _groups_of(raw: msgspec.Raw) -> list[msgspec.Raw]:
@@ -133,26 +118,7 @@ def _groups_of(raw: msgspec.Raw) -> list[msgspec.Raw]:
         return [msgspec.Raw(b"[%b]" % bytes(raw))]
 
 
-def _page(
-    reader: GroupReader,
-    page: "_Groups[Any] | _LooseGroups",
-    found: Sequence[GroupContent],
-    refused: Sequence[Refused] = (),
-) -> Page:
-    name = _event_name(reader.resource)
-    items = (Refused(reason, as_event(name, reader.user_id, part)) for one in found for reason, part in one.refused)
-    return Page(
-        actions=tuple(series for one in found for series in one.series),
-        records=sum(one.read for one in found),
-        cursor=cursor_of(page.next_cursor, page.next),
-        refused=(*refused, *items),
-        notes=Notes(tuple(sorted({name for one in found for name in one.unreadable}))),
-        duplicate_samples=sum(one.duplicates for one in found),
-    )
-
-
 def event_of(record: Record) -> bytes:
-    """JSON of the event in which Junction would send a record."""
     return as_event(_event_name(catalogue()[record.resource]), record.user_id, record.payload)
 
 
@@ -167,10 +133,10 @@ def read_stream(resource: Resource, owner: Record, body: bytes, asked_at: dateti
     Raises Unprocessable for a body that is no object.
     """
     body, is_replaced = storable(body)
-    decode(body, dict[str, msgspec.Raw], resource.name)
+    _, body, has_nulls = read_leniently(body, partial(decode, kind=dict[str, msgspec.Raw], what=resource.name))
     found = Record(resource.name, owner.user_id, owner.id, owner.provider, owner.source_type, body, asked_at)
     try:
         reject_duplicate_keys(body, resource.name)
     except Unprocessable as reason:
         return Page((), 0, refused=(Refused(str(reason), event_of(found)),))
-    return Page((found,), 1, notes=Notes(is_replaced=is_replaced))
+    return Page((found,), 1, notes=Notes(is_replaced=is_replaced, has_nulls=has_nulls))

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,26 +13,25 @@ from app.catalogue import EventType, Resource, catalogue
 from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
-from workers.actions import INFERRED, Action, Connection, Grants, LostDelivery, Notes, Notice, Parsed, Record, Refused
+from workers.actions import INFERRED, Action, Connection, Grants, LostDelivery, Notice, Parsed, Record, Refused
 from workers.aggregators import svix_ids
 from workers.aggregators.common import (
     MAX_AHEAD,
     NULL,
-    UNIX_EPOCH,
     canonical_id,
     decode,
     first_reason,
     key_text,
-    moment_or_none,
     optional_text,
+    or_none,
+    ordered_at,
     version_of,
     wanted,
 )
-from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, storable
-from workers.aggregators.junction.grants import read_grants
+from workers.aggregators.json import UNREADABLE, checked, is_unambiguous, reject_duplicate_keys, storable, with_nulls
 from workers.aggregators.junction.samples import GroupReader
-from workers.aggregators.junction.shapes import UNDECODABLE, as_event, record, source_of
-from workers.aggregators.scalars import boolean
+from workers.aggregators.junction.shapes import read_grants, record, source_of
+from workers.aggregators.scalars import boolean, moment
 
 MAX_NAME = 200  # of an event type that is not known
 MAX_ERROR = 1000  # characters of a connection's error
@@ -100,8 +99,7 @@ class _Historical(msgspec.Struct):
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     """The actions of an event. Raises Unprocessable, without a value of the body."""
-    body, is_replaced = storable(body)
-    is_unique = reject_duplicate_keys(body, "not a Junction event", in_arrays=False)
+    body, is_unique, replaced = checked(body, "not a Junction event")
     envelope = _envelope(body)
     name = key_text(envelope.event_type, "event_type") or key_text(envelope.type, "type")
     if not name:
@@ -116,14 +114,14 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     user_id = user_id or _owner(envelope.data)
     if not user_id:
         raise Unprocessable("no user: neither user_id nor data.user_id")
-    sent_at = svix_ids.created_at(delivery.message_id) or _ordering_time(delivery)
+    sent_at = svix_ids.created_at(delivery.message_id) or ordered_at(delivery)
     version, data = version_of(sent_at, delivery), bytes(envelope.data)
     event = _Event(event_type, user_id, client_user_id, data, version, delivery, is_unique)
     content = _content(event)
     unnamed = ("client_user_id",) if client_user_id is None and envelope.client_user_id not in (None, "") else ()
     streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
     kept, ignored = wanted([*content.actions, *streams], settings)
-    notes = Notes((*unnamed, *content.unreadable), is_replaced=is_replaced)
+    notes = replace(replaced, unreadable=(*unnamed, *content.unreadable))
     return Parsed(
         event_type=name,
         user_id=user_id,
@@ -155,10 +153,10 @@ def identify(body: bytes) -> Parsed:
 
     An event that repeats a name has no user: it may name two.
     """
-    body, _ = storable(body)
+    body = with_nulls(storable(body)[0])
     try:
         envelope = msgspec.json.decode(body, type=_Envelope)
-    except UNDECODABLE:
+    except UNREADABLE:
         return Parsed("")
     name = optional_text(envelope.event_type, None) or optional_text(envelope.type, None) or ""
     if not is_unambiguous(body):
@@ -174,13 +172,6 @@ def _owner(data: msgspec.Raw) -> str:
         return canonical_id(key_text(msgspec.json.decode(data, type=_Owner).user_id, "user_id"))
     except (msgspec.ValidationError, UnicodeDecodeError):
         return ""
-
-
-def _ordering_time(delivery: Delivery) -> datetime | None:
-    try:
-        return UNIX_EPOCH + timedelta(milliseconds=delivery.ordering_ms) if delivery.ordering_ms is not None else None
-    except OverflowError:
-        return None
 
 
 def _content(event: _Event) -> _Content:
@@ -202,15 +193,14 @@ def _content(event: _Event) -> _Content:
 
 def _samples(event: _Event, resource: Resource) -> _Content:
     """Raises Unprocessable if every sample was refused."""
-    reader = GroupReader(resource, event.user_id, event.created_at, event.delivery.received + MAX_AHEAD)
-    group = reader.read(event.data, is_unique=event.is_unique)
-    refused = tuple(
-        Refused(reason, as_event(event.type.name, event.user_id, part, event.client_user_id))
-        for reason, part in group.refused
+    latest = event.delivery.received + MAX_AHEAD
+    reader = GroupReader(
+        resource, event.user_id, event.created_at, latest, event.type.name, client_user_id=event.client_user_id
     )
-    if refused and not group.series:
-        raise first_reason(refused, resource.name)
-    return _Content(group.series, group.unreadable, refused, group.duplicates)
+    group = reader.read(event.data, is_unique=event.is_unique)
+    if group.refused and not group.series:
+        raise first_reason(group.refused, resource.name)
+    return _Content(group.series, group.unreadable, tuple(group.refused), group.duplicates)
 
 
 def _streams_of(action: Action, settings: Settings) -> list[Notice]:
@@ -242,7 +232,7 @@ def _exhausted(delivery: Delivery, envelope: _Envelope) -> Parsed:
     """
     try:
         known = msgspec.json.decode(envelope.data, type=_Exhausted)
-    except UNDECODABLE:
+    except UNREADABLE:
         known = _Exhausted()
     named = optional_text(known.message_id, None) or optional_text(known.event_id, None)
     user_id = canonical_id(optional_text(envelope.user_id) or optional_text(known.user_id) or "") or None
@@ -277,17 +267,12 @@ def _historical(resource: Resource, user_id: str, data: bytes) -> _Content:
     """
     known = decode(data, _Historical, f"{resource.name}: history")
     given = {"start_date": known.start_date, "end_date": known.end_date}
-    found = {name: edge for name, value in given.items() if (edge := moment_or_none(value))}
+    found = {name: edge for name, value in given.items() if (edge := or_none(moment, value))}
     start, end = sorted(found.values()) if len(found) == 2 else (None, None)
     provider = source_of(known.provider).slug_of_provider
-    notice = Notice(user_id, provider, resource.name, start, end, is_final=_is_final(known.is_final))
+    notice = Notice(
+        user_id, provider, resource.name, start, end, is_final=or_none(boolean, known.is_final) is not False
+    )
     unread = [name for name, value in given.items() if value not in (None, "") and name not in found]
     notes = (f"the default window is fetched, because these cannot be read: {', '.join(unread)}",) if unread else ()
     return _Content([notice], notes=notes)
-
-
-def _is_final(value: Any) -> bool:
-    try:
-        return value is None or boolean(value)
-    except ValueError:
-        return True

@@ -4,21 +4,21 @@ Entries that cannot be read are left out and counted (workers/aggregators/listin
 entries is Unprocessable.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from workers.actions import Connection, Grants
 from workers.aggregators.common import NULL, Identifier, canonical_id, optional_text
-from workers.aggregators.junction.grants import read_grants
-from workers.aggregators.listings import EntryReader, Listing, answer, moment
+from workers.aggregators.junction.shapes import read_grants
+from workers.aggregators.listings import EntryReader, Listing, answer, moment, read_listing
 from workers.aggregators.requests import Request, segment
 
-T = TypeVar("T")
+Entries = Sequence[msgspec.Raw]
 USERS_A_PAGE = "50"
 Status = Literal["pulled", "pulling", "failed", "not pulled"]
 STATUSES: dict[str, Status] = {
@@ -91,12 +91,6 @@ class _User(msgspec.Struct):
     provider: dict[str, msgspec.Raw] = {}
 
 
-class _Page(msgspec.Struct):
-    data: list[msgspec.Raw] | None
-    next_cursor: Any = None
-    next: Any = None
-
-
 class _ConnectionError(msgspec.Struct):
     error_type: str | None = None
     error_message: str | None = None
@@ -117,26 +111,6 @@ class _Providers(msgspec.Struct):
     providers: list[msgspec.Raw] | None
 
 
-@dataclass
-class _Reader(EntryReader):
-    """Also keeps the users of a page."""
-
-    users: list[str] = field(default_factory=list)
-
-    def by_provider(self, page: _Page, kind: Any) -> Iterator[tuple[str, str, Any]]:
-        """The entries of a page by user and provider."""
-        for user in self.each(page.data or (), _User, lambda user: user):
-            user_id = canonical_id(user.user_id)
-            self.users.append(user_id)
-            for provider, entry in self.named(user.provider, kind, lambda name, entry: (name.lower(), entry)):
-                yield user_id, provider, entry
-
-    def listing(self, page: _Page, rows: Iterable[T]) -> Listing[T]:
-        """The page with its rows."""
-        found, cursor = tuple(rows), self.cursor(page.next_cursor, page.next)
-        return Listing(found, tuple(self.users), cursor, self.unread)
-
-
 def pulls_request(cursor: str | None = None, user_id: str | None = None) -> Request:
     """One page of the history pulls, of all users or one."""
     return _introspect("historical_pull", cursor, user_id)
@@ -155,14 +129,12 @@ def _introspect(part: str, cursor: str | None, user_id: str | None) -> Request:
 
 def read_pulls(body: bytes) -> Listing[Pull]:
     """The answer to `pulls_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = answer(body, _Page, "historical pulls"), _Reader()
-    return reader.listing(page, _pulls(page, reader))
+    return read_listing(body, "historical pulls", _pulls)
 
 
 def read_coverage(body: bytes) -> Listing[ResourceCoverage]:
     """The answer to `coverage_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = answer(body, _Page, "resources"), _Reader()
-    return reader.listing(page, _coverage(page, reader))
+    return read_listing(body, "resources", _coverage)
 
 
 def connections_request(user_id: str) -> Request:
@@ -172,7 +144,7 @@ def connections_request(user_id: str) -> Request:
 
 def read_connections(user_id: str, body: bytes, asked_at: datetime) -> Listing[Connection | Grants]:
     """The answer to `connections_request`. Raises Unprocessable for a body without a list."""
-    given, reader = answer(body, _Providers, "providers"), _Reader()
+    given, reader = answer(body, _Providers, "providers"), EntryReader()
     if given.providers is None:  # unlike an empty list, it does not say that there is no connection
         reader.unread += 1
     found: list[Connection | Grants] = []
@@ -191,7 +163,7 @@ def zone_request(user_id: str) -> Request:
 
 
 def read_zone(body: bytes) -> str:
-    """The fallback time zone in the answer to `zone_request`, '' if there is none. Raises Unprocessable."""
+    """The fallback time zone in the answer to `zone_request`, '' if the user has no such zone. Raises Unprocessable."""
     found = answer(body, _ZonedUser, "a user").fallback_time_zone
     return optional_text(found.get("id")) or "" if isinstance(found, dict) else ""
 
@@ -206,14 +178,23 @@ def read_refresh(body: bytes) -> Refreshed:
     return answer(body, Refreshed, "refresh")  # type: ignore[no-any-return]
 
 
-def _pulls(page: _Page, reader: _Reader) -> Iterator[Pull]:
-    for user_id, provider, pulls in reader.by_provider(page, _Pulls):
+def _by_provider(reader: EntryReader, users: Entries, kind: Any) -> Iterator[tuple[str, str, Any]]:
+    """The entries of a page by user and provider."""
+    for user in reader.each(users, _User, lambda user: user):
+        user_id = canonical_id(user.user_id)
+        reader.users.append(user_id)
+        for provider, entry in reader.named(user.provider, kind, lambda name, entry: (name.lower(), entry)):
+            yield user_id, provider, entry
+
+
+def _pulls(reader: EntryReader, users: Entries) -> Iterator[Pull]:
+    for user_id, provider, pulls in _by_provider(reader, users, _Pulls):
         yield from reader.named(pulls.pulled, _Pull, partial(_pull, user_id, provider))
         yield from reader.each(pulls.not_pulled, Identifier, partial(Pull, user_id, provider, status="not pulled"))
 
 
-def _coverage(page: _Page, reader: _Reader) -> Iterator[ResourceCoverage]:
-    for user_id, provider, resources in reader.by_provider(page, dict[str, msgspec.Raw]):
+def _coverage(reader: EntryReader, users: Entries) -> Iterator[ResourceCoverage]:
+    for user_id, provider, resources in _by_provider(reader, users, dict[str, msgspec.Raw]):
         yield from reader.named(resources, _Statistics, partial(_resource, user_id, provider))
 
 

@@ -79,7 +79,7 @@ def read_demo(body: bytes) -> None:
 
 
 def read_refusal(body: bytes) -> str:
-    """The reason in an error answer, in Junction's words; '' if there is none."""
+    """The reason in an error answer, in Junction's words; '' if the answer gives no reason."""
     try:
         detail = decode(body, _Refusal, "a refusal").detail
     except Unprocessable:

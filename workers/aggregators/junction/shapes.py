@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,10 +14,10 @@ from app.catalogue import FieldType, Resource
 from app.errors import Unprocessable
 from workers.actions import Record
 from workers.aggregators.common import CLOCK_SKEW, MAX_ID, MAX_NAME, NULL, Identifier, ShortText, decode, key_text
+from workers.aggregators.json import UNREADABLE
+from workers.aggregators.listings import EntryReader
 from workers.aggregators.repair import columns_of, value_of
 from workers.aggregators.scalars import MAX_INTEGER, Unreadable, moment, text
-
-UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # What PostgreSQL reads as Python does. Any other time is read leniently.
 ZONE = r"(?:Z|[+-](?:0\d|1[0-4])(?::?\d\d)?)?"
@@ -51,6 +51,10 @@ class Source(msgspec.Struct):
         return (self.provider or self.slug or self.source_slug or "").lower()
 
 
+class _Grant(msgspec.Struct):
+    status: Literal["available", "unavailable"]  # unavailable: the user denied a scope that the resource requires
+
+
 KEYED_FIELDS = frozenset(Source.__struct_fields__) - {"app_id", "device_id"}
 SOURCE_FIELDS = ("source_provider", "source_type", "provider")  # of a record without a source
 
@@ -63,7 +67,7 @@ def record(resource: Resource, user_id: str, data: bytes, event_at: datetime) ->
     """
     try:
         return _strict_record(resource, user_id, data, event_at), ()
-    except (*UNDECODABLE, ValueError):
+    except (*UNREADABLE, ValueError):
         return _lenient_record(resource, user_id, data, event_at)
 
 
@@ -140,13 +144,30 @@ def as_event(name: str, user_id: str, data: bytes, client_user_id: str | None = 
 
 def source_of(raw: bytes | None) -> Source:
     """A source of any shape. A text is the provider. Raises Unprocessable for a text that is too long for a key."""
+    with contextlib.suppress(*UNREADABLE):
+        return msgspec.json.decode(raw or NULL, type=Source | None) or Source()
     parts: Mapping[str, bytes] = {"provider": raw or NULL}
-    with contextlib.suppress(*UNDECODABLE):
+    with contextlib.suppress(*UNREADABLE):
         parts = msgspec.json.decode(raw or NULL, type=dict[str, msgspec.Raw])
     texts = {name: _text(part) for name, part in parts.items()}
     for name in KEYED_FIELDS & texts.keys():
         key_text(texts[name], f"source.{name}", MAX_NAME)
     return msgspec.convert(texts, Source)
+
+
+def read_grants(given: msgspec.Raw) -> tuple[tuple[tuple[str, bool], ...], int]:
+    """The resources of a connection, each with whether the user allowed the provider to share it.
+
+    Also the number of entries that could not be read. The enum of `status` is not exhaustive: an entry with another
+    status is left out.
+    """
+    reader = EntryReader()
+    try:
+        entries = msgspec.json.decode(given, type=dict[str, msgspec.Raw] | None)
+    except UNREADABLE:
+        return (), 1
+    granted = reader.named(entries or {}, _Grant, lambda name, grant: (name, grant.status == "available"))
+    return tuple(granted), reader.unread
 
 
 @cache

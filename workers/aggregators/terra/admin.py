@@ -6,10 +6,10 @@ field is read under both names, and may be absent or null. Entries that cannot b
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,10 +17,9 @@ from app.config.settings import Settings
 from app.errors import Unprocessable
 from workers.aggregators.admin_token import Token
 from workers.aggregators.common import MAX_ID, Identifier, canonical_id
-from workers.aggregators.listings import EntryReader, Listing, answer, moment
+from workers.aggregators.listings import Listing, answer, moment, read_listing
 from workers.aggregators.requests import Request, segment
 
-T = TypeVar("T")
 SEGMENTS = ("events", "webhook-events")
 RETENTION = timedelta(days=14)  # of events: 14 days (September 2026) or 30 days (November 2026)
 UNKNOWN_ENVIRONMENT = "dev_id_not_found"  # the code of a 404 that is not about the path or the user
@@ -63,12 +62,6 @@ class ApiProblem(msgspec.Struct, frozen=True):
         """The code, with the detail: of `scope_missing` it names the scope. Without tokens and control characters."""
         text = ": ".join(part for part in (self.code or self.title, (self.detail or "")[:MAX_DETAIL]) if part)
         return "".join(each if each.isprintable() else " " for each in TOKENS.sub("TOKEN", text))
-
-
-class _Page(msgspec.Struct):
-    data: list[msgspec.Raw] | None
-    has_more: Any = None
-    next_cursor: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -132,14 +125,12 @@ def read_token(body: bytes) -> Token:
 
 def read_events(body: bytes) -> Listing[FailedDelivery]:
     """The answer to `events_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = answer(body, _Page, "events"), EntryReader()
-    return _listing(page, reader, reader.each(page.data or (), _Event, _event))
+    return read_listing(body, "events", lambda reader, entries: reader.each(entries, _Event, _event))
 
 
 def read_users(body: bytes) -> Listing[AdminUser]:
     """The answer to `users_request`. Raises Unprocessable for a body that is no page."""
-    page, reader = answer(body, _Page, "users"), EntryReader()
-    return _listing(page, reader, reader.each(page.data or (), _User, _user))
+    return read_listing(body, "users", lambda reader, entries: reader.each(entries, _User, _user))
 
 
 def read_problem(body: bytes) -> ApiProblem:
@@ -154,12 +145,6 @@ def _page(dev_id: str, path: str, given: Mapping[str, str | None], cursor: str |
     query = {**given, "cursor": cursor}  # no limit: Terra does not document its maximum
     path = f"/environments/{segment(dev_id)}/{path}"
     return Request(path, tuple((name, value) for name, value in query.items() if value), bool(cursor))
-
-
-def _listing(page: _Page, reader: EntryReader, rows: Iterable[T]) -> Listing[T]:
-    found = tuple(rows)
-    cursor = reader.cursor(page.next_cursor) if page.has_more is not False else None
-    return Listing(found, cursor=cursor, unread=reader.unread)
 
 
 def _event(given: _Event) -> FailedDelivery:

@@ -10,9 +10,9 @@ import msgspec
 from app.catalogue import Resource
 from app.config.settings import Settings
 from app.errors import NotYet, Unprocessable
-from workers.actions import Notes, Record
+from workers.actions import Record
 from workers.aggregators.common import MAX_AHEAD, MAX_NAME, NULL, decode, optional_text
-from workers.aggregators.json import reject_duplicate_keys, storable
+from workers.aggregators.json import checked
 from workers.aggregators.requests import ApiLimits, DateRange, Page, Request
 from workers.aggregators.scalars import number
 from workers.aggregators.terra.shapes import Batch, Owner, as_event
@@ -42,7 +42,6 @@ class _Answer(msgspec.Struct):
 
 
 def connect(settings: Settings) -> tuple[str, Mapping[str, str]]:
-    """The base URL and the headers of every request. Raises Misconfigured."""
     headers = {"dev-id": settings.need_terra_dev_id(), "x-api-key": settings.need_terra_api_key()}
     return settings.terra_base_url.rstrip("/"), headers
 
@@ -70,8 +69,7 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
     closes a window, even an empty one: other forms of "no data" may mean that Terra has not asked the provider yet.
     """
     what = f"{resource.name}: a page"
-    body, is_replaced = storable(body)
-    is_unique = reject_duplicate_keys(body, what, in_arrays=False)
+    body, is_unique, notes = checked(body, what)
     answer = decode(body, _Answer, what)
     name = resource.terra or ""
     raw = answer.athlete if name == "athlete" else answer.data
@@ -88,13 +86,12 @@ def read_page(resource: Resource, user_id: str, body: bytes, asked_at: datetime,
         actions=actions,
         records=batch.records,
         refused=tuple(batch.refused),
-        notes=batch.notes + Notes(is_replaced=is_replaced),
+        notes=batch.notes + notes,
         duplicate_samples=batch.duplicate_samples,
     )
 
 
 def event_of(record: Record) -> bytes:
-    """JSON of the event in which Terra would send a record."""
     return as_event(record.source_type, Owner(record.user_id, record.provider), record.payload)
 
 

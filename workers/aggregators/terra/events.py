@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -30,16 +30,17 @@ from workers.aggregators.common import (
     MAX_ID,
     MAX_NAME,
     NULL,
-    UNIX_EPOCH,
     canonical_id,
     decode,
     first_reason,
     optional_text,
+    or_none,
+    ordered_at,
     version_of,
     wanted,
 )
-from workers.aggregators.json import is_unambiguous, reject_duplicate_keys, storable
-from workers.aggregators.repair import columns_of
+from workers.aggregators.json import checked, is_unambiguous, storable, with_nulls
+from workers.aggregators.repair import columns_of, value_of
 from workers.aggregators.scalars import integer, moment, number
 from workers.aggregators.terra.mapping import TYPES
 from workers.aggregators.terra.shapes import Batch, Owner, items
@@ -67,14 +68,9 @@ class _Envelope(msgspec.Struct):
 
 @dataclass(frozen=True)
 class _User:
-    user_id: str
-    provider: str
+    owner: Owner
     reference_id: str | None = None
     is_unnamed: bool = False  # it has a reference_id that cannot be read
-
-    @property
-    def owner(self) -> Owner:
-        return Owner(self.user_id, self.provider.lower())
 
 
 class _Named(msgspec.Struct):
@@ -108,22 +104,6 @@ class _Large(msgspec.Struct):
     expected_payloads: Any = None
 
 
-class _Report(msgspec.Struct):
-    data: msgspec.Raw
-    event_id: Any = None
-    occurred_at: Any = None
-    upload_id: Any = None
-
-
-class _ReportData(msgspec.Struct):
-    session_id: Any = None
-    reference_id: Any = None
-    report_date: Any = None
-    report_locale: Any = None
-    results_count: Any = None
-    error: Any = None
-
-
 @dataclass(frozen=True)
 class _Event:
     name: str
@@ -147,18 +127,23 @@ class _Event:
     def parsed(self, user: _User | None, *actions: Action, ignored: str | None = None) -> Parsed:
         """The actions that the operator wants, of an event about this user."""
         kept, left_out = wanted(actions, self.settings)
-        user_id, reference = (user.user_id, user.reference_id) if user else (None, None)
         unnamed = ("reference_id",) if user and user.is_unnamed else ()
         return Parsed(
             event_type=self.name,
-            user_id=user_id,
-            client_user_id=reference,
+            user_id=user.owner.user_id if user else None,
+            client_user_id=user.reference_id if user else None,
             actions=kept,
             ignored=ignored or left_out,
             occurred_at=self.version,
             notes=(*Notes(unnamed).sentences(), *self.notes),
             is_undated=self.delivery.ordering_ms is None,
         )
+
+    def connection(
+        self, user: _User, status: Literal["connected", "error", "disconnected"], error: str | None = None
+    ) -> Connection:
+        """A change of the user's connection at the time of the event."""
+        return Connection(user.owner.user_id, user.owner.provider, status, error, self.version)
 
 
 def _user(raw: bytes, what: str) -> _User:
@@ -169,7 +154,8 @@ def _user(raw: bytes, what: str) -> _User:
             raise Unprocessable(f"{what}: user.{name}: expected a text of 1 to {longest} characters")
     reference_id = optional_text(named.reference_id)
     is_unnamed = reference_id is None and bytes(named.reference_id) not in (b"null", b'""')
-    return _User(canonical_id(user_id or ""), provider or "", reference_id, is_unnamed)
+    owner = Owner(canonical_id(user_id or ""), (provider or "").lower())
+    return _User(owner, reference_id, is_unnamed)
 
 
 def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
@@ -178,16 +164,10 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     The version is Terra's ordering timestamp, a header that retries repeat. The header is not signed, so the version is
     at most five minutes ahead of the receipt, and no deletion depends on it.
     """
-    body, is_replaced = storable(body)
-    is_unique = reject_duplicate_keys(body, "not a Terra event", in_arrays=False)
+    body, is_unique, notes = checked(body, "not a Terra event")
     envelope = decode(body, _Envelope, "not a Terra event")
-    name, created_at = envelope.type, None
-    if delivery.ordering_ms is not None:  # a time beyond the calendar counts as a day ahead
-        milliseconds = min(delivery.ordering_ms, int(delivery.received_at * 1000) + 86_400_000)
-        created_at = UNIX_EPOCH + timedelta(milliseconds=milliseconds)
-    notes = Notes(is_replaced=is_replaced).sentences()
-    version = version_of(created_at, delivery)
-    event = _Event(name, bytes(envelope.user), body, version, delivery, settings, is_unique, notes)
+    name, version = envelope.type, version_of(ordered_at(delivery), delivery)
+    event = _Event(name, bytes(envelope.user), body, version, delivery, settings, is_unique, notes.sentences())
     if name in TYPES:
         return _data(event)
     if name in HANDLERS:
@@ -201,14 +181,14 @@ def identify(body: bytes) -> Parsed:
     An event that repeats a name has no user: it may name two.
     """
     found = Parsed("")
-    body, _ = storable(body)
+    body = with_nulls(storable(body)[0])
     with contextlib.suppress(Unprocessable):
         envelope = decode(body, _Envelope, "")
         found = Parsed(envelope.type[:MAX_ID])
         if not is_unambiguous(body):
             return found
         user = _user(envelope.user, "")
-        found = replace(found, user_id=user.user_id, client_user_id=user.reference_id)
+        found = replace(found, user_id=user.owner.user_id, client_user_id=user.reference_id)
     return found
 
 
@@ -234,7 +214,9 @@ def _data(event: _Event) -> Parsed:
     if batch.refused and not batch.records:
         raise first_reason(batch.refused, event.name)
     parsed = event.parsed(user, *batch.actions())
-    implied = () if parsed.ignored else (Connection(*user.owner, "connected", None, INFERRED),)
+    implied = (
+        () if parsed.ignored else (Connection(user.owner.user_id, user.owner.provider, "connected", None, INFERRED),)
+    )
     return replace(
         parsed,
         actions=(*parsed.actions, *implied),
@@ -250,22 +232,31 @@ def _auth(event: _Event) -> Parsed:
     if event.read(_Lifecycle).status != "success":
         return _ignored(event, NOT_CONNECTED)
     user = event.user
-    window = (event.version - timedelta(days=event.settings.history_days), event.version)
-    names = [resource.name for resource in catalogue().values() if resource.terra]
-    notices = (Notice(*user.owner, name, *window, is_final=True) for name in names)
-    return event.parsed(user, Connection(*user.owner, "connected", None, event.version), *notices)
+    notices = (
+        Notice(
+            user_id=user.owner.user_id,
+            provider=user.owner.provider,
+            resource=resource.name,
+            window_start=event.version - timedelta(days=event.settings.history_days),
+            window_end=event.version,
+            is_final=True,
+        )
+        for resource in catalogue().values()
+        if resource.terra
+    )
+    return event.parsed(user, event.connection(user, "connected"), *notices)
 
 
 def _ended(event: _Event) -> Parsed:
     """The person or the provider ended the connection. Stored data stays; late data does not reconnect it."""
     user = event.user
-    return event.parsed(user, Connection(*user.owner, "disconnected", None, event.version))
+    return event.parsed(user, event.connection(user, "disconnected"))
 
 
 def _broken(event: _Event) -> Parsed:
     user, message = event.user, event.read(_Lifecycle).message
     error = (optional_text(message, None) or event.name)[:MAX_TEXT]
-    return event.parsed(user, Connection(*user.owner, "error", error, event.version))
+    return event.parsed(user, event.connection(user, "error", error))
 
 
 def _reconnected(event: _Event) -> Parsed:
@@ -273,14 +264,15 @@ def _reconnected(event: _Event) -> Parsed:
     known = event.read(_Reconnected)
     new = _user(known.new_user, event.name)
     old = None if known.old_user == NULL else _user(known.old_user, event.name)
-    changes = [UserIdChange(old.user_id, new.user_id)] if old and old.user_id != new.user_id else []
-    return event.parsed(new, *changes, Connection(*new.owner, "connected", None, event.version))
+    is_changed = old and old.owner.user_id != new.owner.user_id
+    changes = [UserIdChange(old.owner.user_id, new.owner.user_id)] if old and is_changed else []
+    return event.parsed(new, *changes, event.connection(new, "connected"))
 
 
 def _elsewhere(event: _Event) -> Parsed:
     """The event must be downloaded from a URL. Only the download names its user."""
     known = event.read(_Elsewhere)
-    given = _or_none(number, known.expires_in)
+    given = or_none(number, known.expires_in)
     expires_in = EXPIRES_SECONDS if given is None else given
     return event.parsed(None, Download(known.url, min(max(expires_in, 0.0), MAX_EXPIRY_SECONDS)))
 
@@ -290,49 +282,39 @@ def _large(event: _Event) -> Parsed:
     reference = optional_text(known.reference) or (event.delivery.reference or "").partition(":chunk:")[0]
     if not reference:
         return _ignored(event, "it does not name the request that it belongs to")
-    count = _or_none(integer, known.expected_payloads)
+    count = or_none(integer, known.expected_payloads)
     expected = None if count is None or not 0 <= count <= 1_000_000 else count
-    return event.parsed(user, LargeRequest(reference[:MAX_ID], *user.owner, expected))
-
-
-def _or_none(read: Callable[[Any], Kind], value: Any) -> Kind | None:
-    try:
-        return None if value is None else read(value)
-    except ValueError:
-        return None
+    request = LargeRequest(reference[:MAX_ID], user.owner.user_id, user.owner.provider, expected)
+    return event.parsed(user, request)
 
 
 def _report(event: _Event) -> Parsed:
     """A laboratory report, or the failure to read one. It belongs to a person, not to one of their connections."""
-    known = event.read(_Report)
-    data = decode(bytes(known.data), _ReportData, event.name)
-    session_id, reference_id = (optional_text(one, None) for one in (data.session_id, data.reference_id))
+    known = event.read(dict[str, msgspec.Raw])
+    raw = bytes(known.get("data", NULL))
+    data = decode(raw, dict[str, msgspec.Raw], event.name)
+    session_id, reference_id = (optional_text(data.get(name), None) for name in ("session_id", "reference_id"))
     if not session_id or len(session_id) > MAX_ID or len(reference_id or "") > MAX_ID:
         raise Unprocessable(f"{event.name}: session_id and reference_id: expected texts of at most {MAX_ID} characters")
-    occurred, resource = _or_none(moment, known.occurred_at), catalogue().of_terra("lab_report")
-    if occurred:
+    if occurred := or_none(lambda given: moment(value_of(given)), known.get("occurred_at")):
         event = replace(event, version=version_of(occurred, event.delivery))
-    fields: dict[str, Any] = {"status": event.name.rpartition(".")[2]}
-    fields |= {name: getattr(known, name) for name in ("event_id", "upload_id", "occurred_at")}
-    fields |= {name: getattr(data, name) for name in ("report_date", "report_locale", "results_count")}
-    fields["error_code"] = data.error.get("code") if isinstance(data.error, dict) else data.error
-    columns, unreadable = columns_of(resource, {name: encoded(value) for name, value in fields.items()})
-    user = _User(f"reference:{reference_id or ''}", "terra", reference_id)
+    resource, error = catalogue().of_terra("lab_report"), data.get("error", NULL)
+    with contextlib.suppress(Unprocessable):
+        error = decode(error, dict[str, msgspec.Raw], "").get("code", NULL)
+    status = msgspec.Raw(msgspec.json.encode(event.name.rpartition(".")[2]))
+    columns, unreadable = columns_of(resource, {**data, **known, "status": status, "error_code": error})
+    user = _User(Owner(f"reference:{reference_id or ''}", "terra"), reference_id)
     record = Record(
         resource=resource.name,
-        user_id=user.user_id,
+        user_id=user.owner.user_id,
         id=session_id,
-        provider=user.provider,
+        provider=user.owner.provider,
         source_type="lab_report",
-        payload=bytes(known.data),
+        payload=raw,
         version=event.version,
         columns=columns,
     )
     return replace(event, notes=(*Notes(unreadable).sentences(), *event.notes)).parsed(user, record)
-
-
-def encoded(value: Any) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(value))
 
 
 HANDLERS: Mapping[str, Callable[[_Event], Parsed]] = {

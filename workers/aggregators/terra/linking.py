@@ -40,7 +40,7 @@ def read_session(body: bytes) -> Link:
 
 
 def read_refusal(body: bytes) -> str:
-    """The reason in an error answer, in Terra's words; '' if there is none."""
+    """The reason in an error answer, in Terra's words; '' if the answer gives no reason."""
     try:
         answer = decode(body, _Refusal, "a refusal")
     except Unprocessable:

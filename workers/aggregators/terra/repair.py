@@ -21,7 +21,7 @@ MAX_DIGITS = 308  # of an integer that a double can hold
 DATE = re.compile(r"\d{4}-\d\d-\d\d")  # as DateText
 KeyText = Annotated[str, msgspec.Meta(max_length=MAX_KEY)]
 TimeText = Annotated[str, "the time of an item of an array"]
-Tree = Mapping[str, Any]  # a reader, or a tree below the name; `[]` after a name marks an array
+Tree = Mapping[str, Any]  # a type, or a tree below the name; `[]` after a name marks an array
 
 
 def _key(value: Any) -> str:
@@ -64,10 +64,10 @@ READERS: Mapping[Any, Callable[[Any], Any]] = {
 class Repair:
     """Rewrites one object. Fields that cannot be read are left out. Arrays and their items are refused."""
 
-    def __init__(self, name: str, leaves: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, fields: Tree) -> None:
         self.refused: list[str] = []  # the reason of each refused item
         self.unreadable: set[str] = set()  # paths
-        self._name, self._tree = name, _tree(leaves)
+        self._name, self._fields = name, fields
 
     def repaired(self, raw: bytes) -> bytes:
         """JSON of the fields in the tables. Raises Unprocessable if the text is no object."""
@@ -77,7 +77,7 @@ class Repair:
             raise Unprocessable(f"{self._name}: not a JSON object") from None
         if not isinstance(document, dict):
             raise Unprocessable(f"{self._name}: expected an object")
-        return msgspec.json.encode(self._object(document, self._tree, ""))
+        return msgspec.json.encode(self._object(document, self._fields, ""))
 
     def _object(self, value: dict[str, Any], tree: Tree, at: str) -> dict[str, Any]:
         found = {}
@@ -95,10 +95,9 @@ class Repair:
         """Raises ValueError if the field cannot be read."""
         if is_array:
             return self._items(given, below, path)
-        if below is _mapping:
-            return self._scores(_mapping(given), path)
         if not isinstance(below, dict):
-            return below(given)
+            found = READERS[below](given)
+            return self._scores(found, path) if isinstance(found, dict) else found
         if not isinstance(given, dict):
             raise Unreadable("an object")
         return self._object(given, below, f"{path}.")
@@ -135,21 +134,10 @@ def _item(item: Any, fields: Tree) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise Unreadable("expected an object whose names are unique")
     found = {}
-    for name, read in fields.items():
+    for name, kind in fields.items():
         try:
             if (value := item.get(name)) is not None:
-                found[name] = read(value)
+                found[name] = READERS[kind](value)
         except ValueError as expected:
             raise Unreadable(f"{name}: expected {expected}") from None
     return found
-
-
-def _tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, kind in leaves.items():
-        *above, last = path.split(".")
-        below = tree
-        for name in above:
-            below = below.setdefault(name, {})
-        below[last] = READERS[kind]
-    return tree

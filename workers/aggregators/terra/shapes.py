@@ -2,10 +2,9 @@
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,9 +12,8 @@ import msgspec
 from app.catalogue import catalogue
 from app.errors import Unprocessable
 from workers.actions import Action, Notes, Record, Refused, Sample, Samples
-from workers.aggregators.common import MAX_AHEAD, MAX_NAME, MAX_REFUSED, NULL, decode, key_text
-from workers.aggregators.json import reject_duplicate_keys
-from workers.aggregators.parts import LARGE_BYTES, parts
+from workers.aggregators.common import MAX_AHEAD, MAX_NAME, NULL, decode, key_text, reject_too_many
+from workers.aggregators.json import LARGE_BYTES, parts, reject_duplicate_keys
 from workers.aggregators.scalars import day
 from workers.aggregators.terra.mapping import (
     TYPES,
@@ -42,8 +40,8 @@ from workers.aggregators.terra.structures import (
     LOCALIZATION,
     SCORES,
     columns_of_type,
+    fields_of,
     item_type,
-    leaves_of,
     steps,
     structure,
 )
@@ -60,7 +58,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: its record, its samples by series, and what of it cannot be used."""
+    """One object: its record, its samples by series, and its unusable parts."""
 
     record: Record
     series: list[SeriesValues]
@@ -87,9 +85,7 @@ class Batch:
             found = self._read(name, raw, is_unique=is_unique)
         except Unprocessable as reason:
             self.refused.append(Refused(str(reason), as_event(name, self.owner, raw)))
-            if len(self.refused) > MAX_REFUSED:
-                first = self.refused[0].reason
-                raise Unprocessable(f"{name}: more than {MAX_REFUSED:,} refused, first: {first}") from None
+            reject_too_many(self.refused, name)
             return
         self._objects[found.record.resource, found.record.id] = found
         self.unreadable.update(found.unreadable)
@@ -133,7 +129,7 @@ class Batch:
 
     @property
     def notes(self) -> Notes:
-        """What was not stored as received."""
+        """The differences between the stored and the received objects."""
         return Notes(tuple(sorted(self.unreadable)), self.samples_without_timestamp)
 
     def actions(self) -> tuple[Action, ...]:
@@ -192,7 +188,7 @@ class Item:
         self.unreadable: set[str] = set()
         self._is_lenient = is_lenient
         if is_lenient:
-            repair = Repair(name, leaves_of(name))
+            repair = Repair(name, fields_of(name))
             raw = repair.repaired(raw)
             self.refused, self.unreadable = repair.refused, repair.unreadable
         self._decoded = decode(raw, structure(name, in_parts=len(raw) > LARGE_BYTES), name)
@@ -284,13 +280,10 @@ class Item:
         if series.unless:
             name, number = series.unless
             items = (one for one in items if getattr(one, name) != number)
-        by_subtype: dict[str, Iterable[Any]] = {"": items}
+        by_subtype: dict[str, Any] = {} if series.subtype else {"": items}
         if series.subtype:
-            read_subtype = operator.attrgetter(series.subtype)
-            ordered = sorted(items, key=lambda one: read_subtype(one) or "")
-            by_subtype = {
-                subtype: list(given) for subtype, given in groupby(ordered, lambda one: read_subtype(one) or "")
-            }
+            for one in items:
+                by_subtype.setdefault(getattr(one, series.subtype) or "", []).append(one)
         read = operator.attrgetter(series.time, *series.names)
         what = f"{self.name}: {series.array}.{series.time}"
         for subtype, of_subtype in by_subtype.items():

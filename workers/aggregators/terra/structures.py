@@ -1,7 +1,8 @@
 """The types with which Terra's objects are decoded, from the tables of `mapping`."""
 
+import operator
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,7 +11,7 @@ from app.catalogue import FieldType, catalogue
 from workers.aggregators.common import NULL, DateText
 from workers.aggregators.scalars import day, integer
 from workers.aggregators.terra.mapping import TYPES, Column, Derived, Newest, Scaled, Series, Values, Whole
-from workers.aggregators.terra.repair import KeyText, TimeText
+from workers.aggregators.terra.repair import KeyText, TimeText, Tree
 from workers.aggregators.terra.series import Clock
 
 LOCALIZATION = "metadata.timestamp_localization"
@@ -57,22 +58,27 @@ def structure(name: str, *, in_parts: bool = False) -> Any:
 
     With `in_parts`, arrays are left encoded.
     """
-    return _struct(name, leaves_of(name), in_parts=in_parts)
+    return _struct(name, fields_of(name), in_parts=in_parts)
 
 
 @cache
 def item_type(name: str, path: str) -> Any:
     """The type of the items of an array."""
-    prefix = f"{path}[]."
-    return (
-        _struct(name, {one[len(prefix) :]: kind for one, kind in leaves_of(name).items() if one.startswith(prefix)})
-        | None
-    )
+    return _struct(name, reduce(operator.getitem, steps(f"{path}[]"), fields_of(name))) | None
 
 
 @cache
-def leaves_of(name: str) -> Mapping[str, Any]:
+def fields_of(name: str) -> Tree:
     """The fields that the tables read, with their types."""
+    tree: dict[str, Any] = {}
+    for path, kind in _leaves_of(name).items():
+        *above, last = steps(path)
+        reduce(lambda below, step: below.setdefault(step, {}), above, tree)[last] = kind
+    return tree
+
+
+def _leaves_of(name: str) -> Mapping[str, Any]:
+    """The paths of these fields, with their types."""
     kind = TYPES[name]
     leaves: dict[str, Any] = {LOCALIZATION: float, SCORES: dict[str, msgspec.Raw]}
     leaves |= dict.fromkeys(kind.key, KeyText)
@@ -103,24 +109,17 @@ def _leaves(source: Column | Series, of_text: Any = None) -> dict[str, Any]:
     return {f"{source.array}[].{name}": kind for name, kind in names.items()}
 
 
-def _struct(name: str, leaves: Mapping[str, Any], *, in_parts: bool = False) -> Any:
-    """A struct of structs from paths, in which `[]` marks an array. Every field may be absent or null."""
-    fields: dict[str, Any] = {}
-    encoded: list[str] = []
-    below: dict[str, dict[str, Any]] = {}
-    for path, kind in leaves.items():
-        head, _, rest = path.partition(".")
-        if rest:
-            below.setdefault(head, {})[rest] = kind
-        else:
-            fields[head] = kind
-    for head, inner in below.items():
-        plain = head.removesuffix("[]")
-        if plain == head:
-            fields[plain] = _struct(plain, inner, in_parts=in_parts)
+def _struct(name: str, tree: Tree, *, in_parts: bool = False) -> Any:
+    """A struct of structs. Every field may be absent or null."""
+    fields: list[Any] = []
+    for key, kind in tree.items():
+        plain = key.removesuffix("[]")
+        if not isinstance(kind, dict):
+            fields.append((plain, kind | None, None))
+        elif plain == key:
+            fields.append((plain, _struct(plain, kind, in_parts=in_parts) | None, None))
         elif in_parts:
-            encoded.append(plain)
+            fields.append((plain, msgspec.Raw, NULL))
         else:
-            fields[plain] = list[_struct(plain, inner) | None]  # type: ignore[misc]
-    optional = [(one, kind | None, None) for one, kind in fields.items()]
-    return msgspec.defstruct(name, [*optional, *((one, msgspec.Raw, NULL) for one in encoded)])
+            fields.append((plain, list[_struct(plain, kind) | None] | None, None))  # type: ignore[misc]
+    return msgspec.defstruct(name, fields)

@@ -9,7 +9,7 @@ from tests.support import START, event
 from tests.support.cases import each
 from tests.support.junction import RECORDED, USER, dead, parsed
 from workers.actions import Connection, Grants
-from workers.aggregators import junction
+from workers.aggregators.junction import introspection
 
 ASKED_AT = datetime(2026, 3, 15, tzinfo=UTC)
 NO_SCOPES: dict[str, list[str]] = {"required": [], "optional": []}
@@ -74,7 +74,7 @@ def test_scopes_are_not_read() -> None:
 def test_grants_in_a_list_of_connections() -> None:
     """Breaks if an unreadable grant counts as an unreadable connection, which ends the search for lost connections."""
     entries = [{"slug": "GARMIN", "resource_availability": {"sleep": SLEEP, "body": None}}, {"slug": "oura"}]
-    listing = junction.read_connections("u1", msgspec.json.encode({"providers": entries}), ASKED_AT)
+    listing = introspection.read_connections("u1", msgspec.json.encode({"providers": entries}), ASKED_AT)
     assert listing.rows == (
         Connection("u1", "garmin", "connected", None, ASKED_AT),
         Grants("u1", "garmin", (("sleep", False),), ASKED_AT),

@@ -7,7 +7,7 @@ import msgspec
 
 from tests.support.cases import MALFORMED, each, refusal
 from workers.actions import Connection, Grants
-from workers.aggregators import junction
+from workers.aggregators.junction import introspection
 from workers.aggregators.junction.introspection import Pull, Refreshed, ResourceCoverage
 from workers.aggregators.listings import Listing
 from workers.aggregators.requests import Request
@@ -70,7 +70,7 @@ def page(*users: tuple[str, dict[str, Any]], **more: Any) -> bytes:
 def pull(changes: dict[str, Any], without: str = "") -> Pull:
     """The one pull of a page: u1's sleep from Fitbit, as in the example but for the changes."""
     given = {name: value for name, value in (PULLED | changes).items() if name != without}
-    (found,) = junction.read_pulls(page(("u1", {"fitbit": {"pulled": {"sleep": given}, "not_pulled": []}}))).rows
+    (found,) = introspection.read_pulls(page(("u1", {"fitbit": {"pulled": {"sleep": given}, "not_pulled": []}}))).rows
     return found
 
 
@@ -86,16 +86,16 @@ def pull(changes: dict[str, Any], without: str = "") -> Pull:
 )
 def test_a_page_is_asked_for(cursor: str | None, user: str | None, query: Any) -> None:
     """Breaks if a page is requested without its cursor, a cursor without its user, or an empty cursor is sent."""
-    for ask, part in ((junction.pulls_request, "historical_pull"), (junction.coverage_request, "resources")):
+    for ask, part in ((introspection.pulls_request, "historical_pull"), (introspection.coverage_request, "resources")):
         asked = Request(f"/v2/introspect/{part}", (("user_limit", "50"), *query), has_cursor=bool(cursor))
         assert ask(cursor, user) == asked
 
 
 def test_an_id_stays_a_part_of_the_path() -> None:
     """Breaks if a user_id with a slash or a question mark reaches another path."""
-    assert junction.connections_request("a/b?c").path == "/v2/user/providers/a%2Fb%3Fc"
-    assert junction.refresh_request("a/b?c") == Request("/v2/user/refresh/a%2Fb%3Fc", method="POST")
-    assert junction.connections_request("a").method == "GET"
+    assert introspection.connections_request("a/b?c").path == "/v2/user/providers/a%2Fb%3Fc"
+    assert introspection.refresh_request("a/b?c") == Request("/v2/user/refresh/a%2Fb%3Fc", method="POST")
+    assert introspection.connections_request("a").method == "GET"
 
 
 # Pulls
@@ -105,7 +105,7 @@ def test_the_public_example_of_pulls_is_read() -> None:
     """Breaks if the page that the public document shows is refused, or its text "None" is followed as a cursor."""
     began = [datetime(2023, 10, 24, 13, 52, 54, tzinfo=UTC), datetime(2023, 10, 24, 13, 53, 1, tzinfo=UTC)]
     told = "retrying, provider_rate_limit_exceeded"
-    assert junction.read_pulls(raw(PUBLIC_PULLS)) == Listing(
+    assert introspection.read_pulls(raw(PUBLIC_PULLS)) == Listing(
         (
             Pull("u1", "fitbit", "activity", "pulled", JULY, OCTOBER, began[0], 70, "success"),
             Pull("u1", "fitbit", "sleep", "pulling", JULY, OCTOBER, began[1], 0, told),
@@ -177,7 +177,7 @@ def test_every_user_provider_and_resource_is_read() -> None:
         ("u2", {}),
         ("u3", {"oura": {"pulled": {"brain_waves": PULLED}, "not_pulled": []}}),
     )
-    listing = junction.read_pulls(body)
+    listing = introspection.read_pulls(body)
     assert [(one.user_id, one.provider, one.resource, one.status) for one in listing.rows] == [
         ("u1", "garmin", "sleep", "pulled"),
         ("u1", "garmin", "steps", "not pulled"),
@@ -194,7 +194,7 @@ def test_the_public_example_of_resources_is_read() -> None:
     """Breaks if the page that the public document shows, without any cursor, is refused."""
     oldest = datetime(2023, 6, 21, tzinfo=UTC)
     expected = Listing((ResourceCoverage("u1", "fitbit", "activity", oldest, OCTOBER),), ("u1",), None)
-    assert junction.read_coverage(raw(PUBLIC_RESOURCES)) == expected
+    assert introspection.read_coverage(raw(PUBLIC_RESOURCES)) == expected
 
 
 @each(
@@ -207,7 +207,7 @@ def test_between_which_moments_there_is_something(
     statistics: dict[str, Any], oldest: datetime | None, newest: datetime | None
 ) -> None:
     """Breaks if a resource of which there is nothing yet, or with a wrong moment, costs the whole page."""
-    listing = junction.read_coverage(page(("u1", {"Fitbit": {"brain_waves": statistics}})))
+    listing = introspection.read_coverage(page(("u1", {"Fitbit": {"brain_waves": statistics}})))
     assert listing.rows == (ResourceCoverage("u1", "fitbit", "brain_waves", oldest, newest),)
 
 
@@ -233,7 +233,7 @@ def test_between_which_moments_there_is_something(
 def test_only_the_cursor_decides_whether_there_is_another_page(given: Any, cursor: str | None) -> None:
     """Breaks if a short or an empty page ends the comparison, or an invalid cursor is followed."""
     for users in ((), (("u1", {}),)):
-        for read in (junction.read_pulls, junction.read_coverage):
+        for read in (introspection.read_pulls, introspection.read_coverage):
             listing = read(page(*users, **given))
             assert (listing.cursor, listing.rows) == (cursor, ())
             assert listing.users == tuple(user for user, _ in users)
@@ -248,20 +248,20 @@ def test_only_the_cursor_decides_whether_there_is_another_page(given: Any, curso
 )
 def test_an_invalid_page_is_rejected(body: bytes) -> None:
     """Breaks if half an answer counts as a whole one, ends a worker, or its values get into an error's text."""
-    for read in (junction.read_pulls, junction.read_coverage):
+    for read in (introspection.read_pulls, introspection.read_coverage):
         refusal(read, body)
 
 
 @each([], ["canary"], {}, {"canary": 1}, True)
 def test_a_cursor_of_another_form_costs_the_later_pages_only(cursor: Any) -> None:
     """Breaks if a cursor costs the users before it, or nobody learns that users are left out."""
-    listing = junction.read_pulls(raw({"data": [WHOLE], "next_cursor": cursor}))
+    listing = introspection.read_pulls(raw({"data": [WHOLE], "next_cursor": cursor}))
     assert (len(listing.rows), listing.users, listing.cursor, listing.unread) == (1, ("whole",), None, 1)
 
 
 def test_a_page_of_null_is_empty() -> None:
     """Breaks if an answer without users stops the comparison."""
-    for read in (junction.read_pulls, junction.read_coverage):
+    for read in (introspection.read_pulls, introspection.read_coverage):
         assert read(b'{"data": null, "next_cursor": "more"}') == Listing((), (), "more")
 
 
@@ -270,15 +270,21 @@ def test_characters_that_cannot_be_stored_cost_nothing(character: bytes) -> None
     """Breaks if one such character in one user's text ends the comparison of all users."""
     provider, odd = "fit?bit", PULLED | {"error_details": "lost?"}
     given = page(("u?", {provider: {"pulled": {"sleep": odd}}})).replace(b"?", character)
-    (found,) = junction.read_pulls(given).rows
+    (found,) = introspection.read_pulls(given).rows
     assert (found.user_id, found.provider, found.status_text) == ("u\ufffd", "fit\ufffdbit", "success, lost\ufffd")
-    (covered,) = junction.read_coverage(page(("u?", {provider: {"sleep": {}}})).replace(b"?", character)).rows
+    (covered,) = introspection.read_coverage(page(("u?", {provider: {"sleep": {}}})).replace(b"?", character)).rows
     assert (covered.user_id, covered.provider) == ("u\ufffd", "fit\ufffdbit")
     broken = {"slug": provider, "status": "error", "error_details": {"error_type": "lost?"}}
     (connection,) = connections(broken, character=character)
     assert (connection.provider, connection.error) == ("fit\ufffdbit", "lost\ufffd")
-    assert junction.read_refresh(b'{"error": "no%b"}' % character).error == "no\ufffd"
-    assert junction.read_zone(b'{"fallback_time_zone": {"id": "no%b"}}' % character) == "no\ufffd"
+    assert introspection.read_refresh(b'{"error": "no%b"}' % character).error == "no\ufffd"
+    assert introspection.read_zone(b'{"fallback_time_zone": {"id": "no%b"}}' % character) == "no\ufffd"
+
+
+def test_a_literal_that_is_not_json_costs_nothing() -> None:
+    """Breaks if one number as Python's json.dumps writes it ends the comparison of all users."""
+    body = page(("u1", {"fitbit": {"pulled": {"sleep": PULLED | {"progress": "?"}}}})).replace(b'"?"', b"NaN")
+    assert [one.resource for one in introspection.read_pulls(body).rows] == ["sleep"]
 
 
 WHOLE = {"user_id": "whole", "provider": {"fitbit": {"pulled": {"activity": PULLED}, "not_pulled": []}}}
@@ -299,7 +305,7 @@ WHOLE = {"user_id": "whole", "provider": {"fitbit": {"pulled": {"activity": PULL
 )
 def test_an_odd_entry_of_a_page_of_pulls_costs_itself(odd: Any) -> None:
     """Breaks if one entry of another form stops the comparison of all users, or passes uncounted."""
-    listing = junction.read_pulls(raw({"data": [odd, WHOLE], "next_cursor": "more"}))
+    listing = introspection.read_pulls(raw({"data": [odd, WHOLE], "next_cursor": "more"}))
     assert [(one.user_id, one.resource) for one in listing.rows] == [("whole", "activity")]
     assert (listing.cursor, listing.unread, listing.users[-1]) == ("more", 1, "whole")
 
@@ -319,7 +325,7 @@ def test_an_odd_entry_of_a_page_of_pulls_costs_itself(odd: Any) -> None:
 def test_an_odd_pull_costs_itself(odd: Any) -> None:
     """Breaks if a null, a type or a value that is new in one pull stops the comparison, or passes uncounted."""
     pulls = {"sleep": odd, "activity": PULLED}
-    listing = junction.read_pulls(page(("u1", {"fitbit": {"pulled": pulls, "not_pulled": ["steps"]}})))
+    listing = introspection.read_pulls(page(("u1", {"fitbit": {"pulled": pulls, "not_pulled": ["steps"]}})))
     assert [(one.resource, one.status) for one in listing.rows] == [("activity", "pulled"), ("steps", "not pulled")]
     assert (listing.users, listing.unread) == (("u1",), 1)
 
@@ -332,7 +338,7 @@ def test_an_odd_pull_costs_itself(odd: Any) -> None:
 def test_an_odd_entry_of_a_page_of_resources_costs_itself(odd: Any) -> None:
     """Breaks if a null, a list or a time that is none in one resource stops the comparison, or passes uncounted."""
     given = {"fitbit": {"sleep": odd, "activity": STATISTICS}, "oura": {"steps": STATISTICS}}
-    listing = junction.read_coverage(page(("u1", given), ("u2", {"oura": {"steps": STATISTICS}})))
+    listing = introspection.read_coverage(page(("u1", given), ("u2", {"oura": {"steps": STATISTICS}})))
     rows = [(one.user_id, one.provider, one.resource) for one in listing.rows]
     assert rows == [("u1", "fitbit", "activity"), ("u1", "oura", "steps"), ("u2", "oura", "steps")]
     assert (listing.users, listing.unread) == (("u1", "u2"), 1)
@@ -341,7 +347,7 @@ def test_an_odd_entry_of_a_page_of_resources_costs_itself(odd: Any) -> None:
 def test_a_user_id_in_capitals_is_the_same_user() -> None:
     """Breaks if a UUID in capitals is compared with the data of nobody."""
     user_id = "1449752E-0D8A-40E0-9206-91AB099B2537"
-    assert junction.read_coverage(page((user_id, {}))).users == (user_id.lower(),)
+    assert introspection.read_coverage(page((user_id, {}))).users == (user_id.lower(),)
 
 
 # Connections
@@ -350,7 +356,7 @@ def test_a_user_id_in_capitals_is_the_same_user() -> None:
 def connections(*given: Any, character: bytes = b"?") -> list[Any]:
     """The connections in an answer about u1, in which `character` replaces every question mark."""
     body = raw({"providers": list(given)}).replace(b"?", character)
-    listing = junction.read_connections("u1", body, ASKED_AT)
+    listing = introspection.read_connections("u1", body, ASKED_AT)
     assert (listing.users, listing.unread) == (("u1",), 0)
     return list(listing.rows)
 
@@ -392,7 +398,7 @@ def test_a_user_may_have_no_connection() -> None:
 )
 def test_an_invalid_list_of_connections_is_rejected(body: bytes) -> None:
     """Breaks if half an answer, or one of another form, ends all connections of a user."""
-    refusal(junction.read_connections, "u1", body, ASKED_AT)
+    refusal(introspection.read_connections, "u1", body, ASKED_AT)
 
 
 @each(
@@ -404,19 +410,19 @@ def test_an_invalid_list_of_connections_is_rejected(body: bytes) -> None:
 )
 def test_an_odd_connection_costs_itself(odd: Any) -> None:
     """Breaks if one entry of another form hides the user's other connections, or passes uncounted."""
-    listing = junction.read_connections("u1", raw({"providers": [odd, {"slug": "garmin"}]}), ASKED_AT)
+    listing = introspection.read_connections("u1", raw({"providers": [odd, {"slug": "garmin"}]}), ASKED_AT)
     assert listing == Listing((Connection("u1", "garmin", "connected", None, ASKED_AT),), ("u1",), None, 1)
 
 
 def test_connections_of_null_end_no_connection() -> None:
     """Breaks if a null is taken for the answer that the user has no connection, or stops the comparison."""
-    assert junction.read_connections("u1", b'{"providers": null}', ASKED_AT) == Listing((), ("u1",), unread=1)
+    assert introspection.read_connections("u1", b'{"providers": null}', ASKED_AT) == Listing((), ("u1",), unread=1)
 
 
 @each(({"id": "Europe/Berlin"}, "Europe/Berlin"), *((odd, "") for odd in (None, {}, {"id": None}, {"id": []}, "x", 7)))
 def test_the_fallback_zone_of_a_user(given: Any, zone: str) -> None:
     """Breaks if a zone of another form is asked for again and again, while the other users wait."""
-    assert junction.read_zone(raw({"user_id": "u1", "fallback_time_zone": given})) == zone
+    assert introspection.read_zone(raw({"user_id": "u1", "fallback_time_zone": given})) == zone
 
 
 # Refresh
@@ -433,13 +439,13 @@ GOING_ON = REFRESHED | {"in_progress_sources": ["oura/hrv"], "refreshed_sources"
 )
 def test_the_result_of_a_refresh(body: dict[str, Any], read: Refreshed) -> None:
     """Breaks if a running refresh, a partly failed one, or a refusal counts as a success."""
-    assert junction.read_refresh(raw(body)) == read
+    assert introspection.read_refresh(raw(body)) == read
 
 
 @each(b"", b"[]", b"<html>", b'{"refreshed_sources": null}', b'{"failed_sources": [7]}')
 def test_an_invalid_response_to_a_refresh_is_rejected(body: bytes) -> None:
     """Breaks if half an answer passes as a refresh of nothing."""
-    refusal(junction.read_refresh, body)
+    refusal(introspection.read_refresh, body)
 
 
 def test_a_moment_without_an_offset_is_utc() -> None:

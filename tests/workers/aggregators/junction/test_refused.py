@@ -14,9 +14,9 @@ from app.delivery import Delivery
 from tests.support import event, heartrate, workout
 from tests.support.cases import each, refusal
 from tests.support.junction import MOMENT, dead, parsed, series
-from workers.actions import Parsed, Record, Refused, Samples
+from workers.actions import Notes, Parsed, Record, Refused, Samples
 from workers.aggregators.junction import parse
-from workers.aggregators.junction.api import read_page
+from workers.aggregators.junction.api import read_page, read_stream
 from workers.aggregators.junction.events import identify
 from workers.aggregators.requests import Page
 
@@ -295,6 +295,49 @@ def test_characters_of_a_page_that_postgresql_refuses_are_replaced() -> None:
     assert [json.loads(one.payload).get("title") for one in found.actions] == ["a\ufffd\ufffd\ufffd", None]  # type: ignore[union-attr]
 
 
+NULLS = "NaN and Infinity, which are not JSON, were read as null"
+
+
+@each("NaN", "Infinity", "-Infinity")
+def test_a_literal_that_is_not_json_costs_its_sample_only(literal: str) -> None:
+    """Breaks if one value as Python's json.dumps writes it costs an event or a page, or is dropped silently."""
+    data = {"source": GARMIN, "data": [sample(n, float(literal) if n == 7 else 60 + n) for n in range(20)]}
+    in_event = parsed(json.dumps(event("daily.data.heartrate.created", "u1", data)).encode())
+    in_page = page("heartrate", json.dumps({"groups": {"garmin": [data]}, "next_cursor": "c2"}).encode())
+    for found in (in_event, in_page):
+        assert values_of(found) == [60 + n for n in range(20) if n != 7]
+        (refused,) = found.refused
+        assert (refused.reason, json.loads(refused.event)["data"]["data"]) == (NO_VALUE, [sample(7, None)])
+    assert (in_event.notes, in_page.notes, in_page.cursor) == ((NULLS,), Notes(has_nulls=True), "c2")
+
+
+def test_a_literal_that_is_not_json_is_null_in_a_record() -> None:
+    """Breaks if PostgreSQL gets a payload that is not JSON, or the other fields are lost."""
+    body = json.dumps(workout("u1", distance=float("nan"))).encode()
+    (record,) = (found := parsed(body)).actions
+    assert isinstance(record, Record)
+    payload = msgspec.json.decode(record.payload)
+    assert (payload["distance"], payload["id"], found.notes, found.refused) == (None, record.id, (NULLS,), ())
+    stream = b'{"heartrate":[60,NaN]}'
+    read = read_stream(catalogue()["workout_stream"], record, stream, ASKED_AT)
+    assert [one.payload for one in read.actions if isinstance(one, Record)] == [b'{"heartrate":[60,null]}']
+    assert read.notes == Notes(has_nulls=True)
+
+
+def test_a_duplicate_name_beside_a_literal_is_refused() -> None:
+    """Breaks if an event whose user_id stands twice is applied, or its dead letter names one of the two users."""
+    body = json.dumps(heartrate("u1", {1: float("nan")})).replace('"user_id"', '"user_id": "u2", "user_id"').encode()
+    assert dead(body) == "not a Junction event: an object repeats a name"
+    assert (identify(body).event_type, identify(body).user_id) == ("daily.data.heartrate.created", None)
+
+
+def test_an_event_of_literals_only_names_its_user() -> None:
+    """Breaks if the dead letter of an event without a usable sample cannot be found by its user."""
+    body = json.dumps(heartrate("u1", {1: float("nan")})).encode()
+    assert dead(body) == NO_VALUE
+    assert identify(body).user_id == "u1"
+
+
 # Any input
 
 JSON = st.recursive(
@@ -303,7 +346,17 @@ JSON = st.recursive(
     max_leaves=6,
 )
 REPEATED = b'{"a":1,"a":2}'
-TEXTS = [b"1e999", b"-1e999", b"1" + b"0" * 5000, b'"\\ud800"', b'"a\\u0000"', REPEATED, b"[[[[]]]]"]
+TEXTS = [
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"-1e999",
+    b"1" + b"0" * 5000,
+    b'"\\ud800"',
+    b'"a\\u0000"',
+    REPEATED,
+    b"[[[[]]]]",
+]
 ITEMS = JSON.map(lambda value: json.dumps(value).encode()) | st.sampled_from(TEXTS)
 FIELDS = ["timestamp", "start", "end", "value", "unit", "timezone_offset", "type", "id", "more"]
 

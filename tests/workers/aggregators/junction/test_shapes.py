@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,8 @@ from tests.support import START, event, heartrate, workout
 from tests.support.cases import each
 from tests.support.junction import MOMENT, RECORDED, dead, only, parsed, sample, series, survives
 from workers.actions import Sample, Samples
-from workers.aggregators.junction.samples import GroupReader, SampleGroup, plain
+from workers.aggregators.junction.samples import SampleReader, plain_item
+from workers.aggregators.junction.shapes import Source
 
 
 @each(
@@ -270,25 +272,25 @@ def test_plain_samples_mean_what_any_others_do(
     resource: Resource, data: list[dict[str, Any]], kind: str | None
 ) -> None:
     """Breaks if the quick way to read samples stores another value, moment or series, or refuses less."""
-    body = msgspec.json.encode({"source": {"provider": "garmin", "type": kind, "device_id": "d"}, "data": data})
+    body = msgspec.json.encode(data)
     try:
-        quick = msgspec.json.decode(body, type=plain(resource))
+        quick = msgspec.json.decode(body, type=list[plain_item(resource)])  # type: ignore[misc]
     except msgspec.ValidationError:
         return  # which is read in the other way then
-    slow = msgspec.json.decode(body, type=SampleGroup)
 
-    def meant(group: SampleGroup) -> Any:
+    def meant(read: Callable[[SampleReader, Any], Any], found: list[Any]) -> Any:
+        reader = SampleReader(resource, Source(provider="garmin", type=kind, device_id="d"), LATEST)
         try:
-            return GroupReader(resource, "u1", START, LATEST).decoded(group)
+            return reader.content([read(reader, one) for one in found], "u1", START)
         except Unprocessable as reason:
             return str(reason)
 
-    assert meant(quick) == meant(slow)
+    assert meant(SampleReader.plain, quick) == meant(SampleReader.mapping, data)
 
 
 def test_samples_as_they_come_every_day_are_plain() -> None:
     """Breaks if the quick way is never taken."""
     for resource in PLAIN:
         data = [sample(timezone_offset=0, type=None), {"start": MOMENT, "end": MOMENT, "value": 2.5, "unit": ""}]
-        body = msgspec.json.encode({"source": {"provider": "garmin"}, "data": data})
-        assert len(msgspec.json.decode(body, type=plain(resource)).data) == 2, resource.name
+        found = msgspec.json.decode(msgspec.json.encode(data), type=list[plain_item(resource)])  # type: ignore[misc]
+        assert len(found) == 2, resource.name

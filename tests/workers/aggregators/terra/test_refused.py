@@ -1,16 +1,19 @@
 """Objects and samples of Terra that cannot be used: each is refused alone, and can be replayed."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 from sqlalchemy import Engine
 
+from app.catalogue import catalogue
 from app.config.settings import Settings
 from tests.support import apply, delivery
 from tests.support.cases import each
 from tests.support.terra import METADATA, NAMES, RECEIVED, USER, dead, event, item, of, parsed, recorded, series
-from workers.actions import INFERRED, Connection, Parsed, Record, SampleRange, Samples
+from workers.actions import INFERRED, Connection, Notes, Parsed, Record, SampleRange, Samples
+from workers.aggregators.terra import read_page
 from workers.aggregators.terra.events import identify
 from workers.aggregators.terra.shapes import Owner, samples_of
 
@@ -71,6 +74,29 @@ def test_an_object_with_odd_values_still_implies_a_connection() -> None:
     """Breaks if a lost connection event is not made up for because one value is odd."""
     found = parsed(event("daily", item(distance_data={"steps": "many"})))
     assert of(Connection, found) == [Connection("t1", "garmin", "connected", None, INFERRED)]
+
+
+@each("NaN", "Infinity", "-Infinity")
+def test_a_literal_that_is_not_json_costs_its_sample_only(literal: str) -> None:
+    """Breaks if one value as Python's json.dumps writes it costs an event or a page, or is dropped silently."""
+    days = [beats(NOON, "2026-03-14T12:01:00+01:00", "2026-03-14T12:02:00+01:00"), day(15, strain=float(literal))]
+    days[0]["heart_rate_data"]["detailed"]["hr_samples"][1]["bpm"] = float(literal)
+    body = json.dumps(event("daily", *days)).encode()
+    in_event = parsed(body)
+    in_page = read_page(catalogue().of_terra("daily"), "t1", body, RECEIVED, "garmin")
+    for found in (in_event, in_page):
+        assert [row.value for one in found.actions if isinstance(one, Samples) for row in one.rows] == [0, 2]
+        payloads = [json.loads(one.payload) for one in found.actions if isinstance(one, Record)]
+        assert (len(payloads), payloads[1]["strain"], found.refused) == (2, None, ())
+    assert in_event.notes == Notes(has_nulls=True).sentences()
+    assert in_page.notes == Notes(has_nulls=True)
+
+
+def test_a_duplicate_name_beside_a_literal_is_refused() -> None:
+    """Breaks if a repeated name is read because a literal makes the event unusual, or names two users."""
+    body = json.dumps(event("daily", item(strain=float("nan")))).replace('"user_id"', '"user_id": "t2", "user_id"')
+    assert dead(body.encode()) == "not a Terra event: an object repeats a name"
+    assert identify(body.encode()) == Parsed("daily")
 
 
 # Users

@@ -315,7 +315,18 @@ JSON = st.recursive(
     max_leaves=6,
 )
 REPEATED = b'{"a":1,"a":2}'
-TEXTS = [b"1e999", b"-1e999", b"1" + b"0" * 5000, b'"\\ud800"', b'"a\\u0000"', REPEATED, b"[[[[]]]]", b'"0001-01-01"']
+TEXTS = [
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b"-1e999",
+    b"1" + b"0" * 5000,
+    b'"\\ud800"',
+    b'"a\\u0000"',
+    REPEATED,
+    b"[[[[]]]]",
+    b'"0001-01-01"',
+]
 TEXTS += [b'"2026-W11-6T10:00:00"', b'"20260314T100000"', b'"9999-12-31T23:59:59"', b'"2026-03-14"', b"1773489600"]
 PARTS = JSON.map(lambda value: json.dumps(value).encode()) | st.sampled_from(TEXTS)
 ARRAYS = [
