@@ -123,6 +123,11 @@ class CommitUnknown(TryLater):
     """
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether an error concerns all work, and not only the statements or deliveries at hand."""
+    return isinstance(error, TryLater) and not isinstance(error, RetryAlone)
+
+
 def describe(error: Exception) -> str:
     """The text of one of our errors; of any other error its class and place, because its text may quote a value."""
     if isinstance(error, HeadraceError):

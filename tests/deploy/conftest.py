@@ -3,14 +3,13 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from app.config.settings import Settings
 from tests.deploy.support import DEPLOY, ROOT
-from workers.store.roles import reader_statements
+from tests.support.dbt import created_reader
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +26,6 @@ def examples(full: bool) -> Path:
 @pytest.fixture
 def source_url(settings: Settings, emptier: psycopg.Connection) -> Iterator[str]:
     """The database, with the rights of a reader, and with a schema of its own for dbt."""
-    for statement in ("CREATE ROLE examples LOGIN PASSWORD 'examples'", *reader_statements("examples")):
-        emptier.execute(statement)
-    emptier.execute("CREATE SCHEMA analytics AUTHORIZATION examples")
-    where = urlsplit(settings.need_database().replace("+psycopg", ""))
-    yield where._replace(netloc=f"examples:examples@{where.hostname}:{where.port}").geturl()
+    yield created_reader(emptier, settings.need_database())
     emptier.execute("DROP OWNED BY examples CASCADE")
     emptier.execute("DROP ROLE examples")

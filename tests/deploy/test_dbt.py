@@ -1,4 +1,4 @@
-"""The dbt package in deploy/dbt, built with the rights of a reader against stored data.
+"""The dbt package in deploy/dbt, built with the rights of a reader: against stored data, and against a running stack.
 
 Needs the environment with dbt, which `--full` and .ci/run create: `./deploy/setup examples`. Otherwise it is skipped.
 """
@@ -6,6 +6,7 @@ Needs the environment with dbt, which `--full` and .ci/run create: `./deploy/set
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from sqlalchemy import Engine
 
 from app.config.settings import Settings
 from tests.deploy.support import DEPLOY, documents
-from tests.support import apply, delivery, event, workout
+from tests.support import apply, delivery, event, until, workout
 from tests.support.database import run
-from tests.support.dbt import Dbt, dbt
+from tests.support.dbt import Dbt, created_reader, dbt
+from tests.support.stack import started
 from workers.daily.derive import Deriver
 from workers.daily.metrics import derived
 from workers.operate.erase import Eraser
+from workers.simulator import Simulator, first_events, live_events
+from workers.simulator.sender import Sender
 from workers.store.feed import Sequencer
 
 PACKAGE = DEPLOY / "dbt"
@@ -80,12 +84,61 @@ class World:
 
 
 @pytest.fixture
-def process(examples: Path, source_url: str, tmp_path: Path) -> Iterator[Dbt]:
+def project(tmp_path: Path) -> Path:
+    """A copy of the package."""
+    copy = tmp_path / "headrace"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("target", "logs", "dbt_packages"))
+    return copy
+
+
+@pytest.fixture
+def process(examples: Path, source_url: str, project: Path) -> Iterator[Dbt]:
     """dbt in a copy of the package."""
-    project = tmp_path / "headrace"
-    shutil.copytree(PACKAGE, project, ignore=shutil.ignore_patterns("target", "logs", "dbt_packages"))
     with dbt(examples, project, source_url) as one:
         yield one
+
+
+# All that is left to do for a stack: open backfills, unread changes, and days to compute.
+PENDING = """
+SELECT EXISTS (SELECT FROM health.backfills WHERE status IN ('pending', 'running'))
+    OR EXISTS (SELECT FROM headrace.daily_queue) OR EXISTS (SELECT FROM headrace.outbox)
+    OR (SELECT position FROM headrace.daily_feed) < (SELECT newest_position FROM health.feed)"""
+# The number of rows of each mart, and of the rows of `health` from which it is made.
+MARTS = """
+SELECT (SELECT count(*) FROM analytics.fct_days), (SELECT count(*) FROM analytics.fct_sleep),
+       (SELECT count(*) FROM analytics.dim_people)"""
+SOURCES = """
+SELECT (SELECT count(DISTINCT (coalesce(client_user_id, user_id), local_date)) FROM health.daily
+        WHERE metric = ANY(%s)),
+       (SELECT count(*) FROM health.best_sleep), (SELECT count(DISTINCT client_user_id) FROM health.users)"""
+
+
+def is_fetched(one: dict[str, Any]) -> bool:
+    """Whether an event announces history of one of few resources: all together are fetched for a minute."""
+    return one["event_type"].split(".")[2] in {"sleep", "activity", "heartrate"}
+
+
+@pytest.mark.stack
+def test_the_package_builds_against_a_running_stack(examples: Path, project: Path) -> None:
+    """Breaks if the marts lack rows that a stack has stored of webhooks and history, or a test of the package fails."""
+    (settings,) = documents(PACKAGE / "dbt_project.yml")
+    with Simulator(2, 5) as simulator, started(**simulator.environment, HEADRACE_REQUEST_RATE="100/second") as stack:
+        info, events = stack.info, chain(first_events(simulator.world), islice(live_events(simulator.world), 100))
+        wanted = (one for one in events if not one["event_type"].startswith("historical.") or is_fetched(one))
+        with Sender(f"{info['web']}/webhooks/junction", info["junction_webhook_secret"]) as sender:
+            sender.send_all(wanted, 100)
+        until(lambda: stack.rows(PENDING) == [(False,)], 120, every=0.5)
+        with psycopg.connect(info["database_url"], autocommit=True) as connection:
+            url = created_reader(connection, info["database_url"])
+        with dbt(examples, project, url) as process:
+            succeeded, output = process.run("build")
+            assert succeeded, output
+            assert "WARN=0 ERROR=0 SKIP=0" in output
+            succeeded, output = process.run("source", "freshness")
+            assert succeeded, output
+        (found,) = stack.rows(MARTS)
+        assert [found] == stack.rows(SOURCES, settings["vars"]["headrace_metrics"])
+        assert min(found) >= 2
 
 
 def test_the_package_builds_three_marts(

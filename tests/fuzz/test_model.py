@@ -38,7 +38,7 @@ from workers.backfill.fetcher import Fetcher
 from workers.fetch.client import AggregatorClient
 from workers.fetch.http import Client, HttpResponse
 from workers.fetch.rate_limits import Throttle
-from workers.ingest import apply as apply_module
+from workers.ingest import commit as commit_module
 from workers.ingest import crashes
 from workers.ingest.apply import Applier
 from workers.ingest.replay import Order, replay
@@ -651,7 +651,7 @@ def crashes_never_cleared(patch: pytest.MonkeyPatch) -> None:
 
 def forgiven(patch: pytest.MonkeyPatch) -> None:
     """Defect: the next event restores an erased user."""
-    patch.setattr(apply_module, "without_erased", lambda opened, _users: opened)
+    patch.setattr(commit_module, "without_erased", lambda opened, _users: opened)
 
 
 def late(_: pytest.MonkeyPatch) -> None:

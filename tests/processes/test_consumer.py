@@ -16,7 +16,8 @@ from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, delivery, rows, until, workout
 from tests.support.workers import SharedWorker, publish
 from workers.broker_admin import drain_invalid
-from workers.ingest.apply import UNKNOWN, Applier
+from workers.ingest.apply import Applier
+from workers.ingest.parse import UNKNOWN
 from workers.ingest.replay import replay_dead_letters
 from workers.store import dead_letters
 

@@ -20,7 +20,6 @@ from sqlalchemy import Engine
 
 from app.broker.lanes import FETCH
 from app.config.settings import Settings
-from app.delivery import Delivery
 from app.errors import ConnectionLost, Misconfigured, RetryAlone, TryLater, Unprocessable
 from tests.support import START, apply, delivery, event, heartrate, of_worker, program, rows, until, workout
 from tests.support.broker import arguments, waiting
@@ -28,7 +27,7 @@ from tests.support.poison import BAD, RAISE, fault
 from tests.support.rabbitmq import ABSENT, RabbitMQ, binaries, rabbitmq
 from workers.ingest import rabbitmq_pipeline
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, Unsettled
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, ParsedDelivery, Unsettled
 from workers.ingest.rabbitmq_pipeline import MessageIdentity, PipelineConsumer, ReceivedMessage, decode_body
 
 pytestmark = pytest.mark.processes
@@ -289,13 +288,13 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     ready_counts: list[int] = []
 
     class FailingApplier(Applier):
-        def apply_deliveries(self, deliveries: Any, **options: Any) -> Any:
+        def apply_batch(self, batch: Any, **options: Any) -> Any:
             if len(ready_counts) < 2:
                 with server.connect() as connection:
                     ready_counts.append(connection.channel().queue_declare(QUEUE, passive=True).message_count)
                 raise TryLater("PostgreSQL: unavailable")
             consumer.stop()
-            return super().apply_deliveries(deliveries, **options)
+            return super().apply_batch(batch, **options)
 
     publish(server, workout("u1"))
     consumer = PipelineConsumer(pipeline_settings, FailingApplier(engine, pipeline_settings))
@@ -305,11 +304,11 @@ def test_no_message_is_acknowledged_while_the_database_is_down(
     assert server.ready_count(QUEUE) == 0
 
 
-def commit(settings: Settings, apply_deliveries: Callable[..., Applied]) -> tuple[list[float], list[int]]:
+def commit(settings: Settings, apply_batch: Callable[..., Applied]) -> tuple[list[float], list[int]]:
     """Applies a batch of five events without a broker. Returns the pauses and the acknowledged tags."""
     pauses, acknowledged = list[float](), list[int]()
     channel = SimpleNamespace(basic_ack=lambda tag, **_: acknowledged.append(tag))
-    applier = cast("Applier", SimpleNamespace(apply_deliveries=apply_deliveries))
+    applier = cast("Applier", SimpleNamespace(apply_batch=apply_batch))
     consumer = PipelineConsumer(settings, applier)
     consumer._pause_for = pauses.append  # type: ignore[method-assign]
     connection = SimpleNamespace(heartbeat_check=lambda: None, default_channel=channel)
@@ -320,8 +319,8 @@ def commit(settings: Settings, apply_deliveries: Callable[..., Applied]) -> tupl
 def test_events_that_were_not_tried_yet_wait_for_nothing(settings: Settings) -> None:
     """Breaks if a batch of large events, of which each pass applies some, is slowed down by pauses."""
 
-    def one_each(deliveries: Sequence[Delivery], **_: Any) -> Applied:
-        return Applied([], [], unsettled=tuple(Unsettled(one) for one in deliveries[1:]))
+    def one_each(batch: Sequence[ParsedDelivery], **_: Any) -> Applied:
+        return Applied([], [], unsettled=tuple(Unsettled(one.delivery) for one in batch[1:]))
 
     assert commit(settings, one_each) == ([], [4])
 
@@ -330,7 +329,7 @@ def test_events_are_suspected_after_two_lost_connections(settings: Settings) -> 
     """Breaks if an event that crashes PostgreSQL is never found, or lost connections use up the tries of an event."""
     seen = []
 
-    def lost(_: Sequence[Delivery], *, redelivered: bool, failures: int, **__: Any) -> Applied:
+    def lost(_: Sequence[ParsedDelivery], *, redelivered: bool, failures: int) -> Applied:
         seen.append((redelivered, failures))
         if len(seen) < 5:
             raise RetryAlone("slow") if len(seen) == 1 else ConnectionLost("lost")

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
+
+from workers.store.roles import reader_statements
+
 # Importing dbt takes 4 s, so one process runs all its commands.
 PROGRAM = """
 import sys
@@ -20,6 +24,15 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     """An environment without telemetry, with a folder as the home."""
     quiet = {"HOME": str(folder), "DO_NOT_TRACK": "1", "RUNTIME__DLTHUB_TELEMETRY": "false"}
     return {"PATH": os.environ["PATH"]} | quiet | variables
+
+
+def created_reader(connection: psycopg.Connection, database_url: str) -> str:
+    """Creates a role with the rights of a reader, and a schema of its own. Returns its URL of the database."""
+    for statement in ("CREATE ROLE examples LOGIN PASSWORD 'examples'", *reader_statements("examples")):
+        connection.execute(statement)
+    connection.execute("CREATE SCHEMA analytics AUTHORIZATION examples")
+    where = urlsplit(database_url.replace("+psycopg", ""))
+    return where._replace(netloc=f"examples:examples@{where.hostname}:{where.port}").geturl()
 
 
 class Dbt:

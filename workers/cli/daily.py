@@ -16,7 +16,7 @@ from workers.cli.options import did_you_mean
 from workers.daily import derive as deriving
 from workers.daily import priorities as store
 from workers.daily.metrics import derived
-from workers.daily.ranks import ANY, SOURCE_TYPES
+from workers.daily.model import ANY, SOURCE_TYPES
 from workers.store import audit
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def rebuild(*, user: str | None, deployment: Deployment) -> None:
     engine = deployment.engine
     person = deployment.person(user) if user else None
     with output.progress("rebuilding days") as update:
-        written = deriving.Deriver(engine, deployment.settings).rebuild([person] if person else None, update)
+        written = deriving.Deriver(engine, deployment.settings).rebuild(person, update)
     audit.record(engine, "derive rebuild", person or "*", {"changed": written})
     text = f"rebuilt the days of {person or EVERYONE}: {written:,} values changed"
     output.show({"user": person, "changed": written}, text)

@@ -8,11 +8,11 @@ from sqlalchemy import Connection
 from app.catalogue import catalogue
 from workers.daily.counters import counter_days
 from workers.daily.gauges import gauge_days, last_days
-from workers.daily.metrics import SESSIONS
+from workers.daily.metrics import SESSIONS, parts_of
 from workers.daily.model import DaySample
 from workers.daily.neighbours import offsets_at
 from workers.daily.queue import Stretch
-from workers.daily.read import Inputs, is_within, parts, read
+from workers.daily.read import Inputs, read, usable
 from workers.daily.sessions import KeptSession, kept_nights, kept_workouts, sleep_days, workout_days
 from workers.daily.state import users_of
 from workers.daily.write import Computed, write_days, write_sessions
@@ -45,33 +45,30 @@ def _apply_rules(connection: Connection, inputs: Inputs, users: Mapping[str, Seq
         return Computed(inputs, sleep_days(kept) if stretch.resource == "sleep" else workout_days(kept), kept)
     resource = catalogue()[stretch.resource]
     days = []
-    for metric, samples in samples_of(connection, inputs, users):
+    for metric, samples in samples_of(connection, inputs, users).items():
         if resource.day == "counter":
             days += counter_days(metric, samples, inputs.summaries, resource.unit)
         else:
             rule = gauge_days if resource.day == "gauge" else last_days
             days += rule(metric, samples, resource.unit)
-    return Computed(inputs, [one for one in days if is_within(stretch, one.day)])
+    return Computed(inputs, [one for one in days if stretch.has(one.day)])
 
 
 def samples_of(
     connection: Connection, inputs: Inputs, users: Mapping[str, Sequence[str]]
-) -> list[tuple[str, list[DaySample]]]:
-    """The samples of a stretch by metric, each with an offset."""
+) -> dict[str, list[DaySample]]:
+    """The samples of a stretch by metric, each with an offset. Those whose number is unusable are left out."""
     person, missing = inputs.stretch.person, {one.start for one in inputs.samples if one.offset is None}
     offsets = offsets_at(connection, person, users.get(person, ()), missing)
-    return [
-        (
-            metric,
-            [
-                DaySample(raw.source, raw.start, raw.stop, value, raw.offset, OWN_OFFSET, raw.unit, raw.user_id)
-                if raw.offset is not None
-                else DaySample(raw.source, raw.start, raw.stop, value, *offsets[raw.start], raw.unit, raw.user_id)
-                for raw, value in rows
-            ],
-        )
-        for metric, rows in parts(inputs)
-    ]
+    found: dict[str, list[DaySample]] = {}
+    for metric, field in parts_of(catalogue()[inputs.stretch.resource]).items():
+        found[metric] = rows = []
+        for raw in inputs.samples:
+            value = usable(raw.value if field is None else (raw.fields or {}).get(field))
+            if value is not None:
+                offset, zone = offsets[raw.start] if raw.offset is None else (raw.offset, OWN_OFFSET)
+                rows.append(DaySample(raw.source, raw.start, raw.stop, value, offset, zone, raw.unit, raw.user_id))
+    return found
 
 
 def _kept(connection: Connection, inputs: Inputs, users: Mapping[str, Sequence[str]]) -> list[KeptSession]:
@@ -85,4 +82,4 @@ def _kept(connection: Connection, inputs: Inputs, users: Mapping[str, Sequence[s
         offset, zone = (one.offset, OWN_OFFSET) if has_offset else offsets[moment]
         given.append(one._replace(offset=offset, zone=zone))
     rule = kept_nights if is_sleep else kept_workouts
-    return [one for one in rule(given) if is_within(stretch, one.day)]
+    return [one for one in rule(given) if stretch.has(one.day)]

@@ -1,7 +1,8 @@
 """Counters, such as steps: at each instant the best-ranked source that covers it wins."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from typing import NamedTuple
@@ -23,8 +24,9 @@ class Piece(NamedTuple):
 @dataclass(slots=True)
 class _CounterDay:
     evidence: DayEvidence = field(default_factory=DayEvidence)
-    shares: dict[int, list[float]] = field(default_factory=dict)  # of the values, by source
+    shares: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # of the values, by source
     covered: list[Interval] = field(default_factory=list)
+    summaries: dict[int, float] = field(default_factory=dict)  # by source
 
 
 def counter_days(
@@ -37,36 +39,30 @@ def counter_days(
     day has only a summary, the day is the summary's. `unit` is None if the samples contain it; of samples in several
     units, those in the unit of the best source's first one count.
     """
-    days = _compared(samples)
-    said = _by_day(summaries)
-    found = [_day(metric, day, one, said.get(day, {}), unit) for day, one in days.items()]
-    found += [_of_summary(metric, day, one, None, unit) for day, one in said.items() if day not in days]
-    return [one for one in found if one is not None]
-
-
-def _compared(samples: Iterable[DaySample]) -> dict[int, _CounterDay]:
     samples = list(samples)
-    days: dict[int, _CounterDay] = {}
+    days: dict[int, _CounterDay] = defaultdict(_CounterDay)
     for sample in samples:
         for number, _, _ in split_at_midnight(sample.start, sample.stop, sample.offset):
-            days.setdefault(number, _CounterDay()).evidence.see(sample)
+            days[number].evidence.see(sample)
     for sample, number, start, stop in won(samples):
         day = days[number]
         if not day.evidence.has_unit(sample):
             continue
         length = sample.stop - sample.start
-        share = sample.value * (stop - start) / length if length else sample.value
-        day.shares.setdefault(sample.source, []).append(share)
+        day.shares[sample.source].append(sample.value * (stop - start) / length if length else sample.value)
         day.evidence.zone = max(day.evidence.zone, sample.zone)
         day.covered.append((start, stop))
-    return days
+    for summary in summaries:
+        days[summary.day].evidence.users.add(summary.user_id)
+        days[summary.day].summaries.setdefault(summary.source, summary.value)
+    return [value for number, day in days.items() if (value := _value(metric, number, day, unit))]
 
 
 def won(samples: Iterable[DaySample]) -> Iterator[Piece]:
     """The parts of samples that no better source covers, divided at local midnight."""
-    by_source: dict[int, list[DaySample]] = {}
+    by_source: dict[int, list[DaySample]] = defaultdict(list)
     for sample in samples:
-        by_source.setdefault(sample.source, []).append(sample)
+        by_source[sample.source].append(sample)
     better: list[Interval] = []  # the time that better sources cover: sorted, without overlaps
     for source in sorted(by_source):
         stops = [stop for _, stop in better]
@@ -102,55 +98,25 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return found
 
 
-def _by_day(summaries: Iterable[Summary]) -> dict[int, dict[int, list[Summary]]]:
-    found: dict[int, dict[int, list[Summary]]] = {}
-    for one in summaries:
-        found.setdefault(one.day, {}).setdefault(one.source, []).append(one)
-    return found
-
-
-def _day(
-    metric: str, day: int, found: _CounterDay, said: Mapping[int, list[Summary]], unit: str | None
-) -> DayValue | None:
-    best = min(found.evidence.present | said.keys())
-    if best not in found.evidence.present:
-        return _of_summary(metric, day, said, found.evidence, unit)
-    if not found.shares:
+def _value(metric: str, number: int, day: _CounterDay, unit: str | None) -> DayValue | None:
+    evidence, summaries = day.evidence, day.summaries
+    best = min(evidence.present | summaries.keys())
+    is_summary = best not in evidence.present
+    shares = {best: [summaries[best]]} if is_summary else day.shares
+    if not shares:
         return None
-    sums = {source: fsum(shares) for source, shares in found.shares.items()}
-    evidence = found.evidence
+    covered = round(sum(stop - start for start, stop in union(day.covered)) / MINUTE)
     return DayValue(
-        day=day,
+        day=number,
         metric=metric,
-        value=fsum(share for shares in found.shares.values() for share in shares),
+        value=fsum(share for of_source in shares.values() for share in of_source),
         unit=unit or evidence.unit,
-        source=min(sums, key=lambda source: (-sums[source], source)),
-        sources=len(sums),
-        covered_minutes=round(sum(stop - start for start, stop in union(found.covered)) / MINUTE),
-        zone=evidence.zone,
-        users=frozenset(evidence.users).union(one.user_id for ones in said.values() for one in ones),
-        samples=evidence.samples + len(said),
-        summary_value=said[best][0].value if best in said else None,
-    )
-
-
-def _of_summary(
-    metric: str, day: int, said: Mapping[int, list[Summary]], evidence: DayEvidence | None, unit: str | None
-) -> DayValue:
-    best = min(said)
-    value = said[best][0].value
-    users = frozenset(evidence.users if evidence else ()).union(one.user_id for ones in said.values() for one in ones)
-    return DayValue(
-        day=day,
-        metric=metric,
-        value=value,
-        unit=unit or (evidence.unit if evidence else ""),
-        source=best,
-        sources=1,
-        covered_minutes=None,
-        zone=0,
-        users=users,
-        samples=(evidence.samples if evidence else 0) + len(said),
-        summary_value=value,
-        method="summary",
+        source=min(shares, key=lambda source: (-fsum(shares[source]), source)),
+        sources=len(shares),
+        covered_minutes=None if is_summary else covered,
+        zone=0 if is_summary else evidence.zone,
+        users=frozenset(evidence.users),
+        samples=evidence.samples + len(summaries),
+        summary_value=summaries.get(best),
+        method="summary" if is_summary else "samples",
     )

@@ -9,18 +9,17 @@ from itertools import groupby
 from sqlalchemy import Connection, Engine, text
 
 from app.config.settings import Settings
-from app.errors import RetryAlone, TryLater, Unprocessable, describe
+from app.errors import Unprocessable, describe, is_outage
 from app.observability import metrics
 from workers.daily import queue
 from workers.daily.compute import recompute
 from workers.daily.follow import MAX_CHANGES, TRANSACTION_SETTINGS, expire, follow, queue_people
 from workers.daily.metrics import SESSIONS, SUMMARY, derived, summarised
+from workers.daily.model import ANY
 from workers.daily.people import people_of
-from workers.daily.priorities import ORIGIN
 from workers.daily.queue import Queued, Stretch
-from workers.daily.ranks import ANY
 from workers.daily.read import at_midnight
-from workers.daily.state import reach_of, read_reach, read_records, series_of, users_of
+from workers.daily.state import reach_of, read_reach, records_of, series_of, update_records, users_of
 from workers.store import retention
 from workers.store.engine import transaction
 from workers.store.retention import DAILY
@@ -76,8 +75,9 @@ class Deriver:
         """
         try:
             has_more = follow(self._engine, self._changes)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other changes must not wait
-            _raise_outage(error)
+        except Exception as error:
+            if is_outage(error):
+                raise
             if self._changes == 1:
                 log.warning("a change cannot be followed, so all days of its person are computed (%s)", describe(error))
                 self._step_over()
@@ -90,8 +90,9 @@ class Deriver:
         """Queues all days of the person of the next change, or leaves the change out if that fails too."""
         try:
             follow(self._engine, 1, queue_people)
-        except Exception as error:  # noqa: BLE001 - as above
-            _raise_outage(error)
+        except Exception as error:
+            if is_outage(error):
+                raise
             log.error("days of a person are not computed: run `headrace derive rebuild` (%s)", describe(error))  # noqa: TRY400 - no traceback
             follow(self._engine, 1, lambda _connection, _changes: None)
 
@@ -99,33 +100,33 @@ class Deriver:
         with transaction(self._engine) as connection:
             return queue.count(connection) == 0
 
-    def rebuild(self, persons: Sequence[str] | None, on_progress: Callable[[int, int], None]) -> int:
-        """Computes all days of these people, or of everyone. Returns the number of rows that were written.
+    def rebuild(self, person: str | None, on_progress: Callable[[int, int], None]) -> int:
+        """Computes all days of a person, or of everyone. Returns the number of rows that were written.
 
         `on_progress` gets the number of pairs of person and resource that are done, and of all. Raises Unprocessable
         if some cannot be computed, after all others.
         """
         with transaction(self._engine) as connection:
             connection.execute(TRANSACTION_SETTINGS)
-            queue.add_all(connection, persons, ORIGIN)
-            total = queue.count(connection, persons)
+            queue.add_all(connection, None if person is None else [person])
+            total = queue.count(connection, person)
         left, written = total, 0
         while left:
-            changed = self.step(persons)
+            changed = self.step(person)
             written += changed or 0
             if changed is None:  # other processes compute the rest
                 time.sleep(0.2)
             with transaction(self._engine) as connection:
-                left = queue.count(connection, persons)
+                left = queue.count(connection, person)
             total = max(total, left)
             on_progress(total - left, total)
         with transaction(self._engine) as connection:
-            if failed := queue.failed(connection, persons):
+            if failed := queue.failed(connection, person):
                 people = sum(one.people for one in failed)
                 raise Unprocessable(f"days of {people} people and resources cannot be computed: {failed[0].error}")
         return written
 
-    def step(self, persons: Sequence[str] | None = None, *, linger: float = 0.0) -> int | None:
+    def step(self, person: str | None = None, *, linger: float = 0.0) -> int | None:
         """Computes a batch. Returns the number of rows that were written; None if the queue has nothing to take.
 
         A row that cannot be computed is postponed, so that it does not hold up others.
@@ -135,11 +136,10 @@ class Deriver:
         try:
             with transaction(self._engine) as connection:
                 connection.execute(TRANSACTION_SETTINGS)
-                taken = queue.take(connection, self._batch, persons, linger=linger)
+                taken = queue.take(connection, self._batch, person, linger=linger)
                 written, computed = _compute(connection, taken, expiries(connection, self._settings))
         except Exception as error:
-            _raise_outage(error)
-            if not taken:
+            if is_outage(error) or not taken:
                 raise
             if self._batch == 1:
                 self._postpone(taken[0], describe(error))
@@ -158,12 +158,6 @@ class Deriver:
             queue.postpone(connection, one, error)
 
 
-def _raise_outage(error: Exception) -> None:
-    """Raises an error that does not concern the rows at hand."""
-    if isinstance(error, TryLater) and not isinstance(error, RetryAlone):
-        raise error
-
-
 def expiries(connection: Connection, settings: Settings) -> dict[str, datetime]:
     """The moment before which rows of each resource may have expired: by the setting, now or at any earlier time.
 
@@ -175,9 +169,8 @@ def expiries(connection: Connection, settings: Settings) -> dict[str, datetime]:
     if newer:
         expire(connection, newer)
         stored = _stored_expiries(connection)
-    return {name: before for name, before in stored.items() if name != DAILY} | {
-        name: before for name, before in limits.items() if name == DAILY
-    }
+    stored.pop(DAILY, None)
+    return stored | ({DAILY: limits[DAILY]} if DAILY in limits else {})
 
 
 def _stored_expiries(connection: Connection) -> dict[str, datetime]:
@@ -192,7 +185,7 @@ def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str,
         of_row = list(parts)
         if of_row[0].resource not in derived():  # ANY, or a resource that the catalogue no longer has
             if of_row[0].resource == ANY:
-                queue.add_all(connection, [of_row[0].person], of_row[0].origin)
+                queue.add_all(connection, [of_row[0].person], origin=of_row[0].origin)
             queue.bound(connection, of_row[0], None)
             continue
         if any(one.first is None or one.last is None for one in of_row):
@@ -223,15 +216,17 @@ def _stored_dates(connection: Connection, one: Queued) -> tuple[date, date] | No
 
     Reads all of them, so that their reach is known.
     """
-    users = users_of(connection, [one.person]).get(one.person, [])
-    people_of(connection, users)
+    users = users_of(connection, [one.person])
+    mine = users.get(one.person, [])
+    people_of(connection, mine)
     found: list[tuple[date, date]] = []
-    series = series_of(connection, users, [one.resource])
-    if series and (period := read_reach(connection, series)):
-        found.append(reach_of(series_of(connection, users, [one.resource])).dates(*period))
+    if period := read_reach(connection, series_of(connection, users, [one.resource])[one.person, one.resource]):
+        reach = reach_of(series_of(connection, users, [one.resource])[one.person, one.resource])
+        found.append(reach.dates(*period))
     name = SUMMARY if one.resource in summarised() else one.resource
     if name in (*SESSIONS, SUMMARY):
-        found += [(first, last) for _, first, last in read_records(connection, name, users).dates]
+        records = update_records(connection, name, records_of(connection, name, mine))
+        found += [(first, last) for _, first, last in records.dates]
     row = connection.execute(STORED_DATES, {"person": one.person, "metrics": list(derived()[one.resource])}).one()
     if row.first is not None:
         found.append((row.first, row.last))
@@ -245,8 +240,8 @@ def _newest(stretch: Stretch, dates: int) -> Stretch:
 
 def _limited(connection: Connection, stretch: Stretch) -> Stretch:
     """The newest dates of a stretch of samples that have a bounded number of samples."""
-    users = users_of(connection, [stretch.person]).get(stretch.person, [])
-    series = [one.id for one in series_of(connection, users, [stretch.resource])]
+    known = series_of(connection, users_of(connection, [stretch.person]), [stretch.resource])
+    series = [one.id for one in known[stretch.person, stretch.resource]]
     first = _newest(stretch, MAX_DATES).first
     period = {"first": at_midnight(first), "last": at_midnight(stretch.last) + timedelta(days=2)}
     edge = connection.scalar(EDGE, {"series": series, "limit": MAX_SAMPLES, **period})

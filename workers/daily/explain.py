@@ -1,5 +1,6 @@
 """Names the samples, sessions and sources behind one value of health.daily."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -11,9 +12,9 @@ from sqlalchemy import Connection, text
 from app.catalogue import catalogue
 from workers.daily.compute import compute, samples_of
 from workers.daily.counters import won
+from workers.daily.gauges import best_of_minutes, last_of
 from workers.daily.metrics import SESSIONS, resource_of
 from workers.daily.model import (
-    MINUTE,
     ZONE_SOURCES,
     DataSource,
     DayEvidence,
@@ -43,8 +44,8 @@ class RankedSource:
     source_type: str
     user_id: str
     samples: int
-    value: float | None  # of counters: its share of the sum
-    summary_value: float | None
+    value: float | None = None  # of counters: its share of the sum
+    summary_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Won(NamedTuple):
 
 
 def explain_day(connection: Connection, person: str, metric: str, day: date) -> DayExplanation:
-    """Computes one day again and keeps what decides it. Raises KeyError for an unknown metric."""
+    """Computes one day again, and returns the rows that decide its value. Raises KeyError for an unknown metric."""
     resource = resource_of(metric)
     if resource is None:
         raise KeyError(metric)
@@ -122,36 +123,38 @@ def explain_day(connection: Connection, person: str, metric: str, day: date) -> 
         sources=sources,
         stretches=stretches,
         samples=samples,
-        zone=zone and zone[0],
+        zone=zone and zone.name,
     )
 
 
 def _of_sessions(found: Computed) -> tuple[list[RankedSource], list[WonStretch]]:
-    sessions = [one for kept in found.kept for one in (kept.session, *kept.others)]
+    compared: dict[int, list[TimedSession]] = defaultdict(list)
+    for kept in found.kept:
+        for one in (kept.session, *kept.others):
+            compared[one.source].append(one)
     sources = [
-        RankedSource(place + 1, *found.inputs.sources[place], one.user_id, len(here), None, None)
-        for place, here in _by_source(sessions).items()
-        for one in here[:1]
+        RankedSource(
+            rank=place + 1,
+            **found.inputs.sources[place]._asdict(),
+            user_id=here[0].user_id,
+            samples=len(here),
+        )
+        for place, here in sorted(compared.items())
     ]
     stretches = [
         WonStretch(
-            as_time(kept.session.start),
-            as_time(kept.session.stop),
-            found.inputs.sources[kept.session.source].provider,
-            found.inputs.sources[kept.session.source].source_type,
-            1,
-            kept.session.offset,
-            ZONE_SOURCES[kept.session.zone],
-            kept.session.id,
-            tuple(sorted(one.id for one in kept.others)),
+            start=as_time(kept.session.start),
+            stop=as_time(kept.session.stop),
+            **found.inputs.sources[kept.session.source]._asdict(),
+            samples=1,
+            offset=kept.session.offset,
+            zone_source=ZONE_SOURCES[kept.session.zone],
+            id=kept.session.id,
+            also=tuple(sorted(one.id for one in kept.others)),
         )
         for kept in found.kept
     ]
     return sources, stretches
-
-
-def _by_source(sessions: Iterable[TimedSession]) -> dict[int, list[TimedSession]]:
-    return {place: list(here) for place, here in groupby(sorted(sessions), key=lambda one: one.source)}
 
 
 def _of_samples(
@@ -159,7 +162,7 @@ def _of_samples(
 ) -> tuple[list[RankedSource], list[WonStretch], list[ExplainedSample]]:
     resource = catalogue()[found.inputs.stretch.resource]
     rows = samples_of(connection, found.inputs, users)
-    samples = next(mine for name, mine in rows if metric.startswith(name))
+    samples = next(mine for name, mine in rows.items() if metric.startswith(name))
     day = as_day(found.inputs.stretch.first)
     is_counter = resource.day == "counter"
     here = [one for one in samples if _touches(one, day, with_end=is_counter)]
@@ -177,23 +180,30 @@ def _of_samples(
         if mine or said:
             shares = [one.value for one in winners if one.sample.source == place]
             value = sum(shares) if is_counter and not is_summary else None
-            owner = mine[0].user_id if mine else said.user_id if said else ""
-            sources.append(RankedSource(place + 1, *source, owner, len(mine), value, said and said.value))
+            sources.append(
+                RankedSource(
+                    rank=place + 1,
+                    **source._asdict(),
+                    user_id=next(one.user_id for one in (*mine, said) if one),
+                    samples=len(mine),
+                    value=value,
+                    summary_value=said and said.value,
+                )
+            )
     counted = {id(one.sample) for one in winners}
     explained = [
-        _explained(one, found.inputs.sources, is_counted=id(one) in counted) for one in sorted(here, key=_order)
+        ExplainedSample(
+            start=as_time(one.start),
+            stop=as_time(one.stop),
+            **found.inputs.sources[one.source]._asdict(),
+            offset=one.offset,
+            zone_source=ZONE_SOURCES[one.zone],
+            is_counted=id(one) in counted,
+            value=one.value,
+        )
+        for one in sorted(here, key=lambda one: (one.start, one.source))
     ]
     return sources, _stretches(winners, found.inputs.sources), explained
-
-
-def _order(one: DaySample) -> tuple[int, int]:
-    return one.start, one.source
-
-
-def _explained(one: DaySample, sources: Sequence[DataSource], *, is_counted: bool) -> ExplainedSample:
-    source, zone = sources[one.source], ZONE_SOURCES[one.zone]
-    start, stop = as_time(one.start), as_time(one.stop)
-    return ExplainedSample(start, stop, *source, one.offset, zone, is_counted, one.value)
 
 
 def _touches(sample: DaySample, day: int, *, with_end: bool) -> bool:
@@ -209,15 +219,12 @@ def _winners(samples: Sequence[DaySample], day: int, kind: str) -> Iterator[_Won
                 part = (piece.stop - piece.start) / (one.stop - one.start) if one.stop > one.start else 1.0
                 yield _Won(one, piece.start, piece.stop, one.value * part)
         return
-    here = [one for one in samples if local_day(one.start, one.offset) == day]
-    if kind == "last" and here:
-        one = max(here, key=lambda one: (-one.source, one.start, one.value, one.unit))
-        yield _Won(one, one.start, one.start, one.value)
-        return
-    best: dict[int, int] = {}
-    for one in samples:
-        best[one.start // MINUTE] = min(one.source, best.get(one.start // MINUTE, one.source))
-    yield from (_Won(one, one.start, one.start, one.value) for one in here if best[one.start // MINUTE] == one.source)
+    if kind == "last":
+        here = [one for one in samples if local_day(one.start, one.offset) == day]
+        winners: Iterable[DaySample] = [last_of(here)] if here else []
+    else:
+        winners = (one for one in best_of_minutes(samples) if local_day(one.start, one.offset) == day)
+    yield from (_Won(one, one.start, one.start, one.value) for one in winners)
 
 
 def _stretches(winners: Iterable[_Won], sources: Sequence[DataSource]) -> list[WonStretch]:
@@ -225,8 +232,14 @@ def _stretches(winners: Iterable[_Won], sources: Sequence[DataSource]) -> list[W
     in_time = sorted(winners, key=lambda one: (one.start, one.sample.source, one.stop))
     for (place, offset), group in groupby(in_time, key=lambda one: (one.sample.source, one.sample.offset)):
         here = list(group)
-        start, stop = as_time(here[0].start), as_time(max(one.stop for one in here))
-        zone = ZONE_SOURCES[max(one.sample.zone for one in here)]
-        source = sources[place]
-        found.append(WonStretch(start, stop, source.provider, source.source_type, len(here), offset, zone))
+        found.append(
+            WonStretch(
+                start=as_time(here[0].start),
+                stop=as_time(max(one.stop for one in here)),
+                **sources[place]._asdict(),
+                samples=len(here),
+                offset=offset,
+                zone_source=ZONE_SOURCES[max(one.sample.zone for one in here)],
+            )
+        )
     return found

@@ -11,17 +11,10 @@ from workers.daily import queue
 from workers.daily.metrics import SESSIONS, SUMMARY, derived, summarised
 from workers.daily.neighbours import nearest_known
 from workers.daily.people import check_all, people_of
-from workers.daily.priorities import ORIGIN
 from workers.daily.queue import Stretch
-from workers.daily.state import (
-    Series,
-    extend_reach,
-    reach_of,
-    series_of,
-    update_records,
-    users_of,
-)
+from workers.daily.state import extend_reach, reach_of, series_of, update_records, users_of
 from workers.store.engine import transaction
+from workers.store.sql import RowParameters
 
 MAX_CHANGES = 2000  # of one transaction
 # A process that computes days holds rows of the queue for up to a second or two. A plan for any parameters, which
@@ -46,14 +39,14 @@ REQUEST = text("""
 UPDATE headrace.daily_feed f SET requested_at = now() FROM headrace.feed
 WHERE f.requested_at < now() - interval '1 second' AND (EXISTS (SELECT FROM headrace.daily_queue WHERE since <= now())
     OR f.position < feed.newest OR f.people_checked_at < now() - interval '5 minutes') RETURNING 1""")
-EXPIRE = text("""
+BEFORES = RowParameters("resource text, before timestamptz")
+EXPIRE = text(f"""
 INSERT INTO headrace.daily_expiry AS known (resource, before)
-SELECT resource, max(before) FROM unnest(CAST(:resources AS text[]), CAST(:befores AS timestamptz[]))
-    AS given(resource, before) GROUP BY resource ORDER BY resource
+SELECT resource, max(before) FROM {BEFORES} GROUP BY resource ORDER BY resource
 ON CONFLICT (resource) DO UPDATE SET before = excluded.before WHERE known.before < excluded.before""")
-FORGET = text("""
-WITH gone AS (DELETE FROM headrace.daily_records k USING unnest(CAST(:users AS text[]), CAST(:resources AS text[]),
-    CAST(:ids AS text[])) AS given(user_id, resource, id)
+RECORDS = RowParameters("user_id text, resource text, id text")
+FORGET = text(f"""
+WITH gone AS (DELETE FROM headrace.daily_records k USING {RECORDS}
 WHERE (k.user_id, k.resource, k.id) = (given.user_id, given.resource, given.id) RETURNING k.resource, k.ends)
 SELECT resource, max(ends) AS before FROM gone GROUP BY resource""")
 LACKING = text("""
@@ -81,7 +74,7 @@ def is_due(engine: Engine) -> bool:
 
 
 def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | None = None) -> bool:
-    """Queues what the next changes touch, and advances, in one transaction. Returns whether more changes may be left.
+    """Queues the days that the next changes touch, and advances, in one transaction. Returns whether more may be left.
 
     At the first start, and where the feed no longer has the next changes, everything is queued. `queue_days` replaces
     `queue_changes`.
@@ -89,7 +82,7 @@ def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | Non
     with transaction(engine) as connection:
         connection.execute(TRANSACTION_SETTINGS)
         if connection.scalar(START) is not None:
-            queue.add_all(connection, None, ORIGIN)
+            queue.add_all(connection, None)
             return True
         found = connection.execute(LOCK).first()
         if found is None:  # another process follows
@@ -99,7 +92,7 @@ def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | Non
             connection.execute(CHECKED)
         feed = connection.execute(DROPPED).one()
         if found.position < feed.dropped:
-            queue.add_all(connection, None, ORIGIN)
+            queue.add_all(connection, None)
             connection.execute(ADVANCE, {"position": feed.newest})
             return True
         changes = connection.execute(CHANGES, {"position": found.position, "limit": limit}).all()
@@ -118,34 +111,28 @@ def queue_changes(connection: Connection, changes: Sequence[Row[Any]]) -> None:
     if not changes:
         return
     person_of = people_of(connection, {one.user_id for one in changes})
-    samples: list[Row[Any]] = []
-    records: dict[str, list[Row[Any]]] = {name: [] for name in sessions}
-    for one in changes:
-        if one.user_id in person_of:
-            if one.ts_min is not None:
-                samples.append(one)
-            elif one.record_id is not None:
-                records[one.resource].append(one)
-    touched: list[_Touched] = []
-    stretches = _of_samples(connection, samples, person_of, touched)
-    for resource, changed in records.items():
-        stretches += _of_records(connection, resource, changed, person_of, touched)
-    stretches += _without_offsets(connection, touched)
-    queue.add(connection, stretches)
+    changes = [one for one in changes if one.user_id in person_of]
+    stretches, touched = _of_samples(connection, [one for one in changes if one.ts_min is not None], person_of)
+    for resource in sessions:
+        records = [one for one in changes if one.resource == resource and one.record_id is not None]
+        of_records, known = _of_records(connection, resource, records, person_of)
+        stretches += of_records
+        touched += known
+    queue.add(connection, [*stretches, *_without_offsets(connection, touched)])
 
 
 def queue_people(connection: Connection, changes: Sequence[Row[Any]]) -> None:
     """Queues all days of the people of these changes."""
     persons = people_of(connection, {one.user_id for one in changes})
-    queue.add_all(connection, sorted(set(persons.values())), ORIGIN)
+    queue.add_all(connection, sorted(set(persons.values())))
 
 
 def _note_expired(connection: Connection, expired: Sequence[Row[Any]]) -> None:
     samples = [one for one in expired if one.ts_max is not None and one.resource in derived()]
     expire(connection, {one.resource: one.ts_max for one in sorted(samples, key=lambda one: one.ts_max)})
     if records := [one for one in expired if one.record_id is not None]:
-        values = {"users": [one.user_id for one in records], "ids": [one.record_id for one in records]}
-        forgotten = connection.execute(FORGET, values | {"resources": [one.resource for one in records]})
+        keys = RECORDS.values((one.user_id, one.resource, one.record_id) for one in records)
+        forgotten = connection.execute(FORGET, keys)
         expire(connection, {row.resource: row.before for row in forgotten})
 
 
@@ -158,72 +145,66 @@ def expire(connection: Connection, befores: Mapping[str, datetime]) -> None:
     if SUMMARY in befores:
         given += [(name, befores[SUMMARY]) for name in summarised()]
     if given:
-        resources, moments = map(list, zip(*given, strict=True))
-        connection.execute(EXPIRE, {"resources": resources, "befores": moments})
+        connection.execute(EXPIRE, BEFORES.values(given))
 
 
 def _of_samples(
-    connection: Connection, changes: Sequence[Row[Any]], person_of: Mapping[str, str], touched: list[_Touched]
-) -> list[Stretch]:
+    connection: Connection, changes: Sequence[Row[Any]], person_of: Mapping[str, str]
+) -> tuple[list[Stretch], list[_Touched]]:
     if not changes:
-        return []
+        return [], []
     extend_reach(
         connection, {(one.user_id, one.resource, one.ts_min, one.ts_max) for one in changes if one.op == "put"}
     )
     users = users_of(connection, sorted(set(person_of.values())))
-    owners = {user: person for person, ids in users.items() for user in ids}
-    known: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for series in series_of(connection, sorted(owners), sorted({one.resource for one in changes})):
-        known[owners[series.user_id], series.resource].append(series)
-    stretches = []
+    known = series_of(connection, users, [one.resource for one in changes])
+    stretches, touched = [], []
     for one in changes:
         person = person_of[one.user_id]
         mine = known[person, one.resource]
-        stretches.append(Stretch(person, one.resource, *reach_of(mine).dates(one.ts_min, one.ts_max), one.origin))
+        first, last = reach_of(mine).dates(one.ts_min, one.ts_max)
+        stretches.append(Stretch(person, one.resource, first, last, one.origin))
         if any(series.min_offset is not None for series in mine):
             touched.append(_Touched(person, one.ts_min, one.ts_max, one.origin))
-    return stretches
+    return stretches, touched
 
 
 def _of_records(
-    connection: Connection,
-    resource: str,
-    changes: Sequence[Row[Any]],
-    person_of: Mapping[str, str],
-    touched: list[_Touched],
-) -> list[Stretch]:
+    connection: Connection, resource: str, changes: Sequence[Row[Any]], person_of: Mapping[str, str]
+) -> tuple[list[Stretch], list[_Touched]]:
     if not changes:
-        return []
-    origins = {(one.user_id, one.record_id): one.origin for one in changes}
-    users, ids = map(list, zip(*origins, strict=True))
-    found = update_records(connection, resource, users, ids)
-    of_user = dict(zip(users, origins.values(), strict=True))
-    touched += [_Touched(person_of[user], first, last, of_user[user]) for user, first, last in found.known]
-    return [
-        Stretch(person_of[user], name, first, last, of_user[user])
+        return [], []
+    found = update_records(connection, resource, {(one.user_id, one.record_id) for one in changes})
+    origins = {one.user_id: one.origin for one in changes}
+    names = summarised() if resource == SUMMARY else (resource,)
+    stretches = [
+        Stretch(person_of[user], name, first, last, origins[user])
         for user, first, last in found.dates
-        for name in (summarised() if resource == SUMMARY else (resource,))
+        for name in names
     ]
+    return stretches, [_Touched(person_of[user], first, last, origins[user]) for user, first, last in found.known]
 
 
-def _without_offsets(connection: Connection, touched: Iterable[_Touched]) -> list[Stretch]:
+def _without_offsets(connection: Connection, touched: Sequence[_Touched]) -> list[Stretch]:
     """The days of samples and sessions without an offset, whose nearest known offset may have changed."""
+    if not touched:
+        return []
     by_person: dict[str, list[_Touched]] = defaultdict(list)
     for one in touched:
         by_person[one.person].append(one)
-    users = users_of(connection, sorted(by_person)) if by_person else {}
-    lacking: dict[str, set[str]] = defaultdict(set)
+    users = users_of(connection, sorted(by_person))
     everyone = [user for ids in users.values() for user in ids]
+    lacking: dict[str, set[str]] = defaultdict(set)
     for row in connection.execute(LACKING, {"users": everyone, "sessions": list(SESSIONS)}):
         lacking[row.user_id].add(row.resource)
+    series = series_of(connection, users, set().union(*lacking.values()))
     stretches = []
     for person, ids in users.items():
         resources = sorted({name for user in ids for name in lacking[user] if name in derived()})
         for one in _merged(by_person[person]) if resources else ():
             before, after = nearest_known(connection, ids, one.first, one.last)
-            series = series_of(connection, ids, resources)
             for name in resources:
-                reach = reach_of([known for known in series if known.resource == name])
+                reach = reach_of(series[person, name])
                 margin = timedelta(days=1) if name in SESSIONS else timedelta(0)
                 first = before and (before - reach.before - margin).date()
                 last = after and (after + reach.after + margin).date()

@@ -1,6 +1,7 @@
 """Gauges, such as the heart rate, and values of which the last one of a day counts, such as the weight."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
@@ -22,17 +23,13 @@ def gauge_days(metric: str, samples: Iterable[DaySample], unit: str | None = Non
     those in the unit of the best source's first one count.
     """
     samples = list(samples)
-    best: dict[int, int] = {}
-    days: dict[int, _GaugeDay] = {}
+    days: dict[int, _GaugeDay] = defaultdict(_GaugeDay)
     for sample in samples:
-        minute = sample.start // MINUTE
-        if sample.source < best.get(minute, sample.source + 1):
-            best[minute] = sample.source
-        days.setdefault(local_day(sample.start, sample.offset), _GaugeDay()).evidence.see(sample)
-    for sample in samples:
+        days[local_day(sample.start, sample.offset)].evidence.see(sample)
+    for sample in best_of_minutes(samples):
         minute = sample.start // MINUTE
         day = days[local_day(sample.start, sample.offset)]
-        if best[minute] == sample.source and day.evidence.has_unit(sample):
+        if day.evidence.has_unit(sample):
             if minute not in day.minutes:
                 day.won[sample.source] = day.won.get(sample.source, 0) + 1
             day.minutes.setdefault(minute, []).append(sample.value)
@@ -62,26 +59,38 @@ def _values(metric: str, day: int, found: _GaugeDay, unit: str | None) -> list[D
     ]
 
 
+def best_of_minutes(samples: Sequence[DaySample]) -> Iterator[DaySample]:
+    """The samples that win: in each minute of UTC those of the best-ranked source."""
+    best: dict[int, int] = {}
+    for one in samples:
+        minute = one.start // MINUTE
+        best[minute] = min(one.source, best.get(minute, one.source))
+    return (one for one in samples if best[one.start // MINUTE] == one.source)
+
+
+def last_of(samples: Iterable[DaySample]) -> DaySample:
+    """The last sample of the best-ranked source. Of two at one moment the larger value counts."""
+    return max(samples, key=lambda one: (-one.source, one.start, one.value, one.unit))
+
+
 def last_days(metric: str, samples: Iterable[DaySample], unit: str | None = None) -> list[DayValue]:
-    """The last sample of the best-ranked source of each local day. Of two at one moment the larger value counts."""
-    days: dict[int, list[DaySample]] = {}
+    """The last sample of each local day, as `last_of` finds it."""
+    days: dict[int, list[DaySample]] = defaultdict(list)
     for sample in samples:
-        days.setdefault(local_day(sample.start, sample.offset), []).append(sample)
-    found = []
-    for day, here in days.items():
-        last = max(here, key=lambda one: (-one.source, one.start, one.value, one.unit))
-        found.append(
-            DayValue(
-                day=day,
-                metric=metric,
-                value=last.value,
-                unit=unit or last.unit,
-                source=last.source,
-                sources=1,
-                covered_minutes=None,
-                zone=last.zone,
-                users=frozenset(one.user_id for one in here),
-                samples=len(here),
-            )
+        days[local_day(sample.start, sample.offset)].append(sample)
+    return [
+        DayValue(
+            day=day,
+            metric=metric,
+            value=last.value,
+            unit=unit or last.unit,
+            source=last.source,
+            sources=1,
+            covered_minutes=None,
+            zone=last.zone,
+            users=frozenset(one.user_id for one in here),
+            samples=len(here),
         )
-    return found
+        for day, here in days.items()
+        for last in (last_of(here),)
+    ]

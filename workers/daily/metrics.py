@@ -1,28 +1,20 @@
-"""What is derived from which resource: the metrics, and the resources whose changes touch them."""
+"""The metrics that are derived from each resource."""
 
 from functools import cache
-from typing import NamedTuple
 
 from app.catalogue import Resource, catalogue
-from workers.daily.sessions import SLEEP, WORKOUTS
+from workers.daily.sessions import COUNT, DURATION, NAPS, SLEEP, WORKOUTS
 
 SESSIONS = ("sleep", "workouts")
 SUMMARY = "activity"  # the daily summary of a source, with a field for each of some counters
-
-
-class Part(NamedTuple):
-    """A number that samples of a resource have: `value`, or one of several fields."""
-
-    metric: str
-    field: str | None
 
 
 @cache
 def derived() -> dict[str, tuple[str, ...]]:
     """The metrics of each resource, in the order of the catalogue."""
     found = {name: metrics_of(one) for name, one in catalogue().items() if one.day}
-    found["sleep"] = (*SLEEP, "nap_total")
-    found["workouts"] = ("workouts_count", "workouts_duration", *WORKOUTS)
+    found["sleep"] = (*SLEEP, NAPS)
+    found["workouts"] = (COUNT, DURATION, *WORKOUTS)
     return found
 
 
@@ -33,16 +25,16 @@ def summarised() -> tuple[str, ...]:
     return tuple(name for name in derived() if name in fields and catalogue()[name].day == "counter")
 
 
-def parts_of(resource: Resource) -> list[Part]:
-    """The numbers of a resource's samples; blood pressure has two."""
+def parts_of(resource: Resource) -> dict[str, str | None]:
+    """The numbers of a resource's samples by metric: their `value` (None), or fields; blood pressure has two."""
     numbers = [field.name for field in resource.fields if field.type == "number"]
-    return [Part(f"{resource.name}_{name}", name) for name in numbers] or [Part(resource.name, None)]
+    return {f"{resource.name}_{name}": name for name in numbers} or {resource.name: None}
 
 
 def metrics_of(resource: Resource) -> tuple[str, ...]:
     """The metrics of a timeseries."""
     suffixes = ("_avg", "_min", "_max") if resource.day == "gauge" else ("",)
-    return tuple(part.metric + suffix for part in parts_of(resource) for suffix in suffixes)
+    return tuple(metric + suffix for metric in parts_of(resource) for suffix in suffixes)
 
 
 def resource_of(metric: str) -> str | None:

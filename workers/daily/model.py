@@ -8,14 +8,19 @@ from typing import Literal, NamedTuple
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
 DAY = 86_400 * SECOND
-EPOCH = date(1970, 1, 1)
 EPOCH_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-EPOCH_ORDINAL = EPOCH.toordinal()
+EPOCH_ORDINAL = EPOCH_TIME.toordinal()
 # From the most to the least reliable; `zone` in this module is an index of this tuple.
 ZONE_SOURCES = ("sample", "neighbour", "user", "utc")
 # Real offsets lie between -12 h and +14 h. An offset beyond 18 h is an error of the provider, and treated as missing.
 MAX_OFFSET = 18 * 3600
 Method = Literal["samples", "summary"]
+
+SOURCE_TYPES = (  # from the best to the worst
+    *("lab", "automatic", "watch", "ring", "chest_strap", "scale", "cuff", "fingerprick", "manual_scan", "phone"),
+    *("app", "multiple_sources", "unknown"),
+)
+ANY = "*"  # every person, resource, provider or source type
 
 
 class DataSource(NamedTuple):
@@ -52,7 +57,7 @@ class TimedSession(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a source's own summary says about one counter of one day."""
+    """The value of one counter of one day in a source's own summary."""
 
     source: int
     day: int
@@ -80,7 +85,7 @@ class DayValue:
 
 @dataclass(slots=True)
 class DayEvidence:
-    """What is known about one local day while its samples are read."""
+    """The state of one local day while its samples are read."""
 
     users: set[str] = field(default_factory=set)
     present: set[int] = field(default_factory=set)  # sources with samples, including those that lost

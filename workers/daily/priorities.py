@@ -1,16 +1,18 @@
-"""Priorities and zones as operators set them, and the days that a change of them touches."""
+"""The ranks of sources, and the priorities and zones that operators set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
 from workers.daily import queue
-from workers.daily.metrics import SESSIONS, derived
-from workers.daily.model import DataSource
-from workers.daily.ranks import ANY, Entry
+from workers.daily.metrics import SESSIONS
+from workers.daily.model import ANY, SOURCE_TYPES, DataSource
 
+PLACES = {name: place for place, name in enumerate(SOURCE_TYPES)}
+Entry = tuple[str, str]  # provider and source type, each possibly ANY
 LISTS = text("""
 SELECT person, resource, sources FROM headrace.daily_priorities
 WHERE person = ANY(:persons) AND resource = ANY(:resources)""")
@@ -25,7 +27,12 @@ RESET = text("""
 DELETE FROM headrace.daily_priorities
 WHERE person = :person AND (CAST(:resource AS text) IS NULL OR resource = :resource) RETURNING resource""")
 STORED_SOURCES = text("SELECT DISTINCT provider, source_type FROM headrace.series")
-ZONE = text("SELECT zone FROM headrace.daily_zones WHERE person = :person")
+ZONE = text("""
+SELECT zone AS name, set_by FROM (
+    SELECT zone, 'operator' AS set_by, '' AS user_id FROM headrace.daily_zones WHERE person = :person
+    UNION ALL
+    SELECT zone, 'aggregator', user_id FROM headrace.daily_people WHERE person = :person AND zone IS NOT NULL) AS known
+ORDER BY set_by DESC, user_id LIMIT 1""")
 SET_ZONE = text("""
 INSERT INTO headrace.daily_zones AS stored (person, zone) VALUES (:person, :zone)
 ON CONFLICT (person) DO UPDATE SET zone = excluded.zone, set_at = now()
@@ -42,9 +49,13 @@ SET_FALLBACK = text("""
 UPDATE headrace.daily_people SET zone = nullif(:zone, '')
 WHERE user_id = :user AND zone IS DISTINCT FROM nullif(:zone, '')
   AND (:zone = '' OR EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone)) RETURNING person""")
-AGGREGATORS_ZONE = text("""
-SELECT zone FROM headrace.daily_people WHERE person = :person AND zone IS NOT NULL ORDER BY user_id LIMIT 1""")
-ORIGIN = "reconcile"  # of the changes of days: no event of a provider caused them
+
+
+class Zone(NamedTuple):
+    """The zone of a person."""
+
+    name: str
+    set_by: str  # `operator` or `aggregator`
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,27 @@ class PriorityList:
     resource: str
     sources: tuple[str, ...]
     set_at: datetime
+
+
+def in_order(sources: Iterable[DataSource], lists: Sequence[Sequence[Entry]]) -> list[DataSource]:
+    """The sources from the best to the worst. Of the lists, the first one with an entry for a source ranks it.
+
+    Sources of one entry, and sources that no list names, follow the order of source types, then their names. A source
+    type that the order does not name ranks as `unknown`: Terra's are the types of its objects.
+    """
+    return sorted(sources, key=lambda source: (*_place(source, lists), *_by_type(source)))
+
+
+def _place(source: DataSource, lists: Sequence[Sequence[Entry]]) -> tuple[int, int]:
+    for number, entries in enumerate(lists):
+        for place, (provider, source_type) in enumerate(entries):
+            if provider in (ANY, source.provider) and source_type in (ANY, source.source_type):
+                return number, place
+    return len(lists), 0
+
+
+def _by_type(source: DataSource) -> tuple[int, str, str]:
+    return PLACES.get(source.source_type, PLACES["unknown"]), source.provider, source.source_type
 
 
 def lists_of(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[list[Entry]]]:
@@ -96,8 +128,7 @@ def reset(connection: Connection, person: str, resource: str | None) -> list[str
 
 
 def _queue(connection: Connection, person: str, resource: str) -> None:
-    persons = None if person == ANY else [person]
-    queue.add_all(connection, persons, ORIGIN, None if resource == ANY else [resource])
+    queue.add_all(connection, None if person == ANY else [person], None if resource == ANY else [resource])
 
 
 def listed(connection: Connection, person: str | None = None) -> list[PriorityList]:
@@ -111,12 +142,10 @@ def stored_sources(connection: Connection) -> list[DataSource]:
     return [DataSource(row.provider, row.source_type) for row in connection.execute(STORED_SOURCES)]
 
 
-def zone_of(connection: Connection, person: str) -> tuple[str, str] | None:
-    """The zone of a person, and who set it: `operator` or `aggregator`."""
-    if zone := connection.scalar(ZONE, {"person": person}):
-        return str(zone), "operator"
-    zone = connection.scalar(AGGREGATORS_ZONE, {"person": person})
-    return (str(zone), "aggregator") if zone else None
+def zone_of(connection: Connection, person: str) -> Zone | None:
+    """The zone that an operator set for a person, else the aggregator's fallback zone of one of the person's users."""
+    row = connection.execute(ZONE, {"person": person}).mappings().first()
+    return Zone(**row) if row else None
 
 
 def set_zone(connection: Connection, person: str, zone: str | None) -> bool:
@@ -126,7 +155,7 @@ def set_zone(connection: Connection, person: str, zone: str | None) -> bool:
     else:
         changed = connection.scalar(SET_ZONE, {"person": person, "zone": zone})
     if changed:
-        queue.add_all(connection, [person], ORIGIN, list(derived()))
+        queue.add_all(connection, [person])
     return bool(changed)
 
 
@@ -142,7 +171,7 @@ def set_fallback_zone(connection: Connection, user_id: str, zone: str) -> None:
     """
     person = connection.scalar(SET_FALLBACK, {"user": user_id, "zone": zone})
     if person is not None:
-        queue.add_all(connection, [person], ORIGIN, list(derived()))
+        queue.add_all(connection, [person])
 
 
 def known_zones(connection: Connection) -> list[str]:

@@ -7,17 +7,18 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from workers.daily.metrics import derived, summarised
+from workers.daily.model import as_day
+from workers.store.sql import RowParameters
 
-ADD = text("""
+ORIGIN = "reconcile"  # of changes of days that no event of a provider caused
+STRETCHES = RowParameters("person text, resource text, first date, last date, origin text")
+ADD = text(f"""
 INSERT INTO headrace.daily_queue AS queued (person, resource, dates, origin)
-SELECT person, resource, range_agg(daterange(first, last, '[]')), max(origin)
-FROM unnest(CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]),
-            CAST(:origins AS text[])) AS given(person, resource, first, last, origin)
+SELECT person, resource, range_agg(daterange(first, last, '[]')), max(origin) FROM {STRETCHES}
 GROUP BY person, resource ORDER BY person, resource
 ON CONFLICT (person, resource) DO UPDATE SET dates = queued.dates + excluded.dates, origin = excluded.origin,
     since = least(queued.since, clock_timestamp())""")
-# Everything that is stored or was derived, of everyone or of the given people. Their stored days are included, because
-# nothing else may be left of them.
+# All resources that have stored rows or days, of everyone or of the given people. A resource may have only days left.
 ADD_ALL = text("""
 WITH present AS MATERIALIZED (
     SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
@@ -38,27 +39,25 @@ SELECT person, resource, datemultirange(daterange(NULL, NULL)), CAST(:origin AS 
 WHERE resource = ANY(:resources) ORDER BY person, resource
 ON CONFLICT (person, resource) DO UPDATE SET dates = excluded.dates, origin = excluded.origin,
     since = least(queued.since, clock_timestamp()), failures = 0, error = ''""")
-# For all users and days of a large installation.
-NO_HURRY = text("SET LOCAL statement_timeout = '30min'")
+NO_HURRY = text("SET LOCAL statement_timeout = '30min'")  # for all users and days of a large installation
 # Locked rows are left to the process that computes them. The newest dates come first.
 TAKE = text("""
 WITH taken AS MATERIALIZED (
     SELECT person, resource, dates, origin, failures, since FROM headrace.daily_queue
-    WHERE (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
+    WHERE (CAST(:person AS text) IS NULL OR person = :person)
       AND since <= clock_timestamp() - make_interval(secs => :linger)
     ORDER BY since LIMIT :limit FOR UPDATE SKIP LOCKED)
-SELECT person, resource, origin, failures, since, lower(part) AS first, upper(part) - 1 AS last
+SELECT person, resource, lower(part) AS first, upper(part) - 1 AS last, origin, failures
 FROM taken, unnest(dates) AS part ORDER BY since, person, resource, last DESC NULLS FIRST""")
 REPLACE = text("""
 UPDATE headrace.daily_queue SET dates = datemultirange(daterange(CAST(:first AS date), CAST(:last AS date), '[]'))
 WHERE person = :person AND resource = :resource""")
 REMOVE = text("DELETE FROM headrace.daily_queue WHERE person = :person AND resource = :resource")
-# What is left goes to the end of the queue, except that of a row that has failed, which is taken date by date.
-DONE = text("""
+# The other dates of a row go to the end of the queue; those of a row that has failed stay, and are taken one by one.
+DONE = text(f"""
 WITH done AS MATERIALIZED (
-    SELECT person, resource, range_agg(daterange(first, last, '[]')) AS dates
-    FROM unnest(CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]))
-         AS given(person, resource, first, last) GROUP BY person, resource),
+    SELECT person, resource, range_agg(daterange(first, last, '[]')) AS dates FROM {STRETCHES}
+    GROUP BY person, resource),
 gone AS (
     DELETE FROM headrace.daily_queue queued USING done
     WHERE (queued.person, queued.resource) = (done.person, done.resource) AND queued.dates <@ done.dates)
@@ -70,13 +69,13 @@ POSTPONE = text("""
 UPDATE headrace.daily_queue SET failures = failures + 1, error = :error,
     since = clock_timestamp() + least(interval '1 second' * power(2, least(failures, 20)), interval '5 minutes')
 WHERE person = :person AND resource = :resource""")
-FAILING = 3  # failures in a row from which on a row is reported, and nothing waits for it
+FAILING = 3  # after so many failures, a row is reported, and `rebuild` does not wait for it
 COUNT = text(f"""
 SELECT count(*) FROM headrace.daily_queue
-WHERE failures < {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))""")
+WHERE failures < {FAILING} AND (CAST(:person AS text) IS NULL OR person = :person)""")
 FAILED = text(f"""
 SELECT resource, error, count(*) AS people FROM headrace.daily_queue
-WHERE failures >= {FAILING} AND (CAST(:persons AS text[]) IS NULL OR person = ANY(:persons))
+WHERE failures >= {FAILING} AND (CAST(:person AS text) IS NULL OR person = :person)
 GROUP BY resource, error ORDER BY people DESC, resource, error""")
 # Dates without a bound count as one day: how many they are is only known when a worker takes the row.
 PENDING = text("""
@@ -104,6 +103,10 @@ class Stretch(NamedTuple):
         """The number of dates."""
         return (self.last - self.first) // timedelta(days=1) + 1
 
+    def has(self, day: int) -> bool:
+        """Whether a day number is that of one of the dates."""
+        return as_day(self.first) <= day <= as_day(self.last)
+
 
 class Queued(NamedTuple):
     """A part of a row of the queue. A bound is None if it depends on what is stored."""
@@ -126,33 +129,29 @@ class FailedDays(NamedTuple):
 
 def add(connection: Connection, stretches: Iterable[Stretch]) -> None:
     """Adds dates to the queue."""
-    if rows := list(stretches):
-        names = ("persons", "resources", "firsts", "lasts", "origins")
-        connection.execute(ADD, dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+    connection.execute(ADD, STRETCHES.values(stretches))
 
 
 def add_all(
-    connection: Connection, persons: Sequence[str] | None, origin: str, resources: Sequence[str] | None = None
+    connection: Connection,
+    persons: list[str] | None,
+    resources: Iterable[str] | None = None,
+    origin: str = ORIGIN,
 ) -> None:
     """Adds all dates of these people (None: everyone) to the queue, for these resources (None: every one)."""
     if persons is None:
         connection.execute(NO_HURRY)
-    values = {"persons": persons and list(persons), "resources": list(resources or derived()), "origin": origin}
+    values = {"persons": persons, "resources": list(resources or derived()), "origin": origin}
     connection.execute(ADD_ALL, values | {"summarised": list(summarised())})
 
 
-def take(
-    connection: Connection, limit: int, persons: Sequence[str] | None = None, *, linger: float = 0.0
-) -> list[Queued]:
+def take(connection: Connection, limit: int, person: str | None = None, *, linger: float = 0.0) -> list[Queued]:
     """Locks the oldest rows of the queue until the transaction ends, and returns their parts, the newest date first.
 
     Rows are left that have been in the queue for less than `linger` seconds.
     """
-    values = {"limit": limit, "persons": persons and list(persons), "linger": linger}
-    return [
-        Queued(row.person, row.resource, row.first, row.last, row.origin, row.failures)
-        for row in connection.execute(TAKE, values)
-    ]
+    values = {"limit": limit, "person": person, "linger": linger}
+    return [Queued(**row) for row in connection.execute(TAKE, values).mappings()]
 
 
 def bound(connection: Connection, one: Queued, dates: tuple[date, date] | None) -> None:
@@ -167,24 +166,22 @@ def bound(connection: Connection, one: Queued, dates: tuple[date, date] | None) 
 def done(connection: Connection, stretches: Sequence[Stretch]) -> None:
     """Removes computed dates from rows that this transaction has locked."""
     if stretches:
-        names = ("persons", "resources", "firsts", "lasts")
-        columns = zip(*((one.person, one.resource, one.first, one.last) for one in stretches), strict=True)
-        connection.execute(DONE, dict(zip(names, map(list, columns), strict=True)))
+        connection.execute(DONE, STRETCHES.values(stretches))
 
 
 def postpone(connection: Connection, one: Queued, error: str) -> None:
-    """Lets the others go first, because this row could not be computed."""
+    """Puts a row that could not be computed behind the others."""
     connection.execute(POSTPONE, {"person": one.person, "resource": one.resource, "error": error})
 
 
-def count(connection: Connection, persons: Sequence[str] | None = None) -> int:
+def count(connection: Connection, person: str | None = None) -> int:
     """The number of rows, pairs of a person and a resource, without those that failed several times."""
-    return int(connection.scalar(COUNT, {"persons": persons and list(persons)}) or 0)
+    return int(connection.scalar(COUNT, {"person": person}) or 0)
 
 
-def failed(connection: Connection, persons: Sequence[str] | None = None) -> list[FailedDays]:
-    """What could not be computed several times, by resource and error."""
-    return [FailedDays(*row) for row in connection.execute(FAILED, {"persons": persons and list(persons)})]
+def failed(connection: Connection, person: str | None = None) -> list[FailedDays]:
+    """Days whose computation has failed several times, by resource and error."""
+    return [FailedDays(**row) for row in connection.execute(FAILED, {"person": person}).mappings()]
 
 
 def pending_days(connection: Connection) -> int:

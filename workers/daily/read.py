@@ -1,4 +1,4 @@
-"""Reads what days are computed from: samples, summaries, sessions, priorities and offsets."""
+"""Reads the inputs of days: samples, summaries, sessions and priorities."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import catalogue
-from workers.daily.metrics import SESSIONS, SUMMARY, parts_of, summarised
+from workers.daily.metrics import SESSIONS, SUMMARY, summarised
 from workers.daily.model import MAX_OFFSET, DataSource, Summary, TimedSession, as_day, as_moment
-from workers.daily.priorities import lists_of
+from workers.daily.priorities import in_order, lists_of
 from workers.daily.queue import Stretch
-from workers.daily.ranks import in_order
 from workers.daily.sessions import SLEEP, WORKOUTS
 from workers.daily.state import ENDS, MAX_LENGTH, STARTS, Series, reach_of, series_of
 from workers.store.schema import record_table
+from workers.store.sql import RowParameters
 
 MICROSECONDS = "CAST(date_part('epoch', {}) * 1000000 AS bigint)"
-# Constants for the whole statement, so that PostgreSQL can skip partitions when it plans.
+WINDOWS = RowParameters("n int, series_id int, first timestamptz, last timestamptz, has_fields boolean")
+# :first and :last are constants for the whole statement, so that PostgreSQL can skip partitions when it plans.
 SAMPLES = text(f"""
 SELECT given.n, {MICROSECONDS.format("s.ts")} AS start,
        {MICROSECONDS.format("greatest(s.ts_end, s.ts)")} AS stop, s.value, s.timezone_offset, s.unit,
        CASE WHEN given.has_fields THEN s.extra END AS fields
-FROM unnest(CAST(:numbers AS int[]), CAST(:series AS int[]), CAST(:firsts AS timestamptz[]),
-            CAST(:lasts AS timestamptz[]), CAST(:fields AS boolean[])) AS given(n, series_id, first, last, has_fields)
+FROM {WINDOWS}
 JOIN headrace.samples s ON s.series_id = given.series_id AND s.ts >= given.first AND s.ts < given.last
 WHERE s.ts >= :first AND s.ts < :last AND coalesce(s.ts_end - s.ts, '0') <= :max_length
 ORDER BY given.n, s.ts""")
@@ -38,33 +38,21 @@ COLUMNS = {
     "workouts": [name.removeprefix("workouts_") for name in WORKOUTS],
     SUMMARY: list(summarised()),
 }
-GIVEN_RECORDS = """
-FROM unnest(CAST(:numbers AS int[]), CAST(:users AS text[]), CAST(:firsts AS timestamptz[]),
-            CAST(:lasts AS timestamptz[]), CAST(:ended AS timestamptz[])) AS given(n, user_id, first, last, ended)
-JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{resource}'
-    AND k.starts >= given.first AND k.starts < given.last AND k.ends >= given.ended
-JOIN {table} r ON r.user_id = k.user_id AND r.id = k.id AND NOT r.deleted"""
+PERIODS = RowParameters("n int, user_id text, first timestamptz, last timestamptz, ended timestamptz")
 
 
-def _named(columns: Sequence[str]) -> list[str]:
-    return [f"r.{name}" for name in columns]
-
-
-def _records(resource: str, columns: Sequence[str]) -> Any:
-    table = record_table(catalogue()[resource])
-    names = ", ".join(columns)
+def _records(resource: str) -> TextClause:
+    times = "calendar_date" if resource == SUMMARY else f"{STARTS[resource]} AS starts, {ENDS[resource]} AS ends"
     return text(f"""
-SELECT given.n, r.user_id, r.id, r.provider, r.source_type, {names}
-{GIVEN_RECORDS.format(resource=resource, table=table)}
+SELECT given.n, r.user_id, r.id, r.provider, r.source_type, r.timezone_offset, {times},
+       {", ".join(f"r.{name}" for name in COLUMNS[resource])}
+FROM {PERIODS} JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{resource}'
+    AND k.starts >= given.first AND k.starts < given.last AND k.ends >= given.ended
+JOIN {record_table(catalogue()[resource])} r ON r.user_id = k.user_id AND r.id = k.id AND NOT r.deleted
 ORDER BY given.n, r.version DESC, r.user_id, r.id""")
 
 
-RECORDS = {
-    name: _records(
-        name, [f"{STARTS[name]} AS starts", f"{ENDS[name]} AS ends", "r.timezone_offset", *_named(COLUMNS[name])]
-    )
-    for name in SESSIONS
-} | {SUMMARY: _records(SUMMARY, ["r.calendar_date", *_named(COLUMNS[SUMMARY])])}
+RECORDS = {name: _records(name) for name in (*SESSIONS, SUMMARY)}
 
 
 class RawSample(NamedTuple):
@@ -80,27 +68,27 @@ class RawSample(NamedTuple):
     fields: Mapping[str, Any] | None
 
 
+Owned = tuple[DataSource, str]  # a source and its user: two users of a person may have the same one
+
+
 @dataclass
 class Inputs:
-    """What one stretch is computed from."""
+    """The stored rows from which one stretch is computed."""
 
     stretch: Stretch
     sources: list[DataSource] = field(default_factory=list)  # best first; twice if two users have it
     samples: list[RawSample] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     sessions: list[tuple[TimedSession, bool]] = field(default_factory=list)  # and whether it has an offset of its own
+    places: dict[Owned, int] = field(default_factory=dict)  # in `sources`
 
 
 class _Window(NamedTuple):
     """A series in the window of a stretch."""
 
-    n: int
     series: Series
     first: datetime
     last: datetime
-
-
-Owned = tuple[DataSource, str]  # a source and its user: two users of a person may have the same one
 
 
 def read(connection: Connection, stretches: Sequence[Stretch], users: Mapping[str, Sequence[str]]) -> list[Inputs]:
@@ -109,32 +97,37 @@ def read(connection: Connection, stretches: Sequence[Stretch], users: Mapping[st
     windows = _windows(connection, stretches, users)
     records = {name: _read_records(connection, name, stretches, users) for name in RECORDS}
     lists = lists_of(connection, [(one.person, one.resource) for one in stretches])
-    places: list[dict[Owned, int]] = []
     for n, one in enumerate(found):
-        owned = {(DataSource(w.series.provider, w.series.source_type), w.series.user_id) for w in windows if w.n == n}
-        rows = [row for of_resource in records.values() for row in of_resource[n]]
-        owned |= {(DataSource(row.provider, row.source_type), row.user_id) for row in rows}
+        rows = [(resource, row) for resource, of_resource in records.items() for row in of_resource[n]]
+        owned = {_owned(window.series) for window in windows[n]} | {_owned(row) for _, row in rows}
         order = in_order({source for source, _ in owned}, lists[one.stretch.person, one.stretch.resource])
         ranked = sorted(owned, key=lambda pair, order=order: (order.index(pair[0]), pair[1]))  # type: ignore[misc]
         one.sources = [source for source, _ in ranked]
-        places.append({pair: place for place, pair in enumerate(ranked)})
-        _add_records(one, records, n, places[n])
-    _read_samples(connection, found, windows, places)
+        one.places = {pair: place for place, pair in enumerate(ranked)}
+        for resource, row in rows:
+            _add_record(one, resource, row)
+    _read_samples(connection, found, windows)
     return found
 
 
-def _windows(connection: Connection, stretches: Sequence[Stretch], users: Mapping[str, Sequence[str]]) -> list[_Window]:
-    everyone = sorted({user for one in stretches for user in users.get(one.person, ())})
-    known: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for series in series_of(connection, everyone, sorted({one.resource for one in stretches})):
-        known[series.user_id, series.resource].append(series)
-    windows: list[_Window] = []
-    for n, one in enumerate(stretches):
-        mine = [series for user in users.get(one.person, ()) for series in known[user, one.resource]]
+def _owned(of: Any) -> Owned:
+    """Of a series, or of a row of a record."""
+    return DataSource(of.provider, of.source_type), of.user_id
+
+
+def _windows(
+    connection: Connection, stretches: Sequence[Stretch], users: Mapping[str, Sequence[str]]
+) -> list[list[_Window]]:
+    """The windows of each stretch."""
+    known = series_of(connection, users, [one.resource for one in stretches])
+    windows = []
+    for one in stretches:
+        mine = known[one.person, one.resource]
         reach = reach_of(mine)
-        first, last = at_midnight(one.first) - reach.after, at_midnight(one.last) + timedelta(days=1) + reach.before
         minute = timedelta(minutes=1)  # of which gauges compare all samples
-        windows += [_Window(n, series, first - minute, last + minute) for series in mine]
+        first = at_midnight(one.first) - reach.after - minute
+        last = at_midnight(one.last) + timedelta(days=1) + reach.before + minute
+        windows.append([_Window(series, first, last) for series in mine])
     return windows
 
 
@@ -143,26 +136,19 @@ def at_midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def _read_samples(
-    connection: Connection, found: Sequence[Inputs], windows: Sequence[_Window], places: Sequence[Mapping[Owned, int]]
-) -> None:
-    if not windows:
+def _read_samples(connection: Connection, found: Sequence[Inputs], windows: Sequence[Sequence[_Window]]) -> None:
+    asked = [(one, window) for one, mine in zip(found, windows, strict=True) for window in mine]
+    if not asked:
         return
-    values = {
-        "numbers": list(range(len(windows))),
-        "series": [one.series.id for one in windows],
-        "firsts": [one.first for one in windows],
-        "lasts": [one.last for one in windows],
-        "fields": [bool(catalogue()[one.series.resource].fields) for one in windows],
-        "first": min(one.first for one in windows),
-        "last": max(one.last for one in windows),
-        "max_length": MAX_LENGTH,
-    }
-    targets = []
-    for one in windows:
-        place = places[one.n][DataSource(one.series.provider, one.series.source_type), one.series.user_id]
-        targets.append((found[one.n].samples, place, one.series.user_id))
-    for n, start, stop, value, offset, unit, fields in connection.execute(SAMPLES, values):
+    given = WINDOWS.values(
+        (n, window.series.id, window.first, window.last, bool(catalogue()[window.series.resource].fields))
+        for n, (_, window) in enumerate(asked)
+    )
+    bounds = {"first": min(window.first for _, window in asked), "last": max(window.last for _, window in asked)}
+    targets = [(one.samples, one.places[_owned(window.series)], window.series.user_id) for one, window in asked]
+    for n, start, stop, value, offset, unit, fields in connection.execute(
+        SAMPLES, {**given, **bounds, "max_length": MAX_LENGTH}
+    ):
         rows, place, user_id = targets[n]
         known = offset if offset is None or abs(offset) <= MAX_OFFSET else None
         rows.append(RawSample(place, start, stop, value, known, unit, user_id, fields))
@@ -180,54 +166,32 @@ def _read_records(
         for user in users.get(one.person, ())
     ]
     found: dict[int, list[Any]] = defaultdict(list)
-    if given:
-        names = ("numbers", "users", "firsts", "lasts", "ended")
-        columns = dict(zip(names, map(list, zip(*given, strict=True)), strict=True))
-        for row in connection.execute(RECORDS[resource], columns):
-            found[row.n].append(row)
+    for row in connection.execute(RECORDS[resource], PERIODS.values(given)) if given else ():
+        found[row.n].append(row)
     return found
 
 
-def _add_records(
-    one: Inputs, records: Mapping[str, Mapping[int, list[Any]]], n: int, places: Mapping[Owned, int]
-) -> None:
-    for resource, of_resource in records.items():
-        for row in of_resource.get(n, ()):
-            place = places[DataSource(row.provider, row.source_type), row.user_id]
-            if resource == SUMMARY:
-                value = usable(getattr(row, one.stretch.resource))
-                if value is not None and row.calendar_date is not None:
-                    one.summaries.append(Summary(place, as_day(row.calendar_date), value, row.user_id))
-            else:
-                one.sessions.append(_session(row, place, COLUMNS[resource]))
-
-
-def _session(row: Any, place: int, columns: Sequence[str]) -> tuple[TimedSession, bool]:
+def _add_record(one: Inputs, resource: str, row: Any) -> None:
+    place = one.places[_owned(row)]
+    if resource == SUMMARY:
+        value = usable(getattr(row, one.stretch.resource))
+        if value is not None and row.calendar_date is not None:
+            one.summaries.append(Summary(place, as_day(row.calendar_date), value, row.user_id))
+        return
     offset = row.timezone_offset if abs(row.timezone_offset or 0) <= MAX_OFFSET else None
-    starts, ends = as_moment(row.starts), as_moment(max(row.starts, row.ends))
-    values = tuple(usable(getattr(row, name)) for name in columns)
-    session = TimedSession(place, starts, ends, offset or 0, 0, row.user_id, row.id, values)
-    return session, offset is not None
+    session = TimedSession(
+        source=place,
+        start=as_moment(row.starts),
+        stop=as_moment(max(row.starts, row.ends)),
+        offset=offset or 0,
+        zone=0,
+        user_id=row.user_id,
+        id=row.id,
+        values=tuple(usable(getattr(row, name)) for name in COLUMNS[resource]),
+    )
+    one.sessions.append((session, offset is not None))
 
 
 def usable(value: Any) -> float | None:
     """A stored number; None if there is none, or the sums of a day could overflow by it."""
     return float(value) if isinstance(value, int | float) and abs(value) <= MAX_AMOUNT else None
-
-
-def parts(one: Inputs) -> list[tuple[str, list[tuple[RawSample, float]]]]:
-    """The samples of each number of the resource, by metric, with the number."""
-    found = []
-    for part in parts_of(catalogue()[one.stretch.resource]):
-        rows = []
-        for raw in one.samples:
-            value = usable(raw.value if part.field is None else (raw.fields or {}).get(part.field))
-            if value is not None:
-                rows.append((raw, value))
-        found.append((part.metric, rows))
-    return found
-
-
-def is_within(stretch: Stretch, day: int) -> bool:
-    """Whether a day belongs to the dates that are computed."""
-    return as_day(stretch.first) <= day <= as_day(stretch.last)

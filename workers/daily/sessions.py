@@ -1,16 +1,18 @@
 """Sessions: nights, naps and workouts that several sources recorded are one; the best-ranked is kept."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import fsum
-from typing import NamedTuple
 
 from workers.daily.model import MINUTE, SECOND, DayValue, TimedSession, local_day
 
 # The metrics of a session, with their units, in the order of `TimedSession.values`.
 SLEEP = {"sleep_total": "s", "sleep_deep": "s", "sleep_rem": "s", "sleep_light": "s", "sleep_awake": "s"}
 WORKOUTS = {"workouts_distance": "m", "workouts_calories": "kcal"}
+NAPS, COUNT, DURATION = "nap_total", "workouts_count", "workouts_duration"
+UNITS = {**SLEEP, NAPS: "s", COUNT: "count", DURATION: "s", **WORKOUTS}
 
 
 @dataclass(slots=True)
@@ -26,13 +28,6 @@ class KeptSession:
     def users(self) -> frozenset[str]:
         """Whose sessions were compared."""
         return frozenset((self.session.user_id, *(one.user_id for one in self.others)))
-
-
-class _Metric(NamedTuple):
-    name: str
-    unit: str
-    kept: Sequence[KeptSession]
-    value_of: Callable[[TimedSession], float | None]
 
 
 def merged(sessions: Iterable[TimedSession]) -> list[KeptSession]:
@@ -93,58 +88,52 @@ def kept_workouts(sessions: Iterable[TimedSession]) -> list[KeptSession]:
 
 def sleep_days(kept: Iterable[KeptSession]) -> list[DayValue]:
     """The parts of each date's night, and the sum of its naps. Parts that the night does not have are left out."""
-    days: list[DayValue] = []
-    for day, here in _by_day(kept).items():
-        night = [one for one in here if one.is_night]
-        naps = [one for one in here if not one.is_night]
-        metrics = [_Metric(name, unit, night, _value(place)) for place, (name, unit) in enumerate(SLEEP.items())]
-        days += _days(day, here, [*metrics, _Metric("nap_total", "s", naps, _value(0))])
-    return days
+    return _days(kept, _of_sleep)
 
 
 def workout_days(kept: Iterable[KeptSession]) -> list[DayValue]:
     """The number of workouts of each date, and the sums of their durations, distances and calories."""
-    days: list[DayValue] = []
-    for day, here in _by_day(kept).items():
-        metrics = [_Metric(name, unit, here, _value(place)) for place, (name, unit) in enumerate(WORKOUTS.items())]
-        count = _Metric("workouts_count", "count", here, lambda _: 1.0)
-        duration = _Metric("workouts_duration", "s", here, lambda one: (one.stop - one.start) / SECOND)
-        days += _days(day, here, [count, duration, *metrics])
-    return days
+    return _days(kept, _of_workout)
 
 
-def _value(place: int) -> Callable[[TimedSession], float | None]:
-    return lambda session: session.values[place]
+def _of_sleep(one: KeptSession) -> Mapping[str, float | None]:
+    values = one.session.values
+    return dict(zip(SLEEP, values, strict=True)) if one.is_night else {NAPS: values[0]}
 
 
-def _by_day(kept: Iterable[KeptSession]) -> dict[int, list[KeptSession]]:
-    days: dict[int, list[KeptSession]] = {}
+def _of_workout(one: KeptSession) -> Mapping[str, float | None]:
+    seconds = (one.session.stop - one.session.start) / SECOND
+    return {COUNT: 1.0, DURATION: seconds} | dict(zip(WORKOUTS, one.session.values, strict=True))
+
+
+def _days(
+    kept: Iterable[KeptSession], values_of: Callable[[KeptSession], Mapping[str, float | None]]
+) -> list[DayValue]:
+    """The sum of each metric of each date. `values_of` returns what a session adds to which metric."""
+    days: dict[int, list[KeptSession]] = defaultdict(list)
+    known: dict[tuple[int, str], list[tuple[TimedSession, float]]] = defaultdict(list)
     for one in kept:
-        days.setdefault(one.day, []).append(one)
-    return days
-
-
-def _days(day: int, here: Sequence[KeptSession], metrics: Iterable[_Metric]) -> list[DayValue]:
+        days[one.day].append(one)
+        for metric, value in values_of(one).items():
+            if value is not None:
+                known[one.day, metric].append((one.session, value))
     found = []
-    for metric in metrics:
-        known = [(one, value) for one in metric.kept if (value := metric.value_of(one.session)) is not None]
-        if not known:
-            continue
-        sums: dict[int, list[float]] = {}
-        for one, value in known:
-            sums.setdefault(one.session.source, []).append(value)
+    for (day, metric), values in known.items():
+        sums: dict[int, list[float]] = defaultdict(list)
+        for session, value in values:
+            sums[session.source].append(value)
         found.append(
             DayValue(
                 day=day,
-                metric=metric.name,
-                value=fsum(value for _, value in known),
-                unit=metric.unit,
+                metric=metric,
+                value=fsum(value for _, value in values),
+                unit=UNITS[metric],
                 source=min(sums, key=lambda source: (-fsum(sums[source]), source)),
                 sources=len(sums),
-                covered_minutes=round(sum(one.session.stop - one.session.start for one, _ in known) / MINUTE),
-                zone=max(one.session.zone for one, _ in known),
-                users=frozenset().union(*(one.users for one in here)),
-                samples=sum(1 + len(one.others) for one in here),
+                covered_minutes=round(sum(session.stop - session.start for session, _ in values) / MINUTE),
+                zone=max(session.zone for session, _ in values),
+                users=frozenset().union(*(one.users for one in days[day])),
+                samples=sum(1 + len(one.others) for one in days[day]),
             )
         )
     return found

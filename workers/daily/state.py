@@ -1,20 +1,21 @@
-"""What is known about the stored rows of people: their users, the reach of their samples, the times of their records.
+"""The users of people, the reach of their samples, and the times of their records.
 
-From this follows which days a changed row can touch, and which rows can touch a day. Nothing of it shrinks when rows
-are removed, because a removed row may have been in a day that is computed again.
+They determine which days a changed row can touch, and which rows can touch a day. They do not shrink when rows are
+removed, because a removed row may have been in a day that is computed again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from app.catalogue import catalogue
 from workers.daily.metrics import SESSIONS, SUMMARY
 from workers.daily.model import MAX_OFFSET
 from workers.store.schema import record_table
+from workers.store.sql import RowParameters
 
 # A longer sample says nothing about a day, and is left out: its days could not be found without reading everything.
 MAX_LENGTH = timedelta(days=31)
@@ -24,7 +25,8 @@ SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
 WHERE coalesce(client_user_id, user_id) = ANY(:persons) AND erased_at IS NULL AND merged_into IS NULL
 ORDER BY user_id FOR KEY SHARE""")
 SERIES = text("""
-SELECT n.id, n.user_id, n.resource, n.provider, n.source_type, s.longest, s.min_offset, s.max_offset, s.lacks_offset
+SELECT n.id, n.user_id, n.resource, n.provider, n.source_type, coalesce(s.longest, '0') AS longest, s.min_offset,
+       s.max_offset, coalesce(s.lacks_offset, true) AS lacks_offset
 FROM headrace.series n LEFT JOIN headrace.daily_series s ON s.series_id = n.id
 WHERE n.user_id = ANY(:users) AND n.resource = ANY(:resources) ORDER BY n.id""")
 # Lengths over the limit are not stored: these samples are left out.
@@ -42,10 +44,10 @@ ON CONFLICT (series_id) DO UPDATE SET longest = greatest(known.longest, excluded
 WHERE excluded.longest > known.longest OR excluded.lacks_offset > known.lacks_offset
    OR excluded.min_offset < coalesce(known.min_offset, 999999)
    OR excluded.max_offset > coalesce(known.max_offset, -999999)"""
+CHANGES = RowParameters("user_id text, resource text, first timestamptz, last timestamptz")
 REACH_OF_CHANGES = text(
     REACH.format(
-        source="""unnest(CAST(:users AS text[]), CAST(:resources AS text[]), CAST(:firsts AS timestamptz[]),
-            CAST(:lasts AS timestamptz[])) AS given(user_id, resource, first, last)
+        source=f"""{CHANGES}
 JOIN headrace.series n USING (user_id, resource)
 JOIN headrace.samples s ON s.series_id = n.id AND s.ts BETWEEN given.first AND given.last
     AND s.ts BETWEEN :first AND :last"""
@@ -109,32 +111,22 @@ def users_of(connection: Connection, persons: Sequence[str]) -> dict[str, list[s
     return found
 
 
-def series_of(connection: Connection, users: Sequence[str], resources: Sequence[str]) -> list[Series]:
-    """The series of users, with their reach."""
-    rows = connection.execute(SERIES, {"users": list(users), "resources": list(resources)})
-    return [
-        Series(
-            row.id,
-            row.user_id,
-            row.resource,
-            row.provider,
-            row.source_type,
-            row.longest or timedelta(0),
-            row.min_offset,
-            row.max_offset,
-            row.lacks_offset is not False,
-        )
-        for row in rows
-    ]
+def series_of(
+    connection: Connection, users: Mapping[str, Sequence[str]], resources: Iterable[str]
+) -> defaultdict[tuple[str, str], list[Series]]:
+    """The series of each person and resource, with their reach. `users` are those of each person."""
+    persons = {user: person for person, ids in users.items() for user in ids}
+    found: defaultdict[tuple[str, str], list[Series]] = defaultdict(list)
+    for row in connection.execute(SERIES, {"users": list(persons), "resources": sorted(set(resources))}).mappings():
+        found[persons[row["user_id"]], row["resource"]].append(Series(**row))
+    return found
 
 
 def extend_reach(connection: Connection, ranges: Iterable[tuple[str, str, datetime, datetime]]) -> None:
     """Reads the samples in changed ranges: user, resource, first and last time."""
     if rows := list(ranges):
-        users, resources, firsts, lasts = map(list, zip(*rows, strict=True))
-        values: dict[str, Any] = {"users": users, "resources": resources, "firsts": firsts, "lasts": lasts}
-        values |= {"first": min(firsts), "last": max(lasts), "max_length": MAX_LENGTH}
-        connection.execute(REACH_OF_CHANGES, values)
+        bounds = {"first": min(row[2] for row in rows), "last": max(row[3] for row in rows)}
+        connection.execute(REACH_OF_CHANGES, {**CHANGES.values(rows), **bounds, "max_length": MAX_LENGTH})
 
 
 def read_reach(connection: Connection, series: Sequence[Series]) -> tuple[datetime, datetime] | None:
@@ -162,10 +154,13 @@ FIRST = f"CAST(greatest(starts - {MARGIN}, '0001-01-02') AT TIME ZONE 'UTC' AS d
 LAST = f"CAST(least(ends + {MARGIN}, '9999-12-30') AT TIME ZONE 'UTC' AS date)"
 
 
-def _update_records(resource: str, given: str) -> str:
+RECORDS = RowParameters("user_id text, id text")
+
+
+def _update_records(resource: str) -> str:
     """Returns ranges by user: the dates that the given records touch, before and after, and where offsets are known."""
     return f"""
-WITH given AS MATERIALIZED ({given}),
+WITH given AS MATERIALIZED (SELECT * FROM {RECORDS}),
 old AS MATERIALIZED (
     SELECT k.* FROM headrace.daily_records k JOIN given USING (user_id, id) WHERE k.resource = '{resource}'),
 new AS MATERIALIZED ({_record_source(resource, "(user_id, id) IN (SELECT user_id, id FROM given)")}),
@@ -190,41 +185,31 @@ UNION ALL
 SELECT user_id, false, NULL, NULL, lower(part), upper(part) - interval '1 day' FROM known, unnest(parts) AS part"""
 
 
-GIVEN = "SELECT * FROM unnest(CAST(:users AS text[]), CAST(:ids AS text[])) AS given(user_id, id)"
-UPDATE_RECORDS = {name: text(_update_records(name, GIVEN)) for name in (*SESSIONS, SUMMARY)}
-READ_RECORDS = {
-    name: text(
-        _update_records(
-            name,
-            f"""SELECT user_id, id FROM {record_table(catalogue()[name])} WHERE user_id = ANY(:users)
-    UNION SELECT user_id, id FROM headrace.daily_records WHERE user_id = ANY(:users) AND resource = '{name}'""",
-        )
-    )
-    for name in (*SESSIONS, SUMMARY)
-}
+UPDATE_RECORDS = {name: text(_update_records(name)) for name in (*SESSIONS, SUMMARY)}
+RECORDS_OF = """
+SELECT user_id, id FROM {table} WHERE user_id = ANY(:users)
+UNION SELECT user_id, id FROM headrace.daily_records WHERE user_id = ANY(:users) AND resource = :resource"""
 
 
 @dataclass(frozen=True)
 class TouchedByRecords:
-    """What records touch, before and after they changed: local dates, both inclusive, and times with a known offset."""
+    """Local dates, both inclusive, and times with a known offset that records touch, before and after they changed."""
 
     dates: list[tuple[str, date, date]]  # of a user
     known: list[tuple[str, datetime, datetime]]
 
 
-def update_records(connection: Connection, resource: str, users: Sequence[str], ids: Sequence[str]) -> TouchedByRecords:
+def update_records(connection: Connection, resource: str, keys: Iterable[tuple[str, str]]) -> TouchedByRecords:
     """Stores the times of changed records, each a user and an id, and returns what they touch."""
-    return _touched(connection, UPDATE_RECORDS[resource], {"users": list(users), "ids": list(ids)})
-
-
-def read_records(connection: Connection, resource: str, users: Sequence[str]) -> TouchedByRecords:
-    """As `update_records`, of all records of users."""
-    return _touched(connection, READ_RECORDS[resource], {"users": list(users)})
-
-
-def _touched(connection: Connection, query: TextClause, values: dict[str, Any]) -> TouchedByRecords:
-    rows = connection.execute(query, values).all()
+    rows = connection.execute(UPDATE_RECORDS[resource], RECORDS.values(keys)).all()
     return TouchedByRecords(
         [(row.user_id, row.first, row.last) for row in rows if row.is_dates],
         [(row.user_id, row.starts, row.ends) for row in rows if not row.is_dates],
     )
+
+
+def records_of(connection: Connection, resource: str, users: Sequence[str]) -> list[tuple[str, str]]:
+    """The user and the id of all records of users, including those whose times are known from before."""
+    query = text(RECORDS_OF.format(table=record_table(catalogue()[resource])))
+    rows = connection.execute(query, {"users": list(users), "resource": resource})
+    return [(row.user_id, row.id) for row in rows]

@@ -1,87 +1,21 @@
 """Writes computed days and kept sessions: the rows that differ, announced in the change feed."""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, text
 
 from workers.daily.metrics import derived
 from workers.daily.model import MAX_OFFSET, ZONE_SOURCES, DayValue, as_date, as_time
+from workers.daily.queue import Stretch
 from workers.daily.read import Inputs, at_midnight
 from workers.daily.sessions import KeptSession
 from workers.store.feed import Change, Op, announce
 from workers.store.retention import DAILY
-
-TYPES = {
-    "person": "text",
-    "metric": "text",
-    "local_date": "date",
-    "sources": "int",
-    "user_id": "text",
-    "resource": "text",
-    "value": "double precision",
-    "summary_value": "double precision",
-    "covered_minutes": "int",
-    "samples": "int",
-    "unit": "text",
-    "provider": "text",
-    "source_type": "text",
-    "method": "text",
-    "zone_source": "text",
-}
-STORED = text(f"""
-SELECT given.n, {", ".join(f"d.{name}" for name in TYPES)}
-FROM unnest(CAST(:numbers AS int[]), CAST(:persons AS text[]), CAST(:metrics AS text[]), CAST(:firsts AS date[]),
-            CAST(:lasts AS date[])) AS given(n, person, metric, first, last)
-JOIN headrace.days d ON (d.person, d.metric) = (given.person, given.metric)
-    AND d.local_date BETWEEN given.first AND given.last""")
-PUT = text(f"""
-INSERT INTO headrace.days ({", ".join(TYPES)})
-SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in TYPES.items())}) AS given
-ORDER BY 1, 2, 3
-ON CONFLICT (person, metric, local_date) DO UPDATE SET computed_at = now(),
-    {", ".join(f"{name} = excluded.{name}" for name in list(TYPES)[3:])}""")
-REMOVE = text("""
-DELETE FROM headrace.days d USING unnest(CAST(:persons AS text[]), CAST(:metrics AS text[]), CAST(:dates AS date[]))
-    AS given(person, metric, local_date)
-WHERE (d.person, d.metric, d.local_date) = (given.person, given.metric, given.local_date)""")
-SESSION_TYPES = {
-    "user_id": "text",
-    "resource": "text",
-    "id": "text",
-    "person": "text",
-    "local_date": "date",
-    "is_night": "boolean",
-    "starts": "timestamptz",
-    "ends": "timestamptz",
-    "provider": "text",
-    "source_type": "text",
-    "parts": "double precision[]",
-    "also": "text[]",
-    "zone_source": "text",
-}
-SESSIONS_STORED = text(f"""
-SELECT given.n, {", ".join(f"k.{name}" for name in SESSION_TYPES)}
-FROM unnest(CAST(:numbers AS int[]), CAST(:persons AS text[]), CAST(:resources AS text[]), CAST(:firsts AS date[]),
-            CAST(:lasts AS date[])) AS given(n, person, resource, first, last)
-JOIN headrace.kept_sessions k ON (k.person, k.resource) = (given.person, given.resource)
-    AND k.local_date BETWEEN given.first AND given.last""")
-# As JSON, because arrays of different lengths do not fit into an array.
-PUT_SESSIONS = text(f"""
-INSERT INTO headrace.kept_sessions ({", ".join(SESSION_TYPES)})
-SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-    AS given({", ".join(f"{name} {kind}" for name, kind in SESSION_TYPES.items())})
-ORDER BY 1, 2, 3
-ON CONFLICT (user_id, resource, id) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in list(SESSION_TYPES)[3:])}""")
-REMOVE_SESSIONS = text("""
-DELETE FROM headrace.kept_sessions k USING unnest(CAST(:users AS text[]), CAST(:resources AS text[]),
-    CAST(:ids AS text[])) AS given(user_id, resource, id)
-WHERE (k.user_id, k.resource, k.id) = (given.user_id, given.resource, given.id)""")
+from workers.store.sql import RowParameters
 
 
 @dataclass(frozen=True)
@@ -94,7 +28,7 @@ class Computed:
 
 
 class DayRow(NamedTuple):
-    """A row of headrace.days, in the order of TYPES."""
+    """A row of headrace.days. The first three columns are its key."""
 
     person: str
     metric: str
@@ -114,7 +48,7 @@ class DayRow(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """A row of headrace.kept_sessions, in the order of SESSION_TYPES."""
+    """A row of headrace.kept_sessions. The first three columns are its key."""
 
     user_id: str
     resource: str
@@ -131,64 +65,83 @@ class SessionRow(NamedTuple):
     zone_source: str
 
 
-def write_days(
-    connection: Connection,
-    found: Sequence[Computed],
-    users: Mapping[str, Sequence[str]],
-    expired: Mapping[str, datetime],
-) -> int:
-    """Writes the days that differ, removes those that no longer exist, and announces both. Returns their number."""
-    stored = _stored(connection, found)
-    changes: list[Change] = []
-    put: list[DayRow] = []
-    gone: list[DayRow] = []
-    for n, one in enumerate(found):
-        stretch, known = one.inputs.stretch, stored[n]
+Row = TypeVar("Row", DayRow, SessionRow)
+
+
+class _Table(Generic[Row]):
+    """A table of computed rows. The first three columns of `row` are its key.
+
+    A stretch has the rows of its person whose column `scope` is one of `scopes(resource)`. `compute` makes its new
+    rows. After some of the stored rows have expired, a row stays unless another one has at least its `weight`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        row: type[Row],
+        scope: str,
+        scopes: Callable[[str], Iterable[str]],
+        compute: Callable[[Computed], Iterable[Row]],
+        weight: Callable[[Row], int],
+        now: str = "",
+    ) -> None:
+        self._row: type[Row] = row
+        self._scopes = scopes
+        self._compute: Callable[[Computed], Iterable[Row]] = compute
+        self._weight: Callable[[Row], int] = weight
+        self._given = RowParameters("n int, person text, scope text, first date, last date")
+        columns, key = ", ".join(row._fields), ", ".join(row._fields[:3])
+        self._read = text(f"""
+SELECT n, stored.* FROM {self._given} JOIN LATERAL (
+    SELECT {columns} FROM {name} WHERE person = given.person AND {scope} = given.scope
+       AND local_date BETWEEN given.first AND given.last) AS stored ON true""")
+        # As JSON, because arrays of different lengths do not fit into an array.
+        rows = f"jsonb_populate_recordset(CAST(NULL AS {name}), CAST(:rows AS jsonb)) AS given"
+        changes = ", ".join(f"{column} = excluded.{column}" for column in row._fields[3:])
+        self._put = text(f"""
+INSERT INTO {name} ({columns}) SELECT {columns} FROM {rows} ORDER BY {key}
+ON CONFLICT ({key}) DO UPDATE SET {now}{changes}""")
+        self._remove = text(f"DELETE FROM {name} WHERE ({key}) IN (SELECT {key} FROM {rows})")
+
+    def write(
+        self, connection: Connection, found: Sequence[Computed], expired: Mapping[str, datetime]
+    ) -> list[tuple[list[Row], list[Row]]]:
+        """Writes the rows that differ, and removes those that no longer exist. Returns both for each stretch."""
+        stored = self._stored(connection, [one.inputs.stretch for one in found])
         oldest = expired[DAILY].date() if DAILY in expired else date.min
-        new = {(row.metric, row.local_date): row for row in _rows(one) if row.local_date >= oldest}
-        kept = {key for key, row in known.items() if _is_kept(row, new.get(key), expired.get(stretch.resource))}
-        written = [row for key, row in new.items() if key not in kept and row != known.get(key)]
-        removed = [row for key, row in known.items() if key not in kept and key not in new]
-        put += written
-        gone += removed
-        # A person without users has only days to remove: of a name that no user has any longer.
-        owners = users.get(stretch.person) or sorted({row.user_id for row in removed if row.user_id})
-        if (written or removed) and owners:
-            dates = [row.local_date for row in (*written, *removed)]
-            op: Op = "put" if written else "remove"
-            changes.append(day_change(op, owners[0], dates, len(dates), stretch.origin))
-    if put:
-        connection.execute(PUT, dict(zip(TYPES, map(list, zip(*put, strict=True)), strict=True)))
-    if gone:
-        persons, metrics, dates, *_ = map(list, zip(*gone, strict=True))
-        connection.execute(REMOVE, {"persons": persons, "metrics": metrics, "dates": dates})
-    announce(connection, changes)
-    return len(put) + len(gone)
+        put: list[list[Row]] = []
+        gone: list[list[Row]] = []
+        for known, one in zip(stored, found, strict=True):
+            new = {row[:3]: row for row in self._compute(one) if row.local_date >= oldest}
+            edge = expired.get(one.inputs.stretch.resource)
+            kept = {key for key, row in known.items() if edge and self._stays(row, new.get(key), edge)}
+            put.append([row for key, row in new.items() if key not in kept and row != known.get(key)])
+            gone.append([row for key, row in known.items() if key not in kept and key not in new])
+        # Rows are removed first: a session may have moved from one stretch to another.
+        for statement, changed in ((self._remove, gone), (self._put, put)):
+            if rows := [row._asdict() for of_stretch in changed for row in of_stretch]:
+                connection.execute(statement, {"rows": msgspec.json.encode(rows).decode()})
+        return list(zip(put, gone, strict=True))
+
+    def _stored(self, connection: Connection, stretches: Sequence[Stretch]) -> list[dict[tuple[Any, ...], Row]]:
+        given = [
+            (n, one.person, scope, one.first, one.last)
+            for n, one in enumerate(stretches)
+            for scope in self._scopes(one.resource)
+        ]
+        stored: list[dict[tuple[Any, ...], Row]] = [{} for _ in stretches]
+        for n, *columns in connection.execute(self._read, self._given.values(given)):
+            row = self._row._make(columns)
+            stored[n][row[:3]] = row
+        return stored
+
+    def _stays(self, stored: Row, new: Row | None, edge: datetime) -> bool:
+        """Whether a row stays as it is, because some of the rows that it was computed from have expired."""
+        return has_expired(stored.local_date, edge) and (new is None or self._weight(new) < self._weight(stored))
 
 
-def day_change(op: Op, user_id: str, dates: Collection[date], rows: int, origin: str) -> Change:
-    """The change of days between the first and the last of these dates. The user is one of the person's."""
-    period = at_midnight(min(dates)), at_midnight(max(dates))
-    return Change(op, user_id, DAILY, None, None, None, *period, rows, origin)
-
-
-def _stored(connection: Connection, found: Sequence[Computed]) -> dict[int, dict[tuple[str, date], DayRow]]:
-    given = [
-        (n, one.inputs.stretch.person, metric, one.inputs.stretch.first, one.inputs.stretch.last)
-        for n, one in enumerate(found)
-        for metric in derived()[one.inputs.stretch.resource]
-    ]
-    stored: dict[int, dict[tuple[str, date], DayRow]] = defaultdict(dict)
-    if given:
-        names = ("numbers", "persons", "metrics", "firsts", "lasts")
-        values = dict(zip(names, map(list, zip(*given, strict=True)), strict=True))
-        for n, *columns in connection.execute(STORED, values):
-            row = DayRow(*columns)
-            stored[n][row.metric, row.local_date] = row
-    return stored
-
-
-def _rows(one: Computed) -> Iterable[DayRow]:
+def _days(one: Computed) -> Iterator[DayRow]:
     stretch = one.inputs.stretch
     for day in one.days:
         source = one.inputs.sources[day.source]
@@ -211,67 +164,76 @@ def _rows(one: Computed) -> Iterable[DayRow]:
         )
 
 
-def _is_kept(stored: DayRow, new: DayRow | None, expired: datetime | None) -> bool:
-    """Whether a stored day stays as it is: some of the rows that it was computed from have expired."""
-    is_old = expired is not None and has_expired(stored.local_date, expired)
-    return is_old and (new is None or new.samples < stored.samples)
+def _sessions(one: Computed) -> Iterator[SessionRow]:
+    for kept in one.kept:
+        session, source = kept.session, one.inputs.sources[kept.session.source]
+        yield SessionRow(
+            user_id=session.user_id,
+            resource=one.inputs.stretch.resource,
+            id=session.id,
+            person=one.inputs.stretch.person,
+            local_date=as_date(kept.day),
+            is_night=kept.is_night,
+            starts=as_time(session.start),
+            ends=as_time(session.stop),
+            provider=source.provider,
+            source_type=source.source_type,
+            parts=list(session.values),
+            also=sorted(other.id for other in kept.others),
+            zone_source=ZONE_SOURCES[session.zone],
+        )
+
+
+DAYS = _Table(
+    "headrace.days",
+    row=DayRow,
+    scope="metric",
+    scopes=lambda resource: derived()[resource],
+    compute=_days,
+    weight=lambda row: row.samples,
+    now="computed_at = now(), ",
+)
+KEPT = _Table(
+    "headrace.kept_sessions",
+    row=SessionRow,
+    scope="resource",
+    scopes=lambda resource: (resource,),
+    compute=_sessions,
+    weight=lambda _: 0,
+)
+
+
+def write_days(
+    connection: Connection,
+    found: Sequence[Computed],
+    users: Mapping[str, Sequence[str]],
+    expired: Mapping[str, datetime],
+) -> int:
+    """Writes the days that differ, removes those that no longer exist, and announces both. Returns their number."""
+    changes: list[Change] = []
+    written = DAYS.write(connection, found, expired)
+    for one, (put, gone) in zip(found, written, strict=True):
+        stretch, dates = one.inputs.stretch, [row.local_date for row in (*put, *gone)]
+        # A person without users has only days to remove: of a name that no user has any longer.
+        owners = users.get(stretch.person) or sorted({row.user_id for row in gone if row.user_id})
+        if dates and owners:
+            changes.append(day_change("put" if put else "remove", owners[0], dates, len(dates), stretch.origin))
+    announce(connection, changes)
+    return sum(len(put) + len(gone) for put, gone in written)
+
+
+def write_sessions(connection: Connection, found: Sequence[Computed], expired: Mapping[str, datetime]) -> None:
+    """Writes the kept sessions that differ, and removes those that are no longer kept."""
+    if found:
+        KEPT.write(connection, found, expired)
+
+
+def day_change(op: Op, user_id: str, dates: Collection[date], rows: int, origin: str) -> Change:
+    """The change of days between the first and the last of these dates. The user is one of the person's."""
+    period = at_midnight(min(dates)), at_midnight(max(dates))
+    return Change(op, user_id, DAILY, None, None, None, *period, rows, origin)
 
 
 def has_expired(day: date, before: datetime) -> bool:
     """Whether a local date begins before a moment, at any offset."""
     return at_midnight(day) - timedelta(seconds=MAX_OFFSET) < before
-
-
-def write_sessions(connection: Connection, found: Sequence[Computed], expired: Mapping[str, datetime]) -> None:
-    """Writes the kept sessions that differ, and removes those that are no longer kept."""
-    if not found:
-        return
-    stretches = [one.inputs.stretch for one in found]
-    values = {
-        "numbers": list(range(len(found))),
-        "persons": [one.person for one in stretches],
-        "resources": [one.resource for one in stretches],
-        "firsts": [one.first for one in stretches],
-        "lasts": [one.last for one in stretches],
-    }
-    known: dict[int, list[SessionRow]] = defaultdict(list)
-    for n, *columns in connection.execute(SESSIONS_STORED, values):
-        known[n].append(SessionRow(*columns))
-    put: list[SessionRow] = []
-    gone: list[SessionRow] = []
-    for n, one in enumerate(found):
-        oldest = expired[DAILY].date() if DAILY in expired else date.min
-        new = [row for kept in one.kept if (row := _session_row(one, kept)).local_date >= oldest]
-        put += [row for row in new if row not in known[n]]
-        ids = {(row.user_id, row.id) for row in new}
-        edge = expired.get(one.inputs.stretch.resource)
-        gone += [
-            row
-            for row in known[n]
-            if (row.user_id, row.id) not in ids and not (edge and has_expired(row.local_date, edge))
-        ]
-    if gone:  # before the others are written: a session may have moved from one stretch to another
-        users, resources, ids_, *_ = map(list, zip(*gone, strict=True))
-        connection.execute(REMOVE_SESSIONS, {"users": users, "resources": resources, "ids": ids_})
-    if put:
-        rows = msgspec.json.encode([row._asdict() for row in put]).decode()
-        connection.execute(PUT_SESSIONS, {"rows": rows})
-
-
-def _session_row(one: Computed, kept: KeptSession) -> SessionRow:
-    session, source = kept.session, one.inputs.sources[kept.session.source]
-    return SessionRow(
-        user_id=session.user_id,
-        resource=one.inputs.stretch.resource,
-        id=session.id,
-        person=one.inputs.stretch.person,
-        local_date=as_date(kept.day),
-        is_night=kept.is_night,
-        starts=as_time(session.start),
-        ends=as_time(session.stop),
-        provider=source.provider,
-        source_type=source.source_type,
-        parts=list(session.values),
-        also=sorted(other.id for other in kept.others),
-        zone_source=ZONE_SOURCES[session.zone],
-    )

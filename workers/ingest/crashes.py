@@ -36,12 +36,8 @@ class CrashCounter:
         if self._to_clear:
             clear_crashes(connection, self._to_clear)
 
-    def committed(self) -> None:
-        """Call this after the transaction of `clear` is committed."""
-        self._to_clear.clear()
-
-    def keep(self) -> None:
-        """Leaves the counts: the delivery may have crashed PostgreSQL's process."""
+    def forget(self) -> None:
+        """Call this after the commit of `clear`; or to leave the counts, if a delivery may have crashed PostgreSQL."""
         self._to_clear.clear()
 
     def release(self) -> None:

@@ -4,17 +4,18 @@ The URL expires in minutes.
 """
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from app.config.settings import Settings
 from app.delivery import Delivery, unpack
 from app.errors import TryLater, Unprocessable
 from app.observability import tracing
-from app.sealing import Sealer
+from app.sealing import LARGEST, Sealer
 from workers.actions import Download
 from workers.fetch.http import Files
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
+from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied, ParsedDelivery
 
 GRACE = timedelta(seconds=60)  # after the stated expiry; an attempt costs only one request
 TRANSIENT = frozenset({0, 408, 425, 429})  # and every 5xx; 0 means no response
@@ -37,10 +38,13 @@ class Downloader:
             (announced,) = unpack(packed)
         except (Unprocessable, ValueError):
             return self._applier.dead_letter_raw(packed.encode(), "not a message with exactly one delivery")
-        download = self._applier.download_of(announced, MAX_LIVE_BYTES)
-        if download is None:  # it is an event or invalid, or a large one may contain only a URL
-            applied = self._applier.apply_deliveries([announced], redelivered=redelivered, failures=failures)
-            download = self._applier.download_of(announced) if applied.for_download else None
+        opened = self._applier.parse(ParsedDelivery(announced, limit=MAX_LIVE_BYTES))
+        download = opened.download
+        if download is None:
+            # An event, or invalid; or a large delivery, which is parsed only after its possible crash is counted.
+            batch = [replace(opened, limit=LARGEST, is_large=False)]
+            applied = self._applier.apply_batch(batch, redelivered=redelivered, failures=failures)
+            download = self._applier.parse(ParsedDelivery(announced)).download if applied.for_download else None
             if download is None:
                 return applied
         try:
@@ -48,8 +52,8 @@ class Downloader:
         except Unprocessable as reason:  # only this log line shows which delivery's data is missing
             log.warning("the announced event is lost: %s", reason, extra={"delivery": announced.message_id})
             return self._applier.reject(announced, str(reason))
-        fetched = announced.with_body(body, self._sealer)
-        applied = self._applier.apply_deliveries([fetched], redelivered=redelivered, failures=failures)
+        fetched = ParsedDelivery(announced.with_body(body, self._sealer))
+        applied = self._applier.apply_batch([fetched], redelivered=redelivered, failures=failures)
         if applied.for_download:
             return self._applier.reject(announced, "the downloaded event contains only another URL")
         return applied

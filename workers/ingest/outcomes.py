@@ -1,5 +1,6 @@
 """Parsed deliveries and their outcomes: values and pure functions."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,10 +9,10 @@ from datetime import date
 from app.delivery import Delivery
 from app.errors import RetryAlone, RetryCause, TryLater, Unprocessable, describe
 from app.sealing import LARGEST, MIB
-from workers.actions import Action, Download, LargeRequest, LostDelivery, Parsed, Record, Samples
+from workers.actions import Action, Download, LargeRequest, LostDelivery, Origin, Parsed, Record, Samples
 from workers.aggregators.repair import repaired
 from workers.ingest.refused import sentence
-from workers.store.ledger import ArchivedDelivery, Outcome, OutcomeRow
+from workers.store.ledger import DeliveryKey, Outcome, OutcomeRow
 from workers.store.samples import Written
 from workers.store.users import Claim, User
 
@@ -42,8 +43,10 @@ class ParsedDelivery:
     """A delivery with its parsed content, or the reason why it cannot be applied. Neither before it is parsed."""
 
     delivery: Delivery
-    attempts: int
     limit: int = LARGEST  # of its body in bytes; a larger one is left to the lane `download`
+    is_replay: bool = False  # it comes from the archive or a dead letter; of all deliveries of a batch, or of none
+    is_retry: bool = False  # its transaction waits little for locks
+    attempts: int = 1
     size: int = 0  # of its body, once it is opened
     is_large: bool = False  # its body exceeds the limit
     parsed: Parsed | None = None
@@ -52,6 +55,11 @@ class ParsedDelivery:
     is_item: bool = False  # a refused item of another delivery, which has no outcome of its own
     month: date | None = None  # of its entry in the ledger, if it has one
     is_repaired: bool = False  # its records were rewritten, because PostgreSQL refused one of them
+
+    @property
+    def origin(self) -> Origin:
+        """The cause of the rows that it writes."""
+        return "replay" if self.is_replay else "webhook"
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -64,14 +72,18 @@ class ParsedDelivery:
         return Claim(self.delivery.aggregator, user_id) if user_id else None
 
     @property
-    def is_for_download(self) -> bool:
-        """Whether the lane `download` applies it."""
-        return self.reason is None and (self.is_large or self.is_claim_check)
+    def key(self) -> DeliveryKey:
+        return self.delivery.aggregator, self.delivery.message_id
 
     @property
-    def is_claim_check(self) -> bool:
-        """Whether it contains only a URL from which the event must be downloaded."""
-        return any(isinstance(one, Download) for one in self.actions)
+    def download(self) -> Download | None:
+        """The URL from which the event must be downloaded, if the delivery contains only that (a claim check)."""
+        return next((one for one in self.actions if isinstance(one, Download)), None)
+
+    @property
+    def is_for_download(self) -> bool:
+        """Whether the lane `download` applies it."""
+        return self.reason is None and (self.is_large or self.download is not None)
 
 
 @dataclass(frozen=True)
@@ -137,16 +149,16 @@ def reason_of(error: Exception) -> str:
     return GIVEN_UP[error.cause].format(error) if isinstance(error, RetryAlone) else describe(error)
 
 
-def once_each(deliveries: Iterable[Delivery], limit: int = LARGEST) -> list[ParsedDelivery]:
+def once_each(batch: Iterable[ParsedDelivery]) -> list[ParsedDelivery]:
     """Removes deliveries with the id or the digest of an earlier one, whose `attempts` counts them."""
-    found: dict[str, ParsedDelivery] = {}
-    names: dict[tuple[str, bytes], str] = {}  # of the first delivery with this digest
-    for delivery in deliveries:
-        key = delivery.key
-        if delivery.digest is not None and key not in found:
-            key = names.setdefault((delivery.aggregator, delivery.digest), key)
+    found: dict[DeliveryKey, ParsedDelivery] = {}
+    keys: dict[tuple[str, bytes], DeliveryKey] = {}  # of the first delivery with this digest
+    for one in batch:
+        key, digest = one.key, one.delivery.digest
+        if digest is not None and key not in found:
+            key = keys.setdefault((one.delivery.aggregator, digest), key)
         known = found.get(key)
-        found[key] = replace(known, attempts=known.attempts + 1) if known else ParsedDelivery(delivery, 1, limit)
+        found[key] = replace(known, attempts=known.attempts + 1) if known else one
     return list(found.values())
 
 
@@ -176,8 +188,9 @@ def without_erased(opened: Iterable[ParsedDelivery], users: Mapping[Claim, User]
 
 
 def outcome_of(n: int, opened: ParsedDelivery, written: Written) -> OutcomeRow:
-    delivery, parsed = opened.delivery, opened.parsed
-    if parsed is None or opened.reason:
+    """The ledger's entry of a delivery, `n` being its place in the batch."""
+    delivery, parsed = opened.delivery, opened.parsed or Parsed("")
+    if opened.parsed is None or opened.reason:
         outcome: Outcome = "dead"
     elif parsed.ignored:
         outcome = "ignored"
@@ -185,38 +198,29 @@ def outcome_of(n: int, opened: ParsedDelivery, written: Written) -> OutcomeRow:
         outcome = "applied"
     else:
         outcome = "stale" if n in written.stale else "duplicate"
+    remarks = "; ".join((*sentence(parsed.refused), *parsed.notes))  # what was refused, or not stored as received
     return OutcomeRow(
         aggregator=delivery.aggregator,
         message_id=delivery.message_id,
-        event_type=parsed.event_type or None if parsed else None,
-        user_id=parsed.user_id if parsed else None,
+        event_type=parsed.event_type or None,
+        user_id=parsed.user_id,
         received_at=delivery.received,
         outcome=outcome,
         attempts=opened.attempts,
-        error=opened.reason or (parsed.ignored or remarks(parsed) if parsed else None),
+        error=opened.reason or parsed.ignored or remarks or None,
         reference=(delivery.reference or "").partition(":chunk:")[0] or None,
-        digest=delivery.digest.hex() if delivery.digest and parsed else None,  # without `parsed` it may be forged
-        team_id=parsed.team_id if parsed else None,
+        digest=delivery.digest.hex() if delivery.digest and opened.parsed else None,  # if not parsed, it may be forged
+        team_id=parsed.team_id,
         month=opened.month,
     )
 
 
-def with_repaired_records(opened: ParsedDelivery) -> ParsedDelivery:
-    """A delivery of which PostgreSQL refused a record. Raises Unprocessable."""
-    if opened.parsed is None:
-        raise Unprocessable("there is no record")
-    actions = tuple(repaired(one) if isinstance(one, Record) else one for one in opened.parsed.actions)
-    return replace(opened, parsed=replace(opened.parsed, actions=actions), is_repaired=True)
-
-
-def remarks(parsed: Parsed) -> str | None:
-    """What the ledger says about an applied delivery of which something was refused or not stored as received."""
-    return "; ".join((*sentence(parsed.refused), *parsed.notes)) or None
-
-
-def to_archive(opened: Sequence[ParsedDelivery]) -> list[ArchivedDelivery]:
-    return [
-        ArchivedDelivery(one.delivery, one.parsed.event_type, one.parsed.user_id)
-        for one in opened
-        if one.parsed and not one.reason and not one.is_erased
-    ]
+def fallback(opened: ParsedDelivery, error: Exception) -> ParsedDelivery | None:
+    """The same delivery after its commit failed: repaired, else dead, else dead without its user; None after that."""
+    if opened.reason is not None:  # PostgreSQL may have rejected the user_id or the event type
+        return replace(opened, parsed=None) if opened.parsed else None
+    if isinstance(error, Unprocessable) and opened.parsed and not opened.is_repaired:
+        with contextlib.suppress(Unprocessable):
+            actions = tuple(repaired(one) if isinstance(one, Record) else one for one in opened.parsed.actions)
+            return replace(opened, parsed=replace(opened.parsed, actions=actions), is_repaired=True)
+    return replace(opened, reason=reason_of(error))

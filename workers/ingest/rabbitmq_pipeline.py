@@ -19,14 +19,22 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from app.config.settings import Settings
-from app.delivery import Delivery, Receipt, seal
+from app.delivery import Receipt, seal
 from app.errors import ConnectionLost, Misconfigured, Unprocessable
 from app.observability import metrics, tracing
 from app.observability.ready import mark_ready
 from app.sealing import LARGEST, Sealer
 from workers.fetch.backoff import backoff
 from workers.ingest.apply import Applier
-from workers.ingest.outcomes import MAX_LIVE_BYTES, MAX_LOST, Applied, cause_of, failures_after, retry_reason
+from workers.ingest.outcomes import (
+    MAX_LIVE_BYTES,
+    MAX_LOST,
+    Applied,
+    ParsedDelivery,
+    cause_of,
+    failures_after,
+    retry_reason,
+)
 
 AGGREGATOR, TASK = "junction", "headrace.etl"
 PREFETCH = 50  # the maximum number of unacknowledged messages, and of messages in one transaction
@@ -129,14 +137,8 @@ class MessageIdentity:
 class PipelineConsumer:
     """Consumes and applies batches until `stop` is called."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        applier: Applier,
-        hand_over: HandOver | None = None,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._settings, self._applier, self._hand_over, self._sleep = settings, applier, hand_over, pause
+    def __init__(self, settings: Settings, applier: Applier, hand_over: HandOver | None = None) -> None:
+        self._settings, self._applier, self._hand_over = settings, applier, hand_over
         self._sealer = Sealer(settings.encryption_keys)
         self._stopping = False
 
@@ -164,7 +166,7 @@ class PipelineConsumer:
     def _pause_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < until:
-            self._sleep(min(POLL_SECONDS, max(until - time.monotonic(), 0)))
+            time.sleep(min(POLL_SECONDS, max(until - time.monotonic(), 0)))
 
     def _open(self, connection: Any) -> list[ReceivedMessage]:
         """Starts to consume. Received messages are appended to the returned list.
@@ -199,14 +201,15 @@ class PipelineConsumer:
         Deliveries that fail alone go to the live lane, and large ones to the lane `download`. Without a broker of our
         own, all are applied here.
         """
-        deliveries = [self._delivery(received, identity) for received in batch]
+        deliveries = [self._to_apply(received, identity) for received in batch]
         redelivered = any(received.redelivered for received in batch)
         attempt = failures = lost = 0
         while deliveries and not self._stopping:
             try:
                 with tracing.consumer_span(TASK, self._settings.etl_queue or "", "", None):
                     is_suspect = redelivered or lost >= MAX_LOST
-                    applied = self._apply(deliveries, redelivered=is_suspect, failures=failures)
+                    applied = self._applier.apply_batch(deliveries, redelivered=is_suspect, failures=failures)
+                log.debug("applied %s", dict(applied.outcomes))
                 has_failed = any(one.error for one in applied.unsettled)  # the others were only not tried yet
                 failures += has_failed
                 if self._hand_over:
@@ -217,7 +220,7 @@ class PipelineConsumer:
                 metrics.RETRIES.labels(TASK, cause_of(error)).inc()
                 log.warning("%d messages wait: %s", len(batch), retry_reason(error))
             else:
-                deliveries = [] if self._hand_over else [(one.delivery, None) for one in applied.unsettled]
+                deliveries = [] if self._hand_over else [ParsedDelivery(one.delivery) for one in applied.unsettled]
             if deliveries:
                 attempt = attempt + 1 if has_failed else 0
                 if has_failed:
@@ -226,20 +229,8 @@ class PipelineConsumer:
         if not deliveries:
             connection.default_channel.basic_ack(batch[-1].tag, multiple=True)
 
-    def _apply(self, deliveries: Sequence[tuple[Delivery, str | None]], *, redelivered: bool, failures: int) -> Applied:
-        valid = [delivery for delivery, reason in deliveries if reason is None]
-        for delivery, reason in deliveries:
-            if reason is not None:
-                self._applier.reject(delivery, reason)
-        applied = Applied([], [])
-        if valid:
-            limit = MAX_LIVE_BYTES if self._hand_over else LARGEST  # without a broker, there is no other lane
-            applied = self._applier.apply_deliveries(valid, redelivered=redelivered, failures=failures, limit=limit)
-        log.debug("applied %s", dict(applied.outcomes))
-        return applied
-
-    def _delivery(self, received: ReceivedMessage, identity: MessageIdentity) -> tuple[Delivery, str | None]:
-        """The delivery, and the reason if its body cannot be decoded."""
+    def _to_apply(self, received: ReceivedMessage, identity: MessageIdentity) -> ParsedDelivery:
+        """The delivery, with the reason if its body cannot be decoded."""
         reason, body = None, received.body
         try:
             body = decode_body(received, self._settings.max_body_bytes)
@@ -247,7 +238,9 @@ class PipelineConsumer:
             reason = str(error)
         received_at, ordering_ms = identity.clock(received)
         receipt = Receipt(identity.name(received), ordering_ms)
-        return seal(AGGREGATOR, receipt, body, self._sealer, received_at=received_at), reason
+        delivery = seal(AGGREGATOR, receipt, body, self._sealer, received_at=received_at)
+        limit = MAX_LIVE_BYTES if self._hand_over else LARGEST  # without a broker, there is no other lane
+        return ParsedDelivery(delivery, limit=limit, reason=reason)
 
 
 def make_connection(settings: Settings) -> Any:

@@ -19,7 +19,7 @@ def count(refused: Sequence[Refused]) -> int:
 
 
 def sentence(refused: Sequence[Refused]) -> list[str]:
-    """What the ledger says about refused items: their number and the first reason."""
+    """The ledger's remark on refused items: their number and the first reason."""
     return [f"{count(refused)} refused, first: {refused[0].reason}"] if refused else []
 
 

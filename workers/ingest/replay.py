@@ -8,7 +8,8 @@ from typing import Literal
 from sqlalchemy import Engine
 
 from app.errors import Unprocessable
-from workers.ingest.apply import UNKNOWN, Applier
+from workers.ingest.apply import Applier
+from workers.ingest.parse import UNKNOWN
 from workers.store import archive, backfill_admin, dead_letters
 from workers.store.archive import ArchiveWindow
 from workers.store.backfill_admin import OPEN, Filter

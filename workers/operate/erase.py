@@ -14,7 +14,8 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
 from app.sealing import Sealer
-from workers.ingest.apply import UNKNOWN, Applier, extract_deliveries
+from workers.ingest.apply import Applier
+from workers.ingest.parse import UNKNOWN, extract_deliveries
 from workers.ingest.replay import replay_dead_letters
 from workers.store import backfill_admin, dead_letters
 from workers.store import erase as store

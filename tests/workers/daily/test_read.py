@@ -2,11 +2,14 @@
 
 from datetime import date
 from math import inf, nan
+from typing import cast
 
 import pytest
+from sqlalchemy import Connection
 
+from workers.daily.compute import samples_of
 from workers.daily.queue import Stretch
-from workers.daily.read import Inputs, RawSample, parts, usable
+from workers.daily.read import Inputs, RawSample, usable
 
 
 @pytest.mark.parametrize(
@@ -24,5 +27,6 @@ def test_a_field_of_a_sample_is_left_out_alone() -> None:
     day = date(2026, 3, 14)
     one = Inputs(Stretch("member-1", "blood_pressure", day, day, "webhook"))
     one.samples = [RawSample(0, 0, 0, None, 0, "mmHg", "u1", {"systolic": 10**400, "diastolic": 80})]
-    found = {metric: [value for _, value in mine] for metric, mine in parts(one)}
+    read = samples_of(cast("Connection", None), one, {})  # every sample has an offset
+    found = {metric: [sample.value for sample in mine] for metric, mine in read.items()}
     assert found == {"blood_pressure_systolic": [], "blood_pressure_diastolic": [80.0]}

@@ -19,7 +19,7 @@ from tests.support.database import emptied
 from tests.support.poison import RAISE, fault
 from workers.aggregators.junction.events import EXHAUSTED
 from workers.aggregators.registry import AGGREGATORS
-from workers.ingest import apply as ingest
+from workers.ingest import parse
 from workers.ingest.apply import Applier
 
 LATER = START + timedelta(minutes=1)
@@ -106,7 +106,7 @@ def test_large_deliveries_of_a_message_are_not_parsed_together(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if many bodies that are small when sealed fill the memory of a worker, or some are lost."""
-    monkeypatch.setattr(ingest, "MAX_MESSAGE_BYTES", 50_000)
+    monkeypatch.setattr(parse, "MAX_MESSAGE_BYTES", 50_000)
     sent = [delivery(workout("u1", f"w{n}", notes="x" * 20_000)) for n in range(8)]
     applied = Applier(engine, settings).apply(pack(sent))
     assert applied.outcomes == {"applied": 3}

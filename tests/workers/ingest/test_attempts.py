@@ -19,7 +19,8 @@ from app.errors import TryLater, Unprocessable
 from app.sealing import Sealer
 from tests.support import ENCRYPTION_KEY, apply, rows
 from tests.support.deliveries import SEALER, bodies, received
-from workers.ingest.apply import Applier, extract_deliveries
+from workers.ingest.apply import Applier
+from workers.ingest.parse import extract_deliveries
 from workers.ingest.replay import replay_dead_letters
 from workers.store import dead_letters
 from workers.store.archive import ArchiveWindow, read

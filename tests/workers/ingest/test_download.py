@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import redis
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import REGISTRY
 from sqlalchemy import Connection, Engine
 
 from app.broker.celery import make_celery
@@ -20,7 +21,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery, Receipt, pack, seal
 from app.errors import RetryAlone, TryLater
 from app.sealing import Sealer
-from tests.support import ENCRYPTION_KEY, rows
+from tests.support import ENCRYPTION_KEY, heartrate, rows
 from tests.support.broker import arguments, waiting
 from tests.support.cases import Failures
 from tests.support.collector import attributes, named
@@ -29,7 +30,7 @@ from tests.support.deliveries import bodies
 from workers.aggregators.registry import AGGREGATORS
 from workers.celery.context import WorkerContext
 from workers.fetch.http import Files
-from workers.ingest import apply
+from workers.ingest import commit
 from workers.ingest.apply import Applier
 from workers.ingest.download import GRACE, Downloader
 from workers.ingest.outcomes import MAX_LIVE_BYTES, Applied
@@ -156,14 +157,14 @@ def test_a_dead_letter_of_a_damaged_user_row_keeps_its_reason(
     engine: Engine, download: Callable[..., Applied], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a lost event is retried for ever because the row of its person is locked or damaged."""
-    upsert = apply.upsert_users
+    upsert = commit.upsert_users
 
     def fail(connection: Connection, claims: Mapping[Claim, Any]) -> Any:
         if claims:
             raise RetryAlone("lock", "lock_timeout")
         return upsert(connection, claims)
 
-    monkeypatch.setattr(apply, "upsert_users", fail)
+    monkeypatch.setattr(commit, "upsert_users", fail)
     body = {"type": "s3_payload", "user": USER, "url": URL, "expires_in": 300}
     download(given(b"", 403), announcement().with_body(msgspec.json.encode(body), SEALER))
     (entry,) = dead_letters.listed(engine)
@@ -268,3 +269,13 @@ def test_a_delivery_of_the_lane_may_be_small(engine: Engine, download: Callable[
     unknown = seal("nobody", Receipt("trace-2"), b"{}", SEALER)
     assert download(given(b"", 503), unknown).outcomes == {"dead": 1}
     assert [row["error"] for row in rows(engine, DELIVERIES) if row["error"]] == ["unknown aggregator"]
+
+
+def test_duplicate_samples_of_a_delivery_are_counted_once(download: Callable[..., Applied]) -> None:
+    """Breaks if a small delivery of this lane, or a repeated one without a time, counts each time it is parsed."""
+    body = heartrate("u1", {0: 70})
+    body["data"]["data"] += heartrate("u1", {0: 71})["data"]["data"]
+    small = seal("junction", Receipt("msg-1"), msgspec.json.encode(body), SEALER)
+    before = REGISTRY.get_sample_value("headrace_duplicate_samples_total") or 0
+    assert download(given(b"", 503), small).outcomes == {"applied": 1}
+    assert (REGISTRY.get_sample_value("headrace_duplicate_samples_total") or 0) - before == 1

@@ -256,4 +256,4 @@ def test_rejected_pages_of_another_aggregator(engine: Engine, settings: Settings
 def test_the_etl_pipeline_is_junctions(engine: Engine, settings: Settings) -> None:
     """Breaks if deliveries of the pipeline may write for a user of Terra: it uses the same path."""
     owned(engine, settings, "terra")
-    assert Applier(engine, settings).apply_deliveries([delivery(workout(U))]).outcomes == {"dead": 1}
+    assert apply(engine, settings, delivery(workout(U))) == {"dead": 1}

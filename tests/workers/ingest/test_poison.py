@@ -19,8 +19,9 @@ from tests.support.poison import BAD, RAISE, SLEEP, eleven, fault, run_tries
 from tests.support.servers import own_postgres
 from workers.ingest import apply as ingest
 from workers.ingest.apply import Applier
+from workers.ingest.commit import Committer
 from workers.ingest.crashes import MAX_CRASHES
-from workers.ingest.outcomes import MAX_LOST, MAX_TRIES, MAX_TRIES_TRANSIENT, failures_after
+from workers.ingest.outcomes import MAX_LOST, MAX_TRIES, MAX_TRIES_TRANSIENT, Applied, ParsedDelivery, failures_after
 from workers.ingest.replay import replay_dead_letters
 from workers.local.ports import free_port
 from workers.store import dead_letters
@@ -236,15 +237,15 @@ def test_a_delivery_whose_dead_letter_cannot_be_stored_holds_no_neighbour(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if an error of ours that hits one delivery, and its dead letter too, holds the message."""
-    commit = Applier._commit
+    commit = Committer.commit
     sent = eleven()
 
-    def failing(self: Applier, batch: list[object], *more: object, **options: object) -> object:
-        if any(one.delivery == sent[5] for one in batch):  # type: ignore[attr-defined]
+    def failing(self: Committer, batch: list[ParsedDelivery]) -> Applied:
+        if any(one.delivery == sent[5] for one in batch):
             raise ValueError("canary")
-        return commit(self, batch, *more, **options)  # type: ignore[arg-type]
+        return commit(self, batch)
 
-    monkeypatch.setattr(Applier, "_commit", failing)
+    monkeypatch.setattr(Committer, "commit", failing)
     applied = Applier(engine, settings).apply(pack(sent))
     assert applied.outcomes == {"applied": 10}
     assert [one.delivery for one in applied.unsettled] == [sent[5]]

@@ -16,7 +16,8 @@ from tests.support import ENCRYPTION_KEY, START, delivery, heartrate, message_id
 from tests.support.backfills import announce, make_due, notice, status
 from tests.support.commit_proxy import CommitProxy, Moment, commit_proxy
 from tests.support.provider import Provider, heartrates, hourly
-from workers.ingest.apply import UNKNOWN, Applier
+from workers.ingest.apply import Applier
+from workers.ingest.parse import UNKNOWN
 from workers.ingest.replay import replay_dead_letters
 from workers.operate.erase import Eraser
 from workers.store import dead_letters, erase

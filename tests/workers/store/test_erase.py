@@ -22,7 +22,8 @@ from tests.support.backfills import announce, notice
 from tests.support.commits import interrupted_commit
 from tests.support.deliveries import bodies
 from tests.support.provider import Killed, Provider
-from workers.ingest.apply import UNKNOWN, Applier
+from workers.ingest.apply import Applier
+from workers.ingest.parse import UNKNOWN
 from workers.operate.erase import Eraser
 from workers.store import backfill_admin, backfills, dead_letters, erase, schema, users
 from workers.store.coverage import Gap, ResourceKey, keep_gaps
