@@ -121,7 +121,8 @@ def parse(delivery: Delivery, body: bytes, settings: Settings) -> Parsed:
     unnamed = ("client_user_id",) if client_user_id is None and envelope.client_user_id not in (None, "") else ()
     streams = [notice for action in content.actions for notice in _streams_of(action, settings)]
     kept, ignored = wanted([*content.actions, *streams], settings)
-    notes = replace(replaced, unreadable=(*unnamed, *content.unreadable))
+    unreadable = (*unnamed, *content.unreadable)
+    notes = replace(replaced, unreadable=unreadable) if unreadable else replaced
     return Parsed(
         event_type=name,
         user_id=user_id,

@@ -3,8 +3,7 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from dataclasses import field as dataclass_field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import chain
@@ -38,9 +37,9 @@ class GroupContent:
     """The samples of a group by series, and the items of the group that cannot be used."""
 
     series: list[Samples]
-    duplicates: int = 0  # samples with the key of another one, but different content; the last one is kept
-    unreadable: tuple[str, ...] = ()  # fields of samples that are stored as NULL
-    refused: list[Refused] = dataclass_field(default_factory=list)
+    duplicates: int  # samples with the key of another one, but different content; the last one is kept
+    unreadable: tuple[str, ...]  # fields of samples that are stored as NULL
+    refused: list[Refused]
 
     @property
     def read(self) -> int:
@@ -48,13 +47,16 @@ class GroupContent:
         return sum(len(one.rows) for one in self.series)
 
 
+ITEMS = msgspec.json.Decoder(list[dict[str, Any]])
+
+
 @cache
-def plain_item(resource: Resource) -> Any:
-    """The type of a sample that has no fields but those with a column; None if the resource has more columns.
+def plain_items(resource: Resource) -> "msgspec.json.Decoder[list[Any]] | None":
+    """The decoder of samples that have no fields but those with a column; None if the resource has more columns.
 
     Nearly all samples fit. Decoding refuses a sample with another field or a value that needs a check; these are read
     as mappings. Both ways mean the same, but this costs less than half (2.1 us a sample of a page instead of 6.2,
-    measured in one run).
+    measured in one run). Making the decoder costs as much as five samples.
     """
     if resource.fields:
         return None
@@ -64,7 +66,8 @@ def plain_item(resource: Resource) -> Any:
     fields += [(name, ShortText | None, None) for name in ("unit", *own)]
     fields += [("timezone_offset", Annotated[int, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)] | None, None)]
     fields += [("type", None, None)] if "type" not in own else []
-    return msgspec.defstruct("Plain", fields, forbid_unknown_fields=True, gc=False)
+    item = msgspec.defstruct("Plain", fields, forbid_unknown_fields=True, gc=False)
+    return msgspec.json.Decoder(list[item])  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class GroupReader:
             (self._whole_part(part, reader) if is_unique else None) or self._item_by_item(part, reader, group, refused)
             for part in parts(bytes(group.data))
         )
-        return replace(reader.content(found, self.user_id, self.version), refused=refused)
+        return reader.content(found, self.user_id, self.version, refused)
 
     def refusal(self, reason: Unprocessable, part: bytes) -> Refused:
         """A group, or a group with one item, that cannot be used."""
@@ -101,10 +104,9 @@ class GroupReader:
 
     def _whole_part(self, part: bytes, reader: "SampleReader") -> list[tuple[str, Sample]] | None:
         """The samples of an array; None if one of them cannot be used."""
-        item = plain_item(self.resource)
-        read = reader.mapping if item is None else reader.plain
+        plain = plain_items(self.resource)
         with contextlib.suppress(Unprocessable, *UNREADABLE):
-            return list(map(read, msgspec.json.decode(part, type=list[item or dict[str, Any]])))  # type: ignore[misc]
+            return list(map(reader.plain, plain.decode(part)) if plain else map(reader.mapping, ITEMS.decode(part)))
         return None
 
     def _item_by_item(
@@ -150,7 +152,9 @@ class SampleReader:
             self._attributes["is_floating"] = True
         self._encoded_attributes = msgspec.json.encode(self._attributes) if self._attributes else None
 
-    def content(self, found: Iterable[tuple[str, Sample]], user_id: str, version: datetime) -> GroupContent:
+    def content(
+        self, found: Iterable[tuple[str, Sample]], user_id: str, version: datetime, refused: list[Refused]
+    ) -> GroupContent:
         """The samples that were read, by series. Of several with one key, the last one."""
         series: defaultdict[str, dict[datetime, Sample]] = defaultdict(dict)
         duplicates = 0
@@ -164,10 +168,10 @@ class SampleReader:
             Samples(name, user_id, provider, kind, subtype, list(rows.values()), version)
             for subtype, rows in series.items()
         ]
-        return GroupContent(actions, duplicates, tuple(sorted(self.unreadable)))
+        return GroupContent(actions, duplicates, tuple(sorted(self.unreadable)), refused)
 
     def plain(self, item: Any) -> tuple[str, Sample]:
-        """Reads a sample that was decoded as the type of `plain_item`."""
+        """Reads a sample that `plain_items` has decoded."""
         own, subtype, end = self._own, self._subtype, item.end
         if own:
             subtype = "/".join([*self._of_source, *[getattr(item, part) or "" for part in own]])
