@@ -41,7 +41,7 @@ PGPASS = "pgpass"
 METRICS, METRICS_PREFIX = "metrics", "headrace-metrics-"
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a random name and mode 0700
 LOCK_SECONDS = 40.0  # longest shutdown of the servers of a killed stack
-EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the address to connect to
+EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address to connect to
 
 _log = logging.getLogger(__name__)
 
@@ -171,9 +171,10 @@ def _held_port(settings: Settings, environment: Mapping[str, str], asked: int | 
     return ports.held_port(settings.host, asked or settings.port, strict=asked_by)
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
     """The URL at which this machine reaches a server that listens on `host`."""
-    return f"http://{EVERY_ADDRESS.get(host, host)}:{port}"
+    name = EVERY_ADDRESS.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _answers(url: str) -> bool:
@@ -260,7 +261,7 @@ class _Stack:
         """Sets the address of a server in the environment. Returns its URL."""
         port = reserved.getsockname()[1]
         self.environment |= {f"HEADRACE_{name}HOST": host, f"HEADRACE_{name}PORT": str(port)}
-        return _url(host, port)
+        return url_of(host, port)
 
     def start_database(self, lock: int) -> None:
         """Starts PostgreSQL if none is configured; it inherits the lock."""

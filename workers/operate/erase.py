@@ -14,6 +14,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from app.errors import Unprocessable
 from app.sealing import Sealer
+from workers.aggregators.json import storable, with_nulls
 from workers.ingest.apply import Applier
 from workers.ingest.parse import UNKNOWN, extract_deliveries
 from workers.ingest.replay import replay_dead_letters
@@ -125,8 +126,8 @@ def _names(users: Sequence[str], client_user_id: str | None) -> re.Pattern[bytes
 
 
 def _unescaped(body: bytes) -> bytes:
-    """The JSON without optional escapes: a sender may escape any character of a string."""
+    """The JSON without optional escapes: a sender may escape any character of a string. b"" if it is not JSON."""
     try:
-        return msgspec.json.encode(msgspec.json.decode(body))
+        return msgspec.json.encode(msgspec.json.decode(with_nulls(storable(body)[0])))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return b""

@@ -229,3 +229,17 @@ def test_every_withheld_variable_is_a_secret() -> None:
     """Breaks if a secret that is withheld from some processes is in the fork server, from which they are forked."""
     withheld = {name for names in secrets.WITHHELD.values() for name in names}
     assert withheld | {"BROKER_URL", "REDIS_URL", "HEADRACE_BROKER_MANAGEMENT_URL"} <= secrets.SECRET_VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104 - only compared
+        ("::", "http://[::1]:80"),
+        ("fd00::7", "http://[fd00::7]:80"),
+        ("ours.example", "http://ours.example:80"),
+    ],
+)
+def test_the_url_of_an_address(host: str, url: str) -> None:
+    """Breaks if stack.json names a URL that cannot be opened."""
+    assert stack.url_of(host, 80) == url

@@ -235,6 +235,7 @@ def test_dead_letters_are_searched(engine: Engine, settings: Settings) -> None:
         delivery(b'{"user_id": "' + USER.encode() + b'", "half'),
         delivery(b"user_id=" + USER.encode() + b"&x=1"),
         delivery(b'{"user_id": "0c7a1a9e\\u002dperson"}'),
+        delivery(b'{"user_id": "0c7a1a9e\\u002dperson", "value": NaN, "title": "\\ud800"}'),
         delivery(b'{"client_user_id": "7", "half'),
     ]
     others = [delivery(b'{"value": 7, "half'), delivery(b'{"user_id": "' + USER.encode() + b'-2"}'), delivery(b"hello")]
