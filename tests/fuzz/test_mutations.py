@@ -42,8 +42,8 @@ def is_same_junction(headers: Pairs, body: bytes, good: Pairs) -> bool:
 
 def is_same_terra(headers: Pairs, body: bytes, good: Pairs) -> bool:
     """The same for Terra: body, time and signature are unchanged. The trace id is not signed."""
-    parts = {part.strip() for part in headers.get("X-Terra-Signature", "").split(",")}
-    wanted = {part.strip() for part in good["X-Terra-Signature"].split(",")}
+    parts = {part.strip() for part in headers.get("x-terra-signature", "").split(",")}
+    wanted = {part.strip() for part in good["x-terra-signature"].split(",")}
     return body == BODY and {part.lower() for part in wanted} <= {part.lower() for part in parts}
 
 

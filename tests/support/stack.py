@@ -51,8 +51,9 @@ class Stack:
         command = (sys.executable, "-m", "workers.cli", "up", "--data-dir", str(self.data), "--workers", "1")
         # A killed worker's message is redelivered after 5 s; one process is enough for the endpoint.
         environment = {"HEADRACE_VISIBILITY_TIMEOUT_SECONDS": "5", "HEADRACE_WEB_PROCESSES": "1"}
-        # The default port could be chosen by two stacks that start at the same time; the second server would not start.
-        environment |= {"HEADRACE_OPERATIONS_PORT": str(free_port())} | self.more
+        # The default ports could be chosen by two stacks that start at the same time; the second one would not start.
+        ports = {f"HEADRACE_{name}_PORT": str(free_port()) for name in ("FLOWER", "OPERATIONS")}
+        environment |= ports | self.more
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(command, env=ENVIRONMENT | environment, stdout=out, stderr=out)
         return self.process

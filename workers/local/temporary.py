@@ -14,6 +14,7 @@ from typing import Any
 
 from app.commands import own
 from app.config.settings import process_environment
+from workers.local.ports import free_port
 from workers.local.supervisor import NotStarted
 
 MAX_START_SECONDS = 1800.0  # `headrace up` itself waits as long as its programs run
@@ -49,12 +50,14 @@ def running_stack(name: str, environment: Mapping[str, str], workers: int = 2) -
     folder.chmod(0o755)  # as root, PostgreSQL's own user must be able to enter
     data, parent = ("--data-dir", str(folder / "data")), ("--parent", str(os.getpid()))
     command = own("workers.cli", "up", *data, *parent, "--workers", str(workers))
+    # Not the ports of the operator's own stack, which may be running, nor defaults, which two stacks that start at the
+    # same time could choose.
+    ports = {"HEADRACE_PORT": ""} | {f"HEADRACE_{name}_PORT": str(free_port()) for name in ("FLOWER", "OPERATIONS")}
     with (folder / "up.log").open("wb") as log:
         # In its own session: Ctrl-C reaches this process only, which then stops the stack.
         process = subprocess.Popen(
             command,
-            # Not the port of the operator's own stack, which may be running.
-            env=process_environment() | {"HEADRACE_PORT": ""} | dict(environment),
+            env=process_environment() | ports | dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
