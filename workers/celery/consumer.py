@@ -12,7 +12,7 @@ from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
 
 from app.broker.envelope import check_arguments, checked_headers
-from app.broker.lanes import PROBE
+from app.broker.lanes import PROBE, is_amqp
 from app.errors import TryLater, Unprocessable
 
 Keep = Callable[[bytes, str], object]
@@ -84,6 +84,18 @@ def make_consumer(keep: Keep) -> type[consumer.Consumer]:
                     handle(message)
 
             return on_message
+
+        def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:
+            """Acknowledges at once on RabbitMQ. Redis has one write for the acknowledgement and the next message.
+
+            Kombu's event loop runs a callback before its next poll only if the message was read during the last poll.
+            A message that it has read after that poll, because it was there already, would be acknowledged when the
+            next timer is due, and RabbitMQ sends the next message only then: a backlog was applied at 1 to 16 messages
+            a second instead of 120.
+            """
+            if not is_amqp(self.app.conf.broker_url):
+                return super().call_soon_ack(p, *args, **kwargs)
+            return p(*args, **kwargs)
 
         def on_decode_error(self, message: Message, _error: Exception) -> None:
             _dead_letter(self, message, "a message that cannot be decoded", keep)

@@ -51,6 +51,7 @@ OVERRIDDEN: dict[Callable[..., Any], str] = {
     redis.Channel._receive_one: "d59b8751d897",
     consumer.Consumer.create_task_handler: "292c5a681f10",
     consumer.Consumer.on_decode_error: "e3538c586a7f",
+    consumer.Consumer.call_soon_ack: "39f8579d0762",
     Metrics.get: "e596713f31f1",
 }
 # What the overriding code calls, or is called by, in the way that it was written for.

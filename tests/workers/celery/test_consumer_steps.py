@@ -9,6 +9,7 @@ from amqp.exceptions import ChannelError, ResourceLocked  # type: ignore[import-
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from kombu.asynchronous import Hub
 from kombu.utils.imports import symbol_by_name
 
 from workers.celery.consumer import CONTROL_SECONDS, ReadOnlyControl, make_consumer
@@ -65,3 +66,14 @@ def test_remote_control_is_not_started_twice() -> None:
     """Breaks if a worker that has reconnected meanwhile answers each command twice."""
     control, worker, _ = make_control(lambda _worker: pytest.fail("started"))
     control._start(worker, "an older connection")
+
+
+@pytest.mark.parametrize(("url", "is_at_once"), [("amqp://a;amqp://b", True), ("redis://a", False)])
+def test_rabbitmq_gets_an_acknowledgement_before_the_loop_waits(url: str, is_at_once: bool) -> None:
+    """Breaks if a message that the loop has read after its poll is acknowledged up to a second later."""
+    kind = make_consumer(lambda _body, _reason: None)
+    worker, acknowledged = kind.__new__(kind), list[str]()
+    worker.app, worker.hub = SimpleNamespace(conf=SimpleNamespace(broker_url=url)), Hub()
+    worker.call_soon_ack(acknowledged.append, "tag")
+    assert acknowledged == (["tag"] if is_at_once else [])
+    worker.hub.close()
