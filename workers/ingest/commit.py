@@ -61,11 +61,11 @@ class Committer:
         if any(one.reason is None for one in here):
             self.applied_at = time.monotonic()
         metrics.count_rows(applied.rows, origin)
-        for parsed in (one.parsed for one in here if one.parsed and not one.reason and not one.is_item):
-            # Not when they are parsed: a delivery may be parsed again before it is committed.
-            metrics.DUPLICATE_SAMPLES.inc(parsed.duplicate_samples)
-            metrics.SAMPLES_WITHOUT_TIMESTAMP.inc(parsed.samples_without_timestamp)
-            metrics.REFUSED_ITEMS.labels(origin).inc(count(parsed.refused))
+        # Not when they are parsed: a delivery may be parsed again before it is committed.
+        parsed = [one.parsed for one in here if one.parsed and not one.reason and not one.is_item]
+        metrics.DUPLICATE_SAMPLES.inc(sum(one.duplicate_samples for one in parsed))
+        metrics.SAMPLES_WITHOUT_TIMESTAMP.inc(sum(one.samples_without_timestamp for one in parsed))
+        metrics.REFUSED_ITEMS.labels(origin).inc(sum(count(one.refused) for one in parsed))
         return replace(applied, for_download=tuple(one.delivery for one in batch if one.is_for_download))
 
     def _numbers(self, here: Sequence[ParsedDelivery]) -> dict[SeriesKey, int]:

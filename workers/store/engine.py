@@ -93,8 +93,6 @@ class WatchedConnection(psycopg.Connection):
         super().__init__(*args, **named)
         states = self._notices = list[str | None]()
         self.add_notice_handler(lambda notice: states.append(notice.sqlstate))
-        # Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work.
-        self.adapters.register_dumper(list, ListBinaryDumper)
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
         self._notices.clear()
@@ -172,7 +170,11 @@ def make_engine(
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, args: tuple[str, ...], named: dict[str, Any]) -> WatchedConnection:
-        return WatchedConnection.connect(*args, **named)
+        connection = WatchedConnection.connect(*args, **named)
+        # Sends arrays of sealed bodies in binary: hexadecimal text, escaped and unescaped, is three times the work. Not
+        # in the constructor, after which psycopg replaces the adapters by those of SQLAlchemy.
+        connection.adapters.register_dumper(list, ListBinaryDumper)
+        return connection
 
     @event.listens_for(engine, "handle_error")
     def reconnect(context: ExceptionContext) -> None:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
+from psycopg.adapt import PyFormat
+from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
@@ -260,6 +262,13 @@ def test_a_database_url_is_required(shared_settings: Settings) -> None:
     """Breaks if a missing DATABASE_URL raises another error."""
     with pytest.raises(Misconfigured, match="DATABASE_URL"):
         make_engine(replace(shared_settings, database_url=None))
+
+
+def test_arrays_are_sent_in_binary(shared: Engine) -> None:
+    """Breaks if a worker needs a quarter more CPU time for a workout, whose texts are quoted and searched."""
+    with shared.connect() as connection:
+        adapters = connection.connection.driver_connection.adapters  # type: ignore[union-attr]
+    assert adapters.get_dumper(list, PyFormat.AUTO) is ListBinaryDumper
 
 
 def test_session_settings_override_the_defaults(empty: Engine, empty_settings: Settings) -> None:
