@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hypothesis import strategies as st
+
 from tests.support import JUNCTION_SECRET, ROOT, TERRA_SECRET
 
 FIXED_SEED = 7
@@ -175,3 +177,28 @@ def terra_headers(body: bytes, name: str, seconds: int, secret: str = TERRA_SECR
     """Terra's headers that sign any bytes."""
     digest = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
     return {"x-terra-signature": f"t={seconds},v1={digest}", "x-terra-trace-id": name}
+
+
+REPEATED = b'{"a":1,"a":2}'
+ODD = (
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e999",
+    b"-1e999",
+    b"1" + b"0" * 5000,
+    b'"\\ud800"',
+    b'"a\\u0000"',
+    b"[[[[]]]]",
+)
+
+
+def json_texts(*more: bytes) -> st.SearchStrategy[bytes]:
+    """Texts of JSON values, among them some that a strict reader refuses, and `more`."""
+    scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    values = st.recursive(
+        scalars | st.text(max_size=12),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=6,
+    )
+    return values.map(lambda value: json.dumps(value).encode()) | st.sampled_from([*ODD, REPEATED, *more])

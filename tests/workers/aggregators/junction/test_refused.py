@@ -13,6 +13,7 @@ from app.config.settings import Settings
 from app.delivery import Delivery
 from tests.support import event, heartrate, workout
 from tests.support.cases import each, refusal
+from tests.support.fuzzing import REPEATED, json_texts
 from tests.support.junction import MOMENT, dead, parsed, series
 from workers.actions import Notes, Parsed, Record, Refused, Samples
 from workers.aggregators.junction import parse
@@ -340,24 +341,7 @@ def test_an_event_of_literals_only_names_its_user() -> None:
 
 # Any input
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-REPEATED = b'{"a":1,"a":2}'
-TEXTS = [
-    b"NaN",
-    b"-Infinity",
-    b"1e999",
-    b"-1e999",
-    b"1" + b"0" * 5000,
-    b'"\\ud800"',
-    b'"a\\u0000"',
-    REPEATED,
-    b"[[[[]]]]",
-]
-ITEMS = JSON.map(lambda value: json.dumps(value).encode()) | st.sampled_from(TEXTS)
+ITEMS = json_texts()
 FIELDS = ["timestamp", "start", "end", "value", "unit", "timezone_offset", "type", "id", "more"]
 
 
