@@ -54,7 +54,9 @@ class Deriver:
         self._batch = 8  # rows of the queue in one transaction
         self._changes = MAX_CHANGES  # of the feed in one transaction
 
-    def run(self, is_stopping: Callable[[], bool], seconds: float = SLICE_SECONDS) -> bool:
+    def run(
+        self, is_stopping: Callable[[], bool], seconds: float = SLICE_SECONDS, *, linger: float = LINGER_SECONDS
+    ) -> bool:
         """Follows the feed and computes for a time slice. Returns whether it stopped before everything was done.
 
         The priority of this process and of PostgreSQL's for it is low (`make_background`), so it does not rest.
@@ -62,7 +64,7 @@ class Deriver:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not is_stopping():
             has_more = self.follow()
-            if self.step(linger=LINGER_SECONDS) is None and not has_more:
+            if self.step(linger=linger) is None and not has_more:
                 if self._is_empty():
                     return False
                 time.sleep(PAUSE_SECONDS)

@@ -151,7 +151,7 @@ def take(connection: Connection, limit: int, person: str | None = None, *, linge
     Rows are left that have been in the queue for less than `linger` seconds.
     """
     values = {"limit": limit, "person": person, "linger": linger}
-    return [Queued(**row) for row in connection.execute(TAKE, values).mappings()]
+    return [Queued(**row) for row in connection.execute(TAKE, values).mappings().all()]
 
 
 def bound(connection: Connection, one: Queued, dates: tuple[date, date] | None) -> None:

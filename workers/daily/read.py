@@ -10,11 +10,11 @@ from sqlalchemy import Connection, TextClause, text
 
 from app.catalogue import catalogue
 from workers.daily.metrics import SESSIONS, SUMMARY, summarised
-from workers.daily.model import MAX_OFFSET, DataSource, Summary, TimedSession, as_day, as_moment
+from workers.daily.model import MAX_OFFSET, DataSource, Summary, TimedSession, as_day
 from workers.daily.priorities import in_order, lists_of
 from workers.daily.queue import Stretch
 from workers.daily.sessions import SLEEP, WORKOUTS
-from workers.daily.state import ENDS, MAX_LENGTH, STARTS, Series, reach_of, series_of
+from workers.daily.state import ANY_OFFSET, ENDS, MAX_LENGTH, OVERLAP_DAYS, STARTS, Series, reach_of, series_of
 from workers.store.schema import record_table
 from workers.store.sql import RowParameters
 
@@ -29,27 +29,50 @@ FROM {WINDOWS}
 JOIN headrace.samples s ON s.series_id = given.series_id AND s.ts >= given.first AND s.ts < given.last
 WHERE s.ts >= :first AND s.ts < :last AND coalesce(s.ts_end - s.ts, '0') <= :max_length
 ORDER BY given.n, s.ts""")
-# A session is found by the time of its start, and may decide which sessions that overlap it are kept. Of those that
-# are over long before the first date, none can overlap a session of this date, not even through a third one.
-SESSIONS_BEFORE, SESSIONS_AFTER, SESSIONS_ENDED = timedelta(days=8), timedelta(days=4), timedelta(days=3)
 MAX_AMOUNT = 1e290  # of a number: a product of it with microseconds, and a sum of millions, are finite
 COLUMNS = {
     "sleep": [name.removeprefix("sleep_") for name in SLEEP],
     "workouts": [name.removeprefix("workouts_") for name in WORKOUTS],
     SUMMARY: list(summarised()),
 }
-PERIODS = RowParameters("n int, user_id text, first timestamptz, last timestamptz, ended timestamptz")
+PERIODS = RowParameters("n int, user_id text, first timestamptz, last timestamptz")  # the midnights around the dates
+# The dates of a stretch depend on the sessions that can be on them, and on those that overlap one of these, directly or
+# through others. PostgreSQL selects them by their times: reading all sessions of some days cost three times as much.
+# Overlaps are searched for up to 3 days before and 4 days after the dates.
+SELECTED_SESSIONS = f"""
+near AS (
+    SELECT given.*, k.id, k.starts, k.ends, coalesce(max(k.ends) OVER earlier < k.starts, true) AS is_apart
+    FROM {PERIODS} JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{{resource}}'
+        AND k.starts >= given.first - interval '{OVERLAP_DAYS} days' AND k.starts < given.last + interval '4 days'
+        AND k.ends >= given.first - interval '3 days'
+    WINDOW earlier AS (PARTITION BY given.n ORDER BY k.starts, k.ends, k.user_id, k.id
+                       ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)),
+joined AS (
+    SELECT *, count(*) FILTER (WHERE is_apart) OVER (PARTITION BY n ORDER BY starts, ends, user_id, id) AS part
+    FROM near),
+selected AS (
+    SELECT n, user_id, id, bool_or(starts < last + {ANY_OFFSET} AND ends >= first - {ANY_OFFSET}) OVER one AS is_needed
+    FROM joined WINDOW one AS (PARTITION BY n, part))"""
+SELECTED_SUMMARIES = f"""
+selected AS (
+    SELECT given.n, k.user_id, k.id, true AS is_needed
+    FROM {PERIODS} JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{{resource}}'
+        AND k.starts >= given.first - {ANY_OFFSET} AND k.starts < given.last + {ANY_OFFSET})"""
 
 
 def _records(resource: str) -> TextClause:
-    times = "calendar_date" if resource == SUMMARY else f"{STARTS[resource]} AS starts, {ENDS[resource]} AS ends"
+    if resource == SUMMARY:
+        selected, times = SELECTED_SUMMARIES, "calendar_date"
+    else:
+        start, stop = STARTS[resource], f"greatest({STARTS[resource]}, {ENDS[resource]})"
+        selected = SELECTED_SESSIONS
+        times = f"{MICROSECONDS.format(start)} AS start, {MICROSECONDS.format(stop)} AS stop"
     return text(f"""
-SELECT given.n, r.user_id, r.id, r.provider, r.source_type, r.timezone_offset, {times},
+WITH {selected.format(resource=resource)}
+SELECT selected.n, r.user_id, r.id, r.provider, r.source_type, r.timezone_offset, {times},
        {", ".join(f"r.{name}" for name in COLUMNS[resource])}
-FROM {PERIODS} JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{resource}'
-    AND k.starts >= given.first AND k.starts < given.last AND k.ends >= given.ended
-JOIN {record_table(catalogue()[resource])} r ON r.user_id = k.user_id AND r.id = k.id AND NOT r.deleted
-ORDER BY given.n, r.version DESC, r.user_id, r.id""")
+FROM selected JOIN {record_table(catalogue()[resource])} r USING (user_id, id)
+WHERE is_needed AND NOT r.deleted ORDER BY selected.n, r.version DESC, r.user_id, r.id""")
 
 
 RECORDS = {name: _records(name) for name in (*SESSIONS, SUMMARY)}
@@ -98,14 +121,14 @@ def read(connection: Connection, stretches: Sequence[Stretch], users: Mapping[st
     records = {name: _read_records(connection, name, stretches, users) for name in RECORDS}
     lists = lists_of(connection, [(one.person, one.resource) for one in stretches])
     for n, one in enumerate(found):
-        rows = [(resource, row) for resource, of_resource in records.items() for row in of_resource[n]]
-        owned = {_owned(window.series) for window in windows[n]} | {_owned(row) for _, row in rows}
+        rows = [(resource, row, _owned(row)) for resource, of_resource in records.items() for row in of_resource[n]]
+        owned = {_owned(window.series) for window in windows[n]} | {of for _, _, of in rows}
         order = in_order({source for source, _ in owned}, lists[one.stretch.person, one.stretch.resource])
         ranked = sorted(owned, key=lambda pair, order=order: (order.index(pair[0]), pair[1]))  # type: ignore[misc]
         one.sources = [source for source, _ in ranked]
         one.places = {pair: place for place, pair in enumerate(ranked)}
-        for resource, row in rows:
-            _add_record(one, resource, row)
+        for resource, row, of in rows:
+            _add_record(one, resource, row, one.places[of])
     _read_samples(connection, found, windows)
     return found
 
@@ -146,9 +169,8 @@ def _read_samples(connection: Connection, found: Sequence[Inputs], windows: Sequ
     )
     bounds = {"first": min(window.first for _, window in asked), "last": max(window.last for _, window in asked)}
     targets = [(one.samples, one.places[_owned(window.series)], window.series.user_id) for one, window in asked]
-    for n, start, stop, value, offset, unit, fields in connection.execute(
-        SAMPLES, {**given, **bounds, "max_length": MAX_LENGTH}
-    ):
+    read = connection.execute(SAMPLES, {**given, **bounds, "max_length": MAX_LENGTH}).all()
+    for n, start, stop, value, offset, unit, fields in read:
         rows, place, user_id = targets[n]
         known = offset if offset is None or abs(offset) <= MAX_OFFSET else None
         rows.append(RawSample(place, start, stop, value, known, unit, user_id, fields))
@@ -159,20 +181,18 @@ def _read_records(
 ) -> dict[int, list[Any]]:
     of = summarised() if resource == SUMMARY else (resource,)
     given = [
-        (n, user, first - SESSIONS_BEFORE, at_midnight(one.last) + SESSIONS_AFTER, first - SESSIONS_ENDED)
+        (n, user, at_midnight(one.first), at_midnight(one.last) + timedelta(days=1))
         for n, one in enumerate(stretches)
         if one.resource in of
-        for first in (at_midnight(one.first),)
         for user in users.get(one.person, ())
     ]
     found: dict[int, list[Any]] = defaultdict(list)
-    for row in connection.execute(RECORDS[resource], PERIODS.values(given)) if given else ():
+    for row in connection.execute(RECORDS[resource], PERIODS.values(given)).all() if given else ():
         found[row.n].append(row)
     return found
 
 
-def _add_record(one: Inputs, resource: str, row: Any) -> None:
-    place = one.places[_owned(row)]
+def _add_record(one: Inputs, resource: str, row: Any, place: int) -> None:
     if resource == SUMMARY:
         value = usable(getattr(row, one.stretch.resource))
         if value is not None and row.calendar_date is not None:
@@ -181,8 +201,8 @@ def _add_record(one: Inputs, resource: str, row: Any) -> None:
     offset = row.timezone_offset if abs(row.timezone_offset or 0) <= MAX_OFFSET else None
     session = TimedSession(
         source=place,
-        start=as_moment(row.starts),
-        stop=as_moment(max(row.starts, row.ends)),
+        start=row.start,
+        stop=row.stop,
         offset=offset or 0,
         zone=0,
         user_id=row.user_id,

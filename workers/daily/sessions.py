@@ -117,6 +117,8 @@ def _days(
         for metric, value in values_of(one).items():
             if value is not None:
                 known[one.day, metric].append((one.session, value))
+    users = {day: frozenset().union(*(one.users for one in of_day)) for day, of_day in days.items()}
+    compared = {day: sum(1 + len(one.others) for one in of_day) for day, of_day in days.items()}
     found = []
     for (day, metric), values in known.items():
         sums: dict[int, list[float]] = defaultdict(list)
@@ -132,8 +134,8 @@ def _days(
                 sources=len(sums),
                 covered_minutes=round(sum(session.stop - session.start for session, _ in values) / MINUTE),
                 zone=max(session.zone for session, _ in values),
-                users=frozenset().union(*(one.users for one in days[day])),
-                samples=sum(1 + len(one.others) for one in days[day]),
+                users=users[day],
+                samples=compared[day],
             )
         )
     return found

@@ -19,6 +19,8 @@ from workers.store.sql import RowParameters
 
 # A longer sample says nothing about a day, and is left out: its days could not be found without reading everything.
 MAX_LENGTH = timedelta(days=31)
+ANY_OFFSET = f"interval '{MAX_OFFSET} seconds'"
+OVERLAP_DAYS = 10  # a session may overlap one that began so many days earlier
 # The lock makes an erasure of the user wait for this transaction, which may write days (workers/store/erase.py).
 USERS = text("""
 SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
@@ -62,6 +64,7 @@ LATERAL (SELECT (SELECT min(ts) FROM headrace.samples WHERE series_id = given.id
                 (SELECT max(ts) FROM headrace.samples WHERE series_id = given.id) AS last) AS bounds""")
 # Where each record's times are: of a summary the middle of its local day, of which it has only the date.
 STARTS = {"sleep": "bedtime_start", "workouts": "time_start"}
+MOMENTS = {"sleep": "ends", "workouts": "starts"}  # on whose local date a session is
 ENDS = {"sleep": "bedtime_stop", "workouts": "coalesce(time_end, time_start)"}
 NOON = "(calendar_date + interval '12 hours') AT TIME ZONE 'UTC' - make_interval(secs => coalesce(timezone_offset, 0))"
 
@@ -106,7 +109,7 @@ def reach_of(series: Iterable[Series]) -> Reach:
 def users_of(connection: Connection, persons: Sequence[str]) -> dict[str, list[str]]:
     """The users of each person, locked against an erasure until the transaction ends."""
     found: dict[str, list[str]] = {}
-    for row in connection.execute(USERS, {"persons": list(persons)}):
+    for row in connection.execute(USERS, {"persons": list(persons)}).all():
         found.setdefault(row.person, []).append(row.user_id)
     return found
 
@@ -117,7 +120,8 @@ def series_of(
     """The series of each person and resource, with their reach. `users` are those of each person."""
     persons = {user: person for person, ids in users.items() for user in ids}
     found: defaultdict[tuple[str, str], list[Series]] = defaultdict(list)
-    for row in connection.execute(SERIES, {"users": list(persons), "resources": sorted(set(resources))}).mappings():
+    values = {"users": list(persons), "resources": sorted(set(resources))}
+    for row in connection.execute(SERIES, values).mappings().all():
         found[persons[row["user_id"]], row["resource"]].append(Series(**row))
     return found
 
@@ -146,19 +150,44 @@ WHERE {where} AND NOT deleted AND {start} IS NOT NULL AND {end} IS NOT NULL AND 
     SELECT 1 FROM headrace.retractions t WHERE (t.user_id, t.resource, t.id) = (r.user_id, '{resource}', r.id))"""
 
 
-# The local dates that a record can touch, at any offset. A session decides which of the sessions that overlap it are
-# kept, and these may lie on the day before or after. PostgreSQL joins the dates: reading two rows for each record took
-# a fifth of the time of this lane.
-MARGIN = f"interval '1 day {MAX_OFFSET} seconds'"
-FIRST = f"CAST(greatest(starts - {MARGIN}, '0001-01-02') AT TIME ZONE 'UTC' AS date)"
-LAST = f"CAST(least(ends + {MARGIN}, '9999-12-30') AT TIME ZONE 'UTC' AS date)"
-
-
+# The local dates that a record touches are those of `first` and `last`. A session decides which of the sessions that
+# overlap it are kept, and these may be on the day before or after, at any offset; one that overlaps no other is on the
+# date of its own `moment` only. PostgreSQL joins the dates: reading two rows for each record took a fifth of the time
+# of this lane.
+TOUCHED_BY_SUMMARIES = """
+dated AS (
+    SELECT user_id, noon AS first, noon AS last
+    FROM times, LATERAL (SELECT starts + make_interval(secs => coalesce(timezone_offset, 0)) AS noon) AS local)"""
+# A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates.
+TOUCHED_BY_SESSIONS = f"""
+placed AS (
+    SELECT user_id, starts, ends, {{moment}} AS moment,
+           CASE WHEN abs(timezone_offset) <= {MAX_OFFSET} THEN make_interval(secs => timezone_offset) END AS shift,
+           EXISTS (
+               SELECT FROM headrace.users own
+               JOIN headrace.users every
+                   ON coalesce(every.client_user_id, every.user_id) = coalesce(own.client_user_id, own.user_id)
+               JOIN headrace.daily_records k ON k.user_id = every.user_id AND k.resource = times.resource
+                   AND k.starts BETWEEN times.starts - interval '{OVERLAP_DAYS} days' AND times.ends
+                   AND k.ends >= times.starts
+               WHERE own.user_id = times.user_id AND (k.user_id, k.id) <> (times.user_id, times.id)) AS is_overlapping
+    FROM times),
+dated AS (
+    SELECT user_id,
+           CASE WHEN is_overlapping THEN starts - interval '1 day' - {ANY_OFFSET}
+                ELSE coalesce(moment + shift, moment - {ANY_OFFSET}) END AS first,
+           CASE WHEN is_overlapping THEN ends + interval '1 day' + {ANY_OFFSET}
+                ELSE coalesce(moment + shift, moment + {ANY_OFFSET}) END AS last
+    FROM placed)"""
+FIRST = "CAST(greatest(first, '0001-01-02') AT TIME ZONE 'UTC' AS date)"
+LAST = "CAST(least(last, '9999-12-30') AT TIME ZONE 'UTC' AS date)"
 RECORDS = RowParameters("user_id text, id text")
 
 
 def _update_records(resource: str) -> str:
     """Returns ranges by user: the dates that the given records touch, before and after, and where offsets are known."""
+    is_session = resource in SESSIONS
+    dated = TOUCHED_BY_SESSIONS.format(moment=MOMENTS[resource]) if is_session else TOUCHED_BY_SUMMARIES
     return f"""
 WITH given AS MATERIALIZED (SELECT * FROM {RECORDS}),
 old AS MATERIALIZED (
@@ -174,8 +203,9 @@ put AS (
         timezone_offset = excluded.timezone_offset
     WHERE (k.starts, k.ends, k.timezone_offset) IS DISTINCT FROM
           (excluded.starts, excluded.ends, excluded.timezone_offset)),
-times AS MATERIALIZED (SELECT * FROM old UNION ALL SELECT * FROM new),
-dates AS (SELECT user_id, range_agg(daterange({FIRST}, {LAST}, '[]')) AS parts FROM times GROUP BY user_id),
+times AS MATERIALIZED (SELECT * FROM old UNION SELECT * FROM new),
+{dated},
+dates AS (SELECT user_id, range_agg(daterange({FIRST}, {LAST}, '[]')) AS parts FROM dated GROUP BY user_id),
 known AS (
     SELECT user_id, range_agg(tstzrange(starts, ends + interval '1 day')) AS parts FROM times
     WHERE timezone_offset IS NOT NULL GROUP BY user_id)

@@ -131,7 +131,7 @@ ON CONFLICT ({key}) DO UPDATE SET {now}{changes}""")
             for scope in self._scopes(one.resource)
         ]
         stored: list[dict[tuple[Any, ...], Row]] = [{} for _ in stretches]
-        for n, *columns in connection.execute(self._read, self._given.values(given)):
+        for n, *columns in connection.execute(self._read, self._given.values(given)).all():
             row = self._row._make(columns)
             stored[n][row[:3]] = row
         return stored

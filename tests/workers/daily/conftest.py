@@ -27,7 +27,7 @@ def derive(engine: Engine, deriver: Deriver) -> Derive:
 
     def run() -> None:
         sequencer.run(everything=True)
-        while deriver.run(lambda: False):
+        while deriver.run(lambda: False, linger=0):
             pass
 
     return run

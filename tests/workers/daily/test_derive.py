@@ -420,6 +420,93 @@ def test_every_history_of_changes_ends_as_a_rebuild(
     assert [row | ignored for row in rows(engine, DAYS)] == [row | ignored for row in before]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_sessions_around_midnight_end_as_a_rebuild(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive, seed: int
+) -> None:
+    """Breaks if a session that comes, moves or goes leaves the days of sessions that overlap it as they were."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        store(engine, settings, *(_session_at_midnight(rng) for _ in range(rng.randint(1, 3))))
+        if rng.random() < 0.3:
+            with transaction(engine) as connection:
+                kind, name = rng.choice([("workouts", "w"), ("sleep", "s")])
+                retractions.retract(connection, catalogue()[kind], "u1", f"{name}{rng.randrange(4)}")
+        derive()
+        before, sessions = rows(engine, DAYS), rows(engine, SESSIONS)
+        deriver.rebuild(None, lambda *_: None)
+        assert (rows(engine, SESSIONS), rows(engine, DAYS)) == (sessions, before)
+
+
+def _session_at_midnight(rng: random.Random) -> dict[str, Any]:
+    """A workout or a night of one of two users of a person, some of them long, or a revision of one."""
+    user, number = rng.choice(["u1", "u2"]), rng.randrange(4)
+    source = rng.choice([{"provider": "oura", "type": "ring"}, {"provider": "apple_health_kit", "type": "phone"}])
+    at = NOON + timedelta(hours=12, minutes=30 * rng.randrange(-60, 60))
+    end = at + timedelta(minutes=30 * rng.choice([1, 4, 16, 48]))
+    version = (datetime(2026, 6, 1, tzinfo=UTC) + timedelta(seconds=rng.randrange(10**6))).isoformat()
+    whose = {"source": source, "timezone_offset": rng.choice([-36000, 0, 46800]), "updated_at": version}
+    if rng.random() < 0.5:
+        return workout(user, f"w{number}", time_start=at.isoformat(), time_end=end.isoformat(), **whose)
+    data = {"id": f"s{number}", "user_id": user, "bedtime_start": at.isoformat(), "bedtime_stop": end.isoformat()}
+    data |= {"date": at.isoformat(), "calendar_date": at.date().isoformat(), "total": 900, "created_at": version}
+    return event("daily.data.sleep.created", user, data | whose)
+
+
+def _recorded(name: str, provider: str, at: datetime, hours: float) -> dict[str, Any]:
+    """A workout of one of three sources: oura is better than garmin, and garmin than polar."""
+    source = {"provider": provider, "type": {"oura": "lab", "garmin": "watch", "polar": "phone"}[provider]}
+    times = {"time_start": at.isoformat(), "time_end": (at + hours * HOUR).isoformat()}
+    return workout("u1", name, source=source, timezone_offset=0, **times)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_session_that_replaces_one_restores_a_third(
+    engine: Engine, settings: Settings, derive: Derive, direction: int
+) -> None:
+    """Breaks if the third session, which overlaps the second but not the first, and is two days away, stays hidden."""
+    far, middle = NOON + 48 * direction * HOUR, min(NOON, NOON + 48 * direction * HOUR)
+    store(engine, settings, _recorded("second", "garmin", middle, 49), _recorded("third", "polar", far, 1))
+    derive()
+    assert kept(engine) == {"second"}
+    store(engine, settings, _recorded("first", "oura", NOON, 1))
+    derive()
+    assert kept(engine) == {"first", "third"}
+
+
+def test_sessions_that_are_joined_by_others_are_compared(
+    engine: Engine, settings: Settings, deriver: Deriver, derive: Derive
+) -> None:
+    """Breaks if a date is computed without a session of an earlier day that decides which sessions are kept on it."""
+    first = _recorded("first", "oura", NOON - 34 * HOUR, 2)
+    second, third = _recorded("second", "garmin", NOON - 35 * HOUR, 36), _recorded("third", "polar", NOON, 0.5)
+    store(engine, settings, first, second, third)
+    derive()
+    assert kept(engine) == {"first", "third"}
+    with transaction(engine) as connection:
+        queue.add(connection, [queue.Stretch("member-1", "workouts", NOON.date(), NOON.date(), queue.ORIGIN)])
+    assert deriver.step() == 0, "the date was computed from other sessions"
+    assert kept(engine) == {"first", "third"}
+
+
+def kept(engine: Engine) -> set[str]:
+    return {row["id"] for row in rows(engine, SESSIONS)}
+
+
+def test_a_record_touches_its_own_date_only(engine: Engine, settings: Settings, derive: Derive) -> None:
+    """Breaks if a workout that overlaps no other, or a summary, computes days that it cannot change."""
+    derive()  # the first start queues everything
+    late = {"time_start": "2026-03-14T23:30:00+00:00", "time_end": "2026-03-15T00:15:00+00:00"}
+    store(engine, settings, workout("u1", **late, timezone_offset=3600), activity("u2", "2026-03-20", 4000))
+    Sequencer(engine).run(everything=True)
+    while follow(engine):
+        pass
+    queued = rows(engine, "SELECT DISTINCT resource, dates::text FROM headrace.daily_queue ORDER BY resource")
+    found = {row["resource"]: row["dates"] for row in queued}
+    assert found["workouts"] == "{[2026-03-15,2026-03-16)}"
+    assert found["steps"] == "{[2026-03-20,2026-03-21)}"
+
+
 def _random_event(rng: random.Random) -> dict[str, Any]:
     """Samples, workouts, nights and summaries of two users of a person, a few of them with an offset, and revisions."""
     user = rng.choice(["u1", "u1", "u2"])
