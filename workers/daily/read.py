@@ -14,7 +14,7 @@ from workers.daily.model import MAX_OFFSET, DataSource, Summary, TimedSession, a
 from workers.daily.priorities import in_order, lists_of
 from workers.daily.queue import Stretch
 from workers.daily.sessions import SLEEP, WORKOUTS
-from workers.daily.state import ANY_OFFSET, ENDS, MAX_LENGTH, OVERLAP_DAYS, STARTS, Series, reach_of, series_of
+from workers.daily.state import ANY_OFFSET, ENDS, MAX_LENGTH, STARTS, Series, reach_of, series_of
 from workers.store.schema import record_table
 from workers.store.sql import RowParameters
 
@@ -43,7 +43,7 @@ SELECTED_SESSIONS = f"""
 near AS (
     SELECT given.*, k.id, k.starts, k.ends, coalesce(max(k.ends) OVER earlier < k.starts, true) AS is_apart
     FROM {PERIODS} JOIN headrace.daily_records k ON k.user_id = given.user_id AND k.resource = '{{resource}}'
-        AND k.starts >= given.first - interval '{OVERLAP_DAYS} days' AND k.starts < given.last + interval '4 days'
+        AND k.starts >= given.first - interval '10 days' AND k.starts < given.last + interval '4 days'
         AND k.ends >= given.first - interval '3 days'
     WINDOW earlier AS (PARTITION BY given.n ORDER BY k.starts, k.ends, k.user_id, k.id
                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)),

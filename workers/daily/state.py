@@ -20,7 +20,6 @@ from workers.store.sql import RowParameters
 # A longer sample says nothing about a day, and is left out: its days could not be found without reading everything.
 MAX_LENGTH = timedelta(days=31)
 ANY_OFFSET = f"interval '{MAX_OFFSET} seconds'"
-OVERLAP_DAYS = 10  # a session may overlap one that began so many days earlier
 # The lock makes an erasure of the user wait for this transaction, which may write days (workers/store/erase.py).
 USERS = text("""
 SELECT user_id, coalesce(client_user_id, user_id) AS person FROM headrace.users
@@ -158,7 +157,8 @@ TOUCHED_BY_SUMMARIES = """
 dated AS (
     SELECT user_id, noon AS first, noon AS last
     FROM times, LATERAL (SELECT starts + make_interval(secs => coalesce(timezone_offset, 0)) AS noon) AS local)"""
-# A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates.
+# A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates. Of the
+# others, one that began three days earlier is on a date beyond the margin.
 TOUCHED_BY_SESSIONS = f"""
 placed AS (
     SELECT user_id, starts, ends, {{moment}} AS moment,
@@ -168,7 +168,7 @@ placed AS (
                JOIN headrace.users every
                    ON coalesce(every.client_user_id, every.user_id) = coalesce(own.client_user_id, own.user_id)
                JOIN headrace.daily_records k ON k.user_id = every.user_id AND k.resource = times.resource
-                   AND k.starts BETWEEN times.starts - interval '{OVERLAP_DAYS} days' AND times.ends
+                   AND k.starts BETWEEN times.starts - interval '3 days' AND times.ends
                    AND k.ends >= times.starts
                WHERE own.user_id = times.user_id AND (k.user_id, k.id) <> (times.user_id, times.id)) AS is_overlapping
     FROM times),

@@ -141,7 +141,7 @@ def _unknown(name: str) -> NotFound:
 
 
 def _page(connection: Connection, name: str, position: int, limit: int) -> list[dict[str, Any]]:
-    found = [dict(row) for row in connection.execute(READ, {"position": position, "limit": limit}).mappings()]
+    found = [dict(row) for row in connection.execute(READ, {"position": position, "limit": limit}).mappings().all()]
     # Retention moves `dropped` before it drops, so this finds every gap that the page may have.
     if position < (dropped := connection.execute(STATE).one().dropped):
         raise _dropped(name, position, dropped)

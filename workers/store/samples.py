@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, CursorResult, text
 
 from workers import actions
 from workers.actions import Origin, Samples, SeriesKey
@@ -67,9 +67,9 @@ class Written:
     samples: list[ChangedSamples] = field(default_factory=list)  # inserted or updated, for the feed
     series: dict[int, SeriesKey] = field(default_factory=dict)  # of these samples
 
-    def newer(self, compared: Iterable[Row[Any]], given: Sequence[Any]) -> Sequence[Any]:
+    def newer(self, compared: CursorResult[Any], given: Sequence[Any]) -> Sequence[Any]:
         """The rows of `given` whose deliveries are newer than the stored rows. Records stale deliveries."""
-        found = list(compared)
+        found = compared.all()
         self.stale.update(row.n for row in found if row.is_stale)
         newer = {row.n for row in found if row.is_newer}
         return [row for row in given if row.n in newer]

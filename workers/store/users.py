@@ -136,9 +136,10 @@ def _known_users(connection: Connection, claims: Mapping[Claim, ClientId]) -> di
     """The users of the claims that exist and are not erased."""
     if not claims:
         return {}
+    known = connection.execute(KNOWN_USERS, _rows(claims)).all()
     return {
         Claim(aggregator, user_id): _Known(User(merged_into=merged_into, other_owner=other_owner), is_changed)
-        for aggregator, user_id, merged_into, other_owner, is_changed in connection.execute(KNOWN_USERS, _rows(claims))
+        for aggregator, user_id, merged_into, other_owner, is_changed in known
     }
 
 

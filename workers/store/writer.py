@@ -163,7 +163,7 @@ class Statements:
             for row in self.changed(rows, merged):
                 written.changed[row.n] += 1
         else:
-            for n, changed in connection.execute(self._changed, {"rows": _json(rows)}):
+            for n, changed in connection.execute(self._changed, {"rows": _json(rows)}).all():
                 written.changed[n] += changed
         if any(row.n not in written.changed for row in rows):
             self.newer(connection, rows, written)
