@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 from sqlalchemy import Engine, text
@@ -20,11 +21,14 @@ from tests.bench.load import workout_event
 from tests.bench.processes import cpu_seconds
 from tests.bench.stack import running_servers
 from tests.support import ENCRYPTION_KEY, delivery, heartrate
+from workers.daily.derive import Deriver
 from workers.ingest.apply import Applier
 from workers.store.engine import make_writer
+from workers.store.feed import Sequencer
 
 DAY, YEAR_DAYS, MONTH_DAYS = 86_400, 365, 31
 USERS, MESSAGE = 1_000, 10  # deliveries per message
+DAY_MINUTES, DAY_SAMPLES = 1_440, 30  # of a delivery, one a minute
 TABLES = ("samples", "workouts", "deliveries", "archive")
 SIZE = text("""
 SELECT sum(pg_total_relation_size(oid)) FROM pg_class
@@ -36,17 +40,17 @@ WAL = text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")
 class Costs:
     """Bytes of tables with their indexes, and microseconds of CPU time.
 
-    The CPU times were measured beside other work (a load of 10 on two cores). On an idle machine they are about half as
-    long, see deploy/docs/benchmarks.md.
+    The CPU times were measured on two otherwise idle cores.
     """
 
     sample_bytes: int = 121  # in events of 60 of one series; 118 in pages of 1,000, 132 in events of 29
-    record_bytes: int = 1_124  # a workout
-    ledger_bytes: int = 242
+    record_bytes: int = 1_165  # a workout
+    ledger_bytes: int = 265  # as the next one: 269 and 247 bytes
     archive_bytes: int = 593  # 5 of 6 deliveries have 29 samples (539 bytes), the others are workouts (865)
-    web_us: int = 660  # per delivery, in the endpoint and the broker; 365 in the benchmarks, scaled like the next one
-    delivery_us: int = 660  # per delivery, in a worker (70 %) and PostgreSQL
+    web_us: int = 325  # per delivery, in the endpoint and the broker; 8 connections, 3.8 deliveries to a message
+    delivery_us: int = 730  # per delivery, in a worker (70 %) and PostgreSQL
     sample_us: float = 11.0  # per sample, in a worker (65 %) and PostgreSQL
+    days_us: int = 6_500  # per delivery of samples: its day, of 720 samples on average, is computed again
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ def core_us(costs: Costs, person: Person) -> float:
     return person.deliveries * costs.delivery_us + person.samples * costs.sample_us
 
 
+def days_us(costs: Costs, person: Person) -> float:
+    """CPU time of the days of a person, in workers of the lane `derive` (80 %) and PostgreSQL, in a day."""
+    return (person.deliveries - person.records) * costs.days_us
+
+
 def table(costs: Costs = COSTS, person: Person = Person()) -> list[str]:
     """The rows of the table: one per number of people."""
     found = []
@@ -85,13 +94,14 @@ def table(costs: Costs = COSTS, person: Person = Person()) -> list[str]:
         per_second = people * person.deliveries / DAY
         cores = people * core_us(costs, person) / 1e6 / DAY * person.peak
         web = people * person.deliveries * costs.web_us / 1e6 / DAY * person.peak
+        days = people * days_us(costs, person) / 1e6 / DAY * person.peak
         month = people * person.samples * MONTH_DAYS * costs.sample_bytes
         kept = people * person.deliveries * (costs.archive_bytes * KEEP_DAYS + costs.ledger_bytes * LEDGER_DAYS)
         cells = (
             f"{people:,}",
             f"{_short(per_second)} ({_short(per_second * person.peak)})",
             _short(people * person.samples / DAY),
-            f"{_short(web)} + {_short(cores)}",
+            f"{_short(web)} + {_short(cores)} + {_short(days)}",
             str(max(2, math.ceil(cores * WORKERS_SHARE / UTILIZATION))),
             _bytes(people * daily_bytes(costs, person) * YEAR_DAYS),
             f"{_bytes(month)}{' (!)' if month > MAX_TABLE_BYTES else ''}",
@@ -120,6 +130,7 @@ def costs_of(costs: Costs = COSTS, person: Person = Person()) -> list[str]:
         ("a delivery, without its samples", person.deliveries, costs.ledger_bytes, costs.delivery_us),
         ("a delivery in the archive", person.deliveries, costs.archive_bytes, None),
         ("a delivery in web and broker", person.deliveries, None, costs.web_us),
+        ("the day of a delivery of samples", person.deliveries - person.records, None, costs.days_us),
     )
     return [
         f"| {name} | {_or_none(size, 'B')} | {_or_none(cpu, 'us')} | {_or_none(size and size * count / 1000, 'kB')} "
@@ -149,6 +160,9 @@ def measure() -> None:
         engine = make_writer(settings)
         applier = Applier(engine, settings)
         applier.apply(pack([delivery(workout_event("warm", 0)), delivery(heartrate("warm", {0: 60}))]))
+        worker, postgres = _days(engine, applier)
+        print(f"days of deliveries of {DAY_SAMPLES} samples")
+        print(f"  CPU per delivery: worker {worker:.0f} us, PostgreSQL {postgres:.0f} us")
         for name, samples, given in (
             ("records", 0, [delivery(workout_event(f"u{n % USERS}", n)) for n in range(5_000)]),
             ("hourly samples", 60, list(_hourly(60, 12))),
@@ -156,7 +170,40 @@ def measure() -> None:
             ("pages of samples", 1_000, list(_pages(200))),
         ):
             _print(name, len(given), samples, _applied(engine, applier, given))
+        worker, postgres = _days(engine, applier)
+        print(
+            f"days: CPU per delivery of {DAY_SAMPLES} samples: worker {worker:,.0f} us, PostgreSQL {postgres:,.0f} us"
+        )
         engine.dispose()
+
+
+def _days(engine: Engine, applier: Applier, people: int = 100) -> tuple[float, float]:
+    """Microseconds of CPU to compute the day that a delivery touches again, while a day fills every half an hour."""
+    deriver, sequencer = Deriver(engine, load({})), Sequencer(engine)
+    deriver.follow()  # the first one queues everything
+    with engine.connect() as connection:
+        server = psutil.Process(connection.scalar(text("SELECT pg_backend_pid()"))).parent()
+    assert server is not None
+    worker = postgres = 0.0
+    for first in range(0, DAY_MINUTES, DAY_SAMPLES):
+        given = [delivery(_half_hour(f"day{n}", first)) for n in range(people)]
+        _applied(engine, applier, given)
+        sequencer.run(everything=True)
+        began = time.process_time(), cpu_seconds(server)
+        while deriver.follow() or deriver.step() is not None:
+            pass
+        worker += time.process_time() - began[0]
+        postgres += cpu_seconds(server) - began[1]
+    count = people * DAY_MINUTES // DAY_SAMPLES
+    return worker / count * 1e6, postgres / count * 1e6
+
+
+def _half_hour(person: str, first: int) -> dict[str, Any]:
+    """An event of a sample per minute, with the offset of UTC, so that midnight does not divide the day."""
+    one = heartrate(person, {first + minute: 60 + minute for minute in range(DAY_SAMPLES)})
+    for sample in one["data"]["data"]:
+        sample["timezone_offset"] = 0
+    return one | {"client_user_id": person}
 
 
 def _hourly(samples: int, rounds: int, *, first: int = 0) -> Iterator[Delivery]:
