@@ -157,8 +157,8 @@ TOUCHED_BY_SUMMARIES = """
 dated AS (
     SELECT user_id, noon AS first, noon AS last
     FROM times, LATERAL (SELECT starts + make_interval(secs => coalesce(timezone_offset, 0)) AS noon) AS local)"""
-# A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates. Of the
-# others, one that began three days earlier is on a date beyond the margin.
+# A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates.
+# Others that began more than three days earlier are not searched for: their dates are beyond the margin.
 TOUCHED_BY_SESSIONS = f"""
 placed AS (
     SELECT user_id, starts, ends, {{moment}} AS moment,
