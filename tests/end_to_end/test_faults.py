@@ -25,7 +25,7 @@ from workers.fetch.http import Client
 from workers.fetch.rate_limits import Throttle
 from workers.ingest.apply import Applier
 from workers.simulator import World, events, first_events
-from workers.simulator.faults import Fault, Faults
+from workers.simulator.faults import LIMITED, Fault, Faults
 from workers.simulator.server import API_KEY, Simulator
 from workers.store.backfills import due
 from workers.store.engine import make_writer
@@ -54,6 +54,7 @@ class FaultDeck:
     """Replaces a simulator's random faults by a shuffled deck: of every 40 requests, each of FAULTS hits one.
 
     A fault that cannot apply to a request (an expired cursor, if the request has none) waits for the next that fits.
+    Such a fault is on top of the deck: drawn late, it can come after the last request with a cursor.
     """
 
     faults: Faults
@@ -83,6 +84,7 @@ class FaultDeck:
         if not self.deck:
             self.deck = [*FAULTS, *[None] * (DECK - len(FAULTS))]
             self.dice.shuffle(self.deck)
+            self.deck.sort(key=lambda card: card is not None and card.kind in LIMITED)
         return self.deck.pop()
 
     @property
