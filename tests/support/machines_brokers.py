@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from workers.local import wheels
 COOKIE = "headrace-machines"
 # One scheduler thread without busy waiting per node: three nodes share the cores with everything else.
 ERLANG = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
+HUNG_SECONDS = 90.0  # after the return of a machine; a node that starts on busy cores answers within 40 s
 LANES = ("live", "backfill", "maintenance", "notify")  # that a worker of each machine consumes
 QUEUE_COLUMNS = ("name", "leader", "online", "consumers")
 VALKEY_MACHINE = 1  # the first primary; with RabbitMQ, the only machine with a Valkey, for shared rate limits
@@ -73,6 +75,7 @@ class RabbitMQCluster:
 
     def __init__(self, machines: Machines) -> None:
         self._machines = machines
+        self._silent_since: dict[int, float] = {}  # by machine, in monotonic seconds
 
     def start(self, machine: int) -> None:
         folder = self._folder(machine)
@@ -98,12 +101,25 @@ class RabbitMQCluster:
         return members == consumers == {len(MACHINES)}
 
     def repair(self, machine: int) -> None:
-        """Restarts a node that reports a partition.
+        """Restarts a node that reports a partition, and one that does not answer for HUNG_SECONDS.
 
         A node that was frozen for longer than net_ticktime reconnects within milliseconds. So pause_minority finds a
         majority and does nothing, but each side has removed the other from its cluster (seen with RabbitMQ 3.10).
+
+        A node that was cut off pauses and starts again when it is back. It hung at this start once, after the last
+        line "global_name_server received an unexpected message ... nodeup" (RabbitMQ 3.10, Erlang 25).
         """
-        if json.loads(self._control(machine, "cluster_status", "--formatter", "json"))["partitions"]:
+        try:
+            partitions = json.loads(self._control(machine, "cluster_status", "--formatter", "json"))["partitions"]
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            since = self._silent_since.setdefault(machine, time.monotonic())
+            if time.monotonic() - since > HUNG_SECONDS:
+                print(f"restarts RabbitMQ on machine {machine}, which hangs", flush=True)
+                self._machines.kill(machine, "beam.smp")
+                del self._silent_since[machine]
+            return
+        self._silent_since.pop(machine, None)
+        if partitions:
             print(f"restarts RabbitMQ on machine {machine}, which reports a partition", flush=True)
             self._control(machine, "stop_app")
             self._control(machine, "start_app")
