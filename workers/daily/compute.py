@@ -58,16 +58,18 @@ def samples_of(
     connection: Connection, inputs: Inputs, users: Mapping[str, Sequence[str]]
 ) -> dict[str, list[DaySample]]:
     """The samples of a stretch by metric, each with an offset. Those whose number is unusable are left out."""
-    person, missing = inputs.stretch.person, {one.start for one in inputs.samples if one.offset is None}
+    person = inputs.stretch.person
+    missing = {start for of in inputs.series for _, start, _, _, offset, *_ in of.samples if offset is None}
     offsets = offsets_at(connection, person, users.get(person, ()), missing)
     found: dict[str, list[DaySample]] = {}
     for metric, field in parts_of(catalogue()[inputs.stretch.resource]).items():
         found[metric] = rows = []
-        for raw in inputs.samples:
-            value = usable(raw.value if field is None else (raw.fields or {}).get(field))
-            if value is not None:
-                offset, zone = offsets[raw.start] if raw.offset is None else (raw.offset, OWN_OFFSET)
-                rows.append(DaySample(raw.source, raw.start, raw.stop, value, offset, zone, raw.unit, raw.user_id))
+        for source, user_id, samples in inputs.series:
+            for _, start, stop, value, offset, unit, fields in samples:
+                amount = value if field is None else usable((fields or {}).get(field))
+                if amount is not None:
+                    at, zone = offsets[start] if offset is None else (offset, OWN_OFFSET)
+                    rows.append(DaySample(source, start, stop, amount, at, zone, unit, user_id))
     return found
 
 

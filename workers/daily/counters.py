@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import NamedTuple
 
-from workers.daily.model import MINUTE, DayEvidence, DaySample, DayValue, Summary, split_at_midnight
+from workers.daily.model import MINUTE, DaySample, DayValue, Summary, split_at_midnight, unit_of
 
 Interval = tuple[int, int]
 
@@ -23,10 +23,12 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class _CounterDay:
-    evidence: DayEvidence = field(default_factory=DayEvidence)
+    compared: list[DaySample] = field(default_factory=list)
+    unit: str = ""
+    zone: int = 0
     shares: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # of the values, by source
     covered: list[Interval] = field(default_factory=list)
-    summaries: dict[int, float] = field(default_factory=dict)  # by source
+    summaries: dict[int, Summary] = field(default_factory=dict)  # by source
 
 
 def counter_days(
@@ -43,18 +45,19 @@ def counter_days(
     days: dict[int, _CounterDay] = defaultdict(_CounterDay)
     for sample in samples:
         for number, _, _ in split_at_midnight(sample.start, sample.stop, sample.offset):
-            days[number].evidence.see(sample)
+            days[number].compared.append(sample)
+    for day in days.values():
+        day.unit = unit_of(day.compared)
     for sample, number, start, stop in won(samples):
         day = days[number]
-        if not day.evidence.has_unit(sample):
+        if sample.unit not in ("", day.unit):
             continue
         length = sample.stop - sample.start
         day.shares[sample.source].append(sample.value * (stop - start) / length if length else sample.value)
-        day.evidence.zone = max(day.evidence.zone, sample.zone)
+        day.zone = max(day.zone, sample.zone)
         day.covered.append((start, stop))
     for summary in summaries:
-        days[summary.day].evidence.users.add(summary.user_id)
-        days[summary.day].summaries.setdefault(summary.source, summary.value)
+        days[summary.day].summaries.setdefault(summary.source, summary)
     return [value for number, day in days.items() if (value := _value(metric, number, day, unit))]
 
 
@@ -99,10 +102,10 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _value(metric: str, number: int, day: _CounterDay, unit: str | None) -> DayValue | None:
-    evidence, summaries = day.evidence, day.summaries
-    best = min(evidence.present | summaries.keys())
-    is_summary = best not in evidence.present
-    shares = {best: [summaries[best]]} if is_summary else day.shares
+    summaries, present = day.summaries, {one.source for one in day.compared}
+    best = min(present | summaries.keys())
+    is_summary = best not in present
+    shares = {best: [summaries[best].value]} if is_summary else day.shares
     if not shares:
         return None
     covered = round(sum(stop - start for start, stop in union(day.covered)) / MINUTE)
@@ -110,13 +113,13 @@ def _value(metric: str, number: int, day: _CounterDay, unit: str | None) -> DayV
         day=number,
         metric=metric,
         value=fsum(share for of_source in shares.values() for share in of_source),
-        unit=unit or evidence.unit,
+        unit=unit or day.unit,
         source=min(shares, key=lambda source: (-fsum(shares[source]), source)),
         sources=len(shares),
         covered_minutes=None if is_summary else covered,
-        zone=0 if is_summary else evidence.zone,
-        users=frozenset(evidence.users),
-        samples=evidence.samples + len(summaries),
-        summary_value=summaries.get(best),
+        zone=0 if is_summary else day.zone,
+        users=frozenset([*(one.user_id for one in day.compared), *(one.user_id for one in summaries.values())]),
+        samples=len(day.compared) + len(summaries),
+        summary_value=summaries[best].value if best in summaries else None,
         method="summary" if is_summary else "samples",
     )

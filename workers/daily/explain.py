@@ -12,17 +12,18 @@ from sqlalchemy import Connection, text
 from app.catalogue import catalogue
 from workers.daily.compute import compute, samples_of
 from workers.daily.counters import won
-from workers.daily.gauges import best_of_minutes, last_of
+from workers.daily.gauges import best_by_minute, last_of
 from workers.daily.metrics import SESSIONS, resource_of
 from workers.daily.model import (
+    MINUTE,
     ZONE_SOURCES,
     DataSource,
-    DayEvidence,
     DaySample,
     TimedSession,
     as_day,
     as_time,
     local_day,
+    unit_of,
 )
 from workers.daily.priorities import lists_of, zone_of
 from workers.daily.queue import Stretch
@@ -166,13 +167,11 @@ def _of_samples(
     day = as_day(found.inputs.stretch.first)
     is_counter = resource.day == "counter"
     here = [one for one in samples if _touches(one, day, with_end=is_counter)]
-    evidence = DayEvidence()
-    for one in here:
-        evidence.see(one)
     is_summary = any(one.method == "summary" for one in found.days if one.metric == metric)
     winners = [] if is_summary else list(_winners(samples, day, resource.day or ""))
     if resource.day != "last":
-        winners = [one for one in winners if evidence.has_unit(one.sample)]
+        units = ("", unit_of(here))
+        winners = [one for one in winners if one.sample.unit in units]
     sources = []
     for place, source in enumerate(found.inputs.sources):
         mine = [one for one in here if one.source == place]
@@ -223,7 +222,9 @@ def _winners(samples: Sequence[DaySample], day: int, kind: str) -> Iterator[_Won
         here = [one for one in samples if local_day(one.start, one.offset) == day]
         winners: Iterable[DaySample] = [last_of(here)] if here else []
     else:
-        winners = (one for one in best_of_minutes(samples) if local_day(one.start, one.offset) == day)
+        best = best_by_minute(samples)
+        here = [one for one in samples if local_day(one.start, one.offset) == day]
+        winners = [one for one in here if best[one.start // MINUTE] == one.source]
     yield from (_Won(one, one.start, one.start, one.value) for one in winners)
 
 

@@ -1,71 +1,64 @@
 """Gauges, such as the heart rate, and values of which the last one of a day counts, such as the weight."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from math import fsum
 
-from workers.daily.model import MINUTE, DayEvidence, DaySample, DayValue, local_day
+from workers.daily.model import MINUTE, DaySample, DayValue, local_day, unit_of
 
 
-@dataclass(slots=True)
-class _GaugeDay:
-    evidence: DayEvidence = field(default_factory=DayEvidence)
-    minutes: dict[int, list[float]] = field(default_factory=dict)  # the values that won
-    won: dict[int, int] = field(default_factory=dict)  # minutes by source
-
-
-def gauge_days(metric: str, samples: Iterable[DaySample], unit: str | None = None) -> list[DayValue]:
+def gauge_days(metric: str, samples: Sequence[DaySample], unit: str | None = None) -> list[DayValue]:
     """The average, minimum and maximum of each local day, as `metric` with the suffixes _avg, _min and _max.
 
     In each minute of UTC the best-ranked source with a sample wins. The average is the mean of the minutes' means, so
     that a source that measures more often in one hour than in another does not shift it. Of samples in several units,
     those in the unit of the best source's first one count.
     """
-    samples = list(samples)
-    days: dict[int, _GaugeDay] = defaultdict(_GaugeDay)
-    for sample in samples:
-        days[local_day(sample.start, sample.offset)].evidence.see(sample)
-    for sample in best_of_minutes(samples):
-        minute = sample.start // MINUTE
-        day = days[local_day(sample.start, sample.offset)]
-        if day.evidence.has_unit(sample):
-            if minute not in day.minutes:
-                day.won[sample.source] = day.won.get(sample.source, 0) + 1
-            day.minutes.setdefault(minute, []).append(sample.value)
-            day.evidence.zone = max(day.evidence.zone, sample.zone)
-    return [value for day, one in days.items() if one.minutes for value in _values(metric, day, one, unit)]
+    best = best_by_minute(samples)
+    return [value for day, here in by_day(samples).items() for value in _values(metric, day, here, best, unit)]
 
 
-def _values(metric: str, day: int, found: _GaugeDay, unit: str | None) -> list[DayValue]:
-    means = [fsum(values) / len(values) for values in found.minutes.values()]
-    every = [value for values in found.minutes.values() for value in values]
+def _values(
+    metric: str, day: int, here: Sequence[DaySample], best: Mapping[int, int], unit: str | None
+) -> list[DayValue]:
+    units = ("", unit_of(here))
+    counted = [one for one in here if best[one.start // MINUTE] == one.source and one.unit in units]
+    if not counted:
+        return []
+    minutes: dict[int, list[float]] = defaultdict(list)
+    for one in counted:
+        minutes[one.start // MINUTE].append(one.value)
+    means = [fsum(values) / len(values) for values in minutes.values()]
+    won = Counter(best[minute] for minute in minutes)
+    every = [one.value for one in counted]
+    zone = max(one.zone for one in counted)
+    users = frozenset(one.user_id for one in here)
     named = {"avg": fsum(means) / len(means), "min": min(every), "max": max(every)}
-    evidence = found.evidence
     return [
         DayValue(
             day=day,
             metric=f"{metric}_{name}",
             value=value,
-            unit=unit or evidence.unit,
-            source=min(found.won, key=lambda source: (-found.won[source], source)),
-            sources=len(found.won),
-            covered_minutes=len(found.minutes),
-            zone=evidence.zone,
-            users=frozenset(evidence.users),
-            samples=evidence.samples,
+            unit=unit or units[1],
+            source=min(won, key=lambda source: (-won[source], source)),
+            sources=len(won),
+            covered_minutes=len(minutes),
+            zone=zone,
+            users=users,
+            samples=len(here),
         )
         for name, value in named.items()
     ]
 
 
-def best_of_minutes(samples: Sequence[DaySample]) -> Iterator[DaySample]:
-    """The samples that win: in each minute of UTC those of the best-ranked source."""
+def best_by_minute(samples: Iterable[DaySample]) -> dict[int, int]:
+    """The source that wins each minute of UTC, counted since 1970: the best-ranked one with a sample."""
     best: dict[int, int] = {}
-    for one in samples:
-        minute = one.start // MINUTE
-        best[minute] = min(one.source, best.get(minute, one.source))
-    return (one for one in samples if best[one.start // MINUTE] == one.source)
+    for source, start, *_ in samples:
+        minute = start // MINUTE
+        if best.setdefault(minute, source) > source:
+            best[minute] = source
+    return best
 
 
 def last_of(samples: Iterable[DaySample]) -> DaySample:
@@ -75,9 +68,6 @@ def last_of(samples: Iterable[DaySample]) -> DaySample:
 
 def last_days(metric: str, samples: Iterable[DaySample], unit: str | None = None) -> list[DayValue]:
     """The last sample of each local day, as `last_of` finds it."""
-    days: dict[int, list[DaySample]] = defaultdict(list)
-    for sample in samples:
-        days[local_day(sample.start, sample.offset)].append(sample)
     return [
         DayValue(
             day=day,
@@ -91,6 +81,14 @@ def last_days(metric: str, samples: Iterable[DaySample], unit: str | None = None
             users=frozenset(one.user_id for one in here),
             samples=len(here),
         )
-        for day, here in days.items()
+        for day, here in by_day(samples).items()
         for last in (last_of(here),)
     ]
+
+
+def by_day(samples: Iterable[DaySample]) -> dict[int, list[DaySample]]:
+    """The samples of each local day."""
+    days: dict[int, list[DaySample]] = defaultdict(list)
+    for one in samples:
+        days[local_day(one.start, one.offset)].append(one)
+    return days

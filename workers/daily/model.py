@@ -1,7 +1,7 @@
 """The values that the rules of a day read and return. Times are microseconds since 1970 UTC, and days count from it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -83,32 +83,12 @@ class DayValue:
     method: Method = "samples"
 
 
-@dataclass(slots=True)
-class DayEvidence:
-    """The state of one local day while its samples are read."""
+def unit_of(samples: Iterable[DaySample]) -> str:
+    """The unit of a day: that of the best source's first sample with a unit, '' if none has one.
 
-    users: set[str] = field(default_factory=set)
-    present: set[int] = field(default_factory=set)  # sources with samples, including those that lost
-    samples: int = 0
-    zone: int = 0
-    best: tuple[int, int, str] | None = None  # the source, time and unit of the best source's first sample with a unit
-
-    def see(self, sample: DaySample) -> None:
-        """Counts a sample that is compared."""
-        self.users.add(sample.user_id)
-        self.present.add(sample.source)
-        self.samples += 1
-        if sample.unit and (self.best is None or (sample.source, sample.start, sample.unit) < self.best):
-            self.best = (sample.source, sample.start, sample.unit)
-
-    @property
-    def unit(self) -> str:
-        """The unit of the day, '' if no sample has one."""
-        return self.best[2] if self.best else ""
-
-    def has_unit(self, sample: DaySample) -> bool:
-        """Whether a sample can be added to others of the day: 5 mmol/L and 90 mg/dL have no average."""
-        return not sample.unit or sample.unit == self.unit
+    Samples with another unit cannot be added to it: 5 mmol/L and 90 mg/dL have no average.
+    """
+    return min(((one.source, one.start, one.unit) for one in samples if one.unit), default=(0, 0, ""))[2]
 
 
 def local_day(moment: int, offset: int) -> int:

@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, NamedTuple
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, TextClause, text
 
@@ -23,7 +25,9 @@ WINDOWS = RowParameters("n int, series_id int, first timestamptz, last timestamp
 # :first and :last are constants for the whole statement, so that PostgreSQL can skip partitions when it plans.
 SAMPLES = text(f"""
 SELECT given.n, {MICROSECONDS.format("s.ts")} AS start,
-       {MICROSECONDS.format("greatest(s.ts_end, s.ts)")} AS stop, s.value, s.timezone_offset, s.unit,
+       {MICROSECONDS.format("greatest(s.ts_end, s.ts)")} AS stop,
+       CASE WHEN abs(s.value) <= :max_amount THEN s.value END AS value,
+       CASE WHEN abs(s.timezone_offset) <= {MAX_OFFSET} THEN s.timezone_offset END AS timezone_offset, s.unit,
        CASE WHEN given.has_fields THEN s.extra END AS fields
 FROM {WINDOWS}
 JOIN headrace.samples s ON s.series_id = given.series_id AND s.ts >= given.first AND s.ts < given.last
@@ -80,16 +84,23 @@ RECORDS = {name: _records(name) for name in (*SESSIONS, SUMMARY)}
 
 
 class RawSample(NamedTuple):
-    """A sample as it is stored. `source` is its source's place in the order of ranks."""
+    """A row of SAMPLES: a sample as it is stored, without a value or an offset that is not usable."""
 
-    source: int
+    n: int
     start: int
     stop: int
     value: float | None
     offset: int | None
     unit: str
-    user_id: str
     fields: Mapping[str, Any] | None
+
+
+class RawSeries(NamedTuple):
+    """The samples of one series. `source` is its place in the order of ranks."""
+
+    source: int
+    user_id: str
+    samples: Sequence[RawSample]
 
 
 Owned = tuple[DataSource, str]  # a source and its user: two users of a person may have the same one
@@ -101,7 +112,7 @@ class Inputs:
 
     stretch: Stretch
     sources: list[DataSource] = field(default_factory=list)  # best first; twice if two users have it
-    samples: list[RawSample] = field(default_factory=list)
+    series: list[RawSeries] = field(default_factory=list)  # of samples
     summaries: list[Summary] = field(default_factory=list)
     sessions: list[tuple[TimedSession, bool]] = field(default_factory=list)  # and whether it has an offset of its own
     places: dict[Owned, int] = field(default_factory=dict)  # in `sources`
@@ -169,12 +180,12 @@ def _read_samples(connection: Connection, found: Sequence[Inputs], windows: Sequ
         for n, (_, window) in enumerate(asked)
     )
     bounds = {"first": min(window.first for _, window in asked), "last": max(window.last for _, window in asked)}
-    targets = [(one.samples, one.places[_owned(window.series)], window.series.user_id) for one, window in asked]
-    read = connection.execute(SAMPLES, {**given, **bounds, "max_length": MAX_LENGTH}).all()
-    for n, start, stop, value, offset, unit, fields in read:
-        rows, place, user_id = targets[n]
-        known = offset if offset is None or abs(offset) <= MAX_OFFSET else None
-        rows.append(RawSample(place, start, stop, value, known, unit, user_id, fields))
+    limits = {"max_length": MAX_LENGTH, "max_amount": MAX_AMOUNT}
+    rows = connection.execute(SAMPLES, {**given, **bounds, **limits}).all()
+    for n, samples in groupby(rows, key=itemgetter(0)):
+        one, window = asked[n]
+        place = one.places[_owned(window.series)]
+        one.series.append(RawSeries(place, window.series.user_id, cast("list[RawSample]", list(samples))))
 
 
 def _read_records(
