@@ -51,7 +51,7 @@ class Costs:
     web_us: int = 325  # per delivery, in the endpoint and the broker; 8 connections, 3.8 deliveries to a message
     delivery_us: int = 730  # per delivery, in a worker (70 %) and PostgreSQL
     sample_us: float = 11.0  # per sample, in a worker (65 %) and PostgreSQL
-    days_us: int = 5_800  # per delivery of samples: its day, of 720 samples on average, is computed again
+    days_us: int = 4_800  # per delivery of samples: its day, of 720 samples on average, is computed again
 
 
 @dataclass(frozen=True)

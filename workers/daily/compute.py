@@ -59,17 +59,20 @@ def samples_of(
 ) -> dict[str, list[DaySample]]:
     """The samples of a stretch by metric, each with an offset. Those whose number is unusable are left out."""
     person = inputs.stretch.person
-    missing = {start for of in inputs.series for _, start, _, _, offset, *_ in of.samples if offset is None}
+    missing = {
+        start for of in inputs.samples for start, offset in zip(of.starts, of.offsets, strict=True) if offset is None
+    }
     offsets = offsets_at(connection, person, users.get(person, ()), missing)
     found: dict[str, list[DaySample]] = {}
     for metric, field in parts_of(catalogue()[inputs.stretch.resource]).items():
         found[metric] = rows = []
-        for source, user_id, samples in inputs.series:
-            for _, start, stop, value, offset, unit, fields in samples:
-                amount = value if field is None else usable((fields or {}).get(field))
-                if amount is not None:
+        for of in inputs.samples:
+            amounts = of.values if field is None else [usable((one or {}).get(field)) for one in of.fields or ()]
+            columns = zip(of.starts, of.stops, amounts, of.offsets, of.units, strict=True)
+            for start, stop, value, offset, unit in columns:
+                if value is not None:
                     at, zone = offsets[start] if offset is None else (offset, OWN_OFFSET)
-                    rows.append(DaySample(source, start, stop, amount, at, zone, unit, user_id))
+                    rows.append(DaySample(of.source, start, stop, value, at, zone, unit, of.user_id))
     return found
 
 

@@ -1,6 +1,6 @@
 """The values that the rules of a day read and return. Times are microseconds since 1970 UTC, and days count from it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -83,12 +83,15 @@ class DayValue:
     method: Method = "samples"
 
 
-def unit_of(samples: Iterable[DaySample]) -> str:
+def unit_of(samples: Collection[DaySample]) -> str:
     """The unit of a day: that of the best source's first sample with a unit, '' if none has one.
 
     Samples with another unit cannot be added to it: 5 mmol/L and 90 mg/dL have no average.
     """
-    return min(((one.source, one.start, one.unit) for one in samples if one.unit), default=(0, 0, ""))[2]
+    units = {one.unit for one in samples} - {""}
+    if len(units) > 1:
+        return min((one.source, one.start, one.unit) for one in samples if one.unit)[2]
+    return units.pop() if units else ""
 
 
 def local_day(moment: int, offset: int) -> int:

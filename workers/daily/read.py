@@ -4,9 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, TextClause, text
 
@@ -23,16 +21,17 @@ from workers.store.sql import RowParameters
 MICROSECONDS = "CAST(date_part('epoch', {}) * 1000000 AS bigint)"
 WINDOWS = RowParameters("n int, series_id int, first timestamptz, last timestamptz, has_fields boolean")
 # :first and :last are constants for the whole statement, so that PostgreSQL can skip partitions when it plans.
+# Arrays: reading a sample takes 0.9 to 1.2 us of this process's CPU time. As a row for each it took 2.5.
 SAMPLES = text(f"""
-SELECT given.n, {MICROSECONDS.format("s.ts")} AS start,
-       {MICROSECONDS.format("greatest(s.ts_end, s.ts)")} AS stop,
-       CASE WHEN abs(s.value) <= :max_amount THEN s.value END AS value,
-       CASE WHEN abs(s.timezone_offset) <= {MAX_OFFSET} THEN s.timezone_offset END AS timezone_offset, s.unit,
-       CASE WHEN given.has_fields THEN s.extra END AS fields
+SELECT given.n, array_agg({MICROSECONDS.format("s.ts")}) AS starts,
+       array_agg({MICROSECONDS.format("greatest(s.ts_end, s.ts)")}) AS stops,
+       array_agg(CASE WHEN abs(s.value) <= :max_amount THEN s.value END) AS values,
+       array_agg(CASE WHEN abs(s.timezone_offset) <= {MAX_OFFSET} THEN s.timezone_offset END) AS offsets,
+       array_agg(s.unit) AS units, array_agg(s.extra) FILTER (WHERE given.has_fields) AS fields
 FROM {WINDOWS}
 JOIN headrace.samples s ON s.series_id = given.series_id AND s.ts >= given.first AND s.ts < given.last
 WHERE s.ts >= :first AND s.ts < :last AND coalesce(s.ts_end - s.ts, '0') <= :max_length
-ORDER BY given.n, s.ts""")
+GROUP BY given.n ORDER BY given.n""")
 MAX_AMOUNT = 1e290  # of a number: a product of it with microseconds, and a sum of millions, are finite
 COLUMNS = {
     "sleep": [name.removeprefix("sleep_") for name in SLEEP],
@@ -83,24 +82,20 @@ WHERE is_needed AND NOT r.deleted ORDER BY selected.n, r.version DESC, r.user_id
 RECORDS = {name: _records(name) for name in (*SESSIONS, SUMMARY)}
 
 
-class RawSample(NamedTuple):
-    """A row of SAMPLES: a sample as it is stored, without a value or an offset that is not usable."""
+class StoredSamples(NamedTuple):
+    """The samples of one series, in any order: a list per column. A value or an offset that is not usable is None.
 
-    n: int
-    start: int
-    stop: int
-    value: float | None
-    offset: int | None
-    unit: str
-    fields: Mapping[str, Any] | None
-
-
-class RawSeries(NamedTuple):
-    """The samples of one series. `source` is its place in the order of ranks."""
+    `source` is the place of the series in the order of ranks. `fields` is None if the resource has none.
+    """
 
     source: int
     user_id: str
-    samples: Sequence[RawSample]
+    starts: list[int]
+    stops: list[int]
+    values: list[float | None]
+    offsets: list[int | None]
+    units: list[str]
+    fields: list[Mapping[str, Any] | None] | None
 
 
 Owned = tuple[DataSource, str]  # a source and its user: two users of a person may have the same one
@@ -112,7 +107,7 @@ class Inputs:
 
     stretch: Stretch
     sources: list[DataSource] = field(default_factory=list)  # best first; twice if two users have it
-    series: list[RawSeries] = field(default_factory=list)  # of samples
+    samples: list[StoredSamples] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     sessions: list[tuple[TimedSession, bool]] = field(default_factory=list)  # and whether it has an offset of its own
     places: dict[Owned, int] = field(default_factory=dict)  # in `sources`
@@ -181,11 +176,9 @@ def _read_samples(connection: Connection, found: Sequence[Inputs], windows: Sequ
     )
     bounds = {"first": min(window.first for _, window in asked), "last": max(window.last for _, window in asked)}
     limits = {"max_length": MAX_LENGTH, "max_amount": MAX_AMOUNT}
-    rows = connection.execute(SAMPLES, {**given, **bounds, **limits}).all()
-    for n, samples in groupby(rows, key=itemgetter(0)):
+    for n, *columns in connection.execute(SAMPLES, {**given, **bounds, **limits}).all():
         one, window = asked[n]
-        place = one.places[_owned(window.series)]
-        one.series.append(RawSeries(place, window.series.user_id, cast("list[RawSample]", list(samples))))
+        one.samples.append(StoredSamples(one.places[_owned(window.series)], window.series.user_id, *columns))
 
 
 def _read_records(

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from workers.daily.compute import samples_of
 from workers.daily.queue import Stretch
-from workers.daily.read import Inputs, RawSample, RawSeries, usable
+from workers.daily.read import Inputs, StoredSamples, usable
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,7 @@ def test_a_field_of_a_sample_is_left_out_alone() -> None:
     """Breaks if a systolic value that is too large removes the diastolic one, or raises an error."""
     day = date(2026, 3, 14)
     one = Inputs(Stretch("member-1", "blood_pressure", day, day, "webhook"))
-    raw = RawSample(0, 0, 0, None, 0, "mmHg", {"systolic": 10**400, "diastolic": 80})
-    one.series = [RawSeries(0, "u1", [raw])]
+    one.samples = [StoredSamples(0, "u1", [0], [0], [None], [0], ["mmHg"], [{"systolic": 10**400, "diastolic": 80}])]
     read = samples_of(cast("Connection", None), one, {})  # every sample has an offset
     found = {metric: [sample.value for sample in mine] for metric, mine in read.items()}
     assert found == {"blood_pressure_systolic": [], "blood_pressure_diastolic": [80.0]}
