@@ -106,7 +106,7 @@ class RabbitMQCluster:
         A node that was frozen for longer than net_ticktime reconnects within milliseconds. So pause_minority finds a
         majority and does nothing, but each side has removed the other from its cluster (seen with RabbitMQ 3.10).
 
-        A node that was cut off pauses and starts again when it is back. It hung at this start once, after the last
+        A node that was cut off pauses and starts again when it is back. It hung at this start twice, after the last
         line "global_name_server received an unexpected message ... nodeup" (RabbitMQ 3.10, Erlang 25).
         """
         try:
