@@ -84,7 +84,7 @@ def core_us(costs: Costs, person: Person) -> float:
 
 
 def days_us(costs: Costs, person: Person) -> float:
-    """CPU time of the days of a person, in workers of the lane `derive` (80 %) and PostgreSQL, in a day."""
+    """CPU time of the days of a person, in workers of the lane `derive` (two thirds) and PostgreSQL, in a day."""
     return (person.deliveries - person.records) * costs.days_us
 
 

@@ -54,7 +54,7 @@ class FaultDeck:
     """Replaces a simulator's random faults by a shuffled deck: of every 40 requests, each of FAULTS hits one.
 
     A fault that cannot apply to a request (an expired cursor, if the request has none) waits for the next that fits.
-    Such a fault is on top of the deck: drawn late, it can come after the last request with a cursor.
+    Such a fault is drawn first: if it is drawn late, no other request with a cursor may follow.
     """
 
     faults: Faults

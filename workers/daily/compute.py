@@ -12,7 +12,7 @@ from workers.daily.metrics import SESSIONS, parts_of
 from workers.daily.model import DaySample
 from workers.daily.neighbours import offsets_at
 from workers.daily.queue import Stretch
-from workers.daily.read import Inputs, read, usable
+from workers.daily.read import Inputs, read
 from workers.daily.sessions import KeptSession, kept_nights, kept_workouts, sleep_days, workout_days
 from workers.daily.state import users_of
 from workers.daily.write import Computed, write_days, write_sessions
@@ -60,19 +60,22 @@ def samples_of(
     """The samples of a stretch by metric, each with an offset. Those whose number is unusable are left out."""
     person = inputs.stretch.person
     missing = {
-        start for of in inputs.samples for start, offset in zip(of.starts, of.offsets, strict=True) if offset is None
+        start
+        for series in inputs.samples
+        for start, offset in zip(series.starts, series.offsets, strict=True)
+        if offset is None
     }
     offsets = offsets_at(connection, person, users.get(person, ()), missing)
     found: dict[str, list[DaySample]] = {}
     for metric, field in parts_of(catalogue()[inputs.stretch.resource]).items():
         found[metric] = rows = []
-        for of in inputs.samples:
-            amounts = of.values if field is None else [usable((one or {}).get(field)) for one in of.fields or ()]
-            columns = zip(of.starts, of.stops, amounts, of.offsets, of.units, strict=True)
+        for series in inputs.samples:
+            numbers = series.numbers(field)
+            columns = zip(series.starts, series.stops, numbers, series.offsets, series.units, strict=True)
             for start, stop, value, offset, unit in columns:
                 if value is not None:
                     at, zone = offsets[start] if offset is None else (offset, OWN_OFFSET)
-                    rows.append(DaySample(of.source, start, stop, value, at, zone, unit, of.user_id))
+                    rows.append(DaySample(series.source, start, stop, value, at, zone, unit, series.user_id))
     return found
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from app.catalogue import catalogue
 from workers.daily.compute import compute, samples_of
 from workers.daily.counters import won
-from workers.daily.gauges import best_by_minute, last_of
+from workers.daily.gauges import best_by_minute, by_day, last_of
 from workers.daily.metrics import SESSIONS, resource_of
 from workers.daily.model import (
     MINUTE,
@@ -218,12 +218,11 @@ def _winners(samples: Sequence[DaySample], day: int, kind: str) -> Iterator[_Won
                 part = (piece.stop - piece.start) / (one.stop - one.start) if one.stop > one.start else 1.0
                 yield _Won(one, piece.start, piece.stop, one.value * part)
         return
+    here = by_day(samples).get(day, [])
     if kind == "last":
-        here = [one for one in samples if local_day(one.start, one.offset) == day]
-        winners: Iterable[DaySample] = [last_of(here)] if here else []
+        winners = [last_of(here)] if here else []
     else:
         best = best_by_minute(samples)
-        here = [one for one in samples if local_day(one.start, one.offset) == day]
         winners = [one for one in here if best[one.start // MINUTE] == one.source]
     yield from (_Won(one, one.start, one.start, one.value) for one in winners)
 

@@ -97,6 +97,10 @@ class StoredSamples(NamedTuple):
     units: list[str]
     fields: list[Mapping[str, Any] | None] | None
 
+    def numbers(self, field: str | None) -> list[float | None]:
+        """The numbers of a metric: the values, or a field of each sample. None if a number is not usable."""
+        return self.values if field is None else [usable((one or {}).get(field)) for one in self.fields or ()]
+
 
 Owned = tuple[DataSource, str]  # a source and its user: two users of a person may have the same one
 
