@@ -27,11 +27,13 @@ from workers.store.retention import DAILY
 SLICE_SECONDS = 5.0
 # A transaction computes as many rows of the queue as take about this long, so that everyone's newest days come soon.
 BATCH_SECONDS = 0.5
-MAX_BATCH = 64
+MAX_BATCH = 256
 # Of longer stretches of samples, a transaction computes only one, as far as it has about MAX_SAMPLES samples.
 SHORT_DAYS = 10
 MAX_SAMPLES = 50_000  # of one series in one transaction: 0.3 s
-MAX_DATES = 3660  # of all stretches in one transaction
+# Of all stretches in one transaction. A date of a short stretch of samples counts as SAMPLE_DATES, because all its
+# samples are read into memory: with one per second of 61 people at once, that is 5 million.
+MAX_DATES, SAMPLE_DATES = 3660, 60
 EXPIRIES = text("SELECT resource, before FROM headrace.daily_expiry")
 STORED_DATES = text("""
 SELECT min(local_date) AS first, max(local_date) AS last FROM headrace.days
@@ -182,7 +184,7 @@ def _stored_expiries(connection: Connection) -> dict[str, datetime]:
 def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str, datetime]) -> tuple[int, int]:
     """Returns the number of rows that were written, and of days that were computed."""
     stretches: list[Stretch] = []
-    dates, has_long = 0, False
+    room, has_long = MAX_DATES, False
     for _, parts in groupby(taken, key=lambda one: (one.person, one.resource)):
         of_row = list(parts)
         if of_row[0].resource not in derived():  # ANY, or a resource that the catalogue no longer has
@@ -195,16 +197,17 @@ def _compute(connection: Connection, taken: Sequence[Queued], expired: dict[str,
             continue
         for one in of_row if not of_row[0].failures else [_alone(of_row)]:
             stretch = Stretch(one.person, one.resource, one.first or date.min, one.last or date.max, one.origin)
-            if stretch.dates > SHORT_DAYS and stretch.resource not in SESSIONS:
+            weight = 1 if stretch.resource in SESSIONS else SAMPLE_DATES
+            if weight > 1 and stretch.dates > SHORT_DAYS:
                 if has_long:
                     continue
-                stretch, has_long = _limited(connection, stretch), True
-            if room := MAX_DATES - dates:
-                stretches.append(_newest(stretch, room))
-                dates += stretches[-1].dates
+                stretch, has_long, weight = _limited(connection, stretch), True, 1
+            if dates := room // weight:
+                stretches.append(_newest(stretch, dates))
+                room -= weight * stretches[-1].dates
     written = recompute(connection, stretches, expired) if stretches else 0
     queue.done(connection, stretches)
-    return written, dates
+    return written, sum(one.dates for one in stretches)
 
 
 def _alone(parts: Sequence[Queued]) -> Queued:

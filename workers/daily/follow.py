@@ -21,9 +21,10 @@ MAX_CHANGES = 2000  # of one transaction
 # PostgreSQL may choose from the sixth execution on, does not know that the arrays are short: it read whole partitions.
 TRANSACTION_SETTINGS = text("""
 SELECT set_config('lock_timeout', '20s', true), set_config('plan_cache_mode', 'force_custom_plan', true)""")
-LOCK = text("""
-SELECT position, people_checked_at < now() - interval '5 minutes' AS is_check_due FROM headrace.daily_feed
-FOR UPDATE SKIP LOCKED""")
+# Not a lock of the row: `is_due` updates it, and the thread that numbers the feed would wait for this transaction.
+LOCK = text("SELECT pg_try_advisory_xact_lock(hashtext('headrace.daily_feed'))")
+PLACE = text("""
+SELECT position, people_checked_at < now() - interval '5 minutes' AS is_check_due FROM headrace.daily_feed""")
 IS_STARTED = text("SELECT 1 FROM headrace.daily_feed")
 START = text("""
 INSERT INTO headrace.daily_feed (position) SELECT newest FROM headrace.feed
@@ -81,12 +82,12 @@ def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | Non
     """
     with transaction(engine) as connection:
         connection.execute(TRANSACTION_SETTINGS)
+        if not connection.scalar(LOCK):  # another process follows
+            return False
         if connection.scalar(START) is not None:
             queue.add_all(connection, None)
             return True
-        found = connection.execute(LOCK).first()
-        if found is None:  # another process follows
-            return False
+        found = connection.execute(PLACE).one()
         if found.is_check_due:
             check_all(connection)
             connection.execute(CHECKED)

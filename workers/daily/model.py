@@ -1,7 +1,6 @@
 """The values that the rules of a day read and return. Times are microseconds since 1970 UTC, and days count from it."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -65,8 +64,7 @@ class Summary(NamedTuple):
     user_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class DayValue:
+class DayValue(NamedTuple):
     """The value of one metric on one local day."""
 
     day: int

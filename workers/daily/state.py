@@ -160,7 +160,7 @@ dated AS (
 # A changed session that overlaps only other changed ones needs no margin: each of them touches its own dates.
 # Others that began more than three days earlier are not searched for: their dates are beyond the margin.
 TOUCHED_BY_SESSIONS = f"""
-placed AS (
+placed AS MATERIALIZED (
     SELECT user_id, starts, ends, {{moment}} AS moment,
            CASE WHEN abs(timezone_offset) <= {MAX_OFFSET} THEN make_interval(secs => timezone_offset) END AS shift,
            EXISTS (
@@ -194,9 +194,9 @@ old AS MATERIALIZED (
     SELECT k.* FROM headrace.daily_records k JOIN given USING (user_id, id) WHERE k.resource = '{resource}'),
 new AS MATERIALIZED ({_record_source(resource, "(user_id, id) IN (SELECT user_id, id FROM given)")}),
 gone AS (
-    DELETE FROM headrace.daily_records k USING given
-    WHERE (k.user_id, k.resource, k.id) = (given.user_id, '{resource}', given.id)
-      AND NOT EXISTS (SELECT 1 FROM new WHERE (new.user_id, new.id) = (given.user_id, given.id))),
+    DELETE FROM headrace.daily_records k USING old
+    WHERE (k.user_id, k.resource, k.id) = (old.user_id, '{resource}', old.id)
+      AND NOT EXISTS (SELECT 1 FROM new WHERE (new.user_id, new.id) = (old.user_id, old.id))),
 put AS (
     INSERT INTO headrace.daily_records AS k SELECT * FROM new ORDER BY user_id, id
     ON CONFLICT (user_id, resource, id) DO UPDATE SET starts = excluded.starts, ends = excluded.ends,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -27,8 +27,11 @@ class Computed:
     kept: list[KeptSession] = field(default_factory=list)
 
 
-class DayRow(NamedTuple):
-    """A row of headrace.days. The first three columns are its key."""
+Key = tuple[str, str, date | str]
+
+
+class DayRow(msgspec.Struct, frozen=True):
+    """A row of headrace.days."""
 
     person: str
     metric: str
@@ -46,9 +49,14 @@ class DayRow(NamedTuple):
     method: str
     zone_source: str
 
+    @property
+    def key(self) -> Key:
+        """The primary key."""
+        return self.person, self.metric, self.local_date
 
-class SessionRow(NamedTuple):
-    """A row of headrace.kept_sessions. The first three columns are its key."""
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A row of headrace.kept_sessions."""
 
     user_id: str
     resource: str
@@ -63,6 +71,11 @@ class SessionRow(NamedTuple):
     parts: list[float | None]
     also: list[str]
     zone_source: str
+
+    @property
+    def key(self) -> Key:
+        """The primary key."""
+        return self.user_id, self.resource, self.id
 
 
 Row = TypeVar("Row", DayRow, SessionRow)
@@ -91,14 +104,14 @@ class _Table(Generic[Row]):
         self._compute: Callable[[Computed], Iterable[Row]] = compute
         self._weight: Callable[[Row], int] = weight
         self._given = RowParameters("n int, person text, scope text, first date, last date")
-        columns, key = ", ".join(row._fields), ", ".join(row._fields[:3])
+        columns, key = ", ".join(row.__struct_fields__), ", ".join(row.__struct_fields__[:3])
         self._read = text(f"""
 SELECT n, stored.* FROM {self._given} JOIN LATERAL (
     SELECT {columns} FROM {name} WHERE person = given.person AND {scope} = given.scope
        AND local_date BETWEEN given.first AND given.last) AS stored ON true""")
         # As JSON, because arrays of different lengths do not fit into an array.
         rows = f"jsonb_populate_recordset(CAST(NULL AS {name}), CAST(:rows AS jsonb)) AS given"
-        changes = ", ".join(f"{column} = excluded.{column}" for column in row._fields[3:])
+        changes = ", ".join(f"{column} = excluded.{column}" for column in row.__struct_fields__[3:])
         self._put = text(f"""
 INSERT INTO {name} ({columns}) SELECT {columns} FROM {rows} ORDER BY {key}
 ON CONFLICT ({key}) DO UPDATE SET {now}{changes}""")
@@ -113,27 +126,27 @@ ON CONFLICT ({key}) DO UPDATE SET {now}{changes}""")
         put: list[list[Row]] = []
         gone: list[list[Row]] = []
         for known, one in zip(stored, found, strict=True):
-            new = {row[:3]: row for row in self._compute(one) if row.local_date >= oldest}
+            new = {row.key: row for row in self._compute(one) if row.local_date >= oldest}
             edge = expired.get(one.inputs.stretch.resource)
             kept = {key for key, row in known.items() if edge and self._stays(row, new.get(key), edge)}
             put.append([row for key, row in new.items() if key not in kept and row != known.get(key)])
             gone.append([row for key, row in known.items() if key not in kept and key not in new])
         # Rows are removed first: a session may have moved from one stretch to another.
         for statement, changed in ((self._remove, gone), (self._put, put)):
-            if rows := [row._asdict() for of_stretch in changed for row in of_stretch]:
+            if rows := [row for of_stretch in changed for row in of_stretch]:
                 connection.execute(statement, {"rows": msgspec.json.encode(rows).decode()})
         return list(zip(put, gone, strict=True))
 
-    def _stored(self, connection: Connection, stretches: Sequence[Stretch]) -> list[dict[tuple[Any, ...], Row]]:
+    def _stored(self, connection: Connection, stretches: Sequence[Stretch]) -> list[dict[Key, Row]]:
         given = [
             (n, one.person, scope, one.first, one.last)
             for n, one in enumerate(stretches)
             for scope in self._scopes(one.resource)
         ]
-        stored: list[dict[tuple[Any, ...], Row]] = [{} for _ in stretches]
+        stored: list[dict[Key, Row]] = [{} for _ in stretches]
         for n, *columns in connection.execute(self._read, self._given.values(given)).all():
-            row = self._row._make(columns)
-            stored[n][row[:3]] = row
+            row = self._row(*columns)
+            stored[n][row.key] = row
         return stored
 
     def _stays(self, stored: Row, new: Row | None, edge: datetime) -> bool:

@@ -18,7 +18,7 @@ from app.observability.metrics import exposition
 from tests.support import apply, delivery, event, rows, workout
 from tests.support.database import run
 from workers.daily import priorities, queue
-from workers.daily.derive import Deriver
+from workers.daily.derive import MAX_DATES, SAMPLE_DATES, Deriver
 from workers.daily.follow import follow, is_due
 from workers.operate.erase import Eraser
 from workers.store import retention, retractions
@@ -97,13 +97,14 @@ def test_a_change_computes_its_day_once_and_announces_it(engine: Engine, setting
     ]
 
 
+def computed() -> float:
+    """The number of days that this process has computed."""
+    (line,) = (one for one in exposition().decode().splitlines() if one.startswith("headrace_days_computed_total "))
+    return float(line.split()[1])
+
+
 def test_computed_days_are_counted(engine: Engine, settings: Settings, derive: Derive) -> None:
     """Breaks if the counter counts rows of the queue, values, or days that were not committed."""
-
-    def computed() -> float:
-        (line,) = (one for one in exposition().decode().splitlines() if one.startswith("headrace_days_computed_total "))
-        return float(line.split()[1])
-
     derive()
     before = computed()
     given = [(NOON, 60, 500, 0), (NOON + 24 * HOUR, 60, 60, 0)]
@@ -749,6 +750,35 @@ def test_days_of_huge_numbers_are_computed_from_the_others(engine: Engine, setti
         "workouts_calories": 300,
     }
     assert not {"distance", "workouts_distance"} & found.keys()
+
+
+def test_a_transaction_reads_a_bounded_number_of_days_of_samples(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if a worker reads the samples of all people at once that it would compute in one transaction."""
+    derive()
+    week = [(NOON + day * 24 * HOUR, 60, 500, 0) for day in range(7)]
+    store(engine, settings, *(samples(f"u{n}", "steps", week, client=f"member-{n}") for n in range(30)))
+    Sequencer(engine).run(everything=True)
+    deriver = Deriver(engine, settings)
+    deriver.follow()
+    counts, before = [], computed()
+    while deriver.step() is not None:
+        counts.append(computed() - before)
+        before = computed()
+    assert (sum(counts), max(counts)) == (7 * 30, MAX_DATES // SAMPLE_DATES)
+
+
+def test_following_delays_neither_the_feed_nor_another_process(
+    engine: Engine, settings: Settings, derive: Derive
+) -> None:
+    """Breaks if the numbering of the feed waits until changes are followed, or two processes follow the same ones."""
+    derive()
+    store(engine, settings, workout("u1"))
+    Sequencer(engine).run(everything=True)
+    seen: list[tuple[bool, bool]] = []
+    assert not follow(engine, queue_days=lambda *_: seen.append((is_due(engine), follow(engine))))
+    assert seen == [(True, False)]
 
 
 def test_a_task_is_requested_while_there_is_work(engine: Engine, settings: Settings, derive: Derive) -> None:
