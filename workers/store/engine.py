@@ -12,7 +12,8 @@ from psycopg.errors import CrashShutdown
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.config.settings import Settings
 from app.errors import CommitUnknown, ConnectionLost, HeadraceError, RetryAlone, RetryCause, TryLater, Unprocessable
@@ -72,6 +73,10 @@ CAUSES: dict[str, RetryCause] = {
 TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 TRANSACTION_STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
 CONFIRM_SECONDS = 30.0  # a failover takes 10 to 25 s
+# PostgreSQL keeps the plan of a prepared statement until one of its tables is analyzed, by default within a minute. The
+# plan for a table that was empty then reads all its rows for each batch: with 40,000 rows stored, a workout took 219 us
+# of PostgreSQL's CPU time instead of 80. Planning again after this number of transactions takes 1.6 ms.
+PLANNED_TRANSACTIONS = 50
 STAGING = """
 CREATE TEMPORARY TABLE staged_samples (
     n int, series_id int, ts timestamptz, ts_end timestamptz, value double precision, unit text,
@@ -175,6 +180,17 @@ def make_engine(
         # in the constructor, after which psycopg replaces the adapters by those of SQLAlchemy.
         connection.adapters.register_dumper(list, ListBinaryDumper)
         return connection
+
+    @event.listens_for(engine, "checkout")
+    def plan_again(connection: psycopg.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        record.info["transactions"] = record.info.get("transactions", 0) + 1
+        if record.info["transactions"] % PLANNED_TRANSACTIONS:
+            return
+        try:
+            connection.execute("DISCARD PLANS")
+            connection.commit()
+        except psycopg.Error as error:
+            raise DisconnectionError from error  # the pool connects again
 
     @event.listens_for(engine, "handle_error")
     def reconnect(context: ExceptionContext) -> None:

@@ -21,7 +21,15 @@ from tests.support import apply, delivery, event, heartrate, rows
 from tests.support.cases import Failures
 from tests.support.database import run
 from workers.local.ports import free_port
-from workers.store.engine import CONNECT_TIMEOUT_OF_EACH, NETWORK, SESSION, make_engine, make_writer, transaction
+from workers.store.engine import (
+    CONNECT_TIMEOUT_OF_EACH,
+    NETWORK,
+    PLANNED_TRANSACTIONS,
+    SESSION,
+    make_engine,
+    make_writer,
+    transaction,
+)
 
 
 def refused(engine: Engine, query: str, **parameters: object) -> str:
@@ -285,6 +293,32 @@ def test_session_settings_override_the_defaults(empty: Engine, empty_settings: S
     naive = rows(engine, "SELECT CAST('2026-03-14 06:30' AS timestamptz) AS at")
     assert naive == [{"at": datetime(2026, 3, 14, 6, 30, tzinfo=UTC)}]
     engine.dispose()
+
+
+def test_statements_are_planned_again_while_a_table_grows(shared_settings: Settings) -> None:
+    """Breaks if a plan that was made for an empty table reads the whole table for every batch until it is analyzed."""
+    engine = make_engine(shared_settings)
+    look_up = text(
+        "SELECT count(*) FROM jsonb_to_recordset('[]'::jsonb || :rows) AS given(id int) JOIN growing USING (id)"
+    )
+    scans = text("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'growing'")
+
+    def reads_all() -> bool:
+        with transaction(engine) as connection:
+            before = connection.scalar(scans)  # of transactions that are not in the statistics yet
+            connection.execute(look_up, {"rows": '[{"id": 1}]'})
+            return connection.scalar(scans) != before
+
+    run(engine, "CREATE TABLE growing (id int PRIMARY KEY, rest char(500)) WITH (autovacuum_enabled = false)")
+    run(engine, "INSERT INTO growing VALUES (1)")
+    try:
+        before = [reads_all() for _ in range(20)]
+        run(engine, "INSERT INTO growing SELECT generate_series(2, 20000), ''")
+        after = [reads_all() for _ in range(PLANNED_TRANSACTIONS)]
+    finally:
+        run(engine, "DROP TABLE growing")
+        engine.dispose()
+    assert (before, after[0], after[-1]) == ([True] * 20, True, False)
 
 
 def test_times_are_parsed_with_any_datestyle(empty: Engine, empty_settings: Settings) -> None:
