@@ -23,7 +23,7 @@ TRANSACTION_SETTINGS = text("""
 SELECT set_config('lock_timeout', '20s', true), set_config('plan_cache_mode', 'force_custom_plan', true)""")
 # Not a lock of the row: `is_due` updates it, and the thread that numbers the feed would wait for this transaction.
 LOCK = text("SELECT pg_try_advisory_xact_lock(hashtext('headrace.daily_feed'))")
-PLACE = text("""
+POSITION = text("""
 SELECT position, people_checked_at < now() - interval '5 minutes' AS is_check_due FROM headrace.daily_feed""")
 IS_STARTED = text("SELECT 1 FROM headrace.daily_feed")
 START = text("""
@@ -87,7 +87,7 @@ def follow(engine: Engine, limit: int = MAX_CHANGES, queue_days: QueueDays | Non
         if connection.scalar(START) is not None:
             queue.add_all(connection, None)
             return True
-        found = connection.execute(PLACE).one()
+        found = connection.execute(POSITION).one()
         if found.is_check_due:
             check_all(connection)
             connection.execute(CHECKED)

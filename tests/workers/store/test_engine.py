@@ -321,6 +321,19 @@ def test_statements_are_planned_again_while_a_table_grows(shared_settings: Setti
     assert (before, after[0], after[-1]) == ([True] * 20, True, False)
 
 
+def test_a_connection_that_cannot_be_planned_again_is_replaced(shared_settings: Settings, shared: Engine) -> None:
+    """Breaks if a worker fails because its connection was closed before its plans are discarded."""
+    engine = make_engine(shared_settings)
+    pid = text("SELECT pg_backend_pid()")
+    with transaction(engine) as connection:
+        before = connection.scalar(pid)
+        connection.info["transactions"] = PLANNED_TRANSACTIONS - 1
+    run(shared, f"SELECT pg_terminate_backend({before}, 5000)")
+    with transaction(engine) as connection:
+        assert connection.scalar(pid) != before
+    engine.dispose()
+
+
 def test_times_are_parsed_with_any_datestyle(empty: Engine, empty_settings: Settings) -> None:
     """Breaks if a database with another datestyle makes every delivery a dead letter."""
     name = rows(empty, "SELECT current_database() AS name")[0]["name"]
